@@ -16,29 +16,29 @@ from tinygpt.errors import TinyGPTError
 MOST_TRAINING = 50_000_000  # tokens
 MOST_TARGETS = 4_000_000
 BASE = 1 << 17  # of the n-grams as integers; more than the 65,536 tokens of a token file
-NONE = BASE - 1  # stands before the first token of the validation split
+NONE = BASE - 1  # padding in front of the first token of the validation split
 
 
 def ngram_baselines(
-    train: np.ndarray, val: np.ndarray, vocab_size: int, at: np.ndarray | None = None
+    train: np.ndarray, val: np.ndarray, vocab_size: int, indices: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Mean loss of each baseline in nats per token, on all targets val[1:] or on those at the indices `at`.
+    """Mean loss of each baseline in nats per token, on all targets val[1:] or on those with these indices.
 
-    `train`, `val`: ids, uint16, shape (tokens,). `at`: int64, from 0, at least one.
+    `train`, `val`: ids, uint16, shape (tokens,). `indices`: int64, at least one; index i is the target val[i + 1].
     uniform: 1 / V. unigram: add-one smoothing. bigram: P(b | a) = (count(a, b) + P(b)) / (count(a) + 1), that is, one
     pseudo-observation distributed like the unigram (Dirichlet smoothing). trigram: the same after two tokens, the
     pseudo-observation distributed like the bigram; the first target, which only one token precedes, keeps its bigram.
     Errors: TinyGPTError for a token outside the vocabulary.
     """
     train = train[:MOST_TRAINING]
-    at = np.arange(min(len(val) - 1, MOST_TARGETS)) if at is None else at[:MOST_TARGETS]
+    indices = np.arange(min(len(val) - 1, MOST_TARGETS)) if indices is None else indices[:MOST_TARGETS]
     for split, ids in ("training", train), ("validation", val):
         if (largest := int(ids.max())) >= vocab_size:  # mapped files are not checked when they are opened
             outside = f"token {largest}, outside the {vocab_size:,} tokens of the vocabulary"
             raise TinyGPTError(f"the {split} split has {outside}", "tinygpt check DATASET_FOLDER")
-    previous, middle, last = val[at - 1].astype(np.int64), val[at], val[at + 1]
-    previous[at == 0] = NONE
-    _, first, times = np.unique(keys(middle, previous, last), return_index=True, return_counts=True)
+    previous, middle, last = val[indices - 1].astype(np.int64), val[indices], val[indices + 1]
+    previous[indices == 0] = NONE
+    _, first, counts = np.unique(keys(middle, previous, last), return_index=True, return_counts=True)
     previous, middle, last = previous[first], middle[first], last[first]  # each trigram once
     contexts = train[:-1]  # the last token has no successor
     unigram = (np.bincount(train, minlength=vocab_size)[last] + 1) / (len(train) + vocab_size)
@@ -46,7 +46,7 @@ def ngram_baselines(
     trigram = (count(train, previous, middle, last) + bigram) / (count(contexts, previous, middle) + 1)
     losses = {"uniform": float(np.log(vocab_size))}
     for name, probability in (("unigram", unigram), ("bigram", bigram), ("trigram", trigram)):
-        losses[name] = 0.0 - float((times * np.log(probability)).sum() / len(at))  # not -0.0
+        losses[name] = 0.0 - float((counts * np.log(probability)).sum() / len(indices))  # not -0.0
     return losses
 
 
@@ -61,16 +61,16 @@ def left_out(training_tokens: int, targets: int) -> str:
 
 
 def count(ids: np.ndarray, *ngrams: np.ndarray) -> np.ndarray:
-    """How often each n-gram occurs in `ids`: int64 (n-grams,). `ngrams`: their first tokens, their second ones, ..."""
+    """Count how often each n-gram occurs in `ids`: int64 (n,). `ngrams`: a column for each position, (n,) each."""
     length = max(0, len(ids) - len(ngrams) + 1)
-    found = keys(*(ids[start : start + length] for start in range(len(ngrams))))
-    found.sort()
-    wanted, place = np.unique(keys(*ngrams), return_inverse=True)  # in order they are found 20 times as fast
-    return (np.searchsorted(found, wanted, "right") - np.searchsorted(found, wanted, "left"))[place]
+    text_keys = keys(*(ids[start : start + length] for start in range(len(ngrams))))
+    text_keys.sort()
+    unique_keys, inverse = np.unique(keys(*ngrams), return_inverse=True)  # sorted: 20 times as fast
+    return (np.searchsorted(text_keys, unique_keys, "right") - np.searchsorted(text_keys, unique_keys, "left"))[inverse]
 
 
 def keys(*columns: np.ndarray) -> np.ndarray:
-    """An integer for each row of one to three columns of tokens, which orders the rows: int64."""
+    """Encode n-grams, n = 1 to 3, given as columns of tokens, as integers in lexicographic order: int64 (n-grams,)."""
     key = columns[0].astype(np.int64)
     for column in columns[1:]:
         key *= BASE

@@ -43,21 +43,23 @@ def report(ok: bool, text: str, hint: str = "") -> bool:
 
 def check_run(folder: Path, config: CheckConfig) -> bool:
     """Check a run's folder: each checkpoint, the dataset, the metrics. Print the commands that can use it."""
-    found = {path.name: check_checkpoint(path) for path in [*sorted(folder.glob("*.pt")), *snapshots(folder).values()]}
-    ok = all(intact for intact, _ in found.values())
-    best, last = (found.get(name, (True, None))[1] for name in ("ckpt.pt", "last.pt"))
+    results = {
+        path.name: check_checkpoint(path) for path in [*sorted(folder.glob("*.pt")), *snapshots(folder).values()]
+    }
+    ok = all(intact for intact, _ in results.values())
+    best, last = (results.get(name, (True, None))[1] for name in ("ckpt.pt", "last.pt"))
     if best and last and last.step < best.step:
         print(f"note  last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped")
         print("      between writing the two; resuming repeats those iterations, with the same result")
     newest, same_data = last or best, True
-    place = data_dir(config, newest.config if newest else {}, folder)
+    data_folder = data_dir(config, newest.config if newest else {}, folder)
     if newest and newest.tokenizer is not None:
-        ok &= (same_data := check_vocabulary(newest, folder, place))
+        ok &= (same_data := check_vocabulary(newest, folder, data_folder))
     if (folder / "metrics.jsonl").exists():
         entries = read_metrics(folder)
         lines = len((folder / "metrics.jsonl").read_bytes().splitlines())
         ok &= report(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines intact")
-    usable = [next_command(best, folder, place)] if best else []
+    usable = [next_command(best, folder, data_folder)] if best else []
     usable += [suggest.resume(last.config, folder)] if last and last.training and same_data else []
     print("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
     return ok
@@ -77,11 +79,11 @@ def check_checkpoint(path: Path) -> tuple[bool, Checkpoint | None]:
     return report(True, f"{path}: intact, after {state.step:,} iterations, {loss}"), state
 
 
-def check_vocabulary(state: Checkpoint, folder: Path, place: str) -> bool:
+def check_vocabulary(state: Checkpoint, folder: Path, data_folder: str) -> bool:
     """Check that the dataset is the one that the run was trained on; a fine-tuned model's vocabulary may be larger."""
     name = str(state.config.get("dataset", ""))
     try:
-        dataset = Dataset(place, name)
+        dataset = Dataset(data_folder, name)
     except TinyGPTError as error:
         print(f"note  the run's dataset was not checked: {error.message}")
         return True
@@ -109,7 +111,7 @@ def check_dataset(folder: Path) -> bool:
 
 
 def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
-    """Command to try with a model whose best checkpoint is in `out`; its dataset is looked for in `folder`."""
+    """Return the next command for a model with its best checkpoint in `out`, and its dataset in the folder `folder`."""
     tokenizer = model.tokenizer or {}
     answers_prompts = bool(tokenizer.get("pair")) or PROMPT in tokenizer.get("symbols", [])
     labelled, prompt = False, None

@@ -56,24 +56,24 @@ def label_scores(
     """
     assert tokenizer.pair is not None
     device = model.lm_head.weight.device
-    answers = [tokenizer.encode_response(label).astype(np.int64) for label in labels]  # with its end
-    lengths, room = [len(answer) for answer in answers], model.config.block_size
+    label_ids = [tokenizer.encode_response(label).astype(np.int64) for label in labels]  # with its end
+    lengths, block_size = [len(answer) for answer in label_ids], model.config.block_size
     longest = max(lengths)
-    what = f" with the label {labels[lengths.index(longest)]!r}, but the model reads {room}"
-    questions = encoded(prompts, tokenizer, skip_unknown, room, longest - 1, what)
+    what = f" with the label {labels[lengths.index(longest)]!r}, but the model reads {block_size}"
+    prompt_ids = encoded(prompts, tokenizer, skip_unknown, block_size, longest - 1, what)
     was_training = model.training
     model.eval()
     # all prompts begin with the same tokens, which are read once
     prefix = torch.from_numpy(tokenizer.pair.prefix.astype(np.int64))[None].to(device)
-    start = model.new_cache(1, max(map(len, questions), default=0) + longest)
-    model.next_logits(prefix, start)
-    most = min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // (len(labels) * longest)
-    total = np.zeros((len(questions), len(labels)))
+    prefix_cache = model.new_cache(1, max(map(len, prompt_ids), default=0) + longest)
+    model.next_logits(prefix, prefix_cache)
+    batch_size = min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size) // (len(labels) * longest)
+    total = np.zeros((len(prompt_ids), len(labels)))
     with progress(total=total.size, unit="label", desc="scoring all labels") as bar:
-        for some in of_equal_length(questions, most):
-            asked = torch.from_numpy(np.stack([questions[i] for i in some])[:, prefix.size(1) :]).to(device)
-            total[some] = answer_scores(model, start.repeated(len(some)), asked, answers)
-            bar.update(len(some) * len(labels))
+        for indices in of_equal_length(prompt_ids, batch_size):
+            batch = torch.from_numpy(np.stack([prompt_ids[i] for i in indices])[:, prefix.size(1) :]).to(device)
+            total[indices] = answer_scores(model, prefix_cache.repeated(len(indices)), batch, label_ids)
+            bar.update(len(indices) * len(labels))
     model.train(was_training)
     if not np.isfinite(total).all():
         raise diverged("the loss is", total[~np.isfinite(total)][0])
@@ -81,34 +81,36 @@ def label_scores(
 
 
 def encoded(
-    prompts: Sequence[str], tokenizer: Tokenizer, skip_unknown: bool, room: int, more: int, what: str
+    prompts: Sequence[str], tokenizer: Tokenizer, skip_unknown: bool, block_size: int, extra: int, ending: str
 ) -> list[np.ndarray]:
-    """Encode prompts, int64 (T,) each. Errors: TinyGPTError, ending with `what`, if one and `more` exceed `room`."""
-    found = [tokenizer.encode_prompt(prompt, skip_unknown).astype(np.int64) for prompt in prompts]
-    for number, (prompt, ids) in enumerate(zip(prompts, found, strict=True), start=1):
-        if len(ids) + more > room:
-            problem = f"prompt {number} ({cut(repr(prompt), 40)}) takes {len(ids) + more} tokens{what}"
+    """Encode prompts, int64 (T,) each.
+
+    Errors: TinyGPTError, with `ending` as the end of its message, if T + extra exceeds `block_size` for a prompt."""
+    encoded_prompts = [tokenizer.encode_prompt(prompt, skip_unknown).astype(np.int64) for prompt in prompts]
+    for number, (prompt, ids) in enumerate(zip(prompts, encoded_prompts, strict=True), start=1):
+        if len(ids) + extra > block_size:
+            problem = f"prompt {number} ({cut(repr(prompt), 40)}) takes {len(ids) + extra} tokens{ending}"
             raise TinyGPTError(problem, "shorten it, or train with a larger --block_size")
-    return found
+    return encoded_prompts
 
 
-def of_equal_length(sequences: Sequence[np.ndarray], most: int) -> Iterator[list[int]]:
-    """Divide the indices of sequences into groups of equal length, with at most `most` in each, and at least one."""
+def of_equal_length(sequences: Sequence[np.ndarray], max_size: int) -> Iterator[list[int]]:
+    """Divide the indices of sequences into batches of equally long ones, of at most `max_size` and at least one."""
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     for _, group in itertools.groupby(order, key=lambda index: len(sequences[index])):
         indices = list(group)
-        for at in range(0, len(indices), max(1, most)):
-            yield indices[at : at + max(1, most)]
+        for start in range(0, len(indices), max(1, max_size)):
+            yield indices[start : start + max(1, max_size)]
 
 
-def answer_scores(model: GPT, cache: KVCache, asked: torch.Tensor, answers: Sequence[np.ndarray]) -> np.ndarray:
+def answer_scores(model: GPT, cache: KVCache, prompts: torch.Tensor, answers: Sequence[np.ndarray]) -> np.ndarray:
     """Log-probabilities of L answers, each int64 (n,), after prompts int64 (B, T) that continue the cache: (B, L)."""
-    B, L, longest = len(asked), len(answers), max(map(len, answers))
+    B, L, longest = len(prompts), len(answers), max(map(len, answers))
     y = np.full((L, longest), -1)
     for row, answer in enumerate(answers):
         y[row, : len(answer)] = answer
-    targets = torch.from_numpy(y).to(asked.device).repeat(B, 1)  # (B L, longest)
-    logits = model.next_logits(asked, cache).repeat_interleave(L, 0)[:, None]  # (B L, 1, V)
+    targets = torch.from_numpy(y).to(prompts.device).repeat(B, 1)  # (B L, longest)
+    logits = model.next_logits(prompts, cache).repeat_interleave(L, 0)[:, None]  # (B L, 1, V)
     if longest > 1:
         logits = torch.cat((logits, model(targets[:, :-1].clamp(min=0), cache=cache.repeated(L))[0]), dim=1)
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
@@ -153,13 +155,13 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
     Bin m holds the answers with a confidence in ((m - 1) / n_bins, m / n_bins]; its means are None if it is empty.
     """
     confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == truth
-    places = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
+    bin_indices = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
     error, bins = 0.0, []
-    for place in range(n_bins):
-        inside = places == place
-        count, mean, accuracy = int(inside.sum()), None, None
+    for index in range(n_bins):
+        in_bin = bin_indices == index
+        count, mean, accuracy = int(in_bin.sum()), None, None
         if count:
-            mean, accuracy = float(confidence[inside].mean()), float(correct[inside].mean())
+            mean, accuracy = float(confidence[in_bin].mean()), float(correct[in_bin].mean())
             error += count / len(truth) * abs(accuracy - mean)
         bins.append({"count": count, "confidence": mean, "accuracy": accuracy})
     return error, bins
@@ -237,23 +239,28 @@ def make_report(
     answers["majority"] = np.full(n, np.bincount(train_truth).argmax())
     notes: list[str] = []
     for kind in LINEAR:
-        known = ngram if kind == "ngram" else None
-        linear, note = known or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L, kind)
+        baseline = ngram if kind == "ngram" else None
+        linear, note = baseline or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L, kind)
         if linear is not None:
             answers[kind] = linear.argmax(axis=1)
         if note and note not in notes:
             notes.append(note)
     builtin, groups = TASKS.get(task), {}
     if builtin and builtin.group and set(builtin.labels) == set(labels):
-        right = {key: answer == truth for key, answer in answers.items()}
-        groups = by_group([builtin.group(prompt) for prompt in prompts], right)
+        correct = {key: answer == truth for key, answer in answers.items()}
+        groups = by_group([builtin.group(prompt) for prompt in prompts], correct)
     confusion = confusion_matrix(truth, predicted, L)
     results = {key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()}
     error, bins = calibration(probs, truth)
-    sure, wrong, columns = probs.max(axis=1).tolist(), np.flatnonzero(predicted != truth), rates(confusion)
+    confidence, wrong, columns = probs.max(axis=1).tolist(), np.flatnonzero(predicted != truth), rates(confusion)
     mistakes = [
-        {"prompt": prompts[i], "true": labels[truth[i]], "predicted": labels[predicted[i]], "probability": sure[i]}
-        for i in sorted(wrong, key=lambda i: -sure[i])[:n_mistakes]  # the most confident ones
+        {
+            "prompt": prompts[i],
+            "true": labels[truth[i]],
+            "predicted": labels[predicted[i]],
+            "probability": confidence[i],
+        }
+        for i in sorted(wrong, key=lambda i: -confidence[i])[:n_mistakes]  # the most confident ones
     ]
     return {
         "task": task,
@@ -335,11 +342,11 @@ def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -
     """Index of each example's label in `labels`: int64 (n,). Errors: TinyGPTError for no example, or another label."""
     if not examples:
         raise TinyGPTError(f"{task}: a split has no examples", "prepare it with more examples")
-    place = {label: index for index, label in enumerate(labels)}
-    for unknown in (label for _, label in examples if label not in place):
+    index_of = {label: index for index, label in enumerate(labels)}
+    for unknown in (label for _, label in examples if label not in index_of):
         problem = f"{task}: the response {unknown!r} is not one of its {len(labels)} labels"
         raise TinyGPTError(problem, "prepare it again")
-    return np.array([place[label] for _, label in examples])
+    return np.array([index_of[label] for _, label in examples])
 
 
 def draw_confusion(report: dict[str, Any], path: Path) -> None:

@@ -41,11 +41,11 @@ def evaluate(config: EvalConfig) -> None:
     name = config.task or config.dataset or str(checkpoint.config.get("dataset", ""))
     if not name:
         raise TinyGPTError(f"{config.ckpt} does not name the dataset that it was trained on", "--dataset=NAME")
-    place = data_dir(config, checkpoint.config, config.adapter or config.ckpt)
+    data_folder = data_dir(config, checkpoint.config, config.adapter or config.ckpt)
     try:
-        dataset = Dataset(place, name)
+        dataset = Dataset(data_folder, name)
     except TinyGPTError as error:
-        if Path(place, name).exists():
+        if Path(data_folder, name).exists():
             raise
         raise TinyGPTError(error.message, f"--data_dir=FOLDER of the datasets, or {error.hint}") from None
     if checkpoint.tokenizer is not None:
@@ -89,8 +89,8 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[
     else:
         sys.stdout.write(text.getvalue())
     if isinstance(tokenizer, CharTokenizer):
-        known = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
-        if changed := [count for count, prompt in zip(known, prompts, strict=True) if count < len(prompt)]:
+        lengths = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
+        if changed := [count for count, prompt in zip(lengths, prompts, strict=True) if count < len(prompt)]:
             empty = changed.count(0)
             rest = f", of which {empty:,} {'is' if empty == 1 else 'are'} now empty" if empty else ""
             what = "note: removed characters outside the model's vocabulary"
@@ -125,14 +125,16 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
     tokenizer, labels = dataset.tokenizer, dataset.labels
     splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
     examples = {split: dataset.sources[split].texts(tokenizer) for split in ("train", *splits)}
-    prompts = {split: [prompt for prompt, _ in some] for split, some in examples.items()}
+    prompts = {split: [prompt for prompt, _ in pairs] for split, pairs in examples.items()}
     scores = {split: classify.label_scores(model, tokenizer, prompts[split], labels) for split in splits}
     truth = classify.label_indices(dataset.name, examples["train"], labels)
     classifier, note = classify.ngram_classifier(prompts["train"], truth, len(labels))
     ngram = {split: classifier(prompts[split]) for split in splits} if classifier else {}
-    wanted, train, known = examples[config.split], examples["train"], (ngram.get(config.split), note)
-    report = classify.make_report(dataset.name, config.split, wanted, labels, *scores[config.split], train, ngram=known)
-    rare: dict[str, Any] = {}
+    evaluated, train, baseline = examples[config.split], examples["train"], (ngram.get(config.split), note)
+    report = classify.make_report(
+        dataset.name, config.split, evaluated, labels, *scores[config.split], train, ngram=baseline
+    )
+    tradeoff: dict[str, Any] = {}
     curves: dict[str, threshold.Curve] = {}
     if positive:
         scored = {}
@@ -140,25 +142,25 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
             probs = {"model": classify.probabilities(scores[split][0])}
             if ngram:
                 probs["ngram"] = ngram[split]
-            column = {key: found[:, labels.index(positive)] for key, found in probs.items()}
+            column = {key: label_probs[:, labels.index(positive)] for key, label_probs in probs.items()}
             scored[split] = column, np.array([label == positive for _, label in examples[split]])
         val, measured = scored["val"], scored[config.split]
-        rare, curves = threshold.make_tradeoff(positive, config.split, config.miss_cost, val, measured)
+        tradeoff, curves = threshold.make_tradeoff(positive, config.split, config.miss_cost, val, measured)
     if config.json:
-        print(strict_json({"ckpt": config.ckpt, **report, **({"tradeoff": rare} if rare else {})}))
+        print(strict_json({"ckpt": config.ckpt, **report, **({"tradeoff": tradeoff} if tradeoff else {})}))
         return
     print(classify.as_text(report))
     counts = np.bincount(truth, minlength=len(labels))
-    if rare:
-        print(f"\n{threshold.as_text(rare)}")
+    if tradeoff:
+        print(f"\n{threshold.as_text(tradeoff)}")
     elif len(labels) == 2 and counts.max() >= threshold.MISLEADING * counts.sum():
         name = labels[counts.argmin()]
         print(f"\n{name!r} is rare: --positive={suggest.quoted(name)} adds its precision, recall and cost")
     folder = folder_of(config.ckpt)
-    picture = Path(config.plot) if config.plot else folder / ("precision_recall.png" if rare else "confusion.png")
+    picture = Path(config.plot) if config.plot else folder / ("precision_recall.png" if tradeoff else "confusion.png")
     try:
-        if rare:
-            threshold.draw_curves(dataset.name, rare, curves, picture)
+        if tradeoff:
+            threshold.draw_curves(dataset.name, tradeoff, curves, picture)
         else:
             classify.draw_confusion(report, picture)
         print(f"\nwritten: {picture}")

@@ -88,8 +88,8 @@ def doctor(config: DoctorConfig) -> None:
         done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
         print(f"unfinished:  {done:,} of {settings['max_iters']:,} iterations are done")
     plan = read_plan(folder)
-    if plan and entries and (other := differences(plan, settings, data)):
-        print(f"note:        {FILE} is of a run with other settings, and is not compared: {', '.join(other)}")
+    if plan and entries and (changed := differences(plan, settings, data)):
+        print(f"note:        {FILE} is of a run with other settings, and is not compared: {', '.join(changed)}")
     for what, prediction, result in compared(folder, entries, settings, data):
         print(f"predicted:   {what} {prediction}, measured {result}")
 
@@ -181,13 +181,13 @@ def evaluations(
 
 
 def is_unfinished(entries: list[dict[str, Any]], settings: dict[str, Any]) -> bool:
-    """Return whether the run has ended, or is, before its last iteration, at which every run is evaluated."""
+    """Return whether the run has not reached its last iteration, at which every run is evaluated."""
     evaluated = max((entry["step"] for entry in entries if entry["kind"] == "eval"), default=0)
     return evaluated < number(settings, "max_iters", 0)
 
 
 def next_command(kind: str, settings: dict[str, Any], out: str, unfinished: bool = False) -> str:
-    """Command to try after a verdict; in an unfinished run that does well, the one that continues it."""
+    """Return the command to try after a verdict. For an unfinished run that does well, it continues the run."""
     iterations, interval = int(number(settings, "max_iters", 1000)), int(number(settings, "eval_interval", 10))
     from_scratch = settings.get("init_from", "scratch") == "scratch" and "ckpt" not in settings
 

@@ -92,48 +92,49 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 def differences(plan: dict[str, Any], settings: dict[str, Any], data: dict[str, str]) -> list[str]:
     """The settings in which a run differs from the run that was planned; `data` if its token files differ."""
     planned = plan["settings"]
-    every = sorted((planned.keys() | settings.keys()) - IRRELEVANT)
-    other = [key for key in every if planned.get(key) != settings.get(key)]
-    return other + ["data"] * (plan.get("data") != data)
+    keys = sorted((planned.keys() | settings.keys()) - IRRELEVANT)
+    different = [key for key in keys if planned.get(key) != settings.get(key)]
+    return different + ["data"] * (plan.get("data") != data)
 
 
 def compared(
     folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any], data: dict[str, str]
 ) -> list[tuple[str, str, str]]:
-    """Compare the plan in a run's folder with the run: what, the prediction, and the result. Empty without a plan of
-    these settings and this data (SHA-256 of the token files, from a checkpoint), and before the end of the run."""
+    """Compare the plan in a run's folder with the run: rows of the quantity, its prediction, and its measured value.
+
+    Empty before the end of the run, and without a plan of these settings and this data (SHA-256 of the token files)."""
     plan = read_plan(folder)
     if plan is None or differences(plan, settings, data):
         return []
     ends = [e for e in entries if e["kind"] == "eval" and e["step"] == settings.get("max_iters")]
     if not ends or not is_number(ends[-1].get("seconds")):
         return []
-    end, made, bound = ends[-1], [], plan.get("loss_at_most")
+    end, rows, bound = ends[-1], [], plan.get("loss_at_most")
     evaluated = [entry for entry in entries if entry["kind"] == "eval" and is_number(entry.get("val_loss"))]
     best = min(evaluated, key=lambda entry: entry["val_loss"], default={})
-    on = f", on {settings['eval_iters']} batches" if settings.get("eval_iters") else ""
-    for what, key, actual, form, unit, how in (
+    batches = f", on {settings['eval_iters']} batches" if settings.get("eval_iters") else ""
+    for quantity, key, actual, form, unit, note in (
         ("time", "predicted_seconds", end["seconds"] + number(plan, "start", 0.0), "", "", ""),
         ("memory", "predicted_memory_mb", end.get("memory_mb"), ",.0f", " MB", ""),
-        ("validation loss", "predicted_loss", end.get("val_loss"), ".3f", "", on),
+        ("validation loss", "predicted_loss", end.get("val_loss"), ".3f", "", batches),
     ):
         values = plan.get(key)
-        found: list[Any] = [values.get(name) for name in Interval._fields] if isinstance(values, dict) else []
+        bounds: list[Any] = [values.get(name) for name in Interval._fields] if isinstance(values, dict) else []
         if not (is_number(actual) and actual):
             continue
-        result = f"{actual:{form}}{unit}{how}" if form else durations([actual])[0]
-        if len(found) == 3 and all(map(is_number, found)):
-            predicted = Interval(*found)
+        result = f"{actual:{form}}{unit}{note}" if form else durations([actual])[0]
+        if len(bounds) == 3 and all(map(is_number, bounds)):
+            predicted = Interval(*bounds)
             error = f"{100 * (predicted.value / actual - 1):+.0f} %"
             if not predicted.contains(actual):
                 error += ", outside the interval"
-            shown = predicted.text(form, unit) if form else time_text(predicted)
-            made.append((what, shown, f"{result} ({error})"))
+            prediction = predicted.text(form, unit) if form else time_text(predicted)
+            rows.append((quantity, prediction, f"{result} ({error})"))
         elif key == "predicted_loss" and is_number(bound):
-            least = best["val_loss"] - 2 * number(best, "val_loss_se", 0.0)  # what is above may be chance
-            above = "above it by less than two standard errors" if least <= bound else "did not hold"
+            lower_bound = best["val_loss"] - 2 * number(best, "val_loss_se", 0.0)  # what is above may be chance
+            above = "above it by less than two standard errors" if lower_bound <= bound else "did not hold"
             held = "held" if best["val_loss"] <= bound else above
-            made.append((f"best {what}", f"at most {bound:.3f}", f"{best['val_loss']:.3f}{on} ({held})"))
+            rows.append((f"best {quantity}", f"at most {bound:.3f}", f"{best['val_loss']:.3f}{batches} ({held})"))
         elif key == "predicted_loss" and plan.get("no_loss"):
-            made.append((what, f"not predicted: {plan['no_loss']}", result))
-    return made
+            rows.append((quantity, f"not predicted: {plan['no_loss']}", result))
+    return rows

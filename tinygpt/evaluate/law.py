@@ -119,17 +119,17 @@ def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
 def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Solve P least-squares problems with three non-negative weights each: return weights (P, 3), squared errors (P,).
 
-    columns: (P, runs, 3), target: (runs,). For each choice of the weights that are 0, the others are solved for without
-    a constraint; of the solutions without negative weights, the one with the smallest error is taken.
+    columns: (P, runs, 3), target: (runs,). For each set of active weights, the others being 0, the problem is solved
+    without a constraint. Of the solutions without negative weights, the one with the smallest error is taken.
     """
     best, errors = np.zeros((len(columns), 3)), np.full(len(columns), target @ target)  # all weights at 0
-    for kept in ([0, 1, 2], [1, 2], [0, 1], [0, 2], [0], [1], [2]):
-        some = columns[:, :, kept]
-        square = np.swapaxes(some, 1, 2) @ some + 1e-12 * np.eye(len(kept))
-        found = np.linalg.solve(square, np.swapaxes(some, 1, 2) @ target[:, None])[:, :, 0]
-        error = np.square((some @ found[:, :, None])[:, :, 0] - target).sum(1)
-        better = (found >= 0).all(1) & (error < errors)
+    for active in ([0, 1, 2], [1, 2], [0, 1], [0, 2], [0], [1], [2]):
+        active_columns = columns[:, :, active]
+        square = np.swapaxes(active_columns, 1, 2) @ active_columns + 1e-12 * np.eye(len(active))
+        solutions = np.linalg.solve(square, np.swapaxes(active_columns, 1, 2) @ target[:, None])[:, :, 0]
+        error = np.square((active_columns @ solutions[:, :, None])[:, :, 0] - target).sum(1)
+        better = (solutions >= 0).all(1) & (error < errors)
         best[better] = 0
-        best[np.ix_(better, kept)] = found[better]
+        best[np.ix_(better, active)] = solutions[better]
         errors[better] = error[better]
     return best, errors

@@ -30,21 +30,21 @@ CHUNK = 32  # rows
 ERROR = 0.05  # standard error of a sampled loss at most: nats, or as a share of a loss above one nat
 
 
-def mean_loss(model: AmpModel, source: Rows, at: np.ndarray, compute: device.Compute) -> float:
-    """Mean cross-entropy in nats over all targets of the rows `at`."""
-    return loss_and_error(model, source, at, compute)[0]
+def mean_loss(model: AmpModel, source: Rows, row_indices: np.ndarray, compute: device.Compute) -> float:
+    """Compute the mean cross-entropy in nats over all targets of some rows."""
+    return loss_and_error(model, source, row_indices, compute)[0]
 
 
 def loss_and_error(
-    model: AmpModel, source: Rows, at: np.ndarray, compute: device.Compute, ranks: Processes = Processes()
+    model: AmpModel, source: Rows, row_indices: np.ndarray, compute: device.Compute, ranks: Processes = Processes()
 ) -> tuple[float, float]:
-    """`mean_loss` of rows that are divided among the processes, and its standard error, infinite for a single row."""
-    sums = loss_sums(model, source, at[ranks.rank :: ranks.count], compute)
+    """Compute `mean_loss` and its standard error, infinite for a single row. The processes share the rows."""
+    sums = loss_sums(model, source, row_indices[ranks.rank :: ranks.count], compute)
     return ratio(ranks.sum(sums.tolist(), compute.device), source.width(model.config.block_size))
 
 
 class Sampled(NamedTuple):
-    """A loss in nats per token, its standard error, and on how many rows of a source it was measured."""
+    """A loss in nats per token, measured on `rows` of the `of` rows of a source, and its standard error."""
 
     loss: float
     error: float
@@ -74,20 +74,20 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
 
 
 @torch.inference_mode()
-def loss_sums(model: AmpModel, source: Rows, mine: np.ndarray, compute: device.Compute) -> np.ndarray:
+def loss_sums(model: AmpModel, source: Rows, row_indices: np.ndarray, compute: device.Compute) -> np.ndarray:
     """Sums over rows, float64 (6,), of: loss, targets, rows, loss^2, loss * targets, targets^2."""
     block_size = model.config.block_size
     width = source.width(block_size)
     # several rows at once are faster: as many as have 4 M logits on a CPU, 256 M (1 GB in float32) on a GPU
-    targets_per_row = math.ceil(source.targets(mine, width).mean()) if len(mine) else 1
+    targets_per_row = math.ceil(source.targets(row_indices, width).mean()) if len(row_indices) else 1
     per_row = max(targets_per_row * model.config.vocab_size, width * 4 * model.config.n_embd)
-    many = max(1, (1 << (22 if compute.device.type == "cpu" else 28)) // per_row)
+    batch_size = max(1, (1 << (22 if compute.device.type == "cpu" else 28)) // per_row)
     was_training = model.training
     model.eval()
     sums = np.zeros(6)
-    for index in range(0, len(mine), many):
-        some = mine[index : index + many]
-        block = source.rows(some, source.width(block_size, some))
+    for index in range(0, len(row_indices), batch_size):
+        batch_indices = row_indices[index : index + batch_size]
+        block = source.rows(batch_indices, source.width(block_size, batch_indices))
         x, y = (torch.from_numpy(np.ascontiguousarray(part)).to(compute.device) for part in block)
         loss, targets = device.to_host(row_losses(model, x, y)), device.to_host((y >= 0).sum(1))
         with np.errstate(invalid="ignore"):  # the caller refuses a loss that is not finite
@@ -121,13 +121,13 @@ def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute 
 
 def row_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropies of each row: float32 (B,), for x and y int64 (B, T), -1 where there is no target."""
-    wanted = y >= 0
-    if wanted.all():
+    is_target = y >= 0
+    if is_target.all():
         losses = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction="none")
         return losses.view(y.shape).sum(1)
     logits = model(x, y, targets_only=True)[0]
-    losses = F.cross_entropy(logits, y[wanted], reduction="none")
-    return losses.new_zeros(len(y)).index_add_(0, wanted.nonzero()[:, 0], losses)
+    losses = F.cross_entropy(logits, y[is_target], reduction="none")
+    return losses.new_zeros(len(y)).index_add_(0, is_target.nonzero()[:, 0], losses)
 
 
 def estimate_losses(
@@ -142,11 +142,11 @@ def estimate_losses(
     for stream, split in enumerate(("train", "val"), start=1):
         source = dataset.sources[split]
         if config.eval_iters:
-            at = source.draw(config.seed, 0, block_size, config.eval_iters * config.batch_size, stream)
+            row_indices = source.draw(config.seed, 0, block_size, config.eval_iters * config.batch_size, stream)
         else:
             source = source.like(dataset.sources["val"])
-            at = source.every(block_size)
-        losses[split], losses[f"{split}_se"] = loss_and_error(model, source, at, compute, ranks)
+            row_indices = source.every(block_size)
+        losses[split], losses[f"{split}_se"] = loss_and_error(model, source, row_indices, compute, ranks)
     return losses
 
 

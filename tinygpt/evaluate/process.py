@@ -47,7 +47,7 @@ def run(log: Path, *args: str) -> Done:
         child = subprocess.Popen(command, stdout=file, process_group=group)
         try:
             status = child.wait()
-        except BaseException:  # Ctrl-C, or SIGTERM: the command is told once, and saves what it can
+        except BaseException:  # Ctrl-C or SIGTERM: send the command one signal, and wait while it saves a checkpoint
             if sys.platform != "win32":  # there it has received Ctrl-C already, and could not save when terminated
                 child.terminate()
             child.wait()
@@ -64,7 +64,7 @@ def run(log: Path, *args: str) -> Done:
 
 @contextlib.contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that the command that a lab runs ends, too."""
+    """Turn SIGTERM into SystemExit in the body, so that `run` ends its command, as with Ctrl-C."""
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield

@@ -1,7 +1,7 @@
 """Tasks with free text: greedy responses to many prompts, exact match, and the checks of a task.
 
-A greedy response equals the expected one if and only if, after each prefix of the latter, its next token (or its end)
-is the most probable one. So one forward pass per batch measures exact match, without decoding. The metric is that of
+Greedy decoding gives the expected response if and only if, after each of its prefixes, its next token (or its end) is
+the most probable one. So one forward pass per batch measures exact match, without decoding. The metric is that of
 extractive question answering (Rajpurkar et al. 2016, section 6.1), without its normalisation of the texts.
 
     texts, probabilities = responses(model, tokenizer, ["2 + 2", "3 + 4"], longest=8)      # ["4", "7"], [0.98, 0.91]
@@ -41,28 +41,30 @@ def responses(
     """
     assert tokenizer.pair is not None
     end, device = int(tokenizer.pair.end[0]), model.lm_head.weight.device
-    room = model.config.block_size
-    asked = encoded(prompts, tokenizer, skip_unknown, room - 1, 0, f", and the model's context has {room}")
-    texts, log_probabilities = [""] * len(asked), np.zeros(len(asked))
-    most = BATCH_TOKENS // (max(map(len, asked), default=0) + longest)
-    with progress(total=len(asked), unit="prompt", desc="writing responses") as bar:
-        for some in of_equal_length(asked, most):
-            idx = torch.from_numpy(np.stack([asked[i] for i in some])).to(device)
-            steps = min(longest, room - idx.size(1))
-            made, ended = np.full((len(some), steps), end), torch.zeros(len(some), dtype=torch.bool)
-            total = torch.zeros(len(some), dtype=torch.float64)
+    block_size = model.config.block_size
+    prompt_ids = encoded(
+        prompts, tokenizer, skip_unknown, block_size - 1, 0, f", and the model's context has {block_size}"
+    )
+    texts, log_probabilities = [""] * len(prompt_ids), np.zeros(len(prompt_ids))
+    batch_size = BATCH_TOKENS // (max(map(len, prompt_ids), default=0) + longest)
+    with progress(total=len(prompt_ids), unit="prompt", desc="writing responses") as bar:
+        for indices in of_equal_length(prompt_ids, batch_size):
+            idx = torch.from_numpy(np.stack([prompt_ids[i] for i in indices])).to(device)
+            steps = min(longest, block_size - idx.size(1))
+            response_ids, ended = np.full((len(indices), steps), end), torch.zeros(len(indices), dtype=torch.bool)
+            total = torch.zeros(len(indices), dtype=torch.float64)
             decoded = generate_with_logits(model, idx, steps, GREEDY, tokenizer.vocab_size)
             for step, (tokens, logits) in enumerate(decoded):
                 best, chosen = logits.float().log_softmax(-1).amax(-1).cpu(), tokens.cpu()
                 total += best.double().masked_fill(ended, 0)
                 ended = ended | (chosen == end)
-                made[:, step] = chosen.masked_fill(ended, end).numpy()
+                response_ids[:, step] = chosen.masked_fill(ended, end).numpy()
                 if ended.all():
                     break
-            for row, i in enumerate(some):
-                texts[i] = tokenizer.decode(made[row][made[row] != end].tolist())
+            for row, i in enumerate(indices):
+                texts[i] = tokenizer.decode(response_ids[row][response_ids[row] != end].tolist())
                 log_probabilities[i] = total[row]
-            bar.update(len(some))
+            bar.update(len(indices))
     return texts, np.exp(log_probabilities)
 
 
@@ -72,19 +74,21 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
     model.eval()
     exact, losses = np.zeros(len(rows.lengths), dtype=bool), np.zeros(len(rows.lengths))
     order = np.argsort(rows.lengths, kind="stable")  # so that little is padded
-    many = max(1, BATCH_TOKENS // int(rows.lengths.max()))
+    batch_size = max(1, BATCH_TOKENS // int(rows.lengths.max()))
     with progress(total=len(order), unit="prompt", desc="measuring exact match") as bar:
-        for index in range(0, len(order), many):
-            at = order[index : index + many]
-            block = rows.rows(at, rows.width(model.config.block_size, at))
+        for index in range(0, len(order), batch_size):
+            row_indices = order[index : index + batch_size]
+            block = rows.rows(row_indices, rows.width(model.config.block_size, row_indices))
             x, y = (torch.from_numpy(part).to(compute.device) for part in block)
-            wanted = y >= 0
+            is_target = y >= 0
             logits = model(x, y, targets_only=True)[0]
-            row = wanted.nonzero()[:, 0].cpu().numpy()  # of each target
-            wrong = (logits.argmax(-1) != y[wanted]).cpu().numpy()
-            exact[at] = np.bincount(row, wrong, len(at)) == 0
-            losses[at] = np.bincount(row, F.cross_entropy(logits, y[wanted], reduction="none").cpu().numpy(), len(at))
-            bar.update(len(at))
+            row = is_target.nonzero()[:, 0].cpu().numpy()  # of each target
+            wrong = (logits.argmax(-1) != y[is_target]).cpu().numpy()
+            exact[row_indices] = np.bincount(row, wrong, len(row_indices)) == 0
+            losses[row_indices] = np.bincount(
+                row, F.cross_entropy(logits, y[is_target], reduction="none").cpu().numpy(), len(row_indices)
+            )
+            bar.update(len(row_indices))
     if not np.isfinite(losses).all():
         raise diverged("the loss is", losses[~np.isfinite(losses)][0])
     return exact, losses
@@ -100,31 +104,35 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> d
     n, task = len(pairs), TASKS.get(dataset.name)
     abstention: dict[str, Any] = {}
     if task and task.abstention:
-        instead = [(prompt, task.abstention(prompt, wanted)) for prompt, wanted in pairs]
-        others = np.array([pair != abstaining for pair, abstaining in zip(pairs, instead, strict=True)])
-        rest = [tokenizer.encode_pair(*instead[i]) for i in np.flatnonzero(others)]
-        false = int(matches(model, PairRows(np.concatenate(rest), tokenizer), compute)[0].sum()) if rest else 0
-        true, without = int(exact[~others].sum()), n - len(rest)
+        abstaining_pairs = [(prompt, task.abstention(prompt, response)) for prompt, response in pairs]
+        has_answer = np.array(
+            [pair != abstaining_pair for pair, abstaining_pair in zip(pairs, abstaining_pairs, strict=True)]
+        )
+        answerable = [tokenizer.encode_pair(*abstaining_pairs[i]) for i in np.flatnonzero(has_answer)]
+        false = (
+            int(matches(model, PairRows(np.concatenate(answerable), tokenizer), compute)[0].sum()) if answerable else 0
+        )
+        true, without = int(exact[~has_answer].sum()), n - len(answerable)
         abstention = {
             "n": without,  # prompts without an answer
             "abstentions": true + false,
             "recall": true / max(without, 1),
             "precision": true / max(true + false, 1),
-            "exact_of_others": int(exact[others].sum()) / max(len(rest), 1),
+            "exact_of_others": int(exact[has_answer].sum()) / max(len(answerable), 1),
         }
-        cases = {"recall": without, "precision": true + false, "exact_of_others": len(rest)}
+        cases = {"recall": without, "precision": true + false, "exact_of_others": len(answerable)}
         abstention |= intervals(abstention, cases) if without else {}
     mistakes = [{"prompt": pairs[i][0], "wanted": pairs[i][1]} for i in np.flatnonzero(~exact)]
     passed: dict[str, np.ndarray] = {}
     if task and task.scores:
-        longest = 2 * max(len(tokenizer.encode(wanted)) for _, wanted in pairs)
-        said, _ = responses(model, tokenizer, [prompt for prompt, _ in pairs], longest)
-        judgements = [task.scores(*pair, text) for pair, text in zip(pairs, said, strict=True)]
+        longest = 2 * max(len(tokenizer.encode(response)) for _, response in pairs)
+        texts, _ = responses(model, tokenizer, [prompt for prompt, _ in pairs], longest)
+        judgements = [task.scores(*pair, text) for pair, text in zip(pairs, texts, strict=True)]
         passed = {check: np.array([checks[check] for checks in judgements]) for check in judgements[0]}
         mistakes = []
-        for (prompt, wanted), text, checks in zip(pairs, said, judgements, strict=True):
+        for (prompt, response), text, checks in zip(pairs, texts, judgements, strict=True):
             if fails := ", ".join(check for check, ok in checks.items() if not ok):
-                mistakes.append({"prompt": prompt, "wanted": wanted, "said": text, "fails": fails})
+                mistakes.append({"prompt": prompt, "wanted": response, "said": text, "fails": fails})
     groups = {}
     if task and task.group:
         groups = by_group([task.group(prompt) for prompt, _ in pairs], {"exact match": exact, **passed})
@@ -156,11 +164,11 @@ def as_text(report: dict[str, Any]) -> str:
         *(f"{name:<{width}}{percent(share, n)}" for name, share in ({"exact match": report["exact"]} | scores).items()),
     ]
     if abstention:
-        without, made = abstention["n"], abstention["abstentions"]
+        without, given = abstention["n"], abstention["abstentions"]
         lines += [
             f"  with an answer     {percent(abstention['exact_of_others'], n - without)} of {n - without:,}",
             f"  without an answer  {percent(abstention['recall'], without)} of {without:,}: recall of abstention",
-            f"                     {percent(abstention['precision'], made)} of {made:,}: precision of abstention",
+            f"                     {percent(abstention['precision'], given)} of {given:,}: precision of abstention",
         ]
     for group, rates in report["groups"].items():
         lines.append(f"\n{group}: {rates['n']:,} prompts")

@@ -31,15 +31,15 @@ def percent(share: float, n: int) -> str:
 
 
 def by_group(groups: Sequence[str], passed: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """For each group of cases, by name: their number n, and the share that passes each check, bool (cases,)."""
-    found, names = {}, np.array(groups)
+    """For each group of cases: their number n, and the share that passes each check. `passed`: bool (cases,) each."""
+    by_name, names = {}, np.array(groups)
     for name in sorted(set(groups)):
         shares = {check: float(ok[names == name].mean()) for check, ok in passed.items()}
-        found[name] = {"n": groups.count(name), **shares}
-    return found
+        by_name[name] = {"n": groups.count(name), **shares}
+    return by_name
 
 
 def intervals(shares: Mapping[str, Any], cases: Mapping[str, int]) -> dict[str, list[float] | None]:
-    """For JSON: the interval of each share with a number of cases, as NAME_interval; None where there is no share."""
+    """Compute the interval of each share, as NAME_interval, for JSON. `cases`: n by name. None if the share is None."""
     bounds = {name: None if shares[name] is None else [*wilson(shares[name], n)] for name, n in cases.items()}
     return {f"{name}_interval": both for name, both in bounds.items()}

@@ -97,21 +97,21 @@ def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> l
 
 
 def make_tradeoff(
-    positive: str, split: str, miss_cost: float, val: Scored, wanted: Scored
+    positive: str, split: str, miss_cost: float, val: Scored, evaluated: Scored
 ) -> tuple[dict[str, Any], dict[str, Curve]]:
-    """Choose the thresholds on `val` and measure them on `wanted`: values for JSON, and the curve of each classifier.
+    """Choose thresholds on `val`, measure them on `evaluated`: values for JSON, and the curve of each classifier.
 
     `rows` are outcomes, with the keys classifier (of NAMES) and chosen (on val). Errors: as in `precision_recall`.
     """
-    scores, truth = wanted
-    curves = {key: precision_recall(some, truth) for key, some in scores.items()}
-    tried = []
+    scores, truth = evaluated
+    curves = {key: precision_recall(class_scores, truth) for key, class_scores in scores.items()}
+    candidates = []
     for key in scores:
         cheapest = cheapest_threshold(precision_recall(val[0][key], val[1]), miss_cost)
-        tried += [(key, 0.5, False), (key, cheapest, True)]
+        candidates += [(key, 0.5, False), (key, cheapest, True)]
     rows = []
-    for key, at, chosen in (*tried, ("nothing", math.inf, False), ("everything", 0.0, False)):
-        measured = outcome(scores.get(key, np.zeros(len(truth))), truth, at, miss_cost)
+    for key, threshold, chosen in (*candidates, ("nothing", math.inf, False), ("everything", 0.0, False)):
+        measured = outcome(scores.get(key, np.zeros(len(truth))), truth, threshold, miss_cost)
         rows.append({"classifier": key, "chosen": chosen, **measured})
     report = {"positive": positive, "split": split, "n": len(truth), "positives": int(truth.sum())}
     areas = {key: average_precision(curve) for key, curve in curves.items()}
@@ -156,12 +156,12 @@ def as_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_interval(row: dict[str, Any], name: str, digits: int = 2, of_bounds: int = 2) -> str:
-    """A figure of an `outcome` and its interval, as short as the table needs it."""
+def with_interval(row: dict[str, Any], name: str, digits: int = 2, bound_digits: int = 2) -> str:
+    """Format a value of an `outcome` and its interval, for the table."""
     value, interval = row[name], row[f"{name}_interval"]
     if value is None:
         return "-"
-    low_high = f" ({interval[0]:.{of_bounds}f}-{interval[1]:.{of_bounds}f})" if interval else ""
+    low_high = f" ({interval[0]:.{bound_digits}f}-{interval[1]:.{bound_digits}f})" if interval else ""
     return f"{value:.{digits}f}{low_high}"
 
 
@@ -174,8 +174,8 @@ def draw_curves(task: str, report: dict[str, Any], curves: dict[str, Curve], pat
             axes.step(recall, precision, color=color, label=label)
             for row in report["rows"]:
                 if row["classifier"] == key and row["precision"] is not None:
-                    filled = color if row["chosen"] else "white"
-                    axes.plot(row["recall"], row["precision"], "o", color=color, markerfacecolor=filled, markersize=8)
+                    fill = color if row["chosen"] else "white"
+                    axes.plot(row["recall"], row["precision"], "o", color=color, markerfacecolor=fill, markersize=8)
         share = report["positives"] / report["n"]
         axes.axhline(share, color="gray", linestyle="--", linewidth=1, label="random ranking")
         axes.plot([], [], "o", color="gray", label=f"chosen on val, a miss costs {report['miss_cost']:g} false alarms")

@@ -26,8 +26,8 @@ LONGEST = 1000  # characters of a value or an exception in a report
 def main(file: str, limit: float, steps: list[int]) -> None:
     """Check the steps in order, each up to its first failed check; stop if the file cannot be imported.
 
-    A line {"step", "passed", "failed"} is the complete state of a step: the names of the checks that passed, and the
-    check that failed. While a check runs, the state counts it as failed, because the process may end in it.
+    A line {"step", "passed", "failed"} is the state of a step: the names of the checks that passed, and the check that
+    failed. A check is written as failed before it runs, because it may end the process.
     """
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -37,7 +37,7 @@ def main(file: str, limit: float, steps: list[int]) -> None:
     os.chdir(os.path.dirname(file))
     torch.set_num_threads(1)
 
-    def tell(step: int, passed: list[str], **failed: str) -> None:
+    def write_state(step: int, passed: list[str], **failed: str) -> None:
         short = {part: text if len(text) <= LONGEST else f"{text[:LONGEST]} ..." for part, text in failed.items()}
         out.write(json.dumps({"step": step, "passed": passed, "failed": short}) + "\n")
         out.flush()
@@ -45,18 +45,18 @@ def main(file: str, limit: float, steps: list[int]) -> None:
     for step in steps:
         torch.set_grad_enabled(True)  # the previous step may have changed both
         torch.set_default_dtype(torch.float32)
-        if not check_step(step, file, limit, functools.partial(tell, step)):
+        if not check_step(step, file, limit, functools.partial(write_state, step)):
             return
 
 
-def check_step(step: int, file: str, limit: float, tell: Callable[..., None]) -> list[str]:
+def check_step(step: int, file: str, limit: float, write_state: Callable[..., None]) -> list[str]:
     """Import the file, then run the checks of a step up to the first that fails. Returns the names of those passed."""
     passed: list[str] = []
     checks = checks_of(step, file)
     check = next(checks, "")
     while check:
         name, look = map(str.strip, check.split("\n"))
-        report = functools.partial(tell, passed, check=name, look=look)
+        report = functools.partial(write_state, passed, check=name, look=look)
         report()
         finding: dict[str, str] = {}
         with time_limit(limit, file, report):
@@ -71,12 +71,12 @@ def check_step(step: int, file: str, limit: float, tell: Callable[..., None]) ->
             report(**finding)
             return passed
         passed.append(name)
-    tell(passed)
+    write_state(passed)
     return passed
 
 
 def checks_of(step: int, file: str) -> Iterator[str]:
-    """Import the student's file as the module my_gpt, as a check of its own, then run those of the step in steps.py."""
+    """Yield the checks of a step: the import of the student's file, as the module my_gpt, then those in steps.py."""
     yield "the file can be imported\nthe code outside functions and classes"
     spec = importlib.util.spec_from_file_location("my_gpt", file)
     assert spec and spec.loader
@@ -88,7 +88,7 @@ def checks_of(step: int, file: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float, file: str, report: Callable[..., None]) -> Iterator[None]:
-    """End the process if the body takes longer. Before that, report the line of the file that was running."""
+    """Limit the time of the body: after `seconds`, report the line of the file that is running, and end the process."""
     thread = threading.get_ident()
 
     def end() -> None:

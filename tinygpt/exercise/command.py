@@ -59,18 +59,18 @@ def start(step: Step, head: str, path: Path) -> None:
     """Append the step's template to the file. Errors: TinyGPTError if the file already contains a part of it."""
     require_writable(path, command("start", step.number, Path("FOLDER/my_gpt.py")))
     written = read(path) if path.exists() else ""
-    there = names_in(written, path)
-    again = [name for name in step.names if name in there]
-    if again:
+    defined_names = names_in(written, path)
+    repeated = [name for name in step.names if name in defined_names]
+    if repeated:
         raise TinyGPTError(
-            f"{path} already contains {again[0]}, which is not overwritten",
+            f"{path} already contains {repeated[0]}, which is not overwritten",
             f"{command('check', step.number, path)}, or for a new file: tinygpt exercise start {step.number} new.py",
         )
-    before = written.rstrip() if written.strip() else f'"""My GPT, step by step."""\n\n{head}'
+    existing = written.rstrip() if written.strip() else f'"""My GPT, step by step."""\n\n{head}'
     with replacing(path) as file:
-        file.write(f"{before}\n\n\n# ==== step {step.number}: {step.title} ====\n\n\n{step.source}\n".encode())
+        file.write(f"{existing}\n\n\n# ==== step {step.number}: {step.title} ====\n\n\n{step.source}\n".encode())
     print(f"step {step.number}: {step.title}\nadded to {path}: {', '.join(step.names)}")
-    if (needs := NEEDS.get(step.number)) and needs not in there:
+    if (needs := NEEDS.get(step.number)) and needs not in defined_names:
         print(f"It uses {needs} of an earlier step: {command('start', step.number - 1, path)}")
     print(f"Replace each raise NotImplementedError with your code, then: {command('check', step.number, path)}")
 
@@ -101,8 +101,8 @@ def check(steps: list[Step], path: Path) -> int:
         start_it = command("start", steps[0].number, path)
         hint = start_it if path.suffix == ".py" else "name a Python file, or a folder of such files"
         raise TinyGPTError(f"{path}: no such file", hint)
-    there = names_in(read(path), path)
-    contained = [step for step in steps if set(step.names) & set(there)]
+    defined_names = names_in(read(path), path)
+    contained = [step for step in steps if set(step.names) & set(defined_names)]
     if not contained:
         what = f"step {number} ({', '.join(steps[0].names)})" if number else "the exercise"
         raise TinyGPTError(f"{path} contains no part of {what}", command("start", steps[0].number, path))

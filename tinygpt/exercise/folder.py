@@ -84,8 +84,8 @@ def show_unread(folder: Path, paths: list[Path]) -> None:
     skipped = {path.relative_to(folder).parts[0] for path in paths} | {*SKIPPED}
     empty = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in skipped]
     empty = [path for path in empty if path.name[0] != "."]
-    for what, found in (("not checked, not *.py", others), ("subfolders without a Python file", empty)):
-        names = [terminal.escaped(path.relative_to(folder).as_posix()) for path in found]
+    for what, listed in (("not checked, not *.py", others), ("subfolders without a Python file", empty)):
+        names = [terminal.escaped(path.relative_to(folder).as_posix()) for path in listed]
         if names:
             print(f"  note: {what}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TEMPLATE = Path(__file__).parent / "template.py"
-NEEDS = {6: "Block"}  # by step: a class of an earlier step that it uses
+NEEDS = {6: "Block"}  # step: the class of an earlier step that it uses
 
 
 class Step(NamedTuple):

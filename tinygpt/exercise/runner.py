@@ -61,9 +61,9 @@ def check_file(path: Path, steps: list[int], quiet: bool) -> Checking:
     """Check steps of a file; with `quiet` the file's own output is discarded, else it goes to standard error."""
     outcomes: dict[int, Outcome] = {}
     while left := [step for step in steps if step not in outcomes]:
-        found, ending = yield from run_process(path, left, quiet)
+        results, ending = yield from run_process(path, left, quiet)
         unknown = {"check": "the checks can be started", "look": f"{sys.executable} -m tinygpt.exercise.child"}
-        for step, outcome in (found or {left[0]: Outcome([], unknown)}).items():
+        for step, outcome in (results or {left[0]: Outcome([], unknown)}).items():
             if outcome.failed and "got" not in outcome.failed:  # the process ended during this check
                 outcome.failed.update(got=ending, expected="a result within seconds")
             outcomes[step] = outcome
@@ -73,7 +73,7 @@ def check_file(path: Path, steps: list[int], quiet: bool) -> Checking:
 
 
 def run_process(path: Path, steps: list[int], quiet: bool) -> Generator[None, None, tuple[dict[int, Outcome], str]]:
-    """Check steps of a file in one process. Returns the outcomes of the steps it came to, and how it ended."""
+    """Check steps of a file in one process. Returns the outcomes of the steps it reached, and how it ended."""
     arguments = [str(path), str(LIMIT), *map(str, steps)]
     with tempfile.TemporaryFile() as results:
         process = subprocess.Popen(

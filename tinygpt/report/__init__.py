@@ -65,14 +65,14 @@ def gather(folders: list[Path], config: ReportConfig | WatchConfig, quick: bool 
     settings = without_folders(settings)
     run = collect.load_run(str(folders[0]), config, quick)
     with collect.few_threads(run.model):
-        drawn = [collect.curves(folder) for folder in folders]
+        run_curves = [collect.curves(folder) for folder in folders]
         training = collect.Training(run.training_text()) if run.dataset else None
         values: dict[str, Any] = {
             "kind": "report",
             "summary": collect.summary(run, entries, settings),
-            "runs": drawn,
-            "wide": draw_curves(drawn, 860, run.unit),
-            "narrow": draw_curves(drawn, 360, run.unit),
+            "runs": run_curves,
+            "wide": draw_curves(run_curves, 860, run.unit),
+            "narrow": draw_curves(run_curves, 360, run.unit),
             "samples": [] if config.no_text else collect.samples(entries, training),
             "passages": {} if config.no_text else collect.passages(run),
             "step": {} if config.no_text else one_step(run),
@@ -89,7 +89,7 @@ def gather(folders: list[Path], config: ReportConfig | WatchConfig, quick: bool 
 
 
 def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any], opening: bool) -> dict[str, Any]:
-    """Add what the pages of runs and of models share, and empty values for what the page of a model does not have.
+    """Complete the values of a page: add those of every page, and empty ones for those that only a run has.
 
     others: runs whose models are compared with that of `run`. opening: put text into the text box.
     """
@@ -103,8 +103,8 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
     except TinyGPTError as error:
         models, silent = [], error.message
     cells = {
-        split: [[cell["rank"], cell["p"], cell["loss"], cell["top"]] if "p" in cell else 0 for cell in found]
-        for split, found in values["passages"].items()
+        split: [[cell["rank"], cell["p"], cell["loss"], cell["top"]] if "p" in cell else 0 for cell in passage]
+        for split, passage in values["passages"].items()
     }
     first = collect.opening(run) if models and opening else ""
     embedding = collect.embedding_map(run)
@@ -116,7 +116,7 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
         note += ", and a model can reproduce text that it has memorised"
     if values["kind"] == "report" and not values["no_text"]:
         note += "; report --no_text leaves out samples and all text of the dataset"
-    shown = [one["name"] for one in models]
+    names = [model["name"] for model in models]
     return values | {
         "title": (trained or "a model") + (f", {name}" if name not in ("", "run") else ""),
         "unit": run.unit,
@@ -129,8 +129,8 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
         "contents": collect.contents(run, values, first, models),
         "note": note,
         "embedding": embedding,
-        "not_compared": [one["name"] for one in values["runs"] if one["name"] not in shown] if models else [],
-        "comparable": len(models) > 1 or any(one["packed"].get("snapshots") for one in models),
-        "any_answers": any(one["answers"] for one in models),
+        "not_compared": [entry["name"] for entry in values["runs"] if entry["name"] not in names] if models else [],
+        "comparable": len(models) > 1 or any(model["packed"].get("snapshots") for model in models),
+        "any_answers": any(model["answers"] for model in models),
         "data": {"models": models, "cells": cells, "step": values["step"].get("cells", [])},
     }

@@ -78,7 +78,7 @@ class LoadedRun:
         return self.model.num_params() > LARGEST
 
     def affordable(self, work: int) -> int:
-        """The part of so many operations that this page may cost."""
+        """Limit a number of operations: a page of a run that is training may cost only `1 / QUICK` of it."""
         return work // QUICK if self.quick else work
 
     @property
@@ -108,21 +108,21 @@ def load_run(path: str, config: ReportConfig | ExportConfig | WatchConfig, quick
     Errors: TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged.
     """
     checkpoint = load_model(path, config.adapter if isinstance(config, ExportConfig) else "")
-    place = data_dir(config, checkpoint.config, path)
-    tokenizer = tokenizer_of(checkpoint, path, place)
+    data_folder = data_dir(config, checkpoint.config, path)
+    tokenizer = tokenizer_of(checkpoint, path, data_folder)
     compute = device.choose("cpu" if isinstance(config, WatchConfig) else "auto", "float32")
     model = checkpoint.for_inference(compute)
     refuse_diverged(model, path)
     missing, dataset = "", None
     name = str(checkpoint.config.get("dataset", ""))
     try:
-        dataset = Dataset(place, name)
+        dataset = Dataset(data_folder, name)
         if not dataset.adopt_tokenizer(tokenizer):
             dataset, missing = None, f"dataset {name!r} and this model have different vocabularies"
         elif checkpoint.data and not dataset.is_of(checkpoint.data):
             missing = f"dataset {name!r} is not the text that the model was trained on"
     except TinyGPTError as error:
-        missing = error.message.replace(place, without_folders(place))
+        missing = error.message.replace(data_folder, without_folders(data_folder))
     return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing, quick)
 
 
@@ -215,26 +215,26 @@ def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
     if not math.isfinite(loss):
         raise diverged("the loss is", loss)
     train, val = run.split("train"), run.split("val")
-    at = np.arange(min(len(rows) * block_size, len(val) - 1))  # the same targets
+    target_indices = np.arange(min(len(rows) * block_size, len(val) - 1))  # the same targets
     if isinstance(source, PairRows):
         spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
-        at = np.concatenate(spans)
-    measured = ngram_baselines(train, val, run.tokenizer.vocab_size, at) | {"this model": loss}
+        target_indices = np.concatenate(spans)
+    measured = ngram_baselines(train, val, run.tokenizer.vocab_size, target_indices) | {"this model": loss}
     bits_per_nat = bits_per_character(1.0, run.dataset)
-    found = []
+    table = []
     for name, value in measured.items():
         units = {"perplexity": short_number(perplexity(value)), "bits": value * bits_per_nat}
         known = error if name == "this model" and math.isfinite(error) else None
-        found.append({"name": name, "loss": value, "error": known} | units)
-    return found, left_out(len(train), len(at))
+        table.append({"name": name, "loss": value, "error": known} | units)
+    return table, left_out(len(train), len(target_indices))
 
 
 def before_after(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Losses that `finetune` measured before and after training; empty if the run has none."""
     last = {entry["kind"]: entry for entry in entries}
     names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's text"}
-    both = {names[key]: [last.get(kind, {}).get(key) for kind in ("before", "after")] for key in names}
-    return {name: pair for name, pair in both.items() if all(map(is_number, pair))}
+    pairs = {names[key]: [last.get(kind, {}).get(key) for kind in ("before", "after")] for key in names}
+    return {name: pair for name, pair in pairs.items() if all(map(is_number, pair))}
 
 
 # ---- curves and samples -----------------------------------------------------------------------------------------
@@ -254,8 +254,8 @@ def curves(folder: Path) -> dict[str, Any]:
 
 
 def samples(entries: list[dict[str, Any]], training: Training | None) -> list[dict[str, Any]]:
-    """Samples that `train` generated, cut into pieces, each with whether it is a quotation from the training text."""
-    found = []
+    """Cut the samples that `train` generated into pieces, and mark those that are quotations from the training text."""
+    cut_samples = []
     logged = [entry for entry in entries if entry["kind"] == "sample" and isinstance(entry.get("text"), str)]
     if training:
         training.look_up(entry["text"] for entry in logged)
@@ -263,8 +263,8 @@ def samples(entries: list[dict[str, Any]], training: Training | None) -> list[di
         text, prompt = entry["text"], str(entry.get("prompt", ""))
         stretches = training.stretches(text) if training else []
         share = training.share(text) if training else math.nan
-        found.append({"step": entry["step"], "prompt": prompt, "pieces": marked(text, stretches), "share": share})
-    return found
+        cut_samples.append({"step": entry["step"], "prompt": prompt, "pieces": marked(text, stretches), "share": share})
+    return cut_samples
 
 
 def memorised(run: LoadedRun, training: Training | None, quote: bool) -> dict[str, Any]:
@@ -284,8 +284,8 @@ def memorised(run: LoadedRun, training: Training | None, quote: bool) -> dict[st
             texts[f"newest model (step {last.step:,})"] = fresh(run, last.for_inference(run.compute))
     longest = [
         (end - start, name, text[start:end])
-        for name, made in texts.items()
-        for text in made
+        for name, group in texts.items()
+        for text in group
         for start, end in training.stretches(text)
         if quote
     ]
@@ -294,9 +294,9 @@ def memorised(run: LoadedRun, training: Training | None, quote: bool) -> dict[st
     else:
         texts["validation text"] = [run.tokenizer.decode(run.split("val")[:HELD_OUT].tolist())]
     return {
-        "texts": any(len(text) >= SHORTEST for made in texts.values() for text in made),
-        "shares": {name: (training.share(*made), sum(map(len, made))) for name, made in texts.items()},
-        "longest": sorted(longest, key=lambda found: -found[0])[:5],
+        "texts": any(len(text) >= SHORTEST for group in texts.values() for text in group),
+        "shares": {name: (training.share(*group), sum(map(len, group))) for name, group in texts.items()},
+        "longest": sorted(longest, key=lambda quotation: -quotation[0])[:5],
         "characters": SHORTEST,
     }
 
@@ -307,35 +307,35 @@ def fresh(run: LoadedRun, model: GPT, count: int = 4, length: int = 500) -> list
         return [answer(model, run.tokenizer, prompt) for prompt, _ in run.held_out_pairs()[:EXAMPLES]]
     start = torch.zeros(count, 1, dtype=torch.long, device=run.compute.device)
     choice = Sampling(temperature=0.8, top_k=200)
-    made = torch.stack(list(generate(model, start, length, choice, run.tokenizer.vocab_size)), dim=1)
-    return [run.tokenizer.decode(row) for row in made.tolist()]
+    token_ids = torch.stack(list(generate(model, start, length, choice, run.tokenizer.vocab_size)), dim=1)
+    return [run.tokenizer.decode(row) for row in token_ids.tolist()]
 
 
 # ---- inside -----------------------------------------------------------------------------------------------------
 
 
 def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
-    """A passage of each split, train and val: a cell (see `predictions`) for each token."""
+    """Predict a passage of each split, train and val: a cell for each token, see `predictions`."""
     if run.dataset is None:
         return {}
-    found: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
-    for split in found:
+    cells: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
+    for split in cells:
         source, tokens = run.dataset.sources[split], run.split(split)
         if isinstance(source, PairRows):
             for start, response, end in list(zip(source.starts, source.responses, source.ends, strict=True))[:EXAMPLES]:
-                found[split] += predictions(run, tokens[start:end], 1, int(response - start))
+                cells[split] += predictions(run, tokens[start:end], 1, int(response - start))
         else:
             first = max(1, min(len(tokens) // 2, len(tokens) - PASSAGE))
             if "\n" in (text := run.tokenizer.decode(tokens[first : first + 200].tolist()))[:-1]:
                 first += len(run.tokenizer.encode(text[: text.index("\n") + 1]))  # begin at the start of a line
             start = max(0, first - run.context)
-            found[split] = predictions(run, tokens[start : first + PASSAGE], first - start)[first - start :]
-    return found
+            cells[split] = predictions(run, tokens[start : first + PASSAGE], first - start)[first - start :]
+    return cells
 
 
 @torch.inference_mode()
-def predictions(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0) -> list[dict[str, Any]]:
-    """Make a cell for each token: {"text"}, and for those from `first` on and after `silent` also the prediction.
+def predictions(run: LoadedRun, tokens: np.ndarray, first: int, prompt_end: int = 0) -> list[dict[str, Any]]:
+    """Make a cell for each token: {"text"}, and from position `first` and after `prompt_end` also the prediction.
 
     A prediction is {"p", "loss", "rank" of the token, "top": [(text, probability), ...] of the five most probable}.
     Its context is at least half of `run.context`, or all earlier tokens if there are fewer.
@@ -348,14 +348,14 @@ def predictions(run: LoadedRun, tokens: np.ndarray, first: int, silent: int = 0)
         low, high = max(0, start - max(1, run.context - half)), min(start + half, count)
         logits = run.model(ids[None, low : high - 1])[0][0, start - low - 1 :, : run.tokenizer.vocab_size]
         require_finite(logits)
-        chances, best = logits.softmax(-1), logits.topk(min(5, run.tokenizer.vocab_size)).indices
-        own = chances.gather(1, ids[start:high, None])
-        ranks = (chances > own).sum(1) + 1
-        for row, place in enumerate(range(start, high)):
-            if place > silent:
-                top = [(run.tokenizer.decode([int(i)]), round(chances[row, i].item(), 4)) for i in best[row]]
-                p = own[row].item()
-                cells[place] |= {"p": p, "loss": -math.log(max(p, 1e-9)), "rank": int(ranks[row]), "top": top}
+        probabilities, best = logits.softmax(-1), logits.topk(min(5, run.tokenizer.vocab_size)).indices
+        token_probabilities = probabilities.gather(1, ids[start:high, None])
+        ranks = (probabilities > token_probabilities).sum(1) + 1
+        for row, position in enumerate(range(start, high)):
+            if position > prompt_end:
+                top = [(run.tokenizer.decode([int(i)]), round(probabilities[row, i].item(), 4)) for i in best[row]]
+                p = token_probabilities[row].item()
+                cells[position] |= {"p": p, "loss": -math.log(max(p, 1e-9)), "rank": int(ranks[row]), "top": top}
     return cells
 
 
@@ -367,14 +367,14 @@ def embedding_map(run: LoadedRun) -> dict[str, Any]:
     vectors = device.to_host(run.model.transformer["wte"].weight[: len(vocabulary)])
     centred = vectors - vectors.mean(0)
     left, scale, _ = np.linalg.svd(centred, full_matrices=False)
-    places = left[:, :2] * scale[:2] * (1, -1)  # y points down in a picture
-    places -= places.min(0)
-    places *= (700 - 2 * MARGIN) / max(places[:, 0].max(), places[:, 1].max() / 0.8, 1e-9)  # one scale for both axes
-    places += MARGIN
-    size = [700, math.ceil(places[:, 1].max() + MARGIN)]
+    xy = left[:, :2] * scale[:2] * (1, -1)  # y points down in a picture
+    xy -= xy.min(0)
+    xy *= (700 - 2 * MARGIN) / max(xy[:, 0].max(), xy[:, 1].max() / 0.8, 1e-9)  # one scale for both axes
+    xy += MARGIN
+    size = [700, math.ceil(xy[:, 1].max() + MARGIN)]
     explained = (scale[:2] ** 2 / max((scale**2).sum(), 1e-300)).tolist()
-    placed = zip(vocabulary, places.tolist(), strict=True)
-    points = [{"text": token, "x": x, "y": y, "kind": kind_of(token)} for token, (x, y) in placed]
+    token_points = zip(vocabulary, xy.tolist(), strict=True)
+    points = [{"text": token, "x": x, "y": y, "kind": kind_of(token)} for token, (x, y) in token_points]
     return {"points": points, "size": size, "explained": explained, "width": vectors.shape[1]}
 
 
@@ -402,21 +402,28 @@ def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
     into the page. A model of `others` that cannot run in a page, or exceeds MOST, is left out. Errors: see
     `live_model`, for `run`.
     """
-    found: list[dict[str, Any]] = []
+    packed_models: list[dict[str, Any]] = []
     size = 0
-    for one in (run, *others):
+    for candidate in (run, *others):
         try:
-            packed = live_model(one)
+            packed = live_model(candidate)
         except TinyGPTError:
-            if one is run:
+            if candidate is run:
                 raise
             continue
-        if one is run or size + len(packed["data"]) <= MOST:
+        if candidate is run or size + len(packed["data"]) <= MOST:
             size += len(packed["data"])
-            found.append({"name": one.name, "step": one.checkpoint.step, "answers": one.answers, "packed": packed})
-    main = found[0]
-    main["packed"]["snapshots"], main["unreadable"] = packed_snapshots(run, main["packed"], ROOM - size)
-    return found
+            packed_models.append(
+                {
+                    "name": candidate.name,
+                    "step": candidate.checkpoint.step,
+                    "answers": candidate.answers,
+                    "packed": packed,
+                }
+            )
+    own_model = packed_models[0]
+    own_model["packed"]["snapshots"], own_model["unreadable"] = packed_snapshots(run, own_model["packed"], ROOM - size)
+    return packed_models
 
 
 def packed_snapshots(run: LoadedRun, packed: dict[str, Any], room: int) -> tuple[list[dict[str, Any]], int]:
@@ -426,17 +433,17 @@ def packed_snapshots(run: LoadedRun, packed: dict[str, Any], room: int) -> tuple
     """
     paths = snapshots(run.folder)
     steps = [step for step in paths if step != run.checkpoint.step]
-    numbers = sum(math.prod(tensor["shape"]) for tensor in packed["tensors"].values())
-    count = min(len(steps), max(0, room) // math.ceil(numbers * (1 + 2 / BLOCK) * 4 / 3))
-    found: dict[int, GPT] = {}
+    weight_count = sum(math.prod(tensor["shape"]) for tensor in packed["tensors"].values())
+    count = min(len(steps), max(0, room) // math.ceil(weight_count * (1 + 2 / BLOCK) * 4 / 3))
+    snapshot_models: dict[int, GPT] = {}
     for step in (steps[i] for i in np.linspace(0, len(steps) - 1, count).round().astype(int)):
         with contextlib.suppress(TinyGPTError):
             state = load(paths[step])
-            own = run.checkpoint
-            if (state.step, state.tokenizer, state.model_args) == (step, own.tokenizer, own.model_args):
-                found[step] = state.build_model()
+            best = run.checkpoint
+            if (state.step, state.tokenizer, state.model_args) == (step, best.tokenizer, best.model_args):
+                snapshot_models[step] = state.build_model()
     assert isinstance(run.tokenizer, CharTokenizer)  # otherwise `pack` has refused
-    return differences(packed, run.checkpoint.step, found, run.tokenizer), count - len(found)
+    return differences(packed, run.checkpoint.step, snapshot_models, run.tokenizer), count - len(snapshot_models)
 
 
 def opening(run: LoadedRun) -> str:
@@ -453,35 +460,35 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[di
 
     values: those of the template; first: the opening of the text box; packed: the page's models, from `models`.
     """
-    found = []
-    for index, one in enumerate(packed):
-        weights = sum(math.prod(tensor["shape"]) for tensor in one["packed"]["tensors"].values())
-        whose = f" in {one['name']}" if index else ""
-        found.append(f"all weights of the model{whose} ({weights:,} parameters)")
-        if count := len(one["packed"].get("snapshots", ())):
-            found.append(f"{amount(count, 'snapshot')} of its training")
-        if one.get("unreadable"):
-            found.append(f"not {amount(one['unreadable'], 'snapshot')}, damaged or of another run")
+    items = []
+    for index, entry in enumerate(packed):
+        weights = sum(math.prod(tensor["shape"]) for tensor in entry["packed"]["tensors"].values())
+        whose = f" in {entry['name']}" if index else ""
+        items.append(f"all weights of the model{whose} ({weights:,} parameters)")
+        if count := len(entry["packed"].get("snapshots", ())):
+            items.append(f"{amount(count, 'snapshot')} of its training")
+        if entry.get("unreadable"):
+            items.append(f"not {amount(entry['unreadable'], 'snapshot')}, damaged or of another run")
         if index:
-            found.append(f"its vocabulary ({len(one['packed']['vocabulary']):,} tokens)")
+            items.append(f"its vocabulary ({len(entry['packed']['vocabulary']):,} tokens)")
     if isinstance(run.tokenizer, CharTokenizer):
-        found.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens)")
+        items.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens)")
     if runs := len(values["runs"]):
-        found += ["the run's settings, column and file names", f"the losses of {amount(runs, 'run')}"]
+        items += ["the run's settings, column and file names", f"the losses of {amount(runs, 'run')}"]
     if samples := values["samples"]:
-        length = sum(len(one["prompt"]) + sum(len(piece) for piece, _ in one["pieces"]) for one in samples)
-        found.append(f"{amount(len(samples), 'sample')} ({amount(length, 'character')})")
+        length = sum(len(entry["prompt"]) + sum(len(piece) for piece, _ in entry["pieces"]) for entry in samples)
+        items.append(f"{amount(len(samples), 'sample')} ({amount(length, 'character')})")
     shown = values["passages"] | values["step"]
     for key, whose in (("train", "the training data"), ("val", "the validation data"), ("cells", "a training batch")):
         if key in shown:
             length = sum(len(cell["text"]) for cell in shown[key] if cell["text"] not in SPECIAL)
-            found.append(f"{amount(length, 'character')} of {whose}")
+            items.append(f"{amount(length, 'character')} of {whose}")
     if longest := values["memorised"].get("longest"):
         length = sum(size for size, _, _ in longest)
-        found.append(f"{amount(len(longest), 'quotation')} from the training data ({amount(length, 'character')})")
+        items.append(f"{amount(len(longest), 'quotation')} from the training data ({amount(length, 'character')})")
     if first and not run.answers:  # a prompt is among the characters of the validation data
-        found.append(f"{amount(len(first), 'character')} of text that the model generated")
-    return ", ".join(found)
+        items.append(f"{amount(len(first), 'character')} of text that the model generated")
+    return ", ".join(items)
 
 
 def amount(count: int, noun: str) -> str:
@@ -497,18 +504,18 @@ def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
             sums[f"{run.folder.name}/ckpt.pt"] = hashlib.file_digest(file, "sha256").hexdigest()
     name = str(run.checkpoint.config.get("dataset", ""))
     sums |= {f"{name} {file}": str(value) for file, value in sorted(run.checkpoint.data.items())}
-    prepare, place = suggest.command("prepare", name), "data"
+    prepare, data_folder = suggest.command("prepare", name), "data"
     if run.dataset:
         dataset = copy.copy(run.dataset)
         dataset.meta = dataset.meta | {"options": without_folders(dataset.meta.get("options"))}
-        dataset.folder = Path(place := without_folders(str(dataset.folder.parent))) / dataset.name
+        dataset.folder = Path(data_folder := without_folders(str(dataset.folder.parent))) / dataset.name
         prepare = dataset.prepare_command
-    again = suggest.command(suggest.training_command(settings), "config.yaml")
+    train_command = suggest.command(suggest.training_command(settings), "config.yaml")
     folder = without_folders(str(run.folder))
     versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}"
     system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     return {
-        "commands": [prepare, again, suggest.command("report", folder, *suggest.data_dir_flag(place))],
+        "commands": [prepare, train_command, suggest.command("report", folder, *suggest.data_dir_flag(data_folder))],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "sums": sums,
         "trained": machine(run.folder),

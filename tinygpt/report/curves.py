@@ -52,8 +52,8 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             steps, rates, norms = zip(*run["lines"][::every], strict=True) if run["lines"] else ((), (), ())
             axes[1].plot(steps, rates, color=colour, linewidth=1.2)
             axes[2].plot(steps, norms, color=colour, linewidth=0.9)
-        for each, title in zip(axes, (f"loss (nats per {unit})", "learning rate", "gradient norm"), strict=True):
-            each.set_title(title)
+        for axis, title in zip(axes, (f"loss (nats per {unit})", "learning rate", "gradient norm"), strict=True):
+            axis.set_title(title)
         if any(norm > 0 for run in runs for _, _, norm in run["lines"]):
             axes[2].set_yscale("log")
             axes[2].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
@@ -67,8 +67,8 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
         axes[2].set_xlabel("step")
         # a legend fills columns first; for one row per run, it needs all validations, all trainings, all bests
         entries = [
-            [found[i] for kind in range(columns) for i in range(kind, len(found), columns)]
-            for found in axes[0].get_legend_handles_labels()
+            [column[i] for offset in range(columns) for i in range(offset, len(column), columns)]
+            for column in axes[0].get_legend_handles_labels()
         ]
         figure.legend(*entries, loc="outside upper left", ncols=columns, frameon=False, columnspacing=1.4)
         axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -88,8 +88,8 @@ def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> Non
     axes.plot(steps, train, color=colour, linewidth=1.4, dashes=(4, 2.5), label=f"training{name}")
     best, step = min(zip(val, steps, strict=True))
     axes.plot(step, best, "o", color=colour, markersize=7, label=f"best, step {step:,}{name}")
-    place: Any = {"textcoords": "offset points", "xytext": (0, 9), "ha": "center"}
-    axes.annotate(f"{best:.3f}", (step, best), color=INK, **place)
+    style: Any = {"textcoords": "offset points", "xytext": (0, 9), "ha": "center"}
+    axes.annotate(f"{best:.3f}", (step, best), color=INK, **style)
 
 
 def themed(svg: str, colours: dict[str, str]) -> str:

@@ -30,10 +30,10 @@ NAMES = PARTS | {"mlp": "MLP", "ln_1": "norm", "ln_2": "norm", "ln_f": "final no
 
 
 def one_step(run: LoadedRun) -> dict[str, Any]:
-    """Make the step that follows the best checkpoint, and return its numbers, as plain values for the template.
+    """Make the training step after the best checkpoint, and return its numbers, as plain values for the template.
 
-    Of a batch that is too large for WORK, the first sequences make the step. Replayed sequences (see `finetune
-    --replay`) are left out. Returns {} for a run without its dataset or without the optimizer's state, and for a model
+    A batch that is too large for WORK is cut to its first sequences. Replayed sequences (see `finetune --replay`) are
+    left out. Returns {} for a run without its dataset or without the optimizer's state, and for a model
     too large for a page.
     """
     saved = run.checkpoint.training.get("optimizer")
@@ -54,8 +54,8 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
 
     whole = config.batch_size * config.gradient_accumulation_steps
     rows = min(whole, max(1, run.affordable(WORK) // model.num_params() // source.width(config.block_size)))
-    at = source.draw(config.seed, step, config.block_size, whole)[:rows]
-    inputs, targets = source.rows(at, source.width(config.block_size, at))
+    row_indices = source.draw(config.seed, step, config.block_size, whole)[:rows]
+    inputs, targets = source.rows(row_indices, source.width(config.block_size, row_indices))
     x, y = (torch.from_numpy(part.astype(np.int64)).to(run.compute.device) for part in (inputs, targets))
     total = int((y >= 0).sum())
 
@@ -73,7 +73,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     moments = {name: [part.clone() for part in parts.values()] for name, parts in optimizer.moments().items()}
     norm = optimizer.clip().item()
     factor = min(1.0, config.grad_clip / (norm + 1e-6)) if config.grad_clip else 1.0
-    times = optimizer.steps + 1  # number of updates, including this one
+    updates = optimizer.steps + 1  # number of updates, including this one
     optimizer.update()
     with torch.no_grad():
         after = sum(share.item() for share in micro_losses())
@@ -82,13 +82,13 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
 
     weights = []
     for name in choose_three(optimizer):
-        place = int(gradients[name].abs().argmax())
+        index = int(gradients[name].abs().argmax())
         parts = before[name], gradients[name], now[name], *moments[name]
-        value, gradient, new, m, v = (part.flatten()[place].item() for part in parts)
+        value, gradient, new, m, v = (part.flatten()[index].item() for part in parts)
         decay = 0.0 if parameter_class(name, before[name]) == VECTOR else config.weight_decay
-        words = weight_name(name, place, before[name].shape, run)
-        shown: dict[str, Any] = {"name": words, "value": value, "after": new, "gradient": gradient, "decay": decay}
-        weights.append(shown | adamw(value, factor * gradient, m, v, times, config, rate, decay))
+        title = weight_name(name, index, before[name].shape, run)
+        shown: dict[str, Any] = {"name": title, "value": value, "after": new, "gradient": gradient, "decay": decay}
+        weights.append(shown | adamw(value, factor * gradient, m, v, updates, config, rate, decay))
     return {
         "step": step,
         "config": config,
@@ -106,34 +106,34 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         "factor": factor,
         "rate": rate,
         "lora": any("lora_" in name for name in now),
-        "times": times,
+        "times": updates,
         "weights": weights,
     }
 
 
 def choose_three(optimizer: TorchOptimizer) -> list[str]:
     """Choose three parameters that AdamW updates: of an embedding, of attention and of an MLP if there are such."""
-    own = [name for name, weight in optimizer.named.items() if isinstance(optimizer.owner[weight], torch.optim.AdamW)]
-    kinds = [next((name for name in own if part in name.split(".")), "") for part in ("wte", "attn", "mlp")]
-    return list(dict.fromkeys([*filter(None, kinds), *own]))[:3]
+    names = [name for name, weight in optimizer.named.items() if isinstance(optimizer.owner[weight], torch.optim.AdamW)]
+    preferred = [next((name for name in names if part in name.split(".")), "") for part in ("wte", "attn", "mlp")]
+    return list(dict.fromkeys([*filter(None, preferred), *names]))[:3]
 
 
 def adamw(
-    value: float, gradient: float, m: float, v: float, times: int, config: TrainConfig, rate: float, decay: float
+    value: float, gradient: float, m: float, v: float, updates: int, config: TrainConfig, rate: float, decay: float
 ) -> dict[str, float]:
     """Compute AdamW's update of one weight from its formula.
 
-    m, v: its moments before; gradient: clipped; times: number of updates, including this one.
+    m, v: its moments before; gradient: clipped; updates: number of updates, including this one.
     """
     b1, b2 = config.beta1, config.beta2
     new_m, new_v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
-    m_hat, v_hat = new_m / (1 - b1**times), new_v / (1 - b2**times)
+    m_hat, v_hat = new_m / (1 - b1**updates), new_v / (1 - b2**updates)
     change = -rate * (m_hat / (math.sqrt(v_hat) + EPSILON) + decay * value)
     old = {"m": m, "v": v, "clipped": gradient}
     return old | {"new_m": new_m, "new_v": new_v, "m_hat": m_hat, "v_hat": v_hat, "change": change}
 
 
-def weight_name(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str:
+def weight_name(name: str, index: int, shape: torch.Size, run: LoadedRun) -> str:
     """Name a weight in words: its part of the model, and its row and column, or the token whose row it is in."""
     words = name.split(".")
     layer = f"layer {int(words[2]) + 1}, " if words[1] == "h" else ""
@@ -142,8 +142,8 @@ def weight_name(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str
     if words[-1] in ("lora_A", "lora_B", "new_rows"):  # of a LoRA adapter
         matrix += f", {words[-1].replace('_', ' ')}"
     if len(shape) < 2:
-        return f"{layer}{part}{matrix}: number {place + 1}"
-    row, column = divmod(place, shape[1])
+        return f"{layer}{part}{matrix}: number {index + 1}"
+    row, column = divmod(index, shape[1])
     if "wte" in words and shape[0] >= run.tokenizer.vocab_size > row:
         token = run.tokenizer.decode([row])
         visible = {" ": "␣", "\n": "↵", "\t": "⇥"}.get(token, token[2:-2] if token in SPECIAL else token)
@@ -152,22 +152,27 @@ def weight_name(name: str, place: int, shape: torch.Size, run: LoadedRun) -> str
 
 
 def cells(run: LoadedRun, x: torch.Tensor, y: torch.Tensor, logits: torch.Tensor) -> list[dict[str, Any]]:
-    """Make a cell for each of the first tokens of a sequence: {"text"}, and if it is a target also how its loss came
-    about: {"loss", "p", "sum" of the exponentials of all logits, "top": [(text, logit, p, gradient), ...]}.
+    """Make a cell for each of the first SHOWN tokens of a sequence: {"text"}, and for a target also its loss, as
+    {"loss", "p", "sum" of the exponentials of all logits, "top": [(text, logit, p, gradient), ...]}.
 
     x, y: (T) inputs and targets; logits: (T, V). "top" contains the target. The gradient is that of the token's loss.
     """
     last, size = int((y >= 0).nonzero().max()), run.tokenizer.vocab_size  # padding follows
-    found: list[dict[str, Any]] = [{"text": run.tokenizer.decode([int(x[0])])}]
-    for place in range(min(last + 1, SHOWN)):
-        target, row = int(y[place]), logits[place].double()
-        shown = target if target >= 0 else int(x[place + 1])
+    result: list[dict[str, Any]] = [{"text": run.tokenizer.decode([int(x[0])])}]
+    for position in range(min(last + 1, SHOWN)):
+        target, row = int(y[position]), logits[position].double()
+        shown = target if target >= 0 else int(x[position + 1])
         cell: dict[str, Any] = {"text": run.tokenizer.decode([shown])}
         if target >= 0:
             p = row.softmax(0)
-            own, best = p[target].item(), row[:size].topk(min(ROWS, size)).indices.tolist()
+            probability, best = p[target].item(), row[:size].topk(min(ROWS, size)).indices.tolist()
             ids = best if target in best else [*best[:-1], target]
             top = [(run.tokenizer.decode([i]), row[i].item(), p[i].item(), p[i].item() - (i == target)) for i in ids]
-            cell |= {"p": own, "loss": -math.log(max(own, 1e-300)), "sum": row.exp().sum().item(), "top": top}
-        found.append(cell)
-    return found
+            cell |= {
+                "p": probability,
+                "loss": -math.log(max(probability, 1e-300)),
+                "sum": row.exp().sum().item(),
+                "top": top,
+            }
+        result.append(cell)
+    return result

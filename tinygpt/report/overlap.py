@@ -25,7 +25,7 @@ class Training:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._seen: dict[str, np.ndarray] = {}  # of each text its windows that are in it: bool, (max(len - 19, 0),)
+        self._seen: dict[str, np.ndarray] = {}  # by text: which of its windows are in it, bool (max(len - 19, 0),)
 
     def look_up(self, texts: Iterable[str]) -> None:
         """Look up the windows of SHORTEST characters of several texts in one pass over the training text.
@@ -34,13 +34,13 @@ class Training:
         """
         new = {text: window_hashes(code_points(text)) for text in texts if text not in self._seen}
         wanted = np.unique(np.concatenate([*new.values(), np.zeros(0, dtype=np.uint64)]))
-        found = np.zeros(len(wanted), dtype=bool)
+        in_text = np.zeros(len(wanted), dtype=bool)
         for start in range(0, len(self.text) if len(wanted) else 0, CHUNK):
             hashes = window_hashes(code_points(self.text[start : start + CHUNK + SHORTEST - 1]))
-            at = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
-            found[at[wanted[at] == hashes]] = True
+            indices = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+            in_text[indices[wanted[indices] == hashes]] = True
         for text, hashes in new.items():
-            seen = found[np.searchsorted(wanted, hashes)]
+            seen = in_text[np.searchsorted(wanted, hashes)]
             for place in np.flatnonzero(seen):
                 seen[place] = text[place : place + SHORTEST] in self.text
             self._seen[text] = seen
@@ -48,15 +48,15 @@ class Training:
     def stretches(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each quotation of SHORTEST or more characters that cannot be extended, in order."""
         self.look_up([text])
-        found: list[tuple[int, int]] = []
+        spans: list[tuple[int, int]] = []
         end = 0
         for start in np.flatnonzero(self._seen[text]).tolist():
             end = max(end, start + SHORTEST)
             while end < len(text) and text[start : end + 1] in self.text:
                 end += 1
-            if not found or end > found[-1][1]:
-                found.append((start, end))
-        return found
+            if not spans or end > spans[-1][1]:
+                spans.append((start, end))
+        return spans
 
     def share(self, *texts: str) -> float:
         """Fraction of all windows of SHORTEST characters that are in the training text; NaN without a window."""

@@ -102,21 +102,21 @@ def differences(
     packed: the model of `step`, from `pack`. models: of the same shape, by step.
     """
     dtype = np.dtype(packed["dtype"]).newbyteorder("<")
-    whole = np.frombuffer(base64.b64decode(packed["data"]), dtype).astype(np.float32)
+    base_weights = np.frombuffer(base64.b64decode(packed["data"]), dtype).astype(np.float32)
     order = sorted(models)
-    found: dict[int, dict[str, Any]] = {}
-    for way in (reversed([one for one in order if one < step]), [one for one in order if one > step]):
-        before, known = None, whole
-        for one in way:
-            weights = page_weights(models[one], tokenizer)
+    by_step: dict[int, dict[str, Any]] = {}
+    for direction in (reversed([other for other in order if other < step]), [other for other in order if other > step]):
+        before, decoded = None, base_weights
+        for other in direction:
+            weights = page_weights(models[other], tokenizer)
             target = torch.cat([weight.flatten() for weight in weights.values()]).numpy()
-            blocks = np.pad(target - known, (0, -len(target) % BLOCK)).reshape(-1, BLOCK)
+            blocks = np.pad(target - decoded, (0, -len(target) % BLOCK)).reshape(-1, BLOCK)
             change, scales = (part.flatten().numpy() for part in absmax(torch.from_numpy(blocks)))
             change = change[: len(target)]
-            known = known + np.repeat(scales.astype(np.float32), BLOCK)[: len(change)] * change
-            found[one] = {"step": one, "from": before, "scales": encoded(scales), "data": encoded(change)}
-            before = order.index(one)
-    return [found[one] for one in order]
+            decoded = decoded + np.repeat(scales.astype(np.float32), BLOCK)[: len(change)] * change
+            by_step[other] = {"step": other, "from": before, "scales": encoded(scales), "data": encoded(change)}
+            before = order.index(other)
+    return [by_step[other] for other in order]
 
 
 def encoded(numbers: np.ndarray) -> str:
