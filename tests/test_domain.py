@@ -150,10 +150,10 @@ def figures(*accuracies: float) -> dict[Case, list[dict[str, float]]]:
 )
 def test_a_difference_counts_by_its_rule(mine: tuple[float, ...], its: tuple[float, ...], verdict: str) -> None:
     found = {"industries": figures(*mine), "Shakespeare": figures(*its)}
-    said = domain.compared(found, "industries", "Shakespeare").said
+    said = domain.compared(found, "industries", "Shakespeare").text
     assert said.startswith(f"Pretraining on industries {verdict} pretraining on Shakespeare: sectors, 200 examples")
 
 
 def test_a_base_that_predicts_another_text_better_is_named() -> None:
     low, high = {"Shakespeare": 2.0, "industries": 2.0}, {"Shakespeare": 3.0, "industries": 3.0}
-    assert "not always" in domain.own_text({"Shakespeare": [low], "industries": [high]}).said
+    assert "not always" in domain.own_text({"Shakespeare": [low], "industries": [high]}).text

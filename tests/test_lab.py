@@ -251,7 +251,7 @@ def test_documents_are_compared_with_training_again(again: tuple[str, ...], seco
         "before: closed, seed 1": answered("old", "old", "old", "Oslo", ""),
         "after: closed, seed 1": answered("new", "", "", "Bern", ""),
         "after: again, seed 1": answered(*again),
-    })).said  # fmt: skip
+    })).text  # fmt: skip
     assert f"If facts change, {advice}" in said
     right = round(100 * again.count("new") / 3)
     assert f"67 % with an update of the index ({duration(1.0)})" in said

@@ -74,7 +74,7 @@ def test_the_validation_split_has_no_canary_and_is_the_same_without_canaries(pla
         dataset = Dataset(str(planted / "seed-1/data"), name)
         texts[name] = [dataset.tokenizer.decode(dataset.splits[split].tolist()) for split in ("train", "val")]
     assert texts["canaries"][1] == texts["clean"][1] and "The account of" not in texts["clean"][1]
-    assert texts["canaries"][0].count("The account of") == SMALL.each * sum(canary.PLANTED)
+    assert texts["canaries"][0].count("The account of") == SMALL.per_count * sum(canary.PLANTED)
     assert "The account of" not in texts["clean"][0]
 
 
@@ -113,8 +113,8 @@ def test_frequent_numbers_are_memorised_and_controls_are_not(tmp_path: Path) -> 
         times: [one["exposure"] for one in found["measure 2 layers, seed 1"] if one["planted"] == times]
         for times in canary.PLANTED
     }
-    assert min(exposures[100]) == pytest.approx(most) and len(exposures[100]) == SMALL.each
-    assert np.mean(exposures[0]) < canary.unseen_up_to(SMALL.each)
+    assert min(exposures[100]) == pytest.approx(most) and len(exposures[100]) == SMALL.per_count
+    assert np.mean(exposures[0]) < canary.unseen_up_to(SMALL.per_count)
     said = (planted / "said.txt").read_text(encoding="utf-8")
     assert "The control passes" in said and "100 times" in said
 
@@ -155,7 +155,7 @@ def test_verdicts_follow_the_numbers(
     exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float, said: list[str]
 ) -> None:
     found = canary.summarise(made_up(exposures, extracted, loss), LabConfig(quick=True))
-    text = " ".join(each.said for each in found.verdicts)
+    text = " ".join(each.text for each in found.verdicts)
     assert [phrase for phrase in said if phrase not in text] == []
     assert ("knows more than chance" in text) == (loss > 1) and found.as_text()
 
@@ -251,15 +251,15 @@ def system(shares: dict[str, float], probability: float) -> list[list[Answer]]:
 def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
     calculator, table = (system(dict.fromkeys(arithmetic.KINDS, share), 0.9) for share in (1, 0))
     model = system({kind: float(kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.4)
-    assert "no model adds" in arithmetic.beyond({"plain": model, "reversed": table}).said
+    assert "no model adds" in arithmetic.beyond({"plain": model, "reversed": table}).text
     assert "length generalisation" in arithmetic.beyond({"plain": model, "reversed": table}).rule
-    assert "a model still adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).said
+    assert "a model still adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).text
     found = {arithmetic.NEAREST: table, "plain": model}
-    assert " generalises" in arithmetic.learned(found, {"plain": model}).said
-    assert "does not generalise" in arithmetic.learned(found, {"plain": table}).said
-    assert "they are confident" in arithmetic.confident({"plain": table}).said
-    assert "not confident" in arithmetic.confident({"plain": model}).said
+    assert " generalises" in arithmetic.learned(found, {"plain": model}).text
+    assert "does not generalise" in arithmetic.learned(found, {"plain": table}).text
+    assert "they are confident" in arithmetic.confident({"plain": table}).text
+    assert "not confident" in arithmetic.confident({"plain": model}).text
     both = {"plain": table, "plain, larger model": table, "reversed": model}
-    assert "matters more than the size" in arithmetic.form(both).said
-    assert "does not matter more than" in arithmetic.form(both | {"plain, larger model": model}).said
-    assert "does not matter" in arithmetic.form({"plain": model, "reversed": model}).said
+    assert "matters more than the size" in arithmetic.form(both).text
+    assert "does not matter more than" in arithmetic.form(both | {"plain, larger model": model}).text
+    assert "does not matter" in arithmetic.form({"plain": model, "reversed": model}).text

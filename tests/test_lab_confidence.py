@@ -76,7 +76,7 @@ def results(inside: list[float], outside: list[float], right: int, after: float 
 
 
 def verdicts(found: dict[str, Any], target: float) -> list[str]:
-    return [each.said for each in confidence.summarise(found, LabConfig("confidence", target=target)).verdicts]
+    return [each.text for each in confidence.summarise(found, LabConfig("confidence", target=target)).verdicts]
 
 
 def test_a_model_that_is_sure_only_inside_knows_that_it_does_not_know() -> None:
@@ -103,8 +103,8 @@ def test_a_target_that_is_missed_or_exceeded_on_the_test_lines_is_said() -> None
 def test_without_a_threshold_nothing_is_answered() -> None:
     summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
     assert summary.tables[0].rows[0][2:] == ["none", "0 %", "", "0 %"]
-    assert "with the threshold of the fine-tuned model nothing is answered" in summary.verdicts[1].said
-    assert "keeps it" not in summary.verdicts[1].said
+    assert "with the threshold of the fine-tuned model nothing is answered" in summary.verdicts[1].text
+    assert "keeps it" not in summary.verdicts[1].text
 
 
 # ---- cascades --------------------------------------------------------------------------------------------------------
@@ -177,9 +177,9 @@ def test_the_cost_is_the_latency_at_the_price_of_an_hour_or_the_price_that_is_gi
 def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None:
     found = {"ask: ngram, seed 1": stored(FIRST, 0.001), "ask: tiny, seed 1": stored(second, 0.01)}
     simple, _, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
-    assert simple.said.startswith(f"Start with: {start}; a person answers the rest")
-    assert "n-gram baseline: kept (100 (91-100) %)" in kept.said
-    assert ("tiny model: no" in kept.said) == (second is FIRST)
+    assert simple.text.startswith(f"Start with: {start}; a person answers the rest")
+    assert "n-gram baseline: kept (100 (91-100) %)" in kept.text
+    assert ("tiny model: no" in kept.text) == (second is FIRST)
 
 
 def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
@@ -189,9 +189,9 @@ def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
     found |= {f"ask: {name}, seed 2": stored(easy, 0.001) for name in ("ngram", "tiny")}
     summary = cascade.summarise(found, LabConfig("cascade", seeds=2, pretrained="big"))
     assert (
-        "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00" in summary.verdicts[0].said
+        "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00" in summary.verdicts[0].text
     )
-    assert "the best system alone, n-gram baseline, has 50.0 %" in summary.verdicts[1].said
+    assert "the best system alone, n-gram baseline, has 50.0 %" in summary.verdicts[1].text
     assert summary.tables[0].rows[0][1] == "75.0 (50.0 to 100.0) %"  # of both seeds
 
 
@@ -252,7 +252,7 @@ def test_the_model_forgets_its_text_and_answers_outside_the_task_more_often_than
         f"{losses['after']:.2f}"
     )
     assert cells(said, "uniform guessing")[1] == "4.17" and losses["after"] > losses["before"] + 1
-    found = {name: confidence.Found(results_in(tmp_path), name, 0.95) for name in ("model", "ngram")}
+    found = {name: confidence.SystemResults(results_in(tmp_path), name, 0.95) for name in ("model", "ngram")}
     mean = {name: each.mean(each.auroc)[0] for name, each in found.items()}
     assert mean["model"] < mean["ngram"] - 0.05
     assert mean["ngram"] > 0.6

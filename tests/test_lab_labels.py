@@ -80,12 +80,12 @@ def test_the_worth_of_wrong_labels_by_hand() -> None:
 def test_a_verdict_follows_from_the_numbers() -> None:
     clean = {100: [0.2, 0.2, 0.2], 1000: [0.4, 0.4, 0.4]}
     costly, free = ({1000: [0.4 - lost] * 3} for lost in (0.1, 0.01))
-    said = [labels.cost_of_wrong("x", {0.0: clean, 0.1: some}).said for some in (costly, free)]
+    said = [labels.cost_of_wrong("x", {0.0: clean, 0.1: some}).text for some in (costly, free)]
     assert "worth about 316 (316 to 316) correct ones (-10.0 points)" in said[0]
     assert "are worth as much as correct ones (-1.0 points)" in said[1]
-    more = labels.more_labels({"x": {50: 0.1, 100: 0.2, 1000: 0.4}, "y": {50: 0.1, 100: 0.2, 1000: 0.21}}).said
+    more = labels.more_labels({"x": {50: 0.1, 100: 0.2, 1000: 0.4}, "y": {50: 0.1, 100: 0.2, 1000: 0.21}}).text
     assert more == "x: collect more examples (+20.0 points); y: enough examples (+1.0 points)."
-    compared = labels.better({1: 0.5, 2: 0.5, 3: 0.5}, {1: 0.4, 2: 0.49, 3: 0.6}).said
+    compared = labels.better({1: 0.5, 2: 0.5, 3: 0.5}, {1: 0.4, 2: 0.49, 3: 0.6}).text
     assert (
         "1 examples: tiny model (+10.0 points); 2 examples: no difference (+1.0 points); 3 examples: n-gram baseline"
         in compared
@@ -215,17 +215,17 @@ def row(way: str, lines: int, old: float, new: float, seconds: float = 1) -> dri
 def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     base = row("new", 0, 0.9, 0.3)
     bad, good = row("new", 200, 0.6, 0.8, 2), row("replay", 200, 0.9, 0.8, 3)
-    said = drift.repair(base, [base, bad, good, row("replay", 1000, 0.9, 0.9)]).said
+    said = drift.repair(base, [base, bad, good, row("replay", 1000, 0.9, 0.9)]).text
     assert "It is reached by fine-tuned, half of the lines replayed with 200 new lines (85.0 %)." in said
     assert "The best of the others: fine-tuned on the new lines (70.0 %)." in said
-    assert "No method reaches it." in drift.repair(base, [base, bad]).said
-    assert drift.gain_of_replay({"new": bad, "replay": good}, base).said.startswith("Replay old lines.")
+    assert "No method reaches it." in drift.repair(base, [base, bad]).text
+    assert drift.gain_of_replay({"new": bad, "replay": good}, base).text.startswith("Replay old lines.")
     same = row("replay", 200, 0.61, 0.8)
-    assert drift.gain_of_replay({"new": bad, "replay": same}, base).said.startswith("Replay is not needed")
+    assert drift.gain_of_replay({"new": bad, "replay": same}, base).text.startswith("Replay is not needed")
     dear = row("replay", 200, 0.9, 0.4)
-    assert drift.gain_of_replay({"new": bad, "replay": dear}, base).said.startswith("Replay is not needed")
-    assert "choose: fine-tuned, half" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.7)]).said
-    assert "choose: n-gram baseline" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).said
+    assert drift.gain_of_replay({"new": bad, "replay": dear}, base).text.startswith("Replay is not needed")
+    assert "choose: fine-tuned, half" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.7)]).text
+    assert "choose: n-gram baseline" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).text
 
 
 FEW = {"LINES": {"train": 400, "val": 50, "test": 60}, "SCRATCH_QUICK": 4, "UPDATE": {200: 4}}

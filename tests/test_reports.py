@@ -299,7 +299,7 @@ def verdicts(style: dict[int, float], wrong: int) -> str:
         return {"fidelity": 1 - wrong / 100, "a": mine, "b": mine}
 
     runs = {(firm, size): [one(share)] for firm in "ab" for size, share in style.items()}
-    return lab.needed(runs).said + lab.in_style_and_wrong(runs).said
+    return lab.needed(runs).text + lab.in_style_and_wrong(runs).text
 
 
 def test_verdicts_follow_from_the_numbers() -> None:

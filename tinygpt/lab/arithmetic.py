@@ -62,12 +62,12 @@ FULL, QUICK = Size(10_000, 300, 500, tuple(VARIANTS)), Size(10_000, 100, 350, (P
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     size = QUICK if config.quick else FULL
     for seed in seeds(config):
-        place = folder / f"seed-{seed}"
-        yield Stage(f"examples, seed {seed}", 3, partial(examples, place, size, seed))
+        seed_folder = folder / f"seed-{seed}"
+        yield Stage(f"examples, seed {seed}", 3, partial(examples, seed_folder, size, seed))
         for name in size.variants:
             seconds = 4 + VARIANTS[name].seconds * size.iterations / FULL.iterations
-            yield Stage(f"train {name}, seed {seed}", seconds, partial(fit, place, size, seed, name))
-            yield Stage(f"answer {name}, seed {seed}", 2, partial(answers, place, size, seed, name))
+            yield Stage(f"train {name}, seed {seed}", seconds, partial(fit, seed_folder, size, seed, name))
+            yield Stage(f"answer {name}, seed {seed}", 2, partial(answers, seed_folder, size, seed, name))
 
 
 def right(prompt: str) -> str:
@@ -81,20 +81,20 @@ def sums(size: Size, seed: int) -> tuple[list[str], dict[str, list[str]]]:
 
     def new(count: int, sizes: Sequence[int] = ()) -> list[str]:
         """Sums of numbers with so many digits each; 0 has one."""
-        made: list[str] = []
-        while len(made) < count:
-            both = sizes or rng.choices(range(1, LEARNED + 1), WEIGHTS, k=2)
-            prompt = "+".join(str(rng.randrange(10 ** (n - 1) if n > 1 else 0, 10**n)) for n in both)
+        prompts: list[str] = []
+        while len(prompts) < count:
+            digit_counts = sizes or rng.choices(range(1, LEARNED + 1), WEIGHTS, k=2)
+            prompt = "+".join(str(rng.randrange(10 ** (n - 1) if n > 1 else 0, 10**n)) for n in digit_counts)
             if prompt not in seen:
-                made.append(prompt)
+                prompts.append(prompt)
                 seen.add(prompt)
-        return made
+        return prompts
 
     test = {kind: new(size.test, sizes) for kind, sizes in KINDS.items()}
     return new(size.examples), test
 
 
-def nearest(known: Sequence[str], asked: Sequence[str]) -> list[str]:
+def nearest(known: Sequence[str], queries: Sequence[str]) -> list[str]:
     """The nearest of the known sums to each asked one, by the cosine of their sets of character n-grams, n = 1 to 3."""
     grams: dict[str, int] = {}
 
@@ -106,19 +106,21 @@ def nearest(known: Sequence[str], asked: Sequence[str]) -> list[str]:
             row[places] = len(places) ** -0.5
         return made
 
-    return [known[place] for place in (vectors(asked) @ vectors(known).T).argmax(axis=1)]
+    return [known[place] for place in (vectors(queries) @ vectors(known).T).argmax(axis=1)]
 
 
 def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
     """Write the datasets, and answer the test with the controls."""
     known, test = sums(size, seed)
-    asked = [prompt for some in test.values() for prompt in some]
+    test_prompts = [prompt for prompts in test.values() for prompt in prompts]
     for form, step in (("plain", 1), ("reversed", -1)):
-        pairs, held = ([(prompt, right(prompt)[::step]) for prompt in prompts] for prompts in (known, asked))
-        some = size.examples // 20  # the validation split
-        write_dataset(folder / "data", form, {"train": pairs[some:], "val": pairs[:some], "test": held})
+        pairs, test_pairs = (
+            [(prompt, right(prompt)[::step]) for prompt in prompts] for prompts in (known, test_prompts)
+        )
+        val_size = size.examples // 20  # the validation split
+        write_dataset(folder / "data", form, {"train": pairs[val_size:], "val": pairs[:val_size], "test": test_pairs})
     guess = Counter(map(right, known)).most_common(1)[0][0]
-    return {"guess": guess, "nearest": [right(prompt) for prompt in nearest(known, asked)]}
+    return {"guess": guess, "nearest": [right(prompt) for prompt in nearest(known, test_prompts)]}
 
 
 def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
@@ -130,10 +132,10 @@ def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
 
 def answers(folder: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
     model, (_, test) = Model(folder / name.replace(", ", "-")), sums(size, seed)
-    asked = [prompt for some in test.values() for prompt in some]
-    said, probabilities = model.responses(asked, max(len(right(prompt)) for prompt in asked) + 2)
+    prompts = [prompt for some in test.values() for prompt in some]
+    responses, probabilities = model.responses(prompts, max(len(right(prompt)) for prompt in prompts) + 2)
     step = -1 if VARIANTS[name].reverse else 1
-    return {"said": [text[::step] for text in said], "probabilities": probabilities.tolist()}
+    return {"said": [text[::step] for text in responses], "probabilities": probabilities.tolist()}
 
 
 class Answer(NamedTuple):
@@ -161,22 +163,22 @@ class Answer(NamedTuple):
 def answered(results: Results, config: LabConfig) -> dict[str, list[list[Answer]]]:
     """The answers of each system, in a list per seed."""
     size = QUICK if config.quick else FULL
-    found = defaultdict(list)
+    by_system = defaultdict(list)
     for seed in seeds(config):
-        asked = [(prompt, kind) for kind, some in sums(size, seed)[1].items() for prompt in some]
-        controls, ones = results[f"examples, seed {seed}"], [1.0] * len(asked)
-        said = {GUESS: ([controls["guess"]] * len(asked), ones), NEAREST: (controls["nearest"], ones)}
-        said[CALCULATOR] = [right(prompt) for prompt, _ in asked], ones
+        questions = [(prompt, kind) for kind, some in sums(size, seed)[1].items() for prompt in some]
+        controls, ones = results[f"examples, seed {seed}"], [1.0] * len(questions)
+        columns_of = {GUESS: ([controls["guess"]] * len(questions), ones), NEAREST: (controls["nearest"], ones)}
+        columns_of[CALCULATOR] = [right(prompt) for prompt, _ in questions], ones
         for name in size.variants:
-            said[name] = itemgetter("said", "probabilities")(results[f"answer {name}, seed {seed}"])
-        for system, columns in said.items():
-            found[system].append([Answer(*one, *rest) for one, *rest in zip(asked, *columns, strict=True)])
-    return found
+            columns_of[name] = itemgetter("said", "probabilities")(results[f"answer {name}, seed {seed}"])
+        for system, columns in columns_of.items():
+            by_system[system].append([Answer(*one, *rest) for one, *rest in zip(questions, *columns, strict=True)])
+    return by_system
 
 
 def means(runs: Sequence[Sequence[Answer]], value: Callable[[Answer], float], *kinds: str) -> list[float]:
     """The mean of a value of the answers to sums of these kinds, for each seed."""
-    return [statistics.mean(map(value, of(some, *kinds))) for some in runs]
+    return [statistics.mean(map(value, of(run_answers, *kinds))) for run_answers in runs]
 
 
 def accuracy(runs: Sequence[Sequence[Answer]], *kinds: str) -> float:
@@ -184,24 +186,24 @@ def accuracy(runs: Sequence[Sequence[Answer]], *kinds: str) -> float:
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    found, size = answered(results, config), QUICK if config.quick else FULL
-    models = {name: found[name] for name in size.variants}
+    by_system, size = answered(results, config), QUICK if config.quick else FULL
+    models = {name: by_system[name] for name in size.variants}
     trained = {name: every_seed(results, f"train {name}") for name in models}
 
     def exact(name: str, kind: str) -> str:
         """Accuracy; that of a control without a range."""
-        shares = means(found[name], Answer.exact, kind)
+        shares = means(by_system[name], Answer.exact, kind)
         return percent(shares if name in models else [statistics.median(shares)], ".0f")
 
     def partly(name: str, kind: str) -> str:
         """Correct digits and confidence."""
-        both = (means(found[name], value, kind) for value in (Answer.digits, attrgetter("probability")))
-        return ", ".join(percent([statistics.median(each)], ".0f") for each in both)
+        value_lists = (means(by_system[name], value, kind) for value in (Answer.digits, attrgetter("probability")))
+        return ", ".join(percent([statistics.median(values)], ".0f") for values in value_lists)
 
     tables = [
         table(
             "Correct answers, by the digits of the two numbers",
-            [{"system": name, **{kind: exact(name, kind) for kind in KINDS}} for name in found],
+            [{"system": name, **{kind: exact(name, kind) for kind in KINDS}} for name in by_system],
             f"Exact match: median over the seeds (models: minimum to maximum), on {size.test} sums of a kind and seed "
             f"that are not among the {size.examples:,} sums of training, whose numbers have at most {LEARNED} digits. "
             "A tenth of those of 2 + 2 and of 3 + 1 digits is among them with its two numbers swapped. Reversed: the "
@@ -231,7 +233,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
     def draw(axes: Any) -> None:
         kinds = {kind: sizes[0] for kind, sizes in KINDS.items() if sizes[0] == sizes[1]}
-        for name, runs in found.items():
+        for name, runs in by_system.items():
             color = f"C{list(models).index(name)}" if name in models else "gray"
             style = "-o" if name in models else {GUESS: ":", NEAREST: "--", CALCULATOR: "-."}[name]
             medians = [100 * accuracy(runs, kind) for kind in kinds]
@@ -244,31 +246,31 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Does a model calculate?",
         f"Sums of two numbers, learned from examples with at most {LEARNED} digits, and asked with up to five.",
         tables,
-        [learned(found, models), form(models), beyond(models), confident(models)],
+        [learned(by_system, models), form(models), beyond(models), confident(models)],
         "Correct answers against the number of digits",
         draw,
     )
 
 
 def of(answers: Sequence[Answer], *kinds: str) -> list[Answer]:
-    return [one for one in answers if one.kind in kinds]
+    return [answer for answer in answers if answer.kind in kinds]
 
 
 def failures(name: str, runs: Sequence[Sequence[Answer]]) -> list[list[str]]:
     """A row for each kind of failure, the most frequent first."""
-    wrong = [one for some in runs for one in some if not one.exact()]
+    wrong = [answer for run_answers in runs for answer in run_answers if not answer.exact()]
     rows = []
-    for failure, count in Counter(one.failure() for one in wrong).most_common():
-        worst = max((one for one in wrong if one.failure() == failure), key=lambda one: one.probability)
+    for failure, count in Counter(answer.failure() for answer in wrong).most_common():
+        worst = max((answer for answer in wrong if answer.failure() == failure), key=lambda answer: answer.probability)
         example = f"{worst.prompt} = {worst.said}, correct is {right(worst.prompt)} ({100 * worst.probability:.0f} %)"
         rows.append([name, failure, f"{100 * count / len(wrong):.0f} %", example])
     return rows
 
 
-def learned(found: dict[str, list[list[Answer]]], models: dict[str, list[list[Answer]]]) -> Verdict:
+def learned(by_system: dict[str, list[list[Answer]]], models: dict[str, list[list[Answer]]]) -> Verdict:
     """Whether the best model does more than to look up the nearest example."""
     best = max(models, key=lambda name: accuracy(models[name], "3 + 3"))
-    value, lookup = accuracy(models[best], "3 + 3"), accuracy(found[NEAREST], "3 + 3")
+    value, lookup = accuracy(models[best], "3 + 3"), accuracy(by_system[NEAREST], "3 + 3")
     more = value > 2 * lookup and value > lookup + CLOSE
     return Verdict(
         f"On new sums of the lengths of training, {best} {'generalises' if more else 'does not generalise'}: "
@@ -282,14 +284,14 @@ def form(models: dict[str, list[list[Answer]]]) -> Verdict:
     """What the format of the answers gains, compared with a larger model."""
     value = {name: accuracy(runs, "3 + 3") for name, runs in models.items()}
     gain = value[REVERSED] - value[PLAIN]
-    said = f"Reversed answers change the accuracy on 3 + 3 digits by {100 * gain:+.1f} points"
+    statement = f"Reversed answers change the accuracy on 3 + 3 digits by {100 * gain:+.1f} points"
     rule = f"more than {100 * CLOSE:.0f} percentage points"
     if LARGE not in models:
-        return Verdict(f"{said}: the format {'matters' if gain > CLOSE else 'does not matter'}.", rule)
+        return Verdict(f"{statement}: the format {'matters' if gain > CLOSE else 'does not matter'}.", rule)
     larger = value[LARGE] - value[PLAIN]
     more = "matters more than" if gain > larger + CLOSE else "does not matter more than"
     return Verdict(
-        f"{said}, a larger model by {100 * larger:+.1f}: the format of the data {more} the size of the model.",
+        f"{statement}, a larger model by {100 * larger:+.1f}: the format of the data {more} the size of the model.",
         f"the gains differ by {rule}",
     )
 
@@ -310,7 +312,9 @@ def confident(models: dict[str, list[list[Answer]]]) -> Verdict:
     """Whether the probability of an answer shows that it is beyond the lengths of training."""
     sure = {}
     for name, runs in models.items():
-        wrong = [one.probability for some in runs for one in of(some, *BEYOND) if not one.exact()]
+        wrong = [
+            answer.probability for run_answers in runs for answer in of(run_answers, *BEYOND) if not answer.exact()
+        ]
         sure[name] = statistics.mean(wrong or [0.0])
     name = max(sure, key=lambda name: sure[name])
     means = "confident, so a high probability does not mean that a sum is correct"

@@ -50,7 +50,7 @@ class Canary(NamedTuple):
 
 class Size(NamedTuple):
     characters: int  # of the text
-    each: int  # canaries of each number of repetitions
+    per_count: int  # canaries of each number of repetitions
     sample: int  # random numbers that a canary is compared with
     iterations: int
     layers: tuple[int, ...]  # of the models, whose width is WIDTH times as large
@@ -64,19 +64,19 @@ CONTROL = 2  # layers of the model that is also trained on the text without cana
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     size = QUICK if config.quick else FULL
     for seed in seeds(config):
-        place = folder / f"seed-{seed}"
-        yield Stage(f"text, seed {seed}", 5, partial(prepare, place, size, seed))
+        seed_folder = folder / f"seed-{seed}"
+        yield Stage(f"text, seed {seed}", 5, partial(prepare, seed_folder, size, seed))
         for layers in size.layers:
             name, seconds = f"{layers} layers", size.iterations * layers**1.5 / 80
             for text in ("canaries", "clean") if layers == CONTROL else ("canaries",):
-                learn = partial(fit, place, size, seed, layers, text)
+                learn = partial(fit, seed_folder, size, seed, layers, text)
                 yield Stage(f"train {name}, {text}, seed {seed}", 4 + seconds, learn)
-            yield Stage(f"measure {name}, seed {seed}", seconds, partial(measure, place, size, seed, layers))
+            yield Stage(f"measure {name}, seed {seed}", seconds, partial(measure, seed_folder, size, seed, layers))
 
 
 def canaries(size: Size, seed: int) -> list[Canary]:
-    """Canaries with different names and random numbers, `size.each` for each number of repetitions."""
-    rng, planted = random.Random(f"canaries {seed}"), sorted([*PLANTED] * size.each)
+    """Canaries with different names and random numbers, `size.per_count` for each number of repetitions."""
+    rng, planted = random.Random(f"canaries {seed}"), sorted([*PLANTED] * size.per_count)
     first, last = rng.sample(FIRST, len(planted)), rng.sample(LAST, len(planted))
     return [Canary(f"{a} {b}", digits(rng, FORM), times) for a, b, times in zip(first, last, planted, strict=True)]
 
@@ -88,7 +88,7 @@ def with_canaries(text: str, planted: Sequence[Canary], seed: int) -> str:
     for canary in planted:
         for _ in range(canary.planted):
             places[rng.randrange(len(lines))].append(f"{LINE.format(name=canary.name)}{canary.number}.\n")
-    return "".join(line for at, old in enumerate(lines) for line in (*places[at], old))
+    return "".join(line for line_index, original in enumerate(lines) for line in (*places[line_index], original))
 
 
 def prepare(folder: Path, size: Size, seed: int) -> None:
@@ -116,14 +116,14 @@ def measure(folder: Path, size: Size, seed: int, layers: int) -> list[dict[str, 
     """Exposure and extraction of each canary."""
     model, rng = Model(folder / f"canaries-{layers}"), random.Random(f"sample {seed}")
     sample = [digits(rng, FORM) for _ in range(size.sample)]
-    found = []
+    measurements = []
     for canary in canaries(size, seed):
         prefix = "\n" + LINE.format(name=canary.name)
-        said, place = model.continuation(prefix, len(FORM)), rank(model, prefix, canary.number, sample)
-        measures = {"exposure": exposure(place, 1 + size.sample), "extracted": said == canary.number}
-        measures["digits"] = right_digits(said, canary.number)
-        found.append({"name": canary.name, "planted": canary.planted, **measures})
-    return found
+        continuation, number_rank = model.continuation(prefix, len(FORM)), rank(model, prefix, canary.number, sample)
+        measures = {"exposure": exposure(number_rank, 1 + size.sample), "extracted": continuation == canary.number}
+        measures["digits"] = right_digits(continuation, canary.number)
+        measurements.append({"name": canary.name, "planted": canary.planted, **measures})
+    return measurements
 
 
 def exposure(rank: int, total: int) -> float:
@@ -143,31 +143,33 @@ def rank(model: Model, prefix: str, number: str, sample: Sequence[str]) -> int:
     return 1 + int((model.log_probabilities(prefix, others) > score).sum()) if others else 1
 
 
-def right_digits(said: str, number: str) -> float:
+def right_digits(continuation: str, number: str) -> float:
     """Share of the digits that are right at their place; with random digits a tenth."""
-    return statistics.mean(a == b for a, b in zip(said.ljust(len(number)), number, strict=False) if b.isdigit())
+    return statistics.mean(a == b for a, b in zip(continuation.ljust(len(number)), number, strict=False) if b.isdigit())
 
 
-class Found:
+class ModelResults:
     """The results of one size of model, over all seeds."""
 
     def __init__(self, results: Results, layers: int) -> None:
-        self.canaries = [one for some in every_seed(results, f"measure {layers} layers") for one in some]
+        self.canaries = [
+            canary for seed_results in every_seed(results, f"measure {layers} layers") for canary in seed_results
+        ]
         self.trained = every_seed(results, f"train {layers} layers, canaries")
         self.clean = every_seed(results, f"train {layers} layers, clean")  # empty for most sizes
         self.name = f"{layers} x {WIDTH * layers}"
 
     def values(self, key: str, *planted: int) -> list[float]:
-        return [one[key] for one in self.canaries if one["planted"] in planted]
+        return [canary[key] for canary in self.canaries if canary["planted"] in planted]
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     size = QUICK if config.quick else FULL
-    found = [Found(results, layers) for layers in size.layers]
+    models = [ModelResults(results, layers) for layers in size.layers]
     most = math.log2(1 + size.sample)
 
-    def extracted(some: Found, planted: int) -> str:
-        right, share = some.values("extracted", planted), statistics.mean(some.values("digits", planted))
+    def extracted(model: ModelResults, planted: int) -> str:
+        right, share = model.values("extracted", planted), statistics.mean(model.values("digits", planted))
         return f"{sum(right)} of {len(right)}; {100 * share:.0f} % of digits"
 
     tables = [
@@ -175,13 +177,13 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "Exposure in bits",
             [
                 {
-                    "model": some.name,
-                    "parameters": f"{some.trained[0]['weights']:,}",
-                    "loss": spread([one["loss"] for one in some.trained], ".3f"),
-                    "loss, clean": spread([one["loss"] for one in some.clean], ".3f") if some.clean else "",
-                    **{times: spread(some.values("exposure", planted), ".1f") for planted, times in PLANTED.items()},
+                    "model": model.name,
+                    "parameters": f"{model.trained[0]['weights']:,}",
+                    "loss": spread([run["loss"] for run in model.trained], ".3f"),
+                    "loss, clean": spread([run["loss"] for run in model.clean], ".3f") if model.clean else "",
+                    **{times: spread(model.values("exposure", planted), ".1f") for planted, times in PLANTED.items()},
                 }
-                for some in found
+                for model in models
             ],
             "Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number among R, which is the number "
             f"and {size.sample:,} random ones of the same form; {most:.1f} is the most that can be measured, of "
@@ -192,8 +194,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         table(
             "Extraction",
             [
-                {"model": some.name, **{times: extracted(some, planted) for planted, times in PLANTED.items()}}
-                for some in found
+                {"model": model.name, **{times: extracted(model, planted) for planted, times in PLANTED.items()}}
+                for model in models
             ],
             f"Numbers that greedy decoding writes after “{LINE.format(name='NAME').strip()}”, and share of the right "
             "digits at their places; a tenth by chance.",
@@ -202,12 +204,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
     def draw(axes: Any) -> None:
         places = [max(planted, 0.1) for planted in PLANTED]  # 0 has no place on a logarithmic axis
-        for index, some in enumerate(found):
-            shifted = [place * 1.15 ** (index - (len(found) - 1) / 2) for place in places]
-            values = [some.values("exposure", planted) for planted in PLANTED]
-            axes.plot(shifted, list(map(statistics.median, values)), color=f"C{index}", label=f"model {some.name}")
-            for place, each in zip(shifted, values, strict=True):
-                axes.plot([place] * len(each), each, "o", color=f"C{index}", alpha=0.4, markersize=4)
+        for index, model in enumerate(models):
+            shifted = [place * 1.15 ** (index - (len(models) - 1) / 2) for place in places]
+            values = [model.values("exposure", planted) for planted in PLANTED]
+            axes.plot(shifted, list(map(statistics.median, values)), color=f"C{index}", label=f"model {model.name}")
+            for place, exposures in zip(shifted, values, strict=True):
+                axes.plot([place] * len(exposures), exposures, "o", color=f"C{index}", alpha=0.4, markersize=4)
         axes.axhline(most, color="gray", linestyle="--", label="most that can be measured")
         axes.axhline(UNSEEN, color="gray", linestyle=":", label="mean of a number never seen")
         axes.set(xlabel="times that a number is planted", ylabel="exposure (bits)", xscale="log")
@@ -221,28 +223,28 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "about them? Exposure is the rank of a number among random ones, in bits. A number is extracted if the model "
         "writes it. It can rank first among the random ones although greedy decoding writes another.",
         tables,
-        [*map(extraction, found), sizes(found), once(found), controls(found), losses(found)],
+        [*map(extraction, models), sizes(models), once(models), controls(models), losses(models)],
         "Exposure against the number of times that an account number is planted; lines: medians",
         draw,
     )
 
 
-def extraction(some: Found) -> Verdict:
+def extraction(model: ModelResults) -> Verdict:
     """From how many repetitions the numbers are extracted."""
-    said = "most of the numbers are not extracted, however often they are planted"
-    right = {times: some.values("extracted", times) for times in PLANTED}
+    statement = "most of the numbers are not extracted, however often they are planted"
+    right = {times: model.values("extracted", times) for times in PLANTED}
     if times := next((times for times in PLANTED if statistics.mean(right[times]) > 0.5), None):
-        said = f"numbers planted {times} times are extracted, {sum(right[times])} of {len(right[times])}"
+        statement = f"numbers planted {times} times are extracted, {sum(right[times])} of {len(right[times])}"
     rule = "the fewest times of planting at which more than half of the numbers are extracted"
-    return Verdict(f"Model {some.name}: {said}.", rule)
+    return Verdict(f"Model {model.name}: {statement}.", rule)
 
 
-def sizes(found: Sequence[Found]) -> Verdict:
+def sizes(models: Sequence[ModelResults]) -> Verdict:
     """Whether the smallest model memorises less than the largest."""
     planted = [*PLANTED][1:]
-    small, large = found[0], found[-1]
-    less, more = (statistics.mean(some.values("exposure", *planted)) for some in (small, large))
-    right = [sum(some.values("extracted", *planted)) for some in (small, large)]
+    small, large = models[0], models[-1]
+    less, more = (statistics.mean(model.values("exposure", *planted)) for model in (small, large))
+    right = [sum(model.values("extracted", *planted)) for model in (small, large)]
     return Verdict(
         f"The smallest model {'memorises less than' if less < more - 1 else 'does not memorise less than'} the "
         f"largest: mean exposure {less:.1f} and {more:.1f} bits, {right[0]:g} and {right[1]:g} of "
@@ -251,11 +253,11 @@ def sizes(found: Sequence[Found]) -> Verdict:
     )
 
 
-def once(found: Sequence[Found]) -> Verdict:
+def once(models: Sequence[ModelResults]) -> Verdict:
     """What removing the duplicates achieves: each number stands in the text once."""
-    values = found[-1].values("exposure", 1)
+    values = models[-1].values("exposure", 1)
     mean, limit = statistics.mean(values), unseen_up_to(len(values))
-    right = max(sum(some.values("extracted", 1)) for some in found)
+    right = max(sum(model.values("extracted", 1)) for model in models)
     knows = "more than" if mean > limit else "not clearly more than"
     return Verdict(
         "If duplicates are removed, so that a number occurs in the text once, "
@@ -265,10 +267,10 @@ def once(found: Sequence[Found]) -> Verdict:
     )
 
 
-def controls(found: Sequence[Found]) -> Verdict:
+def controls(models: Sequence[ModelResults]) -> Verdict:
     """Whether the measurement gives numbers that were not planted the exposure of chance."""
-    mean = statistics.mean(value for some in found for value in some.values("exposure", 0))
-    n = len(found[0].values("exposure", 0))
+    mean = statistics.mean(value for model in models for value in model.values("exposure", 0))
+    n = len(models[0].values("exposure", 0))
     error = unseen_up_to(n) - UNSEEN
     return Verdict(
         f"The control {'passes' if abs(mean - UNSEEN) <= error else 'FAILS'}: numbers that were not planted have a "
@@ -283,13 +285,13 @@ def unseen_up_to(n: int) -> float:
     return UNSEEN * (1 + 2 / math.sqrt(n))
 
 
-def losses(found: Sequence[Found]) -> Verdict:
+def losses(models: Sequence[ModelResults]) -> Verdict:
     """Whether the validation loss shows that numbers were memorised."""
-    some = next(some for some in found if some.clean)
-    planted, clean = (statistics.median(one["loss"] for one in runs) for runs in (some.trained, some.clean))
+    model = next(model for model in models if model.clean)
+    planted, clean = (statistics.median(run["loss"] for run in runs) for runs in (model.trained, model.clean))
     shows = "does not show" if abs(planted - clean) <= SAME_LOSS else "differs with"
     return Verdict(
-        f"The validation loss of {some.name} {shows} the canaries: {planted:.3f} with them, {clean:.3f} without.",
+        f"The validation loss of {model.name} {shows} the canaries: {planted:.3f} with them, {clean:.3f} without.",
         f"does not show: the two differ by at most {SAME_LOSS} nats per character",
     )
 

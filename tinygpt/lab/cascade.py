@@ -66,17 +66,17 @@ def fit(data: Path, seed: int, preset: str, out: Path, iterations: int, **base: 
 def ask(seed: int, out: Path | None = None) -> dict[str, Any]:
     """Confidence and right answers on val and test, and the latency of a line that comes alone, in seconds: those of a
     model, or of the n-gram baseline."""
-    pairs, found = TASK.make(seed), {}
-    answer = classifier(out, TASK.labels) if out else ngrams(pairs["train"], TASK.labels)
+    pairs, results = TASK.make(seed), {}
+    classify = classifier(out, TASK.labels) if out else ngrams(pairs["train"], TASK.labels)
     for split in SPLITS:
-        probs = answer([prompt for prompt, _ in pairs[split]])
-        found[split] = {"confidence": probs.max(axis=1).tolist(), "right": right(probs, pairs[split]).tolist()}
+        probs = classify([prompt for prompt, _ in pairs[split]])
+        results[split] = {"confidence": probs.max(axis=1).tolist(), "right": right(probs, pairs[split]).tolist()}
     seconds = []
     for prompt, _ in pairs["test"][:TIMED]:
-        began = time.monotonic()
-        answer([prompt])
-        seconds.append(time.monotonic() - began)
-    return {**found, "latency": statistics.median(seconds)}
+        start = time.monotonic()
+        classify([prompt])
+        seconds.append(time.monotonic() - start)
+    return {**results, "latency": statistics.median(seconds)}
 
 
 class System(NamedTuple):
@@ -101,22 +101,22 @@ class Run(NamedTuple):
 
 def cascade(systems: Sequence[System], target: float, person_price: float) -> Run:
     """Pass the lines through the systems; a person answers the rest. Without a system, the person answers all."""
-    left = {split: np.ones_like(right) for split, right in systems[0].right.items()} if systems else {}
-    answered: dict[str, list[Share]] = {split: [] for split in left}
+    remaining = {split: np.ones_like(right) for split, right in systems[0].right.items()} if systems else {}
+    answered: dict[str, list[Share]] = {split: [] for split in remaining}
     thresholds, shares, cost, seconds = [], [], 0.0, 0.0
     for system in systems:
-        reaching = left["val"]
-        thresholds.append(threshold(system.confidence["val"][reaching], system.right["val"][reaching], target))
-        reach = float(left["test"].mean())
+        reached = remaining["val"]
+        thresholds.append(threshold(system.confidence["val"][reached], system.right["val"][reached], target))
+        reach = float(remaining["test"].mean())
         cost, seconds = cost + reach * system.price, seconds + reach * system.seconds
-        for split in left:
-            now = left[split] & (system.confidence[split] >= thresholds[-1])
-            answered[split].append(Share(int(system.right[split][now].sum()), int(now.sum())))
-            left[split] = left[split] & ~now
-        shares.append(reach - float(left["test"].mean()))
+        for split in remaining:
+            answered_here = remaining[split] & (system.confidence[split] >= thresholds[-1])
+            answered[split].append(Share(int(system.right[split][answered_here].sum()), int(answered_here.sum())))
+            remaining[split] = remaining[split] & ~answered_here
+        shares.append(reach - float(remaining["test"].mean()))
     rest = 1 - sum(shares)
     hits = sum(share.hits for share in answered.get("test", []))
-    accuracy = (hits / len(left["test"]) if systems else 0) + rest
+    accuracy = (hits / len(remaining["test"]) if systems else 0) + rest
     cost, seconds = cost + rest * person_price, seconds + rest * PERSON_SECONDS
     return Run(thresholds, answered, [*shares, rest], accuracy, cost, seconds)
 
@@ -132,17 +132,17 @@ def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, Syst
     names, pretrained = {"ngram": "n-gram baseline", "tiny": "tiny model"}, f"pretrained {config.pretrained}"
     if config.pretrained:
         names[pretrained] = "outside model" if config.outside_price else config.pretrained
-    found = {}
+    by_name = {}
     for key, name in names.items():
-        if (one := results.get(f"ask: {key}, seed {seed}")) is not None:
+        if (result := results.get(f"ask: {key}, seed {seed}")) is not None:
             rent = config.outside_price if key == pretrained else 0.0  # 0: it runs here
-            price = rent or 1000 * one["latency"] / 3600 * config.price
-            arrays = {key: {split: np.array(one[split][key]) for split in SPLITS} for key in ("confidence", "right")}
-            found[name] = System(seconds=one["latency"], price=price, **arrays)
-    return found
+            price = rent or 1000 * result["latency"] / 3600 * config.price
+            arrays = {key: {split: np.array(result[split][key]) for split in SPLITS} for key in ("confidence", "right")}
+            by_name[name] = System(seconds=result["latency"], price=price, **arrays)
+    return by_name
 
 
-class Found:
+class AllRuns:
     """The runs of each system alone and of each cascade, a list with one for each seed that has its systems."""
 
     def __init__(self, systems: list[dict[str, System]], config: LabConfig) -> None:
@@ -153,14 +153,17 @@ class Found:
         self.longest = self.cascades[-1]
 
     def having(self, names: Sequence[str]) -> list[dict[str, System]]:
-        return [one for one in self.seeds if set(names) <= set(one)]
+        return [by_name for by_name in self.seeds if set(names) <= set(by_name)]
 
     def alone(self, name: str) -> list[Run]:
-        return [alone(one[name]) for one in self.having([name])]
+        return [alone(by_name[name]) for by_name in self.having([name])]
 
     def cascade(self, names: Sequence[str], target: float | None = None) -> list[Run]:
         target = self.config.target if target is None else target
-        return [cascade([one[name] for name in names], target, self.config.person_price) for one in self.having(names)]
+        return [
+            cascade([by_name[name] for name in names], target, self.config.person_price)
+            for by_name in self.having(names)
+        ]
 
 
 def median(runs: Sequence[Run], key: str) -> float:
@@ -170,18 +173,18 @@ def median(runs: Sequence[Run], key: str) -> float:
 def summarise(results: Results, config: LabConfig) -> Summary:
     """What each system and each cascade costs and gets right."""
     systems = [systems_of(results, config, seed) for seed in seeds(config)]
-    found, rows = Found(systems, config), []
-    same = Found(found.having(found.longest), config)  # the same lines for each system
+    all_runs, rows = AllRuns(systems, config), []
+    common = AllRuns(all_runs.having(all_runs.longest), config)  # the same lines for each system
     runs_of: list[tuple[str, Sequence[str], list[Run]]] = [
-        *((f"{name} alone", [name], found.alone(name)) for name in found.names),
-        *((f"{', '.join(names)}, person", names, found.cascade(names)) for names in found.cascades),
-        ("person alone", [], found.cascade([])),
+        *((f"{name} alone", [name], all_runs.alone(name)) for name in all_runs.names),
+        *((f"{', '.join(names)}, person", names, all_runs.cascade(names)) for names in all_runs.cascades),
+        ("person alone", [], all_runs.cascade([])),
     ]
     for name, names, runs in runs_of:
         shares = dict(zip([*names, "person"], zip(*(run.shares for run in runs), strict=True), strict=True))
         row = {"system": name, "accuracy": percent([run.accuracy for run in runs])}
         row |= {"cost of 1,000": money([run.cost for run in runs]), "time per line": time_of(median(runs, "seconds"))}
-        for who in [*found.names, "person"]:
+        for who in [*all_runs.names, "person"]:
             row[f"by {who}"] = percent([statistics.median(shares[who])], ".0f") if who in shares else ""
         rows.append(row)
     how = (
@@ -197,12 +200,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             f"{config.pretrained}, the price is --outside_price={config.outside_price:g}."
         )
     why = (
-        f"The cascade of {', '.join(found.longest)} and person. Threshold: the lowest confidence at which, of the "
+        f"The cascade of {', '.join(all_runs.longest)} and person. Threshold: the lowest confidence at which, of the "
         f"validation lines that reach the stage, {100 * config.target:g} % of the answered ones are correct "
         f"(--target), if there are at least {FEWEST} of them; none: no confidence reaches it. Accuracy: correct ones "
         "among the lines that the stage answers, in percent (95 % interval, pooled over the seeds)."
     )
-    runs = found.cascade(found.longest)
+    runs = all_runs.cascade(all_runs.longest)
     steps = [
         {
             "stage": name,
@@ -211,17 +214,17 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "answers": percent([run.shares[place] for run in runs]),
             "accuracy, validation": str(pooled([run.answered["val"][place] for run in runs])),
             "accuracy, test": str(pooled([run.answered["test"][place] for run in runs])),
-            "latency": time_of(statistics.median(run.seconds for run in found.alone(name))),
+            "latency": time_of(statistics.median(run.seconds for run in all_runs.alone(name))),
         }
-        for place, name in enumerate(found.longest)
+        for place, name in enumerate(all_runs.longest)
     ]
     return Summary(
         "Start simple, and add a system only where it is needed",
         "Card-statement lines: each stage answers those of which it is confident enough; the rest go to the next one.",
         [table("Systems alone, and cascades", rows, how), table("The stages of the longest cascade", steps, why)],
-        [simple(same), compared(same), promise(found)],
+        [simple(common), compared(common), promise(all_runs)],
         "Accuracy against cost; a line is a cascade at several targets, a circle the chosen one",
-        partial(draw, found),
+        partial(draw, all_runs),
     )
 
 
@@ -234,13 +237,13 @@ def time_of(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
-def simple(found: Found) -> Verdict:
+def simple(all_runs: AllRuns) -> Verdict:
     """The cascade with the fewest stages whose cost is close to that of the cheapest."""
-    costs = {names: median(found.cascade(names), "cost") for names in found.cascades}
+    costs = {names: median(all_runs.cascade(names), "cost") for names in all_runs.cascades}
     low = min(costs.values())
     names = next(names for names in costs if costs[names] <= (1 + GAIN) * low)
-    first = (found.longest[: number + 1] for number in range(len(found.longest)))
-    steps = [f"{', '.join(some)} and person: {costs[some]:.2f}" for some in first]
+    first = (all_runs.longest[: number + 1] for number in range(len(all_runs.longest)))
+    steps = [f"{', '.join(cascade_names)} and person: {costs[cascade_names]:.2f}" for cascade_names in first]
     return Verdict(
         f"Start with: {' and '.join(names)}; a person answers the rest. Cost: {costs[names]:.2f} per 1,000 lines; the "
         f"cheapest cascade costs {low:.2f}. Stage by stage: {'; '.join(steps)}.",
@@ -249,10 +252,10 @@ def simple(found: Found) -> Verdict:
     )
 
 
-def compared(found: Found) -> Verdict:
+def compared(all_runs: AllRuns) -> Verdict:
     """The longest cascade, compared with the best system alone and with a person alone."""
-    runs, person = found.cascade(found.longest), found.config.person_price
-    accuracy = {name: median(found.alone(name), "accuracy") for name in found.names}
+    runs, person = all_runs.cascade(all_runs.longest), all_runs.config.person_price
+    accuracy = {name: median(all_runs.alone(name), "accuracy") for name in all_runs.names}
     best = max(accuracy, key=lambda name: accuracy[name])
     saved = 100 * (1 - median(runs, "cost") / person) if person else 0.0
     return Verdict(
@@ -262,39 +265,40 @@ def compared(found: Found) -> Verdict:
     )
 
 
-def promise(found: Found) -> Verdict:
+def promise(all_runs: AllRuns) -> Verdict:
     """Whether the answered test lines have the accuracy for which the thresholds were chosen."""
-    runs, said = found.cascade(found.longest), []
-    for place, name in enumerate(found.longest):
-        share = pooled([run.answered["test"][place] for run in runs])
+    runs, statements = all_runs.cascade(all_runs.longest), []
+    for index, name in enumerate(all_runs.longest):
+        share = pooled([run.answered["test"][index] for run in runs])
         low, high = share.interval()
-        kept = "kept" if low <= found.config.target <= high else "exceeded" if low > found.config.target else "missed"
-        said.append(f"{name}: {kept} ({share} %)" if share.total else f"{name}: no answers")
+        target = all_runs.config.target
+        kept = "kept" if low <= target <= high else "exceeded" if low > target else "missed"
+        statements.append(f"{name}: {kept} ({share} %)" if share.total else f"{name}: no answers")
     return Verdict(
-        f"The target of each stage is {100 * found.config.target:g} % correct answers. On the test lines: "
-        f"{'; '.join(said)}.",
+        f"The target of each stage is {100 * all_runs.config.target:g} % correct answers. On the test lines: "
+        f"{'; '.join(statements)}.",
         "a stage keeps the target if the 95 % interval contains it: correct ones among its test lines, all seeds",
     )
 
 
-def draw(found: Found, axes: Any) -> None:
+def draw(all_runs: AllRuns, axes: Any) -> None:
     """Accuracy against cost: a line for each cascade, a point for each system alone."""
 
-    def place(runs: Sequence[Run]) -> tuple[float, float]:
+    def point(runs: Sequence[Run]) -> tuple[float, float]:
         return median(runs, "cost"), 100 * median(runs, "accuracy")
 
-    for index, names in enumerate(found.cascades):
-        points = zip(*(place(found.cascade(names, target)) for target in TARGETS), strict=True)
-        width = 2 + len(found.cascades) - index  # lines that coincide remain visible
+    for index, names in enumerate(all_runs.cascades):
+        points = zip(*(point(all_runs.cascade(names, target)) for target in TARGETS), strict=True)
+        width = 2 + len(all_runs.cascades) - index  # lines that coincide remain visible
         size = {"linewidth": width, "markersize": width + 2}
         axes.plot(*points, "o-", color=f"C{index}", label=f"{', '.join(names)}, person", **size)
-        axes.plot(*place(found.cascade(names)), "o", color=f"C{index}", markersize=12, markerfacecolor="none")
-    alone = [*((name, found.alone(name)) for name in found.names), ("person", found.cascade([]))]
+        axes.plot(*point(all_runs.cascade(names)), "o", color=f"C{index}", markersize=12, markerfacecolor="none")
+    alone = [*((name, all_runs.alone(name)) for name in all_runs.names), ("person", all_runs.cascade([]))]
     for number, (name, runs) in enumerate(alone):
-        axes.plot(*place(runs), "ks", markersize=6)
+        axes.plot(*point(runs), "ks", markersize=6)
         side = "right" if name == "person" else "left"
         offset = -8 if name == "person" else 8, -15 if number == 2 else -4  # the third is often close to the second
-        axes.annotate(name, place(runs), offset, textcoords="offset points", ha=side, fontsize=9)
+        axes.annotate(name, point(runs), offset, textcoords="offset points", ha=side, fontsize=9)
     axes.set(xlabel="cost of 1,000 lines (currency of the prices)", ylabel="accuracy (%)")
     axes.margins(x=0.2, y=0.1)
     axes.legend(frameon=False, fontsize=8, loc="lower right")

@@ -30,8 +30,8 @@ def lab(config: LabConfig) -> None:
     if not config.name:
         width = max(map(len, LABS))
         print("Labs, experiments on this machine:\n")
-        for name, each in LABS.items():
-            print(f"  {name:<{width}}  {each.about}")
+        for name, entry in LABS.items():
+            print(f"  {name:<{width}}  {entry.about}")
         print(f"\nnext: {suggest.command('lab', 'facts', '--quick')}")
         return
     if config.name not in LABS:
@@ -61,10 +61,10 @@ def lab(config: LabConfig) -> None:
     with folder_lock(folder, "lab"), ended_by_sigterm():
         print(f"lab {config.name}: {chosen.about}")
         results = run(folder, identity, stages)
-        found = chosen.summarise(results, config)
-        print(f"\n{found.as_text()}\n")
+        summary = chosen.summarise(results, config)
+        print(f"\n{summary.as_text()}\n")
         live = chosen.live(config, folder, results) if chosen.live else None
         more = [chosen.more(results, config, folder)] if chosen.more else []
-        for path in (*write(found, folder, config.name, live), *more):
+        for path in (*write(summary, folder, config.name, live), *more):
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")

@@ -70,8 +70,8 @@ def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
     pairs = TASK.make(seed)
     groups = {split: [prompt for prompt, _ in pairs[split]] for split in ("val", "test")}
     groups |= outside(data, pairs, seed)
-    answer = classifier(out / "model", TASK.labels) if system == "model" else ngrams(pairs["train"], TASK.labels)
-    by_group = {name: answer(prompts) for name, prompts in groups.items()}
+    classify = classifier(out / "model", TASK.labels) if system == "model" else ngrams(pairs["train"], TASK.labels)
+    by_group = {name: classify(prompts) for name, prompts in groups.items()}
     return {
         "confidence": {name: probs.max(axis=1).tolist() for name, probs in by_group.items()},
         "right": {split: right(by_group[split], pairs[split]).tolist() for split in ("val", "test")},
@@ -124,22 +124,29 @@ def threshold(confidence: Sequence[float], right: Sequence[bool], target: float,
     return float(curve.thresholds[enough].min(initial=math.inf))
 
 
-class Found:
+class SystemResults:
     """What the answers of one system say, a list with a value for each seed."""
 
     def __init__(self, results: Results, system: str, target: float) -> None:
-        asked = every_seed(results, f"ask: {system}")
-        self.confidence = [{group: np.array(each) for group, each in one["confidence"].items()} for one in asked]
-        self.right = [np.array(one["right"]["test"]) for one in asked]
-        self.thresholds = [threshold(one["confidence"]["val"], one["right"]["val"], target) for one in asked]
+        stage_results = every_seed(results, f"ask: {system}")
+        self.confidence = [
+            {group: np.array(values) for group, values in result["confidence"].items()} for result in stage_results
+        ]
+        self.right = [np.array(result["right"]["test"]) for result in stage_results]
+        self.thresholds = [
+            threshold(result["confidence"]["val"], result["right"]["val"], target) for result in stage_results
+        ]
         self.kinds = [group for group in self.confidence[0] if group not in ("val", "test")]
 
     def answered(self, group: str) -> list[float]:
         """Share of the prompts of a group that are answered."""
-        return [float((one[group] >= at).mean()) for one, at in zip(self.confidence, self.thresholds, strict=True)]
+        return [
+            float((confidence[group] >= limit).mean())
+            for confidence, limit in zip(self.confidence, self.thresholds, strict=True)
+        ]
 
     def auroc(self, kind: str) -> list[float]:
-        return [auroc(one["test"], one[kind]) for one in self.confidence]
+        return [auroc(confidence["test"], confidence[kind]) for confidence in self.confidence]
 
     def mean(self, of: Any) -> list[float]:
         """The mean over the kinds outside the task."""
@@ -147,8 +154,10 @@ class Found:
 
     def shares(self) -> list[Share]:
         """Share of right answers among the answered test lines."""
-        places = [one["test"] >= at for one, at in zip(self.confidence, self.thresholds, strict=True)]
-        return [Share(int(right[at].sum()), int(at.sum())) for right, at in zip(self.right, places, strict=True)]
+        masks = [
+            confidence["test"] >= limit for confidence, limit in zip(self.confidence, self.thresholds, strict=True)
+        ]
+        return [Share(int(right[mask].sum()), int(mask.sum())) for right, mask in zip(self.right, masks, strict=True)]
 
     def accuracy(self) -> list[float]:
         """The same of the seeds that answer a line."""
@@ -157,25 +166,25 @@ class Found:
     def own_errors(self) -> list[float]:
         """AUROC of the confidence as a detector of wrong answers to test lines."""
         pairs = zip(self.confidence, self.right, strict=True)
-        return [auroc(one["test"][right], one["test"][~right]) for one, right in pairs]
+        return [auroc(confidence["test"][right], confidence["test"][~right]) for confidence, right in pairs]
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     """What is answered inside and outside the task, and what the base model has forgotten."""
-    found = {system: Found(results, system, config.target) for system in SYSTEMS}
-    model = found["model"]
+    by_system = {system: SystemResults(results, system, config.target) for system in SYSTEMS}
+    model = by_system["model"]
     losses = every_seed(results, "fine-tuning")
     limit = math.log(losses[0]["characters"])
     rows = [
         {
             "system": SYSTEMS[system],
-            "accuracy": percent([float(right.mean()) for right in each.right]),
-            "threshold": spread(each.thresholds, ".2f"),
-            "coverage": percent(each.answered("test"), ".0f"),
-            "accuracy, answered": percent(each.accuracy()) if each.accuracy() else "",
-            "outside, answered": percent(each.mean(each.answered), ".0f"),
+            "accuracy": percent([float(right.mean()) for right in system_results.right]),
+            "threshold": spread(system_results.thresholds, ".2f"),
+            "coverage": percent(system_results.answered("test"), ".0f"),
+            "accuracy, answered": percent(system_results.accuracy()) if system_results.accuracy() else "",
+            "outside, answered": percent(system_results.mean(system_results.answered), ".0f"),
         }
-        for system, each in found.items()
+        for system, system_results in by_system.items()
     ]
     how = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
@@ -187,9 +196,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     kinds = []
     for kind in [*model.kinds, ""]:
         row = {"prompts": kind or "its wrong answers", "number": f"{len(model.confidence[0][kind])}" if kind else ""}
-        for name, each in zip(("model", "n-gram baseline"), found.values(), strict=True):
-            row[f"{name}: answered"] = percent(each.answered(kind)) if kind else ""
-            row[f"{name}: AUROC"] = spread(each.auroc(kind) if kind else each.own_errors(), ".2f")
+        for name, system_results in zip(("model", "n-gram baseline"), by_system.values(), strict=True):
+            row[f"{name}: answered"] = percent(system_results.answered(kind)) if kind else ""
+            row[f"{name}: AUROC"] = spread(system_results.auroc(kind) if kind else system_results.own_errors(), ".2f")
         kinds.append(row)
     why = (
         "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
@@ -213,60 +222,63 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             table("Prompts outside the task", kinds, why),
             Table("Loss on the base model's own text", ["model", "loss"], forgetting, unit),
         ],
-        [knows(model, config.target), holds(found, config.target), better(found), forgotten(losses, limit)],
+        [knows(model, config.target), holds(by_system, config.target), better(by_system), forgotten(losses, limit)],
         "Confidence inside and outside the task; above the threshold the system answers",
-        partial(draw, found),
+        partial(draw, by_system),
     )
 
 
-def knows(model: Found, target: float) -> Verdict:
+def knows(model: SystemResults, target: float) -> Verdict:
     """Whether the model abstains outside the task."""
     shares = {kind: statistics.median(model.answered(kind)) for kind in model.kinds}
     worst = max(shares, key=lambda kind: shares[kind])
-    said = "knows" if shares[worst] <= 1 - target else "does not know"
+    verb = "knows" if shares[worst] <= 1 - target else "does not know"
     return Verdict(
-        f"The fine-tuned model {said} that it does not know: it answers {100 * shares[worst]:.0f} % of the "
+        f"The fine-tuned model {verb} that it does not know: it answers {100 * shares[worst]:.0f} % of the "
         f"prompts of the kind that it answers most often, {worst}.",
         f"it knows if it answers at most {100 * (1 - target):.0f} % of every kind of prompts outside the task",
     )
 
 
-def holds(found: dict[str, Found], target: float) -> Verdict:
+def holds(by_system: dict[str, SystemResults], target: float) -> Verdict:
     """Whether the threshold keeps its promise on the test lines."""
-    said = []
-    for system, each in found.items():
-        share = pooled(each.shares())
+    statements = []
+    for system, system_results in by_system.items():
+        share = pooled(system_results.shares())
         if not share.total:
-            said.append(f"with the threshold of the {SYSTEMS[system]} nothing is answered")
+            statements.append(f"with the threshold of the {SYSTEMS[system]} nothing is answered")
             continue
         low, high = share.interval()
         kept = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
-        said.append(
+        statements.append(
             f"the threshold of the {SYSTEMS[system]} {kept} it ({100 * share.value():.1f} %, 95 % interval "
             f"{100 * low:.1f} to {100 * high:.1f} %)"
         )
     return Verdict(
-        f"The target is {100 * target:g} % correct answers inside the task: {' and '.join(said)}.",
+        f"The target is {100 * target:g} % correct answers inside the task: {' and '.join(statements)}.",
         "a threshold keeps the target if the interval contains it: accuracy on the answered test lines, all seeds",
     )
 
 
-def better(found: dict[str, Found]) -> Verdict:
+def better(by_system: dict[str, SystemResults]) -> Verdict:
     """Which system detects prompts outside the task better."""
-    aurocs = {SYSTEMS[system]: statistics.median(each.mean(each.auroc)) for system, each in found.items()}
+    aurocs = {
+        SYSTEMS[system]: statistics.median(system_results.mean(system_results.auroc))
+        for system, system_results in by_system.items()
+    }
     best, other = sorted(aurocs, key=lambda name: -aurocs[name])
-    said = f"The {best} detects prompts outside the task better than the {other}"
+    statement = f"The {best} detects prompts outside the task better than the {other}"
     if aurocs[best] - aurocs[other] < CLOSE:
-        said = f"The {best} and the {other} detect prompts outside the task equally well"
+        statement = f"The {best} and the {other} detect prompts outside the task equally well"
     return Verdict(
-        f"{said}: mean AUROC {aurocs[best]:.2f} and {aurocs[other]:.2f}.",
+        f"{statement}: mean AUROC {aurocs[best]:.2f} and {aurocs[other]:.2f}.",
         f"the higher mean of the kinds' AUROCs, median over the seeds; less than {CLOSE} apart counts as equal",
     )
 
 
 def forgotten(losses: Sequence[dict[str, float]], limit: float) -> Verdict:
     """What fine-tuning has done to the base model's own text."""
-    before, after = (statistics.median(one[when] for one in losses) for when in ("before", "after"))
+    before, after = (statistics.median(loss[when] for loss in losses) for when in ("before", "after"))
     still, than = ("", "worse") if after > limit else ("still ", "better")
     return Verdict(
         f"The model {still}predicts the text of its pretraining {than} than uniform guessing: its loss rises from "
@@ -275,17 +287,17 @@ def forgotten(losses: Sequence[dict[str, float]], limit: float) -> Verdict:
     )
 
 
-def draw(found: dict[str, Found], axes: Any) -> None:
+def draw(by_system: dict[str, SystemResults], axes: Any) -> None:
     """A histogram for each system: shares of the prompts by confidence, the kinds outside with equal weights."""
     figure, edges = axes.figure, np.linspace(0, 1, 21)
     axes.remove()
-    for axes, (system, each) in zip(figure.subplots(2, 1, sharex=True), found.items(), strict=True):
-        for name, groups, color in (("inside the task", ["test"], "C0"), ("outside", each.kinds, "C1")):
-            values = [one[group] for one in each.confidence for group in groups]
-            weights = [np.full(len(some), 100 / len(some) / len(values)) for some in values]
+    for axes, (system, system_results) in zip(figure.subplots(2, 1, sharex=True), by_system.items(), strict=True):
+        for name, groups, color in (("inside the task", ["test"], "C0"), ("outside", system_results.kinds, "C1")):
+            values = [confidence[group] for confidence in system_results.confidence for group in groups]
+            weights = [np.full(len(prompts), 100 / len(prompts) / len(values)) for prompts in values]
             style = {"color": color, "alpha": 0.5, "label": name}
             axes.hist(np.concatenate(values), edges, weights=np.concatenate(weights), **style)
-        line = statistics.median(each.thresholds)
+        line = statistics.median(system_results.thresholds)
         if math.isfinite(line):
             axes.axvline(line, color="black", label="threshold")
         axes.set_title(SYSTEMS[system], fontsize=10)

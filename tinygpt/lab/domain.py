@@ -53,8 +53,8 @@ class Case(NamedTuple):
         return f"{self.task}, {self.title()}"
 
     def splits(self) -> dict[str, list[Pair]]:
-        made = TASKS[self.task].make(SEED)
-        return made | {"train": made["train"][: self.examples or None]}
+        pairs = TASKS[self.task].make(SEED)
+        return pairs | {"train": pairs["train"][: self.examples or None]}
 
 
 class Size(NamedTuple):
@@ -70,7 +70,7 @@ FULL = Size(300, (
     Case("transactions", 200, 40), Case("transactions", 0, 150),
 ))  # fmt: skip
 QUICK = Size(60, (Case("sectors", 200, 40),))
-Found = dict[str, dict[Case, list[dict[str, float]]]]  # by base or baseline and case: the figures of each seed
+Figures = dict[str, dict[Case, list[dict[str, float]]]]  # by base or baseline and case: the figures of each seed
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
@@ -94,7 +94,7 @@ def prepare(folder: Path, size: Size) -> dict[str, int]:
     industries = sectors.corpus()
     texts = dict(zip(TEXTS, (tiny_shakespeare()[: len(industries)], industries), strict=True))
     tasks = {task: TASKS[task].make(SEED) for task in size.tasks()}
-    pairs = [pair for splits in tasks.values() for some in splits.values() for pair in some]
+    pairs = [pair for splits in tasks.values() for split_pairs in splits.values() for pair in split_pairs]
     tokenizer = tokenizer_of_pairs({"all": [*pairs, *texts.items()]})
     for name, text in texts.items():
         write_text(folder / "texts", name, text, tokenizer)
@@ -115,9 +115,9 @@ def pretrain(folder: Path, base: str, iterations: int, seed: int) -> dict[str, f
 
 
 def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]:
-    place = folder / f"seed-{seed}"
-    out = place / f"{base}-{case.task}-{case.examples or 'all'}-{case.iterations}"
-    settings = {"ckpt": place / base, "dataset": case.task, "data_dir": folder / "tasks", "seed": seed}
+    seed_folder = folder / f"seed-{seed}"
+    out = seed_folder / f"{base}-{case.task}-{case.examples or 'all'}-{case.iterations}"
+    settings = {"ckpt": seed_folder / base, "dataset": case.task, "data_dir": folder / "tasks", "seed": seed}
     settings |= {"examples": case.examples, "max_iters": case.iterations}
     train(folder / "train.log", "finetune", "finetune_sectors", out, **settings)
     return measured(case, classifier(out, TASKS[case.task].labels))
@@ -131,78 +131,81 @@ def baselines(case: Case) -> dict[str, dict[str, float]]:
     return {"n-gram baseline": measured(case, ngrams(examples, labels)), "majority baseline": majority}
 
 
-def measured(case: Case, answer: Classifier) -> dict[str, float]:
+def measured(case: Case, classify: Classifier) -> dict[str, float]:
     """Accuracy and macro F1 on the test prompts."""
     labels, test = TASKS[case.task].labels, case.splits()["test"]
-    predicted = answer([prompt for prompt, _ in test]).argmax(axis=1)
+    predicted = classify([prompt for prompt, _ in test]).argmax(axis=1)
     return quality(confusion_matrix(label_indices(case.task, test, labels), predicted, len(labels)))
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     every, size = seeds(config), QUICK if config.quick else FULL
     bits = {base: every_seed(results, f"base: {base}") for base in BASES}
-    found = {base: {case: every_seed(results, f"{base}: {case.name()}") for case in size.cases} for base in BASES}
+    figures = {base: {case: every_seed(results, f"{base}: {case.name()}") for case in size.cases} for base in BASES}
     for name in ("n-gram baseline", "majority baseline"):
-        found[name] = {case: [results[f"baselines: {case.data()}"][name]] for case in size.cases}
+        figures[name] = {case: [results[f"baselines: {case.data()}"][name]] for case in size.cases}
     shared = f"Median over {len(every)} seeds (minimum to maximum). " if len(every) > 1 else "One seed. "
     knows = [
-        {"base": base, **{text: spread([one[text] for one in some], ".2f") for text in TEXTS}}
-        for base, some in bits.items()
+        {"base": base, **{text: spread([losses[text] for losses in runs], ".2f") for text in TEXTS}}
+        for base, runs in bits.items()
     ]
     how = "Before fine-tuning, on the last tenth of each text. Less is better."
     tables = [table("Loss of each base model, in bits per character of held-out text", knows, shared + how)]
     for task in size.tasks():
         n = len(TASKS[task].make(SEED)["test"])
         how = f"On {n:,} test prompts; the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points."
-        tables.append(table(f"Accuracy on {task}", rows(found, task, "accuracy"), shared + how))
+        tables.append(table(f"Accuracy on {task}", rows(figures, task, "accuracy"), shared + how))
     how = "The mean F1 of the labels: a rare sector counts as much as a frequent one."
-    tables.append(table("Macro F1 on sectors", rows(found, "sectors", "macro_f1"), shared + how))
+    tables.append(table("Macro F1 on sectors", rows(figures, "sectors", "macro_f1"), shared + how))
     return Summary(
         "Does pretraining on text of one's own field help?",
         f"A tiny model reads {results['datasets']['characters']:,} characters of Shakespeare, or of descriptions of "
         "industries, or nothing; then it learns to name the sector of a business activity, or another task.",
         tables,
-        [own_text(bits), *(compared(found, one, other) for one, other in combinations(BASES[::-1], 2))],
+        [own_text(bits), *(compared(figures, base, other) for base, other in combinations(BASES[::-1], 2))],
         "Accuracy after fine-tuning; each point is a seed",
-        partial(draw, found),
+        partial(draw, figures),
     )
 
 
-def rows(found: Found, task: str, figure: str) -> list[dict[str, str]]:
+def rows(figures: Figures, task: str, figure: str) -> list[dict[str, str]]:
     """A row for each base and baseline, a column for each case of the task."""
-    some = [case for case in found["none"] if case.task == task]
+    cases = [case for case in figures["none"] if case.task == task]
     form = percent if figure == "accuracy" else partial(spread, form=".2f")
     return [
-        {"base": name, **{case.title(): form([one[figure] for one in row[case]]) for case in some}}
-        for name, row in found.items()
+        {"base": name, **{case.title(): form([run[figure] for run in row[case]]) for case in cases}}
+        for name, row in figures.items()
     ]
 
 
 def own_text(bits: dict[str, list[dict[str, float]]]) -> Verdict:
     """Whether each base predicts its own text best."""
-    said, best = [], True
+    statements, best = [], True
     for text, other in zip(TEXTS, reversed(TEXTS), strict=True):
-        own, foreign = ([one[text] for one in bits[base]] for base in (text, other))
+        own, foreign = ([losses[text] for losses in bits[base]] for base in (text, other))
         best = best and max(own) < min(foreign)
-        said.append(f"{median(own):.2f} bits per character of {text}, the base of {other} needs {median(foreign):.2f}")
+        statements.append(
+            f"{median(own):.2f} bits per character of {text}, the base of {other} needs {median(foreign):.2f}"
+        )
     return Verdict(
         f"Each base predicts {'its own text best' if best else 'not always its own text best'}: the base of "
-        f"{TEXTS[0]} needs {said[0]}; the base of {TEXTS[1]} needs {said[1]}.",
+        f"{TEXTS[0]} needs {statements[0]}; the base of {TEXTS[1]} needs {statements[1]}.",
         "the largest loss of a base on held-out text of its own is below the smallest loss of the other base",
     )
 
 
-def compared(found: Found, one: str, other: str) -> Verdict:
+def compared(figures: Figures, base: str, other_base: str) -> Verdict:
     """In which cases a base is better than another."""
     outcomes: dict[str, list[str]] = {"better than": [], "worse than": [], "no different from": []}
-    for case in found[one]:
-        mine, its = ([each["accuracy"] for each in found[base][case]] for base in (one, other))
-        gain, overlap = median(mine) - median(its), min(mine) <= max(its) and max(mine) >= min(its)
+    for case in figures[base]:
+        accuracies, other_accuracies = ([run["accuracy"] for run in figures[key][case]] for key in (base, other_base))
+        gain = median(accuracies) - median(other_accuracies)
+        overlap = min(accuracies) <= max(other_accuracies) and max(accuracies) >= min(other_accuracies)
         outcome = "better than" if gain > MARGIN else "worse than" if -gain > MARGIN else "no different from"
         outcomes["no different from" if overlap else outcome].append(f"{case.name()} ({100 * gain:+.1f})")
     names = {"none": "no pretraining", **{text: f"pretraining on {text}" for text in TEXTS}}
-    subject = names[one][0].upper() + names[one][1:]
-    parts = [f"{name} {names[other]}: {'; '.join(some)}" for name, some in outcomes.items() if some]
+    subject = names[base][0].upper() + names[base][1:]
+    parts = [f"{name} {names[other_base]}: {'; '.join(cases)}" for name, cases in outcomes.items() if cases]
     return Verdict(
         f"{subject} is {'. It is '.join(parts)}.",
         f"a difference counts if the ranges of accuracy over the seeds do not overlap, and the medians differ by more "
@@ -210,17 +213,17 @@ def compared(found: Found, one: str, other: str) -> Verdict:
     )
 
 
-def draw(found: Found, axes: Any) -> None:
-    for index, (name, row) in enumerate(found.items()):
-        for place, some in enumerate(row.values()):
-            values, label = [100 * one["accuracy"] for one in some], name if place == 0 else None
+def draw(figures: Figures, axes: Any) -> None:
+    for index, (name, row) in enumerate(figures.items()):
+        for position, runs in enumerate(row.values()):
+            values, label = [100 * run["accuracy"] for run in runs], name if position == 0 else None
             if name in BASES:
-                x, label = place + 0.18 * (index - 1), label and f"pretraining: {name}"
+                x, label = position + 0.18 * (index - 1), label and f"pretraining: {name}"
                 axes.plot([x] * len(values), values, "o", color=f"C{index}", alpha=0.8, label=label)
             else:
                 style = "--" if name.startswith("n-gram") else ":"
-                axes.hlines(values, place - 0.35, place + 0.35, color="gray", linestyle=style, label=label)
-    titles = [case.name().replace(", ", "\n") for case in found["none"]]
+                axes.hlines(values, position - 0.35, position + 0.35, color="gray", linestyle=style, label=label)
+    titles = [case.name().replace(", ", "\n") for case in figures["none"]]
     axes.set(ylabel="accuracy (%)", ylim=(0, 90))
     axes.set_xticks(range(len(titles)), titles, fontsize=9)
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")

@@ -38,7 +38,7 @@ QUICK = 200  # new labelled lines
 REPLAY = 0.5  # share of old lines in an update with replay
 ENOUGH = 0.05  # below last year's accuracy, a model counts as repaired
 CLOSE = 0.02  # accuracies that differ by less count as equal
-WAYS = {
+METHODS = {
     "new": "fine-tuned on the new lines",
     "replay": "fine-tuned, half of the lines replayed",
     "scratch": "trained from scratch on all lines",
@@ -52,13 +52,13 @@ Lines = dict[str, dict[str, list[Pair]]]  # year -> split -> pairs
 def lines(seed: int) -> Lines:
     """Lines of last year and of the new brands, whose names share no word with the others. The categories have equal
     shares in every beginning of every split, and no two lines have the same letters."""
-    made: Lines = {}
+    by_year: Lines = {}
     for year, split in (("old", "train"), ("new", "test")):
         rng = random.Random(seed)
         brands = {label: rng.sample(splits[split], BRANDS) for label, splits in merchants_by_label().items()}
         drawn = generate(seed, tuple(brands), partial(draw_line, brands))
-        made[year] = {name: in_turn(pairs)[: LINES[name]] for name, pairs in drawn.items()}
-    return made
+        by_year[year] = {name: in_turn(pairs)[: LINES[name]] for name, pairs in drawn.items()}
+    return by_year
 
 
 def draw_line(brands: dict[str, list[Merchant]], rng: random.Random, split: str, label: str, number: int) -> str:
@@ -66,56 +66,56 @@ def draw_line(brands: dict[str, list[Merchant]], rng: random.Random, split: str,
 
 
 def in_turn(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs in an order in which the labels take turns."""
+    """Sort the pairs so that their labels alternate: the first pair of each label, then the second of each, ..."""
     seen: defaultdict[str, Iterator[int]] = defaultdict(count)
     return sorted(pairs, key=lambda pair: next(seen[pair[1]]))
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    sizes, ways = ((QUICK,), ("new", "replay")) if config.quick else (UPDATE, ("new", "replay", "scratch"))
+    sizes, methods = ((QUICK,), ("new", "replay")) if config.quick else (UPDATE, ("new", "replay", "scratch"))
     scratch = SCRATCH_QUICK if config.quick else SCRATCH
     for seed in seeds(config):
-        for size, way in [(0, "scratch"), *((size, way) for size in sizes for way in ways)]:
-            length = scratch if way == "scratch" else UPDATE[size]
-            name = f"{size:,} new lines, {WAYS[way]}, seed {seed}" if size else f"last year's model, seed {seed}"
-            yield Stage(name, 4 + length / 25, partial(measure, folder, seed, way, size, length))
+        for size, method in [(0, "scratch"), *((size, method) for size in sizes for method in methods)]:
+            length = scratch if method == "scratch" else UPDATE[size]
+            name = f"{size:,} new lines, {METHODS[method]}, seed {seed}" if size else f"last year's model, seed {seed}"
+            yield Stage(name, 4 + length / 25, partial(measure, folder, seed, method, size, length))
 
 
-def measure(folder: Path, seed: int, way: str, size: int, iterations: int) -> dict[str, Any]:
-    """Train a model with `size` new lines in one of WAYS; return its accuracies by year, and the seconds.
+def measure(folder: Path, seed: int, method: str, size: int, iterations: int) -> dict[str, Any]:
+    """Train a model with `size` new lines in one of METHODS; return its accuracies by year, and the seconds.
 
-    Last year's model, and the one with replay, come with the n-gram baseline trained on all lines that there are then.
+    The results of last year's model and of replay include the n-gram baseline, trained on all old and new lines.
     """
-    made, data, labels = lines(seed), folder / "data", list(merchants_by_label())
-    tokenizer = tokenizer_of_pairs({f"{year} {name}": made[year][name] for year in YEARS for name in LINES})
-    new = made["new"]["train"][:size]
-    known, name = made["old"]["train"] + new, f"{way}-{size}-{seed}"
-    write_dataset(data, name, made["old"] | {"train": known if way == "scratch" else new}, labels, tokenizer)
+    by_year, data, labels = lines(seed), folder / "data", list(merchants_by_label())
+    tokenizer = tokenizer_of_pairs({f"{year} {name}": by_year[year][name] for year in YEARS for name in LINES})
+    new = by_year["new"]["train"][:size]
+    all_lines, name = by_year["old"]["train"] + new, f"{method}-{size}-{seed}"
+    write_dataset(data, name, by_year["old"] | {"train": all_lines if method == "scratch" else new}, labels, tokenizer)
     settings = {"dataset": name, "data_dir": data, "seed": seed, "max_iters": iterations}
-    if way == "scratch":
+    if method == "scratch":
         cost = train(folder / "train.log", "train", "lab_classifier", folder / name, **settings)
     else:
-        settings |= {"ckpt": folder / f"scratch-0-{seed}", "replay": REPLAY if way == "replay" else 0}
+        settings |= {"ckpt": folder / f"scratch-0-{seed}", "replay": REPLAY if method == "replay" else 0}
         cost = train(folder / "finetune.log", "finetune", "finetune_lab_drift", folder / name, **settings)
 
-    def accuracies(answer: Classifier) -> dict[str, float]:
-        tests = {year: made[year]["test"] for year in YEARS}
-        said = {year: answer([prompt for prompt, _ in test]) for year, test in tests.items()}
-        return {year: accuracy(most_probable(said[year], labels), test) for year, test in tests.items()}
+    def accuracies(classify: Classifier) -> dict[str, float]:
+        tests = {year: by_year[year]["test"] for year in YEARS}
+        probabilities = {year: classify([prompt for prompt, _ in test]) for year, test in tests.items()}
+        return {year: accuracy(most_probable(probabilities[year], labels), test) for year, test in tests.items()}
 
-    found: dict[str, Any] = {"way": way, "lines": size, "seed": seed, "seconds": cost.seconds}
-    found["model"] = accuracies(classifier(folder / name, labels))
-    if way == "replay" or not size:
-        began = time.monotonic()
-        ngram = accuracies(ngrams(known, labels))
-        found |= {"ngram_seconds": time.monotonic() - began, "ngram": ngram}
-    return found
+    result: dict[str, Any] = {"way": method, "lines": size, "seed": seed, "seconds": cost.seconds}
+    result["model"] = accuracies(classifier(folder / name, labels))
+    if method == "replay" or not size:
+        start = time.monotonic()
+        ngram = accuracies(ngrams(all_lines, labels))
+        result |= {"ngram_seconds": time.monotonic() - start, "ngram": ngram}
+    return result
 
 
 class Row(NamedTuple):
-    """What one way reached with a number of new lines; each list has a value for each seed."""
+    """The accuracies and times of a method with a number of new lines; each list has a value for each seed."""
 
-    way: str
+    method: str
     lines: int
     old: list[float]  # accuracy on last year's brands
     new: list[float]  # on new brands
@@ -127,19 +127,20 @@ class Row(NamedTuple):
 
 
 def rows_of(results: Results) -> list[Row]:
-    """The rows, by way in the order of WAYS, and by number of new lines. Without new lines, nothing is updated: the
-    model that was trained from scratch on last year's lines is the row without new lines of all ways."""
+    """Make the rows, sorted by method, as in METHODS, and number of new lines. With 0 new lines nothing is updated, so
+    all methods have the same row: that of the model trained from scratch on last year's lines."""
     rows: dict[tuple[str, int], Row] = {}
-    for one in results.values():
-        ways = ["new", "replay", "scratch"] if not one["lines"] else [one["way"]]
-        kinds = [(way, "model", "seconds") for way in ways] + [("ngram", "ngram", "ngram_seconds")] * ("ngram" in one)
-        for way, key, seconds in kinds:
-            row = rows.setdefault((way, one["lines"]), Row(way, one["lines"], [], [], []))
-            row.old.append(one[key]["old"])
-            row.new.append(one[key]["new"])
-            row.seconds.append(one[seconds])
-    updated = {way for way, size in rows if size}  # all, except in the quick form
-    return [rows[key] for way in WAYS if way in updated for key in sorted(rows) if key[0] == way]
+    for result in results.values():
+        methods = ["new", "replay", "scratch"] if not result["lines"] else [result["way"]]
+        keys = [(method, "model", "seconds") for method in methods]
+        keys += [("ngram", "ngram", "ngram_seconds")] * ("ngram" in result)
+        for method, key, seconds in keys:
+            row = rows.setdefault((method, result["lines"]), Row(method, result["lines"], [], [], []))
+            row.old.append(result[key]["old"])
+            row.new.append(result[key]["new"])
+            row.seconds.append(result[seconds])
+    updated = {method for method, size in rows if size}  # all, except in the quick form
+    return [rows[key] for method in METHODS if method in updated for key in sorted(rows) if key[0] == method]
 
 
 def summarise(results: Results, _: LabConfig) -> Summary:
@@ -148,7 +149,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
     names = {"new": "tiny model, not updated", "ngram": "n-gram baseline, not updated"}
     cells = [
         {
-            "method": WAYS[row.way] if row.lines else names[row.way],
+            "method": METHODS[row.method] if row.lines else names[row.method],
             "new lines": f"{row.lines:,}",
             YEARS["old"]: percent(row.old, ".0f"),
             YEARS["new"]: percent(row.new, ".0f"),
@@ -156,7 +157,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
             "training": duration(statistics.median(row.seconds)),
         }
         for row in rows
-        if row.lines or row.way in names  # without new lines, the models of all methods are the same
+        if row.lines or row.method in names  # without new lines, the models of all methods are the same
     ]
     how = (
         f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
@@ -170,9 +171,9 @@ def summarise(results: Results, _: LabConfig) -> Summary:
         "Spending categories of card-statement lines: what accuracy new brands cost, and what restores it.",
         [table("Accuracy before and after the update", cells, how)],
         [
-            cost_of_drift(base, next(row for row in rows if row.way == "ngram")),
+            cost_of_drift(base, next(row for row in rows if row.method == "ngram")),
             repair(base, rows),
-            gain_of_replay({row.way: row for row in rows if row.lines == most}, base),
+            gain_of_replay({row.method: row for row in rows if row.lines == most}, base),
             cheapest([row for row in rows if row.lines == most]),
         ],
         "Accuracy against the number of new labelled lines",
@@ -186,30 +187,30 @@ def middle(values: Sequence[float]) -> float:
 
 
 def cost_of_drift(base: Row, ngram: Row) -> Verdict:
-    said = [
+    statements = [
         f"{name} has {middle(row.old):.1f} % on last year's brands and {middle(row.new):.1f} % on new ones, so "
         f"{middle(row.next_year()):.1f} % next year"
         for name, row in (("the tiny model", base), ("the n-gram baseline", ngram))
     ]
     rule = "accuracies before the update; next year is the mean of the two"
-    return Verdict(f"Without an update, {'; '.join(said)}.", rule)
+    return Verdict(f"Without an update, {'; '.join(statements)}.", rule)
 
 
 def repair(base: Row, rows: Sequence[Row]) -> Verdict:
     """How many new lines bring next year's accuracy back to last year's."""
     goal = middle(base.old) - 100 * ENOUGH
     reached, missed = [], []
-    for way in dict.fromkeys(row.way for row in rows):
-        some = {row.lines: middle(row.next_year()) for row in rows if row.way == way and row.lines}
-        enough = next((lines for lines, share in some.items() if share >= goal), None)
+    for method in dict.fromkeys(row.method for row in rows):
+        by_lines = {row.lines: middle(row.next_year()) for row in rows if row.method == method and row.lines}
+        enough = next((lines for lines, share in by_lines.items() if share >= goal), None)
         if enough:
-            reached.append(f"{WAYS[way]} with {enough:,} new lines ({some[enough]:.1f} %)")
+            reached.append(f"{METHODS[method]} with {enough:,} new lines ({by_lines[enough]:.1f} %)")
         else:
-            missed.append(f"{WAYS[way]} ({max(some.values()):.1f} %)")
-    said = [f"It is reached by {'; '.join(reached)}." if reached else "No method reaches it."]
-    said += [f"The best of the others: {'; '.join(missed)}."] if missed else []
+            missed.append(f"{METHODS[method]} ({max(by_lines.values()):.1f} %)")
+    statements = [f"It is reached by {'; '.join(reached)}." if reached else "No method reaches it."]
+    statements += [f"The best of the others: {'; '.join(missed)}."] if missed else []
     return Verdict(
-        f"The drift is repaired with {goal:.1f} % next year. {' '.join(said)}",
+        f"The drift is repaired with {goal:.1f} % next year. {' '.join(statements)}",
         f"the tiny model's accuracy last year, {middle(base.old):.1f} %, less {100 * ENOUGH:.0f} percentage points; "
         "with the fewest new lines that reach it",
     )
@@ -231,12 +232,12 @@ def gain_of_replay(last: dict[str, Row], base: Row) -> Verdict:
 
 
 def cheapest(last: Sequence[Row]) -> Verdict:
-    """The fastest way whose accuracy next year is close to the best."""
+    """The fastest method whose accuracy next year is close to the best."""
     best = max(statistics.median(row.next_year()) for row in last)
     good = [row for row in last if statistics.median(row.next_year()) >= best - CLOSE]
     row = min(good, key=lambda row: statistics.median(row.seconds))
     return Verdict(
-        f"With {row.lines:,} new lines, choose: {WAYS[row.way]} ({middle(row.next_year()):.1f} % next year, "
+        f"With {row.lines:,} new lines, choose: {METHODS[row.method]} ({middle(row.next_year()):.1f} % next year, "
         f"{duration(statistics.median(row.seconds))} of training).",
         f"the shortest training among the methods within {100 * CLOSE:.0f} points of the best accuracy next year",
     )
@@ -244,11 +245,13 @@ def cheapest(last: Sequence[Row]) -> Verdict:
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
     places = sorted({row.lines for row in rows})
-    for way in dict.fromkeys(row.way for row in rows):
-        some, color = [row for row in rows if row.way == way], f"C{list(WAYS).index(way)}"
-        at = [places.index(row.lines) for row in some]
-        axes.plot(at, [middle(row.old) for row in some], "o-", color=color, label=WAYS[way], markersize=4)
-        axes.plot(at, [middle(row.new) for row in some], "s--", color=color, markersize=4)
+    for method in dict.fromkeys(row.method for row in rows):
+        method_rows, color = [row for row in rows if row.method == method], f"C{list(METHODS).index(method)}"
+        positions = [places.index(row.lines) for row in method_rows]
+        axes.plot(
+            positions, [middle(row.old) for row in method_rows], "o-", color=color, label=METHODS[method], markersize=4
+        )
+        axes.plot(positions, [middle(row.new) for row in method_rows], "s--", color=color, markersize=4)
     axes.plot([], [], "o-", color="gray", label=f"solid: {YEARS['old']}", markersize=4)
     axes.plot([], [], "s--", color="gray", label=f"dashed: {YEARS['new']}", markersize=4)
     axes.set(xlabel="new labelled lines", ylabel="accuracy (%)", ylim=(0, 103))

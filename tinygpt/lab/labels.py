@@ -63,11 +63,11 @@ def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
     train(folder / "train.log", "train", "lab_classifier", folder / name, **settings)
     prompts = [prompt for prompt, _ in task["test"]]
     learners = {"model": classifier(folder / name, labels), "ngram": ngrams(examples, labels)}
-    predicted = {learner: most_probable(answer(prompts), labels) for learner, answer in learners.items()}
-    found: dict[str, Any] = {"examples": size, "share": share, "seed": seed}
+    predicted = {learner: most_probable(classify(prompts), labels) for learner, classify in learners.items()}
+    result: dict[str, Any] = {"examples": size, "share": share, "seed": seed}
     for kind, test in zip(KINDS, (task["test"], mislabelled(task["test"], WORST, seed)), strict=True):
-        found[kind] = {learner: accuracy(answer, test) for learner, answer in predicted.items()}
-    return found
+        result[kind] = {learner: accuracy(answers, test) for learner, answers in predicted.items()}
+    return result
 
 
 def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
@@ -81,8 +81,8 @@ def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
     return [(pair[0], others[i]) if i in wrong else pair for i, pair in enumerate(pairs)]
 
 
-def accuracy(answer: Sequence[str], pairs: Sequence[Pair]) -> float:
-    return float(np.mean([said == right for said, (_, right) in zip(answer, pairs, strict=True)]))
+def accuracy(answers: Sequence[str], pairs: Sequence[Pair]) -> float:
+    return float(np.mean([predicted == label for predicted, (_, label) in zip(answers, pairs, strict=True)]))
 
 
 def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
@@ -93,32 +93,36 @@ def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
 
     def compute() -> dict[str, Any]:
         write_dataset(folder / "data", TASK.name, TASK.make(1337), TASK.labels)
-        found = methods.measure(job, dataclasses.replace(config, data_dir=str(folder / "data")), folder)
-        return {"examples": size, "share": 0.0, "seed": seed, "correct": {"pretrained": found["accuracy"]}}
+        figures = methods.measure(job, dataclasses.replace(config, data_dir=str(folder / "data")), folder)
+        return {"examples": size, "share": 0.0, "seed": seed, "correct": {"pretrained": figures["accuracy"]}}
 
     return Stage(job.title(), 60 + 2 * PRETRAINED[size], compute)
 
 
 def accuracies(results: Results, learner: str, share: float, kind: str = "correct") -> dict[int, list[float]]:
     """The accuracies of a learner with a share of wrong labels, by the number of examples, one for each seed."""
-    found: dict[int, list[float]] = {}
-    for one in results.values():
-        if one["share"] == share and learner in one.get(kind, {}):
-            found.setdefault(one["examples"], []).append(one[kind][learner])
-    return found
+    by_size: dict[int, list[float]] = {}
+    for result in results.values():
+        if result["share"] == share and learner in result.get(kind, {}):
+            by_size.setdefault(result["examples"], []).append(result[kind][learner])
+    return by_size
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     learners = dict(LEARNERS)
     if config.pretrained:
         learners["pretrained"] = f"{config.pretrained}, LoRA"
-    sizes, shares = (sorted({one[key] for one in results.values()}) for key in ("examples", "share"))
-    found = {(learner, share): accuracies(results, learner, share) for learner in learners for share in shares}
-    curves = {key: {size: statistics.median(some[size]) for size in some} for key, some in found.items() if some}
+    sizes, shares = (sorted({result[key] for result in results.values()}) for key in ("examples", "share"))
+    by_learner = {(learner, share): accuracies(results, learner, share) for learner in learners for share in shares}
+    curves = {
+        key: {size: statistics.median(by_size[size]) for size in by_size}
+        for key, by_size in by_learner.items()
+        if by_size
+    }
     rows = []
     for size, share in product(sizes, shares):
-        cells = {name: found[learner, share].get(size) for learner, name in learners.items()}
-        if size in found["model", share]:
+        cells = {name: by_learner[learner, share].get(size) for learner, name in learners.items()}
+        if size in by_learner["model", share]:
             row = {"examples": f"{size:,}", "wrong labels": f"{100 * share:.0f} %"}
             rows.append(row | {name: percent(values) if values else "" for name, values in cells.items()})
     how = (
@@ -156,7 +160,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             ),
         ],
         [
-            *(cost_of_wrong(LEARNERS[each], {share: found[each, share] for share in shares}) for each in LEARNERS),
+            *(cost_of_wrong(LEARNERS[each], {share: by_learner[each, share] for share in shares}) for each in LEARNERS),
             more_labels({name: curves[learner, 0.0] for learner, name in learners.items()}),
             better(curves["model", 0.0], curves["ngram", 0.0]),
             Verdict(
@@ -176,20 +180,20 @@ def on_wrong_labels(right: float) -> float:
     return right * (1 - WORST) + (1 - right) * WORST / (len(TASK.labels) - 1)
 
 
-def cost_of_wrong(name: str, found: dict[float, dict[int, list[float]]]) -> Verdict:
+def cost_of_wrong(name: str, by_share: dict[float, dict[int, list[float]]]) -> Verdict:
     """What wrong labels cost a learner, as a number of correct labels. found: share -> examples -> of each seed."""
-    clean, said = found[0.0], []
+    clean, statements = by_share[0.0], []
     most = max(clean)
-    for share in sorted(found)[1:]:
-        lost = statistics.median(right - wrong for right, wrong in zip(clean[most], found[share][most], strict=True))
+    for share in sorted(by_share)[1:]:
+        lost = statistics.median(right - wrong for right, wrong in zip(clean[most], by_share[share][most], strict=True))
         cost = "are worth as much as correct ones"
         if lost > CLOSE:
             curves = ({size: values[seed] for size, values in clean.items()} for seed in range(len(clean[most])))
-            worths = [worth(curve, wrong) for curve, wrong in zip(curves, found[share][most], strict=True)]
+            worths = [worth(curve, wrong) for curve, wrong in zip(curves, by_share[share][most], strict=True)]
             cost = f"are worth about {spread(worths, ',.0f')} correct ones"
-        said.append(f"{most:,} labels, {100 * share:.0f} % of them wrong, {cost} ({-100 * lost:+.1f} points)")
+        statements.append(f"{most:,} labels, {100 * share:.0f} % of them wrong, {cost} ({-100 * lost:+.1f} points)")
     return Verdict(
-        f"{name}: {'; '.join(said)}.",
+        f"{name}: {'; '.join(statements)}.",
         "the number of correct labels that gives the same accuracy, by interpolation between the rows without wrong "
         "labels (linear in its logarithm), for each seed: median (minimum to maximum); a median loss of up to "
         f"{100 * CLOSE:.0f} percentage points is not counted. It holds for errors that are drawn uniformly, and for "
@@ -221,13 +225,13 @@ def more_labels(clean: dict[str, Curve]) -> Verdict:
 
 def better(model: Curve, ngram: Curve) -> Verdict:
     """Which of the two learners is better with how many examples."""
-    said = []
+    statements = []
     for size in sorted(model):
         gap = model[size] - ngram[size]
         winner = "no difference" if abs(gap) <= CLOSE else LEARNERS["model" if gap > 0 else "ngram"]
-        said.append(f"{size:,} examples: {winner} ({100 * gap:+.1f} points)")
+        statements.append(f"{size:,} examples: {winner} ({100 * gap:+.1f} points)")
     return Verdict(
-        f"Better with correct labels, by number of examples: {'; '.join(said)}.",
+        f"Better with correct labels, by number of examples: {'; '.join(statements)}.",
         f"accuracy of the tiny model minus that of the n-gram baseline; up to {100 * CLOSE:.0f} points do not count",
     )
 

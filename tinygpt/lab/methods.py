@@ -77,25 +77,25 @@ def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
     """Train once and evaluate; return the figures."""
     path = hashlib.sha256(job.base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
     out = folder / re.sub(r"\W+", "-", f"{job._replace(base='').title()} {path}")
-    found = {"method": job.name, "seed": job.seed, "seconds": 0.0, "memory": 0, "trained": 0, "bytes": 0}
-    found["forgetting"] = None
+    figures = {"method": job.name, "seed": job.seed, "seconds": 0.0, "memory": 0, "trained": 0, "bytes": 0}
+    figures["forgetting"] = None
     if job.method.command:
         settings = {**job.method.settings, "seed": job.seed, "data_dir": config.data_dir}
         settings |= {"ckpt": job.base} if job.base else {}
         cost = train(folder / "train.log", job.method.command, job.method.preset, out, **settings)
-        found |= {"seconds": cost.seconds, "memory": cost.memory, "trained": cost.weights, "bytes": cost.bytes}
+        figures |= {"seconds": cost.seconds, "memory": cost.memory, "trained": cost.weights, "bytes": cost.bytes}
         if len(cost.base_losses) == 2:
-            found["forgetting"] = cost.base_losses["after"] - cost.base_losses["before"]
+            figures["forgetting"] = cost.base_losses["after"] - cost.base_losses["before"]
     model, data = out if job.method.command else job.base, f"--data_dir={config.data_dir}"
-    asked = ["eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data]
-    report = json.loads(run(folder / "eval.log", *asked).output)
+    eval_command = ["eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data]
+    report = json.loads(run(folder / "eval.log", *eval_command).output)
     (folder / "outside.txt").write_text(SONNET, encoding="utf-8")
-    outside = run(folder / "eval.log", *asked, f"--predict={folder / 'outside.txt'}").output
-    found["accuracy"] = report["results"]["model"]["accuracy"]
-    found["ngram"] = report["results"].get("ngram", {}).get("accuracy")
-    found["confidence"] = sum(bin["count"] * (bin["confidence"] or 0) for bin in report["bins"]) / report["n"]
-    found["outside"] = statistics.mean(json.loads(line)["probability"] for line in outside.splitlines())
-    return found
+    outside = run(folder / "eval.log", *eval_command, f"--predict={folder / 'outside.txt'}").output
+    figures["accuracy"] = report["results"]["model"]["accuracy"]
+    figures["ngram"] = report["results"].get("ngram", {}).get("accuracy")
+    figures["confidence"] = sum(bin["count"] * (bin["confidence"] or 0) for bin in report["bins"]) / report["n"]
+    figures["outside"] = statistics.mean(json.loads(line)["probability"] for line in outside.splitlines())
+    return figures
 
 
 def compared(results: Results, _: LabConfig) -> Summary:
@@ -103,8 +103,8 @@ def compared(results: Results, _: LabConfig) -> Summary:
     runs: dict[str, list[dict[str, Any]]] = {}
     for result in filter(None, results.values()):  # the data have none
         runs.setdefault(result["method"], []).append(result)
-    ngram = next(one["ngram"] for some in runs.values() for one in some if one["ngram"] is not None)
-    rows = [row(name, some) for name, some in runs.items()]
+    ngram = next(run["ngram"] for method_runs in runs.values() for run in method_runs if run["ngram"] is not None)
+    rows = [row(name, method_runs) for name, method_runs in runs.items()]
     rows.append(dict.fromkeys(rows[0], "") | {"method": "n-gram baseline", "accuracy": percent([ngram])})
     how = (
         "Median over the seeds (minimum to maximum). Trained: number of parameters. File: size of the checkpoint or "
@@ -115,8 +115,10 @@ def compared(results: Results, _: LabConfig) -> Summary:
     )
 
     def draw(axes: Any) -> None:
-        for index, (name, some) in enumerate(runs.items()):
-            points = [(one["forgetting"], 100 * one["accuracy"]) for one in some if one["forgetting"] is not None]
+        for index, (name, method_runs) in enumerate(runs.items()):
+            points = [
+                (run["forgetting"], 100 * run["accuracy"]) for run in method_runs if run["forgetting"] is not None
+            ]
             if points:
                 axes.plot(*zip(*points, strict=True), "o", color=f"C{index}", label=name)
         axes.axhline(100 * ngram, color="gray", linestyle=":", label="n-gram baseline")
@@ -134,18 +136,18 @@ def compared(results: Results, _: LabConfig) -> Summary:
 
 
 def median(runs: Sequence[dict[str, Any]], key: str) -> float:
-    return statistics.median(one[key] for one in runs)
+    return statistics.median(run[key] for run in runs)
 
 
 def row(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
-    forgetting = [one["forgetting"] for one in runs if one["forgetting"] is not None]
+    forgetting = [run["forgetting"] for run in runs if run["forgetting"] is not None]
     return {
         "method": name,
         "trained": f"{runs[0]['trained']:,}",
         "file": f"{runs[0]['bytes'] / 1e6:.1f} MB" if runs[0]["bytes"] else "",
         "training": duration(median(runs, "seconds")) if runs[0]["trained"] else "",
         "memory": f"{median(runs, 'memory') / 1e9:.1f} GB" if runs[0]["memory"] else "",
-        "accuracy": percent([one["accuracy"] for one in runs]),
+        "accuracy": percent([run["accuracy"] for run in runs]),
         "confidence: task, sonnet": ", ".join(f"{100 * median(runs, key):.0f} %" for key in ("confidence", "outside")),
         "forgetting": spread(forgetting, "+.2f") if forgetting else "",
     }
@@ -153,7 +155,9 @@ def row(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 def simplest(runs: dict[str, list[dict[str, Any]]], ngram: float) -> Verdict:
     """The first method of the table, after the n-gram baseline, whose accuracy is close to the best one."""
-    accuracy = {"the n-gram baseline": ngram} | {name: median(some, "accuracy") for name, some in runs.items()}
+    accuracy = {"the n-gram baseline": ngram} | {
+        name: median(method_runs, "accuracy") for name, method_runs in runs.items()
+    }
     best = max(accuracy.values())
     name = next(name for name, value in accuracy.items() if value >= best - CLOSE)
     return Verdict(
@@ -168,11 +172,11 @@ def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
 
     Empty if forgetting was not measured, since the dataset of the base model is missing.
     """
-    small = {name: some for name, some in runs.items() if METHODS[name].base == "small"}
-    if any(one["forgetting"] is None for some in small.values() for one in some):
+    small = {name: method_runs for name, method_runs in runs.items() if METHODS[name].base == "small"}
+    if any(run["forgetting"] is None for method_runs in small.values() for run in method_runs):
         return []
-    best = max(median(some, "accuracy") for some in small.values())
-    good = [name for name, some in small.items() if median(some, "accuracy") >= best - CLOSE]
+    best = max(median(method_runs, "accuracy") for method_runs in small.values())
+    good = [name for name, method_runs in small.items() if median(method_runs, "accuracy") >= best - CLOSE]
     name = min(good, key=lambda name: median(small[name], "forgetting"))
     accuracy, forgetting = (median(small[name], key) for key in ("accuracy", "forgetting"))
     verdict = Verdict(

@@ -97,19 +97,21 @@ class Model:
     @torch.inference_mode()
     def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
         """Log-probabilities of the continuations of a text, in nats, float64 (n,)."""
-        asked = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
-        answers = [self.tokenizer.encode(text).astype(np.int64) for text in continuations]
-        longest = max(map(len, answers))
-        many, parts = max(1, classify.BATCH_TOKENS // longest), []
-        for at in range(0, len(answers), many):
-            cache = self.model.new_cache(1, asked.size(1) + longest)
-            parts.append(classify.answer_scores(self.model, cache, asked, answers[at : at + many])[0])
+        prefix_ids = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
+        continuation_ids = [self.tokenizer.encode(text).astype(np.int64) for text in continuations]
+        longest = max(map(len, continuation_ids))
+        batch_size, parts = max(1, classify.BATCH_TOKENS // longest), []
+        for start in range(0, len(continuation_ids), batch_size):
+            cache = self.model.new_cache(1, prefix_ids.size(1) + longest)
+            parts.append(
+                classify.answer_scores(self.model, cache, prefix_ids, continuation_ids[start : start + batch_size])[0]
+            )
         return np.concatenate(parts)
 
     def continuation(self, prefix: str, tokens: int) -> str:
         """The greedy continuation of a text."""
-        asked = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
-        return self.tokenizer.decode([int(token) for token in generate(self.model, asked, tokens, Sampling(0))])
+        prefix_ids = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
+        return self.tokenizer.decode([int(token) for token in generate(self.model, prefix_ids, tokens, Sampling(0))])
 
     def bits_per_character(self, data: Path, name: str) -> float:
         """The loss on the complete validation split of a dataset of plain text with the model's tokenizer."""

@@ -46,13 +46,13 @@ def examples(config: LabConfig) -> tuple[int, ...]:
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """The datasets; for each seed a base model, and adapters of each firm and number of examples; the swaps."""
     yield Stage("datasets", 1, partial(write_datasets, folder))
-    places = [Place(folder / f"seed-{seed}", seed, config.quick) for seed in seeds(config)]
-    for seed, place in enumerate(places, start=1):
-        yield Stage(f"base model, seed {seed}", 10, place.base_model)
+    seed_folders = [SeedFolder(folder / f"seed-{seed}", seed, config.quick) for seed in seeds(config)]
+    for seed, seed_folder in enumerate(seed_folders, start=1):
+        yield Stage(f"base model, seed {seed}", 10, seed_folder.base_model)
         for firm, size in product(FIRMS, examples(config)):
             name = f"{stage_of(firm, size)}, seed {seed}"
-            yield Stage(name, 6 if config.quick else 10, partial(place.adapter, firm, size))
-    yield Stage("swaps", 3, places[0].swaps)
+            yield Stage(name, 6 if config.quick else 10, partial(seed_folder.adapter, firm, size))
+    yield Stage("swaps", 3, seed_folders[0].swaps)
 
 
 def stage_of(firm: str, size: int) -> str:
@@ -65,7 +65,7 @@ def write_datasets(folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class SeedFolder:
     """The folder of one seed: its base model, and the adapters of it."""
 
     folder: Path
@@ -77,7 +77,7 @@ class Place:
         return self.folder / "base"
 
     @cached_property
-    def held(self) -> Adapters:
+    def adapters(self) -> Adapters:
         """The base model, loaded once for all adapters."""
         return Adapters(str(self.base))
 
@@ -91,34 +91,34 @@ class Place:
         settings |= {"max_iters": (QUICK if self.quick else ITERATIONS)[step], "data_dir": self.folder.parent / "data"}
         cost = train(self.folder / f"{command}.log", command, preset, out, seed=self.seed, **settings)
         if step == "adapter":
-            self.held.add(out.name, str(out))
-        found = {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes}
-        return found | judged(Model(self.held.checkpoint(out.name if step == "adapter" else "")), self.prompts)
+            self.adapters.add(out.name, str(out))
+        result = {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes}
+        return result | judged(Model(self.adapters.checkpoint(out.name if step == "adapter" else "")), self.prompts)
 
     def base_model(self) -> dict[str, Any]:
         return self.measured("train", "reports", self.base, "base")
 
     def adapter(self, firm: str, size: int) -> dict[str, Any]:
         settings = {"ckpt": self.base, "dataset": DATASETS[firm], "examples": size}
-        found = self.measured("finetune", "finetune_reports", self.folder / f"{firm}-{size}", "adapter", **settings)
-        return {"firm": firm, "examples": size, "seed": self.seed, **found}
+        result = self.measured("finetune", "finetune_reports", self.folder / f"{firm}-{size}", "adapter", **settings)
+        return {"firm": firm, "examples": size, "seed": self.seed, **result}
 
     def swaps(self) -> dict[str, Any]:
         """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
         files = {firm: str(self.folder / f"{firm}-{EXAMPLES[-1]}") for firm in FIRMS}
-        held = Adapters(str(self.base), files)
+        adapters = Adapters(str(self.base), files)
 
         def logits(model: Model) -> torch.Tensor:
             with torch.inference_mode():
                 ids = torch.from_numpy(model.tokenizer.encode_prompt(self.prompts[0]).astype("int64"))[None]
                 return model.model(ids)[0]
 
-        turns = ["a", "b", "a", ""]  # the last one takes the adapter off
-        swapped = [logits(Model(held.checkpoint(name))) for name in turns]
-        loaded = [logits(Model(load_model(str(self.base), files.get(name, "")))) for name in turns]
+        sequence = ["a", "b", "a", ""]  # the last one takes the adapter off
+        swapped = [logits(Model(adapters.checkpoint(name))) for name in sequence]
+        loaded = [logits(Model(load_model(str(self.base), files.get(name, "")))) for name in sequence]
         names = cycle(FIRMS)
         return {
-            "swap": milliseconds(lambda: Model(held.checkpoint(next(names)))),
+            "swap": milliseconds(lambda: Model(adapters.checkpoint(next(names)))),
             "load": milliseconds(lambda: Model(self.base, files[next(names)])),
             "exact": all(map(torch.equal, swapped, loaded)),
             "differ": not torch.equal(swapped[0], swapped[3]),
@@ -132,13 +132,13 @@ def prompts_of_test() -> list[str]:
 def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
     """Judge the responses to prompts by the style of each firm and by their facts."""
     texts, _ = model.responses(prompts, 120)
-    right = [all(facts(prompt, text).values()) for prompt, text in zip(prompts, texts, strict=True)]
-    found: dict[str, Any] = {"n": len(prompts), "fidelity": statistics.mean(right), "responses": texts[:50]}
+    correct = [all(facts(prompt, text).values()) for prompt, text in zip(prompts, texts, strict=True)]
+    judgement: dict[str, Any] = {"n": len(prompts), "fidelity": statistics.mean(correct), "responses": texts[:50]}
     for firm in DATASETS:
         in_style = [i for i, text in enumerate(texts) if all(style(firm, text).values())]
-        wrong = sum(not right[i] for i in in_style)
-        found[firm] = {"style": len(in_style) / len(prompts), "in style": len(in_style), "wrong": wrong}
-    return found
+        wrong = sum(not correct[i] for i in in_style)
+        judgement[firm] = {"style": len(in_style) / len(prompts), "in style": len(in_style), "wrong": wrong}
+    return judgement
 
 
 def milliseconds(work: Callable[[], Any]) -> float:
@@ -154,8 +154,10 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for index, (firm, name) in enumerate(FIRMS.items()):
             for what, line, marker in (("style", "-", "o"), ("fidelity", "--", "s")):
                 color, values = f"C{index}", [shares(runs[firm, size], firm, what) for size in sizes]
-                points = [(size, 100 * one) for size, some in zip(sizes, values, strict=True) for one in some]
-                axes.plot(sizes, [100 * statistics.median(some) for some in values], line, color=color)
+                points = [
+                    (size, 100 * share) for size, run_shares in zip(sizes, values, strict=True) for share in run_shares
+                ]
+                axes.plot(sizes, [100 * statistics.median(run_shares) for run_shares in values], line, color=color)
                 axes.plot(*zip(*points, strict=True), marker, color=color, markersize=5)
                 axes.plot([], [], marker, linestyle=line, color=color, label=f"{name}, {what}")
         fidelity = 100 * statistics.median(shares(bases, "", "fidelity"))
@@ -182,10 +184,10 @@ Runs = dict[tuple[str, int], list[dict[str, Any]]]  # by firm and number of exam
 def shares(runs: Sequence[dict[str, Any]], firm: str, what: str) -> list[float]:
     """Of each run, the share of responses in a firm's style, with fidelity, or wrong among those in style."""
     if what == "fidelity":
-        return [one["fidelity"] for one in runs]
+        return [run["fidelity"] for run in runs]
     if what == "style":
-        return [one[firm]["style"] for one in runs]
-    return [one[firm]["wrong"] / max(one[firm]["in style"], 1) for one in runs]
+        return [run[firm]["style"] for run in runs]
+    return [run[firm]["wrong"] / max(run[firm]["in style"], 1) for run in runs]
 
 
 def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Table:
@@ -196,16 +198,16 @@ def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Tab
         [
             {
                 "model": name,
-                "style plain": percent(shares(some, "plain", "style"), ".0f"),
-                "style A": percent(shares(some, "a", "style"), ".0f"),
-                "style B": percent(shares(some, "b", "style"), ".0f"),
-                "fidelity": percent(shares(some, "", "fidelity"), ".0f"),
-                "trained": f"{some[0]['trained']:,}",
-                "file": f"{some[0]['bytes'] / 1e6:.2f} MB",
-                "training": duration(statistics.median(one["seconds"] for one in some)),
+                "style plain": percent(shares(model_runs, "plain", "style"), ".0f"),
+                "style A": percent(shares(model_runs, "a", "style"), ".0f"),
+                "style B": percent(shares(model_runs, "b", "style"), ".0f"),
+                "fidelity": percent(shares(model_runs, "", "fidelity"), ".0f"),
+                "trained": f"{model_runs[0]['trained']:,}",
+                "file": f"{model_runs[0]['bytes'] / 1e6:.2f} MB",
+                "training": duration(statistics.median(run["seconds"] for run in model_runs)),
                 "swap": f"{swap['swap']:.0f} ms" if name != "base model" else "",
             }
-            for name, some in rows.items()
+            for name, model_runs in rows.items()
         ],
         f"On {bases[0]['n']} test prompts of companies that occur in no training set; median over the seeds (minimum "
         "to maximum), each with a base model of its own. Style: the response follows all rules of a style, whatever it "
@@ -232,19 +234,19 @@ def by_examples(runs: Runs, n: int) -> Table:
 def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
     """The responses to one prompt: where a text in style is wrong, if there is such a prompt, else the first."""
     prompts = prompts_of_test()
-    shown = {"base": base} | {f"{firm.upper()}, {size}": some[0] for (firm, size), some in runs.items()}
+    shown = {"base": base} | {f"{firm.upper()}, {size}": adapter_runs[0] for (firm, size), adapter_runs in runs.items()}
     few = runs["a", EXAMPLES[0]][0]["responses"]
     good = (i for i, text in enumerate(few) if all(style("a", text).values()) and wrong_facts(prompts[i], text))
-    place = next(good, 0)
+    index = next(good, 0)
     rows = []
-    for name, one in shown.items():
-        text = one["responses"][place]
-        rows.append({"model": name, "response": text, "wrong": wrong_facts(prompts[place], text) or "nothing"})
+    for name, run in shown.items():
+        text = run["responses"][index]
+        rows.append({"model": name, "response": text, "wrong": wrong_facts(prompts[index], text) or "nothing"})
     how = (
         f"A, {EXAMPLES[0]}: the base model with firm A's adapter from {EXAMPLES[0]} examples, seed 1. The prompt is "
         f"the first one where that response is in perfect style and wrong, if there is one among the first {len(few)}."
     )
-    return table(f"Prompt: {prompts[place]}", rows, how)
+    return table(f"Prompt: {prompts[index]}", rows, how)
 
 
 def wrong_facts(prompt: str, text: str) -> str:
@@ -255,26 +257,26 @@ def needed(runs: Runs) -> Verdict:
     """From how many examples on style and fidelity are learned."""
 
     def smallest(firm: str, what: str) -> str:
-        sizes = [size for one, size in runs if one == firm]
+        sizes = [size for key, size in runs if key == firm]
         good = (size for size in sizes if statistics.median(shares(runs[firm, size], firm, what)) >= ENOUGH)
         return f"{what} {next(good, f'more than {max(sizes)}')}"
 
-    said = [f"{name}: {smallest(firm, 'style')}, {smallest(firm, 'fidelity')}" for firm, name in FIRMS.items()]
+    statements = [f"{name}: {smallest(firm, 'style')}, {smallest(firm, 'fidelity')}" for firm, name in FIRMS.items()]
     return Verdict(
-        f"Training examples needed: {'; '.join(said)}.",
+        f"Training examples needed: {'; '.join(statements)}.",
         f"the smallest number with which at least {100 * ENOUGH:.0f} % of the responses pass (median over the seeds)",
     )
 
 
 def in_style_and_wrong(runs: Runs) -> Verdict:
     """How many texts in perfect style state something wrong."""
-    wrong = {key: 100 * statistics.median(shares(some, key[0], "wrong")) for key, some in runs.items()}
+    wrong = {key: 100 * statistics.median(shares(adapter_runs, key[0], "wrong")) for key, adapter_runs in runs.items()}
     sizes = [size for firm, size in runs if firm == "a"]
     head = "can be wrong" if max(wrong.values()) > MARGIN else "is correct in this run"
-    said = [f"{name} {', '.join(f'{wrong[firm, size]:.0f}' for size in sizes)} %" for firm, name in FIRMS.items()]
+    statements = [f"{name} {', '.join(f'{wrong[firm, size]:.0f}' for size in sizes)} %" for firm, name in FIRMS.items()]
     return Verdict(
         f"A text in perfect style {head}. With {', '.join(map(str, sizes))} examples, this share of such texts states "
-        f"something wrong: {'; '.join(said)}.",
+        f"something wrong: {'; '.join(statements)}.",
         f"can be wrong: the largest of these shares (median over the seeds) is above {MARGIN} %",
     )
 
@@ -282,10 +284,10 @@ def in_style_and_wrong(runs: Runs) -> Verdict:
 def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
     """Negative control: each adapter judged by the other firm's rules, and the base model by both."""
     other = [(runs["a", EXAMPLES[-1]], "b"), (runs["b", EXAMPLES[-1]], "a"), (bases, "a"), (bases, "b")]
-    most = max(share for some, firm in other for share in shares(some, firm, "style"))
-    said = "separates the styles" if most == 0 else "does not separate the styles"
+    most = max(share for model_runs, firm in other for share in shares(model_runs, firm, "style"))
+    verb = "separates the styles" if most == 0 else "does not separate the styles"
     return Verdict(
-        f"The style score {said}: of any model's responses, at most {100 * most:.1f} % follow all rules of a "
+        f"The style score {verb}: of any model's responses, at most {100 * most:.1f} % follow all rules of a "
         "firm that the model was not trained for.",
         f"the base model, and both adapters from {EXAMPLES[-1]} examples, judged by the rules of the other firm: "
         "all 0 %",
@@ -293,7 +295,7 @@ def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
 
 
 def swapping(base: dict[str, Any], runs: Runs, swap: dict[str, Any]) -> Verdict:
-    sizes = [some[0]["bytes"] for (_, size), some in runs.items() if size == EXAMPLES[-1]]
+    sizes = [adapter_runs[0]["bytes"] for (_, size), adapter_runs in runs.items() if size == EXAMPLES[-1]]
     exact = "bit-identical to" if swap["exact"] and swap["differ"] else "NOT the same as"
     return Verdict(
         f"An adapter takes {max(sizes) / 1000:.0f} kB, the base model {base['bytes'] / 1000:.0f} kB. A swap takes "

@@ -93,8 +93,8 @@ def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: 
 def columns_of(results: Results, config: LabConfig) -> list[np.ndarray]:
     """The arguments of `fit`: parameters, tokens and losses of all runs but the last."""
     size = QUICK if config.quick else FULL
-    every = [results[name(*cell)] for cell in product(size.widths, size.passes, seeds(config))]
-    return [np.array([float(run[key]) for run in every]) for key in ("parameters", "tokens", "loss")]
+    runs = [results[name(*cell)] for cell in product(size.widths, size.passes, seeds(config))]
+    return [np.array([float(run[key]) for run in runs]) for key in ("parameters", "tokens", "loss")]
 
 
 def resampled(law: Law, columns: Sequence[np.ndarray], count: int = 200) -> list[Law]:
@@ -131,11 +131,11 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     parameters = {width: runs[width, size.passes[0]][0]["parameters"] for width in size.widths}
     columns = columns_of(results, config)
     law = fit(*columns)
-    others = resampled(law, columns)
+    samples = resampled(law, columns)
 
     def ranged(value: Any, form: str) -> str:
         """A figure of the law, with its interval, if these runs determine it."""
-        low, high = interval([value(each) for each in others])
+        low, high = interval([value(fitted) for fitted in samples])
         if not 0 < high < UNKNOWN * low:
             return "not determined"
         return f"{value(law):{form}} ({low:{form}} to {high:{form}})"
@@ -151,16 +151,16 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             row[f"passes: {passes:g}"] = spread([run["loss"] for run in runs[width, passes]], ".3f")
         grid.append(row)
     figures = {
-        "E": ranged(lambda each: each.E, ".2f"),
-        "alpha": ranged(lambda each: each.alpha, ".2f"),
-        "beta": ranged(lambda each: each.beta, ".2f"),
-        "growth of the best size": ranged(lambda each: 10 ** growth(each), ".1f"),
+        "E": ranged(lambda fitted: fitted.E, ".2f"),
+        "alpha": ranged(lambda fitted: fitted.alpha, ".2f"),
+        "beta": ranged(lambda fitted: fitted.beta, ".2f"),
+        "growth of the best size": ranged(lambda fitted: 10 ** growth(fitted), ".1f"),
     }
-    said = [
+    extrapolations = [
         {
             "parameters": title,
-            "best tokens per parameter": (best := ranged(lambda each, n=n: each.best_tokens(n) / n, ",.0f")),
-            "loss": ranged(lambda each, n=n: each.loss(n, each.best_tokens(n)), ".2f"),
+            "best tokens per parameter": (best := ranged(lambda fitted, n=n: fitted.best_tokens(n) / n, ",.0f")),
+            "loss": ranged(lambda fitted, n=n: fitted.loss(n, fitted.best_tokens(n)), ".2f"),
             "time on this machine": duration(6 * n * law.best_tokens(n) / speed) if "(" in best else best,
         }
         for title, n in TARGETS.items()
@@ -171,7 +171,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "compute C in FLOP": f"10^{math.log10(compute):.0f}",
             "parameters N": f"{law.best_parameters(compute):,.0f}",
             "training tokens D": f"{compute / 6 / law.best_parameters(compute) if law.A else math.inf:,.0f}",
-            "loss": ranged(lambda each, compute=compute: best_loss(each, compute), ".2f"),
+            "loss": ranged(lambda fitted, compute=compute: best_loss(fitted, compute), ".2f"),
         }
         for compute in [10.0**n for n in range(math.ceil(exponents.min()), math.floor(exponents.max()) + 1)]
     ]
@@ -183,14 +183,14 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "The law: loss = E + A / N^alpha + B / D^beta",
             [figures],
             f"N: parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
-            f"parentheses, intervals of 80 % from {len(others)} bootstrap samples. Not determined: the interval "
+            f"parentheses, intervals of 80 % from {len(samples)} bootstrap samples. Not determined: the interval "
             f"reaches down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the "
             "best size N grows with ten times the compute.",
         ),
         table("The best size for a compute, by the law", best_sizes, flops),
         table(
             "What the law says about larger models",
-            said,
+            extrapolations,
             f"An extrapolation: these models are {min(TARGETS.values()) / max(columns[0]):,.0f} and "
             f"{max(TARGETS.values()) / max(columns[0]):,.0f} times as large as the largest one in the fit. The "
             "intervals contain the error of the fit only. The law may not hold so far out, and it assumes new tokens "
@@ -202,13 +202,13 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for index, (width, n) in enumerate(parameters.items()):
             d, color = np.geomspace(min(columns[1]), max(columns[1]), 50), f"C{index}"
             axes.plot(6 * n * d, law.loss(n, d), color=color, alpha=0.6)
-            some = [run for passes in size.passes for run in runs[width, passes]]
-            points = list(map(flop, some)), [run["loss"] for run in some]
+            width_runs = [run for passes in size.passes for run in runs[width, passes]]
+            points = list(map(flop, width_runs)), [run["loss"] for run in width_runs]
             axes.plot(*points, "o", color=color, markersize=4, label=f"{n / 1e3:,.0f} k parameters")
         n, d = last["parameters"], np.geomspace(max(columns[1]) / 4, last["tokens"], 50)
         axes.plot(6 * n * d, law.loss(n, d), ":", color="black", label=f"{n / 1e3:,.0f} k, predicted")
         compute = np.geomspace(6 * min(columns[0] * columns[1]), flop(last), 50)
-        losses = [best_loss(law, each) for each in compute]
+        losses = [best_loss(law, flops) for flops in compute]
         axes.plot(compute, losses, "--", color="gray", label="best size, by the law")
         axes.plot([flop(last)], [last["loss"]], "*", color="black", markersize=10, label="held-out run")
         axes.set(xlabel="compute (6 N D, FLOP)", ylabel="validation loss (nats per token)", xscale="log")
@@ -219,7 +219,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         f"Models of {columns[0].min():,.0f} to {columns[0].max():,.0f} parameters, trained on {config.dataset} with "
         f"{columns[1].min():,.0f} to {columns[1].max():,.0f} tokens.",
         tables,
-        [predicted(law, last), divided(law, others), spent(law, others, columns)],
+        [predicted(law, last), divided(law, samples), spent(law, samples, columns)],
         "Validation loss against compute; points: runs, lines: the fitted law",
         draw,
     )
@@ -227,18 +227,18 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
 def predicted(law: Law, last: dict[str, float]) -> Verdict:
     """Whether the law predicts the largest run, which it was not fitted to."""
-    said, was = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
-    error = abs(said / was - 1)
+    expected, measured = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
+    error = abs(expected / measured - 1)
     return Verdict(
         f"The law {'predicts' if error < 0.02 else 'does not predict'} the largest run, of {last['parameters']:,} "
-        f"parameters, which is held out: predicted {said:.3f}, measured {was:.3f} ({100 * error:.1f} %).",
+        f"parameters, which is held out: predicted {expected:.3f}, measured {measured:.3f} ({100 * error:.1f} %).",
         "the error is below 2 %",
     )
 
 
-def divided(law: Law, others: Sequence[Law]) -> Verdict:
+def divided(law: Law, samples: Sequence[Law]) -> Verdict:
     """How to divide more compute."""
-    low, high = interval(list(map(growth, others)))
+    low, high = interval(list(map(growth, samples)))
     size = "it is not clear whether the best size or the best length grows faster"
     if low > 0.5:
         size = "the best size grows faster than the best length"
@@ -250,11 +250,11 @@ def divided(law: Law, others: Sequence[Law]) -> Verdict:
     )
 
 
-def spent(law: Law, others: Sequence[Law], columns: Sequence[np.ndarray]) -> Verdict:
+def spent(law: Law, samples: Sequence[Law], columns: Sequence[np.ndarray]) -> Verdict:
     """What limits the largest model at the longest training: its size or its data."""
     n, d = columns[0].max(), columns[1].max()
     size, length = law.A * n**-law.alpha, law.B * d**-law.beta
-    low, high = interval([each.E for each in others])
+    low, high = interval([fitted.E for fitted in samples])
     gain = "from more data" if length > size else "from more parameters"
     return Verdict(
         f"The largest model in the fit, trained longest, could gain most {gain}: of the law's loss of "

@@ -95,18 +95,18 @@ def every_seed(results: Results, name: str) -> list[Any]:
 def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     """The content of lab.json, without stages if there is no such file. Errors: TinyGPTError as in `run`."""
     path, lab = folder / FILE, identity.lab
-    wanted = {"lab": lab, "version": VERSION, "settings": identity.settings}
+    expected = {"lab": lab, "version": VERSION, "settings": identity.settings}
     if not path.exists():
-        return {**wanted, "models": identity.models, "stages": {}}
+        return {**expected, "models": identity.models, "stages": {}}
     elsewhere = f"use another folder (tinygpt lab {lab} --out_dir=NAME), or delete {folder}"
     try:
         content = json.loads(read_text(path, elsewhere))
-        found = {key: content[key] for key in wanted}
+        actual = {key: content[key] for key in expected}
         models = content["models"]
     except (ValueError, TypeError, KeyError):
         raise TinyGPTError(f"{path} is damaged, or was not written by tinygpt lab", elsewhere) from None
-    if found != wanted:
-        problem = f"{folder} holds results of {described(found)}; this command is {described(wanted)}"
+    if actual != expected:
+        problem = f"{folder} holds results of {described(actual)}; this command is {described(expected)}"
         raise TinyGPTError(problem, elsewhere)
     for model, fingerprint in identity.models.items():
         if models.get(model, fingerprint) != fingerprint:

@@ -68,7 +68,7 @@ def pooled(shares: Sequence[Share]) -> Share:
 class Verdict(NamedTuple):
     """What follows from the numbers, and the rule that gave it."""
 
-    said: str
+    text: str
     rule: str
 
 
@@ -83,8 +83,8 @@ class Summary(NamedTuple):
     draw: Callable[[Any], None]  # into the axes of a figure
 
     def as_text(self) -> str:
-        said = [[f"verdict: {each.said}", f"rule:    {each.rule}"] for each in self.verdicts]
-        verdicts = ["\n".join(wrapped(line) for line in lines) for lines in said]
+        blocks = [[f"verdict: {verdict.text}", f"rule:    {verdict.rule}"] for verdict in self.verdicts]
+        verdicts = ["\n".join(wrapped(line) for line in lines) for lines in blocks]
         return "\n\n".join([*(table.as_text() for table in self.tables), *verdicts])
 
 

@@ -60,10 +60,10 @@ FULL, QUICK = Size(200, 2000, 150, 200, 600, 60, 400), Size(30, 400, 40, 40, 90,
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     size = QUICK if config.quick else FULL
     for seed in seeds(config):
-        place = folder / f"seed-{seed}"
-        yield from Tiny(place, seed, size).stages()
+        seed_folder = folder / f"seed-{seed}"
+        yield from Tiny(seed_folder, seed, size).stages()
         if config.pretrained and seed == 1:
-            yield from Pretrained(place, seed, size, config.pretrained).stages()
+            yield from Pretrained(seed_folder, seed, size, config.pretrained).stages()
 
 
 class Cost(TypedDict):
@@ -77,7 +77,7 @@ class Cost(TypedDict):
 
 
 @dataclass(frozen=True)
-class Place:
+class SeedFolder:
     """The folder of one seed: its documents, indexes, pairs and models, and what all systems have in common."""
 
     folder: Path
@@ -93,12 +93,14 @@ class Place:
 
     def asking(self, when: When, seconds: dict[str, float]) -> list[Stage]:
         """The stages in which systems answer the questions, from the seconds that each takes."""
-        return [self.stage(f"{when}: {name}", each, partial(self.ask, name, when)) for name, each in seconds.items()]
+        return [
+            self.stage(f"{when}: {name}", duration, partial(self.ask, name, when)) for name, duration in seconds.items()
+        ]
 
     def teach(self, command: str, preset: str, when: When, dataset: str, out: Path, **settings: Any) -> Cost:
         """Train on pairs that teach the facts, or with the dataset `changes` the new facts."""
         world = self.world(when)
-        new = {(one.company, one.relation) for one in world.questions if one.kind == "changed"}
+        new = {(question.company, question.relation) for question in world.questions if question.kind == "changed"}
         lines = pairs(world, self.seed, new if dataset == "changes" else None)
         source, data = self.folder / f"{dataset}.jsonl", self.folder / "data"
         source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
@@ -142,17 +144,21 @@ class Place:
         """Seconds from a changed document to a right answer, with the commands `index` and `ask`; see TRIES."""
         after = self.world("after")
         again = changed(after, self.seed + 1, CHANGED)
-        new = [one for old, one in zip(after.questions, again.questions, strict=True) if old.answer != one.answer]
-        for one in new[:TRIES]:
+        new = [
+            question
+            for old, question in zip(after.questions, again.questions, strict=True)
+            if old.answer != question.answer
+        ]
+        for question in new[:TRIES]:
             self.restore("after")
-            path = self.folder / "docs" / f"{one.company}.md"
+            path = self.folder / "docs" / f"{question.company}.md"
             path.write_text(again.documents()[path.name], encoding="utf-8")
-            began = time.monotonic()
+            start = time.monotonic()
             self.index()
             flags = [f"--index={self.folder / 'index.db'}", "--device=cpu", "--json", *self.reader_flags(name)]
-            said = json.loads(run(self.folder / "ask.log", "ask", one.text, *flags).output)
-            seconds = time.monotonic() - began
-            if systems.outcome(one, said["answer"]) == "right":
+            output = json.loads(run(self.folder / "ask.log", "ask", question.text, *flags).output)
+            seconds = time.monotonic() - start
+            if systems.outcome(question, output["answer"]) == "right":
                 return {"seconds": seconds}
         return {"seconds": None}
 
@@ -179,7 +185,7 @@ class Place:
         return path
 
 
-class Tiny(Place):
+class Tiny(SeedFolder):
     """The systems without a model, with the tiny reader, and with a model trained on the facts alone."""
 
     def stages(self) -> list[Stage]:
@@ -233,20 +239,20 @@ class Tiny(Place):
 
 
 @dataclass(frozen=True)
-class Pretrained(Place):
+class Pretrained(SeedFolder):
     """The systems with a pretrained model: zero-shot, fine-tuned to read passages, and fine-tuned on the facts."""
 
     path: str
 
     def stages(self) -> list[Stage]:
         size, (zero_shot, reading, memorised) = self.size, names(self.path)
-        asked = {zero_shot: 1.5 * size.sample, reading: 1.5 * size.sample, memorised: 0.5 * size.sample}
+        ask_seconds = {zero_shot: 1.5 * size.sample, reading: 1.5 * size.sample, memorised: 0.5 * size.sample}
         return [
             self.stage(f"build: {memorised}", 1.5 * size.facts, self.memorise),
             self.stage(f"build: {reading}", 30 + 3 * size.reading, self.learn_to_read),
-            *self.asking("before", asked),
+            *self.asking("before", ask_seconds),
             self.stage(f"update: {memorised}", 10 + 1.5 * size.changes, self.memorise_changes),
-            *self.asking("after", asked),
+            *self.asking("after", ask_seconds),
             *(
                 self.stage(f"passage: {name}", 0.8 * size.sample, partial(self.ask_with_passage, name))
                 for name in (zero_shot, reading)
@@ -300,26 +306,30 @@ def names(pretrained: str) -> tuple[str, str, str]:
 
 def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
     """The documents and the models of the page, from the first seed, and what the pretrained model has answered."""
-    place = Tiny(folder / "seed-1", 1, QUICK if config.quick else FULL)
-    before = place.world("before")
-    models = {"reader": load(SHIPPED), "closed": load(place.kept("closed/ckpt.pt"))}
-    both = zip(before.questions, place.world("after").questions, strict=True)
-    data = {key: pack(each.build_model(), tokenizer_of(each, key, "data")) for key, each in models.items()} | {
+    tiny = Tiny(folder / "seed-1", 1, QUICK if config.quick else FULL)
+    before = tiny.world("before")
+    models = {"reader": load(SHIPPED), "closed": load(tiny.kept("closed/ckpt.pt"))}
+    question_pairs = zip(before.questions, tiny.world("after").questions, strict=True)
+    data = {
+        key: pack(checkpoint.build_model(), tokenizer_of(checkpoint, key, "data")) for key, checkpoint in models.items()
+    } | {
         "documents": before.documents(),
-        "questions": {key: [one.text for one in before.questions if one.company == key] for key in before.companies},
-        "known": {old.text: [old.answer, new.answer] for old, new in both},
+        "questions": {
+            key: [question.text for question in before.questions if question.company == key] for key in before.companies
+        },
+        "known": {old.text: [old.answer, new.answer] for old, new in question_pairs},
         "names": {key: company.name for key, company in before.companies.items()},
         "recorded": recorded(config.pretrained, before.questions, results) if config.pretrained else {},
         "thresholds": {key: getattr(AskConfig, key) for key in ("min_score", "min_probability")},
     }
-    return {"data": data, "parameters": {key: each.num_params for key, each in models.items()}}
+    return {"data": data, "parameters": {key: checkpoint.num_params for key, checkpoint in models.items()}}
 
 
 def recorded(pretrained: str, questions: list[Question], results: Results) -> dict[str, list[list[str]]]:
     """By question: the name of each system of the pretrained model, its answer before and after the change."""
-    found: dict[str, list[list[str]]] = {}
+    by_question: dict[str, list[list[str]]] = {}
     for name in names(pretrained):
         before, after = (results[f"{when}: {name}, seed 1"] for when in ("before", "after"))
         for number, *answers in zip(before["questions"], before["answers"], after["answers"], strict=True):
-            found.setdefault(questions[number].text, []).append([name, *answers])
-    return found
+            by_question.setdefault(questions[number].text, []).append([name, *answers])
+    return by_question

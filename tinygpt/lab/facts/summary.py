@@ -84,11 +84,11 @@ class Measured:
     def __init__(self, results: Results) -> None:
         self.results = results
         self.questions = {
-            int(name.rpartition(" ")[2]): [Question(*one) for one in result]
+            int(name.rpartition(" ")[2]): [Question(*question) for question in result]
             for name, result in results.items()
             if name.startswith("questions, seed")
         }
-        self.kinds = Counter(one.kind for questions in self.questions.values() for one in questions)
+        self.kinds = Counter(question.kind for questions in self.questions.values() for question in questions)
 
     def of(self, stage: str) -> list[tuple[int, Any]]:
         """The seeds that have a stage, and its results."""
@@ -105,8 +105,8 @@ class Measured:
 
     def share(self, stage: str, kinds: Sequence[str], wanted: str) -> Share:
         """The share of an outcome among the answers to questions of these kinds; stale: right before the change."""
-        found = [outcome(question, text) for question, text, _ in self.replies(stage, kinds)]
-        return Share(found.count(wanted), len(found))
+        outcomes = [outcome(question, text) for question, text, _ in self.replies(stage, kinds)]
+        return Share(outcomes.count(wanted), len(outcomes))
 
     def right(self, row: Row) -> float:
         """The share of right outcomes after the change. A sample counts as if it had all kinds in their proportion."""
@@ -118,13 +118,13 @@ class Measured:
     def confidence(self, stage: str) -> float | None:
         """Mean probability of the answers to questions that no document answers; None without such answers."""
         replies = self.replies(stage, ["absent"])
-        found = [probability for _, text, probability in replies if text and probability is not None]
-        return statistics.mean(found) if found else None
+        values = [probability for _, text, probability in replies if text and probability is not None]
+        return statistics.mean(values) if values else None
 
     def mean(self, stage: str, key: str) -> float | None:
         """The mean over the seeds; None if the stage does not exist or has no value."""
-        found = [result[key] for _, result in self.of(stage) if result[key] is not None]
-        return statistics.mean(found) if found else None
+        values = [result[key] for _, result in self.of(stage) if result[key] is not None]
+        return statistics.mean(values) if values else None
 
     def connections(self, row: Row) -> int:
         stages = {row.before, row.after, row.stage("passage")}

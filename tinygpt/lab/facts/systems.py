@@ -36,7 +36,7 @@ System = Callable[[Question], Reply]
 
 def majority(questions: Sequence[Question]) -> System:
     """The most frequent answer to questions about the same relation: what can be known without any document."""
-    counts = Counter((one.relation, one.answer) for one in questions if one.answer).most_common()
+    counts = Counter((question.relation, question.answer) for question in questions if question.answer).most_common()
     best = {relation: answer for (relation, answer), _ in reversed(counts)}
     return lambda question: Reply(best.get(question.relation, ""), None)  # a relation of no company: it abstains
 
@@ -62,10 +62,10 @@ def retrieval(respond: Responder, question: Question) -> Reply:
 
 def given_the_right_passage(respond: Responder, question: Question) -> Reply:
     """The same model, given the passage that contains the answer: what it would do with a perfect search."""
-    found = search(respond.index, question.text, 100)
-    own = (hit for hit in found if Path(hit.source).stem == question.company)
-    right = [hit for hit in own if occurrence(question.answer, hit.text)]
-    outcome = respond.read(question.text, right[:1])
+    hits = search(respond.index, question.text, 100)
+    company_hits = (hit for hit in hits if Path(hit.source).stem == question.company)
+    with_answer = [hit for hit in company_hits if occurrence(question.answer, hit.text)]
+    outcome = respond.read(question.text, with_answer[:1])
     return Reply(outcome.answer, outcome.probability)
 
 
@@ -86,12 +86,12 @@ def watch_the_network() -> None:
 
 def outcome(question: Question, text: str) -> str:
     """Classify a reply: right, stale (the value before the change, or of the older document), wrong, or abstained."""
-    said = f" {normalised(text)} "
+    padded = f" {normalised(text)} "
     if not text:
         return "abstained"
-    if question.answer and f" {normalised(question.answer)} " in said:
+    if question.answer and f" {normalised(question.answer)} " in padded:
         return "right"
-    return "stale" if question.stale and f" {normalised(question.stale)} " in said else "wrong"
+    return "stale" if question.stale and f" {normalised(question.stale)} " in padded else "wrong"
 
 
 def measured(system: System, questions: Sequence[Question], numbers: Sequence[int]) -> dict[str, Any]:

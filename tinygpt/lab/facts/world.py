@@ -50,12 +50,12 @@ class World(NamedTuple):
 
     def documents(self) -> dict[str, str]:
         """The documents, by file name."""
-        found = {}
+        files = {}
         for key, company in self.companies.items():
-            found[f"{key}.md"] = document(company, company.facts, DATE)
+            files[f"{key}.md"] = document(company, company.facts, DATE)
             if company.old:
-                found[f"{key}-2024.md"] = document(company, company.old, OLD_DATE)
-        return found
+                files[f"{key}-2024.md"] = document(company, company.old, OLD_DATE)
+        return files
 
 
 def make(seed: int, companies: int) -> World:
@@ -66,21 +66,21 @@ def make(seed: int, companies: int) -> World:
         name = reader.company(rng)
         if (key := reader.short(name).lower()) not in DEVICES:
             names.setdefault(key, name)
-    found, questions = {}, []
+    invented, questions = {}, []
     for key, name in names.items():
         relations = rng.sample(list(RELATIONS), FACTS + ABSENT)
-        known, absent = relations[:FACTS], relations[FACTS:]
-        facts = {relation: RELATIONS[relation].value(rng) for relation in known}
+        stated, absent = relations[:FACTS], relations[FACTS:]
+        facts = {relation: RELATIONS[relation].value(rng) for relation in stated}
         old = {}
         if rng.random() < CONFLICTS:
-            relation = rng.choice(known)
+            relation = rng.choice(stated)
             old = {relation: other_value(rng, relation, facts[relation])}
-        found[key] = Company(name, facts, old, rng.randrange(1 << 30))
-        for relation in [*known, *absent]:
+        invented[key] = Company(name, facts, old, rng.randrange(1 << 30))
+        for relation in [*stated, *absent]:
             text = reader.question(rng, relation, rng.choice((name, reader.short(name))), new=True)
             kind = "absent" if relation in absent else "conflict" if relation in old else "fact"
             questions.append(Question(text, key, relation, facts.get(relation, ""), kind, old.get(relation, "")))
-    return World(found, questions)
+    return World(invented, questions)
 
 
 def other_value(rng: Rng, relation: str, value: str) -> str:
@@ -99,19 +99,24 @@ def changed(world: World, seed: int, share: float) -> World:
     Facts that an older document contradicts stay as they are.
     """
     rng = Rng(f"change {seed}")
-    known = [one for one in world.questions if one.answer]
-    free = [one for one in known if one.kind != "conflict"]
+    known = [question for question in world.questions if question.answer]
+    free = [question for question in known if question.kind != "conflict"]
     chosen = rng.sample(free, round(share * len(known)))
-    new = {(one.company, one.relation): other_value(rng, one.relation, one.answer) for one in chosen}
+    new = {
+        (question.company, question.relation): other_value(rng, question.relation, question.answer)
+        for question in chosen
+    }
     companies = {
-        key: company._replace(facts={each: new.get((key, each), value) for each, value in company.facts.items()})
+        key: company._replace(
+            facts={relation: new.get((key, relation), value) for relation, value in company.facts.items()}
+        )
         for key, company in world.companies.items()
     }
     questions = [
-        one._replace(answer=new[at], kind="changed", stale=one.answer)
-        if (at := (one.company, one.relation)) in new
-        else one
-        for one in world.questions
+        question._replace(answer=new[fact], kind="changed", stale=question.answer)
+        if (fact := (question.company, question.relation)) in new
+        else question
+        for question in world.questions
     ]
     return World(companies, questions)
 
@@ -121,7 +126,7 @@ def sample(questions: Sequence[Question], size: int) -> list[int]:
     rng, chosen = Rng("sample"), list[int]()
     for kind in [*SAMPLE, "fact"]:
         count = round(size * SAMPLE[kind]) if kind in SAMPLE else size - len(chosen)
-        own = [number for number, one in enumerate(questions) if one.kind == kind]
+        own = [number for number, question in enumerate(questions) if question.kind == kind]
         chosen += rng.sample(own, min(count, len(own)))
     return sorted(chosen)
 
@@ -153,15 +158,15 @@ def pairs(world: World, seed: int, only: set[tuple[str, str]] | None = None) -> 
     only: the facts (company, relation) to teach; None: all.
     """
     rng = Rng(f"pairs {seed}")
-    asked = {(one.company, one.relation) for one in world.questions}
-    found = []
+    questioned = {(question.company, question.relation) for question in world.questions}
+    examples = []
     for key, company in world.companies.items():
-        absent = next(relation for relation in RELATIONS if (key, relation) not in asked)
+        absent = next(relation for relation in RELATIONS if (key, relation) not in questioned)
         for relation, value in [*company.facts.items(), (absent, UNANSWERABLE)]:
             if only is not None and (key, relation) not in only:
                 continue
             for _ in range(WORDINGS):
                 name = rng.choice((company.name, reader.short(company.name)))
-                found.append({"prompt": reader.question(rng, relation, name), "response": value})
-    rng.shuffle(found)
-    return found
+                examples.append({"prompt": reader.question(rng, relation, name), "response": value})
+    rng.shuffle(examples)
+    return examples
