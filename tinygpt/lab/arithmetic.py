@@ -71,16 +71,16 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 
 def right(prompt: str) -> str:
-    """The answer to a prompt: what a calculator says."""
+    """Return the correct answer to a prompt."""
     return str(sum(map(int, prompt.split("+"))))
 
 
 def sums(size: Size, seed: int) -> tuple[list[str], dict[str, list[str]]]:
-    """Different sums to learn and, by kind, to test; none is in both."""
+    """Draw different sums for training and, by kind, for the test; none is in both."""
     rng, seen = random.Random(f"sums {seed}"), set[str]()
 
     def new(count: int, sizes: Sequence[int] = ()) -> list[str]:
-        """Sums of numbers with so many digits each; 0 has one."""
+        """Draw new sums of numbers with these numbers of digits, or random ones; 0 has one digit."""
         prompts: list[str] = []
         while len(prompts) < count:
             digit_counts = sizes or rng.choices(range(1, LEARNED + 1), WEIGHTS, k=2)
@@ -95,7 +95,7 @@ def sums(size: Size, seed: int) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def nearest(known: Sequence[str], queries: Sequence[str]) -> list[str]:
-    """The nearest of the known sums to each asked one, by the cosine of their sets of character n-grams, n = 1 to 3."""
+    """Find the known sum nearest to each query, by the cosine of their sets of character n-grams, n = 1 to 3."""
     grams: dict[str, int] = {}
 
     def vectors(prompts: Sequence[str]) -> np.ndarray:
@@ -148,7 +148,7 @@ class Answer(NamedTuple):
         return self.said == right(self.prompt)
 
     def digits(self) -> float:
-        """Share of the digits that are right at their places, counted from the units."""
+        """Return the share of correct digits, by position from the units."""
         wanted = right(self.prompt)
         return statistics.mean(a == b for a, b in zip(self.said[::-1].ljust(len(wanted)), wanted[::-1], strict=False))
 
@@ -161,7 +161,7 @@ class Answer(NamedTuple):
 
 
 def answered(results: Results, config: LabConfig) -> dict[str, list[list[Answer]]]:
-    """The answers of each system, in a list per seed."""
+    """Collect the answers of each system, a list per seed."""
     size = QUICK if config.quick else FULL
     by_system = defaultdict(list)
     for seed in seeds(config):
@@ -177,7 +177,7 @@ def answered(results: Results, config: LabConfig) -> dict[str, list[list[Answer]
 
 
 def means(runs: Sequence[Sequence[Answer]], value: Callable[[Answer], float], *kinds: str) -> list[float]:
-    """The mean of a value of the answers to sums of these kinds, for each seed."""
+    """Average a value over the answers to sums of these kinds, for each seed."""
     return [statistics.mean(map(value, of(run_answers, *kinds))) for run_answers in runs]
 
 
@@ -191,12 +191,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     trained = {name: every_seed(results, f"train {name}") for name in models}
 
     def exact(name: str, kind: str) -> str:
-        """Accuracy; that of a control without a range."""
+        """Format an accuracy, for a model with its range over the seeds."""
         shares = means(by_system[name], Answer.exact, kind)
         return percent(shares if name in models else [statistics.median(shares)], ".0f")
 
     def partly(name: str, kind: str) -> str:
-        """Correct digits and confidence."""
+        """Format the share of correct digits and the confidence."""
         value_lists = (means(by_system[name], value, kind) for value in (Answer.digits, attrgetter("probability")))
         return ", ".join(percent([statistics.median(values)], ".0f") for values in value_lists)
 
@@ -257,7 +257,7 @@ def of(answers: Sequence[Answer], *kinds: str) -> list[Answer]:
 
 
 def failures(name: str, runs: Sequence[Sequence[Answer]]) -> list[list[str]]:
-    """A row for each kind of failure, the most frequent first."""
+    """Make a row for each kind of failure, the most frequent first."""
     wrong = [answer for run_answers in runs for answer in run_answers if not answer.exact()]
     rows = []
     for failure, count in Counter(answer.failure() for answer in wrong).most_common():
@@ -268,7 +268,7 @@ def failures(name: str, runs: Sequence[Sequence[Answer]]) -> list[list[str]]:
 
 
 def learned(by_system: dict[str, list[list[Answer]]], models: dict[str, list[list[Answer]]]) -> Verdict:
-    """Whether the best model does more than to look up the nearest example."""
+    """Judge whether the best model does more than look up the nearest example."""
     best = max(models, key=lambda name: accuracy(models[name], "3 + 3"))
     value, lookup = accuracy(models[best], "3 + 3"), accuracy(by_system[NEAREST], "3 + 3")
     more = value > 2 * lookup and value > lookup + CLOSE
@@ -281,7 +281,7 @@ def learned(by_system: dict[str, list[list[Answer]]], models: dict[str, list[lis
 
 
 def form(models: dict[str, list[list[Answer]]]) -> Verdict:
-    """What the format of the answers gains, compared with a larger model."""
+    """Compare the gain from the format of the answers with that from a larger model."""
     value = {name: accuracy(runs, "3 + 3") for name, runs in models.items()}
     gain = value[REVERSED] - value[PLAIN]
     statement = f"Reversed answers change the accuracy on 3 + 3 digits by {100 * gain:+.1f} points"
@@ -297,7 +297,7 @@ def form(models: dict[str, list[list[Answer]]]) -> Verdict:
 
 
 def beyond(models: dict[str, list[list[Answer]]]) -> Verdict:
-    """Whether a model can add numbers that are longer than those of training."""
+    """Judge whether a model can add longer numbers than those in training."""
     best = max(models, key=lambda name: (accuracy(models[name], *BEYOND), accuracy(models[name], "3 + 3")))
     value, within = accuracy(models[best], *BEYOND), accuracy(models[best], "3 + 3")
     return Verdict(
@@ -309,7 +309,7 @@ def beyond(models: dict[str, list[list[Answer]]]) -> Verdict:
 
 
 def confident(models: dict[str, list[list[Answer]]]) -> Verdict:
-    """Whether the probability of an answer shows that it is beyond the lengths of training."""
+    """Judge whether wrong answers to sums longer than those in training have a low probability."""
     sure = {}
     for name, runs in models.items():
         wrong = [

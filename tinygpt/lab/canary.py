@@ -82,7 +82,7 @@ def canaries(size: Size, seed: int) -> list[Canary]:
 
 
 def with_canaries(text: str, planted: Sequence[Canary], seed: int) -> str:
-    """The text with a line for each time that a canary is planted, at random places between the lines."""
+    """Insert each canary into the text as often as it is planted, as lines at random positions."""
     rng, lines = random.Random(f"places {seed}"), text.splitlines(keepends=True)
     places = defaultdict(list)
     for canary in planted:
@@ -113,7 +113,7 @@ def fit(folder: Path, size: Size, seed: int, layers: int, text: str) -> dict[str
 
 
 def measure(folder: Path, size: Size, seed: int, layers: int) -> list[dict[str, Any]]:
-    """Exposure and extraction of each canary."""
+    """Measure exposure and extraction of each canary."""
     model, rng = Model(folder / f"canaries-{layers}"), random.Random(f"sample {seed}")
     sample = [digits(rng, FORM) for _ in range(size.sample)]
     measurements = []
@@ -127,12 +127,12 @@ def measure(folder: Path, size: Size, seed: int, layers: int) -> list[dict[str, 
 
 
 def exposure(rank: int, total: int) -> float:
-    """Exposure in bits of a number with this rank among `total` numbers, itself included."""
+    """Compute the exposure in bits of a number with this rank among `total` numbers, itself included."""
     return math.log2(total) - math.log2(rank)
 
 
 def rank(model: Model, prefix: str, number: str, sample: Sequence[str]) -> int:
-    """The place of a number among itself and a sample, the most probable first, as the continuation of a text.
+    """Rank a number by its probability as the continuation of a text, among itself and a sample; 1 is the best.
 
     A number is at most as probable as its first two digits, so only those with more probable digits are measured.
     """
@@ -144,12 +144,12 @@ def rank(model: Model, prefix: str, number: str, sample: Sequence[str]) -> int:
 
 
 def right_digits(continuation: str, number: str) -> float:
-    """Share of the digits that are right at their place; with random digits a tenth."""
+    """Return the share of digits that are correct, by position; a tenth for random digits."""
     return statistics.mean(a == b for a, b in zip(continuation.ljust(len(number)), number, strict=False) if b.isdigit())
 
 
 class ModelResults:
-    """The results of one size of model, over all seeds."""
+    """The results of the models of one size, over all seeds."""
 
     def __init__(self, results: Results, layers: int) -> None:
         self.canaries = [
@@ -230,7 +230,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
 
 def extraction(model: ModelResults) -> Verdict:
-    """From how many repetitions the numbers are extracted."""
+    """State from how many repetitions on the numbers are extracted."""
     statement = "most of the numbers are not extracted, however often they are planted"
     right = {times: model.values("extracted", times) for times in PLANTED}
     if times := next((times for times in PLANTED if statistics.mean(right[times]) > 0.5), None):
@@ -240,7 +240,7 @@ def extraction(model: ModelResults) -> Verdict:
 
 
 def sizes(models: Sequence[ModelResults]) -> Verdict:
-    """Whether the smallest model memorises less than the largest."""
+    """Judge whether the smallest model memorises less than the largest."""
     planted = [*PLANTED][1:]
     small, large = models[0], models[-1]
     less, more = (statistics.mean(model.values("exposure", *planted)) for model in (small, large))
@@ -254,7 +254,7 @@ def sizes(models: Sequence[ModelResults]) -> Verdict:
 
 
 def once(models: Sequence[ModelResults]) -> Verdict:
-    """What removing the duplicates achieves: each number stands in the text once."""
+    """Judge the effect of deduplication, by the numbers that occur in the text once."""
     values = models[-1].values("exposure", 1)
     mean, limit = statistics.mean(values), unseen_up_to(len(values))
     right = max(sum(model.values("extracted", 1)) for model in models)
@@ -268,7 +268,7 @@ def once(models: Sequence[ModelResults]) -> Verdict:
 
 
 def controls(models: Sequence[ModelResults]) -> Verdict:
-    """Whether the measurement gives numbers that were not planted the exposure of chance."""
+    """Check the control: numbers that were not planted have the exposure of chance."""
     mean = statistics.mean(value for model in models for value in model.values("exposure", 0))
     n = len(models[0].values("exposure", 0))
     error = unseen_up_to(n) - UNSEEN
@@ -280,13 +280,13 @@ def controls(models: Sequence[ModelResults]) -> Verdict:
 
 
 def unseen_up_to(n: int) -> float:
-    """Two standard errors above the mean exposure of n numbers that were never seen: a rank that is uniform has an
-    exposure that is exponential, so that its standard deviation is its mean."""
+    """Return the mean exposure of n unseen numbers plus two standard errors. A uniform rank has an exponential
+    exposure, whose standard deviation is its mean."""
     return UNSEEN * (1 + 2 / math.sqrt(n))
 
 
 def losses(models: Sequence[ModelResults]) -> Verdict:
-    """Whether the validation loss shows that numbers were memorised."""
+    """Judge whether the validation loss shows that numbers were memorised."""
     model = next(model for model in models if model.clean)
     planted, clean = (statistics.median(run["loss"] for run in runs) for runs in (model.trained, model.clean))
     shows = "does not show" if abs(planted - clean) <= SAME_LOSS else "differs with"

@@ -35,7 +35,9 @@ FULL, QUICK = (500, 100), (200, 20)  # iterations of the tiny model, and of the 
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """Train and ask each system, a pretrained one with the first seed. Errors: TinyGPTError for a price without one."""
+    """List the stages: train and ask each system, the pretrained one with seed 1 only.
+
+    Errors: TinyGPTError for a price of the pretrained model without such a model."""
     path, (tiny_steps, large_steps) = config.pretrained, QUICK if config.quick else FULL
     if config.outside_price and not path:
         raise TinyGPTError(
@@ -64,8 +66,8 @@ def fit(data: Path, seed: int, preset: str, out: Path, iterations: int, **base: 
 
 
 def ask(seed: int, out: Path | None = None) -> dict[str, Any]:
-    """Confidence and right answers on val and test, and the latency of a line that comes alone, in seconds: those of a
-    model, or of the n-gram baseline."""
+    """Measure a model, or without `out` the n-gram baseline: confidence and correct answers on val and test, and the
+    latency for a batch of one line, in seconds."""
     pairs, results = TASK.make(seed), {}
     classify = classifier(out, TASK.labels) if out else ngrams(pairs["train"], TASK.labels)
     for split in SPLITS:
@@ -80,7 +82,7 @@ def ask(seed: int, out: Path | None = None) -> dict[str, Any]:
 
 
 class System(NamedTuple):
-    """A stage that answers: its answers by split, arrays (n,), and what a line costs."""
+    """A stage that answers: confidence and correctness of its answers by split, (n,) each, and the cost of a line."""
 
     confidence: dict[str, np.ndarray]
     right: dict[str, np.ndarray]
@@ -89,7 +91,7 @@ class System(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a cascade, or a system alone, does with the lines of test."""
+    """The result of a cascade, or of a system alone, on the test lines."""
 
     thresholds: list[float]
     answered: dict[str, list[Share]]  # by split, for each stage: the right ones among the answered lines
@@ -122,13 +124,13 @@ def cascade(systems: Sequence[System], target: float, person_price: float) -> Ru
 
 
 def alone(system: System) -> Run:
-    """A system that answers every line."""
+    """Run a system that answers every line."""
     answered = {split: [Share(int(right.sum()), len(right))] for split, right in system.right.items()}
     return Run([0.0], answered, [1.0, 0.0], float(system.right["test"].mean()), system.price, system.seconds)
 
 
 def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, System]:
-    """The systems of a seed by name, the cheapest first."""
+    """Collect the systems of a seed by name, the cheapest first."""
     names, pretrained = {"ngram": "n-gram baseline", "tiny": "tiny model"}, f"pretrained {config.pretrained}"
     if config.pretrained:
         names[pretrained] = "outside model" if config.outside_price else config.pretrained
@@ -143,7 +145,7 @@ def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, Syst
 
 
 class AllRuns:
-    """The runs of each system alone and of each cascade, a list with one for each seed that has its systems."""
+    """The runs of each system alone and of each cascade: lists over the seeds that have all of its systems."""
 
     def __init__(self, systems: list[dict[str, System]], config: LabConfig) -> None:
         """systems: those of each seed by name; the first seed has all."""
@@ -171,7 +173,7 @@ def median(runs: Sequence[Run], key: str) -> float:
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    """What each system and each cascade costs and gets right."""
+    """Summarise cost and accuracy of each system and each cascade."""
     systems = [systems_of(results, config, seed) for seed in seeds(config)]
     all_runs, rows = AllRuns(systems, config), []
     common = AllRuns(all_runs.having(all_runs.longest), config)  # the same lines for each system
@@ -229,7 +231,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
 
 def money(values: Sequence[float]) -> str:
-    """A price, with as many digits as it needs."""
+    """Format prices, with two decimals, or five if they are low."""
     return spread(values, ".2f" if statistics.median(values) >= 0.1 else ".5f")
 
 
@@ -238,7 +240,7 @@ def time_of(seconds: float) -> str:
 
 
 def simple(all_runs: AllRuns) -> Verdict:
-    """The cascade with the fewest stages whose cost is close to that of the cheapest."""
+    """Choose the cascade with the fewest stages whose cost is close to that of the cheapest."""
     costs = {names: median(all_runs.cascade(names), "cost") for names in all_runs.cascades}
     low = min(costs.values())
     names = next(names for names in costs if costs[names] <= (1 + GAIN) * low)
@@ -253,7 +255,7 @@ def simple(all_runs: AllRuns) -> Verdict:
 
 
 def compared(all_runs: AllRuns) -> Verdict:
-    """The longest cascade, compared with the best system alone and with a person alone."""
+    """Compare the longest cascade with the best system alone and with a person alone."""
     runs, person = all_runs.cascade(all_runs.longest), all_runs.config.person_price
     accuracy = {name: median(all_runs.alone(name), "accuracy") for name in all_runs.names}
     best = max(accuracy, key=lambda name: accuracy[name])
@@ -266,7 +268,7 @@ def compared(all_runs: AllRuns) -> Verdict:
 
 
 def promise(all_runs: AllRuns) -> Verdict:
-    """Whether the answered test lines have the accuracy for which the thresholds were chosen."""
+    """Judge whether the answered test lines reach the accuracy for which the thresholds were chosen."""
     runs, statements = all_runs.cascade(all_runs.longest), []
     for index, name in enumerate(all_runs.longest):
         share = pooled([run.answered["test"][index] for run in runs])
@@ -282,7 +284,7 @@ def promise(all_runs: AllRuns) -> Verdict:
 
 
 def draw(all_runs: AllRuns, axes: Any) -> None:
-    """Accuracy against cost: a line for each cascade, a point for each system alone."""
+    """Draw accuracy against cost: a line for each cascade, a point for each system alone."""
 
     def point(runs: Sequence[Run]) -> tuple[float, float]:
         return median(runs, "cost"), 100 * median(runs, "accuracy")

@@ -40,7 +40,7 @@ FULL, QUICK = (500, 600), (100, 200)  # iterations of the base model, and of the
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """For each seed: train the base model, fine-tune it, ask both systems."""
+    """List the stages of each seed: train the base model, fine-tune it, ask both systems."""
     data, (base, task) = folder / "data", QUICK if config.quick else FULL
     yield prepared(data, folder, "shakespeare_char")
     for seed in seeds(config):
@@ -66,7 +66,7 @@ def fine_tune(out: Path, data: Path, seed: int, iterations: int) -> dict[str, fl
 
 
 def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
-    """Confidence of a system by group of prompts, and whether it answers the lines of val and test correctly."""
+    """Measure a system's confidence by group of prompts, and which lines of val and test it answers correctly."""
     pairs = TASK.make(seed)
     groups = {split: [prompt for prompt, _ in pairs[split]] for split in ("val", "test")}
     groups |= outside(data, pairs, seed)
@@ -79,12 +79,12 @@ def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
 
 
 def right(probs: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
-    """Whether the most probable label is the right one, bool (n,)."""
+    """Compare the most probable label of each prompt with the true one: bool (n,)."""
     return probs.argmax(axis=1) == classify.label_indices(TASK.name, pairs, TASK.labels)
 
 
 def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, list[str]]:
-    """Prompts outside the task, by kind, none longer than a line of the task."""
+    """Collect prompts outside the task, by kind, none longer than a line of the task."""
     rng, plays = random.Random(seed), Dataset(str(data), "shakespeare_char")
     verse = [line.strip() for line in plays.tokenizer.decode(plays.splits["val"].tolist()).split("\n")]
     verse = sorted({line for line in verse if 15 <= len(line) <= LINE_WIDTH and not line.endswith(":")})
@@ -101,7 +101,7 @@ def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, li
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Area under the ROC curve: the probability that an inside value is larger than an outside one; a tie is a half.
+    """Compute the area under the ROC curve: P(inside value > outside value), where a tie counts a half.
 
     NaN if there is no value on one side.
     """
@@ -113,7 +113,7 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
 
 
 def threshold(confidence: Sequence[float], right: Sequence[bool], target: float, fewest: int = FEWEST) -> float:
-    """The lowest threshold at which at least `target` of the answers are right, and there are `fewest` of them.
+    """Find the lowest threshold with a share of at least `target` of correct answers, and at least `fewest` answers.
 
     Infinity if there is none: nothing is answered. An answer is given if its confidence is not below the threshold.
     """
@@ -125,7 +125,7 @@ def threshold(confidence: Sequence[float], right: Sequence[bool], target: float,
 
 
 class SystemResults:
-    """What the answers of one system say, a list with a value for each seed."""
+    """The results of one system, as lists with a value for each seed."""
 
     def __init__(self, results: Results, system: str, target: float) -> None:
         stage_results = every_seed(results, f"ask: {system}")
@@ -139,7 +139,7 @@ class SystemResults:
         self.kinds = [group for group in self.confidence[0] if group not in ("val", "test")]
 
     def answered(self, group: str) -> list[float]:
-        """Share of the prompts of a group that are answered."""
+        """Return the share of the prompts of a group that are answered."""
         return [
             float((confidence[group] >= limit).mean())
             for confidence, limit in zip(self.confidence, self.thresholds, strict=True)
@@ -149,28 +149,28 @@ class SystemResults:
         return [auroc(confidence["test"], confidence[kind]) for confidence in self.confidence]
 
     def mean(self, of: Any) -> list[float]:
-        """The mean over the kinds outside the task."""
+        """Average a measure over the kinds of prompts outside the task."""
         return [statistics.mean(each) for each in zip(*map(of, self.kinds), strict=True)]
 
     def shares(self) -> list[Share]:
-        """Share of right answers among the answered test lines."""
+        """Count the correct answers among the answered test lines."""
         masks = [
             confidence["test"] >= limit for confidence, limit in zip(self.confidence, self.thresholds, strict=True)
         ]
         return [Share(int(right[mask].sum()), int(mask.sum())) for right, mask in zip(self.right, masks, strict=True)]
 
     def accuracy(self) -> list[float]:
-        """The same of the seeds that answer a line."""
+        """Return the accuracy on the answered test lines, of the seeds that answer any."""
         return [share.value() for share in self.shares() if share.total]
 
     def own_errors(self) -> list[float]:
-        """AUROC of the confidence as a detector of wrong answers to test lines."""
+        """Compute the AUROC of the confidence as a detector of wrong answers to test lines."""
         pairs = zip(self.confidence, self.right, strict=True)
         return [auroc(confidence["test"][right], confidence["test"][~right]) for confidence, right in pairs]
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    """What is answered inside and outside the task, and what the base model has forgotten."""
+    """Summarise the answers inside and outside the task, and the forgetting of the base model."""
     by_system = {system: SystemResults(results, system, config.target) for system in SYSTEMS}
     model = by_system["model"]
     losses = every_seed(results, "fine-tuning")
@@ -229,7 +229,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
 
 def knows(model: SystemResults, target: float) -> Verdict:
-    """Whether the model abstains outside the task."""
+    """Judge whether the model abstains outside the task."""
     shares = {kind: statistics.median(model.answered(kind)) for kind in model.kinds}
     worst = max(shares, key=lambda kind: shares[kind])
     verb = "knows" if shares[worst] <= 1 - target else "does not know"
@@ -241,7 +241,7 @@ def knows(model: SystemResults, target: float) -> Verdict:
 
 
 def holds(by_system: dict[str, SystemResults], target: float) -> Verdict:
-    """Whether the threshold keeps its promise on the test lines."""
+    """Judge whether the answered test lines have the target accuracy."""
     statements = []
     for system, system_results in by_system.items():
         share = pooled(system_results.shares())
@@ -261,7 +261,7 @@ def holds(by_system: dict[str, SystemResults], target: float) -> Verdict:
 
 
 def better(by_system: dict[str, SystemResults]) -> Verdict:
-    """Which system detects prompts outside the task better."""
+    """Judge which system detects prompts outside the task better."""
     aurocs = {
         SYSTEMS[system]: statistics.median(system_results.mean(system_results.auroc))
         for system, system_results in by_system.items()
@@ -277,7 +277,7 @@ def better(by_system: dict[str, SystemResults]) -> Verdict:
 
 
 def forgotten(losses: Sequence[dict[str, float]], limit: float) -> Verdict:
-    """What fine-tuning has done to the base model's own text."""
+    """Compare the loss on the base model's own text before and after fine-tuning."""
     before, after = (statistics.median(loss[when] for loss in losses) for when in ("before", "after"))
     still, than = ("", "worse") if after > limit else ("still ", "better")
     return Verdict(
@@ -288,7 +288,7 @@ def forgotten(losses: Sequence[dict[str, float]], limit: float) -> Verdict:
 
 
 def draw(by_system: dict[str, SystemResults], axes: Any) -> None:
-    """A histogram for each system: shares of the prompts by confidence, the kinds outside with equal weights."""
+    """Draw a histogram of the confidence for each system; the kinds of prompts outside the task have equal weights."""
     figure, edges = axes.figure, np.linspace(0, 1, 21)
     axes.remove()
     for axes, (system, system_results) in zip(figure.subplots(2, 1, sharex=True), by_system.items(), strict=True):

@@ -124,7 +124,7 @@ def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]
 
 
 def baselines(case: Case) -> dict[str, dict[str, float]]:
-    """The n-gram baseline and the most frequent label of the same training examples."""
+    """Measure the n-gram baseline and the majority baseline on the same training examples."""
     examples, labels = case.splits()["train"], TASKS[case.task].labels
     counts = np.bincount(label_indices(case.task, examples, labels), minlength=len(labels))
     majority = measured(case, lambda prompts: np.tile(counts, (len(prompts), 1)))
@@ -132,7 +132,7 @@ def baselines(case: Case) -> dict[str, dict[str, float]]:
 
 
 def measured(case: Case, classify: Classifier) -> dict[str, float]:
-    """Accuracy and macro F1 on the test prompts."""
+    """Measure accuracy and macro F1 on the test prompts."""
     labels, test = TASKS[case.task].labels, case.splits()["test"]
     predicted = classify([prompt for prompt, _ in test]).argmax(axis=1)
     return quality(confusion_matrix(label_indices(case.task, test, labels), predicted, len(labels)))
@@ -169,7 +169,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
 
 def rows(figures: Figures, task: str, figure: str) -> list[dict[str, str]]:
-    """A row for each base and baseline, a column for each case of the task."""
+    """Make a row for each base and baseline, with a column for each case of the task."""
     cases = [case for case in figures["none"] if case.task == task]
     form = percent if figure == "accuracy" else partial(spread, form=".2f")
     return [
@@ -179,7 +179,7 @@ def rows(figures: Figures, task: str, figure: str) -> list[dict[str, str]]:
 
 
 def own_text(bits: dict[str, list[dict[str, float]]]) -> Verdict:
-    """Whether each base predicts its own text best."""
+    """Judge whether each base predicts its own text best."""
     statements, best = [], True
     for text, other in zip(TEXTS, reversed(TEXTS), strict=True):
         own, foreign = ([losses[text] for losses in bits[base]] for base in (text, other))
@@ -195,7 +195,7 @@ def own_text(bits: dict[str, list[dict[str, float]]]) -> Verdict:
 
 
 def compared(figures: Figures, base: str, other_base: str) -> Verdict:
-    """In which cases a base is better than another."""
+    """Compare two bases in each case."""
     outcomes: dict[str, list[str]] = {"better than": [], "worse than": [], "no different from": []}
     for case in figures[base]:
         accuracies, other_accuracies = ([run["accuracy"] for run in figures[key][case]] for key in (base, other_base))

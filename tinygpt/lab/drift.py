@@ -50,8 +50,8 @@ Lines = dict[str, dict[str, list[Pair]]]  # year -> split -> pairs
 
 
 def lines(seed: int) -> Lines:
-    """Lines of last year and of the new brands, whose names share no word with the others. The categories have equal
-    shares in every beginning of every split, and no two lines have the same letters."""
+    """Make lines of last year's and of new brands, whose names share no word. In each split the labels alternate, so
+    its first lines have all categories in equal shares. No two lines have the same letters."""
     by_year: Lines = {}
     for year, split in (("old", "train"), ("new", "test")):
         rng = random.Random(seed)
@@ -122,7 +122,7 @@ class Row(NamedTuple):
     seconds: list[float]
 
     def next_year(self) -> list[float]:
-        """Accuracy on next year's lines, of which half name a new brand."""
+        """Return the accuracy on next year's lines, of which half name a new brand."""
         return [(old + new) / 2 for old, new in zip(self.old, self.new, strict=True)]
 
 
@@ -182,7 +182,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
 
 
 def middle(values: Sequence[float]) -> float:
-    """The median, in percent."""
+    """Return the median, in percent."""
     return 100 * statistics.median(values)
 
 
@@ -197,7 +197,7 @@ def cost_of_drift(base: Row, ngram: Row) -> Verdict:
 
 
 def repair(base: Row, rows: Sequence[Row]) -> Verdict:
-    """How many new lines bring next year's accuracy back to last year's."""
+    """State how many new lines bring next year's accuracy back to last year's."""
     goal = middle(base.old) - 100 * ENOUGH
     reached, missed = [], []
     for method in dict.fromkeys(row.method for row in rows):
@@ -217,7 +217,7 @@ def repair(base: Row, rows: Sequence[Row]) -> Verdict:
 
 
 def gain_of_replay(last: dict[str, Row], base: Row) -> Verdict:
-    """What fine-tuning forgets, and how much of it replay saves. last: the rows with the most new lines."""
+    """Judge how much fine-tuning forgets, and replay prevents. last: the rows with the most new lines, by method."""
     alone, replay = last["new"], last["replay"]
     lost, kept = (statistics.median(base.old) - statistics.median(row.old) for row in (alone, replay))
     price = statistics.median(alone.new) - statistics.median(replay.new)
@@ -232,7 +232,7 @@ def gain_of_replay(last: dict[str, Row], base: Row) -> Verdict:
 
 
 def cheapest(last: Sequence[Row]) -> Verdict:
-    """The fastest method whose accuracy next year is close to the best."""
+    """Choose the fastest method whose accuracy next year is close to the best."""
     best = max(statistics.median(row.next_year()) for row in last)
     good = [row for row in last if statistics.median(row.next_year()) >= best - CLOSE]
     row = min(good, key=lambda row: statistics.median(row.seconds))

@@ -52,8 +52,8 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 
 def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
-    """Train both learners on `size` lines, a share of which has a wrong label; return their accuracies on the test
-    split, with its correct labels and with the share `WORST` of them wrong."""
+    """Train both learners on `size` lines, a share of them with wrong labels. Return their accuracies on the test
+    split, with its correct labels and with the share `WORST` of wrong ones."""
     task, labels = TASK.make(1337), TASK.labels
     examples = mislabelled(random.Random(seed).sample(task["train"], len(task["train"]))[:size], share, seed)
     name, data = f"{size}-{100 * share:.0f}-{seed}", folder / "data"
@@ -71,9 +71,9 @@ def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
 
 
 def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
-    """The pairs, a share of which (rounded) has a wrong label, each of the task's others with the same probability.
+    """Replace the labels of a share of the pairs (rounded) by other labels of the task, with equal probabilities.
 
-    With the same seed, a larger share keeps the wrong labels of a smaller one and adds some.
+    With the same seed, the wrong labels of a smaller share are among those of a larger one.
     """
     rng = random.Random(seed)
     others = [rng.choice([label for label in TASK.labels if label != right]) for _, right in pairs]
@@ -86,7 +86,7 @@ def accuracy(answers: Sequence[str], pairs: Sequence[Pair]) -> float:
 
 
 def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
-    """A stage that fine-tunes the pretrained model with LoRA on the first `size` lines, as in docs/FINETUNING.md."""
+    """Make the stage that fine-tunes the pretrained model with LoRA on `size` lines, as in docs/FINETUNING.md."""
     lengths = {"examples": size, "max_iters": PRETRAINED[size]}
     method = methods.Method("finetune", methods.LARGE, lengths, "pretrained")
     job = methods.Training(f"pretrained, LoRA, {size:,} examples", method, config.pretrained, seed)
@@ -100,7 +100,7 @@ def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
 
 
 def accuracies(results: Results, learner: str, share: float, kind: str = "correct") -> dict[int, list[float]]:
-    """The accuracies of a learner with a share of wrong labels, by the number of examples, one for each seed."""
+    """Collect a learner's accuracies with a share of wrong labels: by number of examples, one for each seed."""
     by_size: dict[int, list[float]] = {}
     for result in results.values():
         if result["share"] == share and learner in result.get(kind, {}):
@@ -176,12 +176,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
 
 def on_wrong_labels(right: float) -> float:
-    """The accuracy that a test split with the share `WORST` of wrong labels reports, for the correct accuracy."""
+    """Compute the accuracy measured on a test split with the share `WORST` of wrong labels, from the true accuracy."""
     return right * (1 - WORST) + (1 - right) * WORST / (len(TASK.labels) - 1)
 
 
 def cost_of_wrong(name: str, by_share: dict[float, dict[int, list[float]]]) -> Verdict:
-    """What wrong labels cost a learner, as a number of correct labels. found: share -> examples -> of each seed."""
+    """State how many correct labels give the same accuracy. by_share: share of wrong ones -> examples -> accuracies."""
     clean, statements = by_share[0.0], []
     most = max(clean)
     for share in sorted(by_share)[1:]:
@@ -202,9 +202,9 @@ def cost_of_wrong(name: str, by_share: dict[float, dict[int, list[float]]]) -> V
 
 
 def worth(clean: Curve, reached: float) -> int:
-    """How many correct labels give an accuracy: by interpolation of a curve, linear in the logarithm of their number.
+    """Find how many correct labels give an accuracy, by interpolation that is linear in the logarithm of their number.
 
-    A curve that falls somewhere is replaced by its running maximum. The result is never outside of the curve.
+    The curve is replaced by its running maximum. The result is at least its first and at most its last number.
     """
     sizes = sorted(clean)
     heights = np.maximum.accumulate([clean[size] for size in sizes])
@@ -212,7 +212,7 @@ def worth(clean: Curve, reached: float) -> int:
 
 
 def more_labels(clean: dict[str, Curve]) -> Verdict:
-    """What more examples gain at the end of each curve."""
+    """Judge whether more examples would help, by the last step of each curve."""
     fewer, most = sorted(next(iter(clean.values())))[-2:]
     gains = {name: curve[most] - curve[fewer] for name, curve in clean.items()}
     advice = {name: "collect more examples" if gain > CLOSE else "enough examples" for name, gain in gains.items()}
@@ -224,7 +224,7 @@ def more_labels(clean: dict[str, Curve]) -> Verdict:
 
 
 def better(model: Curve, ngram: Curve) -> Verdict:
-    """Which of the two learners is better with how many examples."""
+    """Compare the two learners for each number of examples."""
     statements = []
     for size in sorted(model):
         gap = model[size] - ngram[size]

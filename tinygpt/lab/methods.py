@@ -30,7 +30,7 @@ CLOSE = 0.02  # accuracies that differ by less count as equal
 
 
 class Method(NamedTuple):
-    """A method of making a model for the task: a command with its settings, and the base model it starts from."""
+    """A method to make a model for the task: a command, its settings, and its base model."""
 
     command: str  # finetune or train; empty: the base model zero-shot
     preset: str
@@ -58,7 +58,7 @@ class Training(NamedTuple):
     seed: int
 
     def title(self) -> str:
-        """The name of the stage: all that its result depends on."""
+        """Return the name of the stage, with everything that its result depends on."""
         base = f"from {self.base}" if self.base else ""
         return ", ".join(filter(None, (self.name, base, f"seed {self.seed}")))
 
@@ -99,7 +99,7 @@ def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
 
 
 def compared(results: Results, _: LabConfig) -> Summary:
-    """A row for each method, accuracy against forgetting, and the simplest method that is good enough."""
+    """Summarise the methods: a row for each, accuracy against forgetting, and the simplest one that is good enough."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for result in filter(None, results.values()):  # the data have none
         runs.setdefault(result["method"], []).append(result)
@@ -154,7 +154,7 @@ def row(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def simplest(runs: dict[str, list[dict[str, Any]]], ngram: float) -> Verdict:
-    """The first method of the table, after the n-gram baseline, whose accuracy is close to the best one."""
+    """Choose the simplest method, the n-gram baseline or the first in the table, with an accuracy close to the best."""
     accuracy = {"the n-gram baseline": ngram} | {
         name: median(method_runs, "accuracy") for name, method_runs in runs.items()
     }
@@ -168,7 +168,7 @@ def simplest(runs: dict[str, list[dict[str, Any]]], ngram: float) -> Verdict:
 
 
 def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
-    """The method that makes the small base model forget least, among those whose accuracy is close to their best.
+    """Choose the method with the least forgetting, among those from the small base model close to their best accuracy.
 
     Empty if forgetting was not measured, since the dataset of the base model is missing.
     """

@@ -1,4 +1,4 @@
-"""The datasets of a lab, the trainings, as processes of their own, and the answers of a trained model.
+"""What labs share: write datasets, train models in child processes, load trained models and baselines.
 
 write_dataset(folder / "data", "notes", {"train": pairs, "val": others, "test": more}, labels=["yes", "no"])
 write_text(folder / "data", "verses", text, tokenizer)
@@ -56,7 +56,7 @@ def write_text(data: Path, name: str, text: str, tokenizer: Tokenizer) -> None:
 
 
 def ngrams(examples: Sequence[Pair], labels: Sequence[str]) -> Classifier:
-    """The n-gram baseline, trained on the examples. Errors: TinyGPTError if it cannot be trained."""
+    """Train the n-gram baseline on examples. Errors: TinyGPTError if it cannot be trained."""
     truth = classify.label_indices("train", examples, labels)
     trained, problem = classify.ngram_classifier([prompt for prompt, _ in examples], truth, len(labels))
     if trained is None:
@@ -65,7 +65,7 @@ def ngrams(examples: Sequence[Pair], labels: Sequence[str]) -> Classifier:
 
 
 def classifier(ckpt: Path, labels: Sequence[str]) -> Classifier:
-    """A trained model."""
+    """Load a trained model as a classifier."""
     model = Model(ckpt)
 
     def classify_prompts(prompts: Sequence[str]) -> np.ndarray:
@@ -76,13 +76,13 @@ def classifier(ckpt: Path, labels: Sequence[str]) -> Classifier:
 
 
 def most_probable(probabilities: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """The most probable label for each row."""
+    """Return the most probable label of each row."""
     return [labels[index] for index in probabilities.argmax(axis=1)]
 
 
 class Model:
-    """A trained model on the CPU; `ckpt` is a checkpoint, its file or its folder. Characters that it does not know are
-    left out of a prompt. Errors: TinyGPTError as in `load_model`."""
+    """A trained model on the CPU, from a checkpoint, its file or its folder. Unknown characters in prompts are skipped.
+    Errors: TinyGPTError as in `load_model`."""
 
     def __init__(self, ckpt: Checkpoint | Path | str, adapter: Path | str = "") -> None:
         checkpoint = ckpt if isinstance(ckpt, Checkpoint) else load_model(str(ckpt), str(adapter))
@@ -91,12 +91,12 @@ class Model:
         self.model = checkpoint.for_inference(self.compute)
 
     def responses(self, prompts: Sequence[str], longest: int) -> tuple[list[str], np.ndarray]:
-        """Greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
+        """Decode greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
         return respond.responses(self.model, self.tokenizer, prompts, longest, skip_unknown=True)
 
     @torch.inference_mode()
     def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
-        """Log-probabilities of the continuations of a text, in nats, float64 (n,)."""
+        """Compute the log-probabilities of continuations of a text, in nats, float64 (n,)."""
         prefix_ids = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
         continuation_ids = [self.tokenizer.encode(text).astype(np.int64) for text in continuations]
         longest = max(map(len, continuation_ids))
@@ -109,12 +109,12 @@ class Model:
         return np.concatenate(parts)
 
     def continuation(self, prefix: str, tokens: int) -> str:
-        """The greedy continuation of a text."""
+        """Continue a text by greedy decoding."""
         prefix_ids = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
         return self.tokenizer.decode([int(token) for token in generate(self.model, prefix_ids, tokens, Sampling(0))])
 
     def bits_per_character(self, data: Path, name: str) -> float:
-        """The loss on the complete validation split of a dataset of plain text with the model's tokenizer."""
+        """Compute the loss on the complete validation split of a dataset of plain text with the model's tokenizer."""
         dataset = Dataset(str(data), name)
         source = dataset.sources["val"]
         loss = mean_loss(self.model, source, source.every(self.model.config.block_size), self.compute)
@@ -122,7 +122,7 @@ class Model:
 
 
 class Trained(NamedTuple):
-    """What a training has cost, and what it forgot."""
+    """The cost of a training, and the losses that show its forgetting."""
 
     seconds: float  # evaluations included, over all sessions if it was stopped
     weights: int  # number of those that were trained
@@ -151,7 +151,7 @@ def train(log: Path, command: str, preset: str, out: Path, **settings: Any) -> T
 
 
 def prepared(data: str | Path, folder: Path, dataset: str) -> Stage:
-    """A stage that prepares a dataset, unless it is there."""
+    """Make the stage that prepares a dataset, unless it exists."""
 
     def prepare() -> None:
         if not (Path(data) / dataset / "meta.json").exists():

@@ -39,12 +39,12 @@ SWAPS = 20  # timed
 
 
 def examples(config: LabConfig) -> tuple[int, ...]:
-    """Numbers of training examples of an adapter; a quick lab has the extremes."""
+    """Return the numbers of training examples of an adapter; a quick lab has the smallest and the largest."""
     return tuple(sorted({EXAMPLES[0], EXAMPLES[-1]})) if config.quick else EXAMPLES
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """The datasets; for each seed a base model, and adapters of each firm and number of examples; the swaps."""
+    """List the stages: the datasets; for each seed a base model, and an adapter per firm and size; the swaps."""
     yield Stage("datasets", 1, partial(write_datasets, folder))
     seed_folders = [SeedFolder(folder / f"seed-{seed}", seed, config.quick) for seed in seeds(config)]
     for seed, seed_folder in enumerate(seed_folders, start=1):
@@ -66,7 +66,7 @@ def write_datasets(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class SeedFolder:
-    """The folder of one seed: its base model, and the adapters of it."""
+    """The folder of one seed, with its base model and the adapters of that."""
 
     folder: Path
     seed: int
@@ -142,7 +142,7 @@ def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
 
 
 def milliseconds(work: Callable[[], Any]) -> float:
-    """The median time of some work that is done SWAPS times."""
+    """Time a function SWAPS times; return the median."""
     return 1000 * statistics.median(timeit.repeat(work, number=1, repeat=SWAPS))
 
 
@@ -182,7 +182,7 @@ Runs = dict[tuple[str, int], list[dict[str, Any]]]  # by firm and number of exam
 
 
 def shares(runs: Sequence[dict[str, Any]], firm: str, what: str) -> list[float]:
-    """Of each run, the share of responses in a firm's style, with fidelity, or wrong among those in style."""
+    """Return for each run the share of responses in a firm's style, with fidelity, or wrong among those in style."""
     if what == "fidelity":
         return [run["fidelity"] for run in runs]
     if what == "style":
@@ -191,7 +191,7 @@ def shares(runs: Sequence[dict[str, Any]], firm: str, what: str) -> list[float]:
 
 
 def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Table:
-    """The base model, and each firm's adapter from all examples, judged by all styles."""
+    """Compare the base model and each firm's adapter from all examples, judged by all styles."""
     rows = {"base model": bases} | {f"base + {firm.upper()}": runs[firm, EXAMPLES[-1]] for firm in FIRMS}
     return table(
         f"One base model, two adapters from {EXAMPLES[-1]} examples each",
@@ -232,7 +232,7 @@ def by_examples(runs: Runs, n: int) -> Table:
 
 
 def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
-    """The responses to one prompt: where a text in style is wrong, if there is such a prompt, else the first."""
+    """Show the responses to one prompt: the first with a wrong text in perfect style, if any, else the first of all."""
     prompts = prompts_of_test()
     shown = {"base": base} | {f"{firm.upper()}, {size}": adapter_runs[0] for (firm, size), adapter_runs in runs.items()}
     few = runs["a", EXAMPLES[0]][0]["responses"]
@@ -254,7 +254,7 @@ def wrong_facts(prompt: str, text: str) -> str:
 
 
 def needed(runs: Runs) -> Verdict:
-    """From how many examples on style and fidelity are learned."""
+    """State from how many examples on style and fidelity are learned."""
 
     def smallest(firm: str, what: str) -> str:
         sizes = [size for key, size in runs if key == firm]
@@ -269,7 +269,7 @@ def needed(runs: Runs) -> Verdict:
 
 
 def in_style_and_wrong(runs: Runs) -> Verdict:
-    """How many texts in perfect style state something wrong."""
+    """State how many texts in perfect style are wrong."""
     wrong = {key: 100 * statistics.median(shares(adapter_runs, key[0], "wrong")) for key, adapter_runs in runs.items()}
     sizes = [size for firm, size in runs if firm == "a"]
     head = "can be wrong" if max(wrong.values()) > MARGIN else "is correct in this run"
@@ -282,7 +282,7 @@ def in_style_and_wrong(runs: Runs) -> Verdict:
 
 
 def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
-    """Negative control: each adapter judged by the other firm's rules, and the base model by both."""
+    """Check the negative control: each adapter judged by the other firm's rules, and the base model by both."""
     other = [(runs["a", EXAMPLES[-1]], "b"), (runs["b", EXAMPLES[-1]], "a"), (bases, "a"), (bases, "b")]
     most = max(share for model_runs, firm in other for share in shares(model_runs, firm, "style"))
     verb = "separates the styles" if most == 0 else "does not separate the styles"

@@ -49,7 +49,7 @@ QUICK = Size((32, 48, 64, 96), (0.25, 0.5, 1), (128, 1))
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """All stages. Errors: TinyGPTError for a dataset of the user that is missing, or too small."""
+    """List the stages. Errors: TinyGPTError for a dataset of the user that is missing, or too small."""
     size = QUICK if config.quick else FULL
     if config.dataset == "shakespeare_char":
         yield prepared(config.data_dir, folder, config.dataset)
@@ -91,7 +91,7 @@ def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: 
 
 
 def columns_of(results: Results, config: LabConfig) -> list[np.ndarray]:
-    """The arguments of `fit`: parameters, tokens and losses of all runs but the last."""
+    """Return the arguments of `fit`: parameters, tokens and losses of all runs but the held-out one."""
     size = QUICK if config.quick else FULL
     runs = [results[name(*cell)] for cell in product(size.widths, size.passes, seeds(config))]
     return [np.array([float(run[key]) for run in runs]) for key in ("parameters", "tokens", "loss")]
@@ -106,18 +106,18 @@ def resampled(law: Law, columns: Sequence[np.ndarray], count: int = 200) -> list
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 10 % and the 90 % quantile: an interval of 80 %."""
+    """Return the 10 % and the 90 % quantile: an 80 % interval."""
     low, high = np.quantile(values, [0.1, 0.9])
     return float(low), float(high)
 
 
 def growth(law: Law) -> float:
-    """The best size grows as the compute C ** growth."""
+    """Return the exponent g of the best size, which grows with the compute C as C ** g."""
     return law.beta / (law.alpha + law.beta)
 
 
 def best_loss(law: Law, compute: float) -> float:
-    """The loss of the best size for a compute in FLOP."""
+    """Compute the loss of the best size for a compute in FLOP."""
     if not (law.A and law.B):  # size, or length, costs nothing: the best size is 0, or infinite
         return law.E
     best = law.best_parameters(compute)
@@ -134,7 +134,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     samples = resampled(law, columns)
 
     def ranged(value: Any, form: str) -> str:
-        """A figure of the law, with its interval, if these runs determine it."""
+        """Format a value of the law and its interval, if these runs determine it."""
         low, high = interval([value(fitted) for fitted in samples])
         if not 0 < high < UNKNOWN * low:
             return "not determined"
@@ -226,7 +226,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
 
 def predicted(law: Law, last: dict[str, float]) -> Verdict:
-    """Whether the law predicts the largest run, which it was not fitted to."""
+    """Judge whether the law predicts the largest run, which it was not fitted to."""
     expected, measured = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
     error = abs(expected / measured - 1)
     return Verdict(
@@ -237,7 +237,7 @@ def predicted(law: Law, last: dict[str, float]) -> Verdict:
 
 
 def divided(law: Law, samples: Sequence[Law]) -> Verdict:
-    """How to divide more compute."""
+    """State how to divide more compute between size and length."""
     low, high = interval(list(map(growth, samples)))
     size = "it is not clear whether the best size or the best length grows faster"
     if low > 0.5:
@@ -251,7 +251,7 @@ def divided(law: Law, samples: Sequence[Law]) -> Verdict:
 
 
 def spent(law: Law, samples: Sequence[Law], columns: Sequence[np.ndarray]) -> Verdict:
-    """What limits the largest model at the longest training: its size or its data."""
+    """State what limits the largest model at the longest training: its size or its data."""
     n, d = columns[0].max(), columns[1].max()
     size, length = law.A * n**-law.alpha, law.B * d**-law.beta
     low, high = interval([fitted.E for fitted in samples])

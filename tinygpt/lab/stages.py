@@ -1,7 +1,7 @@
-"""What a lab is, and how its stages are run: each once, with the time that the rest will take.
+"""Labs and their stages. Each stage runs once, and the expected time of those that remain is printed.
 
 The results are in lab.json in the lab's folder, which is replaced after each stage. A stage that was stopped starts
-again; the folders that its commands wrote are its own, so the commands can resume.
+again. Only this stage writes into the folders of its commands, so the commands can resume.
 
     stages = [Stage("index", 2, seconds_of_index), Stage("ask", 60, answers)]
     results = run(Path("out-lab"), Identity("facts", {"quick": True}, {}), stages)      # {"index": 1.7, "ask": [...]}
@@ -42,7 +42,7 @@ class Lab(NamedTuple):
     live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
     quick: bool = False  # has a short form for a lesson
     ngrams: bool = False  # compares with the n-gram baseline, which needs scikit-learn
-    more: Callable[[Results, LabConfig, Path], Path] | None = None  # writes one more file into the folder
+    more: Callable[[Results, LabConfig, Path], Path] | None = None  # writes another file into the folder
 
     @property
     def keys(self) -> set[str]:
@@ -51,12 +51,12 @@ class Lab(NamedTuple):
 
 
 def seeds(config: LabConfig) -> range:
-    """The seeds of the repetitions: 1, 2, ...; a quick lab has one."""
+    """Return the seeds of the repetitions: 1, 2, ...; a quick lab has one."""
     return range(1, (1 if config.quick else config.seeds) + 1)
 
 
 class Identity(NamedTuple):
-    """What the results of a lab depend on, besides its stages."""
+    """Everything that the results of a lab depend on, besides its stages."""
 
     lab: str
     settings: dict[str, Any]
@@ -88,12 +88,12 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
 
 
 def every_seed(results: Results, name: str) -> list[Any]:
-    """The results of a stage that each seed has, NAME, seed N."""
+    """Return the results of the stages "NAME, seed N" of all seeds."""
     return [result for stage, result in results.items() if stage.startswith(f"{name}, seed ")]
 
 
 def stored(folder: Path, identity: Identity) -> dict[str, Any]:
-    """The content of lab.json, without stages if there is no such file. Errors: TinyGPTError as in `run`."""
+    """Read lab.json; without such a file, return content without stages. Errors: TinyGPTError as in `run`."""
     path, lab = folder / FILE, identity.lab
     expected = {"lab": lab, "version": VERSION, "settings": identity.settings}
     if not path.exists():
@@ -120,7 +120,7 @@ def described(content: dict[str, Any]) -> str:
 
 
 def speed(stages: Sequence[Stage], known: dict[str, dict[str, Any]]) -> float:
-    """How many times as long as expected the finished stages have taken on this machine; 1 before the first."""
+    """Return the ratio of actual to expected time of the finished stages; 1 before the first."""
     done = [stage for stage in stages if stage.name in known]
     expected = sum(stage.seconds for stage in done)
     return sum(known[stage.name]["seconds"] for stage in done) / expected if expected > 5 else 1.0

@@ -1,4 +1,4 @@
-"""What a lab has found: tables, a picture, and verdicts with their rules; as text, and as a page.
+"""The summary of a lab: tables, a picture, and verdicts with their rules; as text, and as a page.
 
 The page needs no other file and makes no request, like that of `tinygpt report`, whose style it has.
 """
@@ -19,7 +19,7 @@ COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs
 
 
 class Table(NamedTuple):
-    """A table; the first cell of a row names it."""
+    """A table; the first cell of each row is its name."""
 
     caption: str
     columns: Sequence[str]
@@ -27,7 +27,7 @@ class Table(NamedTuple):
     how: str  # how to read it
 
     def as_text(self) -> str:
-        """The table in Markdown, with aligned columns: it can be read, and copied into a document."""
+        """Format as Markdown with aligned columns."""
         rows = [list(self.columns), *map(list, self.rows)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(self.columns))]
         padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
@@ -37,12 +37,12 @@ class Table(NamedTuple):
 
 
 def table(caption: str, rows: Sequence[Mapping[str, str]], how: str) -> Table:
-    """A table of rows that each give their cells by column."""
+    """Make a table from rows, which map column names to cells."""
     return Table(caption, list(rows[0]) if rows else [], [list(row.values()) for row in rows], how)
 
 
 class Share(NamedTuple):
-    """A share, with its 95 % confidence interval."""
+    """A share of `total` cases, with its 95 % confidence interval."""
 
     hits: int
     total: int
@@ -61,19 +61,19 @@ class Share(NamedTuple):
 
 
 def pooled(shares: Sequence[Share]) -> Share:
-    """The share of all, for shares of different things."""
+    """Pool shares of disjoint sets of cases."""
     return Share(sum(share.hits for share in shares), sum(share.total for share in shares))
 
 
 class Verdict(NamedTuple):
-    """What follows from the numbers, and the rule that gave it."""
+    """A conclusion from the results, and the rule that it follows from."""
 
     text: str
     rule: str
 
 
 class Summary(NamedTuple):
-    """What a lab has found."""
+    """The summary of a lab's results."""
 
     title: str
     question: str  # that the lab answers
@@ -97,7 +97,7 @@ def percent(shares: Sequence[float], form: str = ".1f") -> str:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """The median, and with several values the smallest and the largest."""
+    """Format the median, and for several values the minimum and the maximum."""
     low, middle, high = min(values), statistics.median(values), max(values)
     if low == high == math.inf:
         return "none"

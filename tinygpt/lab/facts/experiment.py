@@ -67,7 +67,7 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 
 class Cost(TypedDict):
-    """What it costs to build a system, or to bring it up to date."""
+    """The cost of building or updating a system."""
 
     seconds: float  # to index, or to train
     commands: int
@@ -78,7 +78,7 @@ class Cost(TypedDict):
 
 @dataclass(frozen=True)
 class SeedFolder:
-    """The folder of one seed: its documents, indexes, pairs and models, and what all systems have in common."""
+    """The folder of one seed: documents, indexes, pairs and models; and the methods that all systems share."""
 
     folder: Path
     seed: int
@@ -92,7 +92,7 @@ class SeedFolder:
         return Stage(f"{name}, seed {self.seed}", seconds, compute)
 
     def asking(self, when: When, seconds: dict[str, float]) -> list[Stage]:
-        """The stages in which systems answer the questions, from the seconds that each takes."""
+        """List the stages in which systems answer the questions. seconds: expected time, by system."""
         return [
             self.stage(f"{when}: {name}", duration, partial(self.ask, name, when)) for name, duration in seconds.items()
         ]
@@ -125,7 +125,7 @@ class SeedFolder:
         return Responder(parse(AskConfig, ["--device=cpu", *self.reader_flags(name), *flags]), index)
 
     def numbers(self) -> list[int]:
-        """The numbers of the questions that the systems answer."""
+        """Return the indices of the questions that the systems answer."""
         return list(range(len(self.world("after").questions)))
 
     def ask(self, name: str, when: When) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class SeedFolder:
             return measured(partial(systems.given_the_right_passage, respond), questions, numbers)
 
     def freshness(self, name: str) -> dict[str, float | None]:
-        """Seconds from a changed document to a right answer, with the commands `index` and `ask`; see TRIES."""
+        """Time from a changed document to a correct answer, with the commands `index` and `ask`; see TRIES."""
         after = self.world("after")
         again = changed(after, self.seed + 1, CHANGED)
         new = [
@@ -178,7 +178,7 @@ class SeedFolder:
         shutil.copy(self.kept(f"{when}.db"), self.folder / "index.db")
 
     def kept(self, name: str) -> Path:
-        """The path of a file that a finished stage has written. Errors: TinyGPTError if it was deleted."""
+        """Return the path of a file from a finished stage. Errors: TinyGPTError if it was deleted."""
         if not (path := self.folder / name).exists():
             problem = f"{path} was deleted, and lab.json says that its stage is finished"
             raise TinyGPTError(problem, f"delete {self.folder.parent}, and run the lab again")
@@ -205,7 +205,7 @@ class Tiny(SeedFolder):
         ]
 
     def reindex(self, when: When) -> Cost:
-        """Index the documents for the first time, or those that the change has changed."""
+        """Index all documents (before), or only those that have changed (after)."""
         old: dict[str, str] = {}
         if when == "before":
             (self.folder / "index.db").unlink(missing_ok=True)
@@ -264,7 +264,7 @@ class Pretrained(SeedFolder):
         return sample(self.world("after").questions, self.size.sample)
 
     def out(self, name: str) -> Path:
-        """A folder of its own for a model that is made from the pretrained one."""
+        """Return the folder of a model derived from the pretrained one."""
         return self.folder / f"{name}-{hashlib.sha256(self.path.encode()).hexdigest()[:8]}"
 
     def memorise(self) -> Cost:
@@ -300,12 +300,12 @@ class Pretrained(SeedFolder):
 
 
 def names(pretrained: str) -> tuple[str, str, str]:
-    """The names of the pretrained model's systems: zero-shot, fine-tuned to read, fine-tuned on the facts."""
+    """Return the names of the pretrained model's systems: zero-shot, fine-tuned to read, fine-tuned on the facts."""
     return f"{pretrained} zero-shot", f"{pretrained} fine-tuned to read", f"{pretrained} with LoRA"
 
 
 def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
-    """The documents and the models of the page, from the first seed, and what the pretrained model has answered."""
+    """Collect the page's documents and models, from the first seed, and the answers of the pretrained model."""
     tiny = Tiny(folder / "seed-1", 1, QUICK if config.quick else FULL)
     before = tiny.world("before")
     models = {"reader": load(SHIPPED), "closed": load(tiny.kept("closed/ckpt.pt"))}
@@ -326,7 +326,7 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
 
 
 def recorded(pretrained: str, questions: list[Question], results: Results) -> dict[str, list[list[str]]]:
-    """By question: the name of each system of the pretrained model, its answer before and after the change."""
+    """Collect by question: name, answer before and answer after the change, for each system of the pretrained model."""
     by_question: dict[str, list[list[str]]] = {}
     for name in names(pretrained):
         before, after = (results[f"{when}: {name}, seed 1"] for when in ("before", "after"))

@@ -48,7 +48,7 @@ EFFORT: dict[str, tuple[str, Callable[[float], str]]] = {  # column: key of a Co
 
 
 class Row(NamedTuple):
-    """A system: the stages, without the seed, from which its row comes. Empty: there is no such stage."""
+    """A row of the tables: a system, and the names of its stages, without the seed; empty if it has no such stage."""
 
     name: str
     build: str
@@ -57,12 +57,12 @@ class Row(NamedTuple):
     after: str
 
     def stage(self, name: str) -> str:
-        """Another stage of the system that answers after the change; not every system has it."""
+        """Return the name of another stage of the same system, as `fresh`; not every system has it."""
         return f"{name}: {self.after.partition(': ')[2]}"
 
 
 def rows(pretrained: str) -> list[Row]:
-    """The systems, the simplest first; the first two are baselines."""
+    """List the systems, the simplest first; the first two are baselines."""
     zero_shot, reading, lora = names(pretrained)
     systems = [
         Row("majority baseline", "", "before: majority", "", "after: majority"),
@@ -79,7 +79,7 @@ def rows(pretrained: str) -> list[Row]:
 
 
 class Measured:
-    """The results of the lab, by stage, over all seeds that have it."""
+    """The results of the lab by stage, over all seeds."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
@@ -91,12 +91,12 @@ class Measured:
         self.kinds = Counter(question.kind for questions in self.questions.values() for question in questions)
 
     def of(self, stage: str) -> list[tuple[int, Any]]:
-        """The seeds that have a stage, and its results."""
+        """Return (seed, result) of a stage for all seeds that have it."""
         stages = ((seed, f"{stage}, seed {seed}") for seed in self.questions)
         return [(seed, self.results[name]) for seed, name in stages if name in self.results]
 
     def replies(self, stage: str, kinds: Sequence[str]) -> Iterator[tuple[Question, str, float | None]]:
-        """The questions of these kinds, each with its answer and the probability of the answer."""
+        """Yield the questions of these kinds, each with its answer and the probability of the answer."""
         for seed, result in self.of(stage):
             columns = (result[key] for key in ("questions", "answers", "probabilities"))
             for number, text, probability in zip(*columns, strict=True):
@@ -104,25 +104,25 @@ class Measured:
                     yield question, text, probability
 
     def share(self, stage: str, kinds: Sequence[str], wanted: str) -> Share:
-        """The share of an outcome among the answers to questions of these kinds; stale: right before the change."""
+        """Return the share of an outcome (see `systems.outcome`) among the answers to questions of these kinds."""
         outcomes = [outcome(question, text) for question, text, _ in self.replies(stage, kinds)]
         return Share(outcomes.count(wanted), len(outcomes))
 
     def right(self, row: Row) -> float:
-        """The share of right outcomes after the change. A sample counts as if it had all kinds in their proportion."""
+        """Return the share of right outcomes after the change. In a sample, kinds are weighted by true frequency."""
         wanted = {kind: "abstained" if kind == "absent" else "right" for kind in self.kinds}
         shares = {kind: self.share(row.after, [kind], each) for kind, each in wanted.items()}
         weights = {kind: self.kinds[kind] for kind, share in shares.items() if share.total}
         return sum(weight * shares[kind].value() for kind, weight in weights.items()) / sum(weights.values())
 
     def confidence(self, stage: str) -> float | None:
-        """Mean probability of the answers to questions that no document answers; None without such answers."""
+        """Average the probability of the answers to unanswerable questions; None without such answers."""
         replies = self.replies(stage, ["absent"])
         values = [probability for _, text, probability in replies if text and probability is not None]
         return statistics.mean(values) if values else None
 
     def mean(self, stage: str, key: str) -> float | None:
-        """The mean over the seeds; None if the stage does not exist or has no value."""
+        """Average a value over the seeds; None if the stage does not exist or has no value."""
         values = [result[key] for _, result in self.of(stage) if result[key] is not None]
         return statistics.mean(values) if values else None
 
@@ -132,7 +132,7 @@ class Measured:
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    """What each system knows before and after the change, and what it costs."""
+    """Summarise what each system knows before and after the change, and its costs."""
     found, systems = Measured(results), rows(config.pretrained)
     fine_tuning = [combined(found, config.pretrained)] if config.pretrained else []
     names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
@@ -207,13 +207,13 @@ def costs(found: Measured, row: Row, price: float) -> dict[str, str]:
 
 
 def effort(found: Measured, stage: str, *columns: str) -> dict[str, str]:
-    """Parts of the Cost of a stage, by column; empty cells if there is no such stage."""
+    """Format parts of the Cost of a stage, by column; empty cells if there is no such stage."""
     means = {column: found.mean(stage, EFFORT[column][0]) for column in columns}
     return {column: "" if mean is None else EFFORT[column][1](mean) for column, mean in means.items()}
 
 
 def simplest(found: Measured, systems: Sequence[Row]) -> Verdict:
-    """The simplest system whose outcomes are nearly as often right as those of the best, after the change."""
+    """Choose the simplest system whose share of right outcomes after the change is close to the best."""
     right = {row.name: found.right(row) for row in systems[BASELINES:]}
     best = max(right, key=right.__getitem__)
     name = next(name for name, share in right.items() if share >= right[best] - NEAR)
@@ -226,7 +226,7 @@ def simplest(found: Measured, systems: Sequence[Row]) -> Verdict:
 
 
 def freshest(found: Measured) -> Verdict:
-    """Whether documents or a closed-book model are the better place for facts that change."""
+    """Judge whether facts that change belong in documents or in a closed-book model."""
     index, again, alone = (found.mean(f"update: {each}", "seconds") or 0.0 for each in ("index", "again", "closed"))
     answering = ("reader", "again", "closed")
     right = {each: found.share(f"after: {each}", ["changed"], "right").value() for each in answering}
@@ -246,7 +246,7 @@ def freshest(found: Measured) -> Verdict:
 
 
 def combined(found: Measured, pretrained: str) -> Verdict:
-    """What fine-tuning adds to retrieval."""
+    """State the effect of fine-tuning on retrieval."""
     asked = [f"after: {name}" for name in names(pretrained)[:2]]
     right = [100 * found.share(stage, ["fact", "changed"], "right").value() for stage in asked]
     abstains = [100 * found.share(stage, ["absent"], "abstained").value() for stage in asked]

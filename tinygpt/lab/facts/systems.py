@@ -35,14 +35,14 @@ System = Callable[[Question], Reply]
 
 
 def majority(questions: Sequence[Question]) -> System:
-    """The most frequent answer to questions about the same relation: what can be known without any document."""
+    """Make the majority baseline: the most frequent answer to questions about the same relation."""
     counts = Counter((question.relation, question.answer) for question in questions if question.answer).most_common()
     best = {relation: answer for (relation, answer), _ in reversed(counts)}
     return lambda question: Reply(best.get(question.relation, ""), None)  # a relation of no company: it abstains
 
 
 def closed_book(ckpt: str) -> System:
-    """A model that answers from its weights alone."""
+    """Load a model that answers from its weights alone."""
     reader = load_reader(parse(AskConfig, [f"--ckpt={ckpt}", "--device=cpu"]))
 
     def ask(question: Question) -> Reply:
@@ -55,13 +55,13 @@ def closed_book(ckpt: str) -> System:
 
 
 def retrieval(respond: Responder, question: Question) -> Reply:
-    """A model that reads the passages that the search finds, as in `tinygpt ask`."""
+    """Answer from the passages that the search finds, as in `tinygpt ask`."""
     outcome = respond(question.text)
     return Reply(outcome.answer, outcome.probability)
 
 
 def given_the_right_passage(respond: Responder, question: Question) -> Reply:
-    """The same model, given the passage that contains the answer: what it would do with a perfect search."""
+    """Answer from the passage that contains the answer: retrieval with a perfect search."""
     hits = search(respond.index, question.text, 100)
     company_hits = (hit for hit in hits if Path(hit.source).stem == question.company)
     with_answer = [hit for hit in company_hits if occurrence(question.answer, hit.text)]
@@ -70,7 +70,7 @@ def given_the_right_passage(respond: Responder, question: Question) -> Reply:
 
 
 def best_passage(index: Index, question: Question) -> Reply:
-    """The search alone: its answer is the complete best passage."""
+    """Answer with the complete best passage: the search alone."""
     return Reply(" ".join(hit.text for hit in search(index, question.text, 1)), None)
 
 
@@ -80,7 +80,7 @@ _attempts: list[str] = []
 
 @functools.cache  # once: an audit hook cannot be removed
 def watch_the_network() -> None:
-    """List each attempt of this process to use the network, from now on."""
+    """Record every attempt of this process to use the network, from now on."""
     sys.addaudithook(lambda event, _: _attempts.append(event) if event in CONNECTIONS else None)
 
 
@@ -95,7 +95,7 @@ def outcome(question: Question, text: str) -> str:
 
 
 def measured(system: System, questions: Sequence[Question], numbers: Sequence[int]) -> dict[str, Any]:
-    """Ask the questions with these numbers; return what was answered, and what it cost, as plain values."""
+    """Ask the questions with these indices; return answers, times and connections, as plain values."""
     watch_the_network()
     attempts, began = len(_attempts), time.monotonic()
     bar = progress(numbers, desc="asking", unit="question")

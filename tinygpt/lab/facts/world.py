@@ -49,7 +49,7 @@ class World(NamedTuple):
     questions: list[Question]
 
     def documents(self) -> dict[str, str]:
-        """The documents, by file name."""
+        """Return the documents, by file name."""
         files = {}
         for key, company in self.companies.items():
             files[f"{key}.md"] = document(company, company.facts, DATE)
@@ -94,7 +94,7 @@ def other_value(rng: Rng, relation: str, value: str) -> str:
 
 
 def changed(world: World, seed: int, share: float) -> World:
-    """The same world with new values for a share of the facts. The old values are the questions' stale answers.
+    """Give a share of the facts new values. The old values become the questions' stale answers.
 
     Facts that an older document contradicts stay as they are.
     """
@@ -122,7 +122,7 @@ def changed(world: World, seed: int, share: float) -> World:
 
 
 def sample(questions: Sequence[Question], size: int) -> list[int]:
-    """Choose the numbers of `size` questions, of each kind the share in SAMPLE, as far as there are so many."""
+    """Draw the indices of `size` questions, of each kind the share in SAMPLE, or all if there are fewer."""
     rng, chosen = Rng("sample"), list[int]()
     for kind in [*SAMPLE, "fact"]:
         count = round(size * SAMPLE[kind]) if kind in SAMPLE else size - len(chosen)
@@ -143,7 +143,7 @@ def document(company: Company, facts: dict[str, str], date: str) -> str:
 
 
 def sentences(rng: Rng, facts: list[Fact], name: str) -> Iterator[str]:
-    """A sentence for each fact, the first of which names the company, and sometimes a filler sentence."""
+    """Yield a sentence for each fact, the first of which names the company, and sometimes a filler sentence."""
     rng.shuffle(facts)
     for index, fact in enumerate(facts):
         yield reader.statement(rng, fact, name if index == 0 or rng.random() < 0.4 else "")
@@ -152,9 +152,9 @@ def sentences(rng: Rng, facts: list[Fact], name: str) -> Iterator[str]:
 
 
 def pairs(world: World, seed: int, only: set[tuple[str, str]] | None = None) -> list[dict[str, str]]:
-    """Prompts and responses that teach the facts to a model: WORDINGS for each fact, in wordings that no question has.
+    """Make prompts and responses that teach the facts: WORDINGS for each fact, in wordings that no question has.
 
-    One relation of each company that no document states, and no question asks for, has the response UNANSWERABLE.
+    Each company has one unanswerable relation, which no question asks for: its response is UNANSWERABLE.
     only: the facts (company, relation) to teach; None: all.
     """
     rng = Rng(f"pairs {seed}")
