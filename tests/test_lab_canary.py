@@ -14,7 +14,7 @@ from scipy.stats import expon, rankdata
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.lab import arithmetic, canary
-from tinygpt.lab.arithmetic import Answer
+from tinygpt.lab.arithmetic import SumAnswer
 from tinygpt.lab.models import Model
 
 # shorter forms of QUICK: the models learn hardly anything, or something
@@ -187,12 +187,12 @@ def test_the_datasets_hold_the_right_answers_in_both_formats(added: Path) -> Non
 
 
 def test_digits_and_failures_of_answers_by_hand() -> None:
-    def failed(said: str) -> Answer:
-        answer = Answer("47+385", "2 + 3", said, 0.5)  # 432
+    def failed(said: str) -> SumAnswer:
+        answer = SumAnswer("47+385", "2 + 3", said, 0.5)  # 432
         assert not answer.exact()
         return answer
 
-    assert Answer("47+385", "2 + 3", "432", 0.5).exact()
+    assert SumAnswer("47+385", "2 + 3", "432", 0.5).exact()
     cases = {
         "32": ("too few digits", 2 / 3), "": ("too few digits", 0), "1432": ("too many digits", 1),
         "422": ("one digit wrong", 2 / 3), "324": ("several digits wrong", 0),
@@ -237,11 +237,11 @@ def test_the_quick_lab_ends_with_controls_and_a_picture(added: Path) -> None:
     assert (added / "arithmetic.png").read_bytes().startswith(b"\x89PNG")
 
 
-def system(shares: dict[str, float], probability: float) -> list[list[Answer]]:
+def system(shares: dict[str, float], probability: float) -> list[list[SumAnswer]]:
     """One seed of a system that answers these shares of each kind of sum correctly."""
     return [
         [
-            Answer(prompt, kind, arithmetic.right(prompt) if at < share * 40 else "0", probability)
+            SumAnswer(prompt, kind, arithmetic.right(prompt) if at < share * 40 else "0", probability)
             for kind, share in shares.items()
             for at, prompt in enumerate(arithmetic.sums(FEW, 1)[1][kind])
         ]

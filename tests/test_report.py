@@ -25,7 +25,7 @@ from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.evaluate import baselines
 from tinygpt.report import collect
-from tinygpt.report.overlap import SHORTEST, Training, marked
+from tinygpt.report.overlap import SHORTEST, TrainingText, marked
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 ROOT = Path(__file__).parent.parent
@@ -740,7 +740,7 @@ def patchworks(count: int) -> Iterator[tuple[str, str]]:
 def test_stretches_and_share_by_brute_force() -> None:
     shares = []
     for training, text in patchworks(120):
-        looked_up = Training(training)
+        looked_up = TrainingText(training)
         assert looked_up.stretches(text) == brute_force(text, training)
         windows = [text[start : start + SHORTEST] in training for start in range(len(text) - SHORTEST + 1)]
         if windows:
@@ -756,9 +756,15 @@ def test_stretches_and_share_by_brute_force() -> None:
 def test_a_long_training_text_is_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     import tinygpt.report.overlap as overlap
 
-    whole = [(Training(training).share(text), Training(training).stretches(text)) for training, text in patchworks(20)]
+    whole = [
+        (TrainingText(training).share(text), TrainingText(training).stretches(text))
+        for training, text in patchworks(20)
+    ]
     monkeypatch.setattr(overlap, "CHUNK", 7)
-    parts = [(Training(training).share(text), Training(training).stretches(text)) for training, text in patchworks(20)]
+    parts = [
+        (TrainingText(training).share(text), TrainingText(training).stretches(text))
+        for training, text in patchworks(20)
+    ]
     assert repr(whole) == repr(parts)
 
 
@@ -767,4 +773,4 @@ def test_colliding_hashes_are_compared_by_their_text(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(overlap, "BASE", np.uint64(0))  # the last character of a window alone
     for training, text in patchworks(20):
-        assert Training(training).stretches(text) == brute_force(text, training)
+        assert TrainingText(training).stretches(text) == brute_force(text, training)

@@ -98,7 +98,7 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[
 
 
 def positive_label(config: EvalConfig, dataset: Dataset) -> str:
-    """The label whose precision and recall are measured: that of --positive, or of the built-in task, or empty. Errors:
+    """Return the label whose precision and recall are measured: from --positive, or the task, or empty. Errors:
     TinyGPTError for a label that the task does not have, or a split without an example of it."""
     name, labels, task = dataset.name, dataset.labels, TASKS.get(dataset.name)
     positive = config.positive or (task.positive if task and task.positive in labels else "")

@@ -53,7 +53,7 @@ class Verdict:
 
     @property
     def title(self) -> str:
-        """The kind, and since which step."""
+        """Return the kind of verdict, and the step at which it began."""
         kind = self.kind + ": overfitting" * (self.kind == "too little data")
         return kind if self.since is None else f"{kind} since step {self.since:,}"
 
@@ -95,7 +95,7 @@ def doctor(config: DoctorConfig) -> None:
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The lines of metrics.jsonl, and the values of config.yaml, none if it cannot be read. Errors: TinyGPTError."""
+    """Read metrics.jsonl, and the values of config.yaml, none if that is unreadable. Errors: TinyGPTError."""
     entries = read_metrics(folder)
     try:
         return entries, read_config(folder / "config.yaml")
@@ -192,7 +192,7 @@ def next_command(kind: str, settings: dict[str, Any], out: str, unfinished: bool
     from_scratch = settings.get("init_from", "scratch") == "scratch" and "ckpt" not in settings
 
     def again(name: str, *changes: str, command: str = "") -> str:
-        """Command that repeats the run in a new folder, with changed options."""
+        """Return the command that repeats the run in a new folder, with changed options."""
         command = command or suggest.training_command(settings)
         return suggest.command(command, f"{out}/config.yaml", *changes, f"--out_dir={out}-{name}")
 

@@ -21,7 +21,7 @@ IRRELEVANT = {*SESSION, "config", "out_dir", "quiet", "report_to", "wandb_log", 
 
 
 class Interval(NamedTuple):
-    """A prediction, and its interval: it should contain the result of four in five runs (80 %)."""
+    """A prediction and its 80 % interval, which should contain the results of four in five runs."""
 
     value: float
     low: float
@@ -46,7 +46,7 @@ class Forecast(NamedTuple):
     unsteady: bool  # the time per iteration varied by more than 30 % in the pilots
 
     def as_json(self) -> dict[str, Any]:
-        """The predictions as in plan.json and `tinygpt plan --json`."""
+        """Return the predictions as in plan.json and `tinygpt plan --json`."""
         return {
             "predicted_seconds": self.seconds._asdict(),
             "predicted_memory_mb": self.memory_mb and self.memory_mb._asdict(),
@@ -90,7 +90,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(plan: dict[str, Any], settings: dict[str, Any], data: dict[str, str]) -> list[str]:
-    """The settings in which a run differs from the run that was planned; `data` if its token files differ."""
+    """List the settings in which a run differs from its plan, and "data" if the token files differ."""
     planned = plan["settings"]
     keys = sorted((planned.keys() | settings.keys()) - IRRELEVANT)
     different = [key for key in keys if planned.get(key) != settings.get(key)]

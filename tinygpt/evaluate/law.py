@@ -40,7 +40,7 @@ class Law(NamedTuple):
         return self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
 
     def best_tokens(self, parameters: float) -> float:
-        """The compute-optimal length for a size: with the same compute, 6 N D, no other size reaches a lower loss.
+        """Return the compute-optimal length for a size: with the same compute, 6 N D, no other size has a lower loss.
 
         There, the derivatives of the loss with respect to log N and log D are equal."""
         if not self.A:
@@ -52,14 +52,14 @@ class Law(NamedTuple):
         return math.exp(min(max(logarithm, 0.0), LARGEST))
 
     def tokens_for(self, loss: float, parameters: float) -> float:
-        """The number of training tokens with which a model of this size reaches a loss; infinite if it never does."""
+        """Return the training tokens with which a model of this size reaches a loss; infinity if it never does."""
         rest = loss - self.E - self.A * parameters**-self.alpha
         if rest <= 0:
             return math.inf
         return math.exp(min(math.log(self.B / rest) / self.beta, LARGEST)) if self.B else 1.0
 
     def best_parameters(self, compute: float) -> float:
-        """The compute-optimal size for a compute in FLOP (Hoffmann et al. 2022, equation 4)."""
+        """Return the compute-optimal size for a compute in FLOP (Hoffmann et al. 2022, equation 4)."""
         if not self.B:
             return math.inf
         g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))

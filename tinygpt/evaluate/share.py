@@ -16,7 +16,7 @@ INTERVALS = "in parentheses: 95 % confidence intervals (Wilson)"
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n cases; 0 to 1 without a case."""
+    """Return the 95 % interval of a share of n cases; 0 to 1 if n = 0."""
     if not n:
         return 0.0, 1.0
     middle, half = share + Z * Z / (2 * n), Z * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5
@@ -24,7 +24,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def percent(share: float, n: int) -> str:
-    """A share of n cases and its interval, in percent; with tenths if the interval is at most ten points wide."""
+    """Format a share of n cases and its interval in percent, with tenths if the interval is at most ten points wide."""
     low, high = (100 * bound for bound in wilson(share, n))
     form = ".0f" if high - low > 10 else ".1f"
     return f"{100 * share:5.1f} % ({low:{form}} to {high:{form}})"

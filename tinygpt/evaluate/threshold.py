@@ -29,7 +29,7 @@ NAMES = {"model": "model", "ngram": "n-gram baseline", "nothing": "flag nothing"
 
 
 class Curve(NamedTuple):
-    """What each distinct score gives as the threshold, from the highest to the lowest: (T,) each."""
+    """A precision-recall curve: the results of each distinct score as the threshold, in descending order, (T,) each."""
 
     thresholds: np.ndarray  # float64
     hits: np.ndarray  # int64: positive prompts that are flagged, at the lowest threshold all of them
@@ -51,12 +51,12 @@ def precision_recall(scores: np.ndarray, positive: np.ndarray) -> Curve:
 
 
 def average_precision(curve: Curve) -> float:
-    """Area below the curve as steps: the mean of the precision, weighted by the increase in recall."""
+    """Compute the area below the curve as steps: the mean precision, weighted by the increase in recall."""
     return float((np.diff(curve.recall, prepend=0) * curve.precision).sum())
 
 
 def cheapest_threshold(curve: Curve, miss_cost: float) -> float:
-    """The threshold of the lowest cost; of several the highest; infinity if flagging nothing costs no more."""
+    """Return the threshold with the lowest cost, the highest of several; infinity if flagging nothing is as cheap."""
     hits, false_alarms = np.append(0, curve.hits), np.append(0, curve.false_alarms)
     costs = false_alarms + miss_cost * (hits[-1] - hits)
     return float(np.append(np.inf, curve.thresholds)[costs.argmin()])

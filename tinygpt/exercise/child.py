@@ -92,8 +92,8 @@ def time_limit(seconds: float, file: str, report: Callable[..., None]) -> Iterat
     thread = threading.get_ident()
 
     def end() -> None:
-        where = place(traceback.extract_stack(sys._current_frames()[thread]), file)
-        got = f"still running after {seconds:g} seconds\n{where}".strip()
+        line = innermost_line(traceback.extract_stack(sys._current_frames()[thread]), file)
+        got = f"still running after {seconds:g} seconds\n{line}".strip()
         report(got=got, expected="a result within seconds")
         os._exit(1)
 
@@ -112,18 +112,19 @@ def raised(error: BaseException, file: str) -> dict[str, str]:
         error = error.__cause__
     if isinstance(error, SyntaxError) and error.filename == file:
         return {"got": f"line {error.lineno}: {error.msg}", "expected": "valid Python"}
-    where = place(traceback.extract_tb(error.__traceback__), file)
-    innermost = traceback.extract_tb(error.__traceback__)[-1:]
+    line = innermost_line(traceback.extract_tb(error.__traceback__), file)
+    last_frame = traceback.extract_tb(error.__traceback__)[-1:]
     message = str(error)
-    if type(error) is NotImplementedError and not message and place(innermost, file):  # the template's, not PyTorch's
-        return {"got": f"not written yet: {where}", "expected": "your code in place of raise NotImplementedError"}
+    # raised by the template, not by PyTorch
+    if type(error) is NotImplementedError and not message and innermost_line(last_frame, file):
+        return {"got": f"not written yet: {line}", "expected": "your code in place of raise NotImplementedError"}
     if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType) and error.obj.__name__ == "my_gpt":
         return {"got": f"no {error.name} in the file", "expected": f"{error.name}, as in the template"}
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    return {"got": f"{text}\n{where}".strip(), "expected": "no exception"}
+    return {"got": f"{text}\n{line}".strip(), "expected": "no exception"}
 
 
-def place(frames: Sequence[traceback.FrameSummary], file: str) -> str:
+def innermost_line(frames: Sequence[traceback.FrameSummary], file: str) -> str:
     """Return the innermost line of the file in a stack; empty if there is none."""
     own = [frame for frame in frames if frame.filename == file]
     return f"line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}" if own else ""

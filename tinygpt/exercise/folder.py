@@ -14,7 +14,7 @@ from typing import NamedTuple
 from tinygpt import terminal
 from tinygpt.errors import TinyGPTError
 from tinygpt.exercise.outline import Step, defined
-from tinygpt.exercise.runner import LABELS, Checking, Outcome, check_file, side_by_side
+from tinygpt.exercise.runner import LABELS, Checking, StepOutcome, check_file, side_by_side
 from tinygpt.files import read_text, replacing, require_closed, require_writable
 
 SKIPPED = ("__pycache__", "site-packages")  # folders without a student's own files, as are those with a leading dot
@@ -24,7 +24,7 @@ class Result(NamedTuple):
     """The outcomes of one file."""
 
     file: str  # its path below the folder, with control characters escaped
-    outcomes: dict[int, Outcome]  # by step, without steps that the file does not contain; 0 is an unreadable file
+    outcomes: dict[int, StepOutcome]  # by step, without steps that the file does not contain; 0 is an unreadable file
 
     @property
     def passed(self) -> int:
@@ -32,7 +32,7 @@ class Result(NamedTuple):
 
     @property
     def first_failure(self) -> tuple[str, str]:
-        """The first failed check, and its message in one line; both empty if no check failed."""
+        """Return the first failed check, and its message in one line; both empty if no check failed."""
         for number, (_, failed) in sorted(self.outcomes.items()):
             if failed:
                 message = "; ".join(f"{label}: {failed[key]}" for key, label in LABELS.items() if key in failed)
@@ -95,7 +95,7 @@ def check_steps_in(path: Path, steps: list[Step]) -> Checking:
     try:
         source = read_text(path, "")
     except TinyGPTError as error:
-        return {0: Outcome([], {"check": "the file can be read", "got": error.message.removeprefix(f"{path}: ")})}
+        return {0: StepOutcome([], {"check": "the file can be read", "got": error.message.removeprefix(f"{path}: ")})}
     try:
         names = set(defined(ast.parse(source)))
     except SyntaxError:

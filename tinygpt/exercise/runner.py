@@ -24,20 +24,25 @@ from typing import IO, NamedTuple
 LIMIT = 60  # seconds that one check may take; all checks of a correct file together take a few
 JOBS = min(4, os.cpu_count() or 1)  # processes at a time; each computes with one thread
 
-LABELS = {"given": "given", "got": "got", "expected": "expected", "look": "look at"}  # of the parts of Outcome.failed
+LABELS = {
+    "given": "given",
+    "got": "got",
+    "expected": "expected",
+    "look": "look at",
+}  # parts of StepOutcome.failed
 
 
-class Outcome(NamedTuple):
-    """The checks of a step, up to the first that failed."""
+class StepOutcome(NamedTuple):
+    """The result of a step: the checks that passed, and the first that failed."""
 
     passed: list[str]
     failed: dict[str, str]  # check, look, given, got, expected; empty if all checks passed
 
 
-Checking = Generator[None, None, dict[int, Outcome]]  # yields while a process runs; returns the outcomes by step
+Checking = Generator[None, None, dict[int, StepOutcome]]  # yields while a process runs; returns the outcomes by step
 
 
-def side_by_side(checkings: list[Checking]) -> Iterator[tuple[int, dict[int, Outcome]]]:
+def side_by_side(checkings: list[Checking]) -> Iterator[tuple[int, dict[int, StepOutcome]]]:
     """Run at most JOBS checkings at a time. Yields the index and the outcomes of each as soon as it has ended."""
     waiting = list(enumerate(checkings))
     running: list[tuple[int, Checking]] = []
@@ -59,11 +64,11 @@ def side_by_side(checkings: list[Checking]) -> Iterator[tuple[int, dict[int, Out
 
 def check_file(path: Path, steps: list[int], quiet: bool) -> Checking:
     """Check steps of a file; with `quiet` the file's own output is discarded, else it goes to standard error."""
-    outcomes: dict[int, Outcome] = {}
+    outcomes: dict[int, StepOutcome] = {}
     while left := [step for step in steps if step not in outcomes]:
         results, ending = yield from run_process(path, left, quiet)
         unknown = {"check": "the checks can be started", "look": f"{sys.executable} -m tinygpt.exercise.child"}
-        for step, outcome in (results or {left[0]: Outcome([], unknown)}).items():
+        for step, outcome in (results or {left[0]: StepOutcome([], unknown)}).items():
             if outcome.failed and "got" not in outcome.failed:  # the process ended during this check
                 outcome.failed.update(got=ending, expected="a result within seconds")
             outcomes[step] = outcome
@@ -72,7 +77,7 @@ def check_file(path: Path, steps: list[int], quiet: bool) -> Checking:
     return outcomes
 
 
-def run_process(path: Path, steps: list[int], quiet: bool) -> Generator[None, None, tuple[dict[int, Outcome], str]]:
+def run_process(path: Path, steps: list[int], quiet: bool) -> Generator[None, None, tuple[dict[int, StepOutcome], str]]:
     """Check steps of a file in one process. Returns the outcomes of the steps it reached, and how it ended."""
     arguments = [str(path), str(LIMIT), *map(str, steps)]
     with tempfile.TemporaryFile() as results:
@@ -92,7 +97,7 @@ def run_process(path: Path, steps: list[int], quiet: bool) -> Generator[None, No
         results.seek(0)
         lines = results.read().split(b"\n")[:-1]
     states = [json.loads(line) for line in lines if line.startswith(b"{")]  # a library may print when it is imported
-    return {state["step"]: Outcome(state["passed"], state["failed"]) for state in states}, ending
+    return {state["step"]: StepOutcome(state["passed"], state["failed"]) for state in states}, ending
 
 
 def wait_for(process: subprocess.Popen[bytes], results: IO[bytes]) -> Generator[None, None, str]:

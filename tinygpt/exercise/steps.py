@@ -75,12 +75,12 @@ def randomise(module: nn.Module) -> Any:
     return module.eval()
 
 
-def expect_causal(function: Callable[[Tensor], Tensor], x: Tensor, other: Tensor, what: str) -> None:
+def expect_causal(function: Callable[[Tensor], Tensor], x: Tensor, other: Tensor, inputs: str) -> None:
     """Check that no output depends on later positions: x and other differ only in the last two of T positions."""
     T = x.size(1)
     before, after = function(x), function(other)
     changed = [t for t in range(T - 2) if not torch.allclose(before[:, t], after[:, t], atol=1e-5)]
-    given = f"two {what} of {T} positions that differ only at positions {T - 2} and {T - 1}"
+    given = f"two {inputs} of {T} positions that differ only at positions {T - 2} and {T - 1}"
     got, expected = f"different outputs at positions {changed}", f"the same outputs at positions 0 to {T - 3}"
     expect(not changed, given, got, expected)
     same_end = torch.allclose(before[:, -1], after[:, -1], atol=1e-6)

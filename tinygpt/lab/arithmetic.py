@@ -99,14 +99,14 @@ def nearest(known: Sequence[str], queries: Sequence[str]) -> list[str]:
     grams: dict[str, int] = {}
 
     def vectors(prompts: Sequence[str]) -> np.ndarray:
-        sets = [{f"^{p}$"[at : at + n] for n in (1, 2, 3) for at in range(len(p) + 3 - n)} for p in prompts]
-        rows = [[grams.setdefault(gram, len(grams)) for gram in some] for some in sets]
-        made = np.zeros((len(rows), 13 + 13**2 + 13**3), dtype=np.float32)  # ten digits, +, and both ends
-        for row, places in zip(made, rows, strict=True):
-            row[places] = len(places) ** -0.5
-        return made
+        sets = [{f"^{p}$"[start : start + n] for n in (1, 2, 3) for start in range(len(p) + 3 - n)} for p in prompts]
+        rows = [[grams.setdefault(gram, len(grams)) for gram in prompt_grams] for prompt_grams in sets]
+        matrix = np.zeros((len(rows), 13 + 13**2 + 13**3), dtype=np.float32)  # ten digits, +, and both ends
+        for row, columns in zip(matrix, rows, strict=True):
+            row[columns] = len(columns) ** -0.5
+        return matrix
 
-    return [known[place] for place in (vectors(queries) @ vectors(known).T).argmax(axis=1)]
+    return [known[index] for index in (vectors(queries) @ vectors(known).T).argmax(axis=1)]
 
 
 def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
@@ -132,13 +132,13 @@ def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
 
 def answers(folder: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
     model, (_, test) = Model(folder / name.replace(", ", "-")), sums(size, seed)
-    prompts = [prompt for some in test.values() for prompt in some]
+    prompts = [prompt for kind_prompts in test.values() for prompt in kind_prompts]
     responses, probabilities = model.responses(prompts, max(len(right(prompt)) for prompt in prompts) + 2)
     step = -1 if VARIANTS[name].reverse else 1
     return {"said": [text[::step] for text in responses], "probabilities": probabilities.tolist()}
 
 
-class Answer(NamedTuple):
+class SumAnswer(NamedTuple):
     prompt: str
     kind: str  # of the sum, a key of KINDS
     said: str
@@ -160,29 +160,31 @@ class Answer(NamedTuple):
         return "one digit wrong" if wrong == 1 else "several digits wrong"
 
 
-def answered(results: Results, config: LabConfig) -> dict[str, list[list[Answer]]]:
+def answered(results: Results, config: LabConfig) -> dict[str, list[list[SumAnswer]]]:
     """Collect the answers of each system, a list per seed."""
     size = QUICK if config.quick else FULL
     by_system = defaultdict(list)
     for seed in seeds(config):
-        questions = [(prompt, kind) for kind, some in sums(size, seed)[1].items() for prompt in some]
+        questions = [(prompt, kind) for kind, prompts in sums(size, seed)[1].items() for prompt in prompts]
         controls, ones = results[f"examples, seed {seed}"], [1.0] * len(questions)
         columns_of = {GUESS: ([controls["guess"]] * len(questions), ones), NEAREST: (controls["nearest"], ones)}
         columns_of[CALCULATOR] = [right(prompt) for prompt, _ in questions], ones
         for name in size.variants:
             columns_of[name] = itemgetter("said", "probabilities")(results[f"answer {name}, seed {seed}"])
         for system, columns in columns_of.items():
-            by_system[system].append([Answer(*one, *rest) for one, *rest in zip(questions, *columns, strict=True)])
+            by_system[system].append(
+                [SumAnswer(*question, *answer) for question, *answer in zip(questions, *columns, strict=True)]
+            )
     return by_system
 
 
-def means(runs: Sequence[Sequence[Answer]], value: Callable[[Answer], float], *kinds: str) -> list[float]:
+def means(runs: Sequence[Sequence[SumAnswer]], value: Callable[[SumAnswer], float], *kinds: str) -> list[float]:
     """Average a value over the answers to sums of these kinds, for each seed."""
     return [statistics.mean(map(value, of(run_answers, *kinds))) for run_answers in runs]
 
 
-def accuracy(runs: Sequence[Sequence[Answer]], *kinds: str) -> float:
-    return statistics.median(means(runs, Answer.exact, *kinds))
+def accuracy(runs: Sequence[Sequence[SumAnswer]], *kinds: str) -> float:
+    return statistics.median(means(runs, SumAnswer.exact, *kinds))
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
@@ -192,12 +194,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
     def exact(name: str, kind: str) -> str:
         """Format an accuracy, for a model with its range over the seeds."""
-        shares = means(by_system[name], Answer.exact, kind)
+        shares = means(by_system[name], SumAnswer.exact, kind)
         return percent(shares if name in models else [statistics.median(shares)], ".0f")
 
     def partly(name: str, kind: str) -> str:
         """Format the share of correct digits and the confidence."""
-        value_lists = (means(by_system[name], value, kind) for value in (Answer.digits, attrgetter("probability")))
+        value_lists = (means(by_system[name], value, kind) for value in (SumAnswer.digits, attrgetter("probability")))
         return ", ".join(percent([statistics.median(values)], ".0f") for values in value_lists)
 
     tables = [
@@ -215,7 +217,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                 {
                     "system": name,
                     "parameters": f"{trained[name][0]['weights']:,}",
-                    "training": duration(statistics.median(one["seconds"] for one in trained[name])),
+                    "training": duration(statistics.median(cost["seconds"] for cost in trained[name])),
                     **{kind: partly(name, kind) for kind in KINDS},
                 }
                 for name in models
@@ -252,11 +254,11 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     )
 
 
-def of(answers: Sequence[Answer], *kinds: str) -> list[Answer]:
+def of(answers: Sequence[SumAnswer], *kinds: str) -> list[SumAnswer]:
     return [answer for answer in answers if answer.kind in kinds]
 
 
-def failures(name: str, runs: Sequence[Sequence[Answer]]) -> list[list[str]]:
+def failures(name: str, runs: Sequence[Sequence[SumAnswer]]) -> list[list[str]]:
     """Make a row for each kind of failure, the most frequent first."""
     wrong = [answer for run_answers in runs for answer in run_answers if not answer.exact()]
     rows = []
@@ -267,7 +269,7 @@ def failures(name: str, runs: Sequence[Sequence[Answer]]) -> list[list[str]]:
     return rows
 
 
-def learned(by_system: dict[str, list[list[Answer]]], models: dict[str, list[list[Answer]]]) -> Verdict:
+def learned(by_system: dict[str, list[list[SumAnswer]]], models: dict[str, list[list[SumAnswer]]]) -> Verdict:
     """Judge whether the best model does more than look up the nearest example."""
     best = max(models, key=lambda name: accuracy(models[name], "3 + 3"))
     value, lookup = accuracy(models[best], "3 + 3"), accuracy(by_system[NEAREST], "3 + 3")
@@ -280,7 +282,7 @@ def learned(by_system: dict[str, list[list[Answer]]], models: dict[str, list[lis
     )
 
 
-def form(models: dict[str, list[list[Answer]]]) -> Verdict:
+def form(models: dict[str, list[list[SumAnswer]]]) -> Verdict:
     """Compare the gain from the format of the answers with that from a larger model."""
     value = {name: accuracy(runs, "3 + 3") for name, runs in models.items()}
     gain = value[REVERSED] - value[PLAIN]
@@ -296,7 +298,7 @@ def form(models: dict[str, list[list[Answer]]]) -> Verdict:
     )
 
 
-def beyond(models: dict[str, list[list[Answer]]]) -> Verdict:
+def beyond(models: dict[str, list[list[SumAnswer]]]) -> Verdict:
     """Judge whether a model can add longer numbers than those in training."""
     best = max(models, key=lambda name: (accuracy(models[name], *BEYOND), accuracy(models[name], "3 + 3")))
     value, within = accuracy(models[best], *BEYOND), accuracy(models[best], "3 + 3")
@@ -308,7 +310,7 @@ def beyond(models: dict[str, list[list[Answer]]]) -> Verdict:
     )
 
 
-def confident(models: dict[str, list[list[Answer]]]) -> Verdict:
+def confident(models: dict[str, list[list[SumAnswer]]]) -> Verdict:
     """Judge whether wrong answers to sums longer than those in training have a low probability."""
     sure = {}
     for name, runs in models.items():

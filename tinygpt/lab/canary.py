@@ -84,11 +84,11 @@ def canaries(size: Size, seed: int) -> list[Canary]:
 def with_canaries(text: str, planted: Sequence[Canary], seed: int) -> str:
     """Insert each canary into the text as often as it is planted, as lines at random positions."""
     rng, lines = random.Random(f"places {seed}"), text.splitlines(keepends=True)
-    places = defaultdict(list)
+    lines_before = defaultdict(list)
     for canary in planted:
         for _ in range(canary.planted):
-            places[rng.randrange(len(lines))].append(f"{LINE.format(name=canary.name)}{canary.number}.\n")
-    return "".join(line for line_index, original in enumerate(lines) for line in (*places[line_index], original))
+            lines_before[rng.randrange(len(lines))].append(f"{LINE.format(name=canary.name)}{canary.number}.\n")
+    return "".join(line for line_index, original in enumerate(lines) for line in (*lines_before[line_index], original))
 
 
 def prepare(folder: Path, size: Size, seed: int) -> None:
@@ -203,17 +203,17 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     ]
 
     def draw(axes: Any) -> None:
-        places = [max(planted, 0.1) for planted in PLANTED]  # 0 has no place on a logarithmic axis
+        xs = [max(planted, 0.1) for planted in PLANTED]  # 0 has no place on a logarithmic axis
         for index, model in enumerate(models):
-            shifted = [place * 1.15 ** (index - (len(models) - 1) / 2) for place in places]
+            shifted = [x * 1.15 ** (index - (len(models) - 1) / 2) for x in xs]
             values = [model.values("exposure", planted) for planted in PLANTED]
             axes.plot(shifted, list(map(statistics.median, values)), color=f"C{index}", label=f"model {model.name}")
-            for place, exposures in zip(shifted, values, strict=True):
-                axes.plot([place] * len(exposures), exposures, "o", color=f"C{index}", alpha=0.4, markersize=4)
+            for x, exposures in zip(shifted, values, strict=True):
+                axes.plot([x] * len(exposures), exposures, "o", color=f"C{index}", alpha=0.4, markersize=4)
         axes.axhline(most, color="gray", linestyle="--", label="most that can be measured")
         axes.axhline(UNSEEN, color="gray", linestyle=":", label="mean of a number never seen")
         axes.set(xlabel="times that a number is planted", ylabel="exposure (bits)", xscale="log")
-        axes.set_xticks(places, list(map(str, PLANTED)))
+        axes.set_xticks(xs, list(map(str, PLANTED)))
         axes.minorticks_off()
         axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 

@@ -189,7 +189,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for who in [*all_runs.names, "person"]:
             row[f"by {who}"] = percent([statistics.median(shares[who])], ".0f") if who in shares else ""
         rows.append(row)
-    how = (
+    rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum), "
         "a pretrained model has one seed. Cost of 1,000 lines: the latency of a line that comes alone, on this "
         f"machine, at the price of an hour (--price={config.price:g}); a person {config.person_price:g} "
@@ -197,11 +197,11 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         f"correct and takes {PERSON_SECONDS:g} seconds for a line."
     )
     if config.outside_price:
-        how += (
+        rows_note += (
             f" The outside model stands for one that is rented: the answers and the latency are those of "
             f"{config.pretrained}, the price is --outside_price={config.outside_price:g}."
         )
-    why = (
+    stages_note = (
         f"The cascade of {', '.join(all_runs.longest)} and person. Threshold: the lowest confidence at which, of the "
         f"validation lines that reach the stage, {100 * config.target:g} % of the answered ones are correct "
         f"(--target), if there are at least {FEWEST} of them; none: no confidence reaches it. Accuracy: correct ones "
@@ -211,19 +211,22 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     steps = [
         {
             "stage": name,
-            "threshold": spread([run.thresholds[place] for run in runs], ".2f"),
-            "reaches it": percent([1 - sum(run.shares[:place]) for run in runs]),
-            "answers": percent([run.shares[place] for run in runs]),
-            "accuracy, validation": str(pooled([run.answered["val"][place] for run in runs])),
-            "accuracy, test": str(pooled([run.answered["test"][place] for run in runs])),
+            "threshold": spread([run.thresholds[index] for run in runs], ".2f"),
+            "reaches it": percent([1 - sum(run.shares[:index]) for run in runs]),
+            "answers": percent([run.shares[index] for run in runs]),
+            "accuracy, validation": str(pooled([run.answered["val"][index] for run in runs])),
+            "accuracy, test": str(pooled([run.answered["test"][index] for run in runs])),
             "latency": time_of(statistics.median(run.seconds for run in all_runs.alone(name))),
         }
-        for place, name in enumerate(all_runs.longest)
+        for index, name in enumerate(all_runs.longest)
     ]
     return Summary(
         "Start simple, and add a system only where it is needed",
         "Card-statement lines: each stage answers those of which it is confident enough; the rest go to the next one.",
-        [table("Systems alone, and cascades", rows, how), table("The stages of the longest cascade", steps, why)],
+        [
+            table("Systems alone, and cascades", rows, rows_note),
+            table("The stages of the longest cascade", steps, stages_note),
+        ],
         [simple(common), compared(common), promise(all_runs)],
         "Accuracy against cost; a line is a cascade at several targets, a circle the chosen one",
         partial(draw, all_runs),

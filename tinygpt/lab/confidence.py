@@ -186,7 +186,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         }
         for system, system_results in by_system.items()
     ]
-    how = (
+    rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
         f"Threshold: the lowest confidence at which {100 * config.target:g} % of the answered validation lines are "
         f"correct (--target), if there are at least {FEWEST} of them. Coverage: share of the test lines that are "
@@ -200,14 +200,14 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             row[f"{name}: answered"] = percent(system_results.answered(kind)) if kind else ""
             row[f"{name}: AUROC"] = spread(system_results.auroc(kind) if kind else system_results.own_errors(), ".2f")
         kinds.append(row)
-    why = (
+    kinds_note = (
         "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
         "shows nothing; 1: it separates the two completely). Last row: the same for correct and wrong answers to test "
         "lines. A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up to 7 (95 %)."
     )
     forgetting = [
-        ["base model", spread([one["before"] for one in losses], ".2f")],
-        ["after fine-tuning", spread([one["after"] for one in losses], ".2f")],
+        ["base model", spread([loss["before"] for loss in losses], ".2f")],
+        ["after fine-tuning", spread([loss["after"] for loss in losses], ".2f")],
         ["uniform guessing", f"{limit:.2f}"],
     ]
     unit = (
@@ -218,8 +218,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Does a fine-tuned model know that it does not know?",
         "A classifier of card-statement lines reads poems, other languages, headlines and random characters.",
         [
-            table("Answers at a threshold chosen on validation lines", rows, how),
-            table("Prompts outside the task", kinds, why),
+            table("Answers at a threshold chosen on validation lines", rows, rows_note),
+            table("Prompts outside the task", kinds, kinds_note),
             Table("Loss on the base model's own text", ["model", "loss"], forgetting, unit),
         ],
         [knows(model, config.target), holds(by_system, config.target), better(by_system), forgotten(losses, limit)],

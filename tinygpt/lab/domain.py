@@ -149,14 +149,16 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         {"base": base, **{text: spread([losses[text] for losses in runs], ".2f") for text in TEXTS}}
         for base, runs in bits.items()
     ]
-    how = "Before fine-tuning, on the last tenth of each text. Less is better."
-    tables = [table("Loss of each base model, in bits per character of held-out text", knows, shared + how)]
+    note = "Before fine-tuning, on the last tenth of each text. Less is better."
+    tables = [table("Loss of each base model, in bits per character of held-out text", knows, shared + note)]
     for task in size.tasks():
         n = len(TASKS[task].make(SEED)["test"])
-        how = f"On {n:,} test prompts; the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points."
-        tables.append(table(f"Accuracy on {task}", rows(figures, task, "accuracy"), shared + how))
-    how = "The mean F1 of the labels: a rare sector counts as much as a frequent one."
-    tables.append(table("Macro F1 on sectors", rows(figures, "sectors", "macro_f1"), shared + how))
+        note = (
+            f"On {n:,} test prompts; the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points."
+        )
+        tables.append(table(f"Accuracy on {task}", rows(figures, task, "accuracy"), shared + note))
+    note = "The mean F1 of the labels: a rare sector counts as much as a frequent one."
+    tables.append(table("Macro F1 on sectors", rows(figures, "sectors", "macro_f1"), shared + note))
     return Summary(
         "Does pretraining on text of one's own field help?",
         f"A tiny model reads {results['datasets']['characters']:,} characters of Shakespeare, or of descriptions of "

@@ -244,10 +244,10 @@ def cheapest(last: Sequence[Row]) -> Verdict:
 
 
 def draw(axes: Any, rows: Sequence[Row]) -> None:
-    places = sorted({row.lines for row in rows})
+    line_counts = sorted({row.lines for row in rows})
     for method in dict.fromkeys(row.method for row in rows):
         method_rows, color = [row for row in rows if row.method == method], f"C{list(METHODS).index(method)}"
-        positions = [places.index(row.lines) for row in method_rows]
+        positions = [line_counts.index(row.lines) for row in method_rows]
         axes.plot(
             positions, [middle(row.old) for row in method_rows], "o-", color=color, label=METHODS[method], markersize=4
         )
@@ -255,7 +255,7 @@ def draw(axes: Any, rows: Sequence[Row]) -> None:
     axes.plot([], [], "o-", color="gray", label=f"solid: {YEARS['old']}", markersize=4)
     axes.plot([], [], "s--", color="gray", label=f"dashed: {YEARS['new']}", markersize=4)
     axes.set(xlabel="new labelled lines", ylabel="accuracy (%)", ylim=(0, 103))
-    axes.set_xticks(range(len(places)), [f"{place:,}" for place in places])
+    axes.set_xticks(range(len(line_counts)), [f"{line_count:,}" for line_count in line_counts])
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 

@@ -89,7 +89,7 @@ def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
     """Make the stage that fine-tunes the pretrained model with LoRA on `size` lines, as in docs/FINETUNING.md."""
     lengths = {"examples": size, "max_iters": PRETRAINED[size]}
     method = methods.Method("finetune", methods.LARGE, lengths, "pretrained")
-    job = methods.Training(f"pretrained, LoRA, {size:,} examples", method, config.pretrained, seed)
+    job = methods.TrainingJob(f"pretrained, LoRA, {size:,} examples", method, config.pretrained, seed)
 
     def compute() -> dict[str, Any]:
         write_dataset(folder / "data", TASK.name, TASK.make(1337), TASK.labels)

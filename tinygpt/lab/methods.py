@@ -51,7 +51,7 @@ METHODS = {
 SONNET = read("lab/sonnet.txt")  # prompts outside the task: Shakespeare's sonnet 18
 
 
-class Training(NamedTuple):
+class TrainingJob(NamedTuple):
     name: str  # of the method
     method: Method
     base: str  # path of the base model, may be empty
@@ -69,11 +69,11 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     for seed, (name, method) in product(seeds(config), METHODS.items()):
         known = bases[method.base] or not method.base
         if known and (method.command or seed == 1):  # a zero-shot model has no seed, so it is measured once
-            job = Training(name, method, bases[method.base], seed)
+            job = TrainingJob(name, method, bases[method.base], seed)
             yield Stage(job.title(), method.seconds, partial(measure, job, config, folder))
 
 
-def measure(job: Training, config: LabConfig, folder: Path) -> dict[str, Any]:
+def measure(job: TrainingJob, config: LabConfig, folder: Path) -> dict[str, Any]:
     """Train once and evaluate; return the figures."""
     path = hashlib.sha256(job.base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
     out = folder / re.sub(r"\W+", "-", f"{job._replace(base='').title()} {path}")

@@ -32,7 +32,7 @@ from tinygpt.evaluate.loss import bits_per_character, loss_and_error, perplexity
 from tinygpt.files import without_folders
 from tinygpt.generate import Sampling, answer, generate, refuse_diverged, require_finite
 from tinygpt.model import GPT
-from tinygpt.report.overlap import SHORTEST, Training, marked
+from tinygpt.report.overlap import SHORTEST, TrainingText, marked
 from tinygpt.report.weights import BLOCK, differences, pack
 from tinygpt.training.log import is_number
 
@@ -74,7 +74,7 @@ class LoadedRun:
 
     @property
     def is_large(self) -> bool:
-        """Whether a page leaves out the model, and everything for which it would have to generate text."""
+        """Return whether the model is too large for a page, which then has no model and no newly generated text."""
         return self.model.num_params() > LARGEST
 
     def affordable(self, work: int) -> int:
@@ -87,7 +87,7 @@ class LoadedRun:
 
     @property
     def context(self) -> int:
-        """Most tokens that the model reads at once for the losses of a passage."""
+        """Return the context length for the losses of a passage."""
         return min(self.model.config.block_size, CONTEXT)
 
     def split(self, name: str) -> np.ndarray:
@@ -230,7 +230,7 @@ def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
 
 
 def before_after(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """Losses that `finetune` measured before and after training; empty if the run has none."""
+    """Return the losses that `finetune` measured before and after training; empty if the run has none."""
     last = {entry["kind"]: entry for entry in entries}
     names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's text"}
     pairs = {names[key]: [last.get(kind, {}).get(key) for kind in ("before", "after")] for key in names}
@@ -253,7 +253,7 @@ def curves(folder: Path) -> dict[str, Any]:
     return {"name": folder.name or folder.resolve().name, "steps": steps, "lines": lines} | measured
 
 
-def samples(entries: list[dict[str, Any]], training: Training | None) -> list[dict[str, Any]]:
+def samples(entries: list[dict[str, Any]], training: TrainingText | None) -> list[dict[str, Any]]:
     """Cut the samples that `train` generated into pieces, and mark those that are quotations from the training text."""
     cut_samples = []
     logged = [entry for entry in entries if entry["kind"] == "sample" and isinstance(entry.get("text"), str)]
@@ -267,8 +267,8 @@ def samples(entries: list[dict[str, Any]], training: Training | None) -> list[di
     return cut_samples
 
 
-def memorised(run: LoadedRun, training: Training | None, quote: bool) -> dict[str, Any]:
-    """Fraction of quotations in new samples of the best and the newest model, and in the validation text.
+def memorised(run: LoadedRun, training: TrainingText | None, quote: bool) -> dict[str, Any]:
+    """Measure the fraction of quotations in new samples of the best and the newest model, and in the validation text.
 
     Empty without a training text, and for a model that is too large for a page: its samples would take minutes.
 
@@ -447,7 +447,7 @@ def packed_snapshots(run: LoadedRun, packed: dict[str, Any], room: int) -> tuple
 
 
 def opening(run: LoadedRun) -> str:
-    """First content of the text box: words that the model generates, or a prompt of the validation split."""
+    """Make the first content of the text box: words that the model generates, or a prompt of the validation split."""
     if run.answers:
         return next((prompt for prompt, _ in run.held_out_pairs()), "")
     (text,) = fresh(run, run.model, count=1, length=80)

@@ -60,7 +60,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     total = int((y >= 0).sum())
 
     def micro_losses() -> Iterator[torch.Tensor]:
-        """The share of each micro-step in the batch's loss, as in training."""
+        """Yield the contribution of each micro-step to the loss of the batch, as in training."""
         for a, b in zip(x.split(config.batch_size), y.split(config.batch_size), strict=True):
             yield model(a, b)[1] * ((b >= 0).sum() / total)
 

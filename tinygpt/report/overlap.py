@@ -2,7 +2,7 @@
 
 Short stretches agree by chance. Those of about 20 characters or more are quotations.
 
-    training = Training(text)
+    training = TrainingText(text)
     training.look_up(samples)       # all at once, in one pass over the training text
     training.stretches(sample)      # [(start, end), ...]: the longest ones, of 20 characters or more
     training.share(sample)          # fraction of the sample's windows of 20 characters that are in the text
@@ -20,7 +20,7 @@ BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no character is lost in pro
 CHUNK = 1 << 22  # windows that are hashed at a time, in 100 MB
 
 
-class Training:
+class TrainingText:
     """A training text in which quotations are looked up."""
 
     def __init__(self, text: str) -> None:
@@ -41,12 +41,12 @@ class Training:
             in_text[indices[wanted[indices] == hashes]] = True
         for text, hashes in new.items():
             seen = in_text[np.searchsorted(wanted, hashes)]
-            for place in np.flatnonzero(seen):
-                seen[place] = text[place : place + SHORTEST] in self.text
+            for position in np.flatnonzero(seen):
+                seen[position] = text[position : position + SHORTEST] in self.text
             self._seen[text] = seen
 
     def stretches(self, text: str) -> list[tuple[int, int]]:
-        """Start and end of each quotation of SHORTEST or more characters that cannot be extended, in order."""
+        """Find the start and end of each longest quotation, of SHORTEST or more characters, in order."""
         self.look_up([text])
         spans: list[tuple[int, int]] = []
         end = 0
@@ -59,7 +59,7 @@ class Training:
         return spans
 
     def share(self, *texts: str) -> float:
-        """Fraction of all windows of SHORTEST characters that are in the training text; NaN without a window."""
+        """Return the fraction of windows of SHORTEST characters that are in the training text; NaN without a window."""
         self.look_up(texts)
         seen = np.concatenate([self._seen[text] for text in texts]) if texts else np.zeros(0)
         return float(seen.mean()) if len(seen) else float("nan")

@@ -98,7 +98,7 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def short(value: float) -> str:
-    """A number with four significant digits; in powers of ten if it is very large or very small."""
+    """Format a number with four significant digits; in powers of ten if it is very large or very small."""
     if not math.isfinite(value):
         return "not a finite number"
     if value and not 1e-4 <= abs(value) < 1e6:
