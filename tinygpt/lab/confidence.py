@@ -148,9 +148,9 @@ class SystemResults:
     def auroc(self, kind: str) -> list[float]:
         return [auroc(confidence["test"], confidence[kind]) for confidence in self.confidence]
 
-    def mean(self, of: Any) -> list[float]:
+    def mean(self, measure: Any) -> list[float]:
         """Average a measure over the kinds of prompts outside the task."""
-        return [statistics.mean(each) for each in zip(*map(of, self.kinds), strict=True)]
+        return [statistics.mean(values) for values in zip(*map(measure, self.kinds), strict=True)]
 
     def shares(self) -> list[Share]:
         """Count the correct answers among the answered test lines."""

@@ -160,7 +160,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             ),
         ],
         [
-            *(cost_of_wrong(LEARNERS[each], {share: by_learner[each, share] for share in shares}) for each in LEARNERS),
+            *(cost_of_wrong(LEARNERS[key], {share: by_learner[key, share] for share in shares}) for key in LEARNERS),
             more_labels({name: curves[learner, 0.0] for learner, name in learners.items()}),
             better(curves["model", 0.0], curves["ngram", 0.0]),
             Verdict(

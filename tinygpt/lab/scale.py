@@ -208,7 +208,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         n, d = last["parameters"], np.geomspace(max(columns[1]) / 4, last["tokens"], 50)
         axes.plot(6 * n * d, law.loss(n, d), ":", color="black", label=f"{n / 1e3:,.0f} k, predicted")
         compute = np.geomspace(6 * min(columns[0] * columns[1]), flop(last), 50)
-        losses = [best_loss(law, flops) for flops in compute]
+        losses = [best_loss(law, budget) for budget in compute]
         axes.plot(compute, losses, "--", color="gray", label="best size, by the law")
         axes.plot([flop(last)], [last["loss"]], "*", color="black", markersize=10, label="held-out run")
         axes.set(xlabel="compute (6 N D, FLOP)", ylabel="validation loss (nats per token)", xscale="log")
