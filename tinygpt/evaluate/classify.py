@@ -170,7 +170,7 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
 def ngram_baseline(
     train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str], n_labels: int, kind: str = "ngram"
 ) -> tuple[np.ndarray | None, str]:
-    """Probabilities (n, L) by `ngram_classifier`; or None, and the reason."""
+    """Train with `ngram_classifier`, and return probabilities (n, L) for `prompts`; or None, and the reason."""
     classify, note = ngram_classifier(train_prompts, train_truth, n_labels, kind)
     return classify and classify(prompts), note
 
@@ -178,8 +178,8 @@ def ngram_baseline(
 def ngram_classifier(
     train_prompts: Sequence[str], train_truth: np.ndarray, n_labels: int, kind: str = "ngram"
 ) -> tuple[Callable[[Sequence[str]], np.ndarray] | None, str]:
-    """Train a logistic regression on the features `LINEAR[kind]`, a function from prompts to probabilities (n, L); or
-    None, and the reason."""
+    """Train a logistic regression on the features `LINEAR[kind]`. Returns a function from prompts to probabilities
+    (n, L), or None and the reason."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -229,8 +229,10 @@ def make_report(
     n_mistakes: int = 5,
     ngram: tuple[np.ndarray | None, str] | None = None,
 ) -> dict[str, Any]:
-    """Report on `examples`, as values for JSON, from total (n, L) and tokens (L,), the `label_scores` of their prompts,
-    and `ngram`, their `ngram_baseline`, if it is known. Errors: TinyGPTError as in `label_indices`."""
+    """Measure the classification of `examples`: the values for JSON.
+
+    total (n, L), tokens (L,): the `label_scores` of their prompts. ngram: the result of `ngram_baseline`, if it has
+    been computed. Errors: TinyGPTError as in `label_indices`."""
     truth, train_truth = label_indices(task, examples, labels), label_indices(task, train, labels)
     probs, n, L = probabilities(total), len(examples), len(labels)
     predicted = probs.argmax(axis=1)

@@ -76,8 +76,8 @@ def evaluate(config: EvalConfig) -> None:
 
 
 def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[str]) -> None:
-    """Write the probability of each label for each prompt, to --output or the terminal; and on standard error, in how
-    many prompts characters outside the model's vocabulary were left out."""
+    """Write the probability of each label for each prompt, to --output or the terminal. A note on standard error counts
+    the prompts of which characters outside the model's vocabulary were removed."""
     tokenizer, labels, text = dataset.tokenizer, dataset.labels, io.StringIO(newline="")
     total, _ = classify.label_scores(model, tokenizer, prompts, labels, skip_unknown=True)
     write = classify.predict_json if config.json else classify.predict_csv

@@ -34,8 +34,8 @@ def exercise(config: ExerciseConfig) -> int:
     if config.action == "check" and path.is_dir():
         return check_folder(path, chosen, Path(config.csv) if config.csv else None)
     if config.csv:
-        what = "csv is only for checking a folder" if path.exists() else f"{path}: no such folder"
-        raise TinyGPTError(what, "tinygpt exercise check FOLDER --csv grades.csv")
+        problem = "csv is only for checking a folder" if path.exists() else f"{path}: no such folder"
+        raise TinyGPTError(problem, "tinygpt exercise check FOLDER --csv grades.csv")
     if config.action == "check":
         return check(chosen, path)
     start(chosen[0], head, path)

@@ -159,7 +159,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
         for row in rows
         if row.lines or row.method in names  # without new lines, the models of all methods are the same
     ]
-    how = (
+    note = (
         f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
         f"year's brands and {LINES['test']} about new brands, so uncertain by up to 4 percentage points (95 % "
         "confidence). Training and test lines name the same brands, but no line occurs twice. Next year: half of "
@@ -169,7 +169,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
     return Summary(
         "A model meets next year's merchants",
         "Spending categories of card-statement lines: what accuracy new brands cost, and what restores it.",
-        [table("Accuracy before and after the update", cells, how)],
+        [table("Accuracy before and after the update", cells, note)],
         [
             cost_of_drift(base, next(row for row in rows if row.method == "ngram")),
             repair(base, rows),

@@ -125,7 +125,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         if size in by_learner["model", share]:
             row = {"examples": f"{size:,}", "wrong labels": f"{100 * share:.0f} %"}
             rows.append(row | {name: percent(values) if values else "" for name, values in cells.items()})
-    how = (
+    note = (
         "Accuracy on 1,000 test lines with brands that do not occur in training, all with correct labels: median over "
         "the seeds (minimum to maximum). Each seed draws its own examples and its own wrong labels, each of the eleven "
         "other labels with the same probability. The choice of the test lines makes each accuracy uncertain by up to 3 "
@@ -133,7 +133,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "chosen on 500 validation lines with correct labels, in each row."
     )
     if config.pretrained:
-        how += " The pretrained model learns the first examples, the same with each seed."
+        note += " The pretrained model learns the first examples, the same with each seed."
     reported = {
         learner: [statistics.median(accuracies(results, learner, 0.0, kind)[sizes[-1]]) for kind in KINDS]
         for learner in LEARNERS
@@ -142,7 +142,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "How many labels does a task need, and how accurate must they be?",
         "Spending categories of card-statement lines, learned from few or many labels, some of them wrong.",
         [
-            table("Accuracy", rows, how),
+            table("Accuracy", rows, note),
             table(
                 f"The same models, measured with {100 * WORST:.0f} % wrong labels in the test split",
                 [

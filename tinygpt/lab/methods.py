@@ -106,7 +106,7 @@ def compared(results: Results, _: LabConfig) -> Summary:
     ngram = next(run["ngram"] for method_runs in runs.values() for run in method_runs if run["ngram"] is not None)
     rows = [row(name, method_runs) for name, method_runs in runs.items()]
     rows.append(dict.fromkeys(rows[0], "") | {"method": "n-gram baseline", "accuracy": percent([ngram])})
-    how = (
+    note = (
         "Median over the seeds (minimum to maximum). Trained: number of parameters. File: size of the checkpoint or "
         "adapter. Training: time. Memory: peak of the training process. Accuracy: on 1,000 lines with merchants that "
         "do not occur in training. Confidence: mean probability of the chosen category, on these lines and on those "
@@ -128,7 +128,7 @@ def compared(results: Results, _: LabConfig) -> Summary:
     return Summary(
         "What each method of fine-tuning gains, forgets and costs",
         "Spending categories of card-statement lines, learned from 4,000 examples by several methods.",
-        [table("Methods", rows, how)],
+        [table("Methods", rows, note)],
         [simplest(runs, ngram), *least_forgetting(runs)],
         "Accuracy against forgetting; the best is at the top left",
         draw,

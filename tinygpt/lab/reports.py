@@ -224,11 +224,11 @@ def by_examples(runs: Runs, n: int) -> Table:
         for firm, what in product(FIRMS, ("style", "fidelity", "in style but wrong")):
             row[f"{firm.upper()}: {what}"] = percent(shares(runs[firm, size], firm, what), ".0f")
         rows.append(row)
-    how = (
+    note = (
         f"Each firm's adapter, judged by its rules on {n} test prompts: median over the seeds (minimum to maximum). "
         "In style but wrong: share of the responses in perfect style that fail fidelity."
     )
-    return table("Style and fidelity by number of training examples", rows, how)
+    return table("Style and fidelity by number of training examples", rows, note)
 
 
 def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
@@ -242,11 +242,11 @@ def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
     for name, run in shown.items():
         text = run["responses"][index]
         rows.append({"model": name, "response": text, "wrong": wrong_facts(prompts[index], text) or "nothing"})
-    how = (
+    note = (
         f"A, {EXAMPLES[0]}: the base model with firm A's adapter from {EXAMPLES[0]} examples, seed 1. The prompt is "
         f"the first one where that response is in perfect style and wrong, if there is one among the first {len(few)}."
     )
-    return table(f"Prompt: {prompts[index]}", rows, how)
+    return table(f"Prompt: {prompts[index]}", rows, note)
 
 
 def wrong_facts(prompt: str, text: str) -> str:

@@ -168,53 +168,53 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     )
 
 
-def known(found: Measured, row: Row) -> dict[str, str]:
-    confidence = found.confidence(row.after)
+def known(measured: Measured, row: Row) -> dict[str, str]:
+    confidence = measured.confidence(row.after)
     return {
         "system": row.name,
-        "unchanged, before": str(found.share(row.before, ["fact"], "right")),
-        "unchanged, after": str(found.share(row.after, ["fact"], "right")),
-        "changed": str(found.share(row.after, ["changed"], "right")),
-        "stale": str(found.share(row.after, ["changed"], "stale")),
-        "passage given": str(found.share(row.stage("passage"), ["fact", "changed"], "right")),
-        "abstains": str(found.share(row.after, ["absent"], "abstained")),
+        "unchanged, before": str(measured.share(row.before, ["fact"], "right")),
+        "unchanged, after": str(measured.share(row.after, ["fact"], "right")),
+        "changed": str(measured.share(row.after, ["changed"], "right")),
+        "stale": str(measured.share(row.after, ["changed"], "stale")),
+        "passage given": str(measured.share(row.stage("passage"), ["fact", "changed"], "right")),
+        "abstains": str(measured.share(row.after, ["absent"], "abstained")),
         "confidence": "" if confidence is None else f"{confidence:.2f}",
-        "conflict": str(found.share(row.after, ["conflict"], "right")),
+        "conflict": str(measured.share(row.after, ["conflict"], "right")),
     }
 
 
-def change(found: Measured, row: Row) -> dict[str, str]:
-    update, fresh = found.mean(row.update, "seconds"), found.mean(row.stage("fresh"), "seconds")
-    failed = "none" if found.of(row.stage("fresh")) else ""
+def change(measured: Measured, row: Row) -> dict[str, str]:
+    update, fresh = measured.mean(row.update, "seconds"), measured.mean(row.stage("fresh"), "seconds")
+    failed = "none" if measured.of(row.stage("fresh")) else ""
     if update is not None and not failed and row.after != "after: search":
-        fresh = update + (found.mean(row.after, "seconds per question") or 0.0)
+        fresh = update + (measured.mean(row.after, "seconds per question") or 0.0)
     return {
         "system": row.name,
-        **effort(found, row.update, "update", "commands", "examples", "written", "trained"),
+        **effort(measured, row.update, "update", "commands", "examples", "written", "trained"),
         "time to a right answer": failed if fresh is None else duration(fresh),
     }
 
 
-def costs(found: Measured, row: Row, price: float) -> dict[str, str]:
-    seconds = found.mean(row.after, "seconds per question") or 0.0
+def costs(measured: Measured, row: Row, price: float) -> dict[str, str]:
+    seconds = measured.mean(row.after, "seconds per question") or 0.0
     return {
         "system": row.name,
-        **effort(found, row.build, "build", "commands", "examples"),
+        **effort(measured, row.build, "build", "commands", "examples"),
         "time per question": f"{1000 * seconds:,.0f} ms" if seconds >= 1e-3 else "under 1 ms",
         "cost of 1,000 questions": f"{1000 * seconds * price / 3600:.4f}",
-        "connections": str(found.connections(row)),
+        "connections": str(measured.connections(row)),
     }
 
 
-def effort(found: Measured, stage: str, *columns: str) -> dict[str, str]:
+def effort(measured: Measured, stage: str, *columns: str) -> dict[str, str]:
     """Format parts of the Cost of a stage, by column; empty cells if there is no such stage."""
-    means = {column: found.mean(stage, EFFORT[column][0]) for column in columns}
+    means = {column: measured.mean(stage, EFFORT[column][0]) for column in columns}
     return {column: "" if mean is None else EFFORT[column][1](mean) for column, mean in means.items()}
 
 
-def simplest(found: Measured, systems: Sequence[Row]) -> Verdict:
+def simplest(measured: Measured, systems: Sequence[Row]) -> Verdict:
     """Choose the simplest system whose share of right outcomes after the change is close to the best."""
-    right = {row.name: found.right(row) for row in systems[BASELINES:]}
+    right = {row.name: measured.right(row) for row in systems[BASELINES:]}
     best = max(right, key=right.__getitem__)
     name = next(name for name, share in right.items() if share >= right[best] - NEAR)
     than = "the best result" if name == best else f"compared with {100 * right[best]:.0f} % of '{best}'"
@@ -225,12 +225,12 @@ def simplest(found: Measured, systems: Sequence[Row]) -> Verdict:
     )
 
 
-def freshest(found: Measured) -> Verdict:
+def freshest(measured: Measured) -> Verdict:
     """Judge whether facts that change belong in documents or in a closed-book model."""
-    index, again, alone = (found.mean(f"update: {each}", "seconds") or 0.0 for each in ("index", "again", "closed"))
+    index, again, alone = (measured.mean(f"update: {key}", "seconds") or 0.0 for key in ("index", "again", "closed"))
     answering = ("reader", "again", "closed")
-    right = {each: found.share(f"after: {each}", ["changed"], "right").value() for each in answering}
-    before, after = (found.share(f"{when}: closed", ["fact"], "right").value() for when in ("before", "after"))
+    right = {key: measured.share(f"after: {key}", ["changed"], "right").value() for key in answering}
+    before, after = (measured.share(f"{when}: closed", ["fact"], "right").value() for when in ("before", "after"))
     documents = index < again and right["reader"] >= right["again"] - NEAR
     advice = "keep them in documents" if documents else "train the closed-book model again"
     return Verdict(
@@ -245,11 +245,11 @@ def freshest(found: Measured) -> Verdict:
     )
 
 
-def combined(found: Measured, pretrained: str) -> Verdict:
+def combined(measured: Measured, pretrained: str) -> Verdict:
     """State the effect of fine-tuning on retrieval."""
-    asked = [f"after: {name}" for name in names(pretrained)[:2]]
-    right = [100 * found.share(stage, ["fact", "changed"], "right").value() for stage in asked]
-    abstains = [100 * found.share(stage, ["absent"], "abstained").value() for stage in asked]
+    after_stages = [f"after: {name}" for name in names(pretrained)[:2]]
+    right = [100 * measured.share(stage, ["fact", "changed"], "right").value() for stage in after_stages]
+    abstains = [100 * measured.share(stage, ["absent"], "abstained").value() for stage in after_stages]
     return Verdict(
         f"Fine-tuning {pretrained} to read passages changes its share of right answers from {right[0]:.0f} to "
         f"{right[1]:.0f} %, and its share of abstentions on unanswerable questions from {abstains[0]:.0f} to "
@@ -260,7 +260,9 @@ def combined(found: Measured, pretrained: str) -> Verdict:
 
 
 def private(results: Results) -> Verdict:
-    used = sum(each["connections"] for each in results.values() if isinstance(each, dict) and "connections" in each)
+    used = sum(
+        result["connections"] for result in results.values() if isinstance(result, dict) and "connections" in result
+    )
     attempts = f"Python reported {used} attempts to use the network while the systems answered."
     return Verdict(
         attempts if used else "No system used the network while it answered.",
