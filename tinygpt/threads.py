@@ -103,7 +103,7 @@ def _cpus() -> int:
 def _used_by_others() -> tuple[float, float] | None:
     """Current time and the time that this process's CPUs have worked for others, in seconds. Source: proc(5)."""
     try:
-        used = cpu_seconds(Path("/proc/stat").read_text(), os.sched_getaffinity(0), nice=os.nice(0) > 0)
+        used = cpu_seconds(Path("/proc/stat").read_text(encoding="ascii"), os.sched_getaffinity(0), nice=os.nice(0) > 0)
         return time.perf_counter(), used - sum(os.times()[:4])  # its own and its children's
     except (AttributeError, OSError, ValueError):
         return None
