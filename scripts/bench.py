@@ -24,6 +24,10 @@ nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 ite
   products over the full T x T), divided by the rate of 2048^3 products in the same dtype, measured between the rounds.
 - `same_time`, `six_times`: as many iterations of the preset as fit into 1 and 6 times the wall time of nanoGPT's
   command, estimated from a run of 150. A bar does not count as met if the run takes more than 1 % longer than that.
+- `step_256`, `step_1024`: steps of the recipe's model with longer contexts, as `step`.
+- `busy`, `busy_other`: commands beside processes that this script starts and ends, which keep a core busy each. A
+  command runs as it is and with one thread, in turn, three times, and once with a thread for each CPU, which is stopped
+  after twice the time of one thread and 5 s. The ratio is its time as it is over the better of the other two.
 - `pieces`: PIECES names, for each piece of tinygpt/fast, a variant without it and one with it. One worker runs all
   variants in turn, A B C D, D C B A, ..., in short rounds. The row is the least gain; a second table has all gains.
 - `to_loss` counts as met only if the run of every seed reaches TARGET_LOSS.
