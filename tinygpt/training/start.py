@@ -234,7 +234,10 @@ def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
     """Resolve the keys `device`, `dtype` and `threads` of a run. On a Mac, `auto` is the faster of CPU and MPS for this
     model, or the device in `saved`, the training state of a resumed run, which also keeps its number of threads."""
     name, kept = processes.device_name(config.device), saved.get("threads")
-    compute = device.choose(name, config.dtype, config.threads, kept if type(kept) is int and kept > 0 else 0)
+    # the number that one process was given is not for several
+    several = os.environ.get("WORLD_SIZE", "1") != "1" and "threads" not in config.given
+    count = "auto" if several else config.threads
+    compute = device.choose(name, config.dtype, count, kept if type(kept) is int and kept > 0 else 0)
     if name != "auto" or compute.device.type != "cpu" or not torch.backends.mps.is_available():
         return compute
     mps = device.choose("mps", config.dtype)
