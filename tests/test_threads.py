@@ -16,6 +16,7 @@ from tinygpt import threads
 from tinygpt.checkpoint.store import load
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import TrainConfig
+from tinygpt.training.start import choose_compute, starting_point
 
 CORES = os.cpu_count() or 1
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the load is known on Linux only")
@@ -254,3 +255,15 @@ def test_a_number_that_is_kept_beside_busy_processes(
         count(4)
         note = threads.set_threads("auto", kept)
         assert torch.get_num_threads() == used and f"keep 2.9 of 4 CPUs busy; {says}" in note
+
+
+def test_several_processes_do_not_take_over_the_number_of_one(
+    run_copy: Path, count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok(run_copy, *TINY_TRAIN, "--threads=2", "--out_dir=out-two")
+    for processes, flags, used in (("2", [], 1), ("2", ["--threads=2"], 2), ("1", [], 2)):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        count(1)
+        start = starting_point(parse(TrainConfig, ["--init_from=resume", f"--out_dir={run_copy / 'out-two'}", *flags]))
+        choose_compute(start.config, start.saved)
+        assert torch.get_num_threads() == used
