@@ -1,11 +1,8 @@
 """Answer a question from passages with a language model: the prompt, what fits the context, the answer's probability.
 
-Two kinds of model can be a reader. A model trained on the task `reader` (data/tasks/reader.py) gets prompts in the
-format of that task. An instruction model has a chat template; its prompt contains the numbered passages, the question
-and a short instruction. Both answer by greedy decoding: they copy the answer from a passage, or write UNANSWERABLE.
-
-Documents and questions are always encoded as plain text, never as special tokens. So a document cannot end the prompt,
-or speak for the user.
+A reader is either a model trained on the task `reader` (data/tasks/reader.py), or an instruction model with a chat
+template. Documents and questions are always encoded as plain text, never as special tokens. So a document cannot end
+the prompt, or speak for the user.
 
 Source: a reader of retrieved passages, Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions".
 

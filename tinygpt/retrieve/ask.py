@@ -1,8 +1,7 @@
 """`tinygpt ask`: search an index for passages, and answer from them (RAG, Lewis et al. 2020).
 
-The index finds passages, and a model reads them. `ask` abstains, with the answer "not in the documents", if the model
-says so, if its answer is too improbable, or if no passage has enough in common with the question. `--questions`
-measures the outcomes on questions with known answers, and finds the best values of the two thresholds.
+The index finds passages, and a model reads them or abstains. `--questions` measures this on questions with known
+answers, and finds the best values of the two thresholds.
 
 Sources: https://arxiv.org/abs/2005.11401; exact match as in SQuAD, https://arxiv.org/abs/1606.05250.
 
@@ -246,7 +245,7 @@ def read_questions(path: Path) -> list[Known]:
             known.append(Known(checked(entry["question"]), entry["answer"], entry.get("source", "")))
             if not isinstance(known[-1].answer, str) or not isinstance(known[-1].source, str):
                 raise TypeError
-        except (TinyGPTError, ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        except (TinyGPTError, ValueError, TypeError, KeyError, AttributeError) as error:
             problem = getattr(error, "message", "not a question with its answer")
             raise TinyGPTError(f"{path} line {number}: {problem}", example) from None
     if not known:
@@ -255,20 +254,15 @@ def read_questions(path: Path) -> list[Known]:
 
 
 def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[str, Any]:
-    """Measure the outcomes on questions with known answers: shares from 0 to 1 and their 95 % intervals.
-
-    A share of no questions is None.
-    """
+    """Measure the outcomes on questions with known answers: shares from 0 to 1 (or None) and their 95 % intervals."""
     outcomes = [respond(entry.question) for entry in progress(known, desc="asking", unit="question")]
-    zipped = zip(known, outcomes, strict=True)
-    pairs = [(normalised(entry.answer), normalised(outcome.candidate)) for entry, outcome in zipped]
+    pairs = list(zip(known, outcomes, strict=True))
+    answers = [(normalised(entry.answer), normalised(outcome.candidate)) for entry, outcome in pairs]
     answerable = np.array([bool(entry.answer) for entry in known])
-    contained = answerable & np.array([f" {expected} " in f" {answer} " for expected, answer in pairs])
-    exact = contained & np.array([expected == answer for expected, answer in pairs])
+    contained = answerable & np.array([f" {expected} " in f" {answer} " for expected, answer in answers])
+    exact = contained & np.array([expected == answer for expected, answer in answers])
     abstained = np.array([not outcome.answer for outcome in outcomes])
-    is_retrieved = [
-        has_source(entry.source, outcome) for entry, outcome in zip(known, outcomes, strict=True) if entry.source
-    ]
+    is_retrieved = [has_source(entry.source, outcome) for entry, outcome in pairs if entry.source]
     best, thresholds = best_thresholds(
         np.array([outcome.probability * bool(outcome.candidate) for outcome in outcomes]),
         np.array([outcome.score for outcome in outcomes]),

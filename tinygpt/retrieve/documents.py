@@ -1,8 +1,7 @@
 """Read a document as sections: the headings above them, their text, and their position in the document.
 
-A section of Markdown, HTML or .docx is the text below a heading. A section of a PDF is a page, and one of a CSV file is
-a row. Plain text is one section, and any other file is read as plain text. PDF needs pypdf, .docx needs python-docx,
-and HTML needs only Python's own html.parser.
+A section of Markdown, HTML or .docx is the text below a heading, one of a PDF a page, and one of a CSV file a row. Any
+other file is read as plain text, which is one section.
 
 for section in read(Path("report.md")): section.title, section.text, section.position(0)
 """
@@ -171,13 +170,10 @@ def html(path: Path) -> Iterator[Section]:
 
 
 def table(path: Path) -> Iterator[Section]:
-    """Yield a section for each row of a CSV file, "column: value; column: value"; the first row names the columns.
-
-    The delimiter is the comma, the semicolon or the tab, whichever is the most frequent in the first row.
-    """
+    """Yield a section for each row of a CSV file, "column: value; column: value"; the first row names the columns."""
     text = read_text(path, FORMATS)
     first_row = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = max(",;\t", key=first_row.count)
+    delimiter = max(",;\t", key=first_row.count)  # whichever is the most frequent
     csv.field_size_limit(2**31 - 1)  # a cell may hold a whole article; the limit is 128 KiB otherwise
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -244,7 +240,5 @@ def undamaged(path: Path, format_name: str) -> Iterator[None]:
         raise TinyGPTError(message, "open it and save it again") from None
 
 
-READERS = {
-    ".txt": plain, ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html,
-    ".csv": table, ".pdf": pdf, ".docx": word,
-}  # fmt: skip
+READERS = {".txt": plain, ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html}
+READERS |= {".csv": table, ".pdf": pdf, ".docx": word}

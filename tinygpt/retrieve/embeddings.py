@@ -1,9 +1,8 @@
 """Turn texts into vectors: with a table of word vectors, or with a model of tinygpt.
 
-The similarity of two texts is the cosine of their vectors. `wordllama` is a static table: the vector of a text is the
-mean of the vectors of its tokens (WordLlama's l2_supercat, 256 dimensions). Its package's own loader downloads the
-tokenizer, which the package has in another folder. So this module reads table and tokenizer directly. With a
-checkpoint, the vector of a text is the mean of the model's hidden states.
+The similarity of two texts is the cosine of their vectors. `wordllama` is a static table of 256 dimensions (WordLlama's
+l2_supercat). Its package's own loader downloads the tokenizer, which the package has in another folder; so this module
+reads table and tokenizer directly.
 
 embeddings = load("wordllama")
 embeddings.vectors(["How long is the warranty?"])       # float32 (1, 256), of length 1

@@ -9,7 +9,6 @@ tinygpt index docs/ --out index.db
 import hashlib
 import itertools
 import os
-import stat
 import sys
 import time
 from pathlib import Path
@@ -19,7 +18,6 @@ from tinygpt import terminal
 from tinygpt.config import suggest
 from tinygpt.config.schema import IndexConfig
 from tinygpt.data.text_files import input_files
-from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, file_lock, require_closed, require_writable
 from tinygpt.retrieve import documents, embeddings, passages
@@ -41,7 +39,7 @@ def index(config: IndexConfig) -> None:
     require_writable(out, "--out FOLDER/index.db")
     embedding = load_embeddings(config.embeddings)
     settings = {
-        "embeddings": embedding.name if embedding else embeddings.NONE,
+        "embeddings": name_of(embedding.name) if embedding else embeddings.NONE,
         "fingerprint": embedding.fingerprint if embedding else "",
         "passage_size": config.passage_size,
         "overlap": config.overlap,
@@ -61,8 +59,6 @@ def load_embeddings(name: str) -> Embeddings | None:
         hint = "pip install 'tinygpt[retrieve]' adds semantic search"
         print(f"note: keyword search only, since the package wordllama is missing; {hint}", flush=True)
         return None
-    if lone_surrogate(name):
-        raise TinyGPTError(f"--embeddings={name_of(Path(name))}: the path is not valid UTF-8", "rename the checkpoint")
     return embeddings.load(embeddings.WORDLLAMA if name == "auto" else name)
 
 
@@ -138,19 +134,13 @@ def refresh(
 
 def untouched(path: Path, old: Fingerprint | None) -> bool:
     """Return whether a file's size and modification time are those of the index."""
-    try:
-        status = path.stat()
-    except OSError:
-        return False  # reading it will say why
+    status = path.stat()
     return old is not None and (old.size, old.mtime) == (status.st_size, status.st_mtime_ns)
 
 
 def fingerprint(path: Path) -> Fingerprint:
     """Return size, modification time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
-            message = f"{path}: is not a regular file, and a document is read twice"
-            raise TinyGPTError(message, "save it as a file first")
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             return Fingerprint(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
@@ -158,7 +148,7 @@ def fingerprint(path: Path) -> Fingerprint:
         raise file_error(path, error, documents.FORMATS) from None
 
 
-def name_of(path: Path) -> str:
+def name_of(path: str | Path) -> str:
     """Return a path as valid Unicode: a byte of a file name that is not UTF-8 is written as \\udcXX."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
@@ -174,6 +164,5 @@ def describe(out: Path, counts: dict[str, int]) -> None:
         print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")
         print("some passages:")
         for passage in index.samples(SAMPLES):
-            text = " ".join(passage.text.split())
-            text = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
-            print(f"  {terminal.escaped(passage.place)}: {terminal.escaped(text)}")
+            text = terminal.cut(" ".join(passage.text.split()), SHOWN)
+            print(terminal.escaped(f"  {passage.place}: {text}"))

@@ -2,8 +2,8 @@
 
 A new index is written to a second file, which then replaces the old one by renaming. So another process sees the old
 index or the new one, and a crash leaves the old one. SQLite's header has two fields for applications: `application_id`
-names the format, and `user_version` holds the CRC-32 of everything else in the file. So an index that is truncated or
-damaged is refused when it is opened.
+names the format, and `user_version` holds the CRC-32 of everything else in the file. So a truncated or damaged index is
+refused when it is opened.
 
 Words are in an FTS5 table, which ranks with BM25. Vectors are 8-bit integers, one row per passage. numpy compares a
 question with all of them: 3.5 ms for 100,000 passages on one core (docs/RETRIEVAL.md compares sqlite-vec and usearch).
@@ -15,7 +15,6 @@ with open_index(Path("index.db")) as index:
 import contextlib
 import errno
 import functools
-import os
 import re
 import shutil
 import sqlite3
@@ -33,8 +32,7 @@ from tinygpt.retrieve import embeddings
 
 FORMAT = 1
 SQLITE, MAGIC = b"SQLite format 3\0", b"tgi"  # the first bytes of the file; those of application_id, before FORMAT
-PAGE_SIZE, PAGES = slice(16, 18), slice(28, 32)  # fields of SQLite's header
-SEAL, APPLICATION = slice(60, 64), slice(68, 72)  # user_version and application_id
+SEAL, APPLICATION = slice(60, 64), slice(68, 72)  # user_version and application_id in SQLite's header
 BLOCK = 1 << 13  # vectors compared at a time; they fit in the processor's caches
 TITLE_WEIGHT = 4.0  # of a word in the title, relative to one in the text
 
@@ -167,7 +165,6 @@ class Index:
         return int(self._db.execute(query, (path, *file)).lastrowid or 0)
 
     def update_source(self, path: str, file: Fingerprint) -> None:
-        """Replace the fingerprint of a document's file."""
         self._db.execute("UPDATE sources SET size = ?, mtime = ?, sha256 = ? WHERE path = ?", (*file, path))
 
     def add_passages(self, source: int, rows: Sequence[tuple[str, str, str]], vectors: np.ndarray | None) -> None:
@@ -215,7 +212,9 @@ def open_index(path: Path) -> Iterator[Index]:
         raise file_error(path, error, suggest.command("index", "DOCUMENTS", "--out", path)) from None
     uri = re.sub("^file://(?=[^/])", "file:////", path.absolute().as_uri())  # SQLite takes no host of a share
     try:
-        with contextlib.closing(sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True)) as connection:
+        # the server opens the index in one thread and asks it in another
+        connection = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+        with contextlib.closing(connection):
             yield Index(connection, path)
     except sqlite3.DatabaseError as error:
         raise unusable(path, f"is damaged ({error})") from None
@@ -255,31 +254,21 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
 
 
 def create(connection: sqlite3.Connection, settings: dict[str, Any]) -> None:
-    """Create the tables. Errors: TinyGPTError if this Python's SQLite has no FTS5."""
+    """Create the tables."""
     application_id = int.from_bytes(MAGIC + bytes([FORMAT]), "big")
-    try:
-        connection.executescript(f"PRAGMA application_id = {application_id}; {SCHEMA}")
-    except sqlite3.OperationalError as error:
-        if "fts5" not in str(error):
-            raise
-        message = f"the SQLite {sqlite3.sqlite_version} of this Python has no full-text search (FTS5)"
-        raise TinyGPTError(message, "use Python from python.org or from uv") from None
+    connection.executescript(f"PRAGMA application_id = {application_id}; {SCHEMA}")
     connection.executemany("INSERT INTO settings VALUES (?, ?)", settings.items())
 
 
 def require_intact(path: Path, file: IO[bytes]) -> None:
-    """Check the header, the size and the checksum of an open index. Errors: TinyGPTError."""
-    header = file.read(100)
+    """Check the header and the checksum of an open index. Errors: TinyGPTError."""
+    header = file.read(APPLICATION.stop)
     if not header.startswith(SQLITE) or header[APPLICATION][:3] != MAGIC:
         raise unusable(path, "is not an index of tinygpt")
     if header[APPLICATION][3:] > bytes([FORMAT]):
         raise TinyGPTError(f"{path}: is an index of a newer tinygpt", "pip install --upgrade tinygpt")
-    page_size = int.from_bytes(header[PAGE_SIZE], "big")
-    expected = int.from_bytes(header[PAGES], "big") * (page_size if page_size > 1 else 1 << 16)
-    if (size := file.seek(0, os.SEEK_END)) < expected:
-        raise unusable(path, f"is cut short: {size:,} of {expected:,} bytes")
     if checksum(file) != int.from_bytes(header[SEAL], "big"):
-        raise unusable(path, "is damaged: its checksum is wrong")
+        raise unusable(path, "is damaged or cut short: its checksum is wrong")
 
 
 def checksum(file: IO[bytes]) -> int:
