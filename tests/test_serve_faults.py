@@ -35,7 +35,7 @@ from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.serve import engine as engines
 from tinygpt.serve import listen as listening
 from tinygpt.serve.app import State, make_app
-from tinygpt.serve.engine import Engine, Event, Failed, Piece, QueueFull, Served, Settings, Task
+from tinygpt.serve.engine import Engine, Event, Failed, Piece, Served, Settings, Task
 from tinygpt.serve.http import Guard
 from tinygpt.serve.listen import listen, make_server
 
@@ -493,7 +493,6 @@ class Asked:
             "model", CharTokenizer([chr(0x100 + i) for i in range(65)]), small(block_size=256, position="rope")
         )
         self.engine = Engine([self.served], max_batch, max_queue)
-        self.engine.start()
 
     def task(self, length: int, seed: int = 1, prompt: int = 5) -> tuple[Task, list[Event]]:
         got: list[Event] = []
@@ -524,7 +523,6 @@ def test_cancelled_requests_leave_no_sequence_and_give_their_memory_back() -> No
     until(lambda: not asked.engine._waiting and not asked.served.busy())
     until(lambda: asked.slots() == 1)
     assert not asked.served.batch.lengths
-    asked.engine.close(10)
 
 
 def test_out_of_memory_is_the_error_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,17 +546,6 @@ def test_out_of_memory_is_the_error_of_one_request(monkeypatch: pytest.MonkeyPat
         asked.engine.submit(task)
         until(lambda: complete(again))  # noqa: B023
         assert text(again) == text(first) and len(text(first)) == 50
-    asked.engine.close(10)
-
-
-def test_an_engine_that_closes_refuses_new_requests_and_completes_the_others() -> None:
-    asked = Asked()
-    task, got = asked.task(500)
-    asked.engine.submit(task)
-    asked.engine.close(60)
-    assert complete(got) and len(text(got)) == 500
-    with pytest.raises(QueueFull):
-        asked.engine.submit(asked.task(1)[0])
 
 
 def test_an_engine_that_dies_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,7 +561,7 @@ def test_an_engine_that_dies_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     monkeypatch.setattr(engines, "BatchCache", fails)
     monkeypatch.setattr(asked.served.model, "next_logits", fails)
-    until(lambda: not asked.engine.alive)
+    until(lambda: not asked.engine._thread.is_alive())
     for _, got in tasks:
         assert isinstance(got[-1], Failed) and got[-1].code == "server_error"
     with pytest.raises(engines.QueueFull):
@@ -606,7 +593,6 @@ def test_a_request_with_nan_harms_no_later_one(monkeypatch: pytest.MonkeyPatch) 
     asked.engine.submit(alone)
     until(lambda: complete(expected))
     assert text(later) == text(expected) != ""
-    asked.engine.close(10)
 
 
 @pytest.mark.parametrize("host", ["x/health?", "localhost/page.js#", "localhost"])

@@ -385,14 +385,14 @@ def test_a_lora_run_on_pairs_that_a_signal_stops(models: Path, tmp_path: Path, t
 def test_the_last_page_is_announced_until_it_is_made(tiny_run: Path, work: Path) -> None:
     shutil.copytree(tiny_run / "out", work / "out")
     live = LivePage(WatchConfig(run=str(work / "out")))
-    said = [live.answer("")]
+    said = [live.answer()]
     live.make_page()
-    said.append(live.answer(""))
+    said.append(live.answer())
     run = cli_here(*RESUME, "--max_iters=80", "--lr_schedule=constant", cwd=work)  # too short to be seen in between
     assert run.status == 0, run.err
-    said.append(live.answer(""))
+    said.append(live.answer())
     live.make_page()
-    said.append(live.answer(""))
+    said.append(live.answer())
     assert [(one["phase"], one["is_last"]) for one in said] == [("finished", False), ("finished", True)] * 2
     assert said[0]["step"] < 80 and said[2]["step"] == said[3]["step"] == 80
 

@@ -57,7 +57,7 @@
     clearTimeout(timer);
     let wait = document.hidden ? SELDOM : OFTEN;
     try {
-      state = await (await ask(`/state?have=${shown.version}`)).json();
+      state = await (await ask("/state")).json();
       showState();
       const worse = state.is_waiting && $("data"); // a run that is resumed has no page at first: keep this one
       if (state.version !== shown.version && !worse) await update();

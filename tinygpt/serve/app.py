@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -34,21 +33,17 @@ from tinygpt.serve.protocol import DOCUMENTS, ApiError, refusing, wrong
 MAX_PROMPTS = 128  # of a request
 MAX_TOKENIZE = 400_000  # characters of a text to tokenize; GPT-2's tokenizer overflows its stack at a million spaces
 POLL = 0.5  # seconds between checks that the client of a request without a stream is still connected
-CLIENT_LEFT = Failed("the client has left", "")
+CLIENT_LEFT = Failed("the client has left", "client_left")
 
 Body = dict[str, Any]  # of a request or a response, or a part of one
 Events = AsyncIterator[tuple[int, Prompt | Piece]]  # each with the index of its choice
 
 
 class Documents:
-    """A thread that answers questions from an index, one at a time.
+    """A thread that answers questions from an index, one at a time."""
 
-    The index is opened in this thread, because a connection to SQLite works only in the thread that opened it.
-    """
-
-    def __init__(self, connect: Callable[[], AbstractContextManager[Callable[[str], Body]]], max_queue: int) -> None:
-        self._pool, self._opened, self._free = ThreadPoolExecutor(1, "documents"), contextlib.ExitStack(), max_queue
-        self._respond = self._pool.submit(lambda: self._opened.enter_context(connect())).result()
+    def __init__(self, respond: Callable[[str], Body], max_queue: int) -> None:
+        self._pool, self._respond, self._free = ThreadPoolExecutor(1, "documents"), respond, max_queue
 
     async def __call__(self, question: str, timeout: float) -> Body:
         """Answer a question within `timeout` seconds. Errors: ApiError; TinyGPTError if the question is too long."""
@@ -62,11 +57,6 @@ class Documents:
             raise failure(TIMED_OUT) from None
         finally:
             self._free += 1
-
-    def close(self) -> None:
-        """Close the index after the question that is being answered; waiting questions end with their requests."""
-        self._pool.submit(self._opened.close).result()
-        self._pool.shutdown()
 
 
 class State:
@@ -89,7 +79,7 @@ class State:
         """Check that the models are loaded. Errors: ApiError while the server loads, or if it has failed."""
         if self.engine is None:
             raise ApiError(503, "the model is loading; try again in a moment", code="loading")
-        if not self.engine.alive:
+        if self.engine.has_failed:
             raise ApiError(503, "the server has failed, and must be started again", code="server_error")
 
     def served(self, name: str) -> Served:
@@ -148,15 +138,13 @@ class RequestTasks:
     async def events(self, request: Request | None) -> Events:
         """Yield events with the index of their choice until all choices are complete; choices are ordered by prompt.
 
-        request: stop if its client has left. Errors: ApiError if a task fails; ClientDisconnect.
+        request: stop if its client has left. Errors: ApiError if a task fails, or the client has left.
         """
         pending = len(self.tasks) * self.n
         watcher = asyncio.create_task(self._watch(request)) if request else None
         try:
             while pending:
                 task_index, event = await self._queue.get()
-                if event is CLIENT_LEFT:
-                    raise ClientDisconnect
                 if isinstance(event, Failed):
                     raise failure(event)
                 if isinstance(event, Piece):
@@ -240,12 +228,9 @@ async def completions(state: State, request: Request, body: Body) -> Response:
     if len(body["prompt"]) > MAX_PROMPTS:
         raise wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
     prompts = [as_ids(prompt, served, state.config.skip_unknown) for prompt in body["prompt"]]
-    echoes = [  # as the model reads it: without the characters that --skip_unknown leaves out
-        prompt if isinstance(prompt, str) and prompt and not state.config.skip_unknown else served.text(ids)
-        for prompt, ids in zip(body["prompt"], prompts, strict=True)
-    ]
     tasks = RequestTasks(state, served, prompts, settings)
-    choices = [ChoiceBuffer(text * body["echo"]) for text in echoes for _ in range(settings.n)]
+    echoes = [served.text(prompt) if body["echo"] else "" for prompt in prompts]
+    choices = [ChoiceBuffer(text) for text in echoes for _ in range(settings.n)]
     offsets = [protocol.TextOffsets() for _ in choices]
 
     def format_choice(index: int) -> Body:
@@ -419,7 +404,7 @@ async def tokenizer_info(state: State, request: Request, body: Body) -> Body:
 
 async def health(state: State, request: Request, body: Body) -> Response:
     """GET /health"""
-    status = "loading" if not state.engine else "ready" if state.engine.alive else "failed"
+    status = "loading" if not state.engine else "failed" if state.engine.has_failed else "ready"
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 

@@ -27,13 +27,12 @@ from tinygpt.serve.listen import LOCAL, LOOPBACK, listen, make_server, signals
 from tinygpt.serve.protocol import DOCUMENTS
 
 DRAIN = 30  # seconds for the requests that are running when the server is asked to end
-LAST_STEP = 2  # seconds for the step of the models that is running when the server is ended at once
 SHORTEST_KEY = 16  # characters
 MAKE_KEY = "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt"
 
 
-def serve(config: ServeConfig) -> int:
-    """Serve until a signal. Returns the exit status."""
+def serve(config: ServeConfig) -> None:
+    """Serve until a signal, then end this process. Errors: TinyGPTError."""
     require_installed("tinygpt serve", "starlette", "uvicorn")
     from tinygpt.serve.app import Documents, State, make_app
 
@@ -46,37 +45,28 @@ def serve(config: ServeConfig) -> int:
     state = State(config)
     server = make_server(make_app(state, key, hosts), DRAIN)
     errors: list[BaseException] = []
+    opened = contextlib.ExitStack()  # the index, until the process ends
 
     def load() -> None:
         try:
             adapters = Adapters(config.ckpt, paths)
             models = load_models(config, adapters)
-            documents = Documents(lambda: reader(config), config.max_queue) if config.index else None
-            engine = Engine(models, config.max_batch, config.max_queue)
-            engine.start()
-            state.open(engine, documents)
+            documents = Documents(opened.enter_context(reader(config)), config.max_queue) if config.index else None
+            state.open(Engine(models, config.max_batch, config.max_queue), documents)
             prompt = example(config, adapters.checkpoint(), models[0])
             print(welcome(config, state.names(), prompt, host, port), flush=True)
         except BaseException as error:
             errors.append(error)
             server.should_exit = True
 
-    loading = threading.Thread(target=load, daemon=True)
     with signals(server):
-        loading.start()
+        threading.Thread(target=load, daemon=True).start()
         server.run([listener])
         listener.close()
     if errors:
         raise errors[0]
-    has_ended = not loading.is_alive()
-    if state.engine is not None:  # interrupted requests are cancelled, so its thread ends after a step
-        has_ended = state.engine.close(LAST_STEP if server.force_exit else DRAIN) and has_ended
-    if state.documents is not None and not server.force_exit:
-        state.documents.close()
     print("stopped", flush=True)
-    if not has_ended or server.force_exit:
-        os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
-    return 0
+    os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
 
 
 def adapters_of(config: ServeConfig) -> dict[str, str]:

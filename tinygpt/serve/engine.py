@@ -5,9 +5,7 @@ PREFILL_TOKENS tokens between two steps, and its sequences become rows of the mo
 generator of its own, so what else is served changes nothing but the rounding of the logits.
 
     engine = Engine([Served("out", tokenizer, model)], max_batch=16, max_queue=64)
-    engine.start()
     engine.submit(Task(served, prompt, Settings(max_tokens=100), deliver))      # deliver(event), in the engine's thread
-    engine.close()                                                              # finish what was submitted
 """
 
 import collections
@@ -36,7 +34,7 @@ class Settings(NamedTuple):
     """How the sequences of a task are generated."""
 
     max_tokens: int
-    choice: Sampling = Sampling()  # its seed is that of the first sequence; the next ones add 1, 2, ...
+    sampling: Sampling = Sampling()  # its seed is that of the first sequence; the next ones add 1, 2, ...
     seeded: bool = True  # False: each sequence draws a seed of its own instead
     n: int = 1
     stops: tuple[str, ...] = ()
@@ -104,7 +102,7 @@ class Row:
         self.task, self.index, self.num_tokens, self.finish = task, index, 0, ""
         self.text = TextStream(served.tokenizer, (served.tokenizer.stop, *settings.stops))
         device = served.model.lm_head.weight.device
-        seed = settings.choice.seed + index if settings.seeded else secrets.randbits(63)
+        seed = settings.sampling.seed + index if settings.seeded else secrets.randbits(63)
         self.generator = torch.Generator(device).manual_seed(seed % (1 << 63))
         self.recent = collections.deque(task.prompt, maxlen=served.model.config.block_size)
         self.pending: list[Token] = []  # not sent yet
@@ -257,14 +255,14 @@ def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
     finite = logits.isfinite().all(dim=-1).tolist()
     groups = collections.defaultdict(list)
     for index, row in enumerate(rows):
-        choice = row.task.settings.choice
+        sampling = row.task.settings.sampling
         if row.task.cancelled or not finite[index]:
             fail(row.task, NOT_FINITE)
         else:
-            groups[choice.temperature, choice.top_k, choice.top_p].append(index)
+            groups[sampling.temperature, sampling.top_k, sampling.top_p].append(index)
     for row_indices in groups.values():
-        group_logits, choice = logits[row_indices], rows[row_indices[0]].task.settings.choice
-        tokens = draw(group_logits, choice, *(rows[index].generator for index in row_indices))[:, 0].tolist()
+        group_logits, sampling = logits[row_indices], rows[row_indices[0]].task.settings.sampling
+        tokens = draw(group_logits, sampling, *(rows[index].generator for index in row_indices))[:, 0].tolist()
         max_top = max(rows[index].task.settings.logprobs for index in row_indices)
         details = with_logprobs(group_logits, tokens, max_top) if max_top >= 0 else [None] * len(tokens)
         for index, token, detail in zip(row_indices, tokens, details, strict=True):
@@ -297,58 +295,37 @@ class Engine:
     def __init__(self, models: Sequence[Served], max_batch: int, max_queue: int) -> None:
         self.models, self.max_batch, self.max_queue = list(models), max_batch, max_queue
         self._waiting: collections.deque[Task] = collections.deque()
-        self._changed, self._closing = threading.Condition(), False
+        self._changed, self.has_failed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
-
-    def start(self) -> None:
         self._thread.start()
 
     def submit(self, *tasks: Task) -> None:
         """Queue the tasks of a request, all or none. Errors: QueueFull."""
         with self._changed:
             self._waiting = collections.deque(task for task in self._waiting if not task.cancelled)  # clients that left
-            if self._closing or (self._waiting and len(self._waiting) + len(tasks) > self.max_queue):
+            if self.has_failed or (self._waiting and len(self._waiting) + len(tasks) > self.max_queue):
                 raise QueueFull
             self._waiting.extend(tasks)
             self._changed.notify()
 
-    def close(self, seconds: float = 0.0) -> bool:
-        """Refuse new tasks, and end the thread when all tasks are complete or cancelled.
-
-        Returns whether it has ended within `seconds`; 0 waits without a limit.
-        """
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join(seconds or None)
-        return not self._thread.is_alive()
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
     def _run(self) -> None:
+        """Run one step of each model, again and again."""
         try:
-            while self._round():
-                pass
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._waiting or any(model.busy() for model in self.models))
+                    self._admit()
+                for model in self.models:
+                    if model.busy():
+                        self._step(model)
         finally:  # also after an error that `_step` cannot handle, such as a broken GPU: no client may wait for ever
             with self._changed:
-                self._closing = True
+                self.has_failed = True
                 for task in self._waiting:
                     fail(task, Failed("the server has failed", "server_error"))
             for model in self.models:
                 if model.busy():
                     model.fail("the server has failed")
-
-    def _round(self) -> bool:
-        """Run one step of each model. Returns False when the engine is closing and nothing is left to do."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing or any(m.busy() for m in self.models))
-            self._admit()
-        busy = [model for model in self.models if model.busy()]
-        for model in busy:
-            self._step(model)
-        return bool(busy) or not self._closing
 
     def _admit(self) -> None:
         """Move waiting tasks to their models, while the batch has room for their sequences."""

@@ -94,8 +94,7 @@ async def client_left(request: Request, error: Exception) -> Response:
 async def no_such_path(request: Request, error: Exception) -> Response:
     status = getattr(error, "status_code", 404)
     problem = "this path has another method" if status == 405 else "no such path"
-    request_line = f"{request.method} {request.scope['path']}"
-    message = f"{request_line}: {problem}; see GET /v1/models, POST /v1/chat/completions"
+    message = f"{request.method} {request.scope['path']}: {problem}; see GET /v1/models, POST /v1/chat/completions"
     return await refused(request, ApiError(status, message))
 
 

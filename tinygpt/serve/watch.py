@@ -1,12 +1,8 @@
 """`tinygpt watch`: serve the report of a run, and keep it up to date while the run trains in another process.
 
-    GET /           the page, which live.js updates
-    GET /state      {"version", "is_waiting", "is_last", "phase", "step", "max_iters", "loss", "tokens_per_second",
-                    "seconds_left", "next"}; FollowedRun.state explains those from "phase" on
-
-Its only source is the folder of the run, which it reads. After each evaluation of the run, a thread of low priority
-makes the page again. After a page that took t seconds of computing the next one waits for 9 t, so that the pages, after
-the first one and before the last one, take at most a tenth of one core on average.
+After each evaluation of the run, a thread of low priority makes the page again from the run's folder. After a page that
+took t seconds of computing the next one waits for 9 t, so that the pages, after the first one and before the last one,
+take at most a tenth of one core on average.
 
 `train --watch` starts this command with --until_eof. Then the end of standard input is the end of the run, however its
 process ended: the last page is written to RUN/report.html, open pages get it, and the command ends.
@@ -39,7 +35,6 @@ REST = 9  # seconds of pause per second of computing
 PORTS = 20  # that are tried, from --port on, with --until_eof
 NEWS = 6.0  # seconds in which open pages can load the last page
 OPEN = 12.0  # seconds after its last request for the state in which a page counts as open
-QUIET = 1.5  # seconds without a request from an outdated page, after which all have loaded the last page
 TOO_LONG = 120.0  # seconds for the last page, after which the process ends
 LARGE = 100_000_000  # bytes of a checkpoint that takes long to read
 
@@ -95,26 +90,22 @@ class LivePage:
     def __init__(self, config: WatchConfig) -> None:
         self.config, self.folder = config, Path(config.run)
         self.run = FollowedRun(self.folder)
-        self.newest_content: Any = None  # evaluations and end of the run in the newest page, which may be in the making
-        self.served_content: Any = None  # and in the page that is served
+        self.content: Any = None  # the evaluations in the page, and whether they are those of a run that has ended
         self.rest_until = 0.0
         self.problem = ""  # why there is no page
         self.ended = threading.Event()  # with --until_eof: the run has ended
-        self.last_outdated_poll = 0.0  # when an outdated page last asked for the state
-        self.last_poll = time.monotonic()  # when any page did; the start counts, for a page of an earlier server
+        self.last_poll = time.monotonic()  # of any page; the start counts, for a page of an earlier server
         self.has_report = False  # False: the page says what is missing
         self.state_lock = threading.Lock()
         self.state: dict[str, Any] = {}
         self.read_state()
         self.show_waiting("The page appears after the first evaluation of the run")
 
-    def answer(self, version: str) -> dict[str, Any]:
-        """Return the state for an open page of this version."""
+    def answer(self) -> dict[str, Any]:
+        """Return the state for an open page: the version of the newest page, and the state of the run."""
         self.read_state()  # the thread may be making a page
         self.last_poll = time.monotonic()
-        if version != self.version:
-            self.last_outdated_poll = self.last_poll
-        is_last = not self.run.evaluations or self.served_content == (self.run.evaluations, True)
+        is_last = not self.run.evaluations or self.content == (self.run.evaluations, True)
         return {"version": self.version, "is_waiting": not self.has_report, "is_last": is_last, **self.state}
 
     def work(self, server: Any) -> None:
@@ -134,7 +125,6 @@ class LivePage:
             time.sleep(TICK)
 
     def read_state(self) -> None:
-        """Read the state of the run."""
         with self.state_lock:
             self.run.read()
             self.state = self.run.state(ended=self.ended.is_set())
@@ -142,7 +132,7 @@ class LivePage:
     def is_due(self) -> bool:
         """Return whether to make a new page: a new evaluation has its checkpoint, or the run has ended."""
         ended = self.state["phase"] in ENDED
-        if not self.run.evaluations or self.newest_content == (self.run.evaluations, ended):
+        if not self.run.evaluations or self.content == (self.run.evaluations, ended):
             return False
         if ended:
             return not self.run.is_running
@@ -154,14 +144,12 @@ class LivePage:
     def make_page(self) -> dict[str, Any]:
         """Make the page and return its values; empty, with a note, if that failed."""
         import torch
-        from matplotlib import pyplot  # noqa: F401 (imported before the time is taken)
 
         from tinygpt.checkpoint.store import load
-        from tinygpt.report import collect, one_step  # noqa: F401
 
         torch.set_num_threads(1)
-        started, ended, is_first = time.thread_time(), self.state["phase"] in ENDED, self.newest_content is None
-        self.newest_content = ([*self.run.evaluations], ended)
+        started, ended, is_first = time.thread_time(), self.state["phase"] in ENDED, self.content is None
+        content = ([*self.run.evaluations], ended)
         if not self.has_report:
             self.show_waiting("The page is being made")
         try:
@@ -174,7 +162,7 @@ class LivePage:
         except Exception as error:
             values = {}
             self.fail(error)
-        self.served_content = self.newest_content
+        self.content = content
         if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
             self.rest_until = time.monotonic() + REST * (time.thread_time() - started)
         return values
@@ -223,11 +211,8 @@ class LivePage:
                 say(f"page: {path}")
             except TinyGPTError as error:
                 self.fail(error)
-        finished = time.monotonic()
-        while self.last_poll > finished - OPEN and time.monotonic() < finished + NEWS:
-            if self.last_poll > finished and self.last_outdated_poll < time.monotonic() - QUIET:
-                break
-            time.sleep(TICK)
+        if time.monotonic() < self.last_poll + OPEN:
+            time.sleep(NEWS)
 
 
 def make_app(live: LivePage) -> Any:
@@ -243,7 +228,6 @@ def make_app(live: LivePage) -> Any:
         return Response(live.page.content, media_type="text/html", headers=security(live.page.policy))
 
     async def state(request: Request) -> Response:
-        answer = live.answer(request.query_params.get("have", ""))
-        return JSONResponse(answer, headers={"cache-control": "no-store", "x-content-type-options": "nosniff"})
+        return JSONResponse(live.answer(), headers={"cache-control": "no-store", "x-content-type-options": "nosniff"})
 
     return Guard(Starlette(routes=[Route("/", page), Route("/state", state)]), key="", hosts=LOCAL)
