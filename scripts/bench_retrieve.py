@@ -30,7 +30,7 @@ from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, IndexConfig
 from tinygpt.data.tasks.reader import library
 from tinygpt.retrieve.answer import occurrence
-from tinygpt.retrieve.ask import Known, Outcome, Responder, evaluate
+from tinygpt.retrieve.ask import LabelledQuestion, Outcome, Responder, evaluate
 from tinygpt.retrieve.index import index as make_index
 from tinygpt.retrieve.search import CANDIDATES, fused, search, terms
 from tinygpt.retrieve.store import Index, Passage, open_index
@@ -143,14 +143,15 @@ def reading_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 respond = Responder(parse(AskConfig, [f"--ckpt={ckpt}"]), index)
                 for split, asked in questions.items():
                     known = [
-                        Known(**one) for one in random.Random(1).sample(asked, min(len(asked), arguments.questions))
+                        LabelledQuestion(**one)
+                        for one in random.Random(1).sample(asked, min(len(asked), arguments.questions))
                     ]
                     row = {"reader": ckpt or "shipped", "split": split}
                     yield row | {"given": "right passage"} | given_right(respond, known)
                     yield row | {"given": "retrieved passages"} | measured(respond, known)
 
 
-def given_right(respond: Responder, known: list[Known]) -> dict[str, Any]:
+def given_right(respond: Responder, known: list[LabelledQuestion]) -> dict[str, Any]:
     """Measure answers to the questions whose right passage the search finds; the thresholds of `ask` apply."""
     right = {one.question: right_hits(respond.index, one) for one in known if one.answer}
     return measured(
@@ -158,7 +159,7 @@ def given_right(respond: Responder, known: list[Known]) -> dict[str, Any]:
     )
 
 
-def measured(respond: Callable[[str], Outcome], known: list[Known]) -> dict[str, Any]:
+def measured(respond: Callable[[str], Outcome], known: list[LabelledQuestion]) -> dict[str, Any]:
     started = time.perf_counter()
     results = evaluate(respond, known)
     seconds = (time.perf_counter() - started) / len(known)
@@ -166,7 +167,7 @@ def measured(respond: Callable[[str], Outcome], known: list[Known]) -> dict[str,
     return results | {"best thresholds": best, "seconds": seconds}
 
 
-def right_hits(index: Index, known: Known) -> list[Passage]:
+def right_hits(index: Index, known: LabelledQuestion) -> list[Passage]:
     """The passage of the right document that contains the answer; empty if the search does not find it."""
     found = search(index, known.question, 100)
     return [hit for hit in found if Path(hit.source).name == known.source and occurrence(known.answer, hit.text)][:1]

@@ -607,6 +607,6 @@ def test_offsets_count_characters_not_tokens() -> None:
     """`é` and the whale are one character each, in two and four tokens."""
     tokenizer, offsets = GPT2Tokenizer(), TextOffsets()
     ids = tokenizer.encode("aé🐳b").tolist()
-    told = completion_logprobs(tokenizer, [Token(id, -1.0, []) for id in ids], offsets)
+    told = completion_logprobs(tokenizer, offsets, [Token(id, -1.0, []) for id in ids])
     assert told["text_offset"] == [len(tokenizer.decode(ids[:n]).rstrip("\ufffd")) for n in range(len(ids))]
-    assert completion_logprobs(tokenizer, [Token(ids[0], -1.0, [])], offsets)["text_offset"] == [4]
+    assert completion_logprobs(tokenizer, offsets, [Token(ids[0], -1.0, [])])["text_offset"] == [4]

@@ -58,13 +58,13 @@ def ask(config: AskConfig) -> int:
     question = checked(" ".join(config.question)) if config.question else ""
     if question and config.questions:
         raise TinyGPTError("a question and --questions are two tasks", "give one of them")
-    known = read_questions(Path(config.questions)) if config.questions else []
+    questions = read_questions(Path(config.questions)) if config.questions else []
     with open_index(Path(config.index)) as index:
         respond = Responder(config, index)
-        if known:
-            for entry in known:
+        if questions:
+            for entry in questions:
                 respond.reader.require_room(entry.question)
-            results = evaluate(respond, known)
+            results = evaluate(respond, questions)
             print(strict_json(results) if config.json else report(results))
         elif question:
             show(respond(question), respond)
@@ -225,7 +225,7 @@ def excerpt(text: str, start: int | None, end: int | None, **others: Any) -> str
 # ---- evaluating -------------------------------------------------------------------------------------------------
 
 
-class Known(NamedTuple):
+class LabelledQuestion(NamedTuple):
     """A question with its known answer."""
 
     question: str
@@ -233,32 +233,32 @@ class Known(NamedTuple):
     source: str  # the document that contains the answer; empty: not known
 
 
-def read_questions(path: Path) -> list[Known]:
+def read_questions(path: Path) -> list[LabelledQuestion]:
     """Read questions with known answers, JSON Lines. Errors: TinyGPTError that names the first invalid line."""
     example = 'write {"question": "Who is the CFO?", "answer": "Lars Holm"}'
-    known = []
+    questions = []
     for number, line in enumerate(read_text(path, "--questions questions.jsonl").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            known.append(Known(checked(entry["question"]), entry["answer"], entry.get("source", "")))
-            if not isinstance(known[-1].answer, str) or not isinstance(known[-1].source, str):
+            questions.append(LabelledQuestion(checked(entry["question"]), entry["answer"], entry.get("source", "")))
+            if not isinstance(questions[-1].answer, str) or not isinstance(questions[-1].source, str):
                 raise TypeError
         except (TinyGPTError, ValueError, TypeError, KeyError, AttributeError) as error:
             problem = getattr(error, "message", "not a question with its answer")
             raise TinyGPTError(f"{path} line {number}: {problem}", example) from None
-    if not known:
+    if not questions:
         raise TinyGPTError(f"{path}: contains no question", f"{example}, one per line")
-    return known
+    return questions
 
 
-def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[str, Any]:
+def evaluate(respond: Callable[[str], Outcome], questions: Sequence[LabelledQuestion]) -> dict[str, Any]:
     """Measure the outcomes on questions with known answers: shares from 0 to 1 (or None) and their 95 % intervals."""
-    outcomes = [respond(entry.question) for entry in progress(known, desc="asking", unit="question")]
-    pairs = list(zip(known, outcomes, strict=True))
+    outcomes = [respond(entry.question) for entry in progress(questions, desc="asking", unit="question")]
+    pairs = list(zip(questions, outcomes, strict=True))
     answers = [(normalised(entry.answer), normalised(outcome.candidate)) for entry, outcome in pairs]
-    answerable = np.array([bool(entry.answer) for entry in known])
+    answerable = np.array([bool(entry.answer) for entry in questions])
     contained = answerable & np.array([f" {expected} " in f" {answer} " for expected, answer in answers])
     exact = contained & np.array([expected == answer for expected, answer in answers])
     abstained = np.array([not outcome.answer for outcome in outcomes])
@@ -270,7 +270,7 @@ def evaluate(respond: Callable[[str], Outcome], known: Sequence[Known]) -> dict[
         answerable,
     )
     results = {
-        "questions": len(known),
+        "questions": len(questions),
         "answerable": int(answerable.sum()),
         "abstentions": int(abstained.sum()),
         "exact_match": share(exact & ~abstained, answerable),

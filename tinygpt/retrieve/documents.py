@@ -1,7 +1,7 @@
 """Read a document as sections: the headings above them, their text, and their position in the document.
 
-A section of Markdown, HTML or .docx is the text below a heading, one of a PDF a page, and one of a CSV file a row. Any
-other file is read as plain text, which is one section.
+A section is the text below a heading of Markdown, HTML or .docx, a page of a PDF, or a row of a CSV file. Any other
+file is read as plain text, which is one section.
 
 for section in read(Path("report.md")): section.title, section.text, section.position(0)
 """

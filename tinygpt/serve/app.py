@@ -6,11 +6,10 @@ protection, is in http.py.
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +22,6 @@ from starlette.routing import Route
 
 from tinygpt.config.schema import ServeConfig
 from tinygpt.data.prompts import encode_prompt
-from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.serve import protocol
 from tinygpt.serve.chat import ChatFormat
 from tinygpt.serve.engine import TIMED_OUT, Engine, Failed, Piece, Prompt, QueueFull, Served, Settings, Task, Token
@@ -167,14 +165,21 @@ class RequestTasks:
             task.cancelled = True
 
 
-@dataclasses.dataclass
-class ChoiceBuffer:
+def no_logprobs(tokens: list[Token]) -> None:
+    return None
+
+
+class Choice:
     """A choice of a response: its text and tokens that were not sent yet, and its finish reason."""
 
-    text: str = ""
-    tokens: list[Token] = dataclasses.field(default_factory=list)
-    num_tokens: int = 0  # generated so far
-    finish: str | None = None
+    def __init__(
+        self, index: int, logprobs: Callable[[list[Token]], Body | None] = no_logprobs, text: str = ""
+    ) -> None:
+        """logprobs: formats the log probabilities of tokens. text: the echo."""
+        self.index, self.logprobs, self.text = index, logprobs, text
+        self.tokens: list[Token] = []
+        self.num_tokens = 0  # generated so far
+        self.finish: str | None = None
 
     def add(self, event: Prompt | Piece) -> None:
         self.tokens += event.tokens
@@ -182,24 +187,52 @@ class ChoiceBuffer:
             self.text += event.text
             self.num_tokens, self.finish = event.num_tokens, event.finish or None
 
+    def complete(self) -> Body:
+        """Return the choice as a part of a response without a stream."""
+        logprobs = self.logprobs(self.tokens)
+        return {"text": self.text, "index": self.index, "logprobs": logprobs, "finish_reason": self.finish}
+
+    def chunks(self, event: Prompt | Piece) -> Iterator[Body]:
+        """Yield what an event, which was added, contributes to a stream."""
+        if isinstance(event, Piece):  # the echo comes with the first piece
+            yield self.complete()
+
+
+class ChatChoice(Choice):
+    """A choice of a response to a chat."""
+
+    def complete(self) -> Body:
+        choice = super().complete()
+        return choice | {"message": {"role": "assistant", "content": choice.pop("text"), "refusal": None}}
+
+    def chunks(self, event: Prompt | Piece) -> Iterator[Body]:
+        chunk: Body = {"index": self.index, "delta": {}, "logprobs": None, "finish_reason": None}
+        if isinstance(event, Prompt):
+            yield chunk | {"delta": {"role": "assistant", "content": ""}}
+            return
+        if event.text or event.tokens:
+            yield chunk | {"delta": {"content": event.text}, "logprobs": self.logprobs(self.tokens)}
+        if event.finish:
+            yield chunk | {"finish_reason": event.finish}
+
 
 async def respond(
     body: Body,
-    head: Body,
-    choices: list[ChoiceBuffer],
+    model: str,
+    choices: Sequence[Choice],
     events: Events,
-    prompt_tokens: int,
-    format_choice: Callable[[int], Body],
-    format_chunks: Callable[[int, Prompt | Piece], Iterator[Body]],
+    prompt_tokens: int = 0,
     close: Callable[[], None] = lambda: None,
     last: Body | None = None,
 ) -> Response:
     """Build the response: one JSON body after the last event, or a stream with chunks for each event.
 
-    head: fields of every chunk; last: more fields of the last chunk. format_choice: a complete choice, from its index.
-    format_chunks: what an event adds to a choice, from the index of the choice. close: see Stream.
+    close: see Stream. last: more fields of the last chunk.
     """
-    head = head | {"created": int(time.time())}
+    name, object_type = "cmpl", "text_completion"
+    if "messages" in body:
+        name, object_type = "chatcmpl", "chat.completion" + ".chunk" * body["stream"]
+    head = {"id": f"{name}-{uuid.uuid4().hex}", "object": object_type, "created": int(time.time()), "model": model}
 
     def usage() -> dict[str, int]:
         return protocol.usage(prompt_tokens, sum(choice.num_tokens for choice in choices))
@@ -207,7 +240,7 @@ async def respond(
     async def chunks() -> AsyncIterator[Body]:
         async for index, event in events:
             choices[index].add(event)
-            for chunk in format_chunks(index, event):
+            for chunk in choices[index].chunks(event):
                 yield head | {"choices": [chunk]} | (last if last and chunk["finish_reason"] else {})
             if isinstance(event, Piece):
                 choices[index].text, choices[index].tokens = "", []
@@ -218,7 +251,8 @@ async def respond(
         return Stream(chunks(), close)
     async for index, event in events:
         choices[index].add(event)
-    return JSONResponse(head | {"choices": [*map(format_choice, range(len(choices)))], "usage": usage()} | (last or {}))
+    complete = [choice.complete() for choice in choices]
+    return JSONResponse(head | {"choices": complete, "usage": usage()} | (last or {}))
 
 
 async def completions(state: State, request: Request, body: Body) -> Response:
@@ -229,25 +263,14 @@ async def completions(state: State, request: Request, body: Body) -> Response:
         raise wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
     prompts = [as_ids(prompt, served, state.config.skip_unknown) for prompt in body["prompt"]]
     tasks = RequestTasks(state, served, prompts, settings)
-    echoes = [served.text(prompt) if body["echo"] else "" for prompt in prompts]
-    choices = [ChoiceBuffer(text) for text in echoes for _ in range(settings.n)]
-    offsets = [protocol.TextOffsets() for _ in choices]
-
-    def format_choice(index: int) -> Body:
-        choice, logprobs = choices[index], None
-        if settings.logprobs >= 0:
-            logprobs = protocol.completion_logprobs(served.tokenizer, choice.tokens, offsets[index])
-        return {"text": choice.text, "index": index, "logprobs": logprobs, "finish_reason": choice.finish}
-
-    def format_chunks(index: int, event: Prompt | Piece) -> Iterator[Body]:
-        if isinstance(event, Piece):  # the echo comes with the first piece
-            yield format_choice(index)
-
-    head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "model": served.name}
+    choices: list[Choice] = []
+    for prompt in prompts:
+        echo = served.text(prompt) if body["echo"] else ""
+        for _ in range(settings.n):
+            logprobs = functools.partial(protocol.completion_logprobs, served.tokenizer, protocol.TextOffsets())
+            choices.append(Choice(len(choices), logprobs if settings.logprobs >= 0 else no_logprobs, echo))
     events = tasks.events(None if body["stream"] else request)
-    return await respond(
-        body, head, choices, events, sum(map(len, prompts)), format_choice, format_chunks, tasks.cancel
-    )
+    return await respond(body, served.name, choices, events, sum(map(len, prompts)), tasks.cancel)
 
 
 def require_length(text: str, max_length: int, param: str) -> None:
@@ -284,8 +307,10 @@ async def chat(state: State, request: Request, body: Body) -> Response:
     room = max(1, served.model.config.block_size - len(prompt))
     settings = protocol.settings(body, state.config.max_tokens, state.config.max_batch, room)
     tasks = RequestTasks(state, served, [prompt], settings)
+    logprobs = functools.partial(protocol.chat_logprobs, served.tokenizer) if body["logprobs"] else no_logprobs
+    choices = [ChatChoice(index, logprobs) for index in range(settings.n)]
     events = tasks.events(None if body["stream"] else request)
-    return await respond_to_chat(body, served.name, events, len(prompt), served.tokenizer, tasks.cancel)
+    return await respond(body, served.name, choices, events, len(prompt), tasks.cancel)
 
 
 async def ask_documents(documents: Documents, body: Body, timeout: float) -> Response:
@@ -303,42 +328,7 @@ async def ask_documents(documents: Documents, body: Body, timeout: float) -> Res
         yield 0, Prompt([])
         yield 0, Piece(0, outcome["answer"] or "not in the documents", [], 0, "stop")
 
-    return await respond_to_chat(body, DOCUMENTS, events(), last={"documents": outcome})
-
-
-async def respond_to_chat(
-    body: Body,
-    model: str,
-    events: Events,
-    prompt_tokens: int = 0,
-    tokenizer: Tokenizer | None = None,
-    close: Callable[[], None] = lambda: None,
-    last: Body | None = None,
-) -> Response:
-    """Build the response to a chat request; see `respond`. tokenizer: needed for log probabilities."""
-    choices = [ChoiceBuffer() for _ in range(body["n"])]
-
-    def logprobs_of(index: int) -> Body | None:
-        return protocol.chat_logprobs(tokenizer, choices[index].tokens) if tokenizer and body["logprobs"] else None
-
-    def format_choice(index: int) -> Body:
-        message = {"role": "assistant", "content": choices[index].text, "refusal": None}
-        finish = choices[index].finish
-        return {"index": index, "message": message, "logprobs": logprobs_of(index), "finish_reason": finish}
-
-    def format_chunks(index: int, event: Prompt | Piece) -> Iterator[Body]:
-        choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": None}
-        if isinstance(event, Prompt):
-            yield choice | {"delta": {"role": "assistant", "content": ""}}
-            return
-        if event.text or event.tokens:
-            yield choice | {"delta": {"content": event.text}, "logprobs": logprobs_of(index)}
-        if event.finish:
-            yield choice | {"finish_reason": event.finish}
-
-    object_type = "chat.completion" + ".chunk" * body["stream"]
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": object_type, "model": model}
-    return await respond(body, head, choices, events, prompt_tokens, format_choice, format_chunks, close, last)
+    return await respond(body, DOCUMENTS, [ChatChoice(0)], events(), last={"documents": outcome})
 
 
 async def models(state: State, request: Request, body: Body) -> Body:

@@ -143,7 +143,7 @@ def unsupported(*neutral: Any) -> Field:
     """Make a field that is not supported. Only the `neutral` values, which change nothing, are accepted."""
 
     def read(value: Any) -> None:
-        if not any(type(value) is type(accepted) and value == accepted for accepted in neutral):
+        if value not in neutral:
             raise ValueError("not supported")
 
     return Field(None, read)
@@ -160,10 +160,10 @@ COMMON = {
     "stream": Field(False, boolean),
     "stream_options": Field({"include_usage": False}, stream_options),
     "max_tokens": Field(None, number(0, 1 << 31, int)),
-    "presence_penalty": unsupported(0, 0.0),
-    "frequency_penalty": unsupported(0, 0.0),
-    "repetition_penalty": unsupported(1, 1.0),
-    "min_p": unsupported(0, 0.0),
+    "presence_penalty": unsupported(0),
+    "frequency_penalty": unsupported(0),
+    "repetition_penalty": unsupported(1),
+    "min_p": unsupported(0),
     "logit_bias": unsupported({}),
 }
 COMPLETION = COMMON | {
@@ -254,7 +254,7 @@ class TextOffsets:
         return offset
 
 
-def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], offsets: TextOffsets) -> dict[str, Any]:
+def completion_logprobs(tokenizer: Tokenizer, offsets: TextOffsets, tokens: Sequence[Token]) -> dict[str, Any]:
     """Build the field `logprobs` of a completion's choice. offsets: shared by all chunks of the choice."""
     top: list[dict[str, float] | None] = [None] * len(tokens)
     for index, (token, logprob, others) in enumerate(tokens):

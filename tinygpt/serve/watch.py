@@ -20,12 +20,12 @@ from typing import Any
 
 from tinygpt.config.schema import WatchConfig
 from tinygpt.errors import TinyGPTError, require_installed
-from tinygpt.files import WINDOWS, lock_owner, require_writable
+from tinygpt.files import WINDOWS, lock_owner
 from tinygpt.report import gather
 from tinygpt.report.page import render, write
 from tinygpt.serve.follow import ENDED, FollowedRun
 from tinygpt.serve.listen import LOCAL, listen, make_server, signals
-from tinygpt.terminal import escaped, reader_has_left, silence
+from tinygpt.terminal import escaped, silence
 from tinygpt.training.watch import PACKAGES
 
 HOST = "127.0.0.1"
@@ -39,31 +39,27 @@ TOO_LONG = 120.0  # seconds for the last page, after which the process ends
 LARGE = 100_000_000  # bytes of a checkpoint that takes long to read
 
 
-def watch(config: WatchConfig) -> int:
-    """Serve until a signal, or with --until_eof until standard input ends. Returns the exit status."""
+def watch(config: WatchConfig) -> None:
+    """Serve until a signal, or with --until_eof until standard input ends; then end this process."""
     require_installed("tinygpt watch", *PACKAGES)
     folder = Path(config.run)
     if not folder.is_dir():
         raise TinyGPTError(f"{folder}: no such folder", "give the folder of a run, which may still be empty")
     listener = listen_from(config.port) if config.until_eof else listen(HOST, config.port)
     if hasattr(os, "nice"):
-        with contextlib.suppress(OSError):
-            os.nice(10)  # about a tenth of a core that a run keeps busy
+        os.nice(10)  # about a tenth of a core that a run keeps busy
     live = LivePage(config)
     server = make_server(make_app(live), DRAIN)
-    work = threading.Thread(target=live.work, args=(server,), daemon=True)
     say(f"watch: http://{HOST}:{listener.getsockname()[1]}")
     with signals(server) if not config.until_eof else contextlib.nullcontext():
-        work.start()
+        threading.Thread(target=live.work, args=(server,), daemon=True).start()
         if config.until_eof:
             threading.Thread(target=live.wait_for_eof, daemon=True).start()
         server.run([listener])
         listener.close()
     if not config.until_eof:
         say("stopped")
-    if work.is_alive():
-        os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
-    return 0
+    os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
 
 
 def listen_from(port: int) -> socket.socket:
@@ -75,12 +71,10 @@ def listen_from(port: int) -> socket.socket:
 
 
 def say(text: str) -> None:
-    """Print a line, unless the reader of standard output has ended."""
+    """Print a line, or nothing if standard output cannot be written to."""
     try:
         print(text, flush=True)
-    except OSError as error:
-        if not reader_has_left(error):
-            raise
+    except OSError:
         silence("stdout")
 
 
@@ -190,8 +184,7 @@ class LivePage:
         """Wait for the end of standard input, then limit the time until this process ends."""
         started_by = lock_owner(self.folder)
         with contextlib.suppress(OSError, ValueError):
-            while sys.stdin.buffer.read(1 << 16):
-                pass
+            sys.stdin.buffer.read()
         self.ended.set()
         deadline = time.monotonic() + TOO_LONG
         while lock_owner(self.folder) in (None, 0, started_by) and time.monotonic() < deadline:
@@ -206,7 +199,6 @@ class LivePage:
             return
         if values := self.make_page():
             try:
-                require_writable(path, "")
                 write(render(values), path)
                 say(f"page: {path}")
             except TinyGPTError as error:
