@@ -31,7 +31,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
 from tinygpt.serve.command import adapters_of
 from tinygpt.serve.engine import Token
-from tinygpt.serve.protocol import TextOffsets, completion_logprobs
+from tinygpt.serve.protocol import CompletionLogprobs
 
 KEY = "0123456789abcdef-for-tests"
 Ask = Callable[..., Any]
@@ -605,8 +605,9 @@ def test_the_server_says_where_it_is(text: Server) -> None:
 
 def test_offsets_count_characters_not_tokens() -> None:
     """`é` and the whale are one character each, in two and four tokens."""
-    tokenizer, offsets = GPT2Tokenizer(), TextOffsets()
+    tokenizer = GPT2Tokenizer()
+    logprobs = CompletionLogprobs(tokenizer)
     ids = tokenizer.encode("aé🐳b").tolist()
-    told = completion_logprobs(tokenizer, offsets, [Token(id, -1.0, []) for id in ids])
+    told = logprobs([Token(id, -1.0, []) for id in ids])
     assert told["text_offset"] == [len(tokenizer.decode(ids[:n]).rstrip("\ufffd")) for n in range(len(ids))]
-    assert completion_logprobs(tokenizer, offsets, [Token(ids[0], -1.0, [])])["text_offset"] == [4]
+    assert logprobs([Token(ids[0], -1.0, [])])["text_offset"] == [4]

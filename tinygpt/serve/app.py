@@ -70,7 +70,7 @@ class State:
     def open(self, engine: Engine, documents: Documents | None) -> None:
         self.models = {model.name: model for model in engine.models}
         skip = self.config.skip_unknown
-        self.chats = {name: ChatFormat.of(model.tokenizer, skip) for name, model in self.models.items()}
+        self.chats = {name: ChatFormat(model.tokenizer, skip) for name, model in self.models.items()}
         self.documents, self.engine = documents, engine
 
     def require_ready(self) -> None:
@@ -203,7 +203,8 @@ class ChatChoice(Choice):
 
     def complete(self) -> Body:
         choice = super().complete()
-        return choice | {"message": {"role": "assistant", "content": choice.pop("text"), "refusal": None}}
+        message = {"role": "assistant", "content": choice.pop("text"), "refusal": None}
+        return choice | {"message": message}
 
     def chunks(self, event: Prompt | Piece) -> Iterator[Body]:
         chunk: Body = {"index": self.index, "delta": {}, "logprobs": None, "finish_reason": None}
@@ -235,7 +236,9 @@ async def respond(
     head = {"id": f"{name}-{uuid.uuid4().hex}", "object": object_type, "created": int(time.time()), "model": model}
 
     def usage() -> dict[str, int]:
-        return protocol.usage(prompt_tokens, sum(choice.num_tokens for choice in choices))
+        generated = sum(choice.num_tokens for choice in choices)
+        total = prompt_tokens + generated
+        return {"prompt_tokens": prompt_tokens, "completion_tokens": generated, "total_tokens": total}
 
     async def chunks() -> AsyncIterator[Body]:
         async for index, event in events:
@@ -267,8 +270,8 @@ async def completions(state: State, request: Request, body: Body) -> Response:
     for prompt in prompts:
         echo = served.text(prompt) if body["echo"] else ""
         for _ in range(settings.n):
-            logprobs = functools.partial(protocol.completion_logprobs, served.tokenizer, protocol.TextOffsets())
-            choices.append(Choice(len(choices), logprobs if settings.logprobs >= 0 else no_logprobs, echo))
+            logprobs = protocol.CompletionLogprobs(served.tokenizer) if settings.logprobs >= 0 else no_logprobs
+            choices.append(Choice(len(choices), logprobs, echo))
     events = tasks.events(None if body["stream"] else request)
     return await respond(body, served.name, choices, events, sum(map(len, prompts)), tasks.cancel)
 

@@ -1,16 +1,16 @@
 """Conversations as tokens: the text and the special tokens that a model expects around each message.
 
-A model that was fine-tuned on pairs answers a single prompt, so a longer conversation is refused. An imported model has
-a chat template. It is run once, with placeholders for the contents, and the texts between the placeholders are kept.
-They are encoded separately from the contents, so a user's text cannot contain a special token.
+A model that was fine-tuned on pairs answers a single prompt. The chat template of an imported model is run once, with
+placeholders for the contents, and the texts between the placeholders are encoded separately from the contents. So a
+user's text cannot contain a special token.
 
-    chat_format = ChatFormat.of(tokenizer)
+    chat_format = ChatFormat(tokenizer, skip_unknown=False)
     chat_format.encode([{"role": "user", "content": "Hello"}])         # ids up to the start of the response
 """
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -38,36 +38,28 @@ def rendered(template: str, bos: str, eos: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
-class ChatFormat(NamedTuple):
+class ChatFormat:
     """The chat format of a model: token ids between the contents, or None for what the model does not support."""
 
-    tokenizer: Tokenizer
-    skip_unknown: bool
-    between: np.ndarray | None = None  # between a response (with its end) and the next prompt
-    before_system: np.ndarray | None = None
-    after_system: np.ndarray | None = None  # up to the first prompt
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, skip_unknown: bool = False) -> "ChatFormat":
+    def __init__(self, tokenizer: Tokenizer, skip_unknown: bool) -> None:
         """Find the format of a tokenizer. Only a chat template supports several turns and a system message."""
-        chat_format = cls(tokenizer, skip_unknown)
+        self.tokenizer, self.skip_unknown = tokenizer, skip_unknown
+        self.between: np.ndarray | None = None  # between a response (with its end) and the next prompt
+        self.before_system: np.ndarray | None = None
+        self.after_system: np.ndarray | None = None  # up to the first prompt
         if not isinstance(tokenizer, HuggingFaceTokenizer) or not tokenizer.chat_template:
-            return chat_format
+            return
         bos, encode = tokenizer.decode(tokenizer.start[:1]), tokenizer.encode_template
         one_turn, two_turns, with_system = rendered(tokenizer.chat_template, bos, tokenizer.eos)
         if PROMPT not in one_turn:  # the template failed: only single prompts, in the checkpoint's prompt format
-            return chat_format
+            return
         start, middle = one_turn + RESPONSE + tokenizer.stop, one_turn.split(PROMPT)[1]
-        if (
-            two_turns.startswith(start)
-            and two_turns.endswith(SECOND_PROMPT + middle)
-            and two_turns.count(SECOND_PROMPT) == 1
-        ):
-            chat_format = chat_format._replace(between=encode(two_turns[len(start) : -len(SECOND_PROMPT + middle)]))
+        end = SECOND_PROMPT + middle
+        if two_turns.startswith(start) and two_turns.endswith(end) and two_turns.count(SECOND_PROMPT) == 1:
+            self.between = encode(two_turns[len(start) : -len(end)])
         if with_system.count(SYSTEM) == 1 and with_system.endswith(PROMPT + middle):
             before, after = with_system.removesuffix(PROMPT + middle).split(SYSTEM)
-            chat_format = chat_format._replace(before_system=encode(before), after_system=encode(after))
-        return chat_format
+            self.before_system, self.after_system = encode(before), encode(after)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Encode a conversation, up to the start of the next response.

@@ -242,30 +242,25 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-class TextOffsets:
-    """The offset of each token in a text, in characters. A character may consist of several tokens."""
+class CompletionLogprobs:
+    """Format the field `logprobs` of a completion's choice. The text offsets continue from chunk to chunk."""
 
-    def __init__(self) -> None:
-        self._decoder, self._end = codecs.getincrementaldecoder("utf-8")("replace"), 0
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._offset = 0  # in characters, each of which may consist of several tokens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def add(self, token: bytes) -> int:
-        offset = self._end
-        self._end += len(self._decoder.decode(token))
-        return offset
-
-
-def completion_logprobs(tokenizer: Tokenizer, offsets: TextOffsets, tokens: Sequence[Token]) -> dict[str, Any]:
-    """Build the field `logprobs` of a completion's choice. offsets: shared by all chunks of the choice."""
-    top: list[dict[str, float] | None] = [None] * len(tokens)
-    for index, (token, logprob, others) in enumerate(tokens):
-        if logprob is not None:  # the token itself may not be one of the most probable ones
-            top[index] = {token_text(tokenizer, token_id): value for token_id, value in (*others, (token, logprob))}
-    return {
-        "tokens": [token_text(tokenizer, token.id) for token in tokens],
-        "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": top,
-        "text_offset": [offsets.add(tokenizer.token_bytes(token.id)) for token in tokens],
-    }
+    def __call__(self, tokens: Sequence[Token]) -> dict[str, list[Any]]:
+        field: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for token, logprob, others in tokens:
+            # the token itself may not be one of the most probable ones
+            top = {token_text(self.tokenizer, other): value for other, value in (*others, (token, logprob))}
+            field["tokens"].append(token_text(self.tokenizer, token))
+            field["token_logprobs"].append(logprob)
+            field["top_logprobs"].append(None if logprob is None else top)
+            field["text_offset"].append(self._offset)
+            self._offset += len(self._decoder.decode(self.tokenizer.token_bytes(token)))
+        return field
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -279,7 +274,3 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, An
         entry(token.id, token.logprob) | {"top_logprobs": [entry(*other) for other in token.top]} for token in tokens
     ]
     return {"content": content, "refusal": None}
-
-
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
