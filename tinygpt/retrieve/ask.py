@@ -159,10 +159,7 @@ def checked(question: str) -> str:
 
 
 def prompt_loop(respond: Responder) -> int:
-    """Answer each line of standard input until an empty line; a terminal shows a prompt.
-
-    Returns the exit status of the last question that failed, or 0.
-    """
+    """Answer each line of standard input until an empty line; return the exit status of the last failure, or 0."""
     status = 0
     if not sys.stdin.isatty() and isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # `checked` refuses what is not UTF-8
@@ -193,10 +190,8 @@ def show(outcome: Outcome, respond: Responder) -> None:
 
 
 def as_text(outcome: Outcome, respond: Responder) -> str:
-    """Format an outcome for the terminal: the answer, its probability and the passages. Control characters are escaped.
-
-    The probability of an instruction model's sentence is left out, since it says nothing about whether it is right.
-    """
+    """Format an outcome for the terminal: answer, probability and passages. Control characters are escaped."""
+    # the probability of an instruction model's sentence says nothing about whether it is right
     probability = "" if respond.reader.instructed else f"probability {outcome.probability:.2f}, "
     basis = escaped(outcome.reason) or f"{probability}score {outcome.score:.2f}"
     lines = [escaped(outcome.answer) or UNANSWERABLE, basis]

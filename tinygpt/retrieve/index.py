@@ -1,7 +1,7 @@
 """`tinygpt index`: make or update an index of documents.
 
-A document with an unchanged size and modification time is not read again. One with another time but the same SHA-256 is
-not indexed again. Passages are embedded and stored in batches, so memory does not grow with the number of documents.
+A document with an unchanged size and modification time is not read again; one with another time but the same SHA-256 is
+not indexed again.
 
 tinygpt index docs/ --out index.db
 """

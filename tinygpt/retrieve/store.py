@@ -1,9 +1,7 @@
 """The index: passages, their words and their vectors, in one SQLite file.
 
-A new index is written to a second file, which then replaces the old one by renaming. So another process sees the old
-index or the new one, and a crash leaves the old one. SQLite's header has two fields for applications: `application_id`
-names the format, and `user_version` holds the CRC-32 of everything else in the file. So a truncated or damaged index is
-refused when it is opened.
+SQLite's header has two fields for applications: `application_id` names the format, and `user_version` is the CRC-32 of
+everything else in the file. So a truncated or damaged index is refused when it is opened.
 
 Words are in an FTS5 table, which ranks with BM25. Vectors are 8-bit integers, one row per passage. numpy compares a
 question with all of them: 3.5 ms for 100,000 passages on one core (docs/RETRIEVAL.md compares sqlite-vec and usearch).

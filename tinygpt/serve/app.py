@@ -16,7 +16,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -24,14 +24,15 @@ from tinygpt.config.schema import ServeConfig
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.serve import protocol
 from tinygpt.serve.chat import ChatFormat
-from tinygpt.serve.engine import TIMED_OUT, Engine, Failed, Piece, Prompt, QueueFull, Served, Settings, Task, Token
-from tinygpt.serve.http import PAGE, Guard, Stream, client_left, no_such_path, page, read_json, refused
+from tinygpt.serve.engine import Engine, Failed, Piece, Prompt, QueueFull, Served, Settings, Task, Token
+from tinygpt.serve.http import PAGE, Guard, Stream, no_such_path, page, read_json, refused
 from tinygpt.serve.protocol import DOCUMENTS, ApiError, refusing, wrong
 
 MAX_PROMPTS = 128  # of a request
 MAX_TOKENIZE = 400_000  # characters of a text to tokenize; GPT-2's tokenizer overflows its stack at a million spaces
 POLL = 0.5  # seconds between checks that the client of a request without a stream is still connected
 CLIENT_LEFT = Failed("the client has left", "client_left")
+TIMED_OUT = Failed("the request took longer than the server allows (--timeout)", "timeout")
 
 Body = dict[str, Any]  # of a request or a response, or a part of one
 Events = AsyncIterator[tuple[int, Prompt | Piece]]  # each with the index of its choice
@@ -77,7 +78,7 @@ class State:
         """Check that the models are loaded. Errors: ApiError while the server loads, or if it has failed."""
         if self.engine is None:
             raise ApiError(503, "the model is loading; try again in a moment", code="loading")
-        if self.engine.has_failed:
+        if not self.engine.alive:
             raise ApiError(503, "the server has failed, and must be started again", code="server_error")
 
     def served(self, name: str) -> Served:
@@ -118,15 +119,15 @@ class RequestTasks:
             raise ApiError(400, message, "prompt", "context_length_exceeded")
         self._queue: asyncio.Queue[tuple[int, Prompt | Piece | Failed]] = asyncio.Queue()
         self._loop, self.n = asyncio.get_running_loop(), settings.n
-        deadline = time.monotonic() + state.config.timeout
         self.tasks = [
-            Task(served, prompt, settings, functools.partial(self._deliver, index), deadline)
+            Task(served, prompt, settings, functools.partial(self._deliver, index))
             for index, prompt in enumerate(prompts)
         ]
         try:
             state.engine.submit(*self.tasks)
         except QueueFull:
             raise queue_full() from None
+        self._timer = self._loop.call_later(state.config.timeout, self._fail, TIMED_OUT)
 
     def _deliver(self, task_index: int, event: Prompt | Piece | Failed) -> None:
         """Put an event into the asyncio queue, from the engine's thread."""
@@ -157,10 +158,15 @@ class RequestTasks:
     async def _watch(self, request: Request) -> None:
         while not await request.is_disconnected():
             await asyncio.sleep(POLL)
-        self._queue.put_nowait((0, CLIENT_LEFT))
+        self._fail(CLIENT_LEFT)
+
+    def _fail(self, reason: Failed) -> None:
+        self.cancel()
+        self._queue.put_nowait((0, reason))
 
     def cancel(self) -> None:
         """End the tasks that are not complete."""
+        self._timer.cancel()
         for task in self.tasks:
             task.cancelled = True
 
@@ -397,7 +403,7 @@ async def tokenizer_info(state: State, request: Request, body: Body) -> Body:
 
 async def health(state: State, request: Request, body: Body) -> Response:
     """GET /health"""
-    status = "loading" if not state.engine else "failed" if state.engine.has_failed else "ready"
+    status = "loading" if not state.engine else "ready" if state.engine.alive else "failed"
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 
@@ -434,7 +440,7 @@ def make_app(state: State, key: str = "", hosts: frozenset[str] = frozenset()) -
     app = Starlette(
         routes=[*(route(state, *entry) for entry in PATHS), *(Route(path, page, methods=["GET"]) for path in PAGE)],
         middleware=middleware,
-        exception_handlers={ApiError: refused, ClientDisconnect: client_left, 404: no_such_path, 405: no_such_path},
+        exception_handlers={ApiError: refused, 404: no_such_path, 405: no_such_path},
     )
     app.state.tinygpt = state
     return app

@@ -10,10 +10,8 @@ generator of its own, so what else is served changes nothing but the rounding of
 
 import collections
 import dataclasses
-import math
 import secrets
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -75,7 +73,6 @@ class Failed(NamedTuple):
 
 Event = Prompt | Piece | Failed
 NOT_FINITE = Failed("the model's logits are not finite", "diverged")
-TIMED_OUT = Failed("the request took longer than the server allows (--timeout)", "timeout")
 
 
 @dataclasses.dataclass(eq=False)
@@ -86,8 +83,7 @@ class Task:
     prompt: list[int]  # at least one token, at most the model's context
     settings: Settings
     deliver: Callable[[Event], None]
-    deadline: float = math.inf  # as time.monotonic() counts
-    cancelled: bool = False  # the client has left, or the task has failed
+    cancelled: bool = False  # the client has left, its time is up, or the task has failed
 
 
 class QueueFull(Exception):
@@ -214,13 +210,12 @@ class Served:
                 self.rows.append(row)
 
     def _remove_rows(self) -> None:
-        """Remove the rows that are complete, cancelled or too late, and restart those whose context is full."""
-        now = time.monotonic()
-        self.prefills = collections.deque(prefill for prefill in self.prefills if not expired(prefill.task, now))
+        """Remove the rows that are complete or cancelled, and restart those whose context is full."""
+        self.prefills = collections.deque(prefill for prefill in self.prefills if not prefill.task.cancelled)
         for index in reversed(range(len(self.rows))):
             row = self.rows[index]
             num_reread = to_read_again(self.model, self.batch.lengths[index])
-            is_over = bool(row.finish) or expired(row.task, now)
+            is_over = bool(row.finish) or row.task.cancelled
             if is_over or num_reread:
                 if not is_over:
                     self._restart_context(row, num_reread)
@@ -243,13 +238,6 @@ class Served:
         self.batch = BatchCache(self.model)
 
 
-def expired(task: Task, now: float) -> bool:
-    """Return whether a task is cancelled or past its deadline. After the deadline, it fails with TIMED_OUT."""
-    if now > task.deadline:
-        fail(task, TIMED_OUT)
-    return task.cancelled
-
-
 def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
     """Draw the next token of each row from its logits (B, V), with the row's own settings and generator."""
     finite = logits.isfinite().all(dim=-1).tolist()
@@ -263,13 +251,9 @@ def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
     for row_indices in groups.values():
         group_logits, sampling = logits[row_indices], rows[row_indices[0]].task.settings.sampling
         tokens = draw(group_logits, sampling, *(rows[index].generator for index in row_indices))[:, 0].tolist()
-        max_top = max(rows[index].task.settings.logprobs for index in row_indices)
-        details = with_logprobs(group_logits, tokens, max_top) if max_top >= 0 else [None] * len(tokens)
-        for index, token, detail in zip(row_indices, tokens, details, strict=True):
+        for index, token in zip(row_indices, tokens, strict=True):
             top = rows[index].task.settings.logprobs
-            if detail is not None:
-                detail = detail._replace(top=detail.top[:top]) if top >= 0 else None
-            rows[index].add(token, detail)
+            rows[index].add(token, with_logprobs(logits[index : index + 1], [token], top)[0] if top >= 0 else None)
 
 
 def fail(task: Task, error: Failed) -> None:
@@ -295,7 +279,7 @@ class Engine:
     def __init__(self, models: Sequence[Served], max_batch: int, max_queue: int) -> None:
         self.models, self.max_batch, self.max_queue = list(models), max_batch, max_queue
         self._waiting: collections.deque[Task] = collections.deque()
-        self._changed, self.has_failed = threading.Condition(), False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
 
@@ -303,36 +287,32 @@ class Engine:
         """Queue the tasks of a request, all or none. Errors: QueueFull."""
         with self._changed:
             self._waiting = collections.deque(task for task in self._waiting if not task.cancelled)  # clients that left
-            if self.has_failed or (self._waiting and len(self._waiting) + len(tasks) > self.max_queue):
+            if self._waiting and len(self._waiting) + len(tasks) > self.max_queue:
                 raise QueueFull
             self._waiting.extend(tasks)
             self._changed.notify()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs. An error that `_step` cannot handle, such as a broken GPU, has ended it."""
+        return self._thread.is_alive()
+
     def _run(self) -> None:
         """Run one step of each model, again and again."""
-        try:
-            while True:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or any(model.busy() for model in self.models))
-                    self._admit()
-                for model in self.models:
-                    if model.busy():
-                        self._step(model)
-        finally:  # also after an error that `_step` cannot handle, such as a broken GPU: no client may wait for ever
+        while True:
             with self._changed:
-                self.has_failed = True
-                for task in self._waiting:
-                    fail(task, Failed("the server has failed", "server_error"))
+                self._changed.wait_for(lambda: self._waiting or any(model.busy() for model in self.models))
+                self._admit()
             for model in self.models:
                 if model.busy():
-                    model.fail("the server has failed")
+                    self._step(model)
 
     def _admit(self) -> None:
         """Move waiting tasks to their models, while the batch has room for their sequences."""
-        now, busy = time.monotonic(), sum(model.busy() for model in self.models)
+        busy = sum(model.busy() for model in self.models)
         while self._waiting and (not busy or busy + self._waiting[0].settings.n <= self.max_batch):
             task = self._waiting.popleft()
-            if not expired(task, now):
+            if not task.cancelled:
                 rows = [Row(task, index) for index in range(task.settings.n)]
                 task.served.prefills.append(Prefill(rows, task.prompt, task.settings.echo))
                 busy += task.settings.n

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -39,15 +39,14 @@ def security(policy: str) -> dict[str, str]:
 
 async def read_json(request: Request) -> Any:
     """Read a body as JSON. Errors: ApiError."""
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY:
-            raise ApiError(413, f"the body is larger than {MAX_BODY >> 20} MiB", code="body_too_large")
-        chunks.append(chunk)
+    body = bytearray()
     try:
-        return json.loads(b"".join(chunks))
-    except (ValueError, RecursionError):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise ApiError(413, f"the body is larger than {MAX_BODY >> 20} MiB", code="body_too_large")
+        return json.loads(body)
+    except (ValueError, RecursionError, ClientDisconnect):
         raise ApiError(400, "the body is not valid JSON") from None
 
 
@@ -85,10 +84,6 @@ async def refused(request: Request, error: Exception) -> Response:
     elif error.status >= 500:
         headers["x-should-retry"] = "false"  # OpenAI's client would send the same long request twice more
     return JSONResponse(error.body(), error.status, headers)
-
-
-async def client_left(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it
 
 
 async def no_such_path(request: Request, error: Exception) -> Response:

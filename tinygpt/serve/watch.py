@@ -105,17 +105,16 @@ class LivePage:
     def work(self, server: Any) -> None:
         """Update the page until the server ends; with --until_eof, end the server after the last page."""
         while not server.should_exit:
+            ended = self.ended.is_set()
             try:
                 self.read_state()
-                if self.ended.is_set():
-                    try:
-                        self.finish()
-                    finally:
-                        server.should_exit = True
+                if ended:
+                    self.finish()
                 elif self.is_due():
                     self.make_page()
             except Exception as error:  # the next attempt may succeed
                 self.fail(error)
+            server.should_exit = server.should_exit or ended
             time.sleep(TICK)
 
     def read_state(self) -> None:
@@ -136,7 +135,7 @@ class LivePage:
         return self.run.is_saved and time.monotonic() >= self.rest_until
 
     def make_page(self) -> dict[str, Any]:
-        """Make the page and return its values; empty, with a note, if that failed."""
+        """Make the page and return its values."""
         import torch
 
         from tinygpt.checkpoint.store import load
@@ -153,13 +152,11 @@ class LivePage:
             values = gather([self.folder], self.config, quick=not ended)
             self.show(values)
             self.has_report = True
-        except Exception as error:
-            values = {}
-            self.fail(error)
-        self.content = content
-        if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
-            self.rest_until = time.monotonic() + REST * (time.thread_time() - started)
-        return values
+            return values
+        finally:
+            self.content = content
+            if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
+                self.rest_until = time.monotonic() + REST * (time.thread_time() - started)
 
     def show(self, values: dict[str, Any], **template: Any) -> None:
         """Serve a new version of the page. template: see `render`."""
@@ -193,16 +190,11 @@ class LivePage:
 
     def finish(self) -> None:
         """Make the last page, write it, and wait until open pages have loaded it."""
-        path = self.folder / "report.html"
-        self.read_state()
         if not self.run.evaluations:
             return
-        if values := self.make_page():
-            try:
-                write(render(values), path)
-                say(f"page: {path}")
-            except TinyGPTError as error:
-                self.fail(error)
+        path = self.folder / "report.html"
+        write(render(self.make_page()), path)
+        say(f"page: {path}")
         if time.monotonic() < self.last_poll + OPEN:
             time.sleep(NEWS)
 
