@@ -145,14 +145,14 @@ def verdict(step: int, source: str, path: Path) -> tuple[str, str]:
     """The first check that the source fails, and its report in a line; two empty strings if it passes all."""
     path.write_text(source, encoding="utf-8")
     reports: list[dict[str, str]] = []
-    child.check_step(step, str(path), 60, lambda passed, **failed: reports.append(failed))
+    child.check_step(step, str(path), lambda passed, **failed: reports.append(failed))
     return reports[-1].pop("check", ""), " ".join(f"{key}={value}" for key, value in reports[-1].items())
 
 
 @functools.cache
 def names_of(step: int) -> list[str]:
     """The names of the checks of a step."""
-    return child.check_step(step, str(SOLUTION), 60, lambda *_, **__: None)[1:]
+    return child.check_step(step, str(SOLUTION), lambda *_, **__: None)[1:]
 
 
 @pytest.mark.parametrize("step", range(1, 11))

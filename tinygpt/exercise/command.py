@@ -58,8 +58,7 @@ def arguments(config: ExerciseConfig, steps: list[Step]) -> tuple[list[Step], Pa
 def start(step: Step, head: str, path: Path) -> None:
     """Append the step's template to the file. Errors: TinyGPTError if the file already contains a part of it."""
     require_writable(path, command("start", step.number, Path("FOLDER/my_gpt.py")))
-    written = read(path) if path.exists() else ""
-    defined_names = names_in(written, path)
+    written, defined_names = read(path) if path.exists() else ("", [])
     repeated = [name for name in step.names if name in defined_names]
     if repeated:
         raise TinyGPTError(
@@ -75,14 +74,14 @@ def start(step: Step, head: str, path: Path) -> None:
     print(f"Replace each raise NotImplementedError with your code, then: {command('check', step.number, path)}")
 
 
-def read(path: Path) -> str:
-    return read_text(path, "name the Python file that you write in")
+def read(path: Path, hint: str = "name the Python file that you write in") -> tuple[str, list[str]]:
+    """Read a Python file; returns its text, and the names of its top-level classes and functions.
 
-
-def names_in(source: str, path: Path) -> list[str]:
-    """Return the names of the file's top-level classes and functions. Errors: TinyGPTError for invalid Python."""
+    Errors: TinyGPTError, with the hint `hint` if it is not a text file, and for invalid Python.
+    """
+    source = read_text(path, hint)
     try:
-        return defined(ast.parse(source))
+        return source, defined(ast.parse(source))
     except SyntaxError as error:
         what = f"{path}, line {error.lineno}: invalid Python ({error.msg})"
         raise TinyGPTError(what, "fix that line first") from None
@@ -97,15 +96,12 @@ def command(action: str, number: int | None, path: Path = DEFAULT) -> str:
 def check(steps: list[Step], path: Path) -> int:
     """Run the checks of these steps on a file, as far as it contains them, and print the results."""
     number = steps[0].number if len(steps) == 1 else None
-    if not path.exists():
-        start_it = command("start", steps[0].number, path)
-        hint = start_it if path.suffix == ".py" else "name a Python file, or a folder of such files"
-        raise TinyGPTError(f"{path}: no such file", hint)
-    defined_names = names_in(read(path), path)
+    start_it = command("start", steps[0].number, path)
+    _, defined_names = read(path, start_it if path.suffix == ".py" else "name a Python file, or a folder of such files")
     contained = [step for step in steps if set(step.names) & set(defined_names)]
     if not contained:
         what = f"step {number} ({', '.join(steps[0].names)})" if number else "the exercise"
-        raise TinyGPTError(f"{path} contains no part of {what}", command("start", steps[0].number, path))
+        raise TinyGPTError(f"{path} contains no part of {what}", start_it)
     [(_, outcomes)] = side_by_side([check_file(path, [step.number for step in contained], quiet=False)])
     for step in contained:
         passed, failed = outcomes[step.number]

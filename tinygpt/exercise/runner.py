@@ -11,7 +11,9 @@ with CUDA reserves far more than it uses).
 
 import contextlib
 import json
+import linecache
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,17 +21,12 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 LIMIT = 60  # seconds that one check may take; all checks of a correct file together take a few
 JOBS = min(4, os.cpu_count() or 1)  # processes at a time; each computes with one thread
 
-LABELS = {
-    "given": "given",
-    "got": "got",
-    "expected": "expected",
-    "look": "look at",
-}  # parts of StepOutcome.failed
+LABELS = {"given": "given", "got": "got", "expected": "expected", "look": "look at"}  # parts of StepOutcome.failed
 
 
 class StepOutcome(NamedTuple):
@@ -91,31 +88,29 @@ def run_process(path: Path, steps: list[int], quiet: bool) -> Generator[None, No
             env=os.environ | {"MPLBACKEND": "Agg"},  # matplotlib opens no windows
         )
         try:
-            ending = yield from wait_for(process, results)
+            while process.poll() is None:
+                yield
         finally:
             kill(process)
         results.seek(0)
-        lines = results.read().split(b"\n")[:-1]
-    states = [json.loads(line) for line in lines if line.startswith(b"{")]  # a library may print when it is imported
-    return {state["step"]: StepOutcome(state["passed"], state["failed"]) for state in states}, ending
+        output = results.read().decode(errors="replace")
+    # a library may print when it is imported
+    states = [json.loads(line) for line in output.split("\n")[:-1] if line.startswith("{")]
+    outcomes = {state["step"]: StepOutcome(state["passed"], state["failed"]) for state in states}
+    return outcomes, describe_end(process.returncode, output, path)
 
 
-def wait_for(process: subprocess.Popen[bytes], results: IO[bytes]) -> Generator[None, None, str]:
-    """Wait for the end of the process. Returns how it ended: after LIMIT seconds without a result it is killed.
-
-    The process has its own time limit, which also reports the line; this one is for code that blocks its threads.
-    """
-    size, deadline = -1, 0.0
-    while process.poll() is None:
-        if os.fstat(results.fileno()).st_size > size:
-            size, deadline = os.fstat(results.fileno()).st_size, time.monotonic() + LIMIT + 5
-        if time.monotonic() > deadline:
-            return f"still running after {LIMIT} seconds"
-        yield
-    if process.returncode < 0:
-        number = -process.returncode
-        return f"the Python process was killed by signal {number} ({signal.strsignal(number)})"
-    return f"the Python process ended with exit status {process.returncode}"
+def describe_end(status: int, output: str, path: Path) -> str:
+    """Describe how a process ended; after the time limit, with the line of the file that was running."""
+    if "Timeout (" in output:
+        name = str(path.resolve()).encode("ascii", "backslashreplace").decode()  # as faulthandler writes it
+        main_thread = output.rpartition("(most recent call first)")[2]
+        line = re.search(rf'File "{re.escape(name)}", line (\d+) in (.+)', main_thread)
+        where = f"\nline {line[1]}, in {line[2]}: {linecache.getline(str(path), int(line[1])).strip()}" if line else ""
+        return f"still running after {LIMIT} seconds{where}"
+    if status < 0:
+        return f"the Python process was killed by signal {-status} ({signal.strsignal(-status)})"
+    return f"the Python process ended with exit status {status}"
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
