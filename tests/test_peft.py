@@ -193,13 +193,13 @@ def test_a_model_with_layernorm_and_rope_takes_no_adapter_of_its_exported_form(t
 @pytest.mark.parametrize("options", [{"activation": "swiglu"}, {"qk_norm": True}], ids=str)
 def test_an_option_that_no_class_has_is_refused_in_both_directions(tmp_path: Path, options: dict[str, Any]) -> None:
     run = lora_run(position="learned", norm="layernorm", **options)
-    with pytest.raises(TinyGPTError, match="with position=learned: no model class"):
+    with pytest.raises(TinyGPTError, match="no model class of transformers has all options"):
         write_adapter(tmp_path / "out", run, characters(pairs=True))
     assert not (tmp_path / "out").exists()
     trained_by_peft(tmp_path / "a", "LlamaForCausalLM", {}, r=3, target_modules=ALL)
     gpt = model(position="learned", norm="layernorm", **options)
     base = Checkpoint(gpt.state_dict(), vars(gpt.config).copy(), {}, tokenizer=characters().to_dict())
-    assert "with position=learned: no model class" in refused(tmp_path / "a/adapter", base)
+    assert "no model class of transformers has all options" in refused(tmp_path / "a/adapter", base)
 
 
 def test_a_checkpoint_without_an_adapter_is_refused(tmp_path: Path) -> None:

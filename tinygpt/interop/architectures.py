@@ -16,10 +16,10 @@ Sources: the modeling_*.py of transformers, whose classes and keys these are.
     config, weights = from_stock(stock)
 """
 
+import contextlib
 import dataclasses
-import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, QK_EPS
 from tinygpt.options import GPTConfig
 
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # stored by older files, computed by the model
 Options = dict[str, set[Any]]  # field of GPTConfig: values of it
 Check = Callable[[Any, GPTConfig], bool]  # whether the GPT can express this value of a key of config.json
 LARGEST = 1 << 20  # of any size in a config.json, so that no size overflows; contexts of a million tokens exist
@@ -65,9 +64,9 @@ class StockClass:
     name: str
     model_type: str
     options: tuple[Options, ...]
-    keys: dict[str, str]  # field of GPTConfig: key of config.json
     layers: dict[str, str]  # layer of GPT: the layers whose rows it stacks; N is the block's number
-    checked: dict[str, Check]  # further keys that change the function, if they are present
+    keys: dict[str, str] = dataclasses.field(default_factory=lambda: LLAMA_KEYS)  # field of GPTConfig: config.json's
+    checked: dict[str, Check] = dataclasses.field(default_factory=lambda: PLAIN_ROPE)  # keys that change the function
     biases: dict[str, str] = dataclasses.field(default_factory=dict)  # part of a block: key that gives it biases
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # keys with one value that a GPT can express
     missing: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the class takes for a key that is absent
@@ -99,7 +98,7 @@ GPT2_KEYS = {
     "norm_eps": "layer_norm_epsilon",
     "activation": "activation_function",
 }
-LLAMA_KEYS = {
+LLAMA_KEYS: dict[str, str] = {
     "vocab_size": "vocab_size",
     "block_size": "max_position_embeddings",
     "n_layer": "num_hidden_layers",
@@ -136,8 +135,8 @@ LLAMA_MISSING = {"rms_norm_eps": 1e-6, "hidden_act": "silu"}
 ROPE_VALUES = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
 
 
-def _plain_rope(value: Any, _: GPTConfig) -> bool:
-    return isinstance(value, dict) and all(key == "rope_theta" or value[key] == ROPE_VALUES.get(key) for key in value)
+def _plain_rope(rope: dict[str, Any], _: GPTConfig) -> bool:
+    return all(key == "rope_theta" or value == ROPE_VALUES.get(key) for key, value in rope.items())
 
 
 NOT_QUANTISED: dict[str, Check] = {"quantization_config": lambda value, _: value is None}
@@ -164,9 +163,7 @@ ROWS = (
         name="LlamaForCausalLM",
         model_type="llama",
         options=(ROPE | SWIGLU, ROPE_BIAS | SWIGLU),
-        keys=LLAMA_KEYS,
         layers=LLAMA_LAYERS,
-        checked=PLAIN_ROPE,
         biases=BOTH_BIASES,
         missing=LLAMA_MISSING,
     ),
@@ -174,9 +171,7 @@ ROWS = (
         name="Qwen3ForCausalLM",
         model_type="qwen3",
         options=(ROPE | SWIGLU | QK_NORM,),
-        keys=LLAMA_KEYS,
         layers=LLAMA_LAYERS | QK_NORMS,
-        checked=PLAIN_ROPE,
         biases=ATTENTION_BIAS,
         fixed={"use_sliding_window": False},
         missing={**LLAMA_MISSING, "head_dim": 128},
@@ -185,9 +180,7 @@ ROWS = (
         name="ArceeForCausalLM",
         model_type="arcee",
         options=(ROPE | UNGATED, ROPE_BIAS | UNGATED),
-        keys=LLAMA_KEYS,
         layers=ARCEE_LAYERS,
-        checked=PLAIN_ROPE,
         biases=BOTH_BIASES,
         missing={"rms_norm_eps": 1e-5, "hidden_act": "relu2"},
     ),
@@ -195,9 +188,7 @@ ROWS = (
         name="ApertusForCausalLM",
         model_type="apertus",
         options=(ROPE | UNGATED | QK_NORM,),
-        keys=LLAMA_KEYS,
         layers=ARCEE_LAYERS | APERTUS_NORMS | QK_NORMS,
-        checked=PLAIN_ROPE,
         biases=ATTENTION_BIAS,
         missing={"rms_norm_eps": 1e-5, "hidden_act": "xielu", "rope_parameters": {"rope_type": "llama3"}},
     ),
@@ -207,7 +198,6 @@ ROWS = (
         options=(ROPE | SWIGLU,),
         keys=LLAMA_KEYS | {"window": "sliding_window"},
         layers=LLAMA_LAYERS,
-        checked=PLAIN_ROPE,
         missing={**LLAMA_MISSING, "num_key_value_heads": 8, "sliding_window": 4096},
     ),
 )
@@ -227,22 +217,19 @@ ACTIVATION = {  # of transformers: of tinygpt; the first of two names is written
 def stock_class(config: GPTConfig) -> StockClass:
     """Find the class that computes the same function as a GPT.
 
-    Errors: TinyGPTError names the fewest options that no class has together, and what the nearest class lacks.
+    Errors: TinyGPTError names what the nearest classes lack.
     """
     config = dataclasses.replace(config, n_kv_head=config.n_kv_head % config.n_head)  # 0 and n_head mean the same
     lacking = [
         (config.beyond(row.keys.keys() | EVERYWHERE, options), row) for row in STOCK.values() for options in row.options
     ]
-    lacks, nearest = min(lacking, key=lambda pair: len(pair[0]))
-    if not lacks:
-        return nearest
-    every = dict.fromkeys(itertools.chain(lacks, *(options for options, _ in lacking)))
-    groups = itertools.chain.from_iterable(itertools.combinations(every, size + 1) for size in range(len(every)))
-    first, *others = next(group for group in groups if all({*group} & {*options} for options, _ in lacking))
-    named = f"{first} with {' and '.join(others)}" if others else first
+    fewest = min(len(options) for options, _ in lacking)
+    nearest = [(options, row) for options, row in lacking if len(options) == fewest]
+    if not fewest:
+        return nearest[0][1]
+    named = [f"{row.name} lacks {' and '.join(options)}" for options, row in nearest]
     raise TinyGPTError(
-        f"{named}: no model class of transformers has this {'combination' if others else 'option'}; "
-        f"the nearest, {nearest.name}, lacks {' and '.join(lacks)}",
+        f"no model class of transformers has all options of this model; the nearest: {'; '.join(dict.fromkeys(named))}",
         "train with configs/portable.yaml, which can be exported in every format",
     )
 
@@ -339,6 +326,17 @@ def _has_bias(row: StockClass, layer: str, config: dict[str, Any]) -> bool:
 # ---- in ---------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def reading(source: object) -> Iterator[None]:
+    """Turn what Python and libraries raise for a damaged or forged file into TinyGPTError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        problem = f"{source}: damaged, or of an unknown form ({type(error).__name__}: {shown(str(error))})"
+        raise _unusable(problem) from error
+
+
+@reading("config.json")
 def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     """Convert a model of a stock class to a GPT.
 
@@ -353,7 +351,7 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
         raise _unusable(f"{row.keys['n_layer']} is {config.n_layer}, but the weights have {len(blocks)} layers")
     embeddings = f"{row.parts('transformer.wte')[0]}.weight"
     head = tensors.pop("lm_head.weight", None) if config.tie_weights else None
-    if head is not None and embeddings in tensors and not torch.equal(head, tensors[embeddings]):
+    if head is not None and not torch.equal(head, tensors[embeddings]):
         raise _unusable("tie_word_embeddings is true, but lm_head.weight differs from the embeddings")
     shapes, weights = shapes_of(config), dict[str, Tensor]()
     for name, shape in shapes.items():
@@ -397,23 +395,19 @@ def _simplified(
 
 
 def _plain_names(row: StockClass, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the masks and frequencies that older files store, and add the prefix that some files omit."""
+    """Add the prefix that some files omit; returns a copy."""
     prefix, _, table = row.parts("transformer.wte")[0].rpartition(".")
-    bare = f"{table}.weight" in weights
-    return {
-        f"{prefix}.{name}" if bare and not name.startswith("lm_head.") else name: weight
-        for name, weight in weights.items()
-        if not name.endswith(BUFFERS)
-    }
+    if f"{table}.weight" not in weights:
+        return dict(weights)
+    return {name if name.startswith("lm_head.") else f"{prefix}.{name}": weight for name, weight in weights.items()}
 
 
 def _row(config: dict[str, Any]) -> StockClass:
     """Find the class of a config.json in the table."""
     if config.get("auto_map") or config.get("trust_remote_code"):
         raise _unusable("auto_map asks for code that comes with the model; tinygpt never runs remote code")
-    names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    row = STOCK.get(name) if isinstance(name, str) else None
+    names = config.get("architectures") or [None]
+    row = STOCK.get(names[0])
     if row is None:
         what = f"config.json: architectures is {shown(names)}, a class that tinygpt cannot read"
         raise TinyGPTError(what, f"choose a model whose class is {', '.join(STOCK)}")
@@ -427,7 +421,7 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
     values, keys, rope = {**row.missing, **config}, row.keys, dict[str, Any]()
     for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
         values[key] = values.get(key) or row.missing.get(key) or {}
-        rope |= values[key] if isinstance(values[key], dict) else {}
+        rope |= values[key]
     rope.setdefault("rope_theta", values.get("rope_theta") or 10000.0)
     vocabulary, width, heads = (size(values, keys[field]) for field in ("vocab_size", "n_embd", "n_head"))
     if vocabulary > MAX_SYMBOLS:
@@ -437,19 +431,9 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
             "choose a model with a smaller vocabulary, for example GPT-2 or SmolLM2",
         )
     kv_heads = size(values, keys["n_kv_head"], heads) if "n_kv_head" in keys else heads
-    for field, whole, part in (("n_head", width, heads), ("n_kv_head", heads, kv_heads)):
-        if whole % part:
-            raise _unusable(f"config.json: {keys[field]} is {part}, which does not divide {whole}")
     context = size(values, keys["block_size"])
     window = size(values, keys["window"], context) if "window" in keys else context
-    key, stock_activation = keys["activation"], values.get(keys["activation"])
-    activation = ACTIVATION.get(stock_activation, "") if isinstance(stock_activation, str) else ""
-    if activation not in row.options[0]["activation"]:
-        raise _unusable(f"config.json: {key} is {shown(stock_activation)}, which a GPT of tinygpt cannot express here")
-    flags = {key: values.get(key, False) for key in (*row.biases.values(), "tie_word_embeddings")}
-    for key, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise _unusable(f"config.json: {key} is {shown(flag)}, neither true nor false")
+    activation = ACTIVATION.get(str(values.get(keys["activation"])), "")
     result = GPTConfig(
         block_size=context,
         vocab_size=vocabulary,
@@ -458,23 +442,22 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
         n_embd=width,
         n_kv_head=kv_heads if kv_heads != heads else 0,
         mlp_width=size(values, keys["mlp_width"], 4 * width if row.learned else None),
-        bias=row.learned or any(flags[key] for key in row.biases.values()),
+        bias=row.learned or any(values.get(key) for key in row.biases.values()),
         norm="layernorm" if row.learned else "rmsnorm",
         position="learned" if row.learned else "rope",
         activation=activation,
         qk_norm="qk_norm" in row.options[0],
         qk_norm_weights="qk_norm" in row.options[0],
-        tie_weights=flags["tie_word_embeddings"],
+        tie_weights=bool(values.get("tie_word_embeddings")),
         norm_eps=number(values, keys["norm_eps"], 1e-12, 1.0),
         rope_base=number(rope, "rope_theta", 1.0, 1e12),
         window=window if window < context else 0,
     )
-    refused = [key for key, only in row.fixed.items() if values.get(key, only) != only]
+    refused = [] if activation in row.options[0]["activation"] else [keys["activation"]]
+    refused += [key for key, only in row.fixed.items() if values.get(key, only) != only]
     refused += [key for key, fits in row.checked.items() if key in values and not fits(values[key], result)]
     for key in refused:
         raise _unusable(f"config.json: {key} is {shown(values[key])}, which a GPT of tinygpt cannot express")
-    if not row.learned and result.head_dim % 2:
-        raise _unusable(f"config.json: head_dim is {result.head_dim}, but RoPE rotates pairs of channels")
     return result
 
 
@@ -482,8 +465,8 @@ def number(
     values: dict[str, Any], key: str, low: float, high: float, where: object = "config.json", whole: bool = False
 ) -> float:
     """Take a number from the content of the file `where`. Errors: TinyGPTError unless it is from `low` to `high`."""
-    value, types = values.get(key), (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high:
+    value: Any = values.get(key)
+    if type(value) not in ((int,) if whole else (int, float)) or not low <= value <= high:
         limits = f"a whole number from {low:,} to {high:,}" if whole else f"a number from {low:g} to {high:g}"
         raise _unusable(f"{where}: {key} is {shown(value)}, not {limits}")
     return value if whole else float(value)

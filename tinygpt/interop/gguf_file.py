@@ -13,9 +13,7 @@ Sources: the format's specification (ggml-org/ggml, docs/gguf.md), the package g
     write_file(Path("model.gguf"), stock, tokenizer, "q8_0")
 """
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from tinygpt.data.corpora import BYTES
 from tinygpt.data.tokenizer import LLAMA3, MAX_SYMBOLS, QWEN2, SPECIAL, CharTokenizer, Tokenizer, from_json, split_by
 from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import file_error, replacing
-from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass
+from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass, reading
 from tinygpt.interop.tokenizers import tokenizer_files
 from tinygpt.options import GPTConfig
 from tinygpt.terminal import escaped, progress
@@ -93,7 +91,6 @@ def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: boo
 
 AGAIN, ANOTHER = "download or export it again", "import another model"
 FOLDER = "import the Hugging Face folder of this model"
-MOST_VALUES = 500_000  # of a header; 65,536 tokens, their types, scores and merges have 400,000
 
 
 def read_file(path: Path) -> Pretrained:
@@ -102,77 +99,30 @@ def read_file(path: Path) -> Pretrained:
     Errors: TinyGPTError if the file is not an intact GGUF file, for an unknown architecture, option or tensor, for a
     quantisation that gguf cannot read, and for a tokenizer that is not byte-level BPE.
     """
-    reader = _open(path)
-    with _refusing(path):
+    with reading(path), np.errstate(all="ignore"):
+        reader = _open(path)
         header = {key: field.contents() for key, field in reader.fields.items()}
-
-    def value(key: str, value_type: type, default: Any = None) -> Any:
-        content = header.get(key, default)
-        if content is None:
-            raise TinyGPTError(f"{path}: its header lacks {key}", AGAIN)
-        if value_type is float and isinstance(content, float):
-            content = float(str(np.float32(content)))  # 1e-05, not 9.999999747378752e-06
-        if type(content) is not value_type:
-            raise TinyGPTError(f"{path}: {key} is {str(content)[:40]!r}, not of the type {value_type.__name__}", AGAIN)
-        return content
-
-    model_type = value("general.architecture", str)
-    if model_type not in ACTIVATIONS:
-        what = f"has the architecture {model_type!r}; tinygpt reads only {', '.join(ACTIVATIONS)}"
-        raise TinyGPTError(f"{path}: {what}", ANOTHER)
-    if (parts := value("split.count", int, 1)) > 1:
-        raise TinyGPTError(f"{path}: is one of {parts} files of a model", "join them: llama-gguf-split --merge")
-    config = _config(path, header, value, model_type, len(reader.tensors))
-    names = _names(model_type, config[_keys(model_type)["block_count"]])
-    weights = {}
-    for tensor in progress(reader.tensors, desc="reading", unit="tensor"):
-        shown = escaped(tensor.name)[:60]
-        if tensor.name not in names:
-            reason = "a form of RoPE scaling" if shown.startswith("rope_") else "not a part of this architecture"
-            raise TinyGPTError(f"{path}: has the tensor {shown}, {reason}", ANOTHER)
-        name = names[tensor.name]
-        try:
-            with _refusing(path):
-                array = library("gguf", "GGUF").dequantize(tensor.data, tensor.tensor_type)
-                array = _arranged(array, name, config, inverse=True)
-        except NotImplementedError:
-            what = f"{shown} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read"
-            hint = "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation"
-            raise TinyGPTError(f"{path}: {what}", hint) from None
-        weights[name] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))  # a copy of the mapped file
-    embedding = next(iter(names.values()))
-    if embedding not in weights:
-        raise TinyGPTError(f"{path}: lacks the tensor token_embd.weight", AGAIN)
-    vocab_size = len(weights[embedding])
-    if (declared := value(f"{model_type}.vocab_size", int, vocab_size)) != vocab_size:
-        raise TinyGPTError(f"{path}: vocab_size is {declared}, but token_embd.weight has {vocab_size} rows", AGAIN)
+        config = _config(path, header, len(reader.tensors))
+        text, eos, bos = _read_tokenizer(path, header)
+        from_json(text)  # checks it
+        weights = _weights(path, reader.tensors, config)
     biased = [name for name in weights if name.endswith("_proj.bias")]
-    config |= {key: any(f"{part}." in name for name in biased) for part, key in _row(model_type).biases.items()}
-    text, eos, bos = _read_tokenizer(path, value, vocab_size)
-    config |= {"vocab_size": vocab_size, "eos_token_id": eos, "bos_token_id": bos}
+    biases = _row(config["model_type"]).biases
+    config |= {key: any(f"{part}." in name for name in biased) for part, key in biases.items()}
+    config |= {"vocab_size": len(header["tokenizer.ggml.tokens"]), "eos_token_id": eos, "bos_token_id": bos}
     config["tie_word_embeddings"] = "lm_head.weight" not in weights
     end = "" if eos is None else header["tokenizer.ggml.tokens"][eos]
-    return Pretrained(Stock(config, weights), text, end, value("tokenizer.chat_template", str, ""))
+    return Pretrained(Stock(config, weights), text, end, header.get("tokenizer.chat_template", ""))
 
 
 def _open(path: Path) -> Any:
-    """A GGUFReader, with every length of the header checked. Errors: TinyGPTError."""
+    """A GGUFReader, which refuses lengths beyond the end of the file; gguf's own takes very long for some of them."""
 
     class Reader(library("gguf", "GGUF").GGUFReader):  # type: ignore[misc]
-        """Refuse lengths beyond the end of the file, for which gguf's own reader returns fewer values."""
-
         data: np.ndarray
-        values = 0
 
         def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
             self.data = np.asarray(self.data)  # slices of a memmap take several times as long
-            self.values += 1
-            if self.values > MOST_VALUES:
-                raise TinyGPTError(
-                    f"{path}: its header has more than {MOST_VALUES:,} values, so its vocabulary has more than the "
-                    f"{MAX_SYMBOLS:,} tokens that tinygpt supports",
-                    "import a model with a smaller vocabulary",
-                )
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
                 raise TinyGPTError(f"{path}: is truncated, or its header is damaged", AGAIN)
             return super()._get(int(offset), dtype, int(count), override_order)  # type: ignore[no-any-return]
@@ -184,53 +134,61 @@ def _open(path: Path) -> Any:
         raise file_error(path, error, "name a GGUF file") from None
     if magic != b"GGUF":
         raise TinyGPTError(f"{path}: is not a GGUF file", "name a file that ends with .gguf")
-    with _refusing(path):
-        reader = Reader(path)
-    if sum(tensor.n_bytes for tensor in reader.tensors) > len(reader.data):
-        raise TinyGPTError(f"{path}: its tensors overlap", AGAIN)
-    return reader
+    return Reader(path)
 
 
-@contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Turn what gguf and numpy raise for a damaged file into TinyGPTError."""
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, MemoryError, OSError) as error:
-        reason = escaped(str(error))[:80] or type(error).__name__
-        raise TinyGPTError(f"{path}: is not an intact GGUF file ({reason})", AGAIN) from None
-
-
-def _config(
-    path: Path, header: dict[str, Any], value: Callable[..., Any], model_type: str, tensors: int
-) -> dict[str, Any]:
+def _config(path: Path, header: dict[str, Any], tensors: int) -> dict[str, Any]:
     """The content of config.json, without the size of the vocabulary. Errors: TinyGPTError."""
+    model_type = header["general.architecture"]
+    if model_type not in ACTIVATIONS:
+        what = f"has the architecture {model_type!r}; tinygpt reads only {', '.join(ACTIVATIONS)}"
+        raise TinyGPTError(f"{path}: {what}", ANOTHER)
+    if (parts := header.get("split.count", 1)) > 1:
+        raise TinyGPTError(f"{path}: is one of {parts} files of a model", "join them: llama-gguf-split --merge")
+    prefix = f"{model_type}."
+    sizes = {key.removeprefix(prefix): content for key, content in header.items() if key.startswith(prefix)}
     keys, row = _keys(model_type), _row(model_type)
-    known = {f"{model_type}.{key}" for key in {*keys, *DERIVED}}
-    for key, content in header.items():
-        if key.startswith(f"{model_type}.") and key not in known and content not in NEUTRAL:
-            shown = escaped(f"{key} = {str(content)[:40]}")[:100]
+    for key, content in sizes.items():
+        if key not in {*keys, *DERIVED} and content not in NEUTRAL:
+            shown = escaped(f"{prefix}{key} = {str(content)[:40]}")[:100]
             raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", ANOTHER)
-    heads, width = value(f"{model_type}.attention.head_count", int), value(f"{model_type}.embedding_length", int)
-    if not 0 < heads <= width:
-        raise TinyGPTError(f"{path}: has {heads} attention heads for a width of {width}", AGAIN)
-    if not 0 < value(f"{model_type}.block_count", int) <= tensors:
-        raise TinyGPTError(f"{path}: block_count does not fit its {tensors} tensors", AGAIN)
+    heads, width = sizes["attention.head_count"], sizes["embedding_length"]
     defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
     config: dict[str, Any] = {"architectures": [row.name], "model_type": model_type}
     config[row.keys["activation"]] = ACTIVATIONS[model_type][0]
     for key, name in keys.items():
-        config[name] = value(f"{model_type}.{key}", float if key in FLOATS else int, defaults.get(key))
+        size = sizes[key] if key in sizes else defaults[key]
+        config[name] = float(str(np.float32(size))) if key in FLOATS else size  # 1e-05, not 9.999999747378752e-06
+    if sizes["block_count"] > tensors:
+        raise TinyGPTError(f"{path}: block_count does not fit its {tensors} tensors", AGAIN)
     if row.learned:
         return config
     for key in ("rope.dimension_count", "attention.value_length"):
-        if (size := value(f"{model_type}.{key}", int, config["head_dim"])) != config["head_dim"]:
+        if (size := sizes.get(key, config["head_dim"])) != config["head_dim"]:
             what = f"{model_type}.{key} is {size}, but a head has {config['head_dim']} channels"
             raise TinyGPTError(f"{path}: {what}", ANOTHER)
-    if config["num_key_value_heads"] < 1:
-        raise TinyGPTError(f"{path}: has no attention heads for keys and values", AGAIN)
     return config | {"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
+
+
+def _weights(path: Path, tensors: list[Any], config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors as float32, under the names and in the layout of the stock class. Errors: TinyGPTError."""
+    names = _names(config["model_type"], config[_keys(config["model_type"])["block_count"]])
+    weights = {}
+    for tensor in progress(tensors, desc="reading", unit="tensor"):
+        shown = escaped(tensor.name)[:60]
+        if tensor.name not in names:
+            reason = "a form of RoPE scaling" if shown.startswith("rope_") else "not a part of this architecture"
+            raise TinyGPTError(f"{path}: has the tensor {shown}, {reason}", ANOTHER)
+        try:
+            array = library("gguf", "GGUF").dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            what = f"{shown} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read"
+            hint = "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation"
+            raise TinyGPTError(f"{path}: {what}", hint) from None
+        array = _arranged(array, names[tensor.name], config, inverse=True)
+        # a copy of the mapped file
+        weights[names[tensor.name]] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    return weights
 
 
 # ---- tokenizers ---------------------------------------------------------------------------------------------------
@@ -255,43 +213,39 @@ NO_MERGE = "\uffff \uffff"  # gguf leaves an empty array out, and llama.cpp want
 CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 
-def _read_tokenizer(path: Path, value: Callable[..., Any], size: int) -> tuple[str, int | None, int | None]:
+def _read_tokenizer(path: Path, header: dict[str, Any]) -> tuple[str, int | None, int | None]:
     """The text of tokenizer.json, and the ids of the tokens that end and start a text. Errors: TinyGPTError."""
-    if (model := value("tokenizer.ggml.model", str)) != "gpt2":
-        what = f"has a tokenizer of the kind {model!r}, and tinygpt reads only 'gpt2' (byte-level BPE)"
+    values = {key.removeprefix("tokenizer.ggml."): value for key, value in header.items()}
+    if values["model"] != "gpt2":
+        what = f"has a tokenizer of the kind {values['model']!r}, and tinygpt reads only 'gpt2' (byte-level BPE)"
         raise TinyGPTError(f"{path}: {what}", FOLDER)
-    tokens = value("tokenizer.ggml.tokens", list)
-    types = value("tokenizer.ggml.token_type", list, [NORMAL] * len(tokens))
-    if not all(isinstance(token, str) for token in tokens) or not len(set(tokens)) == len(tokens) == len(types) == size:
-        raise TinyGPTError(f"{path}: its {len(tokens)} tokens do not match the {size} rows of token_embd.weight", AGAIN)
+    tokens = values["tokens"]
+    if len(tokens) > MAX_SYMBOLS:
+        what = f"its vocabulary has {len(tokens):,} tokens, more than the {MAX_SYMBOLS:,} that tinygpt supports"
+        raise TinyGPTError(f"{path}: {what}", "import a model with a smaller vocabulary")
+    types = values.get("token_type", [NORMAL] * len(tokens))
 
     def special(key: str) -> int | None:
-        token = value(f"tokenizer.ggml.{key}", int, size)  # llama.cpp wants one; NORMAL: there is none
-        return token if token < size and types[token] not in (NORMAL, UNUSED) else None
+        token = values.get(key, len(tokens))  # llama.cpp wants one; NORMAL: there is none
+        return token if token < len(tokens) and types[token] not in (NORMAL, UNUSED) else None
 
     eos, bos = special("eos_token_id"), special("bos_token_id")
     if symbols := _characters(tokens, types):
         return tokenizer_files(CharTokenizer(symbols))["tokenizer.json"], eos, bos
-    pre = value("tokenizer.ggml.pre", str, "default")
+    pre = values.get("pre", "default")
     if pre not in PRE:
         what = f"has the pre-tokenizer {pre!r}, and tinygpt knows only {', '.join(PRE)}"
         raise TinyGPTError(f"{path}: {what}", FOLDER)
     ids = {token: id for id, token in enumerate(tokens)}
-    merges = [str(merge).partition(" ")[::2] for merge in value("tokenizer.ggml.merges", list)]
-    for left, right in merges:
-        if not {left, right, left + right} <= ids.keys():
-            raise TinyGPTError(f"{path}: its merge {left!r} {right!r} needs a token that the vocabulary lacks", AGAIN)
-    for token, type_ in zip(tokens, types, strict=True):
-        if type_ in (NORMAL, UNUSED) and not BYTES.keys() >= set(token):
-            raise TinyGPTError(f"{path}: its token {token[:40]!r} is not in GPT-2's byte alphabet", AGAIN)
+    merges = [merge.partition(" ")[::2] for merge in values["merges"]]
     added = [
         {"id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         | {"special": types[id] != USER_DEFINED}
         for token, id in ids.items()
         if types[id] not in (NORMAL, UNUSED)
     ]
-    before = [bos] if value("tokenizer.ggml.add_bos_token", bool, pre == "llama-bpe") and bos is not None else []
-    after = [eos] if value("tokenizer.ggml.add_eos_token", bool, False) and eos is not None else []
+    before = [bos] if values.get("add_bos_token", pre == "llama-bpe") and bos is not None else []
+    after = [eos] if values.get("add_eos_token") and eos is not None else []
     spec = {
         "version": "1.0",
         "truncation": None,
@@ -357,8 +311,6 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
         for token in spec.get("added_tokens", []):
             ids[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
-    if (end := max(ids) + 1) > size:
-        raise TinyGPTError(f"the tokenizer has {end} tokens and the model {size}", "export another checkpoint")
     rows = [ids.get(id, (f"[PAD{id}]", UNUSED)) for id in range(size)]
     tokens = [token for token, _ in rows]
     name = json.loads(files["tokenizer_config.json"]).get("eos_token")
@@ -369,6 +321,7 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types([type_ for _, type_ in rows])
     writer.add_token_merges(merges or [NO_MERGE])
+    end = max(ids) + 1
     writer.add_eos_token_id(eos if eos is not None else end if end < size else rare)
     writer.add_add_bos_token(bool(around[0]))
     writer.add_add_eos_token(bool(around[1]))
@@ -507,8 +460,6 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
     """For each tensor: its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
     gguf = library("gguf", "GGUF")
     config, model_type = stock.config, stock.config["model_type"]
-    if quantisation not in QUANTISATIONS:
-        raise TinyGPTError(f"{quantisation!r} is not a quantisation", f"use one of {', '.join(QUANTISATIONS)}")
     row, problem, (matrices, embeddings) = _row(model_type), "", QUANTISATIONS[quantisation]
     if model_type not in ACTIVATIONS:
         named = " with ".join(["the class of this model", *_unwritten(config, row)])

@@ -11,7 +11,6 @@ incomplete folder for a model. The key "tinygpt" in it marks a folder that may b
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,17 @@ from tinygpt import __version__
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config import suggest
 from tinygpt.config.schema import SampleConfig
-from tinygpt.data.tokenizer import Tokenizer, lone_surrogate
+from tinygpt.data.tokenizer import Tokenizer, from_json, lone_surrogate
 from tinygpt.errors import TinyGPTError, library
-from tinygpt.files import file_error, remove, replacing, without_folders
-from tinygpt.interop.architectures import BUFFERS, Pretrained, Stock, from_stock, to_stock
-from tinygpt.interop.tokenizers import load_tokenizer, tokenizer_files
+from tinygpt.files import file_error, read_text, remove, replacing, without_folders
+from tinygpt.interop.architectures import Pretrained, Stock, from_stock, reading, to_stock
+from tinygpt.interop.tokenizers import tokenizer_files
 
 WEIGHTS = "model.safetensors", "pytorch_model.bin"  # in the order in which they are looked for
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
-SETTINGS = "config.json", "generation_config.json", "tokenizer_config.json"
+SETTINGS = "config.json", "tokenizer_config.json", "generation_config.json"
 WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md"}
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # stored by older files, computed by the model
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 SAFETENSORS = "safetensors.torch", "a file of tensors"  # a module, and what needs it
 AGAIN = "download the folder again"
@@ -45,8 +45,6 @@ def hub_folder(name: str) -> Path:
 
     Errors: TinyGPTError for an invalid name, for a model that does not exist or needs an account, and offline.
     """
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name, re.ASCII):
-        raise TinyGPTError(f"{ascii(name)[:80]}: neither a folder nor a model's name", "use a folder or a hub name")
     hub = library("huggingface_hub", "the Hugging Face hub")
     patterns = [*SETTINGS, TOKENIZER, TEMPLATE, "*.safetensors", f"{WEIGHTS[0]}.index.json"]
     try:
@@ -72,35 +70,24 @@ def read_folder(path: Path) -> Pretrained:
     Errors: TinyGPTError for a file that is missing or damaged, and for a model that tinygpt's GPT cannot express.
     """
     config = read_json(path / "config.json", "give a folder with config.json and model.safetensors")
-    text = _text(path / TOKENIZER, "save the model's fast tokenizer there: AutoTokenizer...save_pretrained(FOLDER)")
-    tokenizer = load_tokenizer(text, path / TOKENIZER)
-    settings = _optional(path / "tokenizer_config.json")
-    eos = _eos(tokenizer, settings, _optional(path / "generation_config.json"), config)
-    return Pretrained(Stock(config, _weights(path)), text, eos, _chat_template(path, settings))
+    hint = "save the model's fast tokenizer there: AutoTokenizer...save_pretrained(FOLDER)"
+    text = read_text(path / TOKENIZER, hint)
+    settings, generation = (read_json(path / name) if (path / name).exists() else {} for name in SETTINGS[1:])
+    with reading(path / TOKENIZER):
+        eos = _eos(from_json(text), settings, generation, config)
+    with reading(path):
+        return Pretrained(Stock(config, _weights(path)), text, eos, _chat_template(path, settings))
 
 
 def read_json(path: Path, hint: str = AGAIN) -> dict[str, Any]:
     """Read a JSON object from a file. Errors: TinyGPTError if it is missing, or contains anything else."""
     try:
-        content = json.loads(_text(path, hint))
+        content = json.loads(read_text(path, hint))
     except (ValueError, RecursionError):
         raise TinyGPTError(f"{path}: not valid JSON", hint) from None
     if not isinstance(content, dict):
         raise TinyGPTError(f"{path}: not a JSON object", hint)
     return content
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
-
-
-def _text(path: Path, hint: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise file_error(path, error, hint) from None
-    except UnicodeDecodeError:
-        raise TinyGPTError(f"{path}: not UTF-8 text", hint) from None
 
 
 def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
@@ -109,9 +96,8 @@ def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
         for entry in (values.get("eos_token"), values.get("eos_token_id")):
             token = entry.get("content") if isinstance(entry, dict) else entry
             token = token[0] if isinstance(token, list) and token else token
-            if isinstance(token, int) and 0 <= token < tokenizer.get_vocab_size():
-                token = tokenizer.id_to_token(token)
-            if isinstance(token, str) and not lone_surrogate(token) and tokenizer.token_to_id(token) is not None:
+            token = tokenizer.id_to_token(token) if isinstance(token, int) else token
+            if isinstance(token, str) and tokenizer.token_to_id(token) is not None:
                 return token
     return ""
 
@@ -119,11 +105,10 @@ def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
 def _chat_template(path: Path, settings: dict[str, Any]) -> str:
     """The chat template: from its own file, as transformers 5 writes it, or from tokenizer_config.json."""
     if (path / TEMPLATE).exists():
-        return _text(path / TEMPLATE, AGAIN)
+        return read_text(path / TEMPLATE, AGAIN)
     template = settings.get("chat_template")
     if isinstance(template, list):  # several templates with names
-        entries = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = entries[-1].get("template") if entries else ""
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
     return template if isinstance(template, str) and not lone_surrogate(template) else ""
 
 
@@ -133,11 +118,8 @@ def _weights(path: Path) -> dict[str, Tensor]:
         if (path / name).exists():
             return read_tensors(path / name)
         if (index := path / f"{name}.index.json").exists():
-            parts = read_json(index).get("weight_map")
-            files = list(parts.values()) if isinstance(parts, dict) else []
-            if not files or not all(isinstance(file, str) and re.fullmatch(r"[\w.-]+", file) for file in files):
-                raise TinyGPTError(f"{index}: does not map tensors to files of this folder", AGAIN)
-            return {name: weight for file in dict.fromkeys(files) for name, weight in read_tensors(path / file).items()}
+            files = dict.fromkeys(Path(file).name for file in read_json(index)["weight_map"].values())
+            return {name: weight for file in files for name, weight in read_tensors(path / file).items()}
     raise TinyGPTError(f"{path}: no {' or '.join(WEIGHTS)}", "give a folder with config.json and weights")
 
 
@@ -178,7 +160,7 @@ def write_folder(
     stock = to_stock(model.config, model.state_dict())
     files = tokenizer_files(tokenizer, model.config.block_size)
     eos = json.loads(files["tokenizer_config.json"]).get("eos_token")
-    eos = None if eos is None else load_tokenizer(files[TOKENIZER], TOKENIZER).token_to_id(eos)
+    eos = None if eos is None else from_json(files[TOKENIZER]).token_to_id(eos)
     require_own(out, {*WRITTEN, beside})
     try:
         out.mkdir(parents=True, exist_ok=True)

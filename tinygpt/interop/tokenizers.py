@@ -14,8 +14,7 @@ import json
 from typing import Any
 
 from tinygpt.data.corpora import BYTES, GPT2_EOS, gpt2_ranks
-from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, Tokenizer, from_json, tokenizers_library
-from tinygpt.errors import TinyGPTError
+from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, Tokenizer, tokenizers_library
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int = 0) -> dict[str, str]:
@@ -57,17 +56,6 @@ def chat_template(prefix: str, middle: str, end: str) -> str:
         "{%- elif message['role'] == 'assistant' -%}{{ message['content'] + " + stop + " }}"
         "{%- endif -%}{%- endfor -%}"
     )
-
-
-def load_tokenizer(text: str, where: object) -> Any:
-    """Make a `tokenizers.Tokenizer` from the text of a tokenizer.json.
-
-    Errors: TinyGPTError, which begins with `where`, if it cannot be read, or if the package tokenizers is missing.
-    """
-    try:
-        return from_json(text)
-    except ValueError as error:
-        raise TinyGPTError(f"{where}: not a tokenizer that can be read ({error})", "download the file again") from None
 
 
 def _characters(symbols: list[str]) -> str:
