@@ -22,7 +22,7 @@ from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, Huggin
 from tinygpt.errors import TinyGPTError
 from tinygpt.interop import gguf_file
 from tinygpt.interop.architectures import STOCK, Stock, from_stock, to_stock
-from tinygpt.interop.gguf_file import PRE, QUANTISATIONS, dequantised, read_file, write_file
+from tinygpt.interop.gguf_file import PRE, QUANTISATIONS, read_file, write_file
 from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
 
@@ -75,14 +75,15 @@ def logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("quantisation", QUANTISATIONS)
-def test_what_is_read_is_what_dequantised_says(tmp_path: Path, name: str, quantisation: str) -> None:
+def test_what_is_written_is_read_quantised(tmp_path: Path, name: str, quantisation: str) -> None:
     model, stock = stock_of(name)
     write_file(tmp_path / "model.gguf", stock, tokenizer(), quantisation)
-    found, wanted = read_file(tmp_path / "model.gguf").stock, dequantised(stock, quantisation)
-    assert found.weights.keys() == wanted.weights.keys()
-    assert all(torch.equal(found.weights[key], wanted.weights[key]) for key in wanted.weights)
-    assert from_stock(found)[0] == from_stock(wanted)[0]
-    assert not all(torch.equal(found.weights[key], stock.weights[key]) for key in wanted.weights)  # negative control
+    found = read_file(tmp_path / "model.gguf").stock
+    assert found.weights.keys() == stock.weights.keys()
+    for key, weight in found.weights.items():
+        assert torch.allclose(weight, stock.weights[key], atol=0.2 if weight.dim() == 2 else 0)
+    assert from_stock(found)[0] == from_stock(stock)[0]
+    assert not all(torch.equal(found.weights[key], stock.weights[key]) for key in stock.weights)  # negative control
     x = ids(2, 20, vocab_size=tokenizer().vocab_size)
     error = largest(logits(gpt_of(found), x) - logits(model, x))
     assert 0 < error < {"f16": 0.02, "q8_0": 0.2, "q5_1": 1.0, "q4_0": 3.0}[quantisation]
@@ -101,7 +102,7 @@ def test_transformers_reads_the_same_model(tmp_path: Path, name: str) -> None:
     x = ids(2, 20, vocab_size=tokenizer().vocab_size)
     with torch.no_grad():
         found = theirs(x).logits
-    assert largest(found - logits(gpt_of(dequantised(stock, "q8_0")), x)) < 1e-4
+    assert largest(found - logits(gpt_of(read_file(tmp_path / "model.gguf").stock), x)) < 1e-4
     assert largest(found - logits(gpt_of(stock), x)) > 1e-4  # negative control: not quantised
 
 
@@ -121,8 +122,7 @@ def test_the_exact_gelu_becomes_the_tanh_gelu(tmp_path: Path) -> None:
     _, stock = stock_of("gpt2", activation="gelu")
     write_file(tmp_path / "model.gguf", stock, tokenizer(), "f16")
     assert from_stock(stock)[0].activation == "gelu"
-    for found in (read_file(tmp_path / "model.gguf").stock, dequantised(stock, "f16")):
-        assert from_stock(found)[0].activation == "gelu_tanh"
+    assert from_stock(read_file(tmp_path / "model.gguf").stock)[0].activation == "gelu_tanh"
 
 
 @pytest.mark.slow
@@ -400,9 +400,6 @@ def test_files_that_are_not_gguf(intact: Path, tmp_path: Path) -> None:
         with pytest.raises(TinyGPTError) as error:
             read_file(tmp_path / "file.gguf")
         assert message in error.value.message, content[:40]
-    for missing in (tmp_path / "none.gguf", tmp_path):
-        with pytest.raises(TinyGPTError):
-            read_file(missing)
 
 
 def test_a_quantisation_that_gguf_cannot_read(intact: Path, tmp_path: Path) -> None:
@@ -454,10 +451,12 @@ def test_mutants_of_a_header(tmp_path: Path, kind: str, count: int) -> None:
     assert count / 20 < refused < count  # some mutants change the text of a token or a merge only
 
 
-def test_quantisation_is_that_of_gguf() -> None:
-    """The quantised rows of queries are gguf's own, in the order of llama.cpp: a permutation moves whole rows."""
+def test_quantisation_is_that_of_gguf(intact: Path) -> None:
+    """The quantised rows are gguf's own. llama.cpp's order of queries and keys moves whole rows."""
     _, stock = stock_of("llama")
-    name = "model.layers.0.self_attn.q_proj.weight"
-    kind = gguf.GGMLQuantizationType.Q8_0
-    wanted = gguf.dequantize(gguf.quantize(stock.weights[name].numpy(), kind), kind)
-    assert np.array_equal(dequantised(stock, "q8_0").weights[name].numpy(), wanted)
+    found, kind = read_file(intact).stock.weights, gguf.GGMLQuantizationType.Q8_0
+    for name, weight in stock.weights.items():
+        wanted = weight.numpy()
+        if weight.dim() == 2:
+            wanted = gguf.dequantize(gguf.quantize(wanted, kind), kind)
+        assert np.array_equal(found[name].numpy(), wanted), name

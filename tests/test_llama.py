@@ -28,7 +28,7 @@ from test_pairs import json_lines
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, tokenizer_from_dict
 from tinygpt.interop.architectures import from_stock, to_stock
-from tinygpt.interop.gguf_file import PRE, dequantised, read_file, write_file
+from tinygpt.interop.gguf_file import PRE, read_file, write_file
 from tinygpt.model import GPT, GPTConfig
 
 SERVER = """
@@ -106,7 +106,7 @@ def test_log_probabilities_and_greedy_text(tmp_path: Path, name: str, quantisati
     model = shaken(small(vocab_size=tokenizer().vocab_size, block_size=64, **ROWS[name]), 0.1)
     stock = to_stock(model.config, model.state_dict())
     write_file(tmp_path / "model.gguf", stock, tokenizer(), quantisation)
-    config, weights = from_stock(dequantised(stock, quantisation))
+    config, weights = from_stock(read_file(tmp_path / "model.gguf").stock)
     same = GPT(config).eval()
     same.load_state_dict(weights)
     generator, worst = random.Random(0), 0.0

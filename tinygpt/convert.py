@@ -170,7 +170,7 @@ def export_gguf(config: ExportConfig, path: Path, checkpoint: Checkpoint, tokeni
     else:
         print("measuring the validation loss before and after quantisation", flush=True)  # minutes, if large
         before = loss_of(stock, dataset, checkpoint)
-        after = loss_of(gguf_file.dequantised(stock, config.quantisation), dataset, checkpoint)
+        after = loss_of(gguf_file.read_file(path).stock, dataset, checkpoint)
         print(f"validation loss: {before:.4f} before, {after:.4f} after quantisation ({after - before:+.4f})")
     print(f"opens in: llama.cpp and what is built on it, for example llama-server -m {suggest.quoted(str(path))}")
 

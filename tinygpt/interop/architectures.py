@@ -331,7 +331,7 @@ def reading(source: object) -> Iterator[None]:
     """Turn what Python and libraries raise for a damaged or forged file into TinyGPTError."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         problem = f"{source}: damaged, or of an unknown form ({type(error).__name__}: {shown(str(error))})"
         raise _unusable(problem) from error
 

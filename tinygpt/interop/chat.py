@@ -75,7 +75,7 @@ def run_template(template: str, bos: str, eos: str, conversations: list[Conversa
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
-        raise PermissionError(f"it refuses a conversation of one prompt: {ascii(message)[:80]}")
+        raise ValueError(f"it refuses a conversation of one prompt: {message}")
 
     loops = ["jinja2.ext.loopcontrols"]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=loops)
@@ -87,10 +87,8 @@ def run_template(template: str, bos: str, eos: str, conversations: list[Conversa
             compiled.render(**values, messages=messages, add_generation_prompt=messages[-1]["role"] == "user")
             for messages in conversations
         ]
-    except PermissionError as error:
-        return [], str(error)
     except Exception as error:  # a template from a stranger raises many types
-        return [], f"it cannot be run ({type(error).__name__})"
+        return [], f"it cannot be run ({type(error).__name__}: {ascii(str(error))[:120]})"
     if max(map(len, texts)) > LONGEST:
         return [], f"it writes more than {LONGEST:,} characters"
     return texts, ""

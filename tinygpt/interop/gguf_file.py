@@ -23,7 +23,7 @@ import torch
 from tinygpt.data.corpora import BYTES
 from tinygpt.data.tokenizer import LLAMA3, MAX_SYMBOLS, QWEN2, SPECIAL, CharTokenizer, Tokenizer, from_json, split_by
 from tinygpt.errors import TinyGPTError, library
-from tinygpt.files import file_error, replacing
+from tinygpt.files import replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass, reading
 from tinygpt.interop.tokenizers import tokenizer_files
 from tinygpt.options import GPTConfig
@@ -127,13 +127,9 @@ def _open(path: Path) -> Any:
                 raise TinyGPTError(f"{path}: is truncated, or its header is damaged", AGAIN)
             return super()._get(int(offset), dtype, int(count), override_order)  # type: ignore[no-any-return]
 
-    try:
-        with open(path, "rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise file_error(path, error, "name a GGUF file") from None
-    if magic != b"GGUF":
-        raise TinyGPTError(f"{path}: is not a GGUF file", "name a file that ends with .gguf")
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise TinyGPTError(f"{path}: is not a GGUF file", "name a file that ends with .gguf")
     return Reader(path)
 
 
@@ -432,17 +428,6 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
         writer.write_ti_data_to_file()
         for array, _, type_ in progress(plan.values(), desc="writing", unit="tensor"):
             writer.write_tensor_data(gguf.quantize(np.ascontiguousarray(array), type_))
-
-
-def dequantised(stock: Stock, quantisation: str) -> Stock:
-    """Quantise a model as `write_file` does, and convert it back to float32, as `read_file` and llama.cpp do."""
-    gguf = library("gguf", "GGUF")
-    weights = dict(stock.weights)
-    for name, (array, _, type_) in _plan(stock, quantisation).items():
-        array = gguf.dequantize(gguf.quantize(np.ascontiguousarray(array), type_), type_)
-        weights[name] = torch.from_numpy(np.array(_arranged(array, name, stock.config, inverse=True), order="C"))
-    model_type = stock.config["model_type"]
-    return Stock({**stock.config, _row(model_type).keys["activation"]: ACTIVATIONS[model_type][0]}, weights)
 
 
 def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:

@@ -25,7 +25,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import SampleConfig
 from tinygpt.data.tokenizer import Tokenizer, from_json, lone_surrogate
 from tinygpt.errors import TinyGPTError, library
-from tinygpt.files import file_error, read_text, remove, replacing, without_folders
+from tinygpt.files import read_text, remove, replacing, without_folders
 from tinygpt.interop.architectures import Pretrained, Stock, from_stock, reading, to_stock
 from tinygpt.interop.tokenizers import tokenizer_files
 
@@ -162,10 +162,7 @@ def write_folder(
     eos = json.loads(files["tokenizer_config.json"]).get("eos_token")
     eos = None if eos is None else from_json(files[TOKENIZER]).token_to_id(eos)
     require_own(out, {*WRITTEN, beside})
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise file_error(out, error, "choose another folder: -o FOLDER", "cannot be made") from None
+    out.mkdir(parents=True, exist_ok=True)
     for name in ("config.json", TEMPLATE):  # of an earlier export
         remove(out / name)
     write_tensors(out / WEIGHTS[0], stock.weights)
