@@ -13,7 +13,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
@@ -91,13 +90,12 @@ def raised(error: BaseException, file: str) -> dict[str, str]:
         error = error.__cause__
     if isinstance(error, SyntaxError) and error.filename == file:
         return {"got": f"line {error.lineno}: {error.msg}", "expected": "valid Python"}
-    line = innermost_line(traceback.extract_tb(error.__traceback__), file)
-    last_frame = traceback.extract_tb(error.__traceback__)[-1:]
-    message = str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    line, message = innermost_line(frames, file), str(error)
     # raised by the template, not by PyTorch
-    if type(error) is NotImplementedError and not message and innermost_line(last_frame, file):
+    if type(error) is NotImplementedError and not message and innermost_line(frames[-1:], file):
         return {"got": f"not written yet: {line}", "expected": "your code in place of raise NotImplementedError"}
-    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType) and error.obj.__name__ == "my_gpt":
+    if isinstance(error, AttributeError) and error.obj is sys.modules.get("my_gpt"):
         return {"got": f"no {error.name} in the file", "expected": f"{error.name}, as in the template"}
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return {"got": f"{text}\n{line}".strip(), "expected": "no exception"}

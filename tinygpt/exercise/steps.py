@@ -354,21 +354,21 @@ def line_steps(my: Any, steps: int = 1, max_norm: float = 1e9) -> tuple[Any, flo
     return loss, model.w.item()
 
 
-def expect_rate(my: Any, step: int, expected: float) -> None:
-    got = float(my.learning_rate(step, peak=1.0, minimum=0.1, warmup=9, total=109))
-    expect_number(got, expected, f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)")
+def expect_rates(my: Any, rates: dict[int, float]) -> None:
+    """Check the learning rate of each step in `rates`."""
+    for step, expected in rates.items():
+        got = float(my.learning_rate(step, peak=1.0, minimum=0.1, warmup=9, total=109))
+        expect_number(got, expected, f"learning_rate({step}, peak=1.0, minimum=0.1, warmup=9, total=109)")
 
 
 def training(my: Any) -> Iterator[str]:  # step 7
     yield """the learning rate rises to the peak, then falls to the minimum
     three cases: step < warmup, step > total, and the cosine between them"""
-    for step, expected in ((0, 0.1), (3, 0.4), (9, 1.0), (109, 0.1), (500, 0.1)):
-        expect_rate(my, step, expected)
+    expect_rates(my, {0: 0.1, 3: 0.4, 9: 1.0, 109: 0.1, 500: 0.1})
 
     yield """the decay follows half a cosine
     (1 + cos(pi * progress)) / 2, where progress goes from 0 at warmup to 1 at total"""
-    for step, expected in ((34, 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2), (59, 0.55)):
-        expect_rate(my, step, expected)
+    expect_rates(my, {34: 0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2, 59: 0.55})
 
     yield """train_step returns the loss before the update, as a float
     loss.item()"""

@@ -304,10 +304,10 @@ def split_rows(row: StockClass, config: GPTConfig, layer: str, outputs: Tensor) 
     return dict(zip(parts, outputs.split(sizes), strict=True))
 
 
-def shapes_of(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of a GPT's weights by their names, without allocating any."""
+def shapes_of(config: GPTConfig) -> dict[str, Tensor]:
+    """Return a GPT's weights as tensors that have a shape, but no memory."""
     with torch.device("meta"):
-        return {name: tuple(weight.shape) for name, weight in GPT(config).state_dict().items()}
+        return GPT(config).state_dict()
 
 
 def _transposed(row: StockClass, layer: str, weight: Tensor) -> Tensor:
@@ -354,19 +354,18 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     if head is not None and not torch.equal(head, tensors[embeddings]):
         raise _unusable("tie_word_embeddings is true, but lm_head.weight differs from the embeddings")
     shapes, weights = shapes_of(config), dict[str, Tensor]()
-    for name, shape in shapes.items():
+    for name, like in shapes.items():
         layer, _, parameter = name.rpartition(".")
         is_tied = layer == "lm_head" and config.tie_weights
         if is_tied or (parameter == "bias" and not _has_bias(row, layer, stock.config)):
             continue
         parts = []
-        for part, rows in split_rows(row, config, layer, torch.empty(shape, device="meta")).items():
+        for part, rows in split_rows(row, config, layer, like).items():
             stock_name, expected = f"{part}.{parameter}", tuple(_transposed(row, layer, rows).shape)
             if stock_name not in tensors:
                 raise _unusable(f"the weights lack the tensor {stock_name}")
-            if (actual := tuple(tensors[stock_name].shape)) != expected:
-                shape_text = f"the shape of the tensor {stock_name} is {actual}"
-                raise _unusable(f"{shape_text}, but config.json requires {expected}")
+            if (shape := tuple(tensors[stock_name].shape)) != expected:
+                raise _unusable(f"the shape of the tensor {stock_name} is {shape}, but config.json requires {expected}")
             parts.append(_transposed(row, layer, tensors.pop(stock_name)))
         weights[name] = converted(config, layer, torch.cat(parts), inverse=True)
     if tensors:
@@ -375,7 +374,7 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
 
 
 def _simplified(
-    config: GPTConfig, shapes: dict[str, tuple[int, ...]], weights: dict[str, Tensor]
+    config: GPTConfig, shapes: dict[str, Tensor], weights: dict[str, Tensor]
 ) -> tuple[GPTConfig, dict[str, Tensor]]:
     """Leave out biases that are all zero and weights of QK norms that are all one, which some classes cannot omit.
 
@@ -386,7 +385,7 @@ def _simplified(
     has_bias = any(weights[name].any() for name in biases if name in weights)
     has_norms = not all(weights[name].eq(1).all() for name in norms)
     for name in biases:
-        weights.setdefault(name, torch.zeros(shapes[name]))
+        weights.setdefault(name, torch.zeros(shapes[name].shape))
     if config.tie_weights:
         weights["lm_head.weight"] = weights["transformer.wte.weight"]
     dropped = {*([] if has_bias else biases), *([] if has_norms else norms)}
@@ -423,7 +422,9 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
         values[key] = values.get(key) or row.missing.get(key) or {}
         rope |= values[key]
     rope.setdefault("rope_theta", values.get("rope_theta") or 10000.0)
-    vocabulary, width, heads = (size(values, keys[field]) for field in ("vocab_size", "n_embd", "n_head"))
+    fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+    sizes: dict[str, Any] = {field: size(values, keys[field]) for field in fields}
+    vocabulary, context, _, heads, width = sizes.values()
     if vocabulary > MAX_SYMBOLS:
         raise TinyGPTError(
             f"config.json: vocab_size is {vocabulary:,}, above the {MAX_SYMBOLS:,} that fit: "
@@ -431,15 +432,10 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
             "choose a model with a smaller vocabulary, for example GPT-2 or SmolLM2",
         )
     kv_heads = size(values, keys["n_kv_head"], heads) if "n_kv_head" in keys else heads
-    context = size(values, keys["block_size"])
     window = size(values, keys["window"], context) if "window" in keys else context
     activation = ACTIVATION.get(str(values.get(keys["activation"])), "")
     result = GPTConfig(
-        block_size=context,
-        vocab_size=vocabulary,
-        n_layer=size(values, keys["n_layer"]),
-        n_head=heads,
-        n_embd=width,
+        **sizes,
         n_kv_head=kv_heads if kv_heads != heads else 0,
         mlp_width=size(values, keys["mlp_width"], 4 * width if row.learned else None),
         bias=row.learned or any(values.get(key) for key in row.biases.values()),

@@ -94,12 +94,13 @@ def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
         )
     rank, scale = _settings(settings, folder / SETTINGS)
     pickled = WEIGHTS.replace(".safetensors", ".bin")
-    found = read_tensors(folder / (pickled if (folder / pickled).exists() else WEIGHTS))
-    shapes = {name.removesuffix(".weight"): shape for name, shape in shapes_of(config).items() if ".h." in name}
-    layers = {layer: _layer(config, layer, shape, rank, found) for layer, shape in shapes.items() if len(shape) == 2}
+    tensors = read_tensors(folder / (pickled if (folder / pickled).exists() else WEIGHTS))
+    shapes = {name.removesuffix(".weight"): like for name, like in shapes_of(config).items() if ".h." in name}
+    layers = {layer: _layer(config, layer, like, rank, tensors) for layer, like in shapes.items() if like.dim() == 2}
     width = max(len(a) for a, _ in layers.values())
-    if found or not width:
-        raise _foreign(folder, f"the tensor {shown(next(iter(found)))} belongs to no layer" if found else "no tensors")
+    if tensors or not width:
+        problem = f"the tensor {shown(next(iter(tensors)))} belongs to no layer" if tensors else "no tensors"
+        raise _foreign(folder, problem)
     adapted = {layer.rpartition(".")[2] for layer, (a, _) in layers.items() if len(a)}
     targets = [name for name in LoRA.targets.split(",") if name in adapted]
     weights = {}
@@ -125,14 +126,14 @@ def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
 
 
 def _layer(
-    config: GPTConfig, layer: str, shape: tuple[int, ...], rank: int, tensors: dict[str, Tensor]
+    config: GPTConfig, layer: str, weight: Tensor, rank: int, tensors: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """A (n, in) and B (out, n) of a layer of a GPT, from the layers that it stacks; n is 0 if none is adapted."""
     a_parts, b_parts = [], []
-    for part, rows in split_rows(stock_class(config), config, layer, torch.empty(shape, device="meta")).items():
-        a = tensors.pop(f"base_model.model.{part}.lora_A.weight", torch.zeros(0, shape[1]))
+    for part, rows in split_rows(stock_class(config), config, layer, weight).items():
+        a = tensors.pop(f"base_model.model.{part}.lora_A.weight", torch.zeros(0, weight.size(1)))
         b = tensors.pop(f"base_model.model.{part}.lora_B.weight", torch.zeros(len(rows), 0))
-        if len(a) not in (0, rank) or a.shape[1:] != shape[1:] or b.shape != (len(rows), len(a)):
+        if len(a) not in (0, rank) or a.shape[1:] != weight.shape[1:] or b.shape != (len(rows), len(a)):
             raise _foreign(Path(part), f"lora_A {tuple(a.shape)} and lora_B {tuple(b.shape)} do not fit r = {rank}")
         a_parts.append(a)
         b_parts.append(b)
