@@ -334,7 +334,7 @@ REFUSED = [
     ({"llama.attention.sliding_window": 128}, "has llama.attention.sliding_window = 128"),
     ({"llama.expert_count": 8}, "has llama.expert_count = 8"),
     ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, but a head has 16 channels"),
-    ({"llama.block_count": 4_000_000_000}, "block_count does not fit its 20 tensors"),
+    ({"llama.block_count": 4_000_000_000}, "num_hidden_layers is 4000000000, not a whole number"),
     ({"llama.attention.head_count": 0}, "damaged, or of an unknown form (ZeroDivisionError"),
     ({"llama.attention.head_count": "two"}, "damaged, or of an unknown form (TypeError"),
     ({"llama.embedding_length": None}, "damaged, or of an unknown form (KeyError: \"'embedding_length'\""),

@@ -89,8 +89,7 @@ def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: boo
 
 # ---- reading ------------------------------------------------------------------------------------------------------
 
-AGAIN, ANOTHER = "download or export it again", "import another model"
-FOLDER = "import the Hugging Face folder of this model"
+ANOTHER, FOLDER = "import another model", "import the Hugging Face folder of this model"
 
 
 def read_file(path: Path) -> Pretrained:
@@ -102,7 +101,7 @@ def read_file(path: Path) -> Pretrained:
     with reading(path), np.errstate(all="ignore"):
         reader = _open(path)
         header = {key: field.contents() for key, field in reader.fields.items()}
-        config = _config(path, header, len(reader.tensors))
+        config = _config(path, header)
         text, eos, bos = _read_tokenizer(path, header)
         from_json(text)  # checks it
         weights = _weights(path, reader.tensors, config)
@@ -124,7 +123,7 @@ def _open(path: Path) -> Any:
         def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
             self.data = np.asarray(self.data)  # slices of a memmap take several times as long
             if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
-                raise TinyGPTError(f"{path}: is truncated, or its header is damaged", AGAIN)
+                raise TinyGPTError(f"{path}: is truncated, or its header is damaged", "download or export it again")
             return super()._get(int(offset), dtype, int(count), override_order)  # type: ignore[no-any-return]
 
     with open(path, "rb") as file:
@@ -133,7 +132,7 @@ def _open(path: Path) -> Any:
     return Reader(path)
 
 
-def _config(path: Path, header: dict[str, Any], tensors: int) -> dict[str, Any]:
+def _config(path: Path, header: dict[str, Any]) -> dict[str, Any]:
     """The content of config.json, without the size of the vocabulary. Errors: TinyGPTError."""
     model_type = header["general.architecture"]
     if model_type not in ACTIVATIONS:
@@ -155,8 +154,6 @@ def _config(path: Path, header: dict[str, Any], tensors: int) -> dict[str, Any]:
     for key, name in keys.items():
         size = sizes[key] if key in sizes else defaults[key]
         config[name] = float(str(np.float32(size))) if key in FLOATS else size  # 1e-05, not 9.999999747378752e-06
-    if sizes["block_count"] > tensors:
-        raise TinyGPTError(f"{path}: block_count does not fit its {tensors} tensors", AGAIN)
     if row.learned:
         return config
     for key in ("rope.dimension_count", "attention.value_length"):
@@ -168,7 +165,8 @@ def _config(path: Path, header: dict[str, Any], tensors: int) -> dict[str, Any]:
 
 def _weights(path: Path, tensors: list[Any], config: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors as float32, under the names and in the layout of the stock class. Errors: TinyGPTError."""
-    names = _names(config["model_type"], config[_keys(config["model_type"])["block_count"]])
+    layers = config[_keys(config["model_type"])["block_count"]]
+    names = _names(config["model_type"], min(layers, len(tensors)))  # a damaged header may name billions of layers
     weights = {}
     for tensor in progress(tensors, desc="reading", unit="tensor"):
         shown = escaped(tensor.name)[:60]
