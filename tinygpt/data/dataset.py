@@ -1,15 +1,11 @@
 """Read prepared datasets: open token files and meta.json, check them, and make their splits sources of rows.
 
-data/token_files.py writes and describes these files. A dataset of prompts and responses is a sequence of examples,
-PROMPT prompt RESPONSE response END each, so the tokens alone tell which of them are targets of the loss.
-
-    dataset = Dataset("data", "shakespeare_char")
-    dataset.splits["val"], dataset.sources["val"], dataset.tokenizer
+dataset = Dataset("data", "shakespeare_char")
+dataset.splits["val"], dataset.sources["val"], dataset.tokenizer
 """
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -55,8 +51,7 @@ class Dataset:
     @property
     def labels(self) -> list[str]:
         """The responses of a labelled task; empty for free responses and for plain text."""
-        labels = self.meta.get("labels", []) if self.pairs else []
-        return labels if isinstance(labels, list) and all(isinstance(label, str) for label in labels) else []
+        return list(self.meta.get("labels", [])) if self.pairs else []
 
     def _set_sources(self) -> None:
         self.sources: dict[str, Rows] = {}
@@ -71,7 +66,7 @@ class Dataset:
         """Encode this dataset with another tokenizer. Returns False, and changes nothing, if the tokenizer lacks a
         character or the special tokens of pairs, or if the dataset is too large to be encoded again with subwords."""
         old, new = self.tokenizer, tokenizer
-        if fingerprint(old.to_dict()) == fingerprint(new.to_dict()):
+        if old.to_dict() == new.to_dict():
             return True
         if isinstance(new, CharTokenizer):
             ids = {symbol: index for index, symbol in enumerate(new.symbols)}
@@ -82,13 +77,9 @@ class Dataset:
         else:
             if sum(map(len, self.splits.values())) > ENCODED_AGAIN or (self.pairs and new.pair is None):
                 return False
-            encoded: dict[str, np.ndarray] = {}
             for split, tokens in self.splits.items():
-                pairs = self.sources[split].texts(old)
-                text = [old.decode(tokens.tolist())]
-                parts = [new.encode_pair(*pair) for pair in pairs] if pairs else new.encode_blocks(text)
-                encoded[split] = np.concatenate(list(parts))
-            self.splits = encoded
+                pairs = [new.encode_pair(*pair) for pair in self.sources[split].texts(old)]
+                self.splits[split] = np.concatenate(pairs or list(new.encode_blocks([old.decode(tokens.tolist())])))
         self.tokenizer = new
         self._set_sources()
         return True
@@ -134,17 +125,14 @@ class Dataset:
         path = self.folder / f"{split}.bin"
         try:
             size = path.stat().st_size
-        except OSError:
-            raise TinyGPTError(f"{path}: no such file", f"re-run {self.prepare_command}") from None
-        if size == 0 or size % TOKEN.itemsize:
-            what = "empty" if size == 0 else f"has {size:,} bytes, which is not a whole number of uint16 tokens"
-            raise TinyGPTError(f"{path}: {what}", f"re-run {self.prepare_command}")
-        if size > IN_MEMORY:
-            return np.memmap(path, dtype=TOKEN, mode="r")
-        try:
+            if size == 0 or size % TOKEN.itemsize:
+                what = "empty" if size == 0 else f"has {size:,} bytes, which is not a whole number of uint16 tokens"
+                raise TinyGPTError(f"{path}: {what}", f"re-run {self.prepare_command}")
+            if size > IN_MEMORY:
+                return np.memmap(path, dtype=TOKEN, mode="r")
             tokens = np.fromfile(path, dtype=TOKEN)
         except OSError as error:
-            raise file_error(path, error) from None
+            raise file_error(path, error, f"re-run {self.prepare_command}") from None
         self.verify(split, tokens)
         return tokens
 
@@ -182,12 +170,11 @@ def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:
     if "data_dir" in config.given or config.data_dir != type(config).data_dir:  # the second: made in Python
         return str(config.data_dir)
     folder, out, name = (str(recorded.get(key) or "") for key in ("data_dir", "out_dir", "dataset"))
-    parts, run = Path(out).parts, folder_of(path)
-    for absolute in (Path(os.path.abspath(run)), run.resolve()):
-        if folder and name and parts and absolute.parts[-len(parts) :] == parts:
-            start = Path(*absolute.parts[: -len(parts)])
-            if start != Path.cwd() and (start / folder / name).is_dir():
-                return str(start / folder)
+    out_parts, run_parts = Path(out).parts, folder_of(path).resolve().parts
+    if folder and name and out_parts and run_parts[-len(out_parts) :] == out_parts:
+        start = Path(*run_parts[: -len(out_parts)])
+        if start != Path.cwd() and (start / folder / name).is_dir():
+            return str(start / folder)
     return folder if folder and Path(folder).is_dir() else str(config.data_dir)
 
 

@@ -1,24 +1,19 @@
 """Read a sheet of an Excel workbook (.xlsx) as rows of text, like those of a CSV file.
 
-openpyxl, from the extra `excel`, parses the file. A cell becomes the text that Excel shows without a number format: 5,
-0.3, TRUE, 2024-03-05 (so 50 % becomes 0.5). Of a formula the stored result is read. Of merged cells only the first has
-text. Rows that a filter hides are read.
+A cell becomes the text that Excel shows without a number format: 5, 0.3, TRUE, 2024-03-05 (so 50 % becomes 0.5). Of a
+formula the stored result is read. Of merged cells only the first has text. Rows that a filter hides are read.
 
-    with open("pairs.xlsx", "rb") as file:
-        title, rows, others = read_sheet(Path("pairs.xlsx"), file, {"prompt", "response"})
-    rows[0]         # (1, ["prompt", "response"]): the row's number in Excel, the text of its cells
+    title, rows, others = read_sheet(path, file, {"prompt", "response"})    # rows[0]: (1, ["prompt", "response"])
 """
 
 import warnings
 from pathlib import Path
 from typing import IO, Any
 
-from tinygpt.data.text_files import LOCK_FILE
 from tinygpt.errors import TinyGPTError, library
 
 UNREADABLE = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")  # formats of sheets other than .xlsx
 COMPOUND_FILE = bytes.fromhex("d0cf11e0a1b11ae1")  # start of an encrypted .xlsx file, and of an .xls file
-MAX_ROWS = 1 << 20  # of a sheet in Excel; a damaged file may number a row higher
 
 
 class BadCell(str):
@@ -28,13 +23,10 @@ class BadCell(str):
 def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> tuple[str, list[tuple[int, list[str]]], list[str]]:
     """Read the first visible sheet whose first row has all `columns`; if none has, the first visible sheet.
 
-    Returns its title, its rows, and the titles of the other visible sheets.
+    Returns its title, its rows (each with its number in Excel), and the titles of the other visible sheets.
     Errors: TinyGPTError if openpyxl is missing, or the file is not an intact .xlsx workbook.
     """
     openpyxl = library("openpyxl", f"{path}: an Excel file")
-    if path.name.startswith(LOCK_FILE):
-        what = f"{path}: is a lock file, which Excel keeps while a workbook is open"
-        raise TinyGPTError(what, "name the workbook itself")
     if file.read(len(COMPOUND_FILE)) == COMPOUND_FILE:
         what = f"{path}: is encrypted, or in the old .xls format"
         raise TinyGPTError(what, "remove the password in Excel, or save it as .xlsx or .csv")
@@ -45,13 +37,11 @@ def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> tuple[str, lis
             for sheet in (*results.worksheets, *formulas.worksheets):
                 sheet.reset_dimensions()  # the size that a file states may be wrong
             visible = [sheet for sheet in results.worksheets if sheet.sheet_state == "visible"]
-            if not visible:
-                raise TinyGPTError(f"{path}: no visible sheet with cells", "put the pairs into a sheet, and save it")
             headers = [{text_of(cell.value) for cell in next(sheet.iter_rows(max_row=1), ())} for sheet in visible]
             title = visible[next((i for i, header in enumerate(headers) if columns <= header), 0)].title
-            row_pairs = zip(*(book[title].iter_rows(max_row=MAX_ROWS) for book in (results, formulas)), strict=True)
+            row_pairs = zip(results[title].iter_rows(), formulas[title].iter_rows(), strict=True)
             rows = [(number, list(map(cell_text, *cells))) for number, cells in enumerate(row_pairs, start=1)]
-    except (MemoryError, TinyGPTError):
+    except MemoryError:
         raise
     except Exception as error:  # for a damaged file, openpyxl lets errors of a dozen kinds through
         what = f"{path}: is not an intact .xlsx workbook ({type(error).__name__})"
