@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.rows import Batches, MixedRows, PairRows, Rows, TextRows, draw_windows, windows
+from tinygpt.data.rows import Batches, MixedRows, PairRows, Rows, TextRows, draw_windows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.errors import TinyGPTError
 
@@ -63,11 +63,12 @@ def test_the_draw_is_the_same_for_ever() -> None:
 
 
 @given(tokens=st.lists(st.integers(0, 65_535), min_size=12, max_size=40), block_size=st.integers(1, 8))
-def test_windows_are_slices(tokens: list[int], block_size: int) -> None:
+def test_rows_of_text_are_slices(tokens: list[int], block_size: int) -> None:
     starts = draw_windows(0, 0, len(tokens), block_size, 5)
-    made = windows(np.array(tokens, dtype="<u2"), starts, block_size)
-    assert made.dtype == np.int64
-    assert made.tolist() == [tokens[start : start + block_size + 1] for start in starts]
+    x, y = TextRows(np.array(tokens, dtype="<u2")).rows(starts, block_size)
+    assert x.dtype == y.dtype == np.int64
+    assert x.tolist() == [tokens[start : start + block_size] for start in starts]
+    assert y.tolist() == [tokens[start + 1 : start + block_size + 1] for start in starts]
 
 
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(tiny_data: Path) -> None:

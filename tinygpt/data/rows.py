@@ -1,13 +1,11 @@
 """Rows of tokens for training and evaluation, and the draw of a batch.
 
-A split of a dataset is plain text (`TextRows`) or prompts with responses (`PairRows`). Training draws its batches from
-a split or from a mixture of two (`MixedRows`, for replay). All have one interface, which `TextRows` explains; a mixture
-cannot be evaluated, so it lacks the methods from `every` on. A handle identifies a row of a source.
+A split is plain text (`TextRows`) or prompts with responses (`PairRows`); training can also draw from a mixture
+(`MixedRows`). `TextRows` explains their interface; a mixture lacks the methods from `every` on, those for evaluation.
 
-A batch is a pure function of (seed, step): a Philox generator keyed by the two draws the global batch, and each
-process and each micro-step takes its slice of it. So there is no data position to save, resuming is exact,
-evaluation cannot disturb training, and the number of processes does not change what is learned.
-Source of the counter-based generator: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+A batch is a pure function of (seed, step): a Philox generator (Salmon et al. 2011, "Parallel random numbers: as easy as
+1, 2, 3") keyed by the two draws the global batch, and each process and micro-step takes its slice of it. So there is no
+data position to save, resuming is exact, and the number of processes does not change what is learned.
 
     at = source.draw(seed, step, block_size, batch_size)            # source = dataset.sources["train"]
     x, y = source.rows(at, source.width(block_size))                # int64 (batch_size, width)
@@ -49,12 +47,8 @@ class TextRows:
 
     def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets, int64 (n, width). A target of -1 carries no loss: those past the end of the text."""
-        if not len(at) or at.max() + width < len(self.tokens):
-            block = windows(self.tokens, at, width)
-        else:
-            positions = at[:, None] + np.arange(width + 1)  # (n, width + 1)
-            inside = positions < len(self.tokens)
-            block = np.where(inside, self.tokens[np.minimum(positions, len(self.tokens) - 1)].astype(np.int64), -1)
+        positions = at[:, None] + np.arange(width + 1)  # (n, width + 1)
+        block = gather(self.tokens, positions, positions < len(self.tokens), -1)
         return np.maximum(block[:, :-1], 0), block[:, 1:]
 
     def grouped(self) -> "TextRows":
@@ -147,7 +141,7 @@ class PairRows:
         """Inputs and targets, int64 (n, width). Longer examples are cut; shorter ones are padded."""
         positions = self.starts[at][:, None] + np.arange(width + 1)  # (n, width + 1)
         inside = positions < self.ends[at][:, None]
-        block = np.where(inside, self.tokens[np.minimum(positions, len(self.tokens) - 1)].astype(np.int64), self.end_id)
+        block = gather(self.tokens, positions, inside, self.end_id)
         is_target = inside & (positions > self.responses[at][:, None])
         return block[:, :-1], np.where(is_target, block, -1)[:, 1:]
 
@@ -285,6 +279,6 @@ def find(tokens: np.ndarray, sequence: np.ndarray) -> np.ndarray:
     return positions
 
 
-def windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> np.ndarray:
-    """Inputs with their targets: int64 (len(starts), block_size + 1); x is [:, :-1], y is [:, 1:]."""
-    return tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
+def gather(tokens: np.ndarray, positions: np.ndarray, inside: np.ndarray, fill: int) -> np.ndarray:
+    """Tokens at `positions`, int64 in their shape; `fill` where they are not `inside` (bool)."""
+    return np.where(inside, tokens[np.minimum(positions, len(tokens) - 1)].astype(np.int64), fill)
