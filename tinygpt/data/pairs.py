@@ -115,13 +115,11 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
             raise TinyGPTError(f"{path}: not CSV ({error})", "write it with a csv library") from None
         except OSError as error:
             raise file_error(path, error) from None
+    shown = problems[:5] + [f"{len(problems) - 5:,} more lines"] * (len(problems) > 5)
     if problems and not config.skip_bad:
-        more = f"; and {len(problems) - 5:,} more" if len(problems) > 5 else ""
-        raise TinyGPTError("; ".join(problems[:5]) + more, "fix them in the file, or pass --skip_bad to leave them out")
-    for line in problems[:5]:
+        raise TinyGPTError("; ".join(shown), "fix them in the file, or pass --skip_bad to leave them out")
+    for line in shown:
         terminal.print_error(f"left out: {line}")
-    if len(problems) > 5:
-        terminal.print_error(f"left out: {len(problems) - 5:,} more lines")
     if boms:
         print(f"note: removed {boms} byte-order mark{'s' * (boms > 1)}")
 
@@ -206,12 +204,10 @@ def table_lines(
 
 
 def column_flags(names: list[str], config: PrepareConfig) -> list[str]:
-    """The flags that name the columns of prompts and responses; COLUMN where not exactly one name matches."""
-    flags = {"prompt_field": config.prompt_field, "response_field": config.response_field}
-    for flag, field in flags.items():
-        matches = [name for name in names if name.casefold() == field.casefold()]
-        flags[flag] = field if field in names else matches[0] if len(matches) == 1 else "COLUMN"
-    return [f"--{flag}={name}" for flag, name in flags.items()]
+    """The flags that name the columns of prompts and responses; COLUMN where no name matches, apart from case."""
+    by_case = {name.casefold(): name for name in names}
+    fields = {"prompt_field": config.prompt_field, "response_field": config.response_field}
+    return [f"--{flag}={by_case.get(field.casefold(), 'COLUMN')}" for flag, field in fields.items()]
 
 
 def pair_of(entry: dict[str, Any] | str, config: PrepareConfig) -> Pair:
@@ -231,8 +227,6 @@ def pair_of(entry: dict[str, Any] | str, config: PrepareConfig) -> Pair:
             raise ValueError(f"{key} is {text}")
         if not text.strip():
             raise ValueError(f"{key} is empty")
-        if "\0" in text:
-            raise ValueError(f"{key} contains a NUL")
         if surrogate := lone_surrogate(text):
             raise ValueError(f"{key} contains a lone surrogate ({surrogate}), which is half of a character")
     prompt, response = entry[config.prompt_field].strip(), entry[config.response_field].strip()

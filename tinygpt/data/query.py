@@ -1,12 +1,10 @@
 """Run a query that a model wrote: one SELECT on a copy of a SQLite database, within limits.
 
-A response of a language model is untrusted input: it may be any text. A single SELECT cannot write, and it runs on a
-copy of the database in memory that is read-only; SQLite opens no other file for it. A query is short, since SQLite
-would expand long nested ones to gigabytes before their first step. It ends after a number of steps of SQLite's virtual
-machine, which bound its time (usually well below a second) and, with the length of a value, its memory. Steps do not
-depend on the speed of the machine, so neither does a score.
-
-The query may read every row of the database, and nothing here protects from a bug in SQLite itself.
+A response of a language model is untrusted input. A single SELECT cannot write, and it runs on a copy of the database
+in memory that is read-only; SQLite opens no other file for it. A query is short, since SQLite would expand long nested
+ones to gigabytes before their first step. It ends after a number of steps of SQLite's virtual machine, which bound its
+time and, with the length of a value, its memory; they do not depend on the speed of the machine, so neither does a
+score. The query may read every row of the database, and nothing here protects from a bug in SQLite itself.
 
     run_query(database, "select count(*) from clients")     # [(300,)]
     run_query(database, "drop table clients")               # None

@@ -1,8 +1,7 @@
 """Find text files and read them in blocks, so that memory does not grow with the text.
 
 A block of plain ASCII stays `bytes`, so that vocabulary and encoding are two calls of `bytes.translate`; any other
-block is decoded to `str`. CRLF becomes LF and a byte-order mark is dropped; both are counted. Each file begins on a new
-line: if a file does not end with a line end, an LF is put between it and the next.
+block is decoded to `str`. CRLF becomes LF and a byte-order mark is dropped; both are counted.
 
     text = InputText(input_files(["notes.txt", "more/"]), "utf-8")
     seen = text.survey()                            # which code points occur, bool (0x110000,); text.characters
@@ -32,6 +31,7 @@ BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it fits the
 BAR_FROM = 20 << 20  # bytes of input from which a progress bar is worth showing
 INPUT_HINT = "give a text file, a folder or a quoted pattern to --input"
 LOCK_FILE = "~$"  # start of the name of the file that Excel keeps next to an open workbook
+HIDDEN = r"(^|/)(\.|~\$)"
 ASCII_BASED = r"utf-8|ascii|cp125\d|iso8859-\d+"  # encodings whose bytes below 128 are always ASCII (unlike UTF-7's)
 
 
@@ -69,10 +69,9 @@ def input_files(
 
 def left_out(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequence[str] = (".txt",)) -> list[str]:
     """For each folder of `inputs` a note on its files that are not among `paths`. Hidden files do not count."""
-    read, hidden, notes = {path.resolve() for path in paths}, (".", LOCK_FILE), []
+    read, notes = {path.resolve() for path in paths}, []
     for folder in filter(Path.is_dir, map(Path, inputs)):
-        below = [(path, path.relative_to(folder).parts) for path in folder.rglob("*")]
-        shown = [path for path, parts in below if not any(part.startswith(hidden) for part in parts)]
+        shown = [path for path in folder.rglob("*") if not re.search(HIDDEN, path.relative_to(folder).as_posix())]
         files = [path for path in shown if os.path.isfile(path) and path.resolve() not in read]
         endings = [ending for ending, _ in Counter(sorted(path.suffix or path.name for path in files)).most_common()]
         if endings:
@@ -97,18 +96,16 @@ def is_encoding(name: str) -> bool:
 
 def not_decoded(path: Path, encoding: str, error: UnicodeError, start: int | None = None) -> TinyGPTError:
     """Error for a file that is not in `encoding`; `start` is the offset of the bytes that the decoder was given."""
-    utf8, what, where = codecs.lookup(encoding).name == "utf-8", "the text", 0
+    what, where = "the text", 0
     if isinstance(error, UnicodeDecodeError):
         what, where = f"byte 0x{error.object[error.start]:02x}", error.start
     position = "" if start is None else f" at offset {start + where}"
-    return TinyGPTError(
-        f"{path}: {what}{position} is not {'UTF-8' if utf8 else encoding}",
-        f"--encoding {'cp1252' if utf8 else 'utf-8'}",
-    )
+    name, other = ("UTF-8", "cp1252") if codecs.lookup(encoding).name == "utf-8" else (encoding, "utf-8")
+    return TinyGPTError(f"{path}: {what}{position} is not {name}", f"--encoding {other}")
 
 
 class InputText:
-    """The text of some files, one after the other, in blocks. Each file begins on a new line."""
+    """The text of some files, one after the other, in blocks. Each file begins on a new line; an LF is added for it."""
 
     def __init__(self, paths: list[Path], encoding: str) -> None:
         self.paths, self.encoding = paths, encoding
@@ -190,11 +187,10 @@ class InputText:
                         raw = raw[offset:]
                     start = offset - len(decoder.getstate()[0])
                     if ascii_based and b"\0" in raw:
-                        raise binary(path, f" at offset {offset + raw.index(0)}")
-                    text: Any = raw if ascii_based and raw.isascii() and start == offset else decoder.decode(raw)
-                    if not ascii_based and "\0" in text:
-                        raise binary(path)
-                    yield text
+                        what = f"{path}: is binary, not text (a NUL at offset {offset + raw.index(0)})"
+                        hint = "save PDF and Word documents as plain text; for UTF-16 add --encoding utf-16"
+                        raise TinyGPTError(what, hint)
+                    yield raw if ascii_based and raw.isascii() and start == offset else decoder.decode(raw)
                     offset += len(raw)
                 start = offset - len(decoder.getstate()[0])
                 yield decoder.decode(b"", final=True)
@@ -211,19 +207,12 @@ class InputText:
             lf: Any = b"\n" if isinstance(block, bytes) else "\n"
             if held:
                 block = cr + block
-            if held := block.endswith(cr):
-                block = block[:-1]
-            if pairs := block.count(cr + lf) if cr in block else 0:
+            held = block.endswith(cr)
+            block = block.removesuffix(cr)
+            if cr in block:
+                self.crlf += block.count(cr + lf)
                 block = block.replace(cr + lf, lf)
-            self.crlf += pairs
             if block:
                 yield block
         if held:
             yield b"\r"
-
-
-def binary(path: Path, where: str = "") -> TinyGPTError:
-    return TinyGPTError(
-        f"{path}: is binary, not text (a NUL{where})",
-        "save PDF and Word documents as plain text; for UTF-16 add --encoding utf-16",
-    )
