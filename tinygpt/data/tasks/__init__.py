@@ -18,29 +18,20 @@ Library = Callable[[int], tuple[dict[str, str], dict[str, list[dict[str, str]]]]
 
 @dataclass(frozen=True)
 class Task:
-    """A task: `make(seed)` returns its pairs; the responses are `labels`, or free text if there are none.
-
-    preset: the one that trains a model for the task, starting from the model in the folder `base` unless that is empty.
-    positive: of two labels the rare one, which is to be found; `tinygpt eval` then measures precision and recall.
-    scores: judges a response by named checks, from the prompt, the expected response and the response; for free text
-    with more than one right wording. synthetic: makes the form of the task with invented names, if the task has two
-    forms. library: makes documents, and questions of val and test about them. abstention: turns the response to a
-    prompt into the one that says that there is no answer. database: makes the database that the responses query. group:
-    names the group of a prompt; each group of val and test also gets scores of its own.
-    """
+    """A task: `make(seed)` returns its pairs."""
 
     name: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # the responses; empty: free text
     make: Make
-    preset: str
-    base: str = "out-fast"
-    positive: str = ""
-    scores: Scores | None = None
-    synthetic: Make | None = None
-    library: Library | None = None
-    abstention: Callable[[str, str], str] | None = None
-    database: Callable[[], sqlite3.Connection] | None = None
-    group: Callable[[str], str] | None = None
+    preset: str  # trains a model for the task
+    base: str = "out-fast"  # folder of the model that the preset starts from; empty: none
+    positive: str = ""  # of two labels the rare one, for which `tinygpt eval` measures precision and recall
+    scores: Scores | None = None  # judges free text by named checks
+    synthetic: Make | None = None  # makes the form of the task with invented names
+    library: Library | None = None  # makes documents, and questions of val and test about them
+    abstention: Callable[[str, str], str] | None = None  # from a prompt and its response to "there is no answer"
+    database: Callable[[], sqlite3.Connection] | None = None  # makes the database that the responses query
+    group: Callable[[str], str] | None = None  # names the group of a prompt; each group gets scores of its own
 
 
 _TASKS = (

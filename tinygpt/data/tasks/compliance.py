@@ -1,14 +1,12 @@
 """The task `compliance`: a message of a bank's employee -> ok or breach. Templates and a seed generate it.
 
-Two of a hundred messages break one of six rules: no promise of a return, no use of inside information, no business on
-a private channel, no gift above 100 euros, no client data outside the bank, no trade ahead of a client's order. A
-message is a breach if its author does, announces, proposes or requests the forbidden act. It is ok if the author
-refuses, forbids, reports or quotes it.
+Two of a hundred messages break one of six rules. A message is a breach if its author does, announces, proposes or
+requests the forbidden act: an act of `_ACTS` in a frame of `_DOING`. It is ok if the author refuses, forbids, reports
+or quotes it. Every fifth ok message is a hard negative with the same words: the same act in a frame of `_REFUSING`, or
+in a frame of `_DOING` the permitted counterpart of the act.
 
-`compliance.txt` has the wordings. A breach is an act of `_ACTS` in a frame of `_DOING`. Every fifth ok message is a
-hard negative with the same words: the same act in a frame of `_REFUSING`, or in a frame of `_DOING` the permitted
-counterpart of the act. The other ok messages are ordinary. In val and test, every fourth act and every fourth frame is
-a wording that train does not have, made of words that it has. Each client's name belongs to one split.
+`compliance.txt` has the wordings. In val and test, every fourth act and every fourth frame is a wording that train does
+not have, made of words that it has. Each client's name belongs to one split.
 
     make(1337)["train"][0]  # -> (prompt, response)
 """

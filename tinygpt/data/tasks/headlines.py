@@ -1,12 +1,11 @@
 """The task `headlines`: company news -> positive, neutral or negative. Templates and a seed generate it.
 
 The label of a statement is the product of three signs: of the metric (profits or losses), of the verb (rise or fall)
-and of the negation. Company, quarter and other words stand between metric and verb, and each word is equally frequent
-with both labels, so the frequencies of words or n-grams do not tell positive from negative. Names of companies contain
-positive and negative words, which do not affect the label. Each company's first name belongs to one split.
+and of the negation. Other words stand between metric and verb, and each word is equally frequent with both labels, so
+the frequencies of words or n-grams do not tell positive from negative. Each company's first name belongs to one split.
 
-Val has new sentences from the metrics and verbs of train. In a third of test, metric and verb occur in train, but never
-together (48 of 144 combinations are held out); in the others nothing in train tells the sign of the metric or the verb.
+In a third of test, metric and verb occur in train, but never together (48 of 144 combinations are held out); in the
+others nothing in train tells the sign of the metric or the verb.
 
     make(1337)["train"][0]  # -> (prompt, response)
     group("Losses at Noble Rail plunge")  # -> "new words"

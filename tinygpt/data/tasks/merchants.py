@@ -1,11 +1,11 @@
 """Real brands for the task `transactions`: a table of names, and its division into splits.
 
-`merchants.txt` is derived from the name-suggestion-index of OpenStreetMap (BSD-3-Clause, notice in
-`merchants.LICENSE`) by scripts/merchants.py, which documents the selection. A line `# brands/shop/clothes` opens a
-category; each of the lines below it has a name as the index spells it, a tab, and the countries ("001": worldwide).
+scripts/merchants.py makes `merchants.txt` from the name-suggestion-index of OpenStreetMap (BSD-3-Clause, notice in
+`merchants.LICENSE`). A line `# brands/shop/clothes` opens a category; each of the lines below it has a name as the
+index spells it, a tab, and the countries ("001": worldwide).
 
-A name helps to classify another one of the same chain (`SHELL`, `SHELL EXPRESS`). So names are put into groups, and all
-names of a group are in one split. A hash of the group's first name chooses it, so the splits do not depend on a seed.
+A name helps to classify another one of the same chain (`SHELL`, `SHELL EXPRESS`), so all names of a group are in one
+split. A hash of the group's first name chooses it, so the splits do not depend on a seed.
 
     merchants_by_label()["fuel"]["test"][0]  # -> Merchant(name="AMPUP", countries=("001",))
 """
@@ -72,7 +72,7 @@ def parts(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 @functools.cache
-def merchants_by_label() -> dict[str, dict[str, tuple[Merchant, ...]]]:
+def merchants_by_label() -> dict[str, dict[str, list[Merchant]]]:
     """The merchants of each label and split, sorted by name. Names with two labels are left out."""
     labels: dict[str, set[str]] = defaultdict(set)
     countries: dict[str, set[str]] = defaultdict(set)
@@ -87,16 +87,13 @@ def merchants_by_label() -> dict[str, dict[str, tuple[Merchant, ...]]]:
         for name in sorted(labels)
         if len(labels[name]) == 1 and words[name] and uses[words[name]] <= ORDINARY and name not in TEMPLATE_WORDS
     ]
-    found: dict[str, dict[str, list[Merchant]]] = {
+    split = {name: split_of(group[0]) for group in groups({name: words[name] for name in names}) for name in group}
+    merchants: dict[str, dict[str, list[Merchant]]] = {
         label: {split: [] for split in ("train", "val", "test")} for label in CATEGORIES
     }
-    for group in groups({name: words[name] for name in names}):
-        for name in group:
-            found[min(labels[name])][split_of(group[0])].append(Merchant(name, tuple(sorted(countries[name]))))
-    return {
-        label: {split: tuple(sorted(merchants)) for split, merchants in splits.items()}
-        for label, splits in found.items()
-    }
+    for name in names:  # in sorted order
+        merchants[min(labels[name])][split[name]].append(Merchant(name, tuple(sorted(countries[name]))))
+    return merchants
 
 
 def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:

@@ -1,17 +1,12 @@
 """The task `reader`: a question and passages -> what is asked, a judgement of each passage, the answer copied from one.
 
 A passage states facts about an invented company, and the question asks for one of them. Names and values are drawn
-afresh for every example, so a model has to find the fact and to copy its value. Passages about other companies are
-distractors, with facts of the same kind. Some questions have no answer; their response ends with `UNANSWERABLE`.
+afresh for every example, so a model has to copy them. The question comes first, because attention is causal. A response
+repeats the relation and the name, so that attention to earlier occurrences of the same letters (induction heads, Olsson
+et al. 2022) finds the passages; then it judges one passage after the other. docs/RETRIEVAL.md explains this format.
 
-The question comes first, because attention is causal: the model knows what to look for while it reads. A response first
-repeats what is asked: the relation, always in the same words, and the name, so that attention to the earlier
-occurrences of the same letters (induction heads, Olsson et al. 2022) finds the passages. Then it judges one passage
-after the other: `no`, or the answer. docs/RETRIEVAL.md explains why a tiny model learns this format in minutes.
-
-`reader.txt` contains the wordings. New wordings are held out: they do not occur in train. val has the wordings of train
-with other names and values. test has new wordings for the question, and in half of the examples also for the statement.
-There are two datasets: `reader`, and `reader_long` for a model that has learned from the short examples of the first.
+`reader.txt` contains the wordings. val has those of train with other names and values; test has new wordings for the
+question, and in half of the examples also for the statement.
 
     make(1337)["train"][0]              # -> (reading(question, passages), "chair of Norvik [1] no [2] Ana Torres")
     documents, questions = library(7)   # Markdown documents and questions, to try an index and a reader with
@@ -99,28 +94,12 @@ def place(rng: Rng) -> str:
     return before + _word(rng, 2) + rng.choice(("", "", "", "", "ville", "burg", "ton", "field"))
 
 
-def year(rng: Rng) -> str:
-    return str(rng.randrange(1850, 2027))
-
-
 def money(rng: Rng) -> str:
     currency = rng.choice(("$", "$", "$", "EUR ", "USD ", "£", "€", "CHF "))
     if rng.random() < 0.4:
         return currency + number(rng, rng.choice(("9,999", "99,000", "999,999")))
     amount = number(rng, rng.choice(("9", "99", "999", "9.9", "99.9", "9.99")))
     return currency + amount + rng.choice((" million", " million", " billion", "m"))
-
-
-def count(rng: Rng) -> str:
-    return number(rng, rng.choice(("99", "999", "999", "9,999", "99,999", "9,900")))
-
-
-def cents(rng: Rng) -> str:
-    return rng.choice(("$", "$", "EUR ", "£")) + number(rng, rng.choice(("9.99", "0.99", "9.9")))
-
-
-def percent(rng: Rng) -> str:
-    return number(rng, rng.choice(("9", "99", "9.9", "9.99"))) + rng.choice(("%", " %", " percent"))
 
 
 def date(rng: Rng) -> str:
@@ -155,7 +134,13 @@ class Relation(NamedTuple):
     wordings: dict[str, list[str]]  # "+" and "?" for all splits, "+!" and "?!" for test only
 
 
-VALUES = {draw.__name__: draw for draw in (company, person, place, year, money, count, cents, percent, date, goods)}
+VALUES: dict[str, Callable[[Rng], str]] = {
+    **{draw.__name__: draw for draw in (company, person, place, money, date, goods)},
+    "year": lambda rng: str(rng.randrange(1850, 2027)),
+    "count": lambda rng: number(rng, rng.choice(("99", "999", "999", "9,999", "99,999", "9,900"))),
+    "cents": lambda rng: rng.choice(("$", "$", "EUR ", "£")) + number(rng, rng.choice(("9.99", "0.99", "9.9"))),
+    "percent": lambda rng: number(rng, rng.choice(("9", "99", "9.9", "9.99"))) + rng.choice(("%", " %", " percent")),
+}
 RELATIONS = {name: Relation(VALUES[value], wordings) for name, (value, wordings) in read_wordings("reader.txt").items()}
 FILLERS = RELATIONS.pop("filler").wordings["+"]  # sentences that no question asks about
 SECTIONS = {  # of a document, with their relations
@@ -337,9 +322,7 @@ def library(seed: int, companies: int = 100) -> tuple[dict[str, str], dict[str, 
                 if relation in known or rng.random() < 0.5:
                     split = rng.choice(("val", "test"))
                     question_text = question(rng, relation, rng.choice((name, short(name))), new=split == "test")
-                    answer_source = source if relation in known else ""
-                    questions[split].append(
-                        {"question": question_text, "answer": known.get(relation, ""), "source": answer_source}
-                    )
+                    answer = {"answer": known.get(relation, ""), "source": source if relation in known else ""}
+                    questions[split].append({"question": question_text, **answer})
         documents[source] = "\n\n".join(parts) + "\n"
     return documents, questions

@@ -1,8 +1,7 @@
 """The tasks `reports`, `reports_a` and `reports_b`: a company's figures for a quarter -> two sentences about them.
 
-The prompts are the same; the responses have the plain style of a base model, or that of one of two firms. A firm has
-few examples. Style and fidelity are scored separately: `style` by the firm's named rules, which do not look at the
-values of the figures, and `fidelity` by what the response states, in whatever style.
+The prompts are the same; the responses have the plain style of a base model, or that of one of two firms. Style and
+fidelity are scored separately: by the rules of a firm's style, and by what the response states, in whatever style.
 
     prompt   Nordal Q2 sales 48.3 +6 profit 5.1 -12
     plain    In Q2 Nordal had sales of 48.3 million, up 6 percent. Profit was 5.1 million, down 12 percent.
@@ -54,21 +53,19 @@ def figures_of(prompt: str) -> Figures:
 
 def plain(f: Figures) -> str:
     """The style of the base model."""
-    sales, profit = (
-        f"{word(change, 'up', 'down')} {change[1:]} percent" for change in (f.sales_change, f.profit_change)
-    )
+    sales, profit = changes(f, "up", "down", " percent")
     first = f"In {f.quarter} {f.company} had sales of {f.sales} million, {sales}."
     return f"{first} Profit was {f.profit} million, {profit}."
 
 
 def firm_a(f: Figures) -> str:
-    sales, profit = (f"{word(change, 'rose', 'fell')} {change[1:]} %" for change in (f.sales_change, f.profit_change))
+    sales, profit = changes(f, "rose", "fell", " %")
     first = f"{f.company} sales {sales} to EUR {f.sales} m in {f.quarter}."
     return f"{first} Profit {profit} to EUR {f.profit} m compared with last year."
 
 
 def firm_b(f: Figures) -> str:
-    sales, profit = (f"{word(change, 'up', 'down')} {change[1:]}%" for change in (f.sales_change, f.profit_change))
+    sales, profit = changes(f, "up", "down", "%")
     signs = {sign(f.sales_change), sign(f.profit_change)}
     verdict = next(name for name, verdict_signs in VERDICTS.items() if verdict_signs == signs)
     return f"{f.quarter} at {f.company}: sales of €{f.sales}m, {sales}. Profit of €{f.profit}m, {profit}: {verdict}."
@@ -78,8 +75,9 @@ def sign(change: str) -> int:
     return -1 if change.startswith("-") else 1
 
 
-def word(change: str, up: str, down: str) -> str:
-    return up if sign(change) > 0 else down
+def changes(f: Figures, up: str, down: str, unit: str) -> list[str]:
+    """The changes of sales and profit in words: `up 6 percent`."""
+    return [f"{up if sign(change) > 0 else down} {change[1:]}{unit}" for change in (f.sales_change, f.profit_change)]
 
 
 STYLES: dict[str, Callable[[Figures], str]] = {"plain": plain, "a": firm_a, "b": firm_b}
@@ -118,9 +116,8 @@ def style(firm: str, response: str) -> dict[str, bool]:
 def facts(prompt: str, response: str) -> dict[str, bool]:
     """Check what a response in any of the styles states: the prompt's figures, all of them, and nothing else.
 
-    company, quarter: named once, and no other quarter. figures: sales and profit each have one amount and one change in
-    percent, those of the prompt, and there is no other number. directions: sales and profit each have one word for the
-    direction, which agrees with the sign of the change; a verdict, if there is one, agrees with both.
+    directions: sales and profit each have one word for the direction, which agrees with the sign of the change; a
+    verdict, if there is one, agrees with both.
     """
     figures = figures_of(prompt)
     parts = re.split(r"\bprofit\b", response, flags=re.IGNORECASE)
@@ -183,6 +180,6 @@ def make(firm: str, seed: int) -> dict[str, list[Pair]]:
 def draw(rng: random.Random, company: str) -> Figures:
     """Figures of a company. The two changes differ in size, so that an exchange of the two is a mistake."""
     sizes = rng.sample(range(1, 40), 2)
-    changes = [f"{rng.choice('+-')}{size}" for size in sizes]
+    sales_change, profit_change = (f"{rng.choice('+-')}{size}" for size in sizes)
     sales, profit = f"{rng.randrange(100, 1000) / 10:.1f}", f"{rng.randrange(10, 100) / 10:.1f}"
-    return Figures(company, f"Q{rng.randint(1, 4)}", sales, changes[0], profit, changes[1])
+    return Figures(company, f"Q{rng.randint(1, 4)}", sales, sales_change, profit, profit_change)

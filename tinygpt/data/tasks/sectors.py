@@ -1,16 +1,12 @@
 """The task `sectors`: a business activity -> its sector of the economy.
 
-The activities are titles and illustrative examples of the descriptions of industries that ship with tinygpt (`naics`,
-see scripts/naics.py): `Creamery Butter Manufacturing`, `Dollar stores`. The first two digits of an industry's code are
-its sector; manufacturing, retail and transport have several numbers.
+The activities are titles and illustrative examples of the descriptions of industries that ship with tinygpt (`naics`):
+`Creamery Butter Manufacturing`, `Dollar stores`. All activities of an industry (the first five digits of its code) are
+in one split, which a hash of the code chooses; the seed only shuffles the examples. Entries with fewer digits describe
+the industries of several splits, and are left out. data/README.md says how an activity becomes a prompt.
 
-All activities of an industry (the first five digits of the code) are in one split, so no test prompt is a variant of a
-training prompt. A hash of the code chooses the split; the seed only shuffles the examples. Entries with fewer digits
-describe the industries of several splits, and are left out. data/README.md says how an activity becomes a prompt.
-
-`corpus` is a text for pretraining: the descriptions of the training industries alone, without the codes, which give the
-sector. The corpus `naics` has the descriptions of all industries, so a model that was pretrained on it has read the
-test prompts.
+`corpus` is a text for pretraining: the training industries alone, without the codes, which give the sector. A model
+that was pretrained on `naics` has read the test prompts.
 
     make(1337)["train"][0]  # -> (prompt, response)
 """

@@ -4,10 +4,9 @@ The bank has three tables:
 
     clients(name, city, segment)      accounts(client, kind, balance)      payments(client, category, month, amount)
 
-`sql.txt` has twelve kinds of questions with several wordings each. Some wordings are held out: train and val do not
-have them, and half of test does. Values are held out, too. The clients and cities in train are invented for each
-example, so that memorising them does not help and the model learns to copy; those of val and test are the bank's.
-Amounts of val and test, and two of the months, do not occur in train either.
+`sql.txt` has twelve kinds of questions. Half of test has wordings that train and val do not have. Clients and cities in
+train are invented for each example, so that the model learns to copy; those of val and test are the bank's. Amounts of
+val and test, and two of the months, do not occur in train either.
 
 A query is correct if it returns the rows of the expected query (execution accuracy) in five databases with the same
 clients and different rows, since in one a wrong query may do so by chance ("distilled test suites", Zhong, Yu and Klein
@@ -38,8 +37,7 @@ create table payments (client text references clients, category text, month text
 
 CLIENTS, ACCOUNTS, PAYMENTS = 300, 600, 1500  # rows of the tables
 COLUMNS = word_lists("sql: values of columns")
-NAMES = "city", "segment", "kind", "category", "month"
-CITIES, SEGMENTS, ACCOUNT_KINDS, CATEGORIES, MONTHS = (COLUMNS[name] for name in NAMES)
+CITIES, SEGMENTS, ACCOUNT_KINDS, CATEGORIES, MONTHS = COLUMNS.values()
 TRAIN_MONTHS = tuple(month for month in MONTHS if month not in ("April", "November"))
 _LETTERS = "eeeeeaaaaiiiioooonnnnttttrrrrsssslllhhddccuummppggbbffyywwkvxzjq"
 AGGREGATES = {

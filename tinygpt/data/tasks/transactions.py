@@ -1,15 +1,13 @@
 """The task `transactions`: a line of a card statement -> its spending category.
 
-The lines are templates: a payment processor's prefix, a merchant, a store number, a place, a date, an amount.
-
-`with_brands`: the merchants of nine categories are real brands (data/tasks/merchants.py), and no brand of val or test
-occurs in train. The rest of a line tells nothing except the low price of a coffee (data/README.md). The table has no
-brands for fees, income and subscriptions. Their lines are invented, as below, and easy.
+`with_brands`: the merchants of nine categories are real brands (data/tasks/merchants.py). The rest of a line tells
+nothing except the low price of a coffee (data/README.md). Fees, income and subscriptions have invented lines.
 
 `invented`: all merchants are invented (words for their trades: `transactions.txt`). Three of four lines name the trade,
 in words that other merchants share; some have a decoy (in `GRILL AT HOLT MKT` the market is only the place). In the
-fourth the merchant's name is an invented word, and the category follows from the rest of the line. The merchants in val
-and test do not occur in train.
+fourth the merchant's name is an invented word, and the category follows from the rest of the line.
+
+No merchant of val or test occurs in train.
 
     with_brands(1337)["train"][0]  # -> (prompt, response)
 """
