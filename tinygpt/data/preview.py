@@ -1,8 +1,4 @@
-"""Print what `tinygpt prepare` made: the size, a preview of the tokens, and the next command.
-
-show_text(folder, tokenizer, meta)                   # meta: the content of meta.json
-show_pairs(config, meta, tokenizer, splits, "pairs.jsonl")
-"""
+"""Print what `tinygpt prepare` made: the size, a preview of the tokens, and the next command."""
 
 import sys
 from collections import Counter
@@ -21,7 +17,10 @@ PRETRAINED_BLOCK_SIZE = 128  # block_size of the preset finetune_transactions_pr
 
 
 def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
-    """Print the size of a dataset of text, its first lines as tokens and back, and the next command."""
+    """Print the size of a dataset of text, its first lines as tokens and back, and the next command.
+
+    meta: the content of meta.json.
+    """
     characters, tokens = sum(meta["characters"].values()), meta["tokens"]
     print(f"characters: {characters:,}")
     if isinstance(tokenizer, CharTokenizer):
@@ -58,8 +57,7 @@ def show_pairs(
     if meta["labels"]:
         show_labels(meta["labels"], splits)
     lengths = [len(tokenizer.encode_pair(*pair)) for part in splits.values() for pair in part]
-    mean = sum(lengths) / len(lengths)
-    print(f"lengths:    at most {max(lengths)} tokens, {mean:.0f} on average, special tokens included")
+    print(f"lengths:    at most {max(lengths)} tokens, {np.mean(lengths):.0f} on average, special tokens included")
     for prompt, response in splits["train"][: config.show or 1]:
         ids = tokenizer.encode_prompt(prompt), tokenizer.encode_response(response)
         print(f"  {coloured(*(tokenizer.decode(part.tolist()) for part in ids))}")
@@ -90,34 +88,35 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     Pairs longer than the presets' context get a base model of their own, with block_size `width`. Pairs that are
     encoded with a model's tokenizer are for LoRA of that model.
     """
+
+    def show(command: str, *arguments: str) -> None:
+        print(f"next: {suggest.command(command, *arguments, *suggest.data_dir_flag(folder.parent))}")
+
     task = TASKS.get(config.name, TASKS["transactions"])
-    base, flags = task.base, []
-    if base == "out-fast" and width > suggest.PRESET_BLOCK_SIZE:
-        base = f"out-fast-{width}"
-        flags = [f"--block_size={width}", f"--out_dir={base}"]
-    preset, data_flag = f"configs/{task.preset}.yaml", suggest.data_dir_flag(folder.parent)
+    preset, base, flags = f"configs/{task.preset}.yaml", task.base, []
     print()
     if config.tokenizer not in ("auto", "char"):
         characters = isinstance(tokenizer, CharTokenizer)
         preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
-        dataset_flags = own_flags(config.name, "transactions")
-        dataset_flags += [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
-        print(f"next: {suggest.command('finetune', preset, f'--ckpt={config.tokenizer}', *dataset_flags, *data_flag)}")
-        return
-    dataset_flags = own_flags(config.name, next(name for name, other in TASKS.items() if other.preset == task.preset))
-    if not task.base:
-        print(f"next: {suggest.command('train', preset, *data_flag)}")
-        return
-    if task.base == "out-fast" and not Path(f"{base}/ckpt.pt").exists():
+        flags = [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
+        return show("finetune", preset, f"--ckpt={config.tokenizer}", *own_flags(config.name, "transactions"), *flags)
+    if not base:
+        return show("train", preset)
+    if base == "out-fast" and width > suggest.PRESET_BLOCK_SIZE:
+        base = f"out-fast-{width}"
+        flags = [f"--block_size={width}", f"--out_dir={base}"]
+    base_task = base.removeprefix("out-")  # the task that trains the base model, as reports for reports_a
+    untrained = not Path(f"{base}/ckpt.pt").exists()
+    if untrained and base_task in TASKS:
+        show("prepare", base_task)
+        show("train", f"configs/{TASKS[base_task].preset}.yaml")
+    elif untrained:
         print("without a pretrained model, first train a base model, which takes half a minute:")
         if not (folder.parent / "shakespeare_char" / "meta.json").exists():
-            print(f"next: {suggest.command('prepare', 'shakespeare_char', *data_flag)}")
-        print(f"next: {suggest.command('train', 'configs/shakespeare_char_fast.yaml', *flags, *data_flag)}")
-    base_task = base.removeprefix("out-")  # the task that trains the base model, as reports for reports_a
-    if base_task in TASKS and not Path(f"{base}/ckpt.pt").exists():
-        print(f"next: {suggest.command('prepare', base_task, *data_flag)}")
-        print(f"next: {suggest.command('train', f'configs/{TASKS[base_task].preset}.yaml', *data_flag)}")
-    print(f"next: {suggest.command('finetune', preset, f'--ckpt={base}/ckpt.pt', *dataset_flags, *data_flag)}")
+            show("prepare", "shakespeare_char")
+        show("train", "configs/shakespeare_char_fast.yaml", *flags)
+    dataset = next(name for name, other in TASKS.items() if other.preset == task.preset)
+    show("finetune", preset, f"--ckpt={base}/ckpt.pt", *own_flags(config.name, dataset))
 
 
 def own_flags(name: str, dataset: str) -> list[str]:

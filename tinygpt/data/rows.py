@@ -58,9 +58,6 @@ class TextRows:
     def describe(self) -> str:
         return f"{len(self.tokens):,} training tokens"
 
-    def describe_rows(self, count: int, block_size: int) -> str:
-        return f"{count * block_size:,} tokens"
-
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         """Fraction of the source that an iteration reads: passes over the data per iteration."""
         return rows_per_iteration * block_size / len(self.tokens)
@@ -99,10 +96,7 @@ class TextRows:
 
 
 class PairRows:
-    """Prompts and responses. A row is one example; its targets are the tokens of the response and its end.
-
-    A handle is the number of the example.
-    """
+    """Prompts and responses. A row is an example, and its handle a number; targets are the response and its end."""
 
     def __init__(self, tokens: np.ndarray, tokenizer: Tokenizer) -> None:
         """Errors: ValueError if the tokens are not complete examples."""
@@ -175,9 +169,6 @@ class PairRows:
     def describe(self) -> str:
         return f"{len(self.starts):,} training examples"
 
-    def describe_rows(self, count: int, block_size: int) -> str:
-        return f"{count} examples"
-
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         return rows_per_iteration / len(self.starts)
 
@@ -196,9 +187,7 @@ class MixedRows:
     """Replay: the fraction `share` of the training rows comes from `old`, the base model's data, the rest from `new`.
 
     The share holds over the run: if it is small, most batches have no row of `old`. Replayed rows are spread evenly
-    over their batch, and so over the processes. Descriptions are those of `new`.
-
-    A handle is (0, handle in `new`) or (1, handle in `old`): int64 (n, 2).
+    over their batch, and so over the processes. A handle is (0, handle in `new`) or (1, handle in `old`): int64 (n, 2).
     Source: Rolnick et al. 2019, "Experience Replay for Continual Learning".
     """
 
@@ -244,9 +233,6 @@ class MixedRows:
 
     def describe(self) -> str:
         return self.new.describe()
-
-    def describe_rows(self, count: int, block_size: int) -> str:
-        return self.new.describe_rows(count, block_size)
 
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         return self.new.passes(rows_per_iteration * (1 - self.share), block_size)

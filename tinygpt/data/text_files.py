@@ -48,20 +48,19 @@ def input_files(
     for item in inputs:
         if not item:
             raise TinyGPTError("a file name is empty", hint or INPUT_HINT)
-        path = Path(item)
+        path, problem, default = Path(item), "no such file", INPUT_HINT
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in (*endings, *refused) and p.is_file())
-            patterns = " or ".join(f"*{ending}" for ending in endings)
+            matches = sorted(match for match in path.rglob("*") if match.suffix.lower() in (*endings, *refused))
+            problem = f"a folder without any {' or '.join(f'*{ending}' for ending in endings)} file"
             default = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
-            missing = f"{item}: a folder without any {patterns} file", hint or default
         elif path.exists():
-            matches, missing = [path], ("", "")
+            matches = [path]
         else:
-            matches = sorted(Path(p) for p in glob.glob(item, recursive=True) if Path(p).is_file())
-            missing = f"{item}: no such file", hint or INPUT_HINT
-        matches = [match for match in matches if path == match or not match.name.startswith(LOCK_FILE)]
+            matches = sorted(map(Path, glob.glob(item, recursive=True)))
+        if matches != [path]:
+            matches = [match for match in matches if match.is_file() and not match.name.startswith(LOCK_FILE)]
         if not matches:
-            raise TinyGPTError(*missing)
+            raise TinyGPTError(f"{item}: {problem}", hint or default)
         for match in matches:
             paths.setdefault(match.resolve(), match)
     return list(paths.values())

@@ -2,7 +2,6 @@
 
 `train.bin` and `val.bin` are raw little-endian uint16 ids, byte-compatible with nanoGPT's; `meta.json` holds the
 tokenizer, counts, and the SHA-256 of source and token files. A dataset of prompts and responses also has `test.bin`.
-Nothing is ever pickled. `data/dataset.py` reads these files.
 
     pieces = [("train", tokenizer.encode("some text")), ("val", tokenizer.encode("more text"))]
     write_token_files(folder, ("train", "val"), pieces, tokenizer, source_sha256, {"options": {}})

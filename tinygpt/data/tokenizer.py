@@ -1,9 +1,7 @@
 """Tokenizers: text to ids and back.
 
-Three tokenizers with one interface: `CharTokenizer`, where every character of the corpus is one token;
-`GPT2Tokenizer`, GPT-2's byte-pair encoding through tiktoken; and `HuggingFaceTokenizer`, that of an imported model,
-through the package tokenizers. All are plain JSON in and out (`to_dict`, `tokenizer_from_dict`), so a tokenizer
-travels inside `meta.json` and inside every checkpoint, never as a pickle.
+Three tokenizers with one interface: characters, GPT-2's byte-pair encoding, and the tokenizer of an imported model. All
+are plain JSON in and out (`to_dict`, `tokenizer_from_dict`), which `meta.json` and every checkpoint contain.
 
     tokenizer = CharTokenizer("abc")
     tokenizer.encode("cab").tolist() == [2, 0, 1];  tokenizer.decode([2, 0, 1]) == "cab"
@@ -71,10 +69,7 @@ class BaseTokenizer:
         raise NotImplementedError
 
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
-        """Ids of a text in blocks, uint16 (n,), equal to those of the whole text at once.
-
-        (A word of more than LONGEST_WORD characters is cut, which can change a token.)
-        """
+        """Ids of a text in blocks, uint16 (n,), equal to those of the whole text unless a word is LONGEST_WORD long."""
         return map(self.encode, cut_safely(blocks, self.cut_before))
 
     def joined(self, other: "Tokenizer") -> "Tokenizer":
@@ -117,12 +112,12 @@ class CharTokenizer(BaseTokenizer):
         if len(self.special) == len(SPECIAL):
             self.pair = PairFormat(*(np.array([self.special[name]], dtype="<u2") for name in SPECIAL))
             self.stop = END
-        ids = [index for index, symbol in enumerate(self.symbols) if symbol not in SPECIAL]
-        codes = code_points("".join(symbol for symbol in self.symbols if symbol not in SPECIAL))
+        ids = {symbol: index for index, symbol in enumerate(self.symbols) if symbol not in SPECIAL}
+        codes = code_points("".join(ids))
         self._known = np.zeros(CODE_POINTS, dtype=bool)  # by code point; lookup instead of a loop over characters
         self._known[codes] = True
         self._ids = np.zeros(CODE_POINTS, dtype="<u2")
-        self._ids[codes] = ids
+        self._ids[codes] = list(ids.values())
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
         """Ids of `text`, uint16, shape (n,). Errors: TinyGPTError names the first character without an id."""
@@ -132,8 +127,8 @@ class CharTokenizer(BaseTokenizer):
             return self._ids[codes[known]]
         if not known.all():
             index = int(np.argmin(known))
-            where = f"{describe(text[index])}, position {index})"
-            what = f"{where} is not in this model's {self.vocab_size}-character vocabulary"
+            character = f"{describe(text[index])}, position {index})"
+            what = f"{character} is not in this model's {self.vocab_size}-character vocabulary"
             raise TinyGPTError(what, "leave it out, or start the command with --skip_unknown")
         return self._ids[codes]
 
@@ -194,17 +189,17 @@ class GPT2Tokenizer(BaseTokenizer):
 
 
 class HuggingFaceTokenizer(BaseTokenizer):
-    """The tokenizer of an imported model, as the text of its tokenizer.json, through the package tokenizers.
-
-    eos: the token that ends a text, chat_template: the model's own (Jinja), both empty if it has none. pair: the text
-    around prompt and response, {"prefix", "middle", "end"}, which `tinygpt import` takes from the chat template. A
-    user's text is never encoded as a special token.
-    """
+    """The tokenizer of an imported model, through the package tokenizers. Text is never encoded as a special token."""
 
     kind = "huggingface"
 
     def __init__(self, text: str, eos: str = "", chat_template: str = "", pair: dict[str, str] | None = None) -> None:
-        """Errors: TinyGPTError without the package tokenizers; ValueError for something that is not a tokenizer."""
+        """Make a tokenizer from the text of a tokenizer.json.
+
+        eos: the token that ends a text, chat_template: the model's own (Jinja), both empty if it has none. pair: the
+        text around prompt and response, {"prefix", "middle", "end"}, which `tinygpt import` takes from the template.
+        Errors: TinyGPTError without the package tokenizers; ValueError for something that is not a tokenizer.
+        """
         from tinygpt.data.corpora import BYTES
 
         self._encoding = from_json(text)
@@ -251,8 +246,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
             return self
         if self.vocab_size + len(SPECIAL) > MAX_SYMBOLS:
             room = f"{self.vocab_size:,} tokens leave no ids for them below {MAX_SYMBOLS:,} (uint16)"
-            what = f"pairs need {len(SPECIAL)} special tokens, and {room}"
-            raise TinyGPTError(what, "use a model with a chat template, or with a smaller vocabulary")
+            raise TinyGPTError(f"pairs need {len(SPECIAL)} special tokens, and {room}")
         grown = from_json(self._json)
         grown.add_special_tokens(list(SPECIAL))
         return HuggingFaceTokenizer(grown.to_str(), self.eos, pair=dict(zip(PairFormat._fields, SPECIAL, strict=True)))
@@ -290,7 +284,7 @@ def from_json(text: str) -> Any:
     library = tokenizers_library()
     try:
         return library.Tokenizer.from_str(text)
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         raise
     except BaseException as error:  # the library raises plain Exception, and Rust's panics are BaseException
         raise ValueError(" ".join(ascii(str(error)).split())[:120]) from None
@@ -300,8 +294,7 @@ def splits_at_spaces(spec: dict[str, Any], added: Iterable[Any]) -> bool:
     """Return whether a text can be cut between a non-space and a space without a change of its ids.
 
     This is known of byte-level tokenizers with the patterns of GPT-2 (the default of `ByteLevel`, also after `Digits`,
-    as in SmolLM2), Qwen2 and Llama 3. A normalizer other than NFC may change the start of each part. An added token may
-    span the cut, or match only next to certain characters.
+    as in SmolLM2), Qwen2 and Llama 3, unless a normalizer changes the start of each part or an added token spans a cut.
     """
     pre = spec.get("pre_tokenizer") or {}
     *before, last = pre.get("pretokenizers") or [pre]
@@ -323,10 +316,7 @@ def split_by(pattern: str) -> dict[str, Any]:
 
 
 def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
-    """Cut a text before characters of `before` that follow a non-space, and yield the pieces.
-
-    If `before` is empty, the text is one piece.
-    """
+    """Cut a text before characters of `before` that follow a non-space; without `before`, the text is one piece."""
     pending = ""
     for block in blocks:
         pending += block if isinstance(block, str) else block.decode("ascii")

@@ -285,7 +285,8 @@ def open_folder(run: Run, resuming: bool) -> None:
 def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
     """Print the settings of the run and derived figures, before the first iteration. times: by number of threads."""
     config, model, progress, source = run.config, run.model, run.progress, run.source
-    size = source.describe_rows(run.rows_per_iter, run.longest_row)
+    rows = run.rows_per_iter
+    size = f"{rows} examples" if run.dataset.pairs else f"{rows * run.longest_row:,} tokens"
     processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
