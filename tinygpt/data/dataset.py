@@ -85,10 +85,7 @@ class Dataset:
         return True
 
     def require_tokenizer(self, tokenizer: Tokenizer, where: str, hint: str) -> None:
-        """Encode this dataset with a model's tokenizer. Errors: TinyGPTError that shows which tokens the model lacks.
-
-        where: the model, for the message.
-        """
+        """Encode this dataset with the tokenizer of the model `where`. Errors: TinyGPTError names what it lacks."""
         old = self.tokenizer
         if self.adopt_tokenizer(tokenizer):
             return

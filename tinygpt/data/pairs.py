@@ -68,10 +68,7 @@ def tokenizer_of_pairs(splits: dict[str, list[Pair]]) -> CharTokenizer:
 def write_pairs(
     folder: Path, splits: dict[str, list[Pair]], labels: list[str], tokenizer: Tokenizer, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write a dataset of pairs into a folder that the caller has locked, and return the content of meta.json.
-
-    labels: the responses, if they are a few labels, else empty. options: those of the command that made the pairs.
-    """
+    """Write pairs into a folder that the caller has locked; return the content of meta.json. No labels: free text."""
     pieces = ((name, tokenizer.encode_pair(*pair)) for name, part in splits.items() for pair in part)
     examples = {name: len(part) for name, part in splits.items()}
     facts = {"kind": "pairs", "options": options, "labels": labels, "examples": examples}
@@ -95,10 +92,7 @@ def write_library(documents: dict[str, str], questions: dict[str, list[dict[str,
 
 
 def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
-    """Read the pairs of JSON Lines, CSV and Excel files.
-
-    Errors: TinyGPTError that names the bad lines, unless --skip_bad.
-    """
+    """Read the pairs of JSON Lines, CSV and Excel files. Errors: TinyGPTError for bad lines, unless --skip_bad."""
     problems, boms = list[str](), 0
     for path in paths:
         try:
@@ -154,10 +148,8 @@ def json_lines(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
 
 
 def csv_rows(file: Any, config: PrepareConfig) -> Iterator[tuple[int, list[str]]]:
-    """Read the rows of a CSV file; the separator is a comma, semicolon or tab, whichever gives the needed columns.
-
-    If none does, it is the one that gives the most columns, and a comma last, which also occurs in text.
-    """
+    """Read the rows of a CSV file. The separator (tab, semicolon or comma) is the one that gives the needed columns, or
+    else the most columns; a comma, which also occurs in text, is the last choice."""
     first = file.readline()
     needed = {config.prompt_field, config.response_field}
     headers = {d: [name.strip() for name in next(csv.reader([first], delimiter=d), [])] for d in "\t;,"}
@@ -184,7 +176,10 @@ def table_lines(
         what = f"{where}: no column {' or '.join(missing)}; the first row, which has to name the columns, {first}"
         if len(names) < 2 and len(missing) == 2:
             raise TinyGPTError(what, "delete what is above the names of the columns")
-        raise TinyGPTError(what, " ".join(map(suggest.quoted, column_flags(names, config))))
+        by_case = {name.casefold(): name for name in names}
+        flags = {"--prompt_field": config.prompt_field, "--response_field": config.response_field}
+        hint = (f"{flag}={by_case.get(field.casefold(), 'COLUMN')}" for flag, field in flags.items())
+        raise TinyGPTError(what, " ".join(map(suggest.quoted, hint)))
     width = max(column for column, name in enumerate(header, start=1) if name)
     for field in fields:
         if header.count(field) > 1:
@@ -203,18 +198,8 @@ def table_lines(
             yield number, dict(itertools.zip_longest(header[:width], row[:width], fillvalue=""))
 
 
-def column_flags(names: list[str], config: PrepareConfig) -> list[str]:
-    """The flags that name the columns of prompts and responses; COLUMN where no name matches, apart from case."""
-    by_case = {name.casefold(): name for name in names}
-    fields = {"prompt_field": config.prompt_field, "response_field": config.response_field}
-    return [f"--{flag}={by_case.get(field.casefold(), 'COLUMN')}" for flag, field in fields.items()]
-
-
 def pair_of(entry: dict[str, Any] | str, config: PrepareConfig) -> Pair:
-    """Check an entry, and return its prompt and response. A string is the error of a line that could not be read.
-
-    Errors: ValueError that says what is wrong.
-    """
+    """Return the prompt and the response of an entry. Errors: ValueError. A string is the error of a bad line."""
     if isinstance(entry, str):
         raise ValueError(entry)
     for key in (config.prompt_field, config.response_field):
@@ -250,10 +235,7 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
 
 
 def normalised(prompt: str) -> str:
-    """Reduce a prompt to its letters and digits, without case, so that near duplicates become equal.
-
-    A prompt without any is returned unchanged.
-    """
+    """Reduce a prompt to its letters and digits, if it has any, without case, so that near duplicates become equal."""
     return "".join(filter(str.isalnum, prompt.casefold())) or prompt
 
 

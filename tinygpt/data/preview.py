@@ -17,10 +17,7 @@ PRETRAINED_BLOCK_SIZE = 128  # block_size of the preset finetune_transactions_pr
 
 
 def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
-    """Print the size of a dataset of text, its first lines as tokens and back, and the next command.
-
-    meta: the content of meta.json.
-    """
+    """Print the size of a dataset of text, its first lines as tokens and back, and the next command."""
     characters, tokens = sum(meta["characters"].values()), meta["tokens"]
     print(f"characters: {characters:,}")
     if isinstance(tokenizer, CharTokenizer):

@@ -17,7 +17,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -120,9 +119,8 @@ class InputText:
             stats = [os.stat(path) for path in self.paths]
         except OSError as error:
             raise file_error(error.filename, error) from None
-        for path, status in zip(self.paths, stats, strict=True):
-            if not S_ISREG(status.st_mode):
-                raise TinyGPTError(f"{path}: is not a regular file, and text is read twice", "save it as a file first")
+        if pipes := [path for path in self.paths if not path.is_file()]:
+            raise TinyGPTError(f"{pipes[0]}: is not a regular file, and text is read twice", "save it as a file first")
         return [(status.st_size, status.st_mtime_ns) for status in stats]
 
     def survey(self) -> np.ndarray:

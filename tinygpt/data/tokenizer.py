@@ -35,10 +35,7 @@ def code_points(text: str) -> np.ndarray:
 
 
 def lone_surrogate(text: str) -> str:
-    """Find the first lone surrogate, half of a surrogate pair; return it as `U+D83D`, or an empty string.
-
-    A surrogate is a code point but not a character: text that contains one cannot be encoded as UTF-8.
-    """
+    """Return the first lone surrogate, a code point that UTF-8 cannot encode, as `U+D83D`; an empty string if none."""
     match = re.search("[\ud800-\udfff]", text)
     return f"U+{ord(match[0]):04X}" if match else ""
 
@@ -328,10 +325,8 @@ def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
 
 
 def _safe_cut(text: str, before: str) -> int:
-    """The last position where one of the characters `before` follows a non-space, 0 if there is none yet.
-
-    Not any `isspace()`: Python includes control characters like U+001C, which GPT-2's pattern does not.
-    """
+    """The last position where one of the characters `before` follows a non-space, 0 if there is none yet."""
+    # not before any `isspace()`: Python includes control characters like U+001C, which GPT-2's pattern does not
     for at in range(len(text) - 1, 0, -1):
         if text[at] in before and not text[at - 1].isspace():
             return at

@@ -279,10 +279,7 @@ def named(fact: Fact) -> set[str]:
 
 
 def passage(rng: Rng, name: str, section: str, facts: Sequence[Fact], new: str = "") -> str:
-    """Write some sentences about a company, which the title or the first sentence names.
-
-    new: the relation that is stated in a new wording; empty: none.
-    """
+    """Write sentences about a company, which title or first sentence names. new: a relation to state in new wording."""
     title = rng.choice(("", "", f"{name}:", f"{name} > {section}:"))
     sentences = [title] if title else []
     for index, fact in enumerate(facts):

@@ -136,14 +136,11 @@ def facts(prompt: str, response: str) -> dict[str, bool]:
 
 
 def has_figures(text: str, values: tuple[str, str]) -> bool:
-    """Return whether a text has exactly this amount and this change, each with its unit, and no other number.
-
-    A number with a sign is another number: a word tells the direction.
-    """
+    """Return whether a text has exactly this amount and this change, each with its unit, and no other number."""
     amount, change = values
     numbers = re.findall(NUMBER, re.sub(r"\bQ\d+", "", text))
     amounts, changes = (re.findall(rf"({NUMBER}) ?(?:{unit})", text) for unit in (MILLIONS, PERCENT))
-    signed = re.search(r"[-+−]\W*\d", text)
+    signed = re.search(r"[-+−]\W*\d", text)  # a word tells the direction
     return not signed and len(numbers) == 2 and (amounts, changes) == ([amount], [change[1:]])
 
 
