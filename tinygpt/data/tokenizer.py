@@ -111,32 +111,28 @@ class CharTokenizer(BaseTokenizer):
             self.stop = END
         ids = {symbol: index for index, symbol in enumerate(self.symbols) if symbol not in SPECIAL}
         codes = code_points("".join(ids))
-        self._known = np.zeros(CODE_POINTS, dtype=bool)  # by code point; lookup instead of a loop over characters
-        self._known[codes] = True
-        self._ids = np.zeros(CODE_POINTS, dtype="<u2")
+        self._ids = np.full(CODE_POINTS, -1, dtype=np.int32)  # by code point; -1: unknown
         self._ids[codes] = list(ids.values())
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
         """Ids of `text`, uint16, shape (n,). Errors: TinyGPTError names the first character without an id."""
-        codes = code_points(text)
-        known = self._known[codes]
-        if skip_unknown:
-            return self._ids[codes[known]]
-        if not known.all():
+        ids = self._ids[code_points(text)]
+        known = ids >= 0
+        if not skip_unknown and not known.all():
             index = int(np.argmin(known))
             character = f"{describe(text[index])}, position {index})"
             what = f"{character} is not in this model's {self.vocab_size}-character vocabulary"
             raise TinyGPTError(what, "leave it out, or start the command with --skip_unknown")
-        return self._ids[codes]
+        return (ids if known.all() else ids[known]).astype("<u2")
 
     def unknown(self, seen: np.ndarray) -> str:
         """The characters without an id among those whose code points are set in `seen`, bool (0x110000,)."""
-        return "".join(map(chr, np.flatnonzero(seen & ~self._known)))
+        return "".join(map(chr, np.flatnonzero(seen & (self._ids < 0))))
 
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
         """Ids of each block of a text: one table lookup per character. Errors: as in `encode`."""
-        known = bytes(np.flatnonzero(self._known[:128]).tolist())
-        ids = self._ids[:128][self._known[:128]]
+        known = bytes(np.flatnonzero(self._ids[:128] >= 0).tolist())
+        ids = self._ids[list(known)]
         fits = bool((ids < 256).all())  # always, if `prepare` has sorted the vocabulary
         table = bytes.maketrans(known, ids.astype(np.uint8).tobytes())
         for block in blocks:
