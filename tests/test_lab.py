@@ -369,19 +369,6 @@ def test_the_page_is_one_file_without_requests(tiny: Path) -> None:
         assert heading in page
 
 
-@pytest.mark.parametrize(
-    ("stage", "file"), [("after: reader", "after.db"), ("fresh: reader", "after.db"), ("", "closed/ckpt.pt")]
-)
-def test_a_file_that_was_deleted_is_named(tiny: Path, tmp_path: Path, stage: str, file: str) -> None:
-    shutil.copytree(tiny / "out", tmp_path / "out")
-    content = json.loads((tmp_path / "out/lab.json").read_text(encoding="utf-8"))
-    content["stages"].pop(f"{stage}, seed 1", None)
-    (tmp_path / "out/lab.json").write_text(json.dumps(content), encoding="utf-8")
-    (tmp_path / "out/seed-1" / file).unlink()
-    done = lab_facts(tmp_path)
-    assert done.status == 2 and f"{Path('out/seed-1', file)} was deleted" in done.err and "delete out, and" in done.err
-
-
 @pytest.mark.slow
 @in_a_browser
 def test_a_fact_that_is_edited_in_the_page_reaches_retrieval_and_not_the_closed_book_model(

@@ -1,9 +1,8 @@
 """`tinygpt lab arithmetic`: does a model that adds numbers calculate, and does it know when it cannot?
 
-Models are trained from scratch on sums such as `47+385` -> `432`, of numbers with one to three digits, and asked for
-sums of numbers with two to five digits that are not among them. A second format writes the digits of the answer in
-reverse, the units first, as one adds on paper (Lee et al. 2023, "Teaching Arithmetic to Small Transformers", section
-3): each digit then depends on two digits and a carry, while the first digit of a plain answer depends on all digits.
+Models learn sums such as `47+385` -> `432`, of numbers with one to three digits, and are asked for others, of two to
+five digits. A second format writes the answer in reverse, the units first (Lee et al. 2023, "Teaching Arithmetic to
+Small Transformers", section 3): each digit then depends on two digits and a carry, not on all digits.
 
     examples, seed N          {"guess": the most frequent answer, "nearest": the answers of the nearest examples}
     train MODEL, seed N       {"seconds", "weights"}
@@ -15,7 +14,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,22 +110,20 @@ def nearest(known: Sequence[str], queries: Sequence[str]) -> list[str]:
 
 def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
     """Write the datasets, and answer the test with the controls."""
-    known, test = sums(size, seed)
+    (known, test), val_size = sums(size, seed), size.examples // 20
     test_prompts = [prompt for prompts in test.values() for prompt in prompts]
+    prompts_of = {"train": known[val_size:], "val": known[:val_size], "test": test_prompts}
     for form, step in (("plain", 1), ("reversed", -1)):
-        pairs, test_pairs = (
-            [(prompt, right(prompt)[::step]) for prompt in prompts] for prompts in (known, test_prompts)
-        )
-        val_size = size.examples // 20  # the validation split
-        write_dataset(folder / "data", form, {"train": pairs[val_size:], "val": pairs[:val_size], "test": test_pairs})
+        splits = {name: [(p, right(p)[::step]) for p in prompts] for name, prompts in prompts_of.items()}
+        write_dataset(folder / "data" / form, splits)
     guess = Counter(map(right, known)).most_common(1)[0][0]
     return {"guess": guess, "nearest": [right(prompt) for prompt in nearest(known, test_prompts)]}
 
 
 def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
-    settings = {"data_dir": folder / "data", "max_iters": size.iterations, "seed": seed, **VARIANTS[name].settings}
+    settings = {"max_iters": size.iterations, "seed": seed, **VARIANTS[name].settings}
     dataset, out = "reversed" if VARIANTS[name].reverse else "plain", folder / name.replace(", ", "-")
-    cost = train(folder / "train.log", "train", "lab_arithmetic", out, dataset=dataset, **settings)
+    cost = train("train", "lab_arithmetic", out, folder / "data" / dataset, **settings)
     return {"seconds": cost.seconds, "weights": cost.weights}
 
 
@@ -149,19 +146,22 @@ class SumAnswer(NamedTuple):
 
     def digits(self) -> float:
         """Return the share of correct digits, by position from the units."""
-        wanted = right(self.prompt)
-        return statistics.mean(a == b for a, b in zip(self.said[::-1].ljust(len(wanted)), wanted[::-1], strict=False))
+        truth = right(self.prompt)
+        return statistics.mean(a == b for a, b in zip(self.said[::-1].ljust(len(truth)), truth[::-1], strict=False))
 
     def failure(self) -> str:
-        wanted = right(self.prompt)
-        if len(self.said) != len(wanted):
-            return "too few digits" if len(self.said) < len(wanted) else "too many digits"
-        wrong = sum(a != b for a, b in zip(self.said, wanted, strict=True))
+        truth = right(self.prompt)
+        if len(self.said) != len(truth):
+            return "too few digits" if len(self.said) < len(truth) else "too many digits"
+        wrong = sum(a != b for a, b in zip(self.said, truth, strict=True))
         return "one digit wrong" if wrong == 1 else "several digits wrong"
 
 
-def answered(results: Results, config: LabConfig) -> dict[str, list[list[SumAnswer]]]:
-    """Collect the answers of each system, a list per seed."""
+Runs = list[list[SumAnswer]]  # the answers of a system, a list for each seed
+
+
+def answered(results: Results, config: LabConfig) -> dict[str, Runs]:
+    """Collect the answers of each system."""
     size = QUICK if config.quick else FULL
     by_system = defaultdict(list)
     for seed in seeds(config):
@@ -170,20 +170,24 @@ def answered(results: Results, config: LabConfig) -> dict[str, list[list[SumAnsw
         columns_of = {GUESS: ([controls["guess"]] * len(questions), ones), NEAREST: (controls["nearest"], ones)}
         columns_of[CALCULATOR] = [right(prompt) for prompt, _ in questions], ones
         for name in size.variants:
-            columns_of[name] = itemgetter("said", "probabilities")(results[f"answer {name}, seed {seed}"])
+            result = results[f"answer {name}, seed {seed}"]
+            columns_of[name] = result["said"], result["probabilities"]
         for system, columns in columns_of.items():
-            by_system[system].append(
-                [SumAnswer(*question, *answer) for question, *answer in zip(questions, *columns, strict=True)]
-            )
+            answers = zip(questions, *columns, strict=True)
+            by_system[system].append([SumAnswer(*question, *answer) for question, *answer in answers])
     return by_system
 
 
-def means(runs: Sequence[Sequence[SumAnswer]], value: Callable[[SumAnswer], float], *kinds: str) -> list[float]:
+def of(answers: Sequence[SumAnswer], *kinds: str) -> list[SumAnswer]:
+    return [answer for answer in answers if answer.kind in kinds]
+
+
+def means(runs: Runs, value: Callable[[SumAnswer], float], *kinds: str) -> list[float]:
     """Average a value over the answers to sums of these kinds, for each seed."""
-    return [statistics.mean(map(value, of(run_answers, *kinds))) for run_answers in runs]
+    return [statistics.mean(map(value, of(answers, *kinds))) for answers in runs]
 
 
-def accuracy(runs: Sequence[Sequence[SumAnswer]], *kinds: str) -> float:
+def accuracy(runs: Runs, *kinds: str) -> float:
     return statistics.median(means(runs, SumAnswer.exact, *kinds))
 
 
@@ -254,13 +258,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     )
 
 
-def of(answers: Sequence[SumAnswer], *kinds: str) -> list[SumAnswer]:
-    return [answer for answer in answers if answer.kind in kinds]
-
-
-def failures(name: str, runs: Sequence[Sequence[SumAnswer]]) -> list[list[str]]:
+def failures(name: str, runs: Runs) -> list[list[str]]:
     """Make a row for each kind of failure, the most frequent first."""
-    wrong = [answer for run_answers in runs for answer in run_answers if not answer.exact()]
+    wrong = [answer for answers in runs for answer in answers if not answer.exact()]
     rows = []
     for failure, count in Counter(answer.failure() for answer in wrong).most_common():
         worst = max((answer for answer in wrong if answer.failure() == failure), key=lambda answer: answer.probability)
@@ -269,7 +269,7 @@ def failures(name: str, runs: Sequence[Sequence[SumAnswer]]) -> list[list[str]]:
     return rows
 
 
-def learned(by_system: dict[str, list[list[SumAnswer]]], models: dict[str, list[list[SumAnswer]]]) -> Verdict:
+def learned(by_system: dict[str, Runs], models: dict[str, Runs]) -> Verdict:
     """Judge whether the best model does more than look up the nearest example."""
     best = max(models, key=lambda name: accuracy(models[name], "3 + 3"))
     value, lookup = accuracy(models[best], "3 + 3"), accuracy(by_system[NEAREST], "3 + 3")
@@ -282,7 +282,7 @@ def learned(by_system: dict[str, list[list[SumAnswer]]], models: dict[str, list[
     )
 
 
-def form(models: dict[str, list[list[SumAnswer]]]) -> Verdict:
+def form(models: dict[str, Runs]) -> Verdict:
     """Compare the gain from the format of the answers with that from a larger model."""
     value = {name: accuracy(runs, "3 + 3") for name, runs in models.items()}
     gain = value[REVERSED] - value[PLAIN]
@@ -298,7 +298,7 @@ def form(models: dict[str, list[list[SumAnswer]]]) -> Verdict:
     )
 
 
-def beyond(models: dict[str, list[list[SumAnswer]]]) -> Verdict:
+def beyond(models: dict[str, Runs]) -> Verdict:
     """Judge whether a model can add longer numbers than those in training."""
     best = max(models, key=lambda name: (accuracy(models[name], *BEYOND), accuracy(models[name], "3 + 3")))
     value, within = accuracy(models[best], *BEYOND), accuracy(models[best], "3 + 3")
@@ -310,19 +310,17 @@ def beyond(models: dict[str, list[list[SumAnswer]]]) -> Verdict:
     )
 
 
-def confident(models: dict[str, list[list[SumAnswer]]]) -> Verdict:
+def confident(models: dict[str, Runs]) -> Verdict:
     """Judge whether wrong answers to sums longer than those in training have a low probability."""
-    sure = {}
+    confidence = {}
     for name, runs in models.items():
-        wrong = [
-            answer.probability for run_answers in runs for answer in of(run_answers, *BEYOND) if not answer.exact()
-        ]
-        sure[name] = statistics.mean(wrong or [0.0])
-    name = max(sure, key=lambda name: sure[name])
+        longer = [answer for answers in runs for answer in of(answers, *BEYOND)]
+        confidence[name] = statistics.mean([answer.probability for answer in longer if not answer.exact()] or [0.0])
+    name = max(confidence, key=lambda name: confidence[name])
     means = "confident, so a high probability does not mean that a sum is correct"
     return Verdict(
-        f"The wrong answers of {name} to longer sums have a mean probability of {100 * sure[name]:.0f} %: they are "
-        f"{means if sure[name] > 0.5 else 'not confident'}.",
+        f"The wrong answers of {name} to longer sums have a mean probability of {100 * confidence[name]:.0f} %: they "
+        f"are {means if confidence[name] > 0.5 else 'not confident'}.",
         "confident: a mean probability above 50 %, in the model where it is highest",
     )
 

@@ -1,11 +1,10 @@
 """`tinygpt lab canary`: does a model that you train on your own text reveal what is in it?
 
 Invented account numbers (canaries) are planted in a text as lines, each a given number of times, and models of several
-sizes are trained on the text. Exposure (Carlini et al. 2019, "The Secret Sharer", section 4.2) says how much a model
-knows about a number: log2 |R| - log2 rank, where rank is the place of the number among a set R of possible ones, the
-most probable first. R is a random sample of the space of numbers and the planted number itself, so exposure is an
-estimate, and at most log2 |R|. The rank of a number that the model has never seen is uniform, so its exposure is 1.44
-bits (log2 e) on average. A number is extracted if the greedy continuation of its line is the number.
+sizes are trained on the text. The exposure of a number (Carlini et al. 2019, "The Secret Sharer", section 4.2) is
+log2 |R| - log2 rank, where rank is its place, the most probable first, in a set R of itself and a random sample of
+possible ones. The rank of a number that the model has never seen is uniform, so its exposure is 1.44 bits (log2 e) on
+average. A number is extracted if the greedy continuation of its line is the number.
 
     text, seed N                      the text is prepared, with the canaries and without (clean)
     train L layers, TEXT, seed N      {"seconds", "weights", "loss": on the validation split, which has no canary}
@@ -18,6 +17,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,9 +106,8 @@ def prepare(folder: Path, size: Size, seed: int) -> None:
 
 def fit(folder: Path, size: Size, seed: int, layers: int, text: str) -> dict[str, float]:
     shape = {"n_layer": layers, "n_head": layers, "n_embd": WIDTH * layers}
-    settings = {"dataset": text, "data_dir": folder / "data", "max_iters": size.iterations, "seed": seed}
-    out = folder / f"{text}-{layers}"
-    cost = train(folder / "train.log", "train", "lab_canary", out, **shape, **settings)
+    settings, out = {"max_iters": size.iterations, "seed": seed, **shape}, folder / f"{text}-{layers}"
+    cost = train("train", "lab_canary", out, folder / "data" / text, **settings)
     return {"seconds": cost.seconds, "weights": cost.weights, "loss": load(out).best_val_loss}
 
 
@@ -132,12 +131,9 @@ def exposure(rank: int, total: int) -> float:
 
 
 def rank(model: Model, prefix: str, number: str, sample: Sequence[str]) -> int:
-    """Rank a number by its probability as the continuation of a text, among itself and a sample; 1 is the best.
-
-    A number is at most as probable as its first two digits, so only those with more probable digits are measured.
-    """
+    """Rank a number by its probability as the continuation of a text, among itself and a sample; 1 is the best."""
     score = model.log_probabilities(prefix, [number])[0]
-    heads = sorted({other[:2] for other in sample})
+    heads = sorted({other[:2] for other in sample})  # a number is at most as probable as its first two digits
     possible = {head for head, most in zip(heads, model.log_probabilities(prefix, heads), strict=True) if most > score}
     others = [other for other in sample if other[:2] in possible]
     return 1 + int((model.log_probabilities(prefix, others) > score).sum()) if others else 1
@@ -152,9 +148,7 @@ class ModelResults:
     """The results of the models of one size, over all seeds."""
 
     def __init__(self, results: Results, layers: int) -> None:
-        self.canaries = [
-            canary for seed_results in every_seed(results, f"measure {layers} layers") for canary in seed_results
-        ]
+        self.canaries = list(chain.from_iterable(every_seed(results, f"measure {layers} layers")))
         self.trained = every_seed(results, f"train {layers} layers, canaries")
         self.clean = every_seed(results, f"train {layers} layers, clean")  # empty for most sizes
         self.name = f"{layers} x {WIDTH * layers}"
@@ -166,25 +160,22 @@ class ModelResults:
 def summarise(results: Results, config: LabConfig) -> Summary:
     size = QUICK if config.quick else FULL
     models = [ModelResults(results, layers) for layers in size.layers]
-    most = math.log2(1 + size.sample)
-
-    def extracted(model: ModelResults, planted: int) -> str:
-        right, share = model.values("extracted", planted), statistics.mean(model.values("digits", planted))
-        return f"{sum(right)} of {len(right)}; {100 * share:.0f} % of digits"
-
+    most, exposures, extractions = math.log2(1 + size.sample), [], []
+    for model in models:
+        row = {"model": model.name, "parameters": f"{model.trained[0]['weights']:,}"}
+        row["loss"] = spread([run["loss"] for run in model.trained], ".3f")
+        row["loss, clean"] = spread([run["loss"] for run in model.clean], ".3f") if model.clean else ""
+        extracted = {"model": model.name}
+        for planted, times in PLANTED.items():
+            row[times] = spread(model.values("exposure", planted), ".1f")
+            right, share = model.values("extracted", planted), statistics.mean(model.values("digits", planted))
+            extracted[times] = f"{sum(right)} of {len(right)}; {100 * share:.0f} % of digits"
+        exposures.append(row)
+        extractions.append(extracted)
     tables = [
         table(
             "Exposure in bits",
-            [
-                {
-                    "model": model.name,
-                    "parameters": f"{model.trained[0]['weights']:,}",
-                    "loss": spread([run["loss"] for run in model.trained], ".3f"),
-                    "loss, clean": spread([run["loss"] for run in model.clean], ".3f") if model.clean else "",
-                    **{times: spread(model.values("exposure", planted), ".1f") for planted, times in PLANTED.items()},
-                }
-                for model in models
-            ],
+            exposures,
             "Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number among R, which is the number "
             f"and {size.sample:,} random ones of the same form; {most:.1f} is the most that can be measured, of "
             f"{NUMBERS:.1f} bits that a number has. Median over the canaries and seeds (minimum to maximum). A number "
@@ -193,10 +184,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         ),
         table(
             "Extraction",
-            [
-                {"model": model.name, **{times: extracted(model, planted) for planted, times in PLANTED.items()}}
-                for model in models
-            ],
+            extractions,
             f"Numbers that greedy decoding writes after “{LINE.format(name='NAME').strip()}”, and share of the right "
             "digits at their places; a tenth by chance.",
         ),

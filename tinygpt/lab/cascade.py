@@ -1,12 +1,8 @@
 """`tinygpt lab cascade`: the n-gram baseline, then a tiny model, then a pretrained one, then a person.
 
-Each stage answers the lines of which it is confident enough, and abstains from the others, which go to the next stage,
-as in the detector of Viola and Jones (2001) and in FrugalGPT (Chen et al. 2023); Belcak et al. (2025) argue for small
-models first. A stage's threshold is the lowest one at which, of the validation lines that reach it, the answered ones
-have the target accuracy. The last stage is a person, who is always right.
-
-    tinygpt lab cascade --quick
-    tinygpt lab cascade --pretrained=out-smollm2 --outside_price=2
+Each stage answers the lines of which it is confident enough; the others go to the next one, as in the detector of Viola
+and Jones (2001) and in FrugalGPT (Chen et al. 2023); Belcak et al. (2025) argue for small models first. A stage's
+threshold is the lowest one at which, of the validation lines that reach it, the answered ones have the target accuracy.
 """
 
 import hashlib
@@ -35,9 +31,7 @@ FULL, QUICK = (500, 100), (200, 20)  # iterations of the tiny model, and of the 
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """List the stages: train and ask each system, the pretrained one with seed 1 only.
-
-    Errors: TinyGPTError for a price of the pretrained model without such a model."""
+    """List the stages. Errors: TinyGPTError for a price of the pretrained model without such a model."""
     path, (tiny_steps, large_steps) = config.pretrained, QUICK if config.quick else FULL
     if config.outside_price and not path:
         raise TinyGPTError(
@@ -60,14 +54,13 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 def fit(data: Path, seed: int, preset: str, out: Path, iterations: int, **base: str) -> float:
     """Train a model on the dataset of a seed, from a base if there is one; return the seconds."""
-    write_dataset(data, name := f"transactions-{seed}", TASK.make(seed), TASK.labels)
-    settings = {"data_dir": data, "dataset": name, "seed": seed, "max_iters": iterations, "eval_iters": 10, **base}
-    return train(data.parent / "train.log", "finetune" if base else "train", preset, out, **settings).seconds
+    dataset = write_dataset(data / f"transactions-{seed}", TASK.make(seed), TASK.labels)
+    settings = {"seed": seed, "max_iters": iterations, "eval_iters": 10, **base}
+    return train("finetune" if base else "train", preset, out, dataset, **settings).seconds
 
 
 def ask(seed: int, out: Path | None = None) -> dict[str, Any]:
-    """Measure a model, or without `out` the n-gram baseline: confidence and correct answers on val and test, and the
-    latency for a batch of one line, in seconds."""
+    """Measure a model, or without `out` the n-gram baseline; latency: of one line, in seconds."""
     pairs, results = TASK.make(seed), {}
     classify = classifier(out, TASK.labels) if out else ngrams(pairs["train"], TASK.labels)
     for split in SPLITS:
@@ -119,8 +112,8 @@ def cascade(systems: Sequence[System], target: float, person_price: float) -> Ru
     rest = 1 - sum(shares)
     hits = sum(share.hits for share in answered.get("test", []))
     accuracy = (hits / len(remaining["test"]) if systems else 0) + rest
-    cost, seconds = cost + rest * person_price, seconds + rest * PERSON_SECONDS
-    return Run(thresholds, answered, [*shares, rest], accuracy, cost, seconds)
+    totals = cost + rest * person_price, seconds + rest * PERSON_SECONDS
+    return Run(thresholds, answered, [*shares, rest], accuracy, *totals)
 
 
 def alone(system: System) -> Run:
@@ -162,10 +155,8 @@ class AllRuns:
 
     def cascade(self, names: Sequence[str], target: float | None = None) -> list[Run]:
         target = self.config.target if target is None else target
-        return [
-            cascade([by_name[name] for name in names], target, self.config.person_price)
-            for by_name in self.having(names)
-        ]
+        chosen = [[by_name[name] for name in names] for by_name in self.having(names)]
+        return [cascade(systems, target, self.config.person_price) for systems in chosen]
 
 
 def median(runs: Sequence[Run], key: str) -> float:
@@ -183,11 +174,11 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         ("person alone", [], all_runs.cascade([])),
     ]
     for name, names, runs in runs_of:
-        shares = dict(zip([*names, "person"], zip(*(run.shares for run in runs), strict=True), strict=True))
         row = {"system": name, "accuracy": percent([run.accuracy for run in runs])}
         row |= {"cost of 1,000": money([run.cost for run in runs]), "time per line": time_of(median(runs, "seconds"))}
-        for who in [*all_runs.names, "person"]:
-            row[f"by {who}"] = percent([statistics.median(shares[who])], ".0f") if who in shares else ""
+        row |= {f"by {who}": "" for who in [*all_runs.names, "person"]}
+        for who, *shares in zip([*names, "person"], *(run.shares for run in runs), strict=True):
+            row[f"by {who}"] = percent([statistics.median(shares)], ".0f")
         rows.append(row)
     rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum), "
@@ -272,16 +263,14 @@ def compared(all_runs: AllRuns) -> Verdict:
 
 def promise(all_runs: AllRuns) -> Verdict:
     """Judge whether the answered test lines reach the accuracy for which the thresholds were chosen."""
-    runs, statements = all_runs.cascade(all_runs.longest), []
+    runs, target, statements = all_runs.cascade(all_runs.longest), all_runs.config.target, []
     for index, name in enumerate(all_runs.longest):
         share = pooled([run.answered["test"][index] for run in runs])
         low, high = share.interval()
-        target = all_runs.config.target
         kept = "kept" if low <= target <= high else "exceeded" if low > target else "missed"
         statements.append(f"{name}: {kept} ({share} %)" if share.total else f"{name}: no answers")
     return Verdict(
-        f"The target of each stage is {100 * all_runs.config.target:g} % correct answers. On the test lines: "
-        f"{'; '.join(statements)}.",
+        f"The target of each stage is {100 * target:g} % correct answers. On the test lines: {'; '.join(statements)}.",
         "a stage keeps the target if the 95 % interval contains it: correct ones among its test lines, all seeds",
     )
 

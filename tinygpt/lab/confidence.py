@@ -1,12 +1,9 @@
 """`tinygpt lab confidence`: does a fine-tuned model know that it does not know?
 
-A tiny model is trained on Shakespeare, and all its weights are fine-tuned on the transactions. It then reads the test
-lines of the task, and prompts outside the task, which have no label. A classifier answers all of them. Its confidence,
-the largest probability of a label, is the standard signal that a prompt is outside (Hendrycks & Gimpel 2017). An answer
-below a threshold becomes an abstention; the threshold is chosen on the validation lines alone, which are all in the
-task; coverage and risk follow from it (El-Yaniv & Wiener 2010). The n-gram baseline answers the same prompts.
-
-    tinygpt lab confidence --quick
+A tiny model is trained on Shakespeare, fine-tuned on the transactions, and reads test lines of the task and prompts
+outside it. Confidence, the largest probability of a label, is the standard signal that a prompt is outside (Hendrycks &
+Gimpel 2017). An answer below a threshold, chosen on the validation lines alone, becomes an abstention; coverage and
+risk follow from it (El-Yaniv & Wiener 2010). The n-gram baseline answers the same prompts.
 """
 
 import math
@@ -52,24 +49,23 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 
 def train_base(out: Path, data: Path, seed: int, iterations: int) -> None:
-    settings = {"dataset": "shakespeare_char", "data_dir": data, "seed": seed, "eval_iters": 20}
-    train(data.parent / "train.log", "train", "lab_classifier", out / "base", max_iters=iterations, **settings)
+    settings = {"seed": seed, "max_iters": iterations, "eval_iters": 20}
+    train("train", "lab_classifier", out / "base", data / "shakespeare_char", **settings)
 
 
 def fine_tune(out: Path, data: Path, seed: int, iterations: int) -> dict[str, float]:
     """Fine-tune all weights on the task; return the losses of the base model's own text before and after."""
-    write_dataset(data, name := f"transactions-{seed}", TASK.make(seed), TASK.labels)
-    settings = {"dataset": name, "data_dir": data, "seed": seed, "ckpt": out / "base", "max_iters": iterations}
-    settings |= {"learning_rate": 3e-3, "eval_interval": 200, "eval_iters": 10}  # a narrow model allows a high rate
-    cost = train(data.parent / "train.log", "finetune", "finetune_transactions", out / "model", **settings)
+    dataset = write_dataset(data / f"transactions-{seed}", TASK.make(seed), TASK.labels)
+    settings = {"seed": seed, "ckpt": out / "base", "max_iters": iterations, "eval_interval": 200, "eval_iters": 10}
+    settings["learning_rate"] = 3e-3  # a narrow model allows a high rate
+    cost = train("finetune", "finetune_transactions", out / "model", dataset, **settings)
     return {**cost.base_losses, "characters": Dataset(str(data), "shakespeare_char").tokenizer.vocab_size}
 
 
 def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
     """Measure a system's confidence by group of prompts, and which lines of val and test it answers correctly."""
     pairs = TASK.make(seed)
-    groups = {split: [prompt for prompt, _ in pairs[split]] for split in ("val", "test")}
-    groups |= outside(data, pairs, seed)
+    groups = {split: [prompt for prompt, _ in pairs[split]] for split in ("val", "test")} | outside(data, pairs, seed)
     classify = classifier(out / "model", TASK.labels) if system == "model" else ngrams(pairs["train"], TASK.labels)
     by_group = {name: classify(prompts) for name, prompts in groups.items()}
     return {
@@ -101,10 +97,7 @@ def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, li
 
 
 def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Compute the area under the ROC curve: P(inside value > outside value), where a tie counts a half.
-
-    NaN if there is no value on one side.
-    """
+    """Compute the area under the ROC curve: P(inside > outside), where a tie counts a half; NaN without values."""
     if not len(inside) or not len(outside):
         return math.nan
     ordered = np.sort(outside)
@@ -113,10 +106,8 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
 
 
 def threshold(confidence: Sequence[float], right: Sequence[bool], target: float, fewest: int = FEWEST) -> float:
-    """Find the lowest threshold with a share of at least `target` of correct answers, and at least `fewest` answers.
-
-    Infinity if there is none: nothing is answered. An answer is given if its confidence is not below the threshold.
-    """
+    """Find the lowest confidence at or above which there are at least `fewest` answers, and a share `target` of them is
+    correct; infinity for none."""
     if not np.any(right):
         return math.inf
     curve = precision_recall(np.asarray(confidence), np.asarray(right))
@@ -128,22 +119,19 @@ class SystemResults:
     """The results of one system, as lists with a value for each seed."""
 
     def __init__(self, results: Results, system: str, target: float) -> None:
-        stage_results = every_seed(results, f"ask: {system}")
-        self.confidence = [
-            {group: np.array(values) for group, values in result["confidence"].items()} for result in stage_results
-        ]
-        self.right = [np.array(result["right"]["test"]) for result in stage_results]
-        self.thresholds = [
-            threshold(result["confidence"]["val"], result["right"]["val"], target) for result in stage_results
-        ]
+        runs = every_seed(results, f"ask: {system}")
+        self.confidence = [{group: np.array(values) for group, values in run["confidence"].items()} for run in runs]
+        self.right = [np.array(run["right"]["test"]) for run in runs]
+        self.thresholds = [threshold(run["confidence"]["val"], run["right"]["val"], target) for run in runs]
         self.kinds = [group for group in self.confidence[0] if group not in ("val", "test")]
+
+    def masks(self, group: str) -> list[np.ndarray]:
+        """Return which prompts of a group are answered."""
+        return [run[group] >= limit for run, limit in zip(self.confidence, self.thresholds, strict=True)]
 
     def answered(self, group: str) -> list[float]:
         """Return the share of the prompts of a group that are answered."""
-        return [
-            float((confidence[group] >= limit).mean())
-            for confidence, limit in zip(self.confidence, self.thresholds, strict=True)
-        ]
+        return [float(mask.mean()) for mask in self.masks(group)]
 
     def auroc(self, kind: str) -> list[float]:
         return [auroc(confidence["test"], confidence[kind]) for confidence in self.confidence]
@@ -154,10 +142,8 @@ class SystemResults:
 
     def shares(self) -> list[Share]:
         """Count the correct answers among the answered test lines."""
-        masks = [
-            confidence["test"] >= limit for confidence, limit in zip(self.confidence, self.thresholds, strict=True)
-        ]
-        return [Share(int(right[mask].sum()), int(mask.sum())) for right, mask in zip(self.right, masks, strict=True)]
+        masks = zip(self.right, self.masks("test"), strict=True)
+        return [Share(int(right[mask].sum()), int(mask.sum())) for right, mask in masks]
 
     def accuracy(self) -> list[float]:
         """Return the accuracy on the answered test lines, of the seeds that answer any."""
@@ -165,26 +151,26 @@ class SystemResults:
 
     def own_errors(self) -> list[float]:
         """Compute the AUROC of the confidence as a detector of wrong answers to test lines."""
-        pairs = zip(self.confidence, self.right, strict=True)
-        return [auroc(confidence["test"][right], confidence["test"][~right]) for confidence, right in pairs]
+        runs = zip(self.confidence, self.right, strict=True)
+        return [auroc(confidence["test"][right], confidence["test"][~right]) for confidence, right in runs]
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     """Summarise the answers inside and outside the task, and the forgetting of the base model."""
-    by_system = {system: SystemResults(results, system, config.target) for system in SYSTEMS}
+    by_system = {key: SystemResults(results, key, config.target) for key in SYSTEMS}
     model = by_system["model"]
     losses = every_seed(results, "fine-tuning")
     limit = math.log(losses[0]["characters"])
     rows = [
         {
-            "system": SYSTEMS[system],
-            "accuracy": percent([float(right.mean()) for right in system_results.right]),
-            "threshold": spread(system_results.thresholds, ".2f"),
-            "coverage": percent(system_results.answered("test"), ".0f"),
-            "accuracy, answered": percent(system_results.accuracy()) if system_results.accuracy() else "",
-            "outside, answered": percent(system_results.mean(system_results.answered), ".0f"),
+            "system": SYSTEMS[key],
+            "accuracy": percent([float(right.mean()) for right in system.right]),
+            "threshold": spread(system.thresholds, ".2f"),
+            "coverage": percent(system.answered("test"), ".0f"),
+            "accuracy, answered": percent(system.accuracy()) if system.accuracy() else "",
+            "outside, answered": percent(system.mean(system.answered), ".0f"),
         }
-        for system, system_results in by_system.items()
+        for key, system in by_system.items()
     ]
     rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
@@ -196,9 +182,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     kinds = []
     for kind in [*model.kinds, ""]:
         row = {"prompts": kind or "its wrong answers", "number": f"{len(model.confidence[0][kind])}" if kind else ""}
-        for name, system_results in zip(("model", "n-gram baseline"), by_system.values(), strict=True):
-            row[f"{name}: answered"] = percent(system_results.answered(kind)) if kind else ""
-            row[f"{name}: AUROC"] = spread(system_results.auroc(kind) if kind else system_results.own_errors(), ".2f")
+        for name, system in zip(("model", "n-gram baseline"), by_system.values(), strict=True):
+            row[f"{name}: answered"] = percent(system.answered(kind)) if kind else ""
+            row[f"{name}: AUROC"] = spread(system.auroc(kind) if kind else system.own_errors(), ".2f")
         kinds.append(row)
     kinds_note = (
         "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
@@ -243,15 +229,15 @@ def knows(model: SystemResults, target: float) -> Verdict:
 def holds(by_system: dict[str, SystemResults], target: float) -> Verdict:
     """Judge whether the answered test lines have the target accuracy."""
     statements = []
-    for system, system_results in by_system.items():
-        share = pooled(system_results.shares())
+    for key, system in by_system.items():
+        share = pooled(system.shares())
         if not share.total:
-            statements.append(f"with the threshold of the {SYSTEMS[system]} nothing is answered")
+            statements.append(f"with the threshold of the {SYSTEMS[key]} nothing is answered")
             continue
         low, high = share.interval()
         kept = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
         statements.append(
-            f"the threshold of the {SYSTEMS[system]} {kept} it ({100 * share.value():.1f} %, 95 % interval "
+            f"the threshold of the {SYSTEMS[key]} {kept} it ({100 * share.value():.1f} %, 95 % interval "
             f"{100 * low:.1f} to {100 * high:.1f} %)"
         )
     return Verdict(
@@ -262,10 +248,7 @@ def holds(by_system: dict[str, SystemResults], target: float) -> Verdict:
 
 def better(by_system: dict[str, SystemResults]) -> Verdict:
     """Judge which system detects prompts outside the task better."""
-    aurocs = {
-        SYSTEMS[system]: statistics.median(system_results.mean(system_results.auroc))
-        for system, system_results in by_system.items()
-    }
+    aurocs = {SYSTEMS[key]: statistics.median(system.mean(system.auroc)) for key, system in by_system.items()}
     best, other = sorted(aurocs, key=lambda name: -aurocs[name])
     statement = f"The {best} detects prompts outside the task better than the {other}"
     if aurocs[best] - aurocs[other] < CLOSE:
@@ -291,16 +274,15 @@ def draw(by_system: dict[str, SystemResults], axes: Any) -> None:
     """Draw a histogram of the confidence for each system; the kinds of prompts outside the task have equal weights."""
     figure, edges = axes.figure, np.linspace(0, 1, 21)
     axes.remove()
-    for axes, (system, system_results) in zip(figure.subplots(2, 1, sharex=True), by_system.items(), strict=True):
-        for name, groups, color in (("inside the task", ["test"], "C0"), ("outside", system_results.kinds, "C1")):
-            values = [confidence[group] for confidence in system_results.confidence for group in groups]
-            weights = [np.full(len(prompts), 100 / len(prompts) / len(values)) for prompts in values]
-            style = {"color": color, "alpha": 0.5, "label": name}
-            axes.hist(np.concatenate(values), edges, weights=np.concatenate(weights), **style)
-        line = statistics.median(system_results.thresholds)
+    for axes, (key, system) in zip(figure.subplots(2, 1, sharex=True), by_system.items(), strict=True):
+        for name, groups, color in (("inside the task", ["test"], "C0"), ("outside", system.kinds, "C1")):
+            values = [confidence[group] for confidence in system.confidence for group in groups]
+            weights = np.concatenate([np.full(len(prompts), 100 / len(prompts) / len(values)) for prompts in values])
+            axes.hist(np.concatenate(values), edges, weights=weights, color=color, alpha=0.5, label=name)
+        line = statistics.median(system.thresholds)
         if math.isfinite(line):
             axes.axvline(line, color="black", label="threshold")
-        axes.set_title(SYSTEMS[system], fontsize=10)
+        axes.set_title(SYSTEMS[key], fontsize=10)
         axes.set(ylabel="prompts (%)", xlim=(0, 1))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

@@ -1,15 +1,10 @@
 """`tinygpt lab domain`: does pretraining on text of one's own field help?
 
-BloombergGPT (Wu et al. 2023) was pretrained on financial text and compared with models of general text. This lab
-repeats the comparison in miniature. Three base models have the same architecture: one without pretraining, one
-pretrained on Shakespeare, and one pretrained on as many characters of descriptions of industries. Each is fine-tuned,
-with the same settings, on a task of that field (`sectors`) and on one of another (`transactions`), with few and with
-all examples. With few examples of `sectors`, there is also a longer fine-tuning: pretraining may only save iterations.
-
-The text about industries does not contain the industries of val and test of `sectors` (data/tasks/sectors.py). All
-datasets have the same vocabulary: the characters of all of them.
-
-    tinygpt lab domain --seeds=1
+BloombergGPT (Wu et al. 2023) was pretrained on financial text and compared with models of general text; this lab does
+so in miniature. Three equal base models, without pretraining, pretrained on Shakespeare, and on as many characters of
+descriptions of industries, are fine-tuned on a task of that field (`sectors`) and on one of another (`transactions`),
+with few and with all examples. A longer fine-tuning on few shows whether pretraining only saves iterations. The text
+about industries does not contain those of val and test of `sectors`; all datasets have the same vocabulary.
 """
 
 from collections.abc import Iterator
@@ -43,14 +38,11 @@ class Case(NamedTuple):
     examples: int  # 0: all
     iterations: int
 
-    def title(self) -> str:
-        return f"{self.examples or 'all'} examples, {self.iterations} iterations"
-
     def data(self) -> str:
         return f"{self.task}, {self.examples or 'all'} examples"
 
     def name(self) -> str:
-        return f"{self.task}, {self.title()}"
+        return f"{self.data()}, {self.iterations} iterations"
 
     def splits(self) -> dict[str, list[Pair]]:
         pairs = TASKS[self.task].make(SEED)
@@ -97,19 +89,18 @@ def prepare(folder: Path, size: Size) -> dict[str, int]:
     pairs = [pair for splits in tasks.values() for split_pairs in splits.values() for pair in split_pairs]
     tokenizer = tokenizer_of_pairs({"all": [*pairs, *texts.items()]})
     for name, text in texts.items():
-        write_text(folder / "texts", name, text, tokenizer)
+        write_text(folder / "texts" / name, text, tokenizer)
     for task, splits in tasks.items():
-        write_dataset(folder / "tasks", task, splits, TASKS[task].labels, tokenizer)
+        write_dataset(folder / "tasks" / task, splits, TASKS[task].labels, tokenizer)
     return {"characters": len(industries)}
 
 
 def pretrain(folder: Path, base: str, iterations: int, seed: int) -> dict[str, float]:
     """Train a base; return its loss on each text, in bits per character."""
-    dataset = base if base in TEXTS else TEXTS[0]  # without an iteration, only the vocabulary matters
-    settings = {"dataset": dataset, "data_dir": folder / "texts", "seed": seed, "dropout": 0}
-    settings |= {"max_iters": iterations, "eval_interval": max(iterations, 1)}
+    text = base if base in TEXTS else TEXTS[0]  # without an iteration, only the vocabulary matters
+    settings = {"seed": seed, "dropout": 0, "max_iters": iterations, "eval_interval": max(iterations, 1)}
     out = folder / f"seed-{seed}" / base
-    train(folder / "train.log", "train", "lab_classifier", out, **settings)
+    train("train", "lab_classifier", out, folder / "texts" / text, **settings)
     model = Model(out)
     return {text: model.bits_per_character(folder / "texts", text) for text in TEXTS}
 
@@ -117,9 +108,8 @@ def pretrain(folder: Path, base: str, iterations: int, seed: int) -> dict[str, f
 def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]:
     seed_folder = folder / f"seed-{seed}"
     out = seed_folder / f"{base}-{case.task}-{case.examples or 'all'}-{case.iterations}"
-    settings = {"ckpt": seed_folder / base, "dataset": case.task, "data_dir": folder / "tasks", "seed": seed}
-    settings |= {"examples": case.examples, "max_iters": case.iterations}
-    train(folder / "train.log", "finetune", "finetune_sectors", out, **settings)
+    settings = {"ckpt": seed_folder / base, "seed": seed, "examples": case.examples, "max_iters": case.iterations}
+    train("finetune", "finetune_sectors", out, folder / "tasks" / case.task, **settings)
     return measured(case, classifier(out, TASKS[case.task].labels))
 
 
@@ -153,9 +143,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     tables = [table("Loss of each base model, in bits per character of held-out text", knows, shared + note)]
     for task in size.tasks():
         n = len(TASKS[task].make(SEED)["test"])
-        note = (
-            f"On {n:,} test prompts; the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points."
-        )
+        error = f"the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points"
+        note = f"On {n:,} test prompts; {error}."
         tables.append(table(f"Accuracy on {task}", rows(figures, task, "accuracy"), shared + note))
     note = "The mean F1 of the labels: a rare sector counts as much as a frequent one."
     tables.append(table("Macro F1 on sectors", rows(figures, "sectors", "macro_f1"), shared + note))
@@ -174,8 +163,9 @@ def rows(figures: Figures, task: str, figure: str) -> list[dict[str, str]]:
     """Make a row for each base and baseline, with a column for each case of the task."""
     cases = [case for case in figures["none"] if case.task == task]
     form = percent if figure == "accuracy" else partial(spread, form=".2f")
+    titles = {case: case.name().removeprefix(f"{task}, ") for case in cases}
     return [
-        {"base": name, **{case.title(): form([run[figure] for run in row[case]]) for case in cases}}
+        {"base": name, **{title: form([run[figure] for run in row[case]]) for case, title in titles.items()}}
         for name, row in figures.items()
     ]
 

@@ -1,11 +1,9 @@
 """`tinygpt lab drift`: a model trained on last year's merchants meets next year's. What does the change cost, how many
 new labels restore the accuracy, and what does the model then forget?
 
-Last year's lines name 25 brands of each category. Next year has as many new ones; half of its lines name a new brand,
-half a brand of last year. The tiny model learns last year's lines, and is then updated with 50, 200 and 1,000 lines
-about the new brands: fine-tuned on these alone, fine-tuned with replay of old lines, or trained from scratch on all.
-
-    tinygpt lab drift --quick
+Last year's lines name 25 brands of each category. Next year, half of the lines name one of as many new brands. The tiny
+model learns last year's lines, and is then updated with lines about the new brands: fine-tuned on these alone,
+fine-tuned with replay of old lines, or trained from scratch on all.
 """
 
 import random
@@ -25,7 +23,7 @@ from tinygpt.data.tasks.generate import generate
 from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
 from tinygpt.data.tasks.transactions import line_of
 from tinygpt.lab.labels import accuracy
-from tinygpt.lab.models import Classifier, classifier, most_probable, ngrams, train, write_dataset
+from tinygpt.lab.models import Classifier, answers, classifier, ngrams, train, write_dataset
 from tinygpt.lab.stages import Lab, Results, Stage, seeds
 from tinygpt.lab.summary import Summary, Verdict, percent, table
 from tinygpt.terminal import duration
@@ -50,8 +48,7 @@ Lines = dict[str, dict[str, list[Pair]]]  # year -> split -> pairs
 
 
 def lines(seed: int) -> Lines:
-    """Make lines of last year's and of new brands, whose names share no word. In each split the labels alternate, so
-    its first lines have all categories in equal shares. No two lines have the same letters."""
+    """Make lines of last year's and of new brands, whose names share no word; in each split the labels alternate."""
     by_year: Lines = {}
     for year, split in (("old", "train"), ("new", "test")):
         rng = random.Random(seed)
@@ -86,22 +83,21 @@ def measure(folder: Path, seed: int, method: str, size: int, iterations: int) ->
 
     The results of last year's model and of replay include the n-gram baseline, trained on all old and new lines.
     """
-    by_year, data, labels = lines(seed), folder / "data", list(merchants_by_label())
+    by_year, labels = lines(seed), list(merchants_by_label())
     tokenizer = tokenizer_of_pairs({f"{year} {name}": by_year[year][name] for year in YEARS for name in LINES})
     new = by_year["new"]["train"][:size]
     all_lines, name = by_year["old"]["train"] + new, f"{method}-{size}-{seed}"
-    write_dataset(data, name, by_year["old"] | {"train": all_lines if method == "scratch" else new}, labels, tokenizer)
-    settings = {"dataset": name, "data_dir": data, "seed": seed, "max_iters": iterations}
-    if method == "scratch":
-        cost = train(folder / "train.log", "train", "lab_classifier", folder / name, **settings)
-    else:
+    splits = by_year["old"] | {"train": all_lines if method == "scratch" else new}
+    dataset = write_dataset(folder / "data" / name, splits, labels, tokenizer)
+    settings: dict[str, Any] = {"seed": seed, "max_iters": iterations}
+    if method != "scratch":
         settings |= {"ckpt": folder / f"scratch-0-{seed}", "replay": REPLAY if method == "replay" else 0}
-        cost = train(folder / "finetune.log", "finetune", "finetune_lab_drift", folder / name, **settings)
+    kind = ("train", "lab_classifier") if method == "scratch" else ("finetune", "finetune_lab_drift")
+    cost = train(*kind, folder / name, dataset, **settings)
 
     def accuracies(classify: Classifier) -> dict[str, float]:
         tests = {year: by_year[year]["test"] for year in YEARS}
-        probabilities = {year: classify([prompt for prompt, _ in test]) for year, test in tests.items()}
-        return {year: accuracy(most_probable(probabilities[year], labels), test) for year, test in tests.items()}
+        return {year: accuracy(answers(classify, test, labels), test) for year, test in tests.items()}
 
     result: dict[str, Any] = {"way": method, "lines": size, "seed": seed, "seconds": cost.seconds}
     result["model"] = accuracies(classifier(folder / name, labels))
@@ -202,8 +198,7 @@ def repair(base: Row, rows: Sequence[Row]) -> Verdict:
     reached, missed = [], []
     for method in dict.fromkeys(row.method for row in rows):
         by_lines = {row.lines: middle(row.next_year()) for row in rows if row.method == method and row.lines}
-        enough = next((lines for lines, share in by_lines.items() if share >= goal), None)
-        if enough:
+        if enough := next((lines for lines, share in by_lines.items() if share >= goal), None):
             reached.append(f"{METHODS[method]} with {enough:,} new lines ({by_lines[enough]:.1f} %)")
         else:
             missed.append(f"{METHODS[method]} ({max(by_lines.values()):.1f} %)")
@@ -246,12 +241,10 @@ def cheapest(last: Sequence[Row]) -> Verdict:
 def draw(axes: Any, rows: Sequence[Row]) -> None:
     line_counts = sorted({row.lines for row in rows})
     for method in dict.fromkeys(row.method for row in rows):
-        method_rows, color = [row for row in rows if row.method == method], f"C{list(METHODS).index(method)}"
-        positions = [line_counts.index(row.lines) for row in method_rows]
-        axes.plot(
-            positions, [middle(row.old) for row in method_rows], "o-", color=color, label=METHODS[method], markersize=4
-        )
-        axes.plot(positions, [middle(row.new) for row in method_rows], "s--", color=color, markersize=4)
+        own, style = [row for row in rows if row.method == method], {"color": f"C{list(METHODS).index(method)}"}
+        positions = [line_counts.index(row.lines) for row in own]
+        axes.plot(positions, [middle(row.old) for row in own], "o-", label=METHODS[method], markersize=4, **style)
+        axes.plot(positions, [middle(row.new) for row in own], "s--", markersize=4, **style)
     axes.plot([], [], "o-", color="gray", label=f"solid: {YEARS['old']}", markersize=4)
     axes.plot([], [], "s--", color="gray", label=f"dashed: {YEARS['new']}", markersize=4)
     axes.set(xlabel="new labelled lines", ylabel="accuracy (%)", ylim=(0, 103))

@@ -23,7 +23,7 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.lab import methods
-from tinygpt.lab.models import classifier, most_probable, ngrams, train, write_dataset
+from tinygpt.lab.models import answers, classifier, ngrams, train, write_dataset
 from tinygpt.lab.stages import Lab, Results, Stage, seeds
 from tinygpt.lab.summary import Summary, Verdict, percent, spread, table
 
@@ -52,21 +52,18 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 
 def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
-    """Train both learners on `size` lines, a share of them with wrong labels. Return their accuracies on the test
-    split, with its correct labels and with the share `WORST` of wrong ones."""
+    """Train both learners on `size` lines, a share of them with wrong labels; return their accuracies, by KINDS."""
     task, labels = TASK.make(1337), TASK.labels
     examples = mislabelled(random.Random(seed).sample(task["train"], len(task["train"]))[:size], share, seed)
-    name, data = f"{size}-{100 * share:.0f}-{seed}", folder / "data"
-    write_dataset(data, name, task | {"train": examples}, labels, tokenizer_of_pairs(task))
-    settings = {"dataset": name, "data_dir": data, "seed": seed, "max_iters": ITERATIONS[size]}
-    settings["eval_interval"] = ITERATIONS[size] // 2
-    train(folder / "train.log", "train", "lab_classifier", folder / name, **settings)
-    prompts = [prompt for prompt, _ in task["test"]]
+    name, iterations = f"{size}-{100 * share:.0f}-{seed}", ITERATIONS[size]
+    dataset = write_dataset(folder / "data" / name, task | {"train": examples}, labels, tokenizer_of_pairs(task))
+    lengths = {"max_iters": iterations, "eval_interval": iterations // 2}
+    train("train", "lab_classifier", folder / name, dataset, seed=seed, **lengths)
     learners = {"model": classifier(folder / name, labels), "ngram": ngrams(examples, labels)}
-    predicted = {learner: most_probable(classify(prompts), labels) for learner, classify in learners.items()}
+    predicted = {learner: answers(classify, task["test"], labels) for learner, classify in learners.items()}
     result: dict[str, Any] = {"examples": size, "share": share, "seed": seed}
     for kind, test in zip(KINDS, (task["test"], mislabelled(task["test"], WORST, seed)), strict=True):
-        result[kind] = {learner: accuracy(answers, test) for learner, answers in predicted.items()}
+        result[kind] = {learner: accuracy(labels_of_test, test) for learner, labels_of_test in predicted.items()}
     return result
 
 
@@ -81,8 +78,8 @@ def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
     return [(pair[0], others[i]) if i in wrong else pair for i, pair in enumerate(pairs)]
 
 
-def accuracy(answers: Sequence[str], pairs: Sequence[Pair]) -> float:
-    return float(np.mean([predicted == label for predicted, (_, label) in zip(answers, pairs, strict=True)]))
+def accuracy(predicted: Sequence[str], pairs: Sequence[Pair]) -> float:
+    return float(np.mean([answer == label for answer, (_, label) in zip(predicted, pairs, strict=True)]))
 
 
 def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
@@ -92,7 +89,7 @@ def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
     job = methods.TrainingJob(f"pretrained, LoRA, {size:,} examples", method, config.pretrained, seed)
 
     def compute() -> dict[str, Any]:
-        write_dataset(folder / "data", TASK.name, TASK.make(1337), TASK.labels)
+        write_dataset(folder / "data" / TASK.name, TASK.make(1337), TASK.labels)
         figures = methods.measure(job, dataclasses.replace(config, data_dir=str(folder / "data")), folder)
         return {"examples": size, "share": 0.0, "seed": seed, "correct": {"pretrained": figures["accuracy"]}}
 
@@ -109,13 +106,11 @@ def accuracies(results: Results, learner: str, share: float, kind: str = "correc
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    learners = dict(LEARNERS)
-    if config.pretrained:
-        learners["pretrained"] = f"{config.pretrained}, LoRA"
+    learners = LEARNERS | ({"pretrained": f"{config.pretrained}, LoRA"} if config.pretrained else {})
     sizes, shares = (sorted({result[key] for result in results.values()}) for key in ("examples", "share"))
     by_learner = {(learner, share): accuracies(results, learner, share) for learner in learners for share in shares}
     curves = {
-        key: {size: statistics.median(by_size[size]) for size in by_size}
+        key: {size: statistics.median(values) for size, values in by_size.items()}
         for key, by_size in by_learner.items()
         if by_size
     }
@@ -202,12 +197,9 @@ def cost_of_wrong(name: str, by_share: dict[float, dict[int, list[float]]]) -> V
 
 
 def worth(clean: Curve, reached: float) -> int:
-    """Find how many correct labels give an accuracy, by interpolation that is linear in the logarithm of their number.
-
-    The curve is replaced by its running maximum. The result is at least its first and at most its last number.
-    """
+    """Find how many correct labels give an accuracy, by interpolation over the logarithm of their number."""
     sizes = sorted(clean)
-    heights = np.maximum.accumulate([clean[size] for size in sizes])
+    heights = np.maximum.accumulate([clean[size] for size in sizes])  # interpolation needs a rising curve
     return round(math.exp(np.interp(reached, heights, np.log(sizes))))
 
 

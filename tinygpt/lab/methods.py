@@ -24,8 +24,8 @@ from tinygpt.terminal import duration
 
 FULL, LORA, LARGE = (f"finetune_transactions{kind}" for kind in ("", "_lora", "_pretrained"))
 # from scratch: the small model with its own optimizer, and the schedule of FULL
-SCRATCH = {"dataset": "transactions", "batch_size": 32, "dropout": 0.1, "max_iters": 1000, "lr_schedule": "linear"}
-SCRATCH |= {"min_lr": 0, "warmup_iters": 50, "eval_interval": 100, "eval_iters": 0, "patience": 5}
+SCRATCH = {"batch_size": 32, "dropout": 0.1, "max_iters": 1000, "lr_schedule": "linear", "min_lr": 0}
+SCRATCH |= {"warmup_iters": 50, "eval_interval": 100, "eval_iters": 0, "patience": 5}
 CLOSE = 0.02  # accuracies that differ by less count as equal
 
 
@@ -80,9 +80,8 @@ def measure(job: TrainingJob, config: LabConfig, folder: Path) -> dict[str, Any]
     figures = {"method": job.name, "seed": job.seed, "seconds": 0.0, "memory": 0, "trained": 0, "bytes": 0}
     figures["forgetting"] = None
     if job.method.command:
-        settings = {**job.method.settings, "seed": job.seed, "data_dir": config.data_dir}
-        settings |= {"ckpt": job.base} if job.base else {}
-        cost = train(folder / "train.log", job.method.command, job.method.preset, out, **settings)
+        settings = {**job.method.settings, "seed": job.seed} | ({"ckpt": job.base} if job.base else {})
+        cost = train(job.method.command, job.method.preset, out, Path(config.data_dir, "transactions"), **settings)
         figures |= {"seconds": cost.seconds, "memory": cost.memory, "trained": cost.weights, "bytes": cost.bytes}
         if len(cost.base_losses) == 2:
             figures["forgetting"] = cost.base_losses["after"] - cost.base_losses["before"]
@@ -116,11 +115,10 @@ def compared(results: Results, _: LabConfig) -> Summary:
 
     def draw(axes: Any) -> None:
         for index, (name, method_runs) in enumerate(runs.items()):
-            points = [
-                (run["forgetting"], 100 * run["accuracy"]) for run in method_runs if run["forgetting"] is not None
-            ]
-            if points:
-                axes.plot(*zip(*points, strict=True), "o", color=f"C{index}", label=name)
+            measured = [run for run in method_runs if run["forgetting"] is not None]
+            if measured:
+                points = [run["forgetting"] for run in measured], [100 * run["accuracy"] for run in measured]
+                axes.plot(*points, "o", color=f"C{index}", label=name)
         axes.axhline(100 * ngram, color="gray", linestyle=":", label="n-gram baseline")
         axes.set(xlabel="forgetting (nats per token of the base model)", ylabel="accuracy (%)")
         axes.legend(frameon=False, fontsize=9)
@@ -155,9 +153,8 @@ def row(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 def simplest(runs: dict[str, list[dict[str, Any]]], ngram: float) -> Verdict:
     """Choose the simplest method, the n-gram baseline or the first in the table, with an accuracy close to the best."""
-    accuracy = {"the n-gram baseline": ngram} | {
-        name: median(method_runs, "accuracy") for name, method_runs in runs.items()
-    }
+    medians = {name: median(method_runs, "accuracy") for name, method_runs in runs.items()}
+    accuracy = {"the n-gram baseline": ngram, **medians}
     best = max(accuracy.values())
     name = next(name for name, value in accuracy.items() if value >= best - CLOSE)
     return Verdict(
@@ -168,13 +165,10 @@ def simplest(runs: dict[str, list[dict[str, Any]]], ngram: float) -> Verdict:
 
 
 def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
-    """Choose the method with the least forgetting, among those from the small base model close to their best accuracy.
-
-    Empty if forgetting was not measured, since the dataset of the base model is missing.
-    """
+    """Choose the method that forgets least, among those from the small base model close to their best accuracy."""
     small = {name: method_runs for name, method_runs in runs.items() if METHODS[name].base == "small"}
     if any(run["forgetting"] is None for method_runs in small.values() for run in method_runs):
-        return []
+        return []  # the dataset of the base model is missing
     best = max(median(method_runs, "accuracy") for method_runs in small.values())
     good = [name for name, method_runs in small.items() if median(method_runs, "accuracy") >= best - CLOSE]
     name = min(good, key=lambda name: median(small[name], "forgetting"))

@@ -1,11 +1,8 @@
 """What labs share: write datasets, train models in child processes, load trained models and baselines.
 
-write_dataset(folder / "data", "notes", {"train": pairs, "val": others, "test": more}, labels=["yes", "no"])
-write_text(folder / "data", "verses", text, tokenizer)
-train(folder / "train.log", "train", "lab_classifier", folder / "out", seed=1).seconds
-Model(folder / "out").continuation("\nThe account of ", 20)
+notes = write_dataset(folder / "data/notes", {"train": pairs, "val": others, "test": more}, labels=["yes", "no"])
+train("train", "lab_classifier", folder / "out", notes, seed=1).seconds
 classifier(folder / "out", ["yes", "no"])(["is 2 even?"])  # (1, 2)
-ngrams(pairs, ["yes", "no"])(["is 2 even?"])               # (1, 2), the n-gram baseline
 """
 
 import hashlib
@@ -38,16 +35,17 @@ Classifier = Callable[[Sequence[str]], np.ndarray]  # prompts to probabilities o
 
 
 def write_dataset(
-    data: Path, name: str, splits: dict[str, list[Pair]], labels: Sequence[str] = (), tokenizer: Tokenizer | None = None
-) -> None:
-    """Write a dataset of pairs with the given splits (train, val, test), as `tinygpt prepare` writes its own."""
-    with folder_lock(data / name, "dataset"):
-        write_pairs(data / name, splits, list(labels), tokenizer or tokenizer_of_pairs(splits), {})
+    folder: Path, splits: dict[str, list[Pair]], labels: Sequence[str] = (), tokenizer: Tokenizer | None = None
+) -> Path:
+    """Write a dataset of pairs with the given splits (train, val, test), and return its folder."""
+    with folder_lock(folder, "dataset"):
+        write_pairs(folder, splits, list(labels), tokenizer or tokenizer_of_pairs(splits), {})
+    return folder
 
 
-def write_text(data: Path, name: str, text: str, tokenizer: Tokenizer) -> None:
+def write_text(folder: Path, text: str, tokenizer: Tokenizer) -> None:
     """Write a dataset of plain text; its last tenth is the validation split."""
-    folder, train = data / name, len(text) * 9 // 10
+    train = len(text) * 9 // 10
     splits = {"train": text[:train], "val": text[train:]}
     pieces = ((split, tokenizer.encode(part)) for split, part in splits.items())
     facts = {"options": {}, "characters": {split: len(part) for split, part in splits.items()}}
@@ -75,14 +73,13 @@ def classifier(ckpt: Path, labels: Sequence[str]) -> Classifier:
     return classify_prompts
 
 
-def most_probable(probabilities: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """Return the most probable label of each row."""
-    return [labels[index] for index in probabilities.argmax(axis=1)]
+def answers(classify: Classifier, pairs: Sequence[Pair], labels: Sequence[str]) -> list[str]:
+    """Return the most probable label of each prompt."""
+    return [labels[index] for index in classify([prompt for prompt, _ in pairs]).argmax(axis=1)]
 
 
 class Model:
-    """A trained model on the CPU, from a checkpoint, its file or its folder. Unknown characters in prompts are skipped.
-    Errors: TinyGPTError as in `load_model`."""
+    """A trained model on the CPU, from a checkpoint, its file or folder. Errors: TinyGPTError as in `load_model`."""
 
     def __init__(self, ckpt: Checkpoint | Path | str, adapter: Path | str = "") -> None:
         checkpoint = ckpt if isinstance(ckpt, Checkpoint) else load_model(str(ckpt), str(adapter))
@@ -100,13 +97,11 @@ class Model:
         prefix_ids = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
         continuation_ids = [self.tokenizer.encode(text).astype(np.int64) for text in continuations]
         longest = max(map(len, continuation_ids))
-        batch_size, parts = max(1, classify.BATCH_TOKENS // longest), []
+        batch_size, scores = max(1, classify.BATCH_TOKENS // longest), []
         for start in range(0, len(continuation_ids), batch_size):
-            cache = self.model.new_cache(1, prefix_ids.size(1) + longest)
-            parts.append(
-                classify.answer_scores(self.model, cache, prefix_ids, continuation_ids[start : start + batch_size])[0]
-            )
-        return np.concatenate(parts)
+            cache, batch = self.model.new_cache(1, prefix_ids.size(1) + longest), continuation_ids[start:][:batch_size]
+            scores.append(classify.answer_scores(self.model, cache, prefix_ids, batch)[0])
+        return np.concatenate(scores)
 
     def continuation(self, prefix: str, tokens: int) -> str:
         """Continue a text by greedy decoding."""
@@ -131,17 +126,18 @@ class Trained(NamedTuple):
     base_losses: dict[str, float]  # on the base model's own data, "before" and "after" a fine-tuning, if measured
 
 
-def train(log: Path, command: str, preset: str, out: Path, **settings: Any) -> Trained:
-    """Run `tinygpt train` or `finetune` with a preset, or continue a training that was stopped.
+def train(command: str, preset: str, out: Path, dataset: Path, **settings: Any) -> Trained:
+    """Run `tinygpt train` or `finetune` with a preset on a dataset, or continue a training that was stopped.
 
     With max_iters, the model is evaluated at the end only, unless the settings say otherwise.
     Errors: TinyGPTError as in evaluate/process.py.
     """
     if "max_iters" in settings:
         settings.setdefault("eval_interval", settings["max_iters"])
+    settings |= {"dataset": dataset.name, "data_dir": dataset.parent}
     settings |= {"out_dir": out, "init_from": "auto", "device": "cpu"}
     flags = [f"--{key}={value}" for key, value in settings.items()]
-    memory = run(log, command, f"configs/{preset}.yaml", "--quiet", *flags).memory
+    memory = run(out.parent / "train.log", command, f"configs/{preset}.yaml", "--quiet", *flags).memory
     saved, metrics = load_model(str(out / "ckpt.pt")), read_metrics(out)
     weights, tied = adapted_only(saved.model) or saved.model, saved.model_args["tie_weights"]
     number = sum(weight.numel() for name, weight in weights.items() if not (tied and name == "lm_head.weight"))

@@ -3,8 +3,6 @@
 A base model learns to write two sentences about a company's figures in a plain style. LoRA adapters of two firms learn
 their styles from 25 to 400 examples. The base is loaded once, the adapters are swapped on it, and each response is
 judged twice: by the rules of each firm's style, and by whether it states the figures of the prompt (fidelity).
-
-    tinygpt lab reports --quick
 """
 
 import statistics
@@ -61,7 +59,7 @@ def stage_of(firm: str, size: int) -> str:
 
 def write_datasets(folder: Path) -> None:
     for name in DATASETS.values():
-        write_dataset(folder / "data", name, TASKS[name].make(1337))
+        write_dataset(folder / "data" / name, TASKS[name].make(1337))
 
 
 @dataclass(frozen=True)
@@ -86,22 +84,24 @@ class SeedFolder:
         """The test prompts, which are the same for all styles; a quick lab has fewer."""
         return prompts_of_test()[: QUICK["prompts"] if self.quick else PROMPTS]
 
-    def measured(self, command: str, preset: str, out: Path, step: str, **settings: Any) -> dict[str, Any]:
-        """Train the base model or an adapter; return its cost, and how its responses are judged."""
-        settings |= {"max_iters": (QUICK if self.quick else ITERATIONS)[step], "data_dir": self.folder.parent / "data"}
-        cost = train(self.folder / f"{command}.log", command, preset, out, seed=self.seed, **settings)
-        if step == "adapter":
-            self.adapters.add(out.name, str(out))
-        result = {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes}
-        return result | judged(Model(self.adapters.checkpoint(out.name if step == "adapter" else "")), self.prompts)
+    def train(self, step: str, command: str, preset: str, out: Path, style: str, **settings: Any) -> dict[str, Any]:
+        """Train the base model or an adapter; return its cost."""
+        settings |= {"seed": self.seed, "max_iters": (QUICK if self.quick else ITERATIONS)[step]}
+        cost = train(command, preset, out, self.folder.parent / "data" / DATASETS[style], **settings)
+        return {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes}
 
     def base_model(self) -> dict[str, Any]:
-        return self.measured("train", "reports", self.base, "base")
+        """Train the base model; return its cost, and how its responses are judged."""
+        cost = self.train("base", "train", "reports", self.base, "plain")
+        return cost | judged(Model(self.adapters.checkpoint()), self.prompts)
 
     def adapter(self, firm: str, size: int) -> dict[str, Any]:
-        settings = {"ckpt": self.base, "dataset": DATASETS[firm], "examples": size}
-        result = self.measured("finetune", "finetune_reports", self.folder / f"{firm}-{size}", "adapter", **settings)
-        return {"firm": firm, "examples": size, "seed": self.seed, **result}
+        """Train an adapter; return its cost, and how its responses are judged."""
+        out, settings = self.folder / f"{firm}-{size}", {"ckpt": self.base, "examples": size}
+        cost = self.train("adapter", "finetune", "finetune_reports", out, firm, **settings)
+        self.adapters.add(out.name, str(out))
+        judgement = judged(Model(self.adapters.checkpoint(out.name)), self.prompts)
+        return {"firm": firm, "examples": size, "seed": self.seed, **cost, **judgement}
 
     def swaps(self) -> dict[str, Any]:
         """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
@@ -153,11 +153,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     def draw(axes: Any) -> None:
         for index, (firm, name) in enumerate(FIRMS.items()):
             for what, line, marker in (("style", "-", "o"), ("fidelity", "--", "s")):
-                color, values = f"C{index}", [shares(runs[firm, size], firm, what) for size in sizes]
-                points = [
-                    (size, 100 * share) for size, run_shares in zip(sizes, values, strict=True) for share in run_shares
-                ]
-                axes.plot(sizes, [100 * statistics.median(run_shares) for run_shares in values], line, color=color)
+                color, values = f"C{index}", {size: shares(runs[firm, size], firm, what) for size in sizes}
+                axes.plot(sizes, [100 * statistics.median(values[size]) for size in sizes], line, color=color)
+                points = [(size, 100 * share) for size in sizes for share in values[size]]
                 axes.plot(*zip(*points, strict=True), marker, color=color, markersize=5)
                 axes.plot([], [], marker, linestyle=line, color=color, label=f"{name}, {what}")
         fidelity = 100 * statistics.median(shares(bases, "", "fidelity"))

@@ -1,13 +1,8 @@
 """`tinygpt lab scale`: how does the loss depend on the size of the model and on the length of its training?
 
 Models of several sizes are trained for several lengths on one text, each with a complete schedule, and a scaling law is
-fitted (evaluate/law.py). It says how to divide compute between size and length: C = 6 N D FLOP for N parameters and D
-training tokens (Kaplan et al. 2020). The last run needs more compute than all others, and is held out from the fit: it
-tests whether the law predicts it.
-
-    width W, P passes, seed S         {"parameters", "tokens", "loss", "seconds"}
-
-    tinygpt lab scale --dataset=mine --quick
+fitted (evaluate/law.py). It divides compute, C = 6 N D FLOP for N parameters and D training tokens (Kaplan et al.
+2020), between size and length. The last run needs the most compute and is held out: it tests the law.
 """
 
 import math
@@ -15,6 +10,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,17 +56,14 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
         if dataset.pairs:
             raise TinyGPTError(f"lab scale needs plain text, but {config.dataset} has pairs", "another --dataset")
         if tokens < LEAST_TOKENS:
-            raise TinyGPTError(
-                f"{config.dataset} has {tokens:,} training tokens, but lab scale needs {LEAST_TOKENS:,}",
-                "prepare more text",
-            )
+            problem = f"{config.dataset} has {tokens:,} training tokens, but lab scale needs {LEAST_TOKENS:,}"
+            raise TinyGPTError(problem, "prepare more text")
     one_pass = min(tokens, MOST_TOKENS)
     for seed, width, passes in [*product(seeds(config), size.widths, size.passes), (1, *size.last)]:
         iterations = round(passes * one_pass / TOKENS)
         parameters = 12 * SHAPES[width][0] * width**2
         seconds = 4 + 6 * parameters * iterations * TOKENS / SPEED + iterations * 0.004
-        compute = partial(fit_one, config, folder, seed, width, iterations)
-        yield Stage(name(width, passes, seed), seconds, compute)
+        yield Stage(name(width, passes, seed), seconds, partial(fit_one, config, folder, seed, width, iterations))
 
 
 def name(width: int, passes: float, seed: int) -> str:
@@ -82,8 +75,8 @@ def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: 
     layers, heads = SHAPES[width]
     settings = {"n_layer": layers, "n_head": heads, "n_embd": width, "seed": seed, "max_iters": iterations}
     settings |= {"warmup_iters": max(1, min(20, iterations // 5)), "eval_iters": 1}
-    data, out = {"dataset": config.dataset, "data_dir": config.data_dir}, folder / f"{width}-{iterations}-{seed}"
-    cost = train(folder / "train.log", "train", "lab_scale", out, **settings, **data)
+    out = folder / f"{width}-{iterations}-{seed}"
+    cost = train("train", "lab_scale", out, Path(config.data_dir, config.dataset), **settings)
     loss = validation_loss(out / "last.pt", Dataset(config.data_dir, config.dataset))
     for path in ("last.pt", "ckpt.pt"):  # in this order: without last.pt, an interrupted stage trains again
         (out / path).unlink()
@@ -150,12 +143,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for passes in size.passes:
             row[f"passes: {passes:g}"] = spread([run["loss"] for run in runs[width, passes]], ".3f")
         grid.append(row)
-    figures = {
-        "E": ranged(lambda fitted: fitted.E, ".2f"),
-        "alpha": ranged(lambda fitted: fitted.alpha, ".2f"),
-        "beta": ranged(lambda fitted: fitted.beta, ".2f"),
-        "growth of the best size": ranged(lambda fitted: 10 ** growth(fitted), ".1f"),
-    }
+    figures = {key: ranged(attrgetter(key), ".2f") for key in ("E", "alpha", "beta")}
+    figures["growth of the best size"] = ranged(lambda fitted: 10 ** growth(fitted), ".1f")
     extrapolations = [
         {
             "parameters": title,

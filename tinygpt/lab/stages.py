@@ -1,10 +1,7 @@
 """Labs and their stages. Each stage runs once, and the expected time of those that remain is printed.
 
 The results are in lab.json in the lab's folder, which is replaced after each stage. A stage that was stopped starts
-again. Only this stage writes into the folders of its commands, so the commands can resume.
-
-    stages = [Stage("index", 2, seconds_of_index), Stage("ask", 60, answers)]
-    results = run(Path("out-lab"), Identity("facts", {"quick": True}, {}), stages)      # {"index": 1.7, "ask": [...]}
+again; it alone writes into the folders of its commands, so these can resume.
 """
 
 import json

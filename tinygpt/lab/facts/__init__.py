@@ -1,13 +1,7 @@
 """`tinygpt lab facts`: retrieve, fine-tune or train? Measured, and then a tenth of the facts change.
 
-world.py        invented companies, documents about them, and questions
-systems.py      what answers the questions: baselines, retrieval with a reader, closed-book models
-experiment.py   the stages: build each system, ask, change facts, bring each system up to date, ask again
-summary.py      what the answers say: tables, a picture and verdicts
-live.html.j2    the part of the page in which the tiny models answer; page.js works it
-search.js       the passages, BM25 and the reader's prompt in plain JavaScript
-
-tinygpt lab facts --quick
+live.html.j2 is the part of the page in which the tiny models answer, and page.js works it; search.js has the passages,
+BM25 and the reader's prompt in plain JavaScript.
 """
 
 from tinygpt.lab.facts.experiment import live, stages

@@ -1,8 +1,7 @@
 """The stages of `tinygpt lab facts`, and the data of its page.
 
-For each seed, world.py invents companies, documents and questions. The systems (systems.py) are built, and answer the
-questions; then the facts change, each system is brought up to date in its own way, and the questions are asked again.
-A pretrained model answers a fixed sample of the questions of the first seed.
+The systems are built, and answer the questions; then the facts change, each system is brought up to date in its own
+way, and the questions are asked again. A pretrained model answers a fixed sample of the questions of the first seed.
 
     questions, seed N           the questions as they are after the change, as lists
     build: NAME, seed N         what it cost, see Cost
@@ -11,8 +10,6 @@ A pretrained model answers a fixed sample of the questions of the first seed.
     after: SYSTEM, seed N       the answers after the change
     passage: SYSTEM, seed N     the same, but the system is given the right passage
     fresh: SYSTEM, seed N       {"seconds": from a changed document to a right answer; null if none was right}
-
-The names of the pretrained model's systems contain its path.
 """
 
 import hashlib
@@ -28,7 +25,6 @@ from typing import Any, Literal, NamedTuple, TypedDict
 from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, LabConfig
-from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.process import run
 from tinygpt.lab.facts import systems
 from tinygpt.lab.facts.systems import System, measured
@@ -78,7 +74,7 @@ class Cost(TypedDict):
 
 @dataclass(frozen=True)
 class SeedFolder:
-    """The folder of one seed: documents, indexes, pairs and models; and the methods that all systems share."""
+    """The folder of one seed: documents, indexes, pairs and models; and what the groups of systems share."""
 
     folder: Path
     seed: int
@@ -93,25 +89,23 @@ class SeedFolder:
 
     def asking(self, when: When, seconds: dict[str, float]) -> list[Stage]:
         """List the stages in which systems answer the questions. seconds: expected time, by system."""
-        return [
-            self.stage(f"{when}: {name}", duration, partial(self.ask, name, when)) for name, duration in seconds.items()
-        ]
+        asked = seconds.items()
+        return [self.stage(f"{when}: {name}", expected, partial(self.ask, name, when)) for name, expected in asked]
 
     def teach(self, command: str, preset: str, when: When, dataset: str, out: Path, **settings: Any) -> Cost:
         """Train on pairs that teach the facts, or with the dataset `changes` the new facts."""
         world = self.world(when)
-        new = {(question.company, question.relation) for question in world.questions if question.kind == "changed"}
+        new = {question.fact for question in world.questions if question.kind == "changed"}
         lines = pairs(world, self.seed, new if dataset == "changes" else None)
         source, data = self.folder / f"{dataset}.jsonl", self.folder / "data"
         source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
         form = [f"--input={source}", "--format=pairs", f"--data_dir={data}"]
         run(self.folder / "prepare.log", "prepare", dataset, *form)
-        return self.train(command, preset, dataset, data, out, **settings) | {"examples": len(lines)}
+        return self.train(command, preset, data / dataset, out, **settings) | {"examples": len(lines)}
 
-    def train(self, command: str, preset: str, dataset: str, data: Path, out: Path, **settings: Any) -> Cost:
+    def train(self, command: str, preset: str, dataset: Path, out: Path, **settings: Any) -> Cost:
         """Train, or continue a training that was stopped."""
-        settings |= {"dataset": dataset, "data_dir": data, "seed": self.seed}
-        cost = train(self.folder / "train.log", command, preset, out, **settings)
+        cost = train(command, preset, out, dataset, seed=self.seed, **settings)
         return Cost(seconds=cost.seconds, commands=2, examples=0, bytes=cost.bytes, weights=cost.weights)
 
     def system(self, name: str, when: When, index: Index) -> System:
@@ -129,14 +123,14 @@ class SeedFolder:
         return list(range(len(self.world("after").questions)))
 
     def ask(self, name: str, when: When) -> dict[str, Any]:
-        with open_index(self.kept(f"{when}.db")) as index:
+        with open_index(self.folder / f"{when}.db") as index:
             return measured(self.system(name, when, index), self.world(when).questions, self.numbers())
 
     def ask_with_passage(self, name: str) -> dict[str, Any]:
         """Let a system answer the questions that have an answer, given the passage that contains it."""
         questions = self.world("after").questions
         numbers = [number for number in self.numbers() if questions[number].answer]
-        with open_index(self.kept("after.db")) as index:
+        with open_index(self.folder / "after.db") as index:
             respond = self.responder(name, index, "--min_score=0")  # the score is that of the search
             return measured(partial(systems.given_the_right_passage, respond), questions, numbers)
 
@@ -144,12 +138,8 @@ class SeedFolder:
         """Time from a changed document to a correct answer, with the commands `index` and `ask`; see TRIES."""
         after = self.world("after")
         again = changed(after, self.seed + 1, CHANGED)
-        new = [
-            question
-            for old, question in zip(after.questions, again.questions, strict=True)
-            if old.answer != question.answer
-        ]
-        for question in new[:TRIES]:
+        questions = zip(after.questions, again.questions, strict=True)
+        for question in [new for old, new in questions if old.answer != new.answer][:TRIES]:
             self.restore("after")
             path = self.folder / "docs" / f"{question.company}.md"
             path.write_text(again.documents()[path.name], encoding="utf-8")
@@ -175,30 +165,23 @@ class SeedFolder:
 
     def restore(self, when: When) -> None:
         self.write_documents(when)
-        shutil.copy(self.kept(f"{when}.db"), self.folder / "index.db")
-
-    def kept(self, name: str) -> Path:
-        """Return the path of a file from a finished stage. Errors: TinyGPTError if it was deleted."""
-        if not (path := self.folder / name).exists():
-            problem = f"{path} was deleted, and lab.json says that its stage is finished"
-            raise TinyGPTError(problem, f"delete {self.folder.parent}, and run the lab again")
-        return path
+        shutil.copy(self.folder / f"{when}.db", self.folder / "index.db")
 
 
 class Tiny(SeedFolder):
     """The systems without a model, with the tiny reader, and with a model trained on the facts alone."""
 
     def stages(self) -> list[Stage]:
-        scale, train = self.size.companies / FULL.companies, 150 * self.size.closed / FULL.closed
+        scale, training = self.size.companies / FULL.companies, 150 * self.size.closed / FULL.closed
         seconds = {"majority": scale, "search": 5 * scale, "reader": 90 * scale, "closed": 60 * scale}
         return [
             self.stage("questions", 1, lambda: self.world("after").questions),
             self.stage("build: index", 3, partial(self.reindex, "before")),
-            self.stage("build: closed", train, partial(self.memorise, "before", "closed")),
+            self.stage("build: closed", training, partial(self.memorise, "before", "closed")),
             *self.asking("before", seconds),
             self.stage("update: index", 3, partial(self.reindex, "after")),
             self.stage("update: closed", 20, self.memorise_changes),
-            self.stage("update: again", train, partial(self.memorise, "after", "again")),
+            self.stage("update: again", training, partial(self.memorise, "after", "again")),
             *self.asking("after", seconds | {"again": seconds["closed"]}),
             self.stage("passage: reader", 0.8 * seconds["reader"], partial(self.ask_with_passage, "reader")),
             self.stage("fresh: reader", 5, partial(self.freshness, "reader")),
@@ -253,11 +236,10 @@ class Pretrained(SeedFolder):
             *self.asking("before", ask_seconds),
             self.stage(f"update: {memorised}", 10 + 1.5 * size.changes, self.memorise_changes),
             *self.asking("after", ask_seconds),
-            *(
-                self.stage(f"passage: {name}", 0.8 * size.sample, partial(self.ask_with_passage, name))
-                for name in (zero_shot, reading)
-            ),
-            *(self.stage(f"fresh: {name}", 10, partial(self.freshness, name)) for name in (zero_shot, reading)),
+            self.stage(f"passage: {zero_shot}", 0.8 * size.sample, partial(self.ask_with_passage, zero_shot)),
+            self.stage(f"passage: {reading}", 0.8 * size.sample, partial(self.ask_with_passage, reading)),
+            self.stage(f"fresh: {zero_shot}", 10, partial(self.freshness, zero_shot)),
+            self.stage(f"fresh: {reading}", 10, partial(self.freshness, reading)),
         ]
 
     def numbers(self) -> list[int]:
@@ -284,11 +266,12 @@ class Pretrained(SeedFolder):
 
     def learn_to_read(self) -> Cost:
         """Learn to answer from passages about other facts (RAFT, Zhang et al. 2024)."""
-        dataset, data = "reader_long", self.out("data")
-        if not (data / dataset / "meta.json").exists():  # 160,000 examples, too many to encode when training starts
-            run(self.folder / "prepare.log", "prepare", dataset, f"--tokenizer={self.path}", f"--data_dir={data}")
+        dataset = self.out("data") / "reader_long"
+        if not (dataset / "meta.json").exists():  # 160,000 examples, too many to encode when training starts
+            flags = [f"--tokenizer={self.path}", f"--data_dir={dataset.parent}"]
+            run(self.folder / "prepare.log", "prepare", dataset.name, *flags)
         settings = {"ckpt": self.path, "max_iters": self.size.reading}
-        return self.train("finetune", "finetune_lab_reader", dataset, data, self.out("reader"), **settings)
+        return self.train("finetune", "finetune_lab_reader", dataset, self.out("reader"), **settings)
 
     def system(self, name: str, when: When, index: Index) -> System:
         if name != names(self.path)[2]:
@@ -308,21 +291,20 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
     """Collect the page's documents and models, from the first seed, and the answers of the pretrained model."""
     tiny = Tiny(folder / "seed-1", 1, QUICK if config.quick else FULL)
     before = tiny.world("before")
-    models = {"reader": load(SHIPPED), "closed": load(tiny.kept("closed/ckpt.pt"))}
+    models = {"reader": load(SHIPPED), "closed": load(tiny.folder / "closed/ckpt.pt")}
     question_pairs = zip(before.questions, tiny.world("after").questions, strict=True)
     data = {
-        key: pack(checkpoint.build_model(), tokenizer_of(checkpoint, key, "data")) for key, checkpoint in models.items()
-    } | {
+        **{key: pack(model.build_model(), tokenizer_of(model, key, "data")) for key, model in models.items()},
         "documents": before.documents(),
         "questions": {
-            key: [question.text for question in before.questions if question.company == key] for key in before.companies
+            key: [asked.text for asked in before.questions if asked.company == key] for key in before.companies
         },
         "known": {old.text: [old.answer, new.answer] for old, new in question_pairs},
         "names": {key: company.name for key, company in before.companies.items()},
         "recorded": recorded(config.pretrained, before.questions, results) if config.pretrained else {},
         "thresholds": {key: getattr(AskConfig, key) for key in ("min_score", "min_probability")},
     }
-    return {"data": data, "parameters": {key: checkpoint.num_params for key, checkpoint in models.items()}}
+    return {"data": data, "parameters": {key: model.num_params for key, model in models.items()}}
 
 
 def recorded(pretrained: str, questions: list[Question], results: Results) -> dict[str, list[list[str]]]:

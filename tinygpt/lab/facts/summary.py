@@ -92,8 +92,8 @@ class Measured:
 
     def of(self, stage: str) -> list[tuple[int, Any]]:
         """Return (seed, result) of a stage for all seeds that have it."""
-        stages = ((seed, f"{stage}, seed {seed}") for seed in self.questions)
-        return [(seed, self.results[name]) for seed, name in stages if name in self.results]
+        results = {seed: self.results.get(f"{stage}, seed {seed}") for seed in self.questions}
+        return [(seed, result) for seed, result in results.items() if result is not None]
 
     def replies(self, stage: str, kinds: Sequence[str]) -> Iterator[tuple[Question, str, float | None]]:
         """Yield the questions of these kinds, each with its answer and the probability of the answer."""
@@ -137,8 +137,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     fine_tuning = [combined(found, config.pretrained)] if config.pretrained else []
     names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
     counts = ", ".join(f"{found.kinds[kind]:,} {name}" for kind, name in names.items())
-    asked = f"Questions: {counts}; the pretrained model, if there is one, answers a sample of the first seed's."
-    knows, prices = f"{asked} {KNOWS}", f"{COSTS} Cost: at a price of {config.price:g} per hour (--price)."
+    knows = f"Questions: {counts}; the pretrained model, if there is one, answers a sample of the first seed's. {KNOWS}"
+    prices = f"{COSTS} Cost: at a price of {config.price:g} per hour (--price)."
 
     def draw(axes: Any) -> None:
         for index, row in enumerate(systems):
@@ -260,9 +260,7 @@ def combined(measured: Measured, pretrained: str) -> Verdict:
 
 
 def private(results: Results) -> Verdict:
-    used = sum(
-        result["connections"] for result in results.values() if isinstance(result, dict) and "connections" in result
-    )
+    used = sum(result.get("connections", 0) for result in results.values() if isinstance(result, dict))
     attempts = f"Python reported {used} attempts to use the network while the systems answered."
     return Verdict(
         attempts if used else "No system used the network while it answered.",

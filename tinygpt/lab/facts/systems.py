@@ -37,7 +37,7 @@ System = Callable[[Question], Reply]
 def majority(questions: Sequence[Question]) -> System:
     """Make the majority baseline: the most frequent answer to questions about the same relation."""
     counts = Counter((question.relation, question.answer) for question in questions if question.answer).most_common()
-    best = {relation: answer for (relation, answer), _ in reversed(counts)}
+    best = {relation: answer for (relation, answer), _ in reversed(counts)}  # the most frequent comes last
     return lambda question: Reply(best.get(question.relation, ""), None)  # a relation of no company: it abstains
 
 
@@ -75,13 +75,14 @@ def best_passage(index: Index, question: Question) -> Reply:
 
 
 CONNECTIONS = {"socket.connect", "socket.getaddrinfo", "socket.sendto", "socket.gethostbyname"}
-_attempts: list[str] = []
 
 
 @functools.cache  # once: an audit hook cannot be removed
-def watch_the_network() -> None:
-    """Record every attempt of this process to use the network, from now on."""
-    sys.addaudithook(lambda event, _: _attempts.append(event) if event in CONNECTIONS else None)
+def network_attempts() -> list[str]:
+    """Return a list that grows with every attempt of this process to use the network."""
+    attempts: list[str] = []
+    sys.addaudithook(lambda event, _: attempts.append(event) if event in CONNECTIONS else None)
+    return attempts
 
 
 def outcome(question: Question, text: str) -> str:
@@ -96,14 +97,12 @@ def outcome(question: Question, text: str) -> str:
 
 def measured(system: System, questions: Sequence[Question], numbers: Sequence[int]) -> dict[str, Any]:
     """Ask the questions with these indices; return answers, times and connections, as plain values."""
-    watch_the_network()
-    attempts, began = len(_attempts), time.monotonic()
-    bar = progress(numbers, desc="asking", unit="question")
-    replies = [system(questions[number]) for number in bar]
+    attempts, began = len(network_attempts()), time.monotonic()
+    replies = [system(questions[number]) for number in progress(numbers, desc="asking", unit="question")]
     return {
         "questions": list(numbers),
         "answers": [reply.text for reply in replies],
         "probabilities": [reply.probability for reply in replies],
         "seconds per question": (time.monotonic() - began) / len(numbers),
-        "connections": len(_attempts) - attempts,
+        "connections": len(network_attempts()) - attempts,
     }

@@ -1,15 +1,12 @@
 """The invented companies of `tinygpt lab facts`: their facts, documents about them, and questions.
 
-Each company has FACTS facts, and a Markdown document that states them, one section for each kind. Some companies also
-have an older document, in which one fact has another value: the documents conflict, and the newer one is right.
-Questions have wordings that neither the closed-book models nor the tiny reader have seen in training.
-
-The statements and questions are those of the task `reader` (data/tasks/reader.py).
+Each company has a Markdown document that states its facts. Some also have an older document, in which one fact has
+another value: the documents conflict, and the newer one is right. Questions have wordings that neither the closed-book
+models nor the tiny reader (data/tasks/reader.py) have seen in training.
 
     world = make(seed=1, companies=200)
     world.documents()                        # {"norvik.md": "# Norvik ..."}
     world.questions[0]                       # Question("Who heads Norvik?", "norvik", "chief executive", "Ana Torres")
-    changed(world, seed=1, share=0.1)        # a world in which a tenth of the facts have new values
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,6 +32,10 @@ class Question(NamedTuple):
     answer: str  # empty: not in the documents
     kind: str  # fact, conflict (an older document says something else), changed, or absent
     stale: str = ""  # the answer before the facts changed, or that of the older document
+
+    @property
+    def fact(self) -> tuple[str, str]:
+        return self.company, self.relation
 
 
 class Company(NamedTuple):
@@ -102,22 +103,16 @@ def changed(world: World, seed: int, share: float) -> World:
     known = [question for question in world.questions if question.answer]
     free = [question for question in known if question.kind != "conflict"]
     chosen = rng.sample(free, round(share * len(known)))
-    new = {
-        (question.company, question.relation): other_value(rng, question.relation, question.answer)
-        for question in chosen
-    }
-    companies = {
-        key: company._replace(
-            facts={relation: new.get((key, relation), value) for relation, value in company.facts.items()}
+    new = {question.fact: other_value(rng, question.relation, question.answer) for question in chosen}
+    companies, questions = {}, []
+    for key, company in world.companies.items():
+        facts = {relation: new.get((key, relation), value) for relation, value in company.facts.items()}
+        companies[key] = company._replace(facts=facts)
+    for question in world.questions:
+        update = (
+            {"answer": new[question.fact], "kind": "changed", "stale": question.answer} if question.fact in new else {}
         )
-        for key, company in world.companies.items()
-    }
-    questions = [
-        question._replace(answer=new[fact], kind="changed", stale=question.answer)
-        if (fact := (question.company, question.relation)) in new
-        else question
-        for question in world.questions
-    ]
+        questions.append(question._replace(**update))
     return World(companies, questions)
 
 
@@ -152,20 +147,17 @@ def sentences(rng: Rng, facts: list[Fact], name: str) -> Iterator[str]:
 
 
 def pairs(world: World, seed: int, only: set[tuple[str, str]] | None = None) -> list[dict[str, str]]:
-    """Make prompts and responses that teach the facts: WORDINGS for each fact, in wordings that no question has.
+    """Make prompts and responses that teach all facts, or `only` some: WORDINGS for each, as no question is worded.
 
     Each company has one unanswerable relation, which no question asks for: its response is UNANSWERABLE.
-    only: the facts (company, relation) to teach; None: all.
     """
     rng = Rng(f"pairs {seed}")
-    questioned = {(question.company, question.relation) for question in world.questions}
+    questioned = {question.fact for question in world.questions}
     examples = []
     for key, company in world.companies.items():
         absent = next(relation for relation in RELATIONS if (key, relation) not in questioned)
         for relation, value in [*company.facts.items(), (absent, UNANSWERABLE)]:
-            if only is not None and (key, relation) not in only:
-                continue
-            for _ in range(WORDINGS):
+            for _ in range(WORDINGS if only is None or (key, relation) in only else 0):
                 name = rng.choice((company.name, reader.short(company.name)))
                 examples.append({"prompt": reader.question(rng, relation, name), "response": value})
     rng.shuffle(examples)
