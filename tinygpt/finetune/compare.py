@@ -2,9 +2,6 @@
 
 The loss on the task's responses shows the gain, the loss on the base model's validation split the forgetting, and the
 answers to three prompts show what the model does.
-
-    before(run, run.tuning)     # logged as `before`
-    after(run, run.tuning)      # logged as `after`, and printed next to it
 """
 
 from typing import Any
@@ -20,7 +17,7 @@ from tinygpt.training.tuning import Tuning
 
 
 def before(run: Run, tuning: Tuning) -> None:
-    """Measure the base model, unless the run has been resumed after that."""
+    """Measure the base model, and log the metrics as `before`, unless the run has been resumed after that."""
     if tuning.base_data is None:
         name = tuning.config.base_dataset or "the base model's dataset"
         where = f"{name} is not prepared in {run.config.data_dir}, or does not fit this model"
@@ -30,7 +27,7 @@ def before(run: Run, tuning: Tuning) -> None:
 
 
 def after(run: Run, tuning: Tuning) -> None:
-    """Measure the best model, and print both measurements."""
+    """Measure the best model, log the metrics as `after`, and print them next to those from before."""
     if not run.ranks.is_main:
         return
     earlier = measured_before(run)

@@ -35,16 +35,17 @@ GUESS, NEAREST, CALCULATOR = "most frequent answer", "nearest training example",
 
 
 class Variant(NamedTuple):
-    reverse: bool  # the digits of the answers
+    form: str  # of the answers, a key of STEPS
     seconds: float  # of 500 iterations
     settings: dict[str, int]  # of the training
 
 
+STEPS = {"plain": 1, "reversed": -1}  # from digit to digit of an answer
 PLAIN, LARGE, REVERSED = "plain", "plain, larger model", "reversed"
 VARIANTS = {
-    PLAIN: Variant(False, 12, {}),
-    LARGE: Variant(False, 25, {"n_layer": 3, "n_embd": 96}),
-    REVERSED: Variant(True, 12, {}),
+    PLAIN: Variant("plain", 12, {}),
+    LARGE: Variant("plain", 25, {"n_layer": 3, "n_embd": 96}),
+    REVERSED: Variant("reversed", 12, {}),
 }
 
 
@@ -98,11 +99,10 @@ def nearest(known: Sequence[str], queries: Sequence[str]) -> list[str]:
     grams: dict[str, int] = {}
 
     def vectors(prompts: Sequence[str]) -> np.ndarray:
-        sets = [{f"^{p}$"[start : start + n] for n in (1, 2, 3) for start in range(len(p) + 3 - n)} for p in prompts]
-        rows = [[grams.setdefault(gram, len(grams)) for gram in prompt_grams] for prompt_grams in sets]
-        matrix = np.zeros((len(rows), 13 + 13**2 + 13**3), dtype=np.float32)  # ten digits, +, and both ends
-        for row, columns in zip(matrix, rows, strict=True):
-            row[columns] = len(columns) ** -0.5
+        matrix = np.zeros((len(prompts), 13 + 13**2 + 13**3), dtype=np.float32)  # ten digits, +, and both ends
+        for row, p in zip(matrix, prompts, strict=True):
+            own = {f"^{p}$"[start : start + n] for n in (1, 2, 3) for start in range(len(p) + 3 - n)}
+            row[[grams.setdefault(gram, len(grams)) for gram in own]] = len(own) ** -0.5
         return matrix
 
     return [known[index] for index in (vectors(queries) @ vectors(known).T).argmax(axis=1)]
@@ -113,7 +113,7 @@ def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
     (known, test), val_size = sums(size, seed), size.examples // 20
     test_prompts = [prompt for prompts in test.values() for prompt in prompts]
     prompts_of = {"train": known[val_size:], "val": known[:val_size], "test": test_prompts}
-    for form, step in (("plain", 1), ("reversed", -1)):
+    for form, step in STEPS.items():
         splits = {name: [(p, right(p)[::step]) for p in prompts] for name, prompts in prompts_of.items()}
         write_dataset(folder / "data" / form, splits)
     guess = Counter(map(right, known)).most_common(1)[0][0]
@@ -122,8 +122,8 @@ def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
 
 def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
     settings = {"max_iters": size.iterations, "seed": seed, **VARIANTS[name].settings}
-    dataset, out = "reversed" if VARIANTS[name].reverse else "plain", folder / name.replace(", ", "-")
-    cost = train("train", "lab_arithmetic", out, folder / "data" / dataset, **settings)
+    out, dataset = folder / name.replace(", ", "-"), folder / "data" / VARIANTS[name].form
+    cost = train("train", "lab_arithmetic", out, dataset, **settings)
     return {"seconds": cost.seconds, "weights": cost.weights}
 
 
@@ -131,29 +131,29 @@ def answers(folder: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
     model, (_, test) = Model(folder / name.replace(", ", "-")), sums(size, seed)
     prompts = [prompt for kind_prompts in test.values() for prompt in kind_prompts]
     responses, probabilities = model.responses(prompts, max(len(right(prompt)) for prompt in prompts) + 2)
-    step = -1 if VARIANTS[name].reverse else 1
+    step = STEPS[VARIANTS[name].form]
     return {"said": [text[::step] for text in responses], "probabilities": probabilities.tolist()}
 
 
 class SumAnswer(NamedTuple):
     prompt: str
     kind: str  # of the sum, a key of KINDS
-    said: str
+    text: str
     probability: float
 
     def exact(self) -> bool:
-        return self.said == right(self.prompt)
+        return self.text == right(self.prompt)
 
     def digits(self) -> float:
         """Return the share of correct digits, by position from the units."""
         truth = right(self.prompt)
-        return statistics.mean(a == b for a, b in zip(self.said[::-1].ljust(len(truth)), truth[::-1], strict=False))
+        return statistics.mean(a == b for a, b in zip(self.text[::-1].ljust(len(truth)), truth[::-1], strict=False))
 
     def failure(self) -> str:
         truth = right(self.prompt)
-        if len(self.said) != len(truth):
-            return "too few digits" if len(self.said) < len(truth) else "too many digits"
-        wrong = sum(a != b for a, b in zip(self.said, truth, strict=True))
+        if len(self.text) != len(truth):
+            return "too few digits" if len(self.text) < len(truth) else "too many digits"
+        wrong = sum(a != b for a, b in zip(self.text, truth, strict=True))
         return "one digit wrong" if wrong == 1 else "several digits wrong"
 
 
@@ -264,7 +264,7 @@ def failures(name: str, runs: Runs) -> list[list[str]]:
     rows = []
     for failure, count in Counter(answer.failure() for answer in wrong).most_common():
         worst = max((answer for answer in wrong if answer.failure() == failure), key=lambda answer: answer.probability)
-        example = f"{worst.prompt} = {worst.said}, correct is {right(worst.prompt)} ({100 * worst.probability:.0f} %)"
+        example = f"{worst.prompt} = {worst.text}, correct is {right(worst.prompt)} ({100 * worst.probability:.0f} %)"
         rows.append([name, failure, f"{100 * count / len(wrong):.0f} %", example])
     return rows
 

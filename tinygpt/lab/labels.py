@@ -2,9 +2,7 @@
 
 The tiny model and the n-gram baseline learn the transactions from 50 to 4,000 examples, a share of which has a wrong
 label. The labels of validation and test are correct; a second table shows how wrong labels in the test split change a
-measured accuracy. A pretrained model adds rows.
-
-    tinygpt lab labels --quick
+measured accuracy. A pretrained model adds a column.
 """
 
 import dataclasses

@@ -139,8 +139,7 @@ def train(command: str, preset: str, out: Path, dataset: Path, **settings: Any) 
     flags = [f"--{key}={value}" for key, value in settings.items()]
     memory = run(out.parent / "train.log", command, f"configs/{preset}.yaml", "--quiet", *flags).memory
     saved, metrics = load_model(str(out / "ckpt.pt")), read_metrics(out)
-    weights, tied = adapted_only(saved.model) or saved.model, saved.model_args["tie_weights"]
-    number = sum(weight.numel() for name, weight in weights.items() if not (tied and name == "lm_head.weight"))
+    number = sum(weight.numel() for weight in adapted_only(saved.model).values()) or saved.num_params
     file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())
     losses = {entry["kind"]: entry["base_loss"] for entry in metrics if "base_loss" in entry}
     return Trained(max(entry["seconds"] for entry in metrics), number, file.stat().st_size, memory, losses)

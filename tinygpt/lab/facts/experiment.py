@@ -89,8 +89,8 @@ class SeedFolder:
 
     def asking(self, when: When, seconds: dict[str, float]) -> list[Stage]:
         """List the stages in which systems answer the questions. seconds: expected time, by system."""
-        asked = seconds.items()
-        return [self.stage(f"{when}: {name}", expected, partial(self.ask, name, when)) for name, expected in asked]
+        expected = seconds.items()
+        return [self.stage(f"{when}: {name}", duration, partial(self.ask, name, when)) for name, duration in expected]
 
     def teach(self, command: str, preset: str, when: When, dataset: str, out: Path, **settings: Any) -> Cost:
         """Train on pairs that teach the facts, or with the dataset `changes` the new facts."""
@@ -297,7 +297,7 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
         **{key: pack(model.build_model(), tokenizer_of(model, key, "data")) for key, model in models.items()},
         "documents": before.documents(),
         "questions": {
-            key: [asked.text for asked in before.questions if asked.company == key] for key in before.companies
+            key: [question.text for question in before.questions if question.company == key] for key in before.companies
         },
         "known": {old.text: [old.answer, new.answer] for old, new in question_pairs},
         "names": {key: company.name for key, company in before.companies.items()},

@@ -90,28 +90,28 @@ class Measured:
         }
         self.kinds = Counter(question.kind for questions in self.questions.values() for question in questions)
 
-    def of(self, stage: str) -> list[tuple[int, Any]]:
-        """Return (seed, result) of a stage for all seeds that have it."""
-        results = {seed: self.results.get(f"{stage}, seed {seed}") for seed in self.questions}
-        return [(seed, result) for seed, result in results.items() if result is not None]
+    def of(self, stage: str) -> dict[int, Any]:
+        """Return the results of a stage by seed."""
+        names = {seed: f"{stage}, seed {seed}" for seed in self.questions}
+        return {seed: self.results[name] for seed, name in names.items() if name in self.results}
 
     def replies(self, stage: str, kinds: Sequence[str]) -> Iterator[tuple[Question, str, float | None]]:
         """Yield the questions of these kinds, each with its answer and the probability of the answer."""
-        for seed, result in self.of(stage):
+        for seed, result in self.of(stage).items():
             columns = (result[key] for key in ("questions", "answers", "probabilities"))
             for number, text, probability in zip(*columns, strict=True):
                 if (question := self.questions[seed][number]).kind in kinds:
                     yield question, text, probability
 
-    def share(self, stage: str, kinds: Sequence[str], wanted: str) -> Share:
+    def share(self, stage: str, kinds: Sequence[str], expected: str) -> Share:
         """Return the share of an outcome (see `systems.outcome`) among the answers to questions of these kinds."""
         outcomes = [outcome(question, text) for question, text, _ in self.replies(stage, kinds)]
-        return Share(outcomes.count(wanted), len(outcomes))
+        return Share(outcomes.count(expected), len(outcomes))
 
     def right(self, row: Row) -> float:
         """Return the share of right outcomes after the change. In a sample, kinds are weighted by true frequency."""
-        wanted = {kind: "abstained" if kind == "absent" else "right" for kind in self.kinds}
-        shares = {kind: self.share(row.after, [kind], each) for kind, each in wanted.items()}
+        best = {kind: "abstained" if kind == "absent" else "right" for kind in self.kinds}
+        shares = {kind: self.share(row.after, [kind], outcome) for kind, outcome in best.items()}
         weights = {kind: self.kinds[kind] for kind, share in shares.items() if share.total}
         return sum(weight * shares[kind].value() for kind, weight in weights.items()) / sum(weights.values())
 
@@ -123,20 +123,20 @@ class Measured:
 
     def mean(self, stage: str, key: str) -> float | None:
         """Average a value over the seeds; None if the stage does not exist or has no value."""
-        values = [result[key] for _, result in self.of(stage) if result[key] is not None]
+        values = [result[key] for result in self.of(stage).values() if result[key] is not None]
         return statistics.mean(values) if values else None
 
     def connections(self, row: Row) -> int:
         stages = {row.before, row.after, row.stage("passage")}
-        return sum(result["connections"] for stage in stages for _, result in self.of(stage))
+        return sum(result["connections"] for stage in stages for result in self.of(stage).values())
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     """Summarise what each system knows before and after the change, and its costs."""
-    found, systems = Measured(results), rows(config.pretrained)
-    fine_tuning = [combined(found, config.pretrained)] if config.pretrained else []
+    measured, systems = Measured(results), rows(config.pretrained)
+    fine_tuning = [combined(measured, config.pretrained)] if config.pretrained else []
     names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
-    counts = ", ".join(f"{found.kinds[kind]:,} {name}" for kind, name in names.items())
+    counts = ", ".join(f"{measured.kinds[kind]:,} {name}" for kind, name in names.items())
     knows = f"Questions: {counts}; the pretrained model, if there is one, answers a sample of the first seed's. {KNOWS}"
     prices = f"{COSTS} Cost: at a price of {config.price:g} per hour (--price)."
 
@@ -144,10 +144,10 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for index, row in enumerate(systems):
             left = 0.0
             for each, color in OUTCOMES.items():
-                width = 100 * found.share(row.after, ["changed"], each).value()
+                width = 100 * measured.share(row.after, ["changed"], each).value()
                 axes.barh(index, width, left=left, color=color, label=each if index == 0 else None)
                 left += width
-            unchanged = 100 * found.share(row.after, ["fact"], "right").value()
+            unchanged = 100 * measured.share(row.after, ["fact"], "right").value()
             axes.plot(unchanged, index, "kD", markersize=5, label="unchanged facts: right" if index == 0 else None)
         axes.set_yticks(range(len(systems)), [row.name for row in systems], fontsize=8)
         axes.invert_yaxis()
@@ -158,11 +158,11 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Retrieve, fine-tune or train?",
         "The same questions about invented companies for every method; then a tenth of the facts change.",
         [
-            table("Right answers before and after the change", [known(found, row) for row in systems], knows),
-            table("What the change costs", [change(found, row) for row in systems], CHANGES),
-            table("What building and asking cost", [costs(found, row, config.price) for row in systems], prices),
+            table("Right answers before and after the change", [known(measured, row) for row in systems], knows),
+            table("What the change costs", [change(measured, row) for row in systems], CHANGES),
+            table("What building and asking cost", [costs(measured, row, config.price) for row in systems], prices),
         ],
-        [simplest(found, systems), freshest(found), *fine_tuning, private(results)],
+        [simplest(measured, systems), freshest(measured), *fine_tuning, private(results)],
         "Answers after the change",
         draw,
     )

@@ -2,8 +2,6 @@
 
 A closed-book system is a model that has the facts in its weights. A retrieval system finds passages, and a model reads
 them. Each is a function from a question to a Reply.
-
-    measured(closed_book("out-closed"), world.questions, [0, 1])["answers"]      # ["Ana Torres", "Oslo"]
 """
 
 import functools
