@@ -102,7 +102,7 @@ def test_a_target_that_is_missed_or_exceeded_on_the_test_lines_is_said() -> None
 
 def test_without_a_threshold_nothing_is_answered() -> None:
     summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
-    assert summary.tables[0].rows[0][2:] == ["none", "0 %", "", "0 %"]
+    assert list(summary.tables[0].rows[0].values())[2:] == ["none", "0 %", "", "0 %"]
     assert "with the threshold of the fine-tuned model nothing is answered" in summary.verdicts[1].text
     assert "keeps it" not in summary.verdicts[1].text
 
@@ -192,7 +192,7 @@ def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
         "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00" in summary.verdicts[0].text
     )
     assert "the best system alone, n-gram baseline, has 50.0 %" in summary.verdicts[1].text
-    assert summary.tables[0].rows[0][1] == "75.0 (50.0 to 100.0) %"  # of both seeds
+    assert summary.tables[0].rows[0]["accuracy"] == "75.0 (50.0 to 100.0) %"  # of both seeds
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------

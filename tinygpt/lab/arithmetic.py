@@ -23,7 +23,7 @@ import numpy as np
 from tinygpt.config.schema import LabConfig
 from tinygpt.lab.models import Model, train, write_dataset
 from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, table
+from tinygpt.lab.summary import Summary, Table, Verdict, percent
 from tinygpt.terminal import duration
 
 LEARNED = 3  # most digits of a number in training
@@ -207,7 +207,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         return ", ".join(percent([statistics.median(values)], ".0f") for values in value_lists)
 
     tables = [
-        table(
+        Table(
             "Correct answers, by the digits of the two numbers",
             [{"system": name, **{kind: exact(name, kind) for kind in KINDS}} for name in by_system],
             f"Exact match: median over the seeds (models: minimum to maximum), on {size.test} sums of a kind and seed "
@@ -215,7 +215,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "A tenth of those of 2 + 2 and of 3 + 1 digits is among them with its two numbers swapped. Reversed: the "
             "answers are written with the units first, in training and in the test.",
         ),
-        table(
+        Table(
             "The models: size and training; correct digits and confidence",
             [
                 {
@@ -231,7 +231,6 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         ),
         Table(
             "Wrong answers",
-            ["system", "failure", "of wrong answers", "the most confident one"],
             [row for name, runs in models.items() for row in failures(name, runs)],
             "Over all kinds of sums and seeds.",
         ),
@@ -258,14 +257,15 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     )
 
 
-def failures(name: str, runs: Runs) -> list[list[str]]:
+def failures(name: str, runs: Runs) -> list[dict[str, str]]:
     """Make a row for each kind of failure, the most frequent first."""
     wrong = [answer for answers in runs for answer in answers if not answer.exact()]
     rows = []
     for failure, count in Counter(answer.failure() for answer in wrong).most_common():
         worst = max((answer for answer in wrong if answer.failure() == failure), key=lambda answer: answer.probability)
         example = f"{worst.prompt} = {worst.text}, correct is {right(worst.prompt)} ({100 * worst.probability:.0f} %)"
-        rows.append([name, failure, f"{100 * count / len(wrong):.0f} %", example])
+        share = f"{100 * count / len(wrong):.0f} %"
+        rows.append({"system": name, "failure": failure, "of wrong answers": share, "the most confident one": example})
     return rows
 
 

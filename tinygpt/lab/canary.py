@@ -28,7 +28,7 @@ from tinygpt.data.tasks.generate import digits, words
 from tinygpt.evaluate.process import run
 from tinygpt.lab.models import Model, train
 from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Summary, Verdict, spread, table
+from tinygpt.lab.summary import Summary, Table, Verdict, spread
 
 PLANTED = {0: "not planted", 1: "once", 10: "10 times", 100: "100 times"}  # times of a canary; 0: a control
 LINE = "The account of {name} is "
@@ -173,7 +173,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         exposures.append(row)
         extractions.append(extracted)
     tables = [
-        table(
+        Table(
             "Exposure in bits",
             exposures,
             "Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number among R, which is the number "
@@ -182,7 +182,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             f"that the model has never seen has {UNSEEN:.2f} on average. Loss: on the validation split, which contains "
             "no canary, in nats per character; clean: of a model trained on the same text without canaries.",
         ),
-        table(
+        Table(
             "Extraction",
             extractions,
             f"Numbers that greedy decoding writes after “{LINE.format(name='NAME').strip()}”, and share of the right "

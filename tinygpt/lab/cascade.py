@@ -20,7 +20,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.lab.confidence import FEWEST, TASK, right, threshold
 from tinygpt.lab.models import classifier, ngrams, train, write_dataset
 from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Share, Summary, Verdict, percent, pooled, spread, table
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 
 SPLITS = ("val", "test")  # thresholds, and figures
 PERSON_SECONDS = 10.0  # an assumption, as that a person is always right
@@ -215,8 +215,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Start simple, and add a system only where it is needed",
         "Card-statement lines: each stage answers those of which it is confident enough; the rest go to the next one.",
         [
-            table("Systems alone, and cascades", rows, rows_note),
-            table("The stages of the longest cascade", steps, stages_note),
+            Table("Systems alone, and cascades", rows, rows_note),
+            Table("The stages of the longest cascade", steps, stages_note),
         ],
         [simple(common), compared(common), promise(all_runs)],
         "Accuracy against cost; a line is a cascade at several targets, a circle the chosen one",

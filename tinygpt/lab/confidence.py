@@ -25,7 +25,7 @@ from tinygpt.evaluate.threshold import precision_recall
 from tinygpt.lab.methods import SONNET
 from tinygpt.lab.models import classifier, ngrams, prepared, train, write_dataset
 from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread, table
+from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.report.page import read
 
 TASK = TASKS["transactions"]
@@ -192,9 +192,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "lines. A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up to 7 (95 %)."
     )
     forgetting = [
-        ["base model", spread([loss["before"] for loss in losses], ".2f")],
-        ["after fine-tuning", spread([loss["after"] for loss in losses], ".2f")],
-        ["uniform guessing", f"{limit:.2f}"],
+        {"model": "base model", "loss": spread([loss["before"] for loss in losses], ".2f")},
+        {"model": "after fine-tuning", "loss": spread([loss["after"] for loss in losses], ".2f")},
+        {"model": "uniform guessing", "loss": f"{limit:.2f}"},
     ]
     unit = (
         "Loss on the validation split of Shakespeare's plays, on which the base model was trained, in nats per "
@@ -204,9 +204,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Does a fine-tuned model know that it does not know?",
         "A classifier of card-statement lines reads poems, other languages, headlines and random characters.",
         [
-            table("Answers at a threshold chosen on validation lines", rows, rows_note),
-            table("Prompts outside the task", kinds, kinds_note),
-            Table("Loss on the base model's own text", ["model", "loss"], forgetting, unit),
+            Table("Answers at a threshold chosen on validation lines", rows, rows_note),
+            Table("Prompts outside the task", kinds, kinds_note),
+            Table("Loss on the base model's own text", forgetting, unit),
         ],
         [knows(model, config.target), holds(by_system, config.target), better(by_system), forgotten(losses, limit)],
         "Confidence inside and outside the task; above the threshold the system answers",

@@ -23,7 +23,7 @@ from tinygpt.data.tasks import TASKS, Pair, sectors
 from tinygpt.evaluate.classify import confusion_matrix, label_indices, quality
 from tinygpt.lab.models import Classifier, Model, classifier, ngrams, train, write_dataset, write_text
 from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Summary, Verdict, percent, spread, table
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
 
 TEXTS = ("Shakespeare", "industries")
 BASES = ("none", *TEXTS)
@@ -140,14 +140,14 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for base, runs in bits.items()
     ]
     note = "Before fine-tuning, on the last tenth of each text. Less is better."
-    tables = [table("Loss of each base model, in bits per character of held-out text", knows, shared + note)]
+    tables = [Table("Loss of each base model, in bits per character of held-out text", knows, shared + note)]
     for task in size.tasks():
         n = len(TASKS[task].make(SEED)["test"])
         error = f"the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points"
         note = f"On {n:,} test prompts; {error}."
-        tables.append(table(f"Accuracy on {task}", rows(figures, task, "accuracy"), shared + note))
+        tables.append(Table(f"Accuracy on {task}", rows(figures, task, "accuracy"), shared + note))
     note = "The mean F1 of the labels: a rare sector counts as much as a frequent one."
-    tables.append(table("Macro F1 on sectors", rows(figures, "sectors", "macro_f1"), shared + note))
+    tables.append(Table("Macro F1 on sectors", rows(figures, "sectors", "macro_f1"), shared + note))
     return Summary(
         "Does pretraining on text of one's own field help?",
         f"A tiny model reads {results['datasets']['characters']:,} characters of Shakespeare, or of descriptions of "

@@ -25,7 +25,7 @@ from tinygpt.data.tasks.transactions import line_of
 from tinygpt.lab.labels import accuracy
 from tinygpt.lab.models import Classifier, answers, classifier, ngrams, train, write_dataset
 from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Summary, Verdict, percent, table
+from tinygpt.lab.summary import Summary, Table, Verdict, percent
 from tinygpt.terminal import duration
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
@@ -165,7 +165,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
     return Summary(
         "A model meets next year's merchants",
         "Spending categories of card-statement lines: what accuracy new brands cost, and what restores it.",
-        [table("Accuracy before and after the update", cells, note)],
+        [Table("Accuracy before and after the update", cells, note)],
         [
             cost_of_drift(base, next(row for row in rows if row.method == "ngram")),
             repair(base, rows),

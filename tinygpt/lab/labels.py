@@ -23,7 +23,7 @@ from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.lab import methods
 from tinygpt.lab.models import answers, classifier, ngrams, train, write_dataset
 from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Summary, Verdict, percent, spread, table
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
 
 TASK = TASKS["transactions"]
 ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised
@@ -135,8 +135,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "How many labels does a task need, and how accurate must they be?",
         "Spending categories of card-statement lines, learned from few or many labels, some of them wrong.",
         [
-            table("Accuracy", rows, note),
-            table(
+            Table("Accuracy", rows, note),
+            Table(
                 f"The same models, measured with {100 * WORST:.0f} % wrong labels in the test split",
                 [
                     {

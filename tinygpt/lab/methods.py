@@ -18,7 +18,7 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.evaluate.process import run
 from tinygpt.lab.models import prepared, train
 from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Summary, Verdict, percent, spread, table
+from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.report.page import read
 from tinygpt.terminal import duration
 
@@ -126,7 +126,7 @@ def compared(results: Results, _: LabConfig) -> Summary:
     return Summary(
         "What each method of fine-tuning gains, forgets and costs",
         "Spending categories of card-statement lines, learned from 4,000 examples by several methods.",
-        [table("Methods", rows, note)],
+        [Table("Methods", rows, note)],
         [simplest(runs, ngram), *least_forgetting(runs)],
         "Accuracy against forgetting; the best is at the top left",
         draw,

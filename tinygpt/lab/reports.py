@@ -22,7 +22,7 @@ from tinygpt.data.tasks import TASKS
 from tinygpt.data.tasks.reports import facts, style
 from tinygpt.lab.models import Model, train, write_dataset
 from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, table
+from tinygpt.lab.summary import Summary, Table, Verdict, percent
 from tinygpt.terminal import duration
 
 FIRMS = {"a": "firm A", "b": "firm B"}
@@ -191,7 +191,7 @@ def shares(runs: Sequence[dict[str, Any]], firm: str, what: str) -> list[float]:
 def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Table:
     """Compare the base model and each firm's adapter from all examples, judged by all styles."""
     rows = {"base model": bases} | {f"base + {firm.upper()}": runs[firm, EXAMPLES[-1]] for firm in FIRMS}
-    return table(
+    return Table(
         f"One base model, two adapters from {EXAMPLES[-1]} examples each",
         [
             {
@@ -226,7 +226,7 @@ def by_examples(runs: Runs, n: int) -> Table:
         f"Each firm's adapter, judged by its rules on {n} test prompts: median over the seeds (minimum to maximum). "
         "In style but wrong: share of the responses in perfect style that fail fidelity."
     )
-    return table("Style and fidelity by number of training examples", rows, note)
+    return Table("Style and fidelity by number of training examples", rows, note)
 
 
 def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
@@ -244,7 +244,7 @@ def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
         f"A, {EXAMPLES[0]}: the base model with firm A's adapter from {EXAMPLES[0]} examples, seed 1. The prompt is "
         f"the first one where that response is in perfect style and wrong, if there is one among the first {len(few)}."
     )
-    return table(f"Prompt: {prompts[index]}", rows, note)
+    return Table(f"Prompt: {prompts[index]}", rows, note)
 
 
 def wrong_facts(prompt: str, text: str) -> str:

@@ -23,7 +23,7 @@ from tinygpt.evaluate.law import SHAPES, Law, fit
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.lab.models import prepared, train
 from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Summary, Verdict, spread, table
+from tinygpt.lab.summary import Summary, Table, Verdict, spread
 from tinygpt.terminal import duration
 
 TOKENS = 2048  # of a batch
@@ -167,8 +167,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     spreads = ": median (minimum to maximum) of the seeds" if len(seeds(config)) > 1 else ""
     flops = "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter."
     tables = [
-        table("Loss by size and length", grid, f"Validation loss in nats per token, on the complete split{spreads}."),
-        table(
+        Table("Loss by size and length", grid, f"Validation loss in nats per token, on the complete split{spreads}."),
+        Table(
             "The law: loss = E + A / N^alpha + B / D^beta",
             [figures],
             f"N: parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
@@ -176,8 +176,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             f"reaches down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the "
             "best size N grows with ten times the compute.",
         ),
-        table("The best size for a compute, by the law", best_sizes, flops),
-        table(
+        Table("The best size for a compute, by the law", best_sizes, flops),
+        Table(
             "What the law says about larger models",
             extrapolations,
             f"An extrapolation: these models are {min(TARGETS.values()) / max(columns[0]):,.0f} and "

@@ -22,23 +22,17 @@ class Table(NamedTuple):
     """A table; the first cell of each row is its name."""
 
     caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Mapping[str, str]]  # cells by column
     how: str  # how to read it
 
     def as_text(self) -> str:
         """Format as Markdown with aligned columns."""
-        rows = [list(self.columns), *map(list, self.rows)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(self.columns))]
+        rows = [*map(list, self.rows[:1]), *(list(row.values()) for row in self.rows)]  # the first are the columns
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
         lines = [f"| {' | '.join(row)} |" for row in padded]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         return "\n".join([f"{self.caption}:", "", *lines, "", wrapped(self.how)])
-
-
-def table(caption: str, rows: Sequence[Mapping[str, str]], how: str) -> Table:
-    """Make a table from rows, which map column names to cells."""
-    return Table(caption, list(rows[0]) if rows else [], [list(row.values()) for row in rows], how)
 
 
 class Share(NamedTuple):

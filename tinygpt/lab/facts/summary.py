@@ -10,7 +10,7 @@ from tinygpt.lab.facts.experiment import TRIES, names
 from tinygpt.lab.facts.systems import outcome
 from tinygpt.lab.facts.world import Question
 from tinygpt.lab.stages import Results
-from tinygpt.lab.summary import Share, Summary, Verdict, table
+from tinygpt.lab.summary import Share, Summary, Table, Verdict
 from tinygpt.terminal import duration
 
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good
@@ -158,9 +158,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "Retrieve, fine-tune or train?",
         "The same questions about invented companies for every method; then a tenth of the facts change.",
         [
-            table("Right answers before and after the change", [known(measured, row) for row in systems], knows),
-            table("What the change costs", [change(measured, row) for row in systems], CHANGES),
-            table("What building and asking cost", [costs(measured, row, config.price) for row in systems], prices),
+            Table("Right answers before and after the change", [known(measured, row) for row in systems], knows),
+            Table("What the change costs", [change(measured, row) for row in systems], CHANGES),
+            Table("What building and asking cost", [costs(measured, row, config.price) for row in systems], prices),
         ],
         [simplest(measured, systems), freshest(measured), *fine_tuning, private(results)],
         "Answers after the change",
