@@ -403,6 +403,12 @@ def test_a_process_of_its_own_says_the_same(command: str, run_copy: Path) -> Non
     assert cli(*args, cwd=run_copy) == cli_here(*args, cwd=run_copy)
 
 
+@pytest.mark.parametrize("command", ["prepare", "SAMPLE --temperature=hot", "train --n_layer=0"])
+def test_a_mistake_without_a_hint_of_its_own_gets_the_help(command: str, run_copy: Path) -> None:
+    args = arguments(command)
+    assert complaint(cli_here(*args, cwd=run_copy))[1] == f"tinygpt {args[0]} --help"
+
+
 def test_a_folder_in_use_names_the_process_that_has_it(run_copy: Path) -> None:
     with folder_lock(run_copy / "out", "run"), folder_lock(run_copy / "data/tiny", "dataset"):
         before = listing(run_copy)

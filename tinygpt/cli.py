@@ -110,23 +110,24 @@ def prepare_streams() -> None:
 
 
 def guarded(args: list[str], debug: bool) -> int:
-    """Run the command, and print an error that a user can fix as one sentence on standard error."""
+    """Run the command, and print an error that a user can fix as one sentence on standard error.
+
+    A mistake without a hint of its own gets the command's help as a hint.
+    """
     try:
         return run(args)
-    except TinyGPTError as error:
-        if debug:
-            raise
-        terminal.print_error(error.text())
-        return error.status
-    except OSError as error:
-        if debug or error.filename is None:
+    except KeyboardInterrupt:
+        return 130
+    except (TinyGPTError, OSError) as error:
+        if debug or (isinstance(error, OSError) and error.filename is None):
             raise
         from tinygpt.files import file_error
 
-        terminal.print_error(f"error: {file_error(error.filename, error).message}")
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        problem = error if isinstance(error, TinyGPTError) else file_error(error.filename, error)
+        if problem.status == 2:
+            problem.hint = problem.hint or f"tinygpt {args[0]} --help"
+        terminal.print_error(problem.text())
+        return problem.status
 
 
 def run(args: list[str]) -> int:
