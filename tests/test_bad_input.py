@@ -170,7 +170,11 @@ MISTAKES: list[tuple[Any, ...]] = [
         "--block_size=9 or less, or prepare more text",
         short,
     ),
-    ("TRAIN --dataset=../tiny", "dataset name '../tiny' must be letters", "--help"),
+    (
+        "TRAIN --dataset=../tiny",
+        "dataset is '../tiny', but must be the name of a folder inside data/: letters",
+        "--help",
+    ),
     # ---- the checkpoint -----------------------------------------------------------------------------------------
     ("SAMPLE --ckpt=nothing/ckpt.pt", "nothing/ckpt.pt: no such file", "tinygpt train"),
     ("SAMPLE", "out/ckpt.pt: no such file", INTACT, lambda work: (work / "out/ckpt.pt").unlink()),

@@ -401,10 +401,10 @@ def test_all_problems_in_one_message() -> None:
 
 @pytest.mark.parametrize("name", ["..", ".", "../a", "/a", "a/b", "a\\b", "a\n", " a", "-a", "~a", "a:b", ".git"])
 def test_dataset_names_that_could_leave_data(name: str) -> None:
-    assert "dataset name" in complaint(f"--dataset={name}")
-    assert "dataset name" in complaint(f"--dataset={name}", kind=EvalConfig)
+    assert "must be the name of a folder" in complaint(f"--dataset={name}")
+    assert "must be the name of a folder" in complaint(f"--dataset={name}", kind=EvalConfig)
     if not name.startswith("-"):
-        assert "dataset name" in complaint(name, "--input=a.txt", kind=PrepareConfig)
+        assert "must be the name of a folder" in complaint(name, "--input=a.txt", kind=PrepareConfig)
 
 
 @pytest.mark.parametrize("name", ["a", "shakespeare_char", "my-text.v2", "Größe", "日本"])

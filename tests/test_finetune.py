@@ -312,7 +312,7 @@ def test_mistakes_get_one_sentence(work: Path, flags: list[str], says: str) -> N
         (["sample", "--ckpt=out-finetune", "--start=§"], "is not in this model's"),
         (["eval", "--ckpt=out-finetune", "--task=nothing"], "not prepared"),
         (["eval", "--ckpt=out-finetune", "--task=tiny"], "is not a labelled task"),
-        (["eval", "--ckpt=out-finetune", "--task=../x"], "dataset name '../x'"),
+        (["eval", "--ckpt=out-finetune", "--task=../x"], "task is '../x', but must be the name of a folder"),
         (["eval", "--ckpt=out-finetune", "--predict=nothing.txt"], "nothing.txt: no such file"),
         (["eval", "--ckpt=out-finetune", "--predict=data/tiny/train.bin"], "is binary, not text"),
         (["eval", "--ckpt=out", "--task=colours"], "different vocabularies"),

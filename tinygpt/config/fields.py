@@ -39,27 +39,16 @@ class Limit:
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderName:
-    """The name of a dataset: a folder inside data/, never outside it."""
+class Text:
+    """A pattern that a text must match, and its description."""
 
-    may_be_empty: bool = True
-
-    def problem(self, name: str, value: str) -> str:
-        """Return what is wrong with the name; empty if nothing is."""
-        if re.fullmatch(DATASET_NAME, value) or (self.may_be_empty and not value):
-            return ""
-        return f"dataset name {value!r} must be letters, digits, '_', '-' and '.' only (it names a folder inside data/)"
-
-
-@dataclasses.dataclass(frozen=True)
-class AutoOrCount:
-    """`auto`, or a number from 1 on."""
+    pattern: str
+    description: str
 
     def problem(self, name: str, value: str) -> str:
         """Return what is wrong with the value; empty if nothing is."""
-        if value == "auto" or re.fullmatch("[1-9][0-9]{0,2}", value):
-            return ""
-        return f"{name} is {reprlib.repr(value)}, but must be auto or a number from 1 to 999"
+        wrong = f"{name} is {reprlib.repr(value)}, but must be {self.description}"
+        return "" if re.fullmatch(self.pattern, value) else wrong
 
 
 REQUIRED = dataclasses.MISSING
@@ -89,7 +78,7 @@ class Key(NamedTuple):
 
     name: str
     type: Any  # str, int, float, bool, a Literal of strings, or tuple for several strings
-    marks: tuple[Any, ...]  # Limit, FolderName, POSITIONAL, PATH
+    marks: tuple[Any, ...]  # Limit, Text, POSITIONAL, PATH
     default: Any  # REQUIRED: none
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args
 
 from tinygpt import terminal
 from tinygpt.config import suggest
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, AutoOrCount, Config, Key, Limit, keys, meanings
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, Config, Key, Limit, keys, meanings
 from tinygpt.config.schema import FinetuneConfig, PlanConfig, Switch, TrainConfig, run_settings
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
@@ -141,12 +141,10 @@ def converted(key: Key, value: Any, prefix: str) -> Any:
     name = f"{prefix}{key.name}"
     if not isinstance(value, (str, int, float, bool)):
         raise TinyGPTError(f"{name}: needs one plain value, not {type(value).__name__}", f"{key.name}: 1")
-    if AutoOrCount() in key.marks:
-        value = str(value)
     if key.type in (str, tuple):
-        if not isinstance(value, str):  # from a Python config; from YAML it is text as written
+        if isinstance(value, (float, bool)):  # from a Python config; from YAML it is text as written
             raise TinyGPTError(f"{name}: needs text, not the number {value!r}", f"{key.name} = {str(value)!r}")
-        return os.path.expanduser(value) if PATH in key.marks else value
+        return os.path.expanduser(str(value)) if PATH in key.marks else str(value)
     choices = ("True", "False") if key.type is bool else get_args(key.type)
     text = str(value)
     try:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, AutoOrCount, Config, FolderName, Limit, keys
+from tinygpt.config.fields import DATASET_NAME, LARGEST, PATH, POSITIONAL, Config, Limit, Text, keys
 
 Count = Annotated[int, Limit(">=", 1), Limit("<", LARGEST)]
 CountOrZero = Annotated[int, Limit(">=", 0), Limit("<", LARGEST)]
@@ -21,10 +21,11 @@ Port = Annotated[int, Limit(">=", 0), Limit("<", 65536)]
 Seed = Annotated[int, Limit(">=", 0), Limit("<", 2**63)]
 File = Annotated[str, PATH]
 Files = Annotated[tuple[str, ...], PATH]
-DatasetName = Annotated[str, FolderName()]
+FOLDER_NAME = "the name of a folder inside data/: letters, digits, '_', '-' and '.' only"
+DatasetName = Annotated[str, Text(f"({DATASET_NAME})?", FOLDER_NAME)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Switch = Literal["auto", "True", "False"]
-Threads = Annotated[str, AutoOrCount()]
+Threads = Annotated[str, Text("auto|[1-9][0-9]{0,2}", "auto or a number from 1 to 999")]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -83,7 +84,7 @@ class PrepareConfig(DataConfig):
     Your own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
     """
 
-    name: Annotated[str, FolderName(may_be_empty=False), POSITIONAL]
+    name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
     """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
     """your own text: files, folders (all *.txt files in them, for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
