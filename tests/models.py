@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
+from tinygpt.config.schema import TrainConfig
 from tinygpt.fast.model import FastGPT
 from tinygpt.model import ACTIVATIONS, GPT, NORMS, GPTConfig
 from tinygpt.options import POSITIONS
@@ -17,6 +18,7 @@ CHOICES: dict[str, list[Any]] = {"norm": [*NORMS], "position": [*POSITIONS], "ac
 CHOICES |= {field.name: [False, True] for field in dataclasses.fields(GPTConfig) if isinstance(field.default, bool)}
 CHOICES |= {"n_kv_head": [0, 1], "mlp_width": [0, 40], "norm_eps": [1e-5, 0.1], "rope_base": [10000.0, 50.0]}
 CHOICES |= {"window": [0, 10]}
+OPTIMIZERS = get_args(get_type_hints(TrainConfig)["optimizer"])
 SIZES = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd"}
 NEEDS: dict[str, dict[str, Any]] = {"qk_norm_weights": {"qk_norm": True}, "rope_base": {"position": "rope"}}
 ALONE = [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here
-from models import every_pair, ids, largest, shaken, small
+from models import OPTIMIZERS, every_pair, ids, largest, shaken, small
 from torch import Tensor
 
 from tinygpt.checkpoint.store import load
@@ -22,7 +22,7 @@ from tinygpt.fast.model import FastGPT
 from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
 from tinygpt.training.log import read_metrics
-from tinygpt.training.optimizer import OPTIMIZERS, build, load_state, state_of
+from tinygpt.training.optimizer import build, load_state, state_of
 
 
 def on_cpu(dtype: torch.dtype = torch.float32) -> Compute:

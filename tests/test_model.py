@@ -188,9 +188,7 @@ def test_every_value_of_an_option_makes_another_model(kind: type[GPT], name: str
 
 
 @pytest.mark.parametrize("name", ["norm", "position", "activation"])
-def test_the_configuration_offers_what_the_model_has_and_another_value_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}='new': the choices are"):
-        small(**{name: "new"})
+def test_the_configuration_offers_what_the_model_has(name: str) -> None:
     assert [*typing.get_args(typing.get_type_hints(TrainConfig)[name])] == CHOICES[name]
     assert getattr(TrainConfig, name) == getattr(SMALL, name) == CHOICES[name][0]
 

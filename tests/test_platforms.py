@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_TRAIN, Shared, cli_here, listing, ok
-from models import small
+from models import OPTIMIZERS, small
 from test_files import windows  # noqa: F401 (a fixture)
 from test_finetune import FLAGS
 from test_pairs import json_lines
@@ -33,7 +33,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
 from tinygpt.training import processes as distributed
 from tinygpt.training.log import read_metrics
-from tinygpt.training.optimizer import OPTIMIZERS, TorchOptimizer, build
+from tinygpt.training.optimizer import TorchOptimizer, build
 from tinygpt.training.start import choose_compute
 
 # ---- GPUs ----------------------------------------------------------------------------------------------------------
@@ -103,11 +103,6 @@ def test_gradient_clipping_works_where_fused_adamw_ignores_grad_scale(monkeypatc
         torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)
 
 
-def test_which_devices_have_float64() -> None:
-    for name, has in (("cpu", True), ("cuda", True), ("mps", False)):
-        assert device.has_float64(torch.device(name)) is has
-
-
 def test_several_processes_on_a_macs_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -116,17 +111,6 @@ def test_several_processes_on_a_macs_gpu_are_refused(monkeypatch: pytest.MonkeyP
         distributed.join_processes("auto", torch.device("mps")),
     ):
         pass
-
-
-def test_sums_over_processes_are_computed_on_the_cpu_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: seen.append(tensor.device.type))
-    ranks = distributed.Processes(0, 2)
-    monkeypatch.setattr(distributed, "has_float64", lambda _: False)
-    assert ranks.sum([1.0, 2.0], torch.device("meta")) == [1.0, 2.0]
-    monkeypatch.setattr(distributed, "has_float64", lambda _: True)
-    assert ranks.sum([1.0, 2.0], torch.device("cpu")) == [1.0, 2.0]
-    assert seen == ["cpu", "cpu"]
 
 
 # ---- CPU or MPS ----------------------------------------------------------------------------------------------------
@@ -277,7 +261,9 @@ def test_bfloat16_is_chosen_only_if_the_given_gpu_multiplies_it_in_hardware(
     [(1 << 40, {-3: 1 << 30, -1: 1 << 30}), (32 << 20, {-3: 32 << 20, -1: 1 << 30}), (0, {})],
     ids=["new", "thresholds up to 32 MB", "refuses every threshold"],
 )
-def test_the_trim_threshold_is_set_only_with_the_mmap_threshold(largest: int, expected: dict[int, int]) -> None:
+def test_the_trim_threshold_is_set_only_with_the_mmap_threshold(
+    largest: int, expected: dict[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Alone it would fix the mmap threshold at 128 KB, and each step would be slower than with neither of them set."""
     taken: dict[int, int] = {}
 
@@ -287,7 +273,9 @@ def test_the_trim_threshold_is_set_only_with_the_mmap_threshold(largest: int, ex
         taken[parameter] = value
         return 1
 
-    device.keep_freed_memory(mallopt)
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(sys, "platform", "linux")
+    device.keep_freed_memory()
     assert taken == expected and list(taken) == list(expected)
 
 

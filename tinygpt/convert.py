@@ -68,17 +68,15 @@ def refuse_own(source: Path) -> None:
     """Refuse to import a checkpoint, an adapter or a run of tinygpt. Errors: TinyGPTError for these."""
     folder = source.is_dir() and not (source / "config.json").exists()
     for path in [source / "ckpt.pt", source / "adapter.pt"] if folder else [source]:
-        problems: list[TinyGPTError] = []
-        for read, flags in ((store.load, ["--ckpt"]), (store.read, ["--ckpt", "BASE", "--adapter"])):
-            try:
-                read(path)
-            except TinyGPTError as error:
-                problems.append(error)
-            else:
-                what = f"{path} already is a {'checkpoint' if read is store.load else 'LoRA adapter'} of tinygpt"
-                raise TinyGPTError(f"{what}, which needs no import", suggest.command("sample", *flags, path))
         if path.suffix == ".pt" and path.exists():
-            raise problems[0]  # damaged, for example
+            what, flags = "checkpoint", ["--ckpt"]
+            if path.name == "adapter.pt":
+                store.read(path)  # it may be damaged
+                what, flags = "LoRA adapter", ["--ckpt", "BASE", "--adapter"]
+            else:
+                store.load(path)
+            problem = f"{path} already is a {what} of tinygpt, which needs no import"
+            raise TinyGPTError(problem, suggest.command("sample", *flags, path))
 
 
 def require_finite_weights(weights: dict[str, Tensor], source: Path) -> None:

@@ -68,11 +68,7 @@ LARGE = 20_000_000  # parameters
 
 def choose_for_inference(device: str, dtype: str, parameters: int = 0, count: str = "") -> Compute:
     """As `choose`, but the dtype `auto` is float32 for a model of up to LARGE parameters, which fits the processor's
-    caches. A token of a larger model takes the time of reading all weights, and bfloat16 halves their bytes.
-
-    On a Mac, the device `auto` is the CPU: decoding a token reads every weight once, from the memory that the CPU and
-    MPS share, and a small model's token costs MPS more in kernel launches than in arithmetic. (Not measured.)
-    """
+    caches. A token of a larger model takes the time of reading all weights, and bfloat16 halves their bytes."""
     return choose(device, "float32" if dtype == "auto" and parameters <= LARGE else dtype, count)
 
 
@@ -104,11 +100,8 @@ def model_class(fast: str, compute: Compute) -> "type[GPT]":
 
 
 def faster(cpu: Compute, other: Compute, seconds: Callable[[Compute], float]) -> Compute:
-    """Return the one of two for which `seconds` returns less, with the comparison added to its reason.
-
-    The CPU can compute everything. If the other one fails, for example because PyTorch lacks an operator for it, the
-    CPU is returned, with the failure as the reason.
-    """
+    """Return the one of two for which `seconds` returns less, with the comparison added to its reason. If the other one
+    fails, for example because PyTorch lacks an operator for it, return the CPU, with the failure as the reason."""
     try:
         other_seconds = seconds(other)
     except Exception as error:  # missing operators, dtypes and memory raise many types
@@ -138,11 +131,6 @@ def has_bfloat16(gpu: torch.device) -> bool:
     `torch.cuda.is_bf16_supported` is also true on a T4 or V100, where PyTorch emulates bfloat16 slowly.
     """
     return bool(torch.version.hip) or torch.cuda.get_device_capability(gpu) >= (8, 0)
-
-
-def has_float64(device: torch.device) -> bool:
-    """Return whether the device supports float64. MPS does not, so float64 values are moved to the CPU."""
-    return device.type != "mps"
 
 
 def to_host(tensor: torch.Tensor) -> np.ndarray:
@@ -200,19 +188,17 @@ def first_line(error: Exception) -> str:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
-def keep_freed_memory(mallopt: Callable[[int, int], int] | None = None) -> None:
-    """Ask glibc to keep the blocks that a training step frees, for the next step.
+def keep_freed_memory() -> None:
+    """Ask glibc to keep the blocks that a training step frees, for the next step. Other allocators are not changed.
 
     By default it gives large ones back to the kernel, and every step takes thousands of page faults to get the same
-    memory again: a fifth of the time of nanoGPT's step (docs/PERFORMANCE.md). Other allocators are not changed.
+    memory again: a fifth of the time of nanoGPT's step (docs/PERFORMANCE.md).
 
-    mallopt: by default the C library's. It returns 0 if it rejects a value; older versions reject an mmap threshold
-    above 32 MB. The mmap threshold is set first, because setting either threshold ends glibc's dynamic adjustment of
-    both: with the trim threshold alone, every block of 128 KB or more would come from mmap from then on.
+    The mmap threshold is set first, because setting either threshold ends glibc's dynamic adjustment of both: with the
+    trim threshold alone, every block of 128 KB or more would come from mmap. Older versions reject one above 32 MB.
     """
-    if mallopt is None:
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None and (mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)):
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt and (mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)):
         mallopt(M_TRIM_THRESHOLD, 1 << 30)  # free memory to keep at the top of the heap
 
 

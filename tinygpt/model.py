@@ -21,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.options import ACTIVATIONS, GATED, NORMS, POSITIONS, GPTConfig, choose, rotate
+from tinygpt.options import ACTIVATIONS, GATED, NORMS, POSITIONS, GPTConfig, rotate
 
 QK_EPS = 1e-6  # of the normalisation of queries and keys, as in Qwen3
 
@@ -95,7 +95,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.activate = choose(ACTIVATIONS, "activation", config.activation)
+        self.activate = ACTIVATIONS[config.activation]
         width, parts = config.hidden_width, 2 if config.activation in GATED else 1
         self.c_fc = nn.Linear(config.n_embd, width * parts, bias=config.bias)
         self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
@@ -111,9 +111,9 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int, attention: type[CausalSelfAttention]) -> None:
         super().__init__()
-        self.ln_1 = choose(NORMS, "norm", config.norm)(config)
+        self.ln_1 = NORMS[config.norm](config)
         self.attn = attention(config, layer)
-        self.ln_2 = choose(NORMS, "norm", config.norm)(config)
+        self.ln_2 = NORMS[config.norm](config)
         self.mlp = MLP(config)
         self.token_shift, self.layer = config.token_shift, layer
 
@@ -151,16 +151,14 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.position = choose(POSITIONS, "position", config.position)(config)
+        self.position = POSITIONS[config.position](config)
         tables = {"wte": nn.Embedding(config.vocab_size, config.n_embd)}
         if self.position.embeds:
             tables["wpe"] = nn.Embedding(config.block_size, config.n_embd)
         if config.bigram_table:
             tables["wbe"] = nn.Embedding(config.vocab_size**2, config.n_embd)
         blocks = nn.ModuleList(Block(config, layer, self.attention) for layer in range(config.n_layer))
-        self.transformer: Any = nn.ModuleDict(
-            {**tables, "h": blocks, "ln_f": choose(NORMS, "norm", config.norm)(config)}
-        )
+        self.transformer: Any = nn.ModuleDict({**tables, "h": blocks, "ln_f": NORMS[config.norm](config)})
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie()
         self.apply(self._init_weights)

@@ -13,7 +13,7 @@ zero_init     output projections start at zero (Zhang et al. 2019, "Fixup")
 bigram_table  pairs of neighbouring tokens are embedded too (Bengio et al. 2003)
 token_shift   half of the channels of a layer's input come from the previous position (RWKV-LM, Peng 2021)
 
-norm = choose(NORMS, "norm", config.norm)(config)
+norm = NORMS[config.norm](config)
 """
 
 import dataclasses
@@ -194,10 +194,3 @@ class Alibi(Position):
 
 
 POSITIONS: dict[str, type[Position]] = {"learned": Learned, "rope": Rotary, "alibi": Alibi}
-
-
-def choose(table: dict[str, Any], option: str, name: str) -> Any:
-    """Return the entry `name` of a table of choices. Errors: ValueError for an unknown name."""
-    if name not in table:
-        raise ValueError(f"{option}={name!r}: the choices are {', '.join(table)}")
-    return table[name]

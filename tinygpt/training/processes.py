@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tinygpt.device import has_float64
 from tinygpt.errors import TinyGPTError
 
 
@@ -34,7 +33,7 @@ class Processes:
         """Add each value over all processes; every process gets the sums."""
         if self.count == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=device if has_float64(device) else "cpu")
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor)
         return tensor.tolist()
 
