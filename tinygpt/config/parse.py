@@ -141,6 +141,8 @@ def converted(key: Key, value: Any, prefix: str) -> Any:
     name = f"{prefix}{key.name}"
     if not isinstance(value, (str, int, float, bool)):
         raise TinyGPTError(f"{name}: needs one plain value, not {type(value).__name__}", f"{key.name}: 1")
+    if isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print an integer of thousands of digits
+        raise TinyGPTError(f"{name}: this number is too large")
     if key.type in (str, tuple):
         if isinstance(value, (float, bool)):  # from a Python config; from YAML it is text as written
             raise TinyGPTError(f"{name}: needs text, not the number {value!r}", f"{key.name} = {str(value)!r}")
@@ -245,7 +247,11 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
                 operands = evaluate(left), evaluate(right)
                 if any(isinstance(item, str) for item in operands) and not isinstance(op, ast.Add):
                     raise TypeError("arithmetic on text")  # 'a' * 10**9 would fill the memory
-                return _ARITHMETIC[type(op)](*operands)
+                result = _ARITHMETIC[type(op)](*operands)
+                # a short line can have a huge result
+                if (isinstance(result, int) and abs(result) > 1 << 64) or len(str(result)) > 10_000:
+                    raise ValueError("gives a result that is too large")
+                return result
             case ast.Call(func=func, args=arguments, keywords=[]) if ast.unparse(func) in _CALLS:
                 return _CALLS[ast.unparse(func)](*map(evaluate, arguments))
         raise TypeError("would need to be executed")
