@@ -179,7 +179,7 @@ def test_base_and_adapter_make_the_model_of_the_run(tmp_path: Path, new: int) ->
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_a_resumed_run_has_the_same_parameters(new: int, tie_weights: bool) -> None:
     model = adapted(new=new, tie_weights=tie_weights)
-    config = {"lora_alpha": 6.0, "lora_targets": LoRA.targets}
+    config = {"lora_alpha": 6.0, "lora_dropout": 0.0, "lora_targets": LoRA.targets}
     resumed = Checkpoint(model.state_dict(), dataclasses.asdict(model.config), config).build_for_resuming()
     found, expected = (
         {name: (weight.shape, weight.requires_grad) for name, weight in one.named_parameters()}

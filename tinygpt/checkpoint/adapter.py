@@ -1,9 +1,7 @@
 """adapter.pt: the weights that a LoRA run has trained, without the base model.
 
-A few hundred kilobytes at most: the adapters, the embeddings of new tokens, the grown vocabulary, and the fingerprint
-of the base weights. An adapter is refused with any other base model, where its weights would be meaningless.
+An adapter names its base model by a fingerprint, and is refused with any other, where it would be meaningless.
 
-    save_adapter(path, checkpoint)                         # from a LoRA run's checkpoint
     checkpoint = load_model("out/ckpt.pt", "adapter.pt")   # base and adapter as one ordinary checkpoint
 
     adapters = Adapters("out", {"a": "out-a", "b": "out-b/adapter.pt"})    # loads the base model once
@@ -71,9 +69,8 @@ def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
 class Adapters:
     """A base model that stays in memory, and its adapters by name, which are swapped without loading the base again.
 
-    All checkpoints share the tensors of the base model, which are never changed: train none of them. An adapter is
-    merged into new matrices when a model is built, so a model computes exactly what it computes when it is loaded from
-    the files, and models of several adapters can be used at the same time.
+    All checkpoints share the tensors of the base model: train none of them. An adapter is merged into new matrices when
+    a model is built, so models of several adapters can be used at the same time.
     """
 
     def __init__(self, ckpt: str, adapters: Mapping[str, str] | None = None) -> None:
@@ -90,8 +87,6 @@ class Adapters:
 
     def add(self, name: str, path: str) -> None:
         """Read an adapter, in place of one with the same name. Errors: TinyGPTError, with nothing changed."""
-        if not name:
-            raise TinyGPTError(f"{path}: an adapter needs a name; the empty name is the base model's", "NAME=PATH")
         state = _read_adapter(path, self.ckpt, self._fingerprint)
         _combined(self._base, self.ckpt, state).build_model()  # an adapter that does not fit is refused here
         self._adapters[name] = state
@@ -102,13 +97,12 @@ class Adapters:
         if not name:
             return self._base
         if name not in self._adapters:
-            names = ", ".join(self._adapters)
-            raise TinyGPTError(f"no adapter is called {name!r}", f"choose one of {names}" if names else "add one first")
+            raise TinyGPTError(f"no adapter is called {name!r}")
         return _combined(self._base, self.ckpt, self._adapters[name])
 
 
 def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
-    """Read an adapter for the base model `ckpt` with this fingerprint. Errors: TinyGPTError, also for another base."""
+    """Read an adapter for the base model `ckpt` with this fingerprint."""
     path = Path(adapter) / "adapter.pt" if Path(adapter).is_dir() else Path(adapter)
     if not path.exists() and (Path(adapter) / "ckpt.pt").exists():
         problem = f"{adapter}: contains no adapter, because its run has trained all weights: it is a model of its own"
@@ -131,7 +125,7 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
 
 
 def _combined(base: Checkpoint, ckpt: str, state: dict[str, Any]) -> Checkpoint:
-    """Combine base and the content of an adapter. The tensors of the base are shared, and not changed."""
+    """Combine base, whose tensors are shared, and the content of an adapter."""
     tokenizer = tokenizer_from_dict(state["tokenizer"], ckpt)
     known_tokens = tokenizer_from_dict(base.tokenizer, ckpt).vocab_size if base.tokenizer else tokenizer.vocab_size
     model = base.build_model()

@@ -37,7 +37,7 @@ def to_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Undo `to_8_bits`: dequantise to float32. Weights without an 8-bit matrix are returned unchanged. Errors: KeyError
-    for a matrix without scales, RuntimeError for scales of another shape."""
+    or RuntimeError for missing or other scales."""
     if not any(weight.dtype == torch.int8 for weight in weights.values()):
         return weights
     full: dict[str, Tensor] = {}

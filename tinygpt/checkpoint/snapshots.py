@@ -1,11 +1,8 @@
 """Snapshots: the weights of a few steps of a run in 8 bits, for the slider through training of `tinygpt report`.
 
-They are spaced logarithmically, since a model changes most at the beginning. Each is an ordinary checkpoint without the
-optimizer's state, so `sample` and `eval` read it, too:
-
-    snapshot_steps(6, 2000)                    # [0, 20, 63, 200, 632, 2000]
-    save_snapshot(Path("out"), checkpoint)     # out/snapshots/step-200.pt: 0.9 MB for 0.8 M parameters
-    snapshots(Path("out"))                     # {0: out/snapshots/step-0.pt, ...}
+They are spaced logarithmically, since a model changes most at the beginning: snapshot_steps(6, 2000) is
+[0, 20, 63, 200, 632, 2000]. Each is an ordinary checkpoint without the optimizer's state, so `sample` and `eval` read
+it, too: out/snapshots/step-200.pt has 0.9 MB for 0.8 M parameters.
 """
 
 import dataclasses

@@ -1,9 +1,8 @@
 """Read and write checkpoints: atomically, with a checksum, and without running code.
 
-A checkpoint is one `torch.save` of tensors and plain types. It is written to a temporary file in the same folder,
-fsynced and renamed, so its path always holds the old one or the new one. The SHA-256 of everything before it is kept in
-the comment of the zip archive (the seal), so a damaged file is refused before any tensor is used. It is read with
-`weights_only=True`: a file from a stranger can contain wrong weights, but it cannot run code.
+A checkpoint is one `torch.save` of tensors and plain types, written as in files.replacing. The SHA-256 of everything
+before it is kept in the comment of the zip archive (the seal), so a damaged file is refused before any tensor is used.
+It is read with `weights_only=True`: a file from a stranger can contain wrong weights, but it cannot run code.
 
     save(Path("out/last.pt"), Checkpoint(...))
     checkpoint = load("out/ckpt.pt")           # or a folder, or nanoGPT's ckpt.pt
@@ -13,6 +12,7 @@ the comment of the zip archive (the seal), so a damaged file is refused before a
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import re
 import struct
@@ -38,6 +38,7 @@ from tinygpt.model import GPT, GPTConfig
 
 FORMAT = 1
 LONGEST_CONTEXT = 1 << 20  # tokens; more in a file is a mistake or an attack
+MISMATCH = "the checkpoint's weights do not fit its model_args"
 SEAL = b"tinygpt sha256 "
 SEAL_BYTES = len(SEAL) + 64  # followed by the digest in hex
 
@@ -64,7 +65,8 @@ class Checkpoint:
         """Build the model with these weights; a LoRA run's adapters are merged into them. Errors: TinyGPTError when
         sizes and weights contradict each other."""
         adapted = lora.is_adapted(self.model)
-        return self._build(gpt_class, lora.merged(self.model, self._alpha(), dtype) if adapted else self.model, dtype)
+        weights = lora.merged(self.model, float(self.config["lora_alpha"]), dtype) if adapted else self.model
+        return self._build(gpt_class, weights, dtype)
 
     def for_inference(self, compute: Compute, fast: str = "auto") -> GPT:
         """Build the model for inference, on its device and in its dtype. Errors: as in `build_model`."""
@@ -77,26 +79,17 @@ class Checkpoint:
         trained = lora.adapted_only(self.model)
         model = self._build(gpt_class, {name: weight for name, weight in self.model.items() if name not in trained})
         rank = next(len(weight) for name, weight in trained.items() if name.endswith(".lora_A"))
-        dropout, targets = float(self.config.get("lora_dropout", 0.0)), str(self.config.get("lora_targets", ""))
-        adapter = lora.LoRA(rank, self._alpha(), dropout, targets)
+        alpha, dropout, targets = (self.config[f"lora_{name}"] for name in ("alpha", "dropout", "targets"))
+        adapter = lora.LoRA(rank, alpha, dropout, targets)
         lora.attach(model, adapter, len(trained.get("transformer.wte.new_rows", ())))
         self._fill(model, self.model)
         return model
-
-    def _alpha(self) -> float:
-        alpha = self.config.get("lora_alpha")
-        if not isinstance(alpha, (int, float)):
-            raise TinyGPTError("the checkpoint has LoRA adapters, but its config has no lora_alpha", "use another file")
-        return float(alpha)
 
     def _build(self, gpt_class: type[GPT], weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> GPT:
         args = GPTConfig.from_dict(self.model_args)
         blocks = {match[1] for name in self.model if (match := re.match(r"transformer\.h\.(\d+)\.", name))}
         if len(blocks) != args.n_layer:  # before a billion layers are built
-            problem = (
-                f"the checkpoint's weights do not fit its model_args: {len(blocks)} blocks, n_layer={args.n_layer}"
-            )
-            raise TinyGPTError(problem, "train again, or use another file")
+            raise TinyGPTError(f"{MISMATCH}: {len(blocks)} blocks, n_layer={args.n_layer}")
         with torch.device("meta"), WithoutInit():  # no weights, since those of the checkpoint are used as they are
             model = gpt_class(args)
         self._fill(model, weights, dtype)
@@ -106,8 +99,7 @@ class Checkpoint:
         try:
             model.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)
         except RuntimeError as error:
-            problem = f"the checkpoint's weights do not fit its model_args: {str(error).splitlines()[-1].strip()}"
-            raise TinyGPTError(problem, "train again, or use another file") from None
+            raise TinyGPTError(f"{MISMATCH}: {str(error).splitlines()[-1].strip()}") from None
         model.tie()
 
     def require_embeddings(self, tokenizer: Tokenizer, where: str) -> None:
@@ -278,34 +270,28 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not version:  # nanoGPT's: compiled models carry a prefix, older ones their masks
         weights = {name.removeprefix("_orig_mod."): weight for name, weight in weights.items()}
         weights = {name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")}
-        progress = {}  # if the file records it
-        with contextlib.suppress(KeyError, TypeError, ValueError, RuntimeError, OverflowError):
-            progress = {"step": int(state["iter_num"]), "best_val_loss": float(state["best_val_loss"])}
+        progress = {"step": int(state.get("iter_num", 0)), "best_val_loss": float(state.get("best_val_loss", math.inf))}
         state = {"model": weights, "model_args": args, "config": config} | progress
     state = state | {"model": from_8_bits(state["model"])}
     names = [field.name for field in dataclasses.fields(Checkpoint)]
     checkpoint = Checkpoint(**{name: state[name] for name in names if name in state})
     types: dict[str, Any] = {"step": int, "best_val_loss": (int, float), "data": dict, "training": dict}
-    types["tokenizer"] = (dict, type(None))
-    for name, expected in types.items():
+    for name, expected in (types | {"tokenizer": (dict, type(None))}).items():
         if not isinstance(getattr(checkpoint, name), expected):
             raise TinyGPTError(f"{path}: not a checkpoint of tinygpt (its {name} is of another type)")
     return checkpoint
 
 
 def _check_model_args(args: dict[str, Any], path: Path, version: str) -> None:
-    """Check a model's sizes and options. version: the version of tinygpt that wrote the file, empty for nanoGPT's.
-    (`build_model` checks that sizes and weights match.) Errors: TinyGPTError."""
+    """Check a model's sizes and options. version: the version of tinygpt that wrote the file, empty for nanoGPT's."""
     shape, config_keys = GPTConfig.from_dict(args), keys(TrainConfig)
     newer = [str(name)[:40] for name in args if version and name not in vars(shape)]
-    for field in dataclasses.fields(shape):
-        name, value, field_type = field.name, getattr(shape, field.name), type(field.default)
-        right_type = type(value) in ((int, float) if field_type is float else (field_type,))
-        if right_type and (field_type is not str or value in typing.get_args(config_keys[name].type)):
-            continue
-        if not (right_type and version):
+    for name, default in vars(GPTConfig()).items():
+        value = getattr(shape, name)
+        if type(value) not in ((int, float) if type(default) is float else (type(default),)):
             raise TinyGPTError(f"{path}: not a checkpoint ({name} is {str(value)[:40]!r})")
-        newer.append(f"{name}={value[:40]}")
+        if type(value) is str and value not in typing.get_args(config_keys[name].type):
+            newer.append(f"{name}={value[:40]}")
     if newer:
         problem = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
         raise TinyGPTError(f"{path} was written by tinygpt {version[:20]}: {problem}", "upgrade tinygpt")
@@ -319,7 +305,7 @@ def _damaged(path: Path, how: str) -> TinyGPTError:
 
 
 def _recovery_hint(path: Path, otherwise: str = "copy it again, or train again") -> str:
-    """Return a hint that names the other checkpoint of the same run, if it is intact; else the hint `otherwise`."""
+    """Name the other checkpoint of the same run, if it is intact; else return `otherwise`."""
     for neighbour in (path.with_name("ckpt.pt"), path.with_name("last.pt")):
         if path.suffix == ".pt" and path.name != "adapter.pt" and neighbour != path:
             with contextlib.suppress(TinyGPTError, OSError), open(neighbour, "rb") as file:
