@@ -32,8 +32,9 @@ OTHER_NAMES = {
     "output_dir": "out_dir",
     "out_dir": "ckpt",
 }
+# keys whose value is text: `out_dir: 1.10` means the folder 1.10, not the number 1.1
+TEXT_KEYS = {key.name for key in keys(FinetuneConfig).values() if key.type is str}
 YAML = "tag:yaml.org,2002:"  # before the names of YAML's own types
-YAML_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 PACKAGE = Path(__file__).parent.parent
 NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
     "config/train_shakespeare_char.py": "configs/shakespeare_char_gpu.yaml",
@@ -140,7 +141,7 @@ def converted(key: Key, value: Any, prefix: str) -> Any:
     """Return the value in the key's type. `prefix` precedes the key's name in messages. Errors: TinyGPTError."""
     name = f"{prefix}{key.name}"
     if not isinstance(value, (str, int, float, bool)):
-        raise TinyGPTError(f"{name}: needs one plain value, not {type(value).__name__}", f"{key.name}: 1")
+        raise TinyGPTError(f"{name}: needs one plain value, not {type(value).__name__} {value!r}", f"{key.name}: 1")
     if isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print an integer of thousands of digits
         raise TinyGPTError(f"{name}: this number is too large")
     if key.type in (str, tuple):
@@ -153,7 +154,7 @@ def converted(key: Key, value: Any, prefix: str) -> Any:
         if not choices:
             return key.type(text)
         word = text.lower() or "none"  # earlier versions wrote report_to: ''
-        choice = {choice.lower(): choice for choice in choices}[YAML_WORDS.get(word, word)]
+        choice = {choice.lower(): choice for choice in choices}[word]
         return choice == "True" if key.type is bool else choice
     except (KeyError, ValueError):
         expected = {int: "a whole number", float: "a number"}.get(key.type, f"one of {', '.join(choices)}")
@@ -189,34 +190,41 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(text: str, path: Path) -> dict[str, Any]:
-    """Parse a YAML mapping of keys to plain values, which are returned as they are written: `out_dir: 1.10` is the
-    folder 1.10. Nothing is constructed, so tags have no effect. Errors: TinyGPTError."""
+    """Parse a YAML mapping of keys to plain values. PyYAML's safe loader refuses tags that would build objects.
+
+    Only plain values are converted, since a few lines of aliases could expand to gigabytes. Errors: TinyGPTError, also
+    for a key that occurs twice.
+    """
     import yaml
 
     values: dict[str, Any] = {}
-    hint = "write lines of 'key: value' with plain values"
+    hint = "write lines of 'key: value'"
     try:
-        top = yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+        loader = yaml.SafeLoader(text)
+        top = loader.get_single_node()
+        if top is None or top.tag == YAML + "null":
+            return {}
+        if not isinstance(top, yaml.MappingNode):
+            raise TinyGPTError(f"{path}: not a mapping of keys to values", hint)
+        for key, value in top.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != YAML + "str":
+                raise TinyGPTError(f"{path}, line {key.start_mark.line + 1}: a key must be a word", hint)
+            if key.value in values:
+                raise TinyGPTError(f"{path}: {key.value} is set twice", "keep one of the two")
+            if not isinstance(value, yaml.ScalarNode):
+                plain = {YAML + "seq": "list", YAML + "map": "dict"}.get(value.tag)
+                where = path if plain else f"{path}, line {value.start_mark.line + 1}"
+                problem = f"{where}: {key.value}: needs one plain value, not {plain or value.tag}"
+                raise TinyGPTError(problem, f"{hint} with plain values, for example {key.value}: 1")
+            parsed = loader.construct_object(value)
+            values[key.value] = value.value if key.value in TEXT_KEYS and parsed is not None else parsed
+    except TinyGPTError:
+        raise
+    except Exception as error:  # odd numbers and dates make PyYAML raise many types
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or type(error).__name__
-        raise TinyGPTError(f"{where}: {problem}", hint) from None
-    if top is None or top.tag == YAML + "null":
-        return {}
-    if not isinstance(top, yaml.MappingNode):
-        raise TinyGPTError(f"{path}: not a mapping of keys to values", hint)
-    for key, value in top.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise TinyGPTError(f"{path}, line {key.start_mark.line + 1}: a key must be a word", hint)
-        if not isinstance(value, yaml.ScalarNode):
-            plain = {YAML + "seq": "list", YAML + "map": "dict"}.get(value.tag)
-            where = f"{path}" if plain else f"{path}, line {value.start_mark.line + 1}"
-            problem = f"{where}: {key.value}: needs one plain value, not {plain or value.tag}"
-            raise TinyGPTError(problem, f"{hint}, for example {key.value}: 1")
-        if key.value in values:
-            raise TinyGPTError(f"{path}: {key.value} is set twice", "keep one of the two")
-        values[key.value] = None if value.tag == YAML + "null" else value.value
+        raise TinyGPTError(f"{where}: {problem}", f"{hint} with plain values") from None
     return values
 
 
