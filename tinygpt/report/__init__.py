@@ -48,7 +48,7 @@ def export(config: ExportConfig) -> None:
     path = destination(config.output, folder, "model.html")
     run = collect.load_run(config.ckpt, config)
     collect.live_model(run)
-    with collect.few_threads(run.model):
+    with collect.one_thread_if_small(run.model):
         publish(complete(run, [], {"kind": "export"}, opening=not run.answers), path)  # not text of the dataset
 
 
@@ -64,7 +64,7 @@ def gather(folders: list[Path], config: ReportConfig | WatchConfig, quick: bool 
     entries, settings = read_run(folders[0])
     settings = without_folders(settings)
     run = collect.load_run(str(folders[0]), config, quick)
-    with collect.few_threads(run.model):
+    with collect.one_thread_if_small(run.model):
         run_curves = [collect.curves(folder) for folder in folders]
         training = collect.TrainingText(run.training_text()) if run.dataset else None
         values: dict[str, Any] = {

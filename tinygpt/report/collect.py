@@ -127,11 +127,10 @@ def load_run(path: str, config: ReportConfig | ExportConfig | WatchConfig, quick
 
 
 @contextlib.contextmanager
-def few_threads(model: GPT) -> Iterator[None]:
-    """Compute with one thread for a small model, whose matrix products are too small to divide.
+def one_thread_if_small(model: GPT) -> Iterator[None]:
+    """Compute with one thread if the model is small: its matrix products are too small to divide (see threads.py).
 
-    On two cores that other programs used as well, the report of the 0.8 M model took 11 s with one thread and 50 s with
-    two: at each product one thread waited for the other.
+    On two busy cores, the report of the 0.8 M model took 11 s with one thread and 50 s with two.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if model.num_params() < SMALL else threads)
