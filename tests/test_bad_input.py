@@ -316,7 +316,6 @@ MISTAKES: list[tuple[Any, ...]] = [
         "n_layer: 0\nn_head: 3\nn_embd: 10\n",
     ),
     ("TRAIN --eval_iters=4000000000000000000", "eval_iters is 4000000000000000000, .* below", "--help"),
-    ("TRAIN --eval_iters=1000000000000000", "eval_iters x batch_size x block_size is 64,000,0", "--help"),
     ("eval --predict=text.txt --plot=x.png", r"plot \(the confusion matrix\) cannot", "--help"),
     ("eval --output=x.png", r"output \(the file of labels\) needs predict", "--help"),
     ("eval --predict=text.txt --split=val", "split, positive and miss_cost are for an evaluation", "--help"),

@@ -169,8 +169,6 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
     values = values | {key: in_range[key] for key in in_range if key in values or key.startswith("n_")}
     values |= {key: max(1, values[key]) for key in at_least_1 if key in values}
     values["qk_norm_weights"] = values.get("qk_norm_weights", False) and values.get("qk_norm", False)
-    few = ("batch_size", "block_size", "gradient_accumulation_steps", "eval_iters")  # whose product is limited
-    values |= {key: min(values[key], 10**4) for key in few if key in values}
     made = dataclasses.replace(FinetuneConfig(), **values)
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     path.write_text(to_yaml(made), encoding="utf-8")
@@ -197,9 +195,9 @@ def test_the_spellings_of_a_small_number(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("digits", ["1" * 40, "1" * 4000, "1" * 5000, "0x" + "f" * 5000])
 def test_numbers_of_many_digits_are_refused_in_a_short_sentence(digits: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(f"max_iters: {digits}\n")
-    for argument in (str(tmp_path / "a.yaml"), f"--max_iters={digits}"):
-        said = complaint(argument)
-        assert "max_iters" in said and len(said) < 300
+    assert "a.yaml" in complaint(str(tmp_path / "a.yaml"))
+    said = complaint(f"--max_iters={digits}")
+    assert "max_iters" in said and len(said) < 200
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
@@ -421,8 +419,6 @@ def test_dataset_names_that_are_fine(name: str) -> None:
         *((TrainConfig, f"--{name}=inf") for name in ["learning_rate", "min_lr", "weight_decay", "grad_clip"]),
         *((TrainConfig, f"--{name}=nan") for name in ["learning_rate", "dropout", "beta1", "grad_clip"]),
         *((TrainConfig, f"--{name}={2**53}") for name in ["max_iters", "eval_iters", "batch_size", "patience"]),
-        (TrainConfig, f"--eval_iters={10**15}"),  # its product with batch_size and block_size
-        (TrainConfig, f"--gradient_accumulation_steps={10**15}"),
         (TrainConfig, f"--seed={2**63}"),
         (SampleConfig, "--num_samples=0"),
         (SampleConfig, "--temperature=-1"),

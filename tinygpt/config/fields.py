@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 DATASET_NAME = r"\w[\w.-]{0,99}"  # a folder inside data/, and nowhere else
-LARGEST = 2**53  # more than a machine can hold of anything; the product of two such numbers still compares correctly
+LARGEST = 2**53  # more than a machine can hold of anything
 
 
 @dataclasses.dataclass(frozen=True)

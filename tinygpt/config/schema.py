@@ -297,10 +297,6 @@ class TrainConfig(Config):
                 yield f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}"
             if self.qk_norm_weights and not self.qk_norm:
                 yield "qk_norm_weights needs qk_norm"
-        for factor in ("gradient_accumulation_steps", "eval_iters"):
-            tokens = getattr(self, factor) * self.batch_size * self.block_size
-            if tokens > LARGEST:
-                yield f"{factor} x batch_size x block_size is {tokens:,} tokens, more than any machine can hold"
 
 
 # fields of TrainConfig that belong to a session and not to the run: they are not stored with it, so resuming takes them

@@ -19,21 +19,18 @@ def command(name: str, *arguments: str | Path) -> str:
 
 
 def quoted(word: str, system: str = os.name) -> str:
-    """Quote a word for the shell: on POSIX as `shlex.quote`, or as $'\\x1b[1m' if it has control characters.
+    """Quote a word for the shell, with control characters escaped: they could control the terminal.
 
     On Windows (`system` is "nt") a word in double quotes is the same to PowerShell and cmd, with three exceptions that
     have no common form: PowerShell expands $ and `, cmd expands %NAME%, and only cmd accepts a double quote inside.
     """
-    if system == "nt":
-        word = re.sub(CONTROL, lambda match: repr(match[0])[1:-1], word)
-        if re.fullmatch(r"[\w+=:./\\-]+", word):
-            return word
-        # as subprocess.list2cmdline: a program sees backslashes as escapes only before a double quote
-        return '"' + re.sub(r'(\\*)("|\Z)', lambda match: 2 * match[1] + (r"\"" if match[2] else ""), word) + '"'
-    if not re.search(CONTROL, word):
+    word = re.sub(CONTROL, lambda match: repr(match[0])[1:-1], word)
+    if system != "nt":
         return shlex.quote(word)
-    plain = re.sub(r"(['\\])", r"\\\1", word)
-    return "$'" + re.sub(CONTROL, lambda match: "".join(f"\\x{byte:02x}" for byte in match[0].encode()), plain) + "'"
+    if re.fullmatch(r"[\w+=:./\\-]+", word):
+        return word
+    # as subprocess.list2cmdline: a program sees backslashes as escapes only before a double quote
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda match: 2 * match[1] + (r"\"" if match[2] else ""), word) + '"'
 
 
 def training_command(config: dict[str, Any]) -> str:
@@ -52,12 +49,12 @@ def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int =
 def next_command(
     config: dict[str, Any], out: str | Path, answers_prompts: bool, labelled: bool = False, prompt: str | None = None
 ) -> str:
-    """Command to try with the best model of the run in the folder `out`: eval for a labelled task or a prompt of
-    several lines, which the shells of Windows cannot take; else sample.
+    """Return the command to try with the best model of the run in the folder `out`: eval for a labelled task, or for a
+    prompt that a shell may not take (of several lines); else sample.
 
     A model that answers prompts gets `prompt`; if none is known, it continues text like any other (--plain).
     """
-    if labelled or "\n" in (prompt or ""):
+    if labelled or not (prompt or "").isprintable():
         return evaluate(config, out)
     flags = ["--start", prompt] if prompt is not None else ["--plain"] if answers_prompts else []
     return command("sample", "--ckpt", f"{out}/ckpt.pt", *flags)
