@@ -170,7 +170,7 @@ def test_a_run_of_version_0_1_is_not_resumed_but_its_weights_are_used(run_of_ver
     earlier = load(path)
     save(path, dataclasses.replace(earlier, training=earlier.training | {"optimizer": state}))
     message = refused(run_of_version_0_2, "train", "--init_from=resume")
-    assert "no optimizer state to resume from (that of version 0.1 cannot be read)" in message
+    assert "no optimizer state to resume from" in message
     flags = message.partition("try: ")[2].split()
     assert flags == ["--init_from=out/last.pt", "--out_dir=out-new"]
     ok(run_of_version_0_2, "train", "--dataset=tiny", "--device=cpu", "--batch_size=2", "--max_iters=1", *flags)

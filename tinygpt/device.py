@@ -41,11 +41,8 @@ class Compute:
 
 
 def choose(device: str, dtype: str, count: str = "", kept: int = 0) -> Compute:
-    """Resolve `auto`: the first CUDA device, else the CPU. (For training on a Mac, see training/start.py.)
-
-    count, kept: number of threads on a CPU, see threads.set_threads. Errors: TinyGPTError for a device that this
-    machine does not have.
-    """
+    """Resolve `auto`: the first CUDA device, else the CPU. count, kept: see threads.set_threads. Errors: TinyGPTError
+    for a device that this machine does not have."""
     target = _device(device)
     if target.type == "cpu" and (note := threads.set_threads(count, kept)):
         terminal.print_error(note)
@@ -126,10 +123,8 @@ def shortest(call: Callable[[], object], seconds: float = 1.0) -> float:
 
 
 def has_bfloat16(gpu: torch.device) -> bool:
-    """Return whether the GPU multiplies bfloat16 in hardware: all of AMD's, and NVIDIA's from Ampere on.
-
-    `torch.cuda.is_bf16_supported` is also true on a T4 or V100, where PyTorch emulates bfloat16 slowly.
-    """
+    """Return whether the GPU multiplies bfloat16 in hardware: all of AMD's, and NVIDIA's from Ampere on."""
+    # torch.cuda.is_bf16_supported is also true on a T4 or V100, where PyTorch emulates bfloat16 slowly
     return bool(torch.version.hip) or torch.cuda.get_device_capability(gpu) >= (8, 0)
 
 
@@ -180,9 +175,8 @@ def compile_model(model: torch.nn.Module, setting: str, compute: Compute, exampl
 
 
 def first_line(error: Exception) -> str:
-    """First line of an error's message that is not blank, cut to 100 characters; the error's type if it has none."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip()[:100]
+    """Return the first line of an error's message, at most 100 characters; the error's type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:100]
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h

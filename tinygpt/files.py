@@ -28,9 +28,8 @@ PATIENCE = 2.0  # seconds for which a denied rename is tried again on Windows
 def replacing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` in one step when the block ends, and not at all if it raises.
 
-    The order survives a power loss: write the data, fsync the file, rename it, fsync the folder. After an error the old
-    file is unchanged and the temporary one is deleted. Errors: TinyGPTError if `path` is a folder, and as in `writing`
-    and `_retry_while_open`.
+    The order survives a power loss: write the data, fsync the file, rename it, fsync the folder. Errors: TinyGPTError
+    if `path` is not a regular file, and as in `writing` and `_retry_while_open`.
     """
     refuse_link(path)
     if path.exists() and not path.is_file():
@@ -77,10 +76,8 @@ def require_closed(path: Path) -> None:
 
 
 def _retry_while_open(change: Callable[[], None], path: Path, retry_hint: str) -> None:
-    """Call `change`, which renames or deletes `path`; on Windows, try again for two seconds if that is denied.
-
-    Windows denies both (errors 5 and 32) while another process maps the file or has it open, as a virus scanner does
-    for a moment. Errors: on Windows TinyGPTError whose hint ends with `retry_hint`; elsewhere PermissionError.
+    """Call `change`, which renames or deletes `path`. Windows denies both while another process has the file open, as a
+    virus scanner does for a moment: there, try again for two seconds. Errors: TinyGPTError there, else PermissionError.
     """
     pause, deadline = 0.05, time.monotonic() + PATIENCE
     while True:
@@ -126,10 +123,7 @@ def require_writable(path: Path, hint: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[None]:
-    """Turn system errors while `path` is written into TinyGPTError; for a full disk it states the free space.
-
-    The hint ends with `retry_hint`, which says what to do after the cause is removed.
-    """
+    """Turn system errors while `path` is written into TinyGPTError, whose hint ends with `retry_hint`."""
     try:
         yield
     except Exception as error:
@@ -170,10 +164,8 @@ def folder_lock(folder: Path, use: str) -> contextlib.AbstractContextManager[Non
 
 
 def lock_owner(folder: Path) -> int | None:
-    """Return the id of the process that holds the lock of a folder, without taking it; None if there is none.
-
-    On Windows, where a locked file cannot be read, it is 0.
-    """
+    """Return the id of the process that holds the lock of a folder, without taking it; None if there is none. On
+    Windows, where a locked file cannot be read, it is 0."""
     try:
         owner = int((folder / ".lock").read_text(encoding="ascii"))
     except PermissionError:
@@ -198,10 +190,8 @@ def file_lock(path: Path, hint: str) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _lock(path: Path, locked: Path, hint: str) -> Iterator[None]:
-    """Hold the lock file `path`; the lock ends with its process.
-
-    Errors: TinyGPTError that names `locked`, the folder or file in use, and the process that holds the lock.
-    """
+    """Hold the lock file `path`; the lock ends with its process. Errors: TinyGPTError that names `locked`, the folder
+    or file in use, and the process that holds the lock."""
     import filelock
 
     try:
@@ -248,8 +238,8 @@ def read_text(path: Path, hint: str) -> str:
 
 
 def byte_order_mark(start: bytes, path: Path, encoding: str = "utf-8", hint: str = "--encoding utf-16") -> int:
-    """Length of UTF-8's byte-order mark at the start of a file, 0 or 3; 0 for any encoding but UTF-8, whose decoders
-    expect one or keep it. Errors: TinyGPTError with the hint `hint` for UTF-16 where UTF-8 is expected."""
+    """Return the length of UTF-8's byte-order mark at the start of a file, 0 or 3; 0 for other encodings. Errors:
+    TinyGPTError with the hint `hint` for UTF-16 where UTF-8 is expected."""
     if codecs.lookup(encoding).name != "utf-8":
         return 0
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -277,10 +267,8 @@ def folder_of(path: str | Path) -> Path:
 
 
 def without_folders(value: Any) -> Any:
-    """Reduce absolute paths to their last part: they contain user names, and mean nothing on another machine.
-
-    `value`: a setting, or a list or dict of settings. Paths of Windows and of POSIX are recognised on both.
-    """
+    """Reduce absolute paths of Windows and POSIX in a setting, or in a list or dict of settings, to their last part:
+    they contain user names."""
     if isinstance(value, dict):
         return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

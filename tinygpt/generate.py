@@ -125,8 +125,8 @@ def generate_with_logits(
 
 
 def to_read_again(model: GPT, length: int) -> int:
-    """Number of last tokens to read again with an empty cache, if `length` positions are cached: half of block_size if
-    the cache is full and positions are not relative, else 0."""
+    """Return the number of last tokens to read again with an empty cache after `length` positions: half of block_size
+    if the cache is full and positions are not relative, else 0."""
     full = length >= model.config.block_size and not model.position.relative
     return max(1, model.config.block_size // 2) if full else 0
 

@@ -108,9 +108,8 @@ def adapted_only(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merged(state: dict[str, Tensor], alpha: float, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Merge the adapters into the weights, W + (alpha / rank) B A, and the new rows into their tables.
-
-    Returns the weights of an ordinary GPT that computes the same function. Merged weights are converted to `dtype`."""
+    """Merge the adapters into the weights, W + (alpha / rank) B A, converted to `dtype`, and the new rows into their
+    tables: return the weights of an ordinary GPT that computes the same function."""
     trained = adapted_only(state)
     plain = {name: weight for name, weight in state.items() if name not in trained}
     for name in trained:

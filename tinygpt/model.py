@@ -34,9 +34,6 @@ class Context:
     mask: Tensor | None  # (1 or B, 1 or n_head, T, S), added to attention's scores; None: causal, and S = T
     cache: Any = None  # a KVCache, or serve/batch.py's BatchCache
 
-    def __post_init__(self) -> None:
-        assert self.mask is None or self.mask.dim() == 4, self.mask.shape
-
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
     """softmax(q kᵀ / √head_dim + mask) v, with PyTorch's fused kernels (FlashAttention, Dao et al. 2022).

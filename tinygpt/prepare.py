@@ -140,9 +140,7 @@ def check_request(config: PrepareConfig) -> None:
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
     with_synthetic = [name for name, task in TASKS.items() if task.synthetic]
     if config.synthetic and config.name not in with_synthetic:
-        raise TinyGPTError(
-            f"--synthetic applies only to the built-in task {', '.join(with_synthetic)}", "drop --synthetic"
-        )
+        raise TinyGPTError(f"--synthetic applies only to the built-in task {', '.join(with_synthetic)}")
     if config.name not in built_in and not config.input:
         path = config.name if Path(config.name).exists() else "path/to/text.txt"
         hint = suggest.command("prepare", config.name, "--input", path, *suggest.data_dir_flag(config.data_dir))

@@ -113,10 +113,8 @@ def loop(run: Run, stop: StopSignal) -> int:
         # with several processes this is an all-reduce, so it is done only where they synchronise anyway
         if (synchronises or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
-            run.log.say(
-                f"stopped by a signal after {progress.step:,} iterations; state saved in {run.out}/last.pt", always=True
-            )
-            run.log.say(f"next: {run.resume_command}", always=True)
+            saved = f"state saved in {run.out}/last.pt\nnext: {run.resume_command}"
+            run.log.say(f"stopped by a signal after {progress.step:,} iterations; {saved}", always=True)
             return stop.status
 
 
@@ -124,10 +122,9 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     """Draw this process's share of the global batch of `step`: inputs and targets, int64 (micro_steps, rows, T), and
     the weight of each micro-step's mean loss.
 
-    With these weights the loss is the mean over all targets of the global batch, however the batch is split into
-    micro-steps and among processes. Each weight is the micro-step's share of all targets, times the number of
-    processes, because DistributedDataParallel averages their gradients. For plain text it is 1 / micro_steps, as in
-    nanoGPT.
+    A weight is the micro-step's share of all targets, so that the loss is the mean over all targets of the global
+    batch, times the number of processes, because DistributedDataParallel averages their gradients. For plain text it is
+    1 / micro_steps, as in nanoGPT.
     """
     config, ranks, rows = run.config, run.ranks, run.rows_per_iter
     at = run.source.draw(config.seed, step, config.block_size, rows)
@@ -144,10 +141,10 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
 def forward_backward(
     run: Run, x: torch.Tensor, y: torch.Tensor, loss_weights: list[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute and clip the gradient of a global batch.
+    """Compute and clip the gradient of the share of a global batch that `batch` returns.
 
-    x, y, loss_weights: this process's share of the batch, from `batch`. Returns this process's loss, whose average over
-    the processes is the loss of the global batch, and the norm of the gradient before clipping.
+    Returns this process's loss, whose average over the processes is the loss of the global batch, and the norm of the
+    gradient before clipping.
     """
     loss = torch.zeros((), device=run.compute.device)
     for micro_step in range(len(x)):

@@ -162,10 +162,9 @@ def layout(linear: nn.Linear) -> Product:
 
 
 def pack(model: GPT) -> GPT:
-    """Replace the linear layers of a model in bfloat16 on a CPU by `Packed` ones, if PyTorch supports them here.
+    """Replace the linear layers of a model in bfloat16 on a CPU by `Packed` ones, in place, if PyTorch supports them.
 
-    The model is changed in place and returned; other models are returned unchanged. A decoding step of SmolLM2 takes
-    about 60 % of the time that it takes without packed weights, with the same logits (docs/PERFORMANCE.md).
+    A decoding step of SmolLM2 then takes about 60 % of the time, with the same logits (docs/PERFORMANCE.md).
     """
     if model.lm_head.weight.dtype == torch.bfloat16 and model.lm_head.weight.device.type == "cpu" and packs():
         head = model.lm_head.weight  # kept, because other code reads its dtype and device

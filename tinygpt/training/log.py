@@ -88,8 +88,7 @@ class RunLog:
         self._bar.set_description()
 
     def say(self, text: str, always: bool = False) -> None:
-        """Print a line above the progress bar; with --quiet, only if `always`. A run continues without printing if
-        standard output cannot be written to."""
+        """Print a line above the progress bar; with --quiet, only if `always`."""
         if self.active and (always or not self.quiet):
             try:
                 tqdm.write(text, file=sys.stdout)
@@ -99,8 +98,7 @@ class RunLog:
                 terminal.print_error(f"note: cannot write to standard output: {error.strerror}; the run continues")
 
     def metric(self, kind: str, step: int, seconds: float, **values: Any) -> None:
-        """Append a line to metrics.jsonl in one unbuffered write, so that a killed run leaves complete lines. Errors:
-        TinyGPTError for a full disk."""
+        """Append a line to metrics.jsonl in one unbuffered write, so that a killed run leaves complete lines."""
         if self._file is None:
             return
         entry = {"kind": kind, "step": step, "seconds": round(seconds, 3), **values}
@@ -144,10 +142,8 @@ class Pace:
         return speed
 
     def expected(self, done: int, left: int) -> str:
-        """Return a line that predicts the remaining time, after SKIPPED + TIMED iterations; otherwise an empty string.
-
-        done, left: number of iterations of this session, and of those that remain.
-        """
+        """Return a line that predicts the time of the `left` remaining iterations, after SKIPPED + TIMED iterations of
+        this session are `done`; otherwise an empty string."""
         if done == self.SKIPPED:
             self.skipped = self.total
         if done != self.SKIPPED + self.TIMED:

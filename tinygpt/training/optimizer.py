@@ -1,11 +1,5 @@
 """The learning-rate schedule, and the optimizers: AdamW, or Muon for the blocks' matrices, from torch.optim.
 
-    amp_model, optimizer = build(model, config, compute)       # plain PyTorch, or tinygpt/fast on a CPU
-    optimizer.set_learning_rate(learning_rate(step, config))   # step 0 is the first update
-    optimizer.backward(loss)
-    norm = optimizer.clip()
-    optimizer.update()
-
 Weight decay applies to matrices and embeddings, not to vectors (biases, norms): Devlin et al. 2019, GPT-3, nanoGPT. The
 state is stored by parameter name, so it does not depend on the implementation (fast/optimizer.py is the other one).
 """
@@ -31,7 +25,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
     The rate rises linearly for `warmup_iters` iterations, then falls to `min_lr` along a cosine (Loshchilov & Hutter
     2017, "SGDR"; nanoGPT's get_lr) or a straight line, and stays there. The decay ends at `lr_decay_iters`, or at
-    `max_iters` if that is 0; a run that is resumed with a larger `max_iters` then continues on the longer schedule.
+    `max_iters` if that is 0.
     """
     if is_constant(config):
         return config.learning_rate

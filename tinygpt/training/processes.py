@@ -1,8 +1,7 @@
 """The processes of a run: under torchrun they share its work, and a signal to one of them stops all.
 
-Under `torchrun --nproc_per_node=2 -m tinygpt train ...` each process works on its slice of the same global batch and
-PyTorch's DistributedDataParallel averages the gradients, so the number of processes changes the speed, not the
-result.
+Under `torchrun --nproc_per_node=2 -m tinygpt train ...` each process works on its slice of the same global batch, and
+PyTorch's DistributedDataParallel averages the gradients, so the number of processes does not change the result.
 """
 
 import contextlib

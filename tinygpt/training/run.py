@@ -1,8 +1,6 @@
 """A run: its configuration, data, model, optimizer and log, set up before the first iteration.
 
-start = starting_point(config)
 run = set_up(stack, start, choose_compute(start.config, start.saved))
-store.save(run.out / "last.pt", run.checkpoint())
 """
 
 import contextlib
@@ -96,8 +94,8 @@ class Run:
         return self.source.width(self.config.block_size)
 
     def row_length(self, row_indices: np.ndarray) -> int:
-        """Length to which the rows of a batch are padded: that of its longest row, rounded up to a multiple of 8, which
-        limits the number of shapes; for a compiled model always that of the longest row of all."""
+        """Return the length to which the rows of a batch are padded: that of its longest row, rounded up to a multiple
+        of 8, which limits the number of shapes; for a compiled model always that of the longest row of all."""
         needed = self.source.width(self.config.block_size, row_indices)
         return self.longest_row if self.compiled else min(self.longest_row, math.ceil(needed / 8) * 8)
 
@@ -149,8 +147,7 @@ class Run:
 
 
 def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -> Run:
-    """Set up a run, which `stack` closes, and print its settings. Mistakes of the user are found before any file is
-    written."""
+    """Set up a run, which `stack` closes, and print its settings. Errors: TinyGPTError, before any file is written."""
     config, out = start.config, Path(start.config.out_dir)
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
     dataset = start.dataset(config.dataset)
@@ -205,8 +202,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
 
 
 def check(config: TrainConfig, ranks: Processes) -> None:
-    """Check that the processes can share the global batch, the run's files can be written, and packages are installed.
-    Errors: TinyGPTError if not."""
+    """Check that the processes can share the global batch, and what the run needs later. Errors: TinyGPTError."""
     rows = config.batch_size * config.gradient_accumulation_steps
     if rows % (ranks.count * micro_steps(config, ranks)):
         raise TinyGPTError(
@@ -217,8 +213,6 @@ def check(config: TrainConfig, ranks: Processes) -> None:
     out = Path(config.out_dir)
     for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(out / name)
-    if (out / FOLDER).is_file() and config.snapshots:
-        raise TinyGPTError(f"{out / FOLDER} is a file, but is needed as a folder for snapshots", "remove or rename it")
     if config.report_to == "tensorboard":
         import_summary_writer("report_to=tensorboard", ", or --report_to=none")
     if config.watch:

@@ -1,10 +1,5 @@
 """Where a run starts: its checkpoint, its complete configuration, its device and its model.
 
-    start = starting_point(config)                      # loads the checkpoint, if any
-    compute = choose_compute(start.config, start.saved)
-    known_tokens = fit_dataset(dataset, start)          # the dataset adopts the checkpoint's vocabulary
-    model, new_tokens = make_model(start, GPT, dataset.tokenizer.vocab_size, known_tokens)
-
 config.given has the keys that the command line or a config file gives, config.flags those of the command line alone.
 """
 
@@ -63,11 +58,8 @@ def resumes(config: TrainConfig) -> bool:
 
 
 def starting_point(config: TrainConfig) -> Start:
-    """Load the checkpoint that `init_from` names, if any, and complete a copy of the configuration from it.
-
-    A checkpoint determines the model's shape; when resuming, also every value that the command does not give, including
-    device, dtype and origin. Errors: TinyGPTError if the command contradicts the checkpoint.
-    """
+    """Load the checkpoint that `init_from` names, if any, and complete a copy of the configuration from it: the model's
+    shape; when resuming, every value that the command does not give. Errors: TinyGPTError if the two contradict."""
     config = copy.copy(config)
     if resumes(config):
         last = load_run_to_resume(config)
@@ -135,8 +127,7 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     take_shape(config, state, may_resize=False)
     saved = state.training.get("optimizer")
     if not isinstance(saved, dict) or "steps" not in saved:
-        problem = f"{last} has no optimizer state to resume from (that of version 0.1 cannot be read)"
-        raise TinyGPTError(problem, from_weights)
+        raise TinyGPTError(f"{last} has no optimizer state to resume from", from_weights)
     if "max_iters" in config.given and config.max_iters < state.step:
         problem = f"the run has done {state.step:,} iterations, so max_iters={config.max_iters:,} leaves nothing to do"
         raise TinyGPTError(problem, f"--max_iters={2 * state.step}")
@@ -145,8 +136,7 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
         if name in config.given and value != stored:
             hint = f"drop {name}, or start from the weights alone: {from_weights}"
             raise TinyGPTError(f"{name} is {value} here and {stored} in the checkpoint", hint)
-    # also not restored: output folder and watching, because the file may come from a stranger; and wandb_log, which is
-    # True in some files of earlier versions
+    # not out_dir, since the file may come from a stranger; wandb_log is True in some files of earlier versions
     not_restored = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
     if "lr_schedule" in config.flags:
         not_restored.add("decay_lr")  # a stored False would make the rate constant
@@ -178,11 +168,9 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
 
 
 def fit_dataset(dataset: Dataset, start: Start) -> int:
-    """Encode the dataset with the checkpoint's vocabulary, with the dataset's new characters at its end.
-
-    Returns the number of tokens that the checkpoint knows, 0 without one. Errors: TinyGPTError if the vocabularies
-    cannot be joined, the text is not that of the run to be resumed, or a split does not fit block_size.
-    """
+    """Encode the dataset with the checkpoint's vocabulary, with the dataset's new characters at its end, and return the
+    number of tokens that the checkpoint knows (0 without one). Errors: TinyGPTError if the vocabularies cannot be
+    joined, the text is not that of the run to be resumed, or a split does not fit block_size."""
     base, known_tokens = start.checkpoint, 0
     if base is not None and base.tokenizer is None:  # nanoGPT's
         base.require_embeddings(dataset.tokenizer, start.checkpoint_name)
@@ -197,11 +185,10 @@ def fit_dataset(dataset: Dataset, start: Start) -> int:
         known_tokens = model_tokenizer.vocab_size
     dataset.require(start.config.block_size)  # now, because another tokenizer changes the lengths
     if base is not None and start.resuming and not dataset.is_of(base.data):
-        problem = (
-            f"dataset {dataset.name!r} has been prepared from different text since {start.checkpoint_name} was written"
-        )
+        name = start.checkpoint_name
+        problem = f"dataset {dataset.name!r} has been prepared from different text since {name} was written"
         hint = "prepare the old text again, or start a new run on the new text from these weights: "
-        raise TinyGPTError(problem, hint + new_run_from(start.checkpoint_name))
+        raise TinyGPTError(problem, hint + new_run_from(name))
     return known_tokens
 
 

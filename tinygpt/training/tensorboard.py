@@ -1,6 +1,6 @@
 """Event files for TensorBoard, which get the figures of a run's log in addition to metrics.jsonl.
 
-They get figures only. Samples, prompts and responses stay in metrics.jsonl.
+Samples, prompts and responses stay in metrics.jsonl.
 
     log.add_sink(lambda: TensorBoard(Path("out"), [], time.time()))    # out/tensorboard/{train,val}
     log.metric("eval", 0, 1.5, train_loss=4.2, val_loss=4.3)           # the tag `loss` of both, at step 0
@@ -33,10 +33,9 @@ class TensorBoard:
     """The sink of a run's log: it writes event files, FOLDER/tensorboard/{train,val}/events.out.tfevents.*, with
     PyTorch's SummaryWriter.
 
-    It replaces its earlier files and first writes `entries`, the lines that metrics.jsonl already has. So the event
-    files of a resumed run have each step once, like metrics.jsonl, even if the run was killed. `started` plus a line's
-    `seconds`, which leave out the pauses before a run was resumed, is the time of its points. Errors: TinyGPTError if
-    another process writes these event files, or if the package is missing.
+    It replaces its earlier files and first writes `entries`, the lines that metrics.jsonl already has, so a resumed run
+    has each step once. The time of a point is `started` plus a line's `seconds`. Errors: TinyGPTError if another
+    process writes these event files, or if the package is missing.
     """
 
     def __init__(self, folder: Path, entries: list[dict[str, Any]], started: float) -> None:

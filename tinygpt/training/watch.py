@@ -66,13 +66,11 @@ class Watcher:
         self.ending, status = True, self.stop.status
         with contextlib.suppress(OSError):
             self.child.stdin.close()  # end of file
-        began, reported = time.monotonic(), False
-        while time.monotonic() < began + (0 if error_type else LAST_PAGE) and self.stop.status == status:
-            if self.written.wait(0.05):
-                return
-            if not reported and time.monotonic() > began + 1:
-                self.log.say("page: the last one is being made", always=True)
-                reported = True
+        deadline = time.monotonic() + (0 if error_type else LAST_PAGE)
+        if not error_type and not self.written.wait(1):
+            self.log.say("page: the last one is being made", always=True)
+        while not self.written.wait(0.05) and time.monotonic() < deadline and self.stop.status == status:
+            pass
         if not self.written.is_set():
             self.log.say(f"page: {self.config.out_dir}/report.html is still being written", always=True)
 
