@@ -29,7 +29,7 @@ from tinygpt.evaluate.classify import (
     label_scores,
     make_report,
     matrix_lines,
-    ngram_baseline,
+    ngram_classifier,
     predict_csv,
     probabilities,
     quality,
@@ -183,15 +183,24 @@ def toy(n: int, seed: int) -> list[tuple[str, str]]:
     return [(f"{word} {draw.choice(['was', 'is'])} {draw.choice('abcdefgh') * 3}?", words[word]) for word in asked]
 
 
+def ngram_probabilities(
+    train: list[str], truth: np.ndarray, prompts: list[str], n_labels: int, kind: str = "ngram"
+) -> tuple[np.ndarray | None, str]:
+    classifier, note = ngram_classifier(train, truth, n_labels, kind)
+    return classifier and classifier(prompts), note
+
+
 def test_ngrams_learn_an_easy_task() -> None:
     train, val = toy(200, 1), toy(50, 2)
     labels = ["person", "place", "time"]
     truth = np.array([labels.index(label) for _, label in train])
-    probs, note = ngram_baseline([prompt for prompt, _ in train], truth, [prompt for prompt, _ in val], 3)
+    probs, note = ngram_probabilities([prompt for prompt, _ in train], truth, [prompt for prompt, _ in val], 3)
     assert probs is not None and note == ""
     assert [labels[answer] for answer in probs.argmax(axis=1)] == [label for _, label in val]
     assert probs.sum(axis=1) == pytest.approx(1)
-    rare, _ = ngram_baseline([prompt for prompt, _ in train], truth + 1, ["who?"], 5)  # labels 0 and 4 do not occur
+    rare, _ = ngram_probabilities(
+        [prompt for prompt, _ in train], truth + 1, ["who?"], 5
+    )  # labels 0 and 4 do not occur
     assert rare is not None and rare[0, [0, 4]].tolist() == [0, 0] and rare[0].argmax() == 1
 
 
@@ -206,21 +215,21 @@ def test_the_word_baseline_sees_words_of_one_letter_and_pairs_but_nothing_inside
     ):
         prompts, truth = [prompt for prompt, _ in pairs], np.array([label for _, label in pairs])
         for kind in ("ngram", "word"):
-            probs, note = ngram_baseline(prompts, truth, [prompt for prompt, _ in asked], 2, kind)
+            probs, note = ngram_probabilities(prompts, truth, [prompt for prompt, _ in asked], 2, kind)
             assert probs is not None and note == ""
             assert (probs.argmax(axis=1).tolist() == [label for _, label in asked]) == (kind in kinds), (kind, pairs)
-    assert ngram_baseline(["!", "?"], np.array([0, 1]), ["!"], 2)[0] is not None
-    nothing, note = ngram_baseline(["!", "?"], np.array([0, 1]), ["!"], 2, "word")
+    assert ngram_probabilities(["!", "?"], np.array([0, 1]), ["!"], 2)[0] is not None
+    nothing, note = ngram_probabilities(["!", "?"], np.array([0, 1]), ["!"], 2, "word")
     assert nothing is None and note.startswith("the word baseline cannot be trained")
 
 
 def test_a_missing_ngram_baseline_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ngram_baseline(["a", "b"], np.array([1, 1]), ["c"], 2)[0] is None  # one label: nothing to separate
-    assert "cannot be trained" in ngram_baseline(["a", "b"], np.array([1, 1]), ["c"], 2)[1]
+    assert ngram_probabilities(["a", "b"], np.array([1, 1]), ["c"], 2)[0] is None  # one label: nothing to separate
+    assert "cannot be trained" in ngram_probabilities(["a", "b"], np.array([1, 1]), ["c"], 2)[1]
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
-    answers, note = ngram_baseline(["a", "b"], np.array([0, 1]), ["c"], 2)
+    answers, note = ngram_probabilities(["a", "b"], np.array([0, 1]), ["c"], 2)
     assert answers is None and note == "the n-gram and word baselines need scikit-learn: pip install scikit-learn"
     report = sample_report()
     assert set(report["results"]) == {"model", "normalised", "majority"}
@@ -246,7 +255,7 @@ def sample_report(
     return make_report("toy", "val", val, list(labels), total, tokens, train)
 
 
-def test_the_report_adds_up() -> None:
+def test_the_report_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels = toy(200, 1), ["person", "place", "time"]
     val = [("who is aaa?", "person"), ("where is bbb?", "place"), ("when is ccc?", "time"), ("who is ddd?", "person")]
     probs = np.array([[0.7, 0.2, 0.1], [0.9, 0.05, 0.05], [0.3, 0.3, 0.4], [0.4, 0.6, 0.0]])
@@ -269,7 +278,8 @@ def test_the_report_adds_up() -> None:
         {"prompt": "who is ddd?", "true": "person", "predicted": "place", "probability": pytest.approx(0.6)},
     ]
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert len(make_report("toy", "val", val, labels, total, tokens, train, n_mistakes=1)["mistakes"]) == 1
+    monkeypatch.setattr(classify, "MISTAKES", 1)
+    assert len(make_report("toy", "val", val, labels, total, tokens, train)["mistakes"]) == 1
 
 
 def test_the_text_has_the_figures() -> None:
@@ -342,14 +352,6 @@ def test_control_characters_of_labels_and_prompts_are_shown_escaped() -> None:
     lines = as_text(report).splitlines()
     assert all(line.isprintable() for line in lines)
     assert any(line.startswith(r"red\x1b[1m ") for line in lines) and any(line.startswith(r"blue\n ") for line in lines)
-
-
-def test_mistakes_in_the_data_have_their_sentence() -> None:
-    scores = np.zeros((1, 2))
-    with pytest.raises(TinyGPTError, match="the response 'c' is not one of its 2 labels"):
-        make_report("toy", "val", [("q", "c")], ["a", "b"], scores, np.ones(2), [("q", "a"), ("r", "b")])
-    with pytest.raises(TinyGPTError, match="no examples"):
-        make_report("toy", "val", [], ["a", "b"], scores[:0], np.ones(2), [("q", "a"), ("r", "b")])
 
 
 def test_the_confusion_matrix_is_drawn(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.data.preview import print_next_commands
 from tinygpt.data.tasks import TASKS, compliance
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
-from tinygpt.evaluate.classify import ngram_baseline
+from tinygpt.evaluate.classify import ngram_classifier
 from tinygpt.evaluate.threshold import (
     as_text,
     average_precision,
@@ -257,8 +257,9 @@ def test_the_quoted_figures_of_the_n_gram_baseline() -> None:
     splits = {split: [prompt for prompt, _ in examples] for split, examples in EXAMPLES.items()}
     truth = {split: np.array([label == "breach" for _, label in examples]) for split, examples in EXAMPLES.items()}
     both = splits["val"] + splits["test"]
-    probs, _ = ngram_baseline(splits["train"], truth["train"].astype(int), both, 2)
-    assert probs is not None
+    classifier, _ = ngram_classifier(splits["train"], truth["train"].astype(int), 2)
+    assert classifier
+    probs = classifier(both)
     val, test = (({"ngram": some}, truth[s]) for s, some in zip(("val", "test"), np.split(probs[:, 1], 2), strict=True))
     found, _ = make_tradeoff("breach", "test", 20, val, test)
     half, chosen = (

@@ -22,7 +22,7 @@ from tinygpt.config import schema
 from tinygpt.config.parse import parse
 from tinygpt.data.tasks import TASKS
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.classify import label_indices, ngram_baseline
+from tinygpt.evaluate.classify import label_indices, ngram_classifier
 from tinygpt.lab.command import LABS
 from tinygpt.model import GPT, GPTConfig
 
@@ -255,14 +255,14 @@ def test_the_quoted_baselines_of_the_headlines_agree_with_eval() -> None:
     pytest.importorskip("sklearn")
     examples = TASKS["headlines"].make(1337)
     labels = sorted({label for _, label in examples["train"]})
-    train, test = (label_indices("headlines", examples[split], labels) for split in ("train", "test"))
+    train, test = (label_indices(examples[split], labels) for split in ("train", "test"))
     prompts = {split: [prompt for prompt, _ in examples[split]] for split in ("train", "test")}
     groups = np.array([TASKS["headlines"].group(prompt) for prompt in prompts["test"]])
     data = (ROOT / "data/README.md").read_text(encoding="utf-8")
     for kind, name, listed in (("ngram", "n-gram", "character n-grams"), ("word", "word", "words")):
-        answers, _ = ngram_baseline(prompts["train"], train, prompts["test"], len(labels), kind)
-        assert answers is not None
-        right = answers.argmax(axis=1) == test
+        classifier, _ = ngram_classifier(prompts["train"], train, len(labels), kind)
+        assert classifier
+        right = classifier(prompts["test"]).argmax(axis=1) == test
         assert re.search(rf"^\| {listed}.* {100 * right.mean():.1f} % \|$", data, re.MULTILINE)
         shares = [f"{100 * right[groups == group].mean():.1f} %" for group in ("new combinations", "new words")]
         assert f"| {name} baseline | {' | '.join(shares)} |" in PAGES[ROOT / "docs/FINETUNING.md"]

@@ -17,7 +17,7 @@ from conftest import cli_here, listing, ok, script
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, generate, headlines, merchants, transactions
-from tinygpt.evaluate.classify import ngram_baseline
+from tinygpt.evaluate.classify import ngram_classifier
 
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "node_modules/name-suggestion-index"
@@ -287,9 +287,9 @@ def test_the_quoted_counts_and_baseline_are_those_of_the_task() -> None:
     )
     names = list(TASKS["transactions"].labels)
     truth = {split: np.array([names.index(label) for label in labels[split]]) for split in labels}
-    probs, _ = ngram_baseline(prompts["train"], truth["train"], prompts["test"], len(names))
-    assert probs is not None
-    right = probs.argmax(axis=1) == truth["test"]
+    classifier, _ = ngram_classifier(prompts["train"], truth["train"], len(names))
+    assert classifier
+    right = classifier(prompts["test"]).argmax(axis=1) == truth["test"]
     with_brands = np.isin(labels["test"], list(merchants.CATEGORIES))
     assert f", {100 * right.mean():.1f} % (across words)" in text
     assert f"character n-grams reach {100 * right[with_brands].mean():.1f} %" in text.replace("\n", " ")

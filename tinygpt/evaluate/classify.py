@@ -33,6 +33,7 @@ from tinygpt.terminal import cut, escaped, progress, table
 BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
 BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
 COLUMNS = 100  # of the terminal
+MISTAKES = 5  # in a report, the most confident ones
 LINEAR = {  # the features of the linear baselines
     "ngram": {"analyzer": "char", "ngram_range": (1, 5)},  # characters
     "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"\w+"},
@@ -40,6 +41,7 @@ LINEAR = {  # the features of the linear baselines
 NGRAM_C = 100  # inverse regularisation strength; scikit-learn's C = 1 underfits rows of unit length (data/README.md)
 
 LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
+Classifier = Callable[[Sequence[str]], np.ndarray]  # from n prompts to probabilities (n, L)
 
 
 # ---- scores -----------------------------------------------------------------------------------------------------
@@ -167,19 +169,10 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
     return error, bins
 
 
-def ngram_baseline(
-    train_prompts: Sequence[str], train_truth: np.ndarray, prompts: Sequence[str], n_labels: int, kind: str = "ngram"
-) -> tuple[np.ndarray | None, str]:
-    """Train with `ngram_classifier`, and return probabilities (n, L) for `prompts`; or None, and the reason."""
-    classify, note = ngram_classifier(train_prompts, train_truth, n_labels, kind)
-    return classify and classify(prompts), note
-
-
 def ngram_classifier(
     train_prompts: Sequence[str], train_truth: np.ndarray, n_labels: int, kind: str = "ngram"
-) -> tuple[Callable[[Sequence[str]], np.ndarray] | None, str]:
-    """Train a logistic regression on the features `LINEAR[kind]`. Returns a function from prompts to probabilities
-    (n, L), or None and the reason."""
+) -> tuple[Classifier | None, str]:
+    """Train a logistic regression on the features `LINEAR[kind]`. Returns it, or None and the reason."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.linear_model import LogisticRegression
@@ -226,25 +219,23 @@ def make_report(
     total: np.ndarray,
     tokens: np.ndarray,
     train: LabelledPrompts,
-    n_mistakes: int = 5,
-    ngram: tuple[np.ndarray | None, str] | None = None,
+    ngram: tuple[Classifier | None, str] | None = None,
 ) -> dict[str, Any]:
     """Measure the classification of `examples`: the values for JSON.
 
-    total (n, L), tokens (L,): the `label_scores` of their prompts. ngram: the result of `ngram_baseline`, if it has
-    been computed. Errors: TinyGPTError as in `label_indices`."""
-    truth, train_truth = label_indices(task, examples, labels), label_indices(task, train, labels)
+    total (n, L), tokens (L,): the `label_scores` of their prompts. ngram: the `ngram_classifier`, if it is trained."""
+    truth, train_truth = label_indices(examples, labels), label_indices(train, labels)
     probs, n, L = probabilities(total), len(examples), len(labels)
     predicted = probs.argmax(axis=1)
-    prompts = [prompt for prompt, _ in examples]
+    prompts, train_prompts = ([prompt for prompt, _ in pairs] for pairs in (examples, train))
     answers = {"model": predicted, "normalised": (total / tokens).argmax(axis=1)}
     answers["majority"] = np.full(n, np.bincount(train_truth).argmax())
     notes: list[str] = []
     for kind in LINEAR:
-        baseline = ngram if kind == "ngram" else None
-        linear, note = baseline or ngram_baseline([prompt for prompt, _ in train], train_truth, prompts, L, kind)
-        if linear is not None:
-            answers[kind] = linear.argmax(axis=1)
+        trained = ngram if kind == "ngram" else None
+        classifier, note = trained or ngram_classifier(train_prompts, train_truth, L, kind)
+        if classifier:
+            answers[kind] = classifier(prompts).argmax(axis=1)
         if note and note not in notes:
             notes.append(note)
     builtin, groups = TASKS.get(task), {}
@@ -255,15 +246,10 @@ def make_report(
     results = {key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()}
     error, bins = calibration(probs, truth)
     confidence, wrong, columns = probs.max(axis=1).tolist(), np.flatnonzero(predicted != truth), rates(confusion)
-    mistakes = [
-        {
-            "prompt": prompts[i],
-            "true": labels[truth[i]],
-            "predicted": labels[predicted[i]],
-            "probability": confidence[i],
-        }
-        for i in sorted(wrong, key=lambda i: -confidence[i])[:n_mistakes]  # the most confident ones
-    ]
+    mistakes = []
+    for i in sorted(wrong, key=lambda i: -confidence[i])[:MISTAKES]:
+        answer = {"prompt": prompts[i], "true": labels[truth[i]], "predicted": labels[predicted[i]]}
+        mistakes.append(answer | {"probability": confidence[i]})
     return {
         "task": task,
         "split": split,
@@ -340,15 +326,9 @@ def matrix_lines(report: dict[str, Any]) -> list[str]:
     return [*lines, f"{'precision':<{left}}" + "".join(f"{precision:>{width}}" for precision in precisions)]
 
 
-def label_indices(task: str, examples: LabelledPrompts, labels: Sequence[str]) -> np.ndarray:
-    """Index of each example's label in `labels`: int64 (n,). Errors: TinyGPTError for no example, or another label."""
-    if not examples:
-        raise TinyGPTError(f"{task}: a split has no examples", "prepare it with more examples")
-    index_of = {label: index for index, label in enumerate(labels)}
-    for unknown in (label for _, label in examples if label not in index_of):
-        problem = f"{task}: the response {unknown!r} is not one of its {len(labels)} labels"
-        raise TinyGPTError(problem, "prepare it again")
-    return np.array([index_of[label] for _, label in examples])
+def label_indices(examples: LabelledPrompts, labels: Sequence[str]) -> np.ndarray:
+    """Return the index of each example's label in `labels`: int64 (n,)."""
+    return np.array([labels.index(label) for _, label in examples])
 
 
 def draw_confusion(report: dict[str, Any], path: Path) -> None:
@@ -357,35 +337,28 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     names, L = [cut(escaped(label), 24) for label in report["labels"]], len(confusion)
     with drawing(path, "the picture of the confusion matrix", (2.6 + 0.55 * L, 2.2 + 0.5 * L)) as (figure, axes):
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(L), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
-        axes.set_yticks(range(L), names, parse_math=False)
-        axes.set(xlabel="answer", ylabel="true label")
+        axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=1, edgecolors="lightgray", linewidth=0.5)
+        middles = np.arange(L) + 0.5  # of the cells
+        axes.set_xticks(middles, names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(middles, names, parse_math=False)
+        axes.set(xlabel="answer", ylabel="true label", ylim=(L, 0))
         for i, j in np.argwhere(confusion):
             color = "white" if share[i, j] > 0.5 else "black"
-            axes.text(j, i, f"{confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
+            axes.text(j + 0.5, i + 0.5, f"{confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
         accuracy = 100 * report["results"]["model"]["accuracy"]
         title = f"{report['task']}, {report['split']}: accuracy {accuracy:.1f} % of {report['n']:,} prompts"
         figure.suptitle(title, fontsize=11, parse_math=False)
-        axes.set_xticks(np.arange(L + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(L + 1) - 0.5, minor=True)
         axes.grid(visible=False)
-        axes.grid(which="minor", color="lightgray", linewidth=0.5)
-        axes.tick_params(which="both", length=0)
+        axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
 
 
 def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
     """Write probabilities (n, L) as CSV; `file` must be open with newline=""."""
-    plain = csv.writer(file, lineterminator="\n")
-    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-
-    def write(*row: str) -> None:  # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
-        (quoted if "\r" in "".join(row) else plain).writerow(row)
-
-    write("prompt", "label", "probability", *labels)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("prompt", "label", "probability", *labels))
     for prompt, row in zip(prompts, probs, strict=True):
-        write(prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row)))
+        writer.writerow((prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row))))
 
 
 def predict_json(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:

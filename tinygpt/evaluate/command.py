@@ -90,11 +90,9 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[
         sys.stdout.write(text.getvalue())
     if isinstance(tokenizer, CharTokenizer):
         lengths = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
-        if changed := [count for count, prompt in zip(lengths, prompts, strict=True) if count < len(prompt)]:
-            empty = changed.count(0)
-            rest = f", of which {empty:,} {'is' if empty == 1 else 'are'} now empty" if empty else ""
-            what = "note: removed characters outside the model's vocabulary"
-            terminal.print_error(f"{what} from {len(changed):,} of {len(prompts):,} lines{rest}")
+        if changed := [length for length, prompt in zip(lengths, prompts, strict=True) if length < len(prompt)]:
+            lines = f"{len(changed):,} of {len(prompts):,} lines (now empty: {changed.count(0):,})"
+            terminal.print_error(f"note: removed characters outside the model's vocabulary from {lines}")
 
 
 def positive_label(config: EvalConfig, dataset: Dataset) -> str:
@@ -127,21 +125,18 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
     examples = {split: dataset.sources[split].texts(tokenizer) for split in ("train", *splits)}
     prompts = {split: [prompt for prompt, _ in pairs] for split, pairs in examples.items()}
     scores = {split: classify.label_scores(model, tokenizer, prompts[split], labels) for split in splits}
-    truth = classify.label_indices(dataset.name, examples["train"], labels)
-    classifier, note = classify.ngram_classifier(prompts["train"], truth, len(labels))
-    ngram = {split: classifier(prompts[split]) for split in splits} if classifier else {}
-    evaluated, train, baseline = examples[config.split], examples["train"], (ngram.get(config.split), note)
-    report = classify.make_report(
-        dataset.name, config.split, evaluated, labels, *scores[config.split], train, ngram=baseline
-    )
+    truth = classify.label_indices(examples["train"], labels)
+    ngram = classify.ngram_classifier(prompts["train"], truth, len(labels))
+    evaluated, train = examples[config.split], examples["train"]
+    report = classify.make_report(dataset.name, config.split, evaluated, labels, *scores[config.split], train, ngram)
     tradeoff: dict[str, Any] = {}
     curves: dict[str, threshold.Curve] = {}
     if positive:
         scored = {}
         for split in splits:
             probs = {"model": classify.probabilities(scores[split][0])}
-            if ngram:
-                probs["ngram"] = ngram[split]
+            if ngram[0]:
+                probs["ngram"] = ngram[0](prompts[split])
             column = {key: label_probs[:, labels.index(positive)] for key, label_probs in probs.items()}
             scored[split] = column, np.array([label == positive for _, label in examples[split]])
         val, measured = scored["val"], scored[config.split]

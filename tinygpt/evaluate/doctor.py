@@ -49,7 +49,6 @@ class Verdict:
     why: str  # the losses that the rule was applied to
     rule: str
     command: str  # to try next
-    note: str = ""  # values that were missing, and what replaced them
 
     @property
     def title(self) -> str:
@@ -64,8 +63,7 @@ class Verdict:
     def lines(self) -> list[str]:
         """Format for the terminal."""
         lines = {"verdict": f"{self.title} ({self.why})", "rule": self.rule, "overfitting": self.overfitting}
-        lines |= ({"note": self.note} if self.note else {}) | {"try": self.command}
-        return [f"{name + ':':<12} {text}" for name, text in lines.items()]
+        return [f"{name + ':':<12} {text}" for name, text in (lines | {"try": self.command}).items()]
 
 
 def doctor(config: DoctorConfig) -> None:
@@ -110,14 +108,14 @@ def judge(
 
     If the parameters or the training tokens are not known (0), the verdict is overfitting instead of too little data.
     """
-    steps, train, val, error, note = evaluations(entries, settings)
+    steps, train, val, error = evaluations(entries)
     unfinished = is_unfinished(entries, settings)
 
     def verdict(kind: str, since: int | None, why: str) -> Verdict:
         rule = RULES[kind]
         if len(val) == IN_A_ROW:  # only the first one is left to compare with
             rule = rule.replace("before the last three evaluations", "before the last two evaluations")
-        return Verdict(kind, since, why, rule, next_command(kind, settings, out, unfinished), note)
+        return Verdict(kind, since, why, rule, next_command(kind, settings, out, unfinished))
 
     if entries and entries[-1]["kind"] == "diverged":
         return verdict("diverged", entries[-1]["step"], str(entries[-1].get("reason", "the loss is not finite")))
@@ -157,27 +155,15 @@ def judge(
     return verdict("stopped early" if stopped else "finished", None, why)
 
 
-def evaluations(
-    entries: list[dict[str, Any]], settings: dict[str, Any]
-) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray, str]:
-    """Steps, training losses, validation losses and their standard errors, and a note on the origin of the errors.
-
-    An evaluation of a single row has no standard error. It is estimated by the noise of the training losses around
-    their trend, divided by the square root of the number of batches in an evaluation.
-    """
+def evaluations(entries: list[dict[str, Any]]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    """Return steps, training losses, validation losses and their standard errors, infinite for a single row."""
     rows = [
-        (entry["step"], entry["train_loss"], entry["val_loss"], number(entry, "val_loss_se", math.nan))
+        (entry["step"], entry["train_loss"], entry["val_loss"], number(entry, "val_loss_se", math.inf))
         for entry in entries
         if entry["kind"] == "eval" and is_number(entry.get("train_loss")) and is_number(entry.get("val_loss"))
     ]
     table = np.array(rows, dtype=float).reshape(-1, 4)
-    error, note = table[:, 3], ""
-    if np.isnan(error).any():
-        losses = [entry["loss"] for entry in entries if entry["kind"] == "train" and is_number(entry.get("loss"))]
-        noise = np.diff(losses[len(losses) // 2 :]).std() / math.sqrt(2) if len(losses) > 3 else 0.0
-        error = np.where(np.isnan(error), noise / math.sqrt(number(settings, "eval_iters", 20)), error)
-        note = "metrics.jsonl has no standard errors; they are estimated from the noise of the training losses"
-    return [row[0] for row in rows], table[:, 1], table[:, 2], error, note
+    return [row[0] for row in rows], table[:, 1], table[:, 2], table[:, 3]
 
 
 def is_unfinished(entries: list[dict[str, Any]], settings: dict[str, Any]) -> bool:

@@ -48,7 +48,7 @@ def draw(config: PlotConfig) -> None:
         entries = read_metrics(folder)
         if not any(entry["kind"] == "eval" for entry in entries):
             raise TinyGPTError(f"{folder} has no evaluation yet", "train until the first evaluation")
-        steps, train, val, *_ = evaluations(entries, {})
+        steps, train, val, _ = evaluations(entries)
         if not steps:
             problem = f"{folder} has no evaluation with a finite loss"
             raise TinyGPTError(problem, "train again with a lower learning_rate")

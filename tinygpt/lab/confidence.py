@@ -76,7 +76,7 @@ def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
 
 def right(probs: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
     """Compare the most probable label of each prompt with the true one: bool (n,)."""
-    return probs.argmax(axis=1) == classify.label_indices(TASK.name, pairs, TASK.labels)
+    return probs.argmax(axis=1) == classify.label_indices(pairs, TASK.labels)
 
 
 def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, list[str]]:

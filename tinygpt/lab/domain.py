@@ -116,7 +116,7 @@ def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]
 def baselines(case: Case) -> dict[str, dict[str, float]]:
     """Measure the n-gram baseline and the majority baseline on the same training examples."""
     examples, labels = case.splits()["train"], TASKS[case.task].labels
-    counts = np.bincount(label_indices(case.task, examples, labels), minlength=len(labels))
+    counts = np.bincount(label_indices(examples, labels), minlength=len(labels))
     majority = measured(case, lambda prompts: np.tile(counts, (len(prompts), 1)))
     return {"n-gram baseline": measured(case, ngrams(examples, labels)), "majority baseline": majority}
 
@@ -125,7 +125,7 @@ def measured(case: Case, classify: Classifier) -> dict[str, float]:
     """Measure accuracy and macro F1 on the test prompts."""
     labels, test = TASKS[case.task].labels, case.splits()["test"]
     predicted = classify([prompt for prompt, _ in test]).argmax(axis=1)
-    return quality(confusion_matrix(label_indices(case.task, test, labels), predicted, len(labels)))
+    return quality(confusion_matrix(label_indices(test, labels), predicted, len(labels)))
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:

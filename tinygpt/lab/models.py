@@ -55,7 +55,7 @@ def write_text(folder: Path, text: str, tokenizer: Tokenizer) -> None:
 
 def ngrams(examples: Sequence[Pair], labels: Sequence[str]) -> Classifier:
     """Train the n-gram baseline on examples. Errors: TinyGPTError if it cannot be trained."""
-    truth = classify.label_indices("train", examples, labels)
+    truth = classify.label_indices(examples, labels)
     trained, problem = classify.ngram_classifier([prompt for prompt, _ in examples], truth, len(labels))
     if trained is None:
         raise TinyGPTError(problem)

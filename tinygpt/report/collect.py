@@ -26,7 +26,7 @@ from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.baselines import left_out, ngram_baselines
-from tinygpt.evaluate.doctor import evaluations, judge, read_run
+from tinygpt.evaluate.doctor import evaluations, judge
 from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, loss_and_error, perplexity, short_number
 from tinygpt.files import without_folders
@@ -34,7 +34,7 @@ from tinygpt.generate import Sampling, answer, generate, refuse_diverged, requir
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, TrainingText, marked
 from tinygpt.report.weights import BLOCK, differences, pack
-from tinygpt.training.log import is_number
+from tinygpt.training.log import is_number, read_metrics
 
 PASSAGE = 600  # tokens of each split whose losses are shown
 CONTEXT = 1024  # most tokens read at once for these losses: with 135 M parameters they take 25 s on one core
@@ -241,8 +241,8 @@ def before_after(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 def curves(folder: Path) -> dict[str, Any]:
     """Read the losses, learning rates and gradient norms of a run. Errors: TinyGPTError without metrics.jsonl."""
-    entries, settings = read_run(folder)
-    steps, train, val, error, _ = evaluations(entries, settings)
+    entries = read_metrics(folder)
+    steps, train, val, error = evaluations(entries)
     lines = [
         (entry["step"], entry["lr"], entry["grad_norm"])
         for entry in entries
