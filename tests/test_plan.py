@@ -121,28 +121,6 @@ def test_a_damaged_plan_harms_nothing(run_copy: Path) -> None:
         ok(run_copy, "doctor", "out")
 
 
-def test_an_interrupted_plan_that_was_edited_starts_again(
-    planned: Path, work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    costs = json.loads((planned / "out/plan.json").read_text())["costs"]
-    monkeypatch.setattr(cost, "measure", lambda *_: cost.from_json(Costs, costs))
-    changes: list[dict[str, Any]] = [
-        {"costs": {"blocks": []}},
-        {"costs": {"blocks": [[0, 1.0]]}},
-        {"costs": {"blocks": "x"}},
-        {"costs": 3},
-        {"pilots": [{"iterations": 1}]},
-        {"pilots": [{"iterations": 25, "loss": "low", "blocks": []}]},
-        {"settings": []},
-        {"data": None},
-    ]
-    for change in changes:
-        interrupted(planned, work, **change)
-        assert "time pilot" in ok(work, *PLAN, "--time_only").out, change
-    interrupted(planned, work)
-    assert "time pilot" not in ok(work, *PLAN, "--time_only").out
-
-
 def test_with_json_standard_output_has_nothing_else(work: Path, pilot_here: None) -> None:
     """OUT_DIR may be any folder, even one with a folder called plan: nothing of the user is removed."""
     for name in ("plan", "other"):
@@ -219,7 +197,8 @@ def test_a_bound_that_did_not_hold(run_copy: Path, below: float, verdict: str) -
     checkpoint = load(run_copy / "out")
     bound = best["val_loss"] - below * best["val_loss_se"]
     plan = {"settings": read_run(run_copy / "out")[1], "data": checkpoint.data, "loss_at_most": bound}
-    (run_copy / "out/plan.json").write_text(json.dumps(plan | {"no_loss": "it has pairs", "predicted_loss": None}))
+    plan |= {"predicted_seconds": {"value": 5, "low": 1, "high": 9}, "start": 0.5, "no_loss": "it has pairs"}
+    (run_copy / "out/plan.json").write_text(json.dumps(plan))
     said = cli_here("doctor", "out", cwd=run_copy).out
     result = f"measured {best['val_loss']:.3f}, on 2 batches ({verdict})"
     assert f"predicted:   best validation loss at most {bound:.3f}, {result}\n" in said

@@ -7,6 +7,7 @@ chosen one, plan that run: its loss pilots measure its own recipe.
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,11 +123,8 @@ def arguments(run: TrainConfig, flags: Sequence[str], best: SizedRun) -> list[st
 
 def budget_seconds(text: str) -> float:
     """Read a time such as 90s, 10m or 1.5h. Errors: TinyGPTError for any other text."""
-    units = {"s": 1, "m": 60, "h": 3600}
-    try:
-        seconds = float(text[:-1]) * units[text[-1:]]
-        if 10 <= seconds < 1e8:
-            return seconds
-    except (KeyError, ValueError):
-        pass
-    raise TinyGPTError(f"--budget={text}: needs a time of 10 s or more with its unit", "--budget=90s, 10m or 1.5h")
+    match = re.fullmatch(r"(\d*\.?\d+)([smh])", text)
+    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not 10 <= seconds < 1e8:
+        raise TinyGPTError(f"--budget={text}: needs a time of 10 s or more with its unit", "--budget=90s, 10m or 1.5h")
+    return seconds

@@ -132,12 +132,9 @@ def planned(config: PlanConfig) -> Planned:
 def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
     """Return what an interrupted plan of the same run has measured; remove the files of any other plan."""
     content = read_plan(run.out)
-    if content and "predicted_seconds" not in content and not differences(content, **run.record):
-        with contextlib.suppress(TypeError, KeyError, ValueError):  # the file was edited
-            costs = cost.from_json(Costs, content["costs"])
-            finished = tuple(cost.from_json(Pilot, pilot) for pilot in content["pilots"])
-            if costs.step and costs.blocks and all(pilot.loss for pilot in finished):
-                return costs, finished
+    if content and not content["predicted_seconds"] and not differences(content, **run.record):
+        finished = tuple(cost.from_json(Pilot, pilot) for pilot in content["pilots"])
+        return cost.from_json(Costs, content["costs"]), finished
     shutil.rmtree(run.out / FOLDER, ignore_errors=True)
     return None, ()
 

@@ -8,7 +8,6 @@ its start and its peak memory are those of the run. All times are differences of
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import Interval
 from tinygpt.evaluate.process import ended_by_sigterm, run
 from tinygpt.files import writing
-from tinygpt.training.log import is_number, read_metrics
+from tinygpt.training.log import read_metrics
 
 WARM_UP, STEPS = 5, 20  # iterations; the first ones are slower
 SAVE_AT = 15  # the iteration before which last.pt is saved once more
@@ -169,14 +168,9 @@ def disk(config: TrainConfig, costs: Costs) -> int:
     return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
 
 
-def from_json(record_type: type[Any], content: Any) -> Any:
-    """Make a Costs or a Pilot from its JSON object in plan.json. Errors: TypeError or ValueError if it is none."""
-    record = record_type(**content)
-    blocks = [TimedBlock(*block) for block in record.blocks]
-    positive = list(itertools.chain(*blocks))
-    if not all(is_number(value) and value >= 0 for value in [*record[:-1], *positive]) or not all(positive):
-        raise ValueError("numbers")
-    return record._replace(blocks=blocks)
+def from_json(record_type: type[Any], content: dict[str, Any]) -> Any:
+    """Make a Costs or a Pilot from its JSON object in plan.json."""
+    return record_type(**content | {"blocks": [TimedBlock(*block) for block in content["blocks"]]})
 
 
 @contextlib.contextmanager
@@ -187,11 +181,7 @@ def explaining(config: TrainConfig, why: str = "") -> Iterator[None]:
     except TinyGPTError as error:
         metrics = Path(config.out_dir, "metrics.jsonl")
         if metrics.exists() and any(entry["kind"] == "diverged" for entry in read_metrics(metrics.parent)):
-            raise diverges(config, why or error.message) from None
+            problem = f"the pilot of {config.max_iters:,} iterations diverged ({why or error.message})"
+            hint = f"a lower learning_rate than {config.learning_rate:g}, or more warmup_iters"
+            raise TinyGPTError(f"{problem}, and the run would probably diverge, too", hint, 1) from None
         raise
-
-
-def diverges(config: TrainConfig, why: str) -> TinyGPTError:
-    """Make the error for a pilot that diverged."""
-    problem = f"the pilot of {config.max_iters:,} iterations diverged ({why}), and the run would probably diverge, too"
-    return TinyGPTError(problem, f"a lower learning_rate than {config.learning_rate:g}, or more warmup_iters", 1)
