@@ -751,26 +751,3 @@ def test_stretches_and_share_by_brute_force() -> None:
         inside = {place for start, end in looked_up.stretches(text) for place in range(start, end)}
         assert [seen for piece, seen in pieces for _ in piece] == [place in inside for place in range(len(text))]
     assert 0 < np.mean(shares) < 1  # the texts are neither all quotation nor all new
-
-
-def test_a_long_training_text_is_hashed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tinygpt.report.overlap as overlap
-
-    whole = [
-        (TrainingText(training).share(text), TrainingText(training).stretches(text))
-        for training, text in patchworks(20)
-    ]
-    monkeypatch.setattr(overlap, "CHUNK", 7)
-    parts = [
-        (TrainingText(training).share(text), TrainingText(training).stretches(text))
-        for training, text in patchworks(20)
-    ]
-    assert repr(whole) == repr(parts)
-
-
-def test_colliding_hashes_are_compared_by_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tinygpt.report.overlap as overlap
-
-    monkeypatch.setattr(overlap, "BASE", np.uint64(0))  # the last character of a window alone
-    for training, text in patchworks(20):
-        assert TrainingText(training).stretches(text) == brute_force(text, training)

@@ -66,7 +66,7 @@ def gather(folders: list[Path], config: ReportConfig | WatchConfig, quick: bool 
     run = collect.load_run(str(folders[0]), config, quick)
     with collect.one_thread_if_small(run.model):
         run_curves = [collect.curves(folder) for folder in folders]
-        training = collect.TrainingText(run.training_text()) if run.dataset else None
+        training = run.training_text() if run.dataset else None
         values: dict[str, Any] = {
             "kind": "report",
             "summary": collect.summary(run, entries, settings),

@@ -94,8 +94,8 @@ class LoadedRun:
         assert self.dataset is not None
         return self.dataset.splits[name]
 
-    def training_text(self) -> str:
-        return self.tokenizer.decode(self.split("train")[:MOST_TEXT].tolist())
+    def training_text(self) -> TrainingText:
+        return TrainingText(self.tokenizer.decode(self.split("train")[:MOST_TEXT].tolist()))
 
     def held_out_pairs(self) -> list[tuple[str, str]]:
         """Prompts and responses of the validation split; none for plain text or without the dataset."""
@@ -152,7 +152,7 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
     tokens = len(run.split("train")) if run.dataset else 0
     verdict = judge(entries, settings, without_folders(str(run.folder)), counted, tokens)
     done = max((entry["step"] for entry in entries), default=run.checkpoint.step)
-    seconds = max((entry["seconds"] for entry in entries if is_number(entry.get("seconds"))), default=0.0)
+    seconds = max((entry["seconds"] for entry in entries), default=0.0)
     facts = {
         "model": f"{total:,} parameters{without} in {amount(shape.n_layer, 'layer')} of "
         f"{amount(shape.n_head, 'head')}{shared}, width {shape.n_embd}, context of {shape.block_size} {run.unit}s",
@@ -255,14 +255,11 @@ def curves(folder: Path) -> dict[str, Any]:
 def samples(entries: list[dict[str, Any]], training: TrainingText | None) -> list[dict[str, Any]]:
     """Cut the samples that `train` generated into pieces, and mark those that are quotations from the training text."""
     cut_samples = []
-    logged = [entry for entry in entries if entry["kind"] == "sample" and isinstance(entry.get("text"), str)]
-    if training:
-        training.look_up(entry["text"] for entry in logged)
-    for entry in logged:
-        text, prompt = entry["text"], str(entry.get("prompt", ""))
-        stretches = training.stretches(text) if training else []
-        share = training.share(text) if training else math.nan
-        cut_samples.append({"step": entry["step"], "prompt": prompt, "pieces": marked(text, stretches), "share": share})
+    for entry in (entry for entry in entries if entry["kind"] == "sample"):
+        text = entry["text"]
+        stretches, share = (training.stretches(text), training.share(text)) if training else ([], math.nan)
+        sample = {"step": entry["step"], "prompt": entry["prompt"], "pieces": marked(text, stretches)}
+        cut_samples.append(sample | {"share": share})
     return cut_samples
 
 
@@ -412,14 +409,8 @@ def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
             continue
         if candidate is run or size + len(packed["data"]) <= MOST:
             size += len(packed["data"])
-            packed_models.append(
-                {
-                    "name": candidate.name,
-                    "step": candidate.checkpoint.step,
-                    "answers": candidate.answers,
-                    "packed": packed,
-                }
-            )
+            entry = {"name": candidate.name, "step": candidate.checkpoint.step, "answers": candidate.answers}
+            packed_models.append(entry | {"packed": packed})
     own_model = packed_models[0]
     own_model["packed"]["snapshots"], own_model["unreadable"] = packed_snapshots(run, own_model["packed"], ROOM - size)
     return packed_models
