@@ -203,11 +203,6 @@ def test_a_case_by_hand() -> None:
     assert found["cost_error"] == pytest.approx(1000 * np.std([0, 1, 0, 1, 0, 20]) / math.sqrt(6))
 
 
-def test_without_a_positive_there_is_no_recall() -> None:
-    with pytest.raises(ValueError, match="no prompt is positive"):
-        precision_recall(np.array([0.1, 0.2]), np.array([False, False]))
-
-
 def tradeoff_of(classifier: str, split: str = "test"):
     """The trade-off of a classifier without a model, on 4,000 prompts of which 2 % are positive."""
     positive = np.arange(4000) % 50 == 0

@@ -24,9 +24,10 @@ import torch.nn.functional as F
 
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.share import INTERVALS, by_group, intervals, percent
 from tinygpt.files import drawing, strict_json
+from tinygpt.generate import require_finite
 from tinygpt.model import GPT, KVCache
 from tinygpt.terminal import cut, escaped, progress, table
 
@@ -63,7 +64,6 @@ def label_scores(
     longest = max(lengths)
     what = f" with the label {labels[lengths.index(longest)]!r}, but the model reads {block_size}"
     prompt_ids = encoded(prompts, tokenizer, skip_unknown, block_size, longest - 1, what)
-    was_training = model.training
     model.eval()
     # all prompts begin with the same tokens, which are read once
     prefix = torch.from_numpy(tokenizer.pair.prefix.astype(np.int64))[None].to(device)
@@ -76,9 +76,7 @@ def label_scores(
             batch = torch.from_numpy(np.stack([prompt_ids[i] for i in indices])[:, prefix.size(1) :]).to(device)
             total[indices] = answer_scores(model, prefix_cache.repeated(len(indices)), batch, label_ids)
             bar.update(len(indices) * len(labels))
-    model.train(was_training)
-    if not np.isfinite(total).all():
-        raise diverged("the loss is", total[~np.isfinite(total)][0])
+    require_finite(torch.from_numpy(total), "the loss is")
     return total, np.array(lengths)
 
 

@@ -76,8 +76,7 @@ def evaluate(config: EvalConfig) -> None:
 
 
 def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[str]) -> None:
-    """Write the probability of each label for each prompt, to --output or the terminal. A note on standard error counts
-    the prompts of which characters outside the model's vocabulary were removed."""
+    """Write the probability of each label for each prompt, to --output or the terminal."""
     tokenizer, labels, text = dataset.tokenizer, dataset.labels, io.StringIO(newline="")
     total, _ = classify.label_scores(model, tokenizer, prompts, labels, skip_unknown=True)
     write = classify.predict_json if config.json else classify.predict_csv
@@ -96,8 +95,7 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[
 
 
 def positive_label(config: EvalConfig, dataset: Dataset) -> str:
-    """Return the label whose precision and recall are measured: from --positive, or the task, or empty. Errors:
-    TinyGPTError for a label that the task does not have, or a split without an example of it."""
+    """Return the label whose precision and recall are measured: from --positive, or the task, or empty."""
     name, labels, task = dataset.name, dataset.labels, TASKS.get(dataset.name)
     positive = config.positive or (task.positive if task and task.positive in labels else "")
     if not positive:
@@ -142,7 +140,7 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
         val, measured = scored["val"], scored[config.split]
         tradeoff, curves = threshold.make_tradeoff(positive, config.split, config.miss_cost, val, measured)
     if config.json:
-        print(strict_json({"ckpt": config.ckpt, **report, **({"tradeoff": tradeoff} if tradeoff else {})}))
+        print(strict_json({"ckpt": config.ckpt, **report} | ({"tradeoff": tradeoff} if tradeoff else {})))
         return
     print(classify.as_text(report))
     counts = np.bincount(truth, minlength=len(labels))

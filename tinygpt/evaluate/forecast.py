@@ -96,7 +96,6 @@ def compared(
     folder: Path, entries: list[dict[str, Any]], settings: dict[str, Any], data: dict[str, str]
 ) -> list[tuple[str, str, str]]:
     """Compare the plan in a run's folder with the run: rows of the quantity, its prediction, and its measured value.
-
     Empty before the end of the run, and without a plan of these settings and this data (SHA-256 of the token files)."""
     plan = read_plan(folder)
     evaluated = [entry for entry in entries if entry["kind"] == "eval" and is_number(entry.get("val_loss"))]

@@ -20,10 +20,9 @@ from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.device import Compute
-from tinygpt.errors import diverged
 from tinygpt.evaluate.classify import encoded, of_equal_length
 from tinygpt.evaluate.share import INTERVALS, by_group, intervals, percent, wilson
-from tinygpt.generate import GREEDY, generate_with_logits
+from tinygpt.generate import GREEDY, generate_with_logits, require_finite
 from tinygpt.model import GPT
 from tinygpt.terminal import escaped, progress
 
@@ -42,9 +41,8 @@ def responses(
     assert tokenizer.pair is not None
     end, device = int(tokenizer.pair.end[0]), model.lm_head.weight.device
     block_size = model.config.block_size
-    prompt_ids = encoded(
-        prompts, tokenizer, skip_unknown, block_size - 1, 0, f", and the model's context has {block_size}"
-    )
+    ending = f", and the model's context has {block_size}"
+    prompt_ids = encoded(prompts, tokenizer, skip_unknown, block_size - 1, 0, ending)
     texts, log_probabilities = [""] * len(prompt_ids), np.zeros(len(prompt_ids))
     batch_size = BATCH_TOKENS // (max(map(len, prompt_ids), default=0) + longest)
     with progress(total=len(prompt_ids), unit="prompt", desc="writing responses") as bar:
@@ -85,12 +83,10 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
             row = is_target.nonzero()[:, 0].cpu().numpy()  # of each target
             wrong = (logits.argmax(-1) != y[is_target]).cpu().numpy()
             exact[row_indices] = np.bincount(row, wrong, len(row_indices)) == 0
-            losses[row_indices] = np.bincount(
-                row, F.cross_entropy(logits, y[is_target], reduction="none").cpu().numpy(), len(row_indices)
-            )
+            token_losses = F.cross_entropy(logits, y[is_target], reduction="none").cpu().numpy()
+            losses[row_indices] = np.bincount(row, token_losses, len(row_indices))
             bar.update(len(row_indices))
-    if not np.isfinite(losses).all():
-        raise diverged("the loss is", losses[~np.isfinite(losses)][0])
+    require_finite(torch.from_numpy(losses), "the loss is")
     return exact, losses
 
 
@@ -104,15 +100,12 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> d
     n, task = len(pairs), TASKS.get(dataset.name)
     abstention: dict[str, Any] = {}
     if task and task.abstention:
-        abstaining_pairs = [(prompt, task.abstention(prompt, response)) for prompt, response in pairs]
-        has_answer = np.array(
-            [pair != abstaining_pair for pair, abstaining_pair in zip(pairs, abstaining_pairs, strict=True)]
-        )
-        answerable = [tokenizer.encode_pair(*abstaining_pairs[i]) for i in np.flatnonzero(has_answer)]
-        false = (
-            int(matches(model, PairRows(np.concatenate(answerable), tokenizer), compute)[0].sum()) if answerable else 0
-        )
-        true, without = int(exact[~has_answer].sum()), n - len(answerable)
+        abstaining = [(prompt, task.abstention(prompt, response)) for prompt, response in pairs]
+        has_answer = np.array([pair != other for pair, other in zip(pairs, abstaining, strict=True)])
+        answerable = [tokenizer.encode_pair(*abstaining[i]) for i in np.flatnonzero(has_answer)]
+        true, false, without = int(exact[~has_answer].sum()), 0, n - len(answerable)
+        if answerable:
+            false = int(matches(model, PairRows(np.concatenate(answerable), tokenizer), compute)[0].sum())
         abstention = {
             "n": without,  # prompts without an answer
             "abstentions": true + false,

@@ -39,10 +39,8 @@ class Curve(NamedTuple):
 
 
 def precision_recall(scores: np.ndarray, positive: np.ndarray) -> Curve:
-    """Count hits and false alarms at each threshold. Prompts with equal scores are flagged together. Errors: ValueError
-    if no prompt is positive, because recall is then undefined."""
-    if not positive.any():
-        raise ValueError("no prompt is positive")
+    """Count hits and false alarms at each threshold, with at least one positive prompt. Prompts with equal scores are
+    flagged together."""
     order = np.argsort(-scores, kind="stable")
     ordered = scores[order]
     last = np.append(np.flatnonzero(np.diff(ordered)), len(ordered) - 1)  # of each group of equal scores
@@ -101,7 +99,7 @@ def make_tradeoff(
 ) -> tuple[dict[str, Any], dict[str, Curve]]:
     """Choose thresholds on `val`, measure them on `evaluated`: values for JSON, and the curve of each classifier.
 
-    `rows` are outcomes, with the keys classifier (of NAMES) and chosen (on val). Errors: as in `precision_recall`.
+    `rows` are outcomes, with the keys classifier (of NAMES) and chosen (on val).
     """
     scores, truth = evaluated
     curves = {key: precision_recall(class_scores, truth) for key, class_scores in scores.items()}

@@ -1,10 +1,5 @@
 """`tinygpt report` and `tinygpt export`: write a run, or a model alone, as one HTML file in which the model runs.
 
-    model.js        the model in plain JavaScript
-    base.html.j2    the frame of every page, those of labs too; colours.css and page.css are its style
-    page.html.j2    the page of a run or a model; the scripts of SCRIPTS belong to it
-    live.js         keeps a page that `tinygpt watch` serves up to date; live.css and waiting.html.j2 belong to it
-
 The page needs no other file: it contains the weights, the style, the script and the drawings. Its content security
 policy forbids every request, and allows only the script with the checksum that it names. So no value of a run can run
 as code. Jinja2 escapes all values.

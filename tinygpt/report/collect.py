@@ -24,7 +24,7 @@ from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
-from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import left_out, ngram_baselines
 from tinygpt.evaluate.doctor import evaluations, judge
 from tinygpt.evaluate.forecast import compared
@@ -191,28 +191,20 @@ def trained_on(run: LoadedRun) -> str:
 
 def machine(folder: Path) -> str:
     """Read the first line of config.yaml, a comment in which `train` records versions, device and dtype."""
-    try:
-        first = (folder / "config.yaml").read_text(encoding="utf-8").partition("\n")[0]
-    except (OSError, ValueError):
-        first = ""
+    path = folder / "config.yaml"
+    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if path.is_file() else ""
     return first.removeprefix("# ") if first.startswith("# tinygpt") else "not recorded"
 
 
 def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
-    """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split; and say
-    what the baselines leave out.
-
-    A validation split that is too large for WORK is measured in part.
-    """
+    """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split, or on
+    the part of it that WORK allows; and say what the baselines leave out."""
     if run.dataset is None or len(run.split("val")) < 2:
         return [], ""
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
-    rows = source.every(block_size)[
-        : max(1, run.affordable(WORK) // run.model.num_params() // source.width(block_size))
-    ]
+    most_rows = max(1, run.affordable(WORK) // run.model.num_params() // source.width(block_size))
+    rows = source.every(block_size)[:most_rows]
     loss, error = loss_and_error(run.model, source, rows, run.compute)
-    if not math.isfinite(loss):
-        raise diverged("the loss is", loss)
     train, val = run.split("train"), run.split("val")
     target_indices = np.arange(min(len(rows) * block_size, len(val) - 1))  # the same targets
     if isinstance(source, PairRows):
@@ -266,10 +258,9 @@ def samples(entries: list[dict[str, Any]], training: TrainingText | None) -> lis
 def memorised(run: LoadedRun, training: TrainingText | None, quote: bool) -> dict[str, Any]:
     """Measure the fraction of quotations in new samples of the best and the newest model, and in the validation text.
 
-    Empty without a training text, and for a model that is too large for a page: its samples would take minutes.
-
     Returns {"texts": whether any sample is long enough, "shares": {name: (fraction, characters)}, "longest": [(length,
-    name, text), ...] of the quotations in the samples, none without `quote`, "characters": length of the windows}.
+    name, text), ...] of the quotations in the samples, none without `quote`, "characters": length of the windows};
+    empty without a training text, and for a model that is too large for a page: its samples would take minutes.
     """
     if training is None or run.is_large:
         return {}
@@ -392,11 +383,10 @@ def live_model(run: LoadedRun) -> dict[str, Any]:
 
 
 def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
-    """Pack the models of the page: that of `run` with the snapshots of its training, and those to compare it with.
+    """Pack the models of the page: {"name", "step", "answers", "packed"} for each, the model of `run` first, with the
+    snapshots of its training.
 
-    Returns {"name", "step", "answers", "packed"} for each, the model of `run` first. There are as many snapshots as fit
-    into the page. A model of `others` that cannot run in a page, or exceeds MOST, is left out. Errors: see
-    `live_model`, for `run`.
+    A model of `others` that cannot run in a page, or exceeds MOST, is left out. Errors: see `live_model`, for `run`.
     """
     packed_models: list[dict[str, Any]] = []
     size = 0
@@ -417,10 +407,8 @@ def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
 
 
 def packed_snapshots(run: LoadedRun, packed: dict[str, Any], room: int) -> tuple[list[dict[str, Any]], int]:
-    """Pack the snapshots of a run as differences from its packed model: as many as fit into `room` bytes.
-
-    Also returns how many of them were left out because they are damaged or another run's.
-    """
+    """Pack the snapshots of a run as differences from its packed model: as many as fit into `room` bytes. Also return
+    how many of them were left out because they are damaged or another run's."""
     paths = snapshots(run.folder)
     steps = [step for step in paths if step != run.checkpoint.step]
     weight_count = sum(math.prod(tensor["shape"]) for tensor in packed["tensors"].values())
@@ -446,10 +434,7 @@ def opening(run: LoadedRun) -> str:
 
 
 def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[dict[str, Any]]) -> str:
-    """List what a reader of the page gets: weights, vocabulary, settings and text, with amounts.
-
-    values: those of the template; first: the opening of the text box; packed: the page's models, from `models`.
-    """
+    """List what a reader of the page gets, with amounts. first: the opening; packed: the models, from `models`."""
     items = []
     for index, entry in enumerate(packed):
         weights = sum(math.prod(tensor["shape"]) for tensor in entry["packed"]["tensors"].values())

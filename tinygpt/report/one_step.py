@@ -33,8 +33,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     """Make the training step after the best checkpoint, and return its numbers, as plain values for the template.
 
     A batch that is too large for WORK is cut to its first sequences. Replayed sequences (see `finetune --replay`) are
-    left out. Returns {} for a run without its dataset or without the optimizer's state, and for a model
-    too large for a page.
+    left out. Empty for a run without its dataset or optimizer's state, and for a model too large for a page.
     """
     saved = run.checkpoint.training.get("optimizer")
     if run.is_large or run.dataset is None or not saved:
@@ -121,10 +120,7 @@ def choose_three(optimizer: TorchOptimizer) -> list[str]:
 def adamw(
     value: float, gradient: float, m: float, v: float, updates: int, config: TrainConfig, rate: float, decay: float
 ) -> dict[str, float]:
-    """Compute AdamW's update of one weight from its formula.
-
-    m, v: its moments before; gradient: clipped; updates: number of updates, including this one.
-    """
+    """Compute AdamW's update of one weight from its formula. m, v: its moments before; gradient: clipped."""
     b1, b2 = config.beta1, config.beta2
     new_m, new_v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
     m_hat, v_hat = new_m / (1 - b1**updates), new_v / (1 - b2**updates)
@@ -164,15 +160,12 @@ def cells(run: LoadedRun, x: torch.Tensor, y: torch.Tensor, logits: torch.Tensor
         shown = target if target >= 0 else int(x[position + 1])
         cell: dict[str, Any] = {"text": run.tokenizer.decode([shown])}
         if target >= 0:
-            p = row.softmax(0)
-            probability, best = p[target].item(), row[:size].topk(min(ROWS, size)).indices.tolist()
-            ids = best if target in best else [*best[:-1], target]
-            top = [(run.tokenizer.decode([i]), row[i].item(), p[i].item(), p[i].item() - (i == target)) for i in ids]
-            cell |= {
-                "p": probability,
-                "loss": -math.log(max(probability, 1e-300)),
-                "sum": row.exp().sum().item(),
-                "top": top,
-            }
+            probabilities, best = row.softmax(0).tolist(), row[:size].topk(min(ROWS, size)).indices.tolist()
+            p, ids = probabilities[target], best if target in best else [*best[:-1], target]
+            top = [
+                (run.tokenizer.decode([i]), row[i].item(), probabilities[i], probabilities[i] - (i == target))
+                for i in ids
+            ]
+            cell |= {"p": p, "loss": -math.log(max(p, 1e-300)), "sum": row.exp().sum().item(), "top": top}
         result.append(cell)
     return result
