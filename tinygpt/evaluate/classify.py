@@ -7,9 +7,8 @@ these labels: they prefer short ones (Brown et al. 2020, section 2.4).
 
 Shapes: n prompts, L labels.
 
-    total, tokens = label_scores(model, tokenizer, [prompt for prompt, _ in val], labels)  # (n, L), (L,)
-    report = make_report("trec", "val", val, labels, total, tokens, train)                 # val, train: pairs
-    print(as_text(report))
+    scores = label_scores(model, tokenizer, [prompt for prompt, _ in val], labels)      # (n, L), (L,)
+    print(as_text(make_report("trec", "val", val, labels, *scores, train)))             # val, train: pairs
 """
 
 import csv
@@ -83,9 +82,8 @@ def label_scores(
 def encoded(
     prompts: Sequence[str], tokenizer: Tokenizer, skip_unknown: bool, block_size: int, extra: int, ending: str
 ) -> list[np.ndarray]:
-    """Encode prompts, int64 (T,) each.
-
-    Errors: TinyGPTError, with `ending` as the end of its message, if T + extra exceeds `block_size` for a prompt."""
+    """Encode prompts, int64 (T,) each. Errors: TinyGPTError, whose message ends with `ending`, if T + extra exceeds
+    `block_size` for a prompt."""
     encoded_prompts = [tokenizer.encode_prompt(prompt, skip_unknown).astype(np.int64) for prompt in prompts]
     for number, (prompt, ids) in enumerate(zip(prompts, encoded_prompts, strict=True), start=1):
         if len(ids) + extra > block_size:

@@ -21,7 +21,7 @@ def plot(config: PlotConfig) -> None:
 
 def convert(folders: list[Path]) -> None:
     """Write the event files of runs, and print the command that shows them. The last line of metrics.jsonl gets the
-    time at which the file was last changed, so a run that is converted twice has the same points."""
+    time of the file's last change, so a run that is converted twice has the same points."""
     import_summary_writer("--to tensorboard")
     runs = {folder: read_metrics(folder) for folder in folders}
     for folder, entries in runs.items():
@@ -34,10 +34,7 @@ def convert(folders: list[Path]) -> None:
             sink = TensorBoard(folder, entries, written - seconds)
             sink.close()
         print(f"written: {folder}/tensorboard ({sink.points:,} points)")
-    parents = {folder.resolve().parent for folder in folders}
-    if len(folders) > 1 and len(parents) == 1:
-        folders = [Path() if parent == Path.cwd() else parent for parent in parents]
-    for folder in folders:
+    for folder in dict.fromkeys(folder.parent for folder in folders) if len(folders) > 1 else folders:
         print(f"next: {suggest.tensorboard(folder)}")
 
 

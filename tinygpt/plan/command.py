@@ -107,9 +107,9 @@ def planned(config: PlanConfig) -> Planned:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise TinyGPTError("plan predicts runs of one process", "run it without torchrun")
     if resumes(run) or run.eval_only or not run.max_iters:
-        what = "eval_only" if run.eval_only else "max_iters=0" if not run.max_iters else f"init_from={run.init_from}"
-        problem = f"plan predicts a new run, but this one has {what}"
-        raise TinyGPTError(problem, "plan a new run, with at least one iteration")
+        raise TinyGPTError(
+            "plan predicts a new run of at least one iteration", "drop init_from, eval_only, max_iters=0"
+        )
     require_dataset_choice(run, "plan")
     dataset = Dataset(run.data_dir, run.dataset)
     start = starting_point(run)

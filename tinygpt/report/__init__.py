@@ -6,8 +6,6 @@ as code. Jinja2 escapes all values.
 
 Whoever has the file has its content, so the commands and the page list it. `report --no_text` leaves out samples and
 all text of the dataset; `export` contains none, except the opening words, which the model generates.
-
-    tinygpt report out
 """
 
 import contextlib
@@ -48,10 +46,8 @@ def export(config: ExportConfig) -> None:
 
 
 def gather(folders: list[Path], config: ReportConfig | WatchConfig, quick: bool = False) -> dict[str, Any]:
-    """Collect the values of a page for the template: it describes the run in the first folder.
-
-    quick: for a run that is training: measured on less text, and without new samples.
-    """
+    """Collect the values of a page for the template: it describes the run in the first folder. quick: for a run that is
+    training, measured on less text, and without new samples."""
     from tinygpt.evaluate.doctor import read_run
     from tinygpt.report import collect
     from tinygpt.report.one_step import one_step
@@ -84,10 +80,8 @@ def gather(folders: list[Path], config: ReportConfig | WatchConfig, quick: bool 
 
 
 def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any], opening: bool) -> dict[str, Any]:
-    """Complete the values of a page: add those of every page, and empty ones for those that only a run has.
-
-    others: runs whose models are compared with that of `run`. opening: put text into the text box.
-    """
+    """Complete the values of a page: add those of every page, and empty ones for those that only a run has. others:
+    runs whose models are compared with that of `run`. opening: put text into the text box."""
     from tinygpt.report import collect
 
     nothing: dict[str, Any] = {"samples": [], "passages": {}, "runs": [], "memorised": {}, "step": {}}

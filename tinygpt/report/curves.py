@@ -96,8 +96,7 @@ def themed(svg: str, colours: dict[str, str]) -> str:
     """Reduce matplotlib's file to its <svg> element, in the page's colours and fonts, as wide as its container."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style type=.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="presentation"', svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'width="[^"]*" height="[^"]*"', 'role="presentation"', svg, count=1)
     svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)  # two drawings in one page would have the same ids
     svg = re.sub(r"font: (\d+)px [^;\"]*", r"font: \1px var(--sans)", svg)
     for placeholder, colour in colours.items():

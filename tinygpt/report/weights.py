@@ -4,13 +4,9 @@ Half precision halves the page. On 3,200 characters of Tiny Shakespeare it chang
 model by at most 0.008 and a probability by 0.002; those of a fine-tuned model, which is more confident, by 0.07 and
 0.012.
 
-    packed = pack(checkpoint.build_model(), tokenizer)
-    json.dumps(packed)                                # 2.2 MB for 0.8 M parameters
-    packed["snapshots"] = differences(packed, step, {0: first_model, 100: later_model})    # 1.1 MB each
-
 A snapshot is stored as its difference from the next one towards the model itself, in 8 bits ("absmax" quantisation, as
 in checkpoint/eight_bits.py, but by blocks). The difference is taken from what the page has of the other one, so errors
-do not add up.
+do not add up. A model of 0.8 M parameters takes 2.2 MB, and each snapshot 1.1 MB.
 """
 
 import base64
@@ -37,16 +33,13 @@ VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "gelu_tanh", 
 def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     """Pack the weights as plain types. `half`: float16, unless a weight is too large for it; otherwise float32.
 
-    The rows of a padded vocabulary that belong to no token are left out, so that no such id can be sampled.
-
-    Errors: TinyGPTError for a model with a subword tokenizer, for an option that model.js does not implement, and for
-    weights that are not finite.
+    The rows of a padded vocabulary that belong to no token are left out, so that no such id can be sampled. Errors:
+    TinyGPTError for a subword tokenizer, an option that model.js does not implement, and weights that are not finite.
     """
     if not isinstance(tokenizer, CharTokenizer):
-        raise TinyGPTError(
-            "the model has a subword tokenizer, and a page can hold only models of characters",
-            "tinygpt export --format=gguf or --format=hf; or train on text prepared with --tokenizer=char",
-        )
+        what = "the model has a subword tokenizer, and a page can hold only models of characters"
+        hint = "tinygpt export --format=gguf or --format=hf; or train on text prepared with --tokenizer=char"
+        raise TinyGPTError(what, hint)
     weights = page_weights(model, tokenizer)
     numbers = torch.cat([weight.flatten() for weight in weights.values()])
     if half and numbers.half().isfinite().all():  # float16 ends at 65,504
