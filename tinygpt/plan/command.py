@@ -107,9 +107,7 @@ def planned(config: PlanConfig) -> Planned:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise TinyGPTError("plan predicts runs of one process", "run it without torchrun")
     if resumes(run) or run.eval_only or not run.max_iters:
-        raise TinyGPTError(
-            "plan predicts a new run of at least one iteration", "drop init_from, eval_only, max_iters=0"
-        )
+        raise TinyGPTError("plan predicts a new run of at least one iteration", "drop init_from or eval_only")
     require_dataset_choice(run, "plan")
     dataset = Dataset(run.data_dir, run.dataset)
     start = starting_point(run)
