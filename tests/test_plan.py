@@ -306,12 +306,6 @@ def test_a_power_law_is_recovered(E: float, A: float, alpha: float) -> None:
     assert nearer.high - nearer.low < found.high - found.low
 
 
-def test_it_does_not_predict_beyond_8_times_the_longest_pilot() -> None:
-    fit.predict([31, 62, 125], [2.0, 1.9, 1.8], 1000)
-    with pytest.raises(ValueError, match="more than 8 times"):
-        fit.predict([31, 62, 125], [2.0, 1.9, 1.8], 1100)
-
-
 def test_pilots_that_no_power_law_fits_are_refused() -> None:
     assert not fit.refusal([2.0, 1.8, 1.65], baseline=2.07)
     early = fit.refusal([2.67, 2.53, 2.43], baseline=2.07)

@@ -164,10 +164,8 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
 
 
 def lines_of(path: Path) -> list[str]:
-    """Read the lines of a text file, each without blanks around it. Only LF and CRLF end a line.
-
-    Empty lines are kept, so that there is one prediction for each line, in their order.
-    """
+    """Read the lines of a text file, which end with LF or CRLF, each without blanks around it. Empty lines are kept, so
+    that there is one prediction for each line, in their order."""
     hint = "--predict FILE, with one prompt per line"
     lines = [line.strip() for line in read_text(path, hint).removesuffix("\n").split("\n")]
     if not any(lines):

@@ -11,14 +11,6 @@ from tinygpt.training.log import is_number, read_metrics
 from tinygpt.training.tensorboard import TensorBoard, import_summary_writer
 
 
-def plot(config: PlotConfig) -> None:
-    """Run the command. Errors: TinyGPTError for a folder without metrics, and for a missing package."""
-    if config.to == "tensorboard":
-        convert([Path(folder) for folder in config.runs])
-    else:
-        draw(config)
-
-
 def convert(folders: list[Path]) -> None:
     """Write the event files of runs, and print the command that shows them. The last line of metrics.jsonl gets the
     time of the file's last change, so a run that is converted twice has the same points."""
@@ -38,10 +30,13 @@ def convert(folders: list[Path]) -> None:
         print(f"next: {suggest.tensorboard(folder)}")
 
 
-def draw(config: PlotConfig) -> None:
-    """Draw validation losses as lines with a dot at the best, training losses dashed, and each run in one colour."""
-    runs = []
-    for folder in map(Path, config.runs):
+def plot(config: PlotConfig) -> None:
+    """Draw validation losses as lines with a dot at the best, training losses dashed, and each run in one colour; or
+    convert the runs. Errors: TinyGPTError for a folder without metrics, and for a missing package."""
+    folders, runs = [Path(folder) for folder in config.runs], []
+    if config.to == "tensorboard":
+        return convert(folders)
+    for folder in folders:
         entries = read_metrics(folder)
         if not any(entry["kind"] == "eval" for entry in entries):
             raise TinyGPTError(f"{folder} has no evaluation yet", "train until the first evaluation")
@@ -50,7 +45,7 @@ def draw(config: PlotConfig) -> None:
             problem = f"{folder} has no evaluation with a finite loss"
             raise TinyGPTError(problem, "train again with a lower learning_rate")
         runs.append((folder.name, steps, train, val))
-    path = Path(config.output or Path(config.runs[0], "loss.png"))
+    path = Path(config.output or folders[0] / "loss.png")
     require_writable(path, "--output losses.png")
     with drawing(path, "a plot") as (_, axes):
         for index, (name, steps, train, val) in enumerate(runs):

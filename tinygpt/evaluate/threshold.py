@@ -98,9 +98,7 @@ def make_tradeoff(
     positive: str, split: str, miss_cost: float, val: Scored, evaluated: Scored
 ) -> tuple[dict[str, Any], dict[str, Curve]]:
     """Choose thresholds on `val`, measure them on `evaluated`: values for JSON, and the curve of each classifier.
-
-    `rows` are outcomes, with the keys classifier (of NAMES) and chosen (on val).
-    """
+    `rows` are outcomes, with the keys classifier (of NAMES) and chosen (on val)."""
     scores, truth = evaluated
     curves = {key: precision_recall(class_scores, truth) for key, class_scores in scores.items()}
     candidates = []

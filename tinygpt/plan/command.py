@@ -52,10 +52,8 @@ class Planned(NamedTuple):
 
 
 def plan(config: PlanConfig) -> None:
-    """Predict a run, or choose a model size for --budget or --target; print the result.
-
-    Errors: TinyGPTError for a run that cannot be planned, and those of the pilots.
-    """
+    """Predict a run, or choose a model size for --budget or --target. Errors: TinyGPTError for one that cannot be
+    planned, and those of the pilots."""
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
         run = planned(config)
         choosing = bool(config.budget or config.target)

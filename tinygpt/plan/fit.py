@@ -22,7 +22,6 @@ import numpy as np
 
 from tinygpt.evaluate.forecast import Interval
 
-FURTHEST = 8.5  # times the longest pilot; 8 and what rounding adds
 ALPHA, ALPHA_SPREAD = 0.7, 0.8  # prior on alpha: log-normal, its median and the standard deviation of its logarithm
 ALPHAS = np.geomspace(0.03, 2, 80)
 IRREDUCIBLE = np.linspace(0, 0.95, 60)  # E, as a share of the lowest loss
@@ -50,9 +49,7 @@ def refusal(losses: Sequence[float], baseline: float) -> str:
 
 
 def predict(lengths: Sequence[int], losses: Sequence[float], length: int) -> Interval:
-    """Predict the loss at a length, with its 80 % interval. Errors: ValueError beyond 8 times the longest pilot."""
-    if length > FURTHEST * max(lengths):
-        raise ValueError(f"{length:,} iterations are more than 8 times the longest pilot, {max(lengths):,}")
+    """Predict the loss at a length, with its 80 % interval."""
     d, loss = np.array(lengths) / max(lengths), np.array(losses)
     alpha, E = np.meshgrid(ALPHAS, IRREDUCIBLE * loss.min(), indexing="ij")
     falls = d ** -alpha[..., None]  # (alphas, Es, pilots)

@@ -103,10 +103,8 @@ class LoadedRun:
 
 
 def load_run(path: str, config: ReportConfig | ExportConfig | WatchConfig, quick: bool = False) -> LoadedRun:
-    """Load the best model of a folder, with the adapter of `export`, and its dataset if that is here.
-
-    Errors: TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged.
-    """
+    """Load the best model of a folder, with the adapter of `export`, and its dataset if that is here. Errors:
+    TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged."""
     checkpoint = load_model(path, config.adapter if isinstance(config, ExportConfig) else "")
     data_folder = data_dir(config, checkpoint.config, path)
     tokenizer = tokenizer_of(checkpoint, path, data_folder)
@@ -383,11 +381,8 @@ def live_model(run: LoadedRun) -> dict[str, Any]:
 
 
 def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
-    """Pack the models of the page: {"name", "step", "answers", "packed"} for each, the model of `run` first, with the
-    snapshots of its training.
-
-    A model of `others` that cannot run in a page, or exceeds MOST, is left out. Errors: see `live_model`, for `run`.
-    """
+    """Pack the models of the page: {"name", "step", "answers", "packed"} for each, first that of `run` with snapshots.
+    A model of `others` that cannot run in a page, or exceeds MOST, is left out. Errors: see `live_model`, for `run`."""
     packed_models: list[dict[str, Any]] = []
     size = 0
     for candidate in (run, *others):

@@ -35,10 +35,8 @@ def render(
     styles: Sequence[str] = STYLES,
     version: str = "",
 ) -> Page:
-    """Fill a template. `version`: of a page that `tinygpt watch` serves and updates; empty for a file.
-
-    template, scripts, styles: files of the package tinygpt.
-    """
+    """Fill a template. template, scripts, styles: files of the package tinygpt. version: of a page that `tinygpt watch`
+    serves and updates; empty for a file."""
     script = "\n".join(map(read, [*scripts, "report/live.js"] if version else scripts))
     css = "".join(map(read, [*styles, "report/live.css"] if version else styles))
     rules = ["default-src 'none'", "style-src 'unsafe-inline'", "img-src data:"]

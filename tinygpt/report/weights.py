@@ -90,10 +90,8 @@ def page_weights(model: GPT, tokenizer: CharTokenizer) -> dict[str, torch.Tensor
 def differences(
     packed: dict[str, Any], step: int, models: dict[int, GPT], tokenizer: CharTokenizer
 ) -> list[dict[str, Any]]:
-    """Pack the models of other steps as differences, in ascending order of their steps. Errors: see `pack`.
-
-    packed: the model of `step`, from `pack`. models: of the same shape, by step.
-    """
+    """Pack the models of other steps, by step, as differences, in ascending order of their steps. packed: the model of
+    `step`, from `pack`. Errors: see `pack`."""
     dtype = np.dtype(packed["dtype"]).newbyteorder("<")
     base_weights = np.frombuffer(base64.b64decode(packed["data"]), dtype).astype(np.float32)
     order = sorted(models)
