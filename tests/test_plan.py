@@ -300,7 +300,7 @@ def test_the_interval_of_the_time_follows_the_blocks() -> None:
 def test_a_power_law_is_recovered(E: float, A: float, alpha: float) -> None:
     law = lambda steps: E + A * steps**-alpha  # noqa: E731
     found = fit.predict([100, 200, 400], [law(100), law(200), law(400)], 3200)
-    assert found.value == pytest.approx(law(3200), rel=0.06) and found.contains(law(3200))
+    assert found.value == pytest.approx(law(3200), rel=0.06) and found.low <= law(3200) <= found.high
     nearer = fit.predict([100, 200, 400], [law(100), law(200), law(400)], 800)
     assert nearer.value == pytest.approx(law(800), rel=0.02)
     assert nearer.high - nearer.low < found.high - found.low
@@ -471,7 +471,6 @@ def test_times_have_one_unit(interval: Interval, text: str) -> None:
 
 
 def test_intervals() -> None:
-    assert Interval(1, 0.5, 2).contains(2) and not Interval(1, 0.5, 2).contains(2.01)
     assert np.isfinite(fit.predict([20, 40, 80], [3.0, 1.0, 0.1], 640)).all()
 
 

@@ -37,7 +37,7 @@ def test_mistakes_have_their_sentence(run_copy: Path) -> None:
     (run_copy / "fresh/metrics.jsonl").write_text('{"kind": "train", "step": 0, "loss": 4.1}\n')
     for args, said in (
         (["gone"], "gone/metrics.jsonl: no such file"),
-        (["fresh"], "fresh has no evaluation yet"),
+        (["fresh"], "fresh has no evaluation with a finite loss"),
         (["out", "--output=nowhere/loss.png"], "nowhere: no such folder"),
         (["out", "--output=out"], "out: is a folder"),
     ):

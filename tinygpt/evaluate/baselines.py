@@ -20,7 +20,7 @@ NONE = BASE - 1  # padding in front of the first token of the validation split
 def ngram_baselines(
     train: np.ndarray, val: np.ndarray, vocab_size: int, indices: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Mean loss of each baseline in nats per token, on all targets val[1:] or on those with these indices.
+    """Compute the mean loss of each baseline in nats per token, on all targets val[1:] or on those with these indices.
 
     `train`, `val`: ids, uint16, shape (tokens,). `indices`: int64, at least one; index i is the target val[i + 1].
     uniform: 1 / V. unigram: add-one smoothing. bigram: P(b | a) = (count(a, b) + P(b)) / (count(a) + 1), that is, one

@@ -102,7 +102,7 @@ def of_equal_length(sequences: Sequence[np.ndarray], max_size: int) -> Iterator[
 
 
 def answer_scores(model: GPT, cache: KVCache, prompts: torch.Tensor, answers: Sequence[np.ndarray]) -> np.ndarray:
-    """Log-probabilities of L answers, each int64 (n,), after prompts int64 (B, T) that continue the cache: (B, L)."""
+    """Compute log-probabilities (B, L) of L answers, int64 (n,), after prompts int64 (B, T) that continue the cache."""
     B, L, longest = len(prompts), len(answers), max(map(len, answers))
     y = np.full((L, longest), -1)
     for row, answer in enumerate(answers):
@@ -116,7 +116,7 @@ def answer_scores(model: GPT, cache: KVCache, prompts: torch.Tensor, answers: Se
 
 
 def probabilities(scores: np.ndarray) -> np.ndarray:
-    """Softmax over the labels: log-scores (n, L) to probabilities (n, L)."""
+    """Convert log-scores (n, L) to probabilities (n, L): a softmax over the labels."""
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -130,7 +130,7 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, n_labels: int) ->
 
 
 def rates(confusion: np.ndarray) -> dict[str, np.ndarray]:
-    """Precision, recall, F1 and support of each label, (L,) each; 0 where the denominator is 0."""
+    """Compute precision, recall, F1 and support of each label, (L,) each; 0 where the denominator is 0."""
     correct, support, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     return {
         "precision": correct / np.maximum(answered, 1),
@@ -141,14 +141,14 @@ def rates(confusion: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def quality(confusion: np.ndarray) -> dict[str, float]:
-    """Accuracy, and macro F1: the mean over the labels that occur in the truth or among the answers."""
+    """Compute accuracy, and macro F1: the mean over the labels that occur in the truth or among the answers."""
     occurs = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
     accuracy = confusion.trace() / confusion.sum()
     return {"accuracy": float(accuracy), "macro_f1": float(rates(confusion)["f1"][occurs].mean())}
 
 
 def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple[float, list[dict[str, Any]]]:
-    """Expected calibration error (Guo et al. 2017, equation 3) of probabilities (n, L): mean |accuracy - confidence|.
+    """Compute the expected calibration error (Guo et al. 2017, equation 3) of probabilities (n, L), and its bins.
 
     Bin m holds the answers with a confidence in ((m - 1) / n_bins, m / n_bins]; its means are None if it is empty.
     """

@@ -28,9 +28,6 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def contains(self, result: float) -> bool:
-        return self.low <= result <= self.high
-
     def text(self, form: str, unit: str = "") -> str:
         return f"{self.value:{form}}{unit} ({self.low:{form}} to {self.high:{form}})"
 
@@ -112,7 +109,7 @@ def compared(
         predicted = plan[key]
         if predicted and actual:
             error = f"{100 * (predicted.value / actual - 1):+.0f} %"
-            if not predicted.contains(actual):
+            if not predicted.low <= actual <= predicted.high:
                 error += ", outside the interval"
             prediction = predicted.text(form, unit) if form else time_text(predicted)
             result = f"{actual:{form}}{unit}{note}" if form else durations([actual])[0]

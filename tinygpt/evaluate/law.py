@@ -6,9 +6,6 @@ N is the number of parameters, D the number of training tokens, E the irreducibl
 size adds to the loss, B and beta what the limited training adds.
 
 `tinygpt lab scale` fits a law and writes it to law.json; `tinygpt plan --budget` uses it to choose a size and a length.
-
-    law = fit(parameters, tokens, losses)
-    law.loss(0.8e6, 4e6), law.best_tokens(0.8e6)
 """
 
 import json

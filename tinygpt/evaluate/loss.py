@@ -53,7 +53,7 @@ class Sampled(NamedTuple):
 
 
 def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 0, desc: str = "") -> Sampled:
-    """Mean loss on a source, measured on all rows if that costs little, else on a random sample of them.
+    """Measure the mean loss on all rows of a source if that costs little, else on a random sample of them.
 
     The sample is the same for every model: its first `rows` rows, or with 0 as many as bring the error below ERROR.
     """
@@ -75,7 +75,7 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
 
 @torch.inference_mode()
 def loss_sums(model: AmpModel, source: Rows, row_indices: np.ndarray, compute: device.Compute) -> np.ndarray:
-    """Sums over rows, float64 (6,), of: loss, targets, rows, loss^2, loss * targets, targets^2."""
+    """Compute sums over rows, float64 (6,), of: loss, targets, rows, loss^2, loss * targets, targets^2."""
     block_size = model.config.block_size
     width = source.width(block_size)
     # several rows at once are faster: as many as have 4 M logits on a CPU, 256 M (1 GB in float32) on a GPU
@@ -97,8 +97,8 @@ def loss_sums(model: AmpModel, source: Rows, row_indices: np.ndarray, compute: d
 
 
 def ratio(sums: list[float], width: int) -> tuple[float, float]:
-    """The mean loss per target and its standard error, from the sums of `loss_sums` over rows of this width: a ratio
-    of two sums, since the rows have different numbers of targets (Cochran 1977, "Sampling Techniques", section 6.3)."""
+    """Compute the mean loss per target and its standard error from the sums of `loss_sums` over rows of this width: a
+    ratio of two sums, as rows have different numbers of targets (Cochran 1977, "Sampling Techniques", section 6.3)."""
     total, count, rows, square, mixed, counts_square = sums
     if not count:
         raise TinyGPTError(f"no response begins within the first {width} tokens of its example", "a larger block_size")
@@ -110,8 +110,8 @@ def ratio(sums: list[float], width: int) -> tuple[float, float]:
 
 
 def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute | None = None) -> float:
-    """Mean loss of a checkpoint's model on the complete validation split, on the CPU if `compute` is None. The dataset
-    adopts the model's vocabulary. Errors: TinyGPTError if it cannot."""
+    """Measure the mean loss of a checkpoint's model on the complete validation split, on the CPU if `compute` is None.
+    The dataset adopts the model's vocabulary. Errors: TinyGPTError if it cannot."""
     compute, state = compute or device.choose("cpu", "auto"), load(checkpoint)
     if state.tokenizer is not None:
         dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(checkpoint)), str(checkpoint), "")
@@ -120,7 +120,7 @@ def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute 
 
 
 def row_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropies of each row: float32 (B,), for x and y int64 (B, T), -1 where there is no target."""
+    """Sum the cross-entropies of each row: float32 (B,), for x and y int64 (B, T), -1 where there is no target."""
     is_target = y >= 0
     if is_target.all():
         losses = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction="none")
@@ -133,7 +133,7 @@ def row_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
 def estimate_losses(
     model: AmpModel, dataset: Dataset, config: TrainConfig, compute: device.Compute, ranks: Processes
 ) -> dict[str, float]:
-    """Losses `train` and `val` of both splits, and their standard errors `train_se` and `val_se`.
+    """Measure the losses `train` and `val` of both splits, and their standard errors `train_se` and `val_se`.
 
     They are measured on `eval_iters` random batches, the same at every evaluation, from streams of their own; with 0,
     on the whole validation split and an equally large part of the training split.

@@ -37,13 +37,9 @@ def plot(config: PlotConfig) -> None:
     if config.to == "tensorboard":
         return convert(folders)
     for folder in folders:
-        entries = read_metrics(folder)
-        if not any(entry["kind"] == "eval" for entry in entries):
-            raise TinyGPTError(f"{folder} has no evaluation yet", "train until the first evaluation")
-        steps, train, val, _ = evaluations(entries)
+        steps, train, val, _ = evaluations(read_metrics(folder))
         if not steps:
-            problem = f"{folder} has no evaluation with a finite loss"
-            raise TinyGPTError(problem, "train again with a lower learning_rate")
+            raise TinyGPTError(f"{folder} has no evaluation with a finite loss", "train until the first evaluation")
         runs.append((folder.name, steps, train, val))
     path = Path(config.output or folders[0] / "loss.png")
     require_writable(path, "--output losses.png")

@@ -3,9 +3,6 @@
 Greedy decoding gives the expected response if and only if, after each of its prefixes, its next token (or its end) is
 the most probable one. So one forward pass per batch measures exact match, without decoding. The metric is that of
 extractive question answering (Rajpurkar et al. 2016, section 6.1), without its normalisation of the texts.
-
-    texts, probabilities = responses(model, tokenizer, ["2 + 2", "3 + 4"], longest=8)      # ["4", "7"], [0.98, 0.91]
-    print(as_text(make_report(model, dataset, "test", compute)))
 """
 
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ def percent(share: float, n: int) -> str:
 
 
 def by_group(groups: Sequence[str], passed: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """For each group of cases: their number n, and the share that passes each check. `passed`: bool (cases,) each."""
+    """Count the cases n of each group, and the share that passes each check. `passed`: bool (cases,) each."""
     by_name, names = {}, np.array(groups)
     for name in sorted(set(groups)):
         shares = {check: float(ok[names == name].mean()) for check, ok in passed.items()}

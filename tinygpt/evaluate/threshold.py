@@ -7,9 +7,6 @@ is chosen on the validation split, where it costs least. If P(positive) is calib
 that nobody flags (Saito and Rehmsmeier 2015).
 
 Shapes: scores float64 (n,), positive bool (n,), which is the truth.
-
-    threshold = cheapest_threshold(precision_recall(val_scores, val_positive), miss_cost=20)
-    outcome(test_scores, test_positive, threshold, miss_cost=20)["recall"]
 """
 
 import math
@@ -87,7 +84,7 @@ def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cos
 
 
 def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> list[float]:
-    """The 95 % interval of a weighted sum of shares of n prompts, combined as if these were independent (Zou and Donner
+    """Compute the 95 % interval of a weighted sum of shares of n prompts, as if these were independent (Zou and Donner
     2008). Shares of different outcomes exclude each other, which makes it too wide, if anything."""
     total, bounds = float(np.dot(weights, shares)), np.array([wilson(share, n) for share in shares])
     below, above = np.linalg.norm((bounds - np.array(shares)[:, None]) * np.array(weights)[:, None], axis=0).tolist()

@@ -72,7 +72,7 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
 
 
 def choices(config: PlanConfig, run: TrainConfig, dataset: Dataset, seconds: float) -> Iterator[SizedRun]:
-    """The sizes whose best run fits into the time: as long as it allows, or just long enough to reach the target."""
+    """Yield the sizes whose best run fits into the time: as long as it allows, or just until it reaches the target."""
     law, compute = chosen_law(config, run), choose_compute(run, {})
     tokens, batch = len(dataset.splits["train"]), run.batch_size * run.gradient_accumulation_steps * run.block_size
     for width in SHAPES:
@@ -106,14 +106,14 @@ def chosen_law(config: PlanConfig, run: TrainConfig) -> Law:
 
 
 def shape(width: int) -> dict[str, Any]:
-    """The keys of TrainConfig for the model of a width."""
+    """Return the keys of TrainConfig for the model of a width."""
     layers, heads = SHAPES[width]
     return {"n_layer": layers, "n_head": heads, "n_embd": width, "n_kv_head": 0, "mlp_width": 0}
 
 
 def arguments(run: TrainConfig, flags: Sequence[str], best: SizedRun) -> list[str]:
-    """The arguments of `tinygpt train` for a model size: the user's, with the keys of that size in place of the same
-    keys there. A key whose value is 0 is repeated only if a file or a flag gives it."""
+    """Return the arguments of `tinygpt train` for a model size: the user's, with the keys of that size in place of the
+    same keys there. A key whose value is 0 is repeated only if a file or a flag gives it."""
     values = shape(best.width) | {"max_iters": best.iterations, "lr_decay_iters": 0}
     values["eval_interval"] = max(1, math.ceil(best.iterations / EVALUATIONS))
     other_flags = [flag for flag in flags if flag[2:].partition("=")[0] not in values]

@@ -98,7 +98,7 @@ def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
 
 
 def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
-    """The parts of the complete run. With `patience` it may end earlier."""
+    """Count the parts of the complete run. With `patience` it may end earlier."""
     end, interval = config.max_iters, config.eval_interval
     extra = end % interval > 0  # the evaluation at the end is not at a multiple of eval_interval
     evaluations = end // interval + 1 + extra
@@ -122,7 +122,7 @@ def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
 
 
 def with_blocks(costs: Costs, blocks: Sequence[TimedBlock]) -> Costs:
-    """The costs with the time per iteration that the loss pilots took, if there are any."""
+    """Return the costs with the time per iteration that the loss pilots took, if there are any."""
     if not blocks:
         return costs
     step = sum(block.seconds for block in blocks) / sum(block.iterations for block in blocks)
@@ -142,13 +142,13 @@ def blocks_of(folder: Path, seconds: float = 0.5) -> list[TimedBlock]:
 
 
 def fast_and_slow(costs: Costs) -> tuple[float, float]:
-    """Seconds per iteration in fast and in slow blocks: about the 10th and the 90th percentile."""
+    """Return the seconds per iteration in fast and in slow blocks: about the 10th and the 90th percentile."""
     times = sorted(block.seconds / block.iterations for block in costs.blocks)
     return times[len(times) // 10], times[-1 - len(times) // 10]
 
 
 def unsteady(costs: Costs) -> bool:
-    """Whether the time per iteration varied by more than UNSTEADY."""
+    """Return whether the time per iteration varied by more than UNSTEADY."""
     fast, slow = fast_and_slow(costs)
     return slow - fast > UNSTEADY * costs.step
 
@@ -162,8 +162,8 @@ def seconds(config: TrainConfig, costs: Costs) -> Interval:
 
 
 def disk(config: TrainConfig, costs: Costs) -> int:
-    """The largest size of the run's folder, in bytes: both checkpoints, a third while one is replaced, the snapshots,
-    which have one byte instead of twelve per weight, and a line of the log for each logged iteration."""
+    """Predict the largest size of the run's folder, in bytes: both checkpoints, a third while one is replaced, the
+    snapshots with one byte instead of twelve per weight, and a line of the log for each logged iteration."""
     snapshots = len(snapshot_steps(config.snapshots, config.max_iters))
     return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
 
@@ -175,7 +175,7 @@ def from_json(record_type: type[Any], content: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def explaining(config: TrainConfig, why: str = "") -> Iterator[None]:
-    """If a pilot diverges, replace its error by one that says so. why: the reason; empty: the message of its error."""
+    """Replace the error of a pilot that diverges by one that says so. why: the reason; empty: the error's message."""
     try:
         yield
     except TinyGPTError as error:

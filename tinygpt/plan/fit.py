@@ -7,9 +7,6 @@ pairs of E and alpha on a grid are weighted by how well they fit the pilots, and
 the weighted mean. The prior and the noise were chosen on the development runs of docs/SCALING.md, not on the twelve
 runs that test the predictions.
 
-The law holds only for a model that has beaten the n-gram baselines. Before that, its loss stays near the bigram
-baseline, and then falls by an amount that the pilots cannot show.
-
 A longer run with a schedule of the same shape usually reaches a lower loss, even where the power law does not hold. So
 the loss of the longest pilot serves as an upper bound, if the losses of the pilots fall.
 

@@ -57,15 +57,15 @@ def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
 
 
 def ngram_loss(config: TrainConfig) -> float:
-    """The loss of the best n-gram baseline on the validation split, in nats per token."""
+    """Compute the loss of the best n-gram baseline on the validation split, in nats per token."""
     dataset = Dataset(config.data_dir, config.dataset)
     train, val = dataset.splits["train"], dataset.splits["val"]
     return min(ngram_baselines(train, val, dataset.tokenizer.vocab_size).values())
 
 
 def configurations(config: TrainConfig, predictable: bool, folder: Path) -> list[TrainConfig]:
-    """The pilots of a run, ordered by length: complete short runs if its loss may be predicted, else its own beginning;
-    empty if that is too short."""
+    """Return the pilots of a run, ordered by length: complete short runs if its loss may be predicted, else its own
+    beginning; empty if that is too short."""
     if predictable:
         return [shortened(config, part, folder) for part in PARTS]
     length, decay = bounding(config), config.lr_decay_iters or config.max_iters
@@ -73,9 +73,9 @@ def configurations(config: TrainConfig, predictable: bool, folder: Path) -> list
 
 
 def bounding(config: TrainConfig) -> int:
-    """The iteration whose validation loss is an upper bound of the run's best one: that of the last evaluation in the
-    first quarter of the run, or else of the first one in its first third; 0 if there is none. Only at an evaluation
-    are weights kept."""
+    """Return the iteration whose validation loss is an upper bound of the run's best one: the last evaluation in the
+    first quarter of the run, or else the first one in its first third; 0 if there is none. Only at an evaluation are
+    weights kept."""
     if config.max_iters < BEGINNING * SHORTEST:
         return 0
     quarter, interval = config.max_iters // BEGINNING, config.eval_interval
@@ -83,13 +83,13 @@ def bounding(config: TrainConfig) -> int:
 
 
 def shortened(config: TrainConfig, part: int, folder: Path) -> TrainConfig:
-    """The configuration of a run with 1/`part` of the iterations, and a schedule that is shortened in proportion."""
+    """Return the configuration with 1/`part` of the iterations, and a schedule that is shortened in proportion."""
     warm_up, decay = round(config.warmup_iters / part), round(config.lr_decay_iters / part)
     return pilot(config, config.max_iters // part, folder, warm_up, decay)
 
 
 def pilot(config: TrainConfig, length: int, folder: Path, warm_up: int, decay: int) -> TrainConfig:
-    """The configuration of a pilot with these iterations, or of its continuation if it was stopped."""
+    """Return the configuration of a pilot with these iterations, or of its continuation if it was stopped."""
     out = folder / f"pilot-{length}"
     return dataclasses.replace(
         config, max_iters=length, eval_interval=length, eval_iters=1, sample_interval=0, checkpoint_interval=0,

@@ -466,7 +466,7 @@ def amount(count: int, noun: str) -> str:
 
 
 def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
-    """Configuration, checksums, versions and commands that reproduce the run, without absolute paths."""
+    """Collect configuration, checksums, versions and commands that reproduce the run, without absolute paths."""
     path = run.folder / "ckpt.pt"
     sums = {}
     if path.is_file():

@@ -111,5 +111,5 @@ def differences(
 
 
 def encoded(numbers: np.ndarray) -> str:
-    """Base64 of the numbers, little-endian."""
+    """Encode numbers as base64, little-endian."""
     return base64.b64encode(numbers.astype(numbers.dtype.newbyteorder("<")).tobytes()).decode()
