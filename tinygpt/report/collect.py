@@ -373,50 +373,46 @@ def kind_of(token: str) -> str:
 
 
 def live_model(run: LoadedRun) -> dict[str, Any]:
-    """Pack the model for the page's script. Errors: TinyGPTError for one that is too large, or that `pack` refuses."""
+    """Pack the model for the page's script: {"name", "step", "answers", "packed"}. Errors: TinyGPTError for one that is
+    too large, or that `pack` refuses."""
     if run.is_large:
         what = f"the model has {run.model.num_params():,} parameters, and a page can hold at most {LARGEST:,}"
         raise TinyGPTError(what, "tinygpt export --format=gguf or --format=hf")
-    return pack(run.model, run.tokenizer)
+    packed = pack(run.model, run.tokenizer)
+    return {"name": run.name, "step": run.checkpoint.step, "answers": run.answers, "packed": packed}
 
 
 def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
-    """Pack the models of the page: {"name", "step", "answers", "packed"} for each, first that of `run` with snapshots.
+    """Pack the models of the page, each as in `live_model`, first that of `run` with the snapshots of its training.
     A model of `others` that cannot run in a page, or exceeds MOST, is left out. Errors: see `live_model`, for `run`."""
-    packed_models: list[dict[str, Any]] = []
-    size = 0
-    for candidate in (run, *others):
-        try:
-            packed = live_model(candidate)
-        except TinyGPTError:
-            if candidate is run:
-                raise
-            continue
-        if candidate is run or size + len(packed["data"]) <= MOST:
-            size += len(packed["data"])
-            entry = {"name": candidate.name, "step": candidate.checkpoint.step, "answers": candidate.answers}
-            packed_models.append(entry | {"packed": packed})
-    own_model = packed_models[0]
-    own_model["packed"]["snapshots"], own_model["unreadable"] = packed_snapshots(run, own_model["packed"], ROOM - size)
+    packed_models = [live_model(run)]
+    packed = packed_models[0]["packed"]
+    size = len(packed["data"])
+    for other in others:
+        with contextlib.suppress(TinyGPTError):
+            entry = live_model(other)
+            if size + len(entry["packed"]["data"]) <= MOST:
+                size += len(entry["packed"]["data"])
+                packed_models.append(entry)
+    packed["snapshots"] = packed_snapshots(run, packed, ROOM - size)
     return packed_models
 
 
-def packed_snapshots(run: LoadedRun, packed: dict[str, Any], room: int) -> tuple[list[dict[str, Any]], int]:
-    """Pack the snapshots of a run as differences from its packed model: as many as fit into `room` bytes. Also return
-    how many of them were left out because they are damaged or another run's."""
-    paths = snapshots(run.folder)
-    steps = [step for step in paths if step != run.checkpoint.step]
+def packed_snapshots(run: LoadedRun, packed: dict[str, Any], room: int) -> list[dict[str, Any]]:
+    """Pack the snapshots of a run as differences from its packed model: as many as fit into `room` bytes, without those
+    that are damaged or another run's."""
+    paths, best = snapshots(run.folder), run.checkpoint
+    steps = [step for step in paths if step != best.step]
     weight_count = sum(math.prod(tensor["shape"]) for tensor in packed["tensors"].values())
     count = min(len(steps), max(0, room) // math.ceil(weight_count * (1 + 2 / BLOCK) * 4 / 3))
     snapshot_models: dict[int, GPT] = {}
     for step in (steps[i] for i in np.linspace(0, len(steps) - 1, count).round().astype(int)):
         with contextlib.suppress(TinyGPTError):
             state = load(paths[step])
-            best = run.checkpoint
             if (state.step, state.tokenizer, state.model_args) == (step, best.tokenizer, best.model_args):
                 snapshot_models[step] = state.build_model()
     assert isinstance(run.tokenizer, CharTokenizer)  # otherwise `pack` has refused
-    return differences(packed, run.checkpoint.step, snapshot_models, run.tokenizer), count - len(snapshot_models)
+    return differences(packed, best.step, snapshot_models, run.tokenizer)
 
 
 def opening(run: LoadedRun) -> str:
@@ -437,8 +433,6 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[di
         items.append(f"all weights of the model{whose} ({weights:,} parameters)")
         if count := len(entry["packed"].get("snapshots", ())):
             items.append(f"{amount(count, 'snapshot')} of its training")
-        if entry.get("unreadable"):
-            items.append(f"not {amount(entry['unreadable'], 'snapshot')}, damaged or of another run")
         if index:
             items.append(f"its vocabulary ({len(entry['packed']['vocabulary']):,} tokens)")
     if isinstance(run.tokenizer, CharTokenizer):
