@@ -351,10 +351,15 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
 
 def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
     """Write probabilities (n, L) as CSV; `file` must be open with newline=""."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("prompt", "label", "probability", *labels))
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def write(*row: str) -> None:  # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
+        (quoted if "\r" in "".join(row) else plain).writerow(row)
+
+    write("prompt", "label", "probability", *labels)
     for prompt, row in zip(prompts, probs, strict=True):
-        writer.writerow((prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row))))
+        write(prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row)))
 
 
 def predict_json(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
