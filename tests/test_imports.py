@@ -18,7 +18,7 @@ LAYERS = [  # a module imports from rows above its own, and from its own row wit
     "checkpoint training evaluate interop",
     "prepare train sample finetune report exercise retrieve",
     "quickstart lab serve plan convert",
-    "cli __main__",
+    "cli api __main__ __init__",
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names.split()}
 HEAVY = {"torch", "tensorboard", "numpy", "tiktoken", "yaml", "tqdm", "requests", "tyro", "filelock"}

@@ -57,12 +57,19 @@ def stream(rows: Iterator[Tensor], start: str, text: "TextStream") -> None:
     """Write one sample, each token as soon as it is generated."""
     print(start, end="", flush=True)
     try:
-        for row in rows:
-            print(text.feed(int(row[0])), end="", flush=True)
-            if text.stopped:
-                break
+        for piece in pieces(rows, text):
+            print(piece, end="", flush=True)
     finally:
-        print(text.end(), flush=True)
+        print(flush=True)
+
+
+def pieces(rows: Iterator[Tensor], text: "TextStream") -> Iterator[str]:
+    """Yield the text of one sample, each token as soon as it is generated."""
+    for row in rows:
+        yield text.feed(int(row[0]))
+        if text.stopped:
+            return
+    yield text.end()
 
 
 def batch(rows: Iterator[Tensor], start: str, streams: "list[TextStream]", json: bool) -> None:

@@ -47,10 +47,15 @@ def print_error(text: str) -> None:
 
 
 def progress(items: Iterable[Any] | None = None, show: bool = True, **options: Any) -> Any:
-    """Make a progress bar with tqdm's options, which is cleared at its end. Without a terminal, nothing is shown."""
+    """Make a progress bar with tqdm's options, shown on a terminal and in Jupyter, and cleared at its end."""
     from tqdm import tqdm
 
-    return tqdm(items, **{"leave": False, "disable": None if show else True} | options)
+    return tqdm(items, **{"leave": False, "disable": hides_progress() if show else True} | options)
+
+
+def hides_progress() -> bool | None:
+    """Return tqdm's `disable`: False in Jupyter, where standard error is no terminal; None: without a terminal."""
+    return False if "ipykernel" in sys.modules else None
 
 
 def cut(text: str, width: int) -> str:

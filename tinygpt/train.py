@@ -8,6 +8,8 @@ ends with the same weights, bit for bit, as an uninterrupted one.
 import contextlib
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,17 +31,20 @@ from tinygpt.training.run import Run, log_divergence, micro_steps, out_of_memory
 from tinygpt.training.start import choose_compute, starting_point
 from tinygpt.training.watch import Watcher
 
+Callback = Callable[[dict[str, Any]], object]
 
-def train(config: TrainConfig) -> int:
-    """Run the command, also `finetune`, and return the exit status. Errors: TinyGPTError for everything that a user can
-    fix."""
+
+def train(config: TrainConfig, callback: Callback | None = None) -> int:
+    """Run the command, also `finetune`, and return the exit status. `callback` gets each line of metrics.jsonl; the run
+    stops when it returns True. Errors: TinyGPTError for everything that a user can fix."""
     compute = None
     try:
         start = starting_point(config)  # first: a resumed run keeps its device and dtype
         config, compute = start.config, choose_compute(start.config, start.saved)
         with contextlib.ExitStack() as stack:
             run = set_up(stack, start, compute)
-            stop = stack.enter_context(StopSignal())
+            stop = stack.enter_context(StopSignal(embedded=callback is not None))
+            run.log.callback = lambda entry: stop.ask() if callback and callback(entry) is True else None
             if config.eval_only:
                 run.log.start_bar(run.progress.step, config.max_iters)
                 evaluate(run)
@@ -114,7 +119,7 @@ def loop(run: Run, stop: StopSignal) -> int:
         if (synchronises or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             saved = f"state saved in {run.out}/last.pt\nnext: {run.resume_command}"
-            run.log.say(f"stopped by a signal after {progress.step:,} iterations; {saved}", always=True)
+            run.log.say(f"stopped by {stop.cause} after {progress.step:,} iterations; {saved}", always=True)
             return stop.status
 
 

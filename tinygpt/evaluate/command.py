@@ -27,7 +27,15 @@ from tinygpt.model import GPT
 
 
 def evaluate(config: EvalConfig) -> None:
-    """Run the command: for a labelled task the accuracy and its baselines, or the labels of lines; else the loss."""
+    """Run the command."""
+    measure(config)
+
+
+def measure(config: EvalConfig) -> dict[str, Any]:
+    """Print the accuracy on a labelled task and its baselines, or write the labels of lines; otherwise, print the loss.
+
+    Returns what --json prints; for the labels of lines, an empty dictionary.
+    """
     prompts = lines_of(Path(config.predict)) if config.predict else []
     for path, hint in ((config.output, "--output labels.csv"), (config.plot, "--plot confusion.png")):
         if path:
@@ -66,13 +74,14 @@ def evaluate(config: EvalConfig) -> None:
     positive = positive_label(config, dataset)
     if prompts:
         label_lines(config, model, dataset, prompts)
-    elif dataset.labels:
-        measure_task(config, model, dataset, positive)
-    elif config.task:
-        report = respond.make_report(model, dataset, config.split, compute)
-        print(strict_json({"ckpt": config.ckpt, **report}) if config.json else respond.as_text(report))
-    else:
-        measure_loss(config, model, dataset, compute)
+        return {}
+    if dataset.labels:
+        return measure_task(config, model, dataset, positive)
+    if not config.task:
+        return measure_loss(config, model, dataset, compute)
+    report = {"ckpt": config.ckpt, **respond.make_report(model, dataset, config.split, compute)}
+    print(strict_json(report) if config.json else respond.as_text(report))
+    return report
 
 
 def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[str]) -> None:
@@ -116,8 +125,8 @@ def positive_label(config: EvalConfig, dataset: Dataset) -> str:
     return positive
 
 
-def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str) -> None:
-    """Print the report on a labelled task, and draw the confusion matrix, or the curves of a positive label."""
+def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str) -> dict[str, Any]:
+    """Print and return the report on a labelled task; draw its confusion matrix, or the curves of a positive label."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
     splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
     examples = {split: dataset.sources[split].texts(tokenizer) for split in ("train", *splits)}
@@ -139,9 +148,10 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
             scored[split] = column, np.array([label == positive for _, label in examples[split]])
         val, measured = scored["val"], scored[config.split]
         tradeoff, curves = threshold.make_tradeoff(positive, config.split, config.miss_cost, val, measured)
+    results = {"ckpt": config.ckpt, **report, **({"tradeoff": tradeoff} if tradeoff else {})}
     if config.json:
-        print(strict_json({"ckpt": config.ckpt, **report} | ({"tradeoff": tradeoff} if tradeoff else {})))
-        return
+        print(strict_json(results))
+        return results
     print(classify.as_text(report))
     counts = np.bincount(truth, minlength=len(labels))
     if tradeoff:
@@ -161,6 +171,7 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
         if config.plot:
             raise
         print(f"\nno picture: {error.message}")
+    return results
 
 
 def lines_of(path: Path) -> list[str]:
@@ -173,8 +184,8 @@ def lines_of(path: Path) -> list[str]:
     return lines
 
 
-def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> None:
-    """Print the loss on the whole validation split, and for plain text the losses of the n-gram baselines."""
+def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> dict[str, Any]:
+    """Print and return the loss on the whole validation split, and for plain text those of the n-gram baselines."""
     val, source, block_size = dataset.splits["val"], dataset.sources["val"], model.config.block_size
     if len(val) < 2:
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
@@ -188,11 +199,12 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     train, vocabulary = dataset.splits["train"], dataset.tokenizer.vocab_size
     baselines = {} if dataset.pairs else ngram_baselines(train, val, vocabulary)
     note = left_out(len(train), len(val) - 1) if baselines else ""
+    results = {"ckpt": config.ckpt, "dataset": dataset.name, "tokens": targets, "loss": loss}
+    results |= {"perplexity": perplexity(loss), "bits_per_character": bits_per_character(loss, dataset)}
+    results |= {"baselines": baselines, "note": note}
     if config.json:
-        result = {"ckpt": config.ckpt, "dataset": dataset.name, "tokens": targets, "loss": loss}
-        result |= {"perplexity": perplexity(loss), "bits_per_character": bits_per_character(loss, dataset)}
-        print(strict_json(result | {"baselines": baselines, "note": note}))
-        return
+        print(strict_json(results))
+        return results
     what = "response tokens" if dataset.pairs else "tokens, each predicted once"
     print(f"{config.ckpt} on the validation split of {dataset.name}: {targets:,} {what}\n")
     losses = [
@@ -207,3 +219,4 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
         print("losses printed during training are estimates from a part of the split, unless eval_iters is 0")
     if note:
         print(f"note: {note}")
+    return results

@@ -68,19 +68,9 @@ class Verdict:
 
 def doctor(config: DoctorConfig) -> None:
     """Print the verdict on a run."""
-    from tinygpt.checkpoint.store import load  # here, because `plot` uses this module without PyTorch
-
     folder = Path(config.run)
     entries, settings = read_run(folder)
-    parameters = tokens = 0  # not known
-    data: dict[str, str] = {}
-    with contextlib.suppress(TinyGPTError):
-        checkpoint = load(folder)
-        parameters, data = checkpoint.build_model().num_params(), checkpoint.data
-    with contextlib.suppress(TinyGPTError):
-        dataset = Dataset(data_dir(config, settings, folder), str(settings.get("dataset", "")))
-        tokens = len(dataset.splits["train"])
-    verdict = judge(entries, settings, str(folder), parameters, tokens)
+    verdict, data = examine(config, entries, settings)
     print("\n".join(verdict.lines()))
     if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
         done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
@@ -90,6 +80,23 @@ def doctor(config: DoctorConfig) -> None:
         print(f"note:        {FILE} is of a run with other settings, and is not compared: {', '.join(changed)}")
     for what, prediction, result in compared(folder, entries, settings, data):
         print(f"predicted:   {what} {prediction}, measured {result}")
+
+
+def examine(
+    config: DoctorConfig, entries: list[dict[str, Any]], settings: dict[str, Any]
+) -> tuple[Verdict, dict[str, str]]:
+    """Judge a run by what `read_run` returned, its model and its data. Returns the data's checksums, too, if known."""
+    from tinygpt.checkpoint.store import load  # here, because `plot` uses this module without PyTorch
+
+    parameters = tokens = 0  # not known
+    data: dict[str, str] = {}
+    with contextlib.suppress(TinyGPTError):
+        checkpoint = load(config.run)
+        parameters, data = checkpoint.build_model().num_params(), checkpoint.data
+    with contextlib.suppress(TinyGPTError):
+        dataset = Dataset(data_dir(config, settings, config.run), str(settings.get("dataset", "")))
+        tokens = len(dataset.splits["train"])
+    return judge(entries, settings, str(Path(config.run)), parameters, tokens), data
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -31,11 +31,17 @@ def convert(folders: list[Path]) -> None:
 
 
 def plot(config: PlotConfig) -> None:
-    """Draw validation losses as lines with a dot at the best, training losses dashed, and each run in one colour; or
-    convert the runs. Errors: TinyGPTError for a folder without metrics, and for a missing package."""
-    folders, runs = [Path(folder) for folder in config.runs], []
+    """Run the command. Errors: TinyGPTError for a folder without metrics, and for a missing package."""
     if config.to == "tensorboard":
-        return convert(folders)
+        convert([Path(folder) for folder in config.runs])
+    else:
+        draw(config)
+
+
+def draw(config: PlotConfig) -> Path:
+    """Draw validation losses as lines with a dot at the best, training losses dashed, each run in one colour. Returns
+    the path of the PNG."""
+    folders, runs = [Path(folder) for folder in config.runs], []
     for folder in folders:
         steps, train, val, _ = evaluations(read_metrics(folder))
         if not steps:
@@ -54,3 +60,4 @@ def plot(config: PlotConfig) -> None:
         axes.set(xlabel="iteration", ylabel="loss (nats per token)")
         axes.legend(frameon=False)
     print(f"written: {path}")
+    return path

@@ -29,6 +29,7 @@ class RunLog:
         self._file: Any = None
         self._bar: Any = None
         self.sink: Any = None  # a TensorBoard (tensorboard.py) or None; it gets every line of metrics.jsonl, too
+        self.callback: Callable[[dict[str, Any]], object] | None = None  # of tinygpt.api; it gets them, too
         self.retry_hint = RUN_AGAIN  # the end of the hint of an error while writing: how to continue
 
     def open(self, step: int, evaluated_at: int) -> None:
@@ -68,7 +69,7 @@ class RunLog:
             self.say(note, always=True)
 
     def start_bar(self, first: int, total: int) -> None:
-        hidden = not self.active or self.quiet or None  # None: on a terminal only
+        hidden = not self.active or self.quiet or terminal.hides_progress()
         self._bar = tqdm(total=total, initial=first, disable=hidden, leave=False, dynamic_ncols=True)
 
     def advance(self) -> None:
@@ -109,6 +110,8 @@ class RunLog:
         with self._without_failing_sink():
             if self.sink:
                 self.sink.write(entry)
+        if self.callback:
+            self.callback(entry)
 
     def close(self) -> None:
         if self._bar is not None:

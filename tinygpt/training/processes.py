@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,13 +78,18 @@ def join_processes(backend: str, device: torch.device) -> Iterator[Processes]:
 
 
 class StopSignal:
-    """Context in which the first SIGINT or SIGTERM is recorded, for the loop to stop; a second one ends the process."""
+    """Context in which the first SIGINT or SIGTERM is recorded, for the loop to stop; a second one ends the process, or
+    raises KeyboardInterrupt in a process that is not tinygpt's own (`embedded`), such as a notebook's kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, embedded: bool = False) -> None:
+        self.embedded = embedded
         self.status = 0  # exit status: 130 after SIGINT, 143 after SIGTERM
+        self.cause = "a signal"
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is not threading.main_thread():  # which alone can handle signals
+            return self
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._on_signal)
         return self
@@ -92,7 +98,14 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def ask(self) -> None:
+        """Stop the run for its callback, as the first SIGINT does."""
+        if not self.status:
+            self.status, self.cause = 128 + signal.SIGINT, "the callback"
+
     def _on_signal(self, number: int, _frame: object) -> None:
+        if self.status and self.embedded:
+            raise KeyboardInterrupt
         if self.status:
             os._exit(128 + number)
         self.status = 128 + number

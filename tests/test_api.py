@@ -1,0 +1,202 @@
+"""tinygpt from Python: `tinygpt.load` and `tinygpt.api` give what the commands give, and docs/PYTHON.md runs."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+from conftest import TINY_TRAIN, Result, cli, ok
+from nbclient import NotebookClient
+
+import tinygpt
+from tinygpt import api
+from tinygpt.checkpoint.store import load
+
+DOCS = Path(__file__).parent.parent / "docs/PYTHON.md"
+OPTIONS: dict[str, Any] = dict(flag[2:].split("=") for flag in TINY_TRAIN[1:])
+EXAMPLES = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_a_model_generates_what_sample_prints(tiny_run: Path) -> None:
+    options = ["--temperature=0.7", "--top_k=10", "--seed=3", "--stop=king"]
+    model = tinygpt.load(tiny_run / "out", device="cpu")
+    text = model.generate("The ", 60, temperature=0.7, top_k=10, seed=3, stop="king")
+    printed = ok(tiny_run, "sample", "--ckpt=out", "--device=cpu", "--start=The ", "--max_new_tokens=60", *options).out
+    assert f"The {text}\n" == printed
+    pieces = list(model.generate("The ", 60, stream=True, temperature=0.7, top_k=10, seed=3, stop="king"))
+    assert "".join(pieces) == text and len(pieces) > 1
+    assert model.config["n_embd"] == 16 and model.tokenizer.decode(model.tokenizer.encode("king").tolist()) == "king"
+
+
+def test_logits_and_loss_are_those_of_the_model(tiny_run: Path) -> None:
+    model = tinygpt.load(tiny_run / "out", device="cpu", dtype="float32")
+    state = load(tiny_run / "out/ckpt.pt")
+    ids = torch.tensor([model.tokenizer.encode("The king of my").tolist()])
+    logits = state.build_model().eval()(ids)[0][0]
+    torch.testing.assert_close(model.logits("The king of my"), logits, rtol=0, atol=1e-5)
+    by_hand = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:]).item()
+    assert model.loss("The king of my") == pytest.approx(by_hand, abs=1e-5)
+    val = api.Dataset(tiny_run / "data", "tiny").splits["val"]
+    evaluated = json.loads(ok(tiny_run, "eval", "--ckpt=out", "--device=cpu", "--dtype=float32", "--json").out)["loss"]
+    assert model.loss(model.tokenizer.decode(val.tolist())) == pytest.approx(evaluated, abs=1e-5)
+
+
+def test_a_model_of_pairs(models: Path) -> None:
+    with contextlib.chdir(models):
+        model = tinygpt.load("out", adapter="out-lora", device="cpu")
+        assert model.generate("001 red", temperature=0) == "red"
+        probabilities = model.classify("001 red", ["green", "red", "blue"])
+        assert next(iter(probabilities)) == "red" and sum(probabilities.values()) == pytest.approx(1)
+        assert model.loss("001 red", "red") < 0.5 < model.loss("001 red", "blue")
+        assert model.classify("001 red") == pytest.approx(probabilities)  # the labels of the data
+        with pytest.raises(tinygpt.TinyGPTError, match="not trained on prompts"):
+            tinygpt.load("out", device="cpu").classify("001 red")
+
+
+def test_classify_is_what_predict_writes(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("001 red\n")
+    arguments = ["--ckpt=out", "--adapter=out-lora", "--device=cpu", f"--predict={tmp_path}/lines.txt", "--json"]
+    written = json.loads(ok(models, "eval", *arguments).out)
+    with contextlib.chdir(models):
+        model = tinygpt.load("out", adapter="out-lora", device="cpu")
+        assert model.classify("001 red") == pytest.approx(written["probabilities"], abs=1e-6)
+
+
+def rows(run: api.Run) -> list[dict[str, Any]]:
+    return run.losses if isinstance(run.losses, list) else run.losses.to_dict("records")
+
+
+@pytest.mark.parametrize("config", ["dictionary", "file"])
+def test_train_gives_the_weights_of_the_command(tiny_run: Path, work: Path, config: str) -> None:
+    entries: list[dict[str, Any]] = []
+    with contextlib.chdir(work):
+        Path("c.yaml").write_text("".join(f"{name}: {value}\n" for name, value in OPTIONS.items()))
+        run = api.train(OPTIONS if config == "dictionary" else "c.yaml", callback=entries.append, out_dir="out")
+        expected, weights = load(tiny_run / "out/last.pt").model, load(work / "out/last.pt").model
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert [entry["kind"] for entry in entries].count("eval") == 3
+        assert [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()] == entries
+        assert [row["step"] for row in rows(run)] == [0, 10, 20]
+        doctor = ok(work, "doctor", "out").out
+        assert doctor.startswith(f"verdict:     {run.verdict}\n")
+
+
+def test_a_callback_stops_the_run_and_the_command_line_resumes_it(tiny_run: Path, work: Path, capsys: Any) -> None:
+    with contextlib.chdir(work):
+        run = api.train(OPTIONS, callback=lambda entry: entry["kind"] == "train" and entry["step"] == 10, out_dir="out")
+        assert [row["step"] for row in rows(run)] == [0, 10]
+    assert "stopped by the callback after 11 iterations" in capsys.readouterr().out
+    ok(work, "train", "--init_from=resume", "--out_dir=out")
+    expected, weights = load(tiny_run / "out/last.pt").model, load(work / "out/last.pt").model
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_mistakes_are_those_of_the_command_line(work: Path) -> None:
+    with contextlib.chdir(work):
+        for call, message in (
+            (lambda: api.train(OPTIONS, learning_rat=1), "learning_rat"),
+            (lambda: api.train("no.yaml"), "no.yaml"),
+            (lambda: api.prepare("mine", input=["no.txt"]), "no.txt: no such file"),
+            (lambda: tinygpt.load("none"), "none: no such file"),
+            (lambda: api.Run("none"), "metrics.jsonl"),
+            (lambda: api.evaluate("none"), "none"),
+        ):
+            with pytest.raises(tinygpt.TinyGPTError, match=re.escape(message)) as caught:
+                call()
+            assert caught.value.hint
+    assert not (work / "out").exists()
+
+
+def test_evaluate_returns_what_json_prints(tiny_run: Path, capsys: Any) -> None:
+    with contextlib.chdir(tiny_run):
+        results = api.evaluate("out", device="cpu")
+        assert "perplexity" in capsys.readouterr().out
+    assert results == json.loads(ok(tiny_run, "eval", "--ckpt=out", "--device=cpu", "--json").out)
+
+
+def test_a_run_shows_itself_in_jupyter(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.chdir(run_copy):
+        with open("out/metrics.jsonl", "a") as file:
+            file.write('{"kind": "sample", "step": 20, "seconds": 1, "text": "<b>thou & art"}\n')
+        run = api.Run("out")
+        page = run._repr_html_()
+        assert "<svg" in page and "&lt;b&gt;thou &amp; art" in page and run.verdict.split(" (")[0] in page
+        assert not re.findall(r"var\((?!--(?:run-0|soft|line|sans)\))", page)  # colours that only a report has
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
+        page = run._repr_html_()
+        assert "<svg" not in page and f"{rows(run)[0]['val_loss']:.4f}" in page
+
+
+def test_importing_tinygpt_does_not_import_torch() -> None:
+    code = "import sys, tinygpt; print('torch' in sys.modules, 'tinygpt.load' in str(tinygpt.__doc__), tinygpt.load)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("False True <function load"), done
+
+
+USER = """
+import tinygpt
+from tinygpt import api
+
+model = tinygpt.load("out", device="cpu")
+text: str = model.generate("a", 10)
+for piece in model.generate("a", 10, stream=True):
+    print(piece.upper())
+loss: float = model.loss(text) + model.logits(text).sum().item()
+run = api.train({"dataset": "mine"}, callback=lambda entry: entry["step"] > 3, max_iters=5)
+best: dict[str, float] = run.load().classify("b")
+picture: bytes = api.plot(run, output="x.png")._repr_png_()
+api.prepare("mine", input=["a.txt"]).splits["train"].sum()
+api.evaluate("out")["loss"]
+"""
+
+
+@pytest.mark.slow
+def test_mypy_accepts_a_users_file(tmp_path: Path) -> None:
+    def mypy(text: str) -> Result:
+        (tmp_path / "user.py").write_text(text)
+        command = [sys.executable, "-m", "mypy", "--strict", "user.py"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    assert mypy(USER).status == 0, mypy(USER).out
+    assert "has no attribute" in mypy(USER.replace("piece.upper", "piece.uper")).out
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_documentation(tmp_path: Path) -> None:
+    assert len(EXAMPLES) == 11 and len(re.findall(r"^## \d+\. ", DOCS.read_text(encoding="utf-8"), re.MULTILINE)) == 10
+    (tmp_path / "examples.py").write_text("\n".join(EXAMPLES), encoding="utf-8")
+    done = subprocess.run([sys.executable, "examples.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stopped by the callback" in done.stdout and "out-pz: no such file" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_interrupted_kernel_keeps_the_run(tiny_run: Path, work: Path) -> None:
+    """Jupyter's interrupt is a SIGINT to the kernel; a timer sends it, as the button does. The command line resumes."""
+    cells = [
+        f"import os, signal\nfrom tinygpt import api\noptions = {OPTIONS}",
+        "kill = lambda entry: entry['step'] == 10 and entry['kind'] == 'train' and os.kill(os.getpid(), 2)",
+        "api.train(options, out_dir='out', callback=kill)",
+        "api.Run('out')",
+        "twice = lambda entry: [os.kill(os.getpid(), 2) for _ in range(2)]",
+        "api.train(options, out_dir='out2', callback=twice)",
+        "print('alive')",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    NotebookClient(notebook, timeout=300, allow_errors=True, resources={"metadata": {"path": str(work)}}).execute()
+    outputs = notebook.cells[2].outputs
+    assert outputs[-1].ename == "KeyboardInterrupt"
+    assert "stopped by a signal after 1" in "".join(output.get("text", "") for output in outputs)
+    assert "|" in "".join(output.get("text", "") for output in outputs if output.get("name") == "stderr")  # the bar
+    assert "<svg" in notebook.cells[3].outputs[0].data["text/html"]
+    assert notebook.cells[5].outputs[-1].ename == "KeyboardInterrupt" and "alive" in str(notebook.cells[6].outputs)
+    assert cli("train", "--init_from=resume", "--out_dir=out", cwd=work).status == 0
+    expected, weights = load(tiny_run / "out/last.pt").model, load(work / "out/last.pt").model
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)

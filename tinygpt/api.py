@@ -1,0 +1,301 @@
+"""The commands as functions, and a trained model as an object: tinygpt from Python.
+
+    from tinygpt import api
+
+    api.prepare("mine", input="notes.txt")
+    run = api.train("configs/shakespeare_char.yaml", dataset="mine", max_iters=500, out_dir="out-mine")
+    run.losses                              # a table: iteration, training loss, validation loss
+    print(run.load().generate("Dear", 200))
+
+The options of a function are the keys of its command: `tinygpt train --help` lists those of `api.train`. A mistake
+raises TinyGPTError, whose message says what is wrong and whose hint says what to do.
+"""
+
+import html
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, overload
+
+import numpy as np
+import torch
+
+from tinygpt import prepare as prepare_command
+from tinygpt import threads
+from tinygpt import train as train_command
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.config import schema
+from tinygpt.config.fields import Config
+from tinygpt.config.parse import parse
+from tinygpt.data.dataset import Dataset, data_dir
+from tinygpt.data.prompts import encode_prompt, require_room
+from tinygpt.data.rows import PairRows, Rows, TextRows
+from tinygpt.device import choose_for_inference
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import classify, doctor
+from tinygpt.evaluate.command import measure
+from tinygpt.evaluate.loss import mean_loss
+from tinygpt.evaluate.plot import draw
+from tinygpt.generate import Sampling, generate
+from tinygpt.report.collect import curves
+from tinygpt.report.curves import draw_curves
+from tinygpt.sample import TextStream, pieces
+from tinygpt.terminal import table
+from tinygpt.training.log import read_metrics
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+ConfigFile = str | Path | Mapping[str, object]  # a config file, or its content
+
+
+class LoadedModel:
+    """A trained model with its tokenizer; `tinygpt.load` makes one.
+
+    tokenizer: `encode(text)` returns ids, uint16 (n,); `decode(ids)` returns text. config: the run's configuration.
+    model: the torch module, whose call with ids, int64 (B, T), returns logits (B, T, V) and None.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = "out",
+        *,
+        adapter: str | Path = "",
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: str | int = "auto",
+        data_dir: str | Path = "data",
+    ) -> None:
+        """Load a checkpoint, or the best model of a run's folder, and a LoRA adapter. Errors: TinyGPTError."""
+        settings = _config(schema.SampleConfig, ckpt=path, adapter=adapter, device=device, dtype=dtype, threads=threads)
+        checkpoint = load_model(settings.ckpt, settings.adapter)
+        self.path, self.config = Path(settings.adapter or settings.ckpt), checkpoint.config
+        self.tokenizer = tokenizer_of(checkpoint, settings.ckpt, str(data_dir))
+        self.compute = choose_for_inference(settings.device, settings.dtype, checkpoint.num_params, settings.threads)
+        self.model = checkpoint.for_inference(self.compute)
+        self._data_dir = str(data_dir)
+
+    def __repr__(self) -> str:
+        shape = self.model.config
+        return (
+            f"<{self.path}: {self.model.num_params():,} parameters, {shape.n_layer} layers, context {shape.block_size}>"
+        )
+
+    @overload
+    def generate(self, prompt: str = ..., n: int = ..., *, stream: Literal[False] = ..., **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: str = ..., n: int = ..., *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    def generate(
+        self, prompt: str = "\n", n: int = 500, *, stream: bool = False, **options: Any
+    ) -> str | Iterator[str]:
+        """Continue a prompt by up to `n` tokens, and return the new text; with `stream`, yield it in pieces.
+
+        A model that answers prompts answers this one. options: temperature, top_k, top_p, seed, stop, plain and
+        skip_unknown of `tinygpt sample`, with its defaults. Errors: TinyGPTError for a character that the model does
+        not know, and for a prompt that does not fit its context.
+        """
+        settings = _config(schema.SampleConfig, start=prompt, max_new_tokens=n, **options)
+        ids = self._prompt(prompt, settings.skip_unknown, settings.plain)
+        stops = [settings.stop] if settings.plain else [self.tokenizer.stop, settings.stop]
+        sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
+        rows = generate(self.model, ids, n, sampling, self.tokenizer.vocab_size, settings.exact_window)
+        text = pieces(rows, TextStream(self.tokenizer, stops))
+        return text if stream else "".join(text)
+
+    @torch.inference_mode()
+    def logits(self, text: str) -> torch.Tensor:
+        """Compute the logits of the token after each token of a text, float32 (T, V) on the CPU.
+
+        A model that answers prompts reads the text as a prompt; the last row is of the first token of its response.
+        Errors: as in `generate`.
+        """
+        ids = self._prompt(text)
+        require_room(ids[0].tolist(), self.model.config.block_size)
+        return self.model(ids)[0][0, :, : self.tokenizer.vocab_size].float().cpu()
+
+    def loss(self, text: str, response: str | None = None) -> float:
+        """Compute the mean cross-entropy in nats per token: of a text, each token predicted once, or of the response to
+        a prompt and its end. A text that is longer than the context is read in pieces of its length.
+
+        Errors: TinyGPTError for unknown characters, and for a text without a token to predict.
+        """
+        rows: Rows
+        if response is None:
+            ids = self.tokenizer.encode(text)
+            rows = TextRows(np.concatenate((self.tokenizer.start, ids)))
+        else:
+            self._require_pairs()
+            rows = PairRows(self.tokenizer.encode_pair(text, response), self.tokenizer)
+            rows.require(self.model.config.block_size, "the prompt and its response")
+        if len(rows.tokens) < 2:
+            raise TinyGPTError("the text has no second token to predict", "give a longer text")
+        return mean_loss(self.model, rows, rows.every(self.model.config.block_size), self.compute)
+
+    def classify(self, prompt: str, labels: list[str] | None = None) -> dict[str, float]:
+        """Compute the probability of each label as the response to a prompt, the most probable first.
+
+        labels: by default those of the dataset that the model was trained on. Errors: TinyGPTError if it has none, and
+        for a model that does not answer prompts.
+        """
+        self._require_pairs()
+        if labels is None:
+            name = str(self.config.get("dataset", ""))
+            folder = data_dir(_config(schema.EvalConfig, data_dir=self._data_dir), self.config, self.path)
+            labels = Dataset(folder, name).labels
+        if not labels:
+            raise TinyGPTError("this model was not trained on labels", 'classify(prompt, labels=["one", "other"])')
+        scores, _ = classify.label_scores(self.model, self.tokenizer, [prompt], labels)
+        probabilities = dict(zip(labels, classify.probabilities(scores)[0].tolist(), strict=True))
+        return dict(sorted(probabilities.items(), key=lambda item: -item[1]))
+
+    def _prompt(self, text: str, skip_unknown: bool = False, plain: bool = False) -> torch.Tensor:
+        """Encode a prompt: int64 (1, T) on the model's device."""
+        ids = encode_prompt(text, self.tokenizer, skip_unknown, plain)
+        if self.tokenizer.pair is not None and not plain:
+            require_room(ids, self.model.config.block_size)
+        return torch.tensor([ids], dtype=torch.long, device=self.compute.device)
+
+    def _require_pairs(self) -> None:
+        if self.tokenizer.pair is None:
+            raise TinyGPTError("this model continues text: it was not trained on prompts", "generate or loss(text)")
+
+
+class Run:
+    """A run's folder: its losses, samples and verdict, also while it trains. Jupyter shows them as a page."""
+
+    def __init__(self, folder: str | Path = "out", *, data_dir: str | Path = "data") -> None:
+        self.folder, self._data_dir = Path(folder), str(data_dir)
+        read_metrics(self.folder)  # raises TinyGPTError if it is not a run's
+
+    def __repr__(self) -> str:
+        return f"<{self.folder}: {self.verdict}>"
+
+    @property
+    def losses(self) -> Any:
+        """Return the evaluations as a table with the columns step, seconds, train_loss and val_loss (nats per token): a
+        pandas.DataFrame if pandas is installed, else a list of dictionaries."""
+        columns = ("step", "seconds", "train_loss", "val_loss")
+        rows = [{name: entry.get(name) for name in columns} for entry in self._evaluations()]
+        try:
+            import pandas
+        except ImportError:
+            return rows
+        return pandas.DataFrame(rows, columns=list(columns))
+
+    @property
+    def sample(self) -> str:
+        """Return the newest sample that the run wrote, or an empty string."""
+        return next((entry["text"] for entry in reversed(read_metrics(self.folder)) if entry["kind"] == "sample"), "")
+
+    @property
+    def verdict(self) -> str:
+        """Return the verdict of `tinygpt doctor` with its reason: finished, still improving, overfitting and others."""
+        config = _config(schema.DoctorConfig, self.folder, data_dir=self._data_dir)
+        verdict, _ = doctor.examine(config, *doctor.read_run(self.folder))
+        return f"{verdict.title} ({verdict.why})"
+
+    def load(self, **options: Any) -> LoadedModel:
+        """Load the best model of the run, with the options of `tinygpt.load`."""
+        return LoadedModel(self.folder, data_dir=self._data_dir, **options)
+
+    def _repr_html_(self) -> str:
+        """Show the loss curves (without the extra `report`, the table of losses), the newest sample and the verdict."""
+        try:
+            curve = draw_curves([curves(self.folder)], width=620, unit="token")
+        except TinyGPTError:  # matplotlib is not installed
+            rows = [[entry[name] for name in ("step", "train_loss", "val_loss")] for entry in self._evaluations()]
+            heads = {"step": ">8", "training": ">12.4f", "validation": ">12.4f"}
+            curve = f"<pre>{'<br>'.join(table(heads, rows))}</pre>"
+        sample = f"<pre>{html.escape(self.sample)}</pre>" if self.sample else ""
+        colours = "--run-0:#2458c6;--soft:#646a74;--line:#b9b6b0;--sans:sans-serif"
+        title = f"<b>{html.escape(str(self.folder))}</b>: {html.escape(self.verdict)}"
+        return f'<div style="max-width:48em;{colours}"><p>{title}</p>{curve}{sample}</div>'
+
+    def _evaluations(self) -> list[dict[str, Any]]:
+        return [entry for entry in read_metrics(self.folder) if entry["kind"] == "eval"]
+
+
+class Picture(NamedTuple):
+    """A PNG file, which Jupyter shows."""
+
+    path: Path
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
+Callback = Callable[[dict[str, Any]], object]
+
+
+def prepare(name: str, **options: Any) -> Dataset:
+    """Turn text into token files, as `tinygpt prepare NAME`: `prepare("mine", input=["notes.txt", "letters/"])`.
+
+    Returns the dataset: `splits["train"]` are its ids, uint16 (n,); `tokenizer` is its tokenizer. Errors: TinyGPTError.
+    """
+    config = _config(schema.PrepareConfig, name, **options)
+    prepare_command.prepare(config)
+    return Dataset(config.data_dir, config.name)
+
+
+def train(config: ConfigFile | None = None, /, *, callback: Callback | None = None, **options: Any) -> Run:
+    """Train a model, as `tinygpt train CONFIG`: `train("configs/shakespeare_char.yaml", max_iters=500)`.
+
+    config: a config file, or a dictionary of its keys. callback: called with each line of metrics.jsonl as a
+    dictionary (`kind`, `step`, `loss`, `val_loss`, ...); if it returns True, the run stops and saves its state.
+    Interrupting also saves it, and raises KeyboardInterrupt; `train(init_from="resume", out_dir=...)` and the command
+    line continue the run. Errors: TinyGPTError.
+    """
+    return _train(schema.TrainConfig, config, callback, options)
+
+
+def finetune(config: ConfigFile | None = None, /, *, callback: Callback | None = None, **options: Any) -> Run:
+    """Fine-tune a model, as `tinygpt finetune CONFIG`: `finetune(ckpt="out", dataset="reports_a", lora_rank=8)`.
+
+    Arguments, interrupting and errors: as in `train`.
+    """
+    return _train(schema.FinetuneConfig, config, callback, options)
+
+
+def evaluate(ckpt: str | Path = "out/ckpt.pt", **options: Any) -> dict[str, Any]:
+    """Measure a model, as `tinygpt eval`, and return what --json prints: `evaluate("out", task="transactions")`.
+
+    Errors: TinyGPTError.
+    """
+    return measure(_config(schema.EvalConfig, ckpt=ckpt, **options))
+
+
+def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
+    """Draw the loss curves of runs, as `tinygpt plot`: into `output`, or loss.png of the first run.
+
+    Errors: TinyGPTError without an evaluation, and without matplotlib (the extra `plot`).
+    """
+    folders = [run.folder if isinstance(run, Run) else run for run in runs]
+    return Picture(draw(_config(schema.PlotConfig, *folders, output=output)))
+
+
+def _train(
+    config_class: type[schema.TrainConfig], config: ConfigFile | None, callback: Callback | None, options: Any
+) -> Run:
+    files = [] if config is None or isinstance(config, Mapping) else [config]
+    values = {**config, **options} if isinstance(config, Mapping) else options
+    settings, stopped = _config(config_class, *files, **values), False
+
+    def report(entry: dict[str, Any]) -> bool:
+        nonlocal stopped
+        stopped = stopped or (callback is not None and callback(entry) is True)
+        return stopped
+
+    status = train_command.train(settings, report)
+    if status and not stopped:  # by a signal
+        raise KeyboardInterrupt if status == 128 + signal.SIGINT else SystemExit(status)
+    return Run(settings.out_dir, data_dir=settings.data_dir)
+
+
+def _config(config_class: type[ConfigType], /, *positionals: object, **options: Any) -> ConfigType:
+    """Make a command's configuration from Python values, with the checks and messages of the command line."""
+    threads.measure()
+    flags: list[str] = []
+    for name, value in options.items():
+        several = isinstance(value, (list, tuple))
+        flags += [f"--{name}={item}" for item in (value if several else [value]) if item is not None]
+    command = config_class.__name__.removesuffix("Config").lower()
+    return parse(config_class, [*map(str, positionals), *flags], prog=f"tinygpt {command}")
