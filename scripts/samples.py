@@ -1,0 +1,72 @@
+"""Write docs/SAMPLES.md: what one model writes at each loss, from one run of shakespeare_char_best.
+
+python scripts/samples.py            # 10 minutes or more on two cores; the run is kept in out-samples/
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tinygpt
+from tinygpt import api
+
+TARGETS = [4.2, 3.3, 2.5, 2.0, 1.9, 1.6, 1.5, 1.4]
+SEEN = [
+    "nothing is learned: every character is as probable as another",
+    "which characters are frequent: e, t and the space, but few capitals",
+    "which character follows which: pronounceable words that do not exist",
+    "short words are right, and lines have the length of verse",
+    "names, a colon, a line of verse; most words exist",
+    "almost every word exists, and neighbouring words go together",
+    "whole clauses are grammatical; the speech has no subject yet",
+    "as good as this text allows at 0.8 M parameters: grammar for a line or two, no plot",
+]
+OUT, PAGE = Path("out-samples"), Path(__file__).parent.parent / "docs/SAMPLES.md"
+PROMPT, LENGTH = "ROMEO:", 220
+HEAD = """# Is my sample normal at this loss?
+
+What one model writes for the prompt `ROMEO:` while its loss falls: the preset `shakespeare_char_best` (0.8 M parameters,
+Tiny Shakespeare), saved when its validation loss reached each value. Each loss below is measured on the complete
+validation split. If your sample looks like one at a higher loss, look at the temperature first (here 0.8, top-k 200).
+Losses of other texts, alphabets and tokenizers cannot be compared with these.
+
+"""
+
+
+def train() -> None:
+    """Train once, and keep the best model so far whenever its loss has reached the next target."""
+    due, reached = list(TARGETS), list[float]()
+
+    def keep(entry: dict[str, Any]) -> None:
+        if entry["kind"] == "train" and reached:  # the checkpoint of the last evaluation is complete now
+            shutil.copy(OUT / "ckpt.pt", OUT / f"loss-{reached.pop()}.pt")
+        elif entry["kind"] == "eval" and due and entry["val_loss"] < due[0] + 0.005:
+            while due and entry["val_loss"] < due[0] + 0.005:
+                reached[:] = [due.pop(0)]
+
+    preset = "configs/shakespeare_char_best.yaml"
+    api.train(preset, callback=keep, out_dir=OUT, eval_interval=4, eval_iters=6, log_interval=1, quiet=True)
+
+
+def blocks() -> list[str]:
+    """Format a section for each loss: the loss on the complete validation split, a sample, and how many words exist."""
+    data = api.Dataset("data", "shakespeare_char")
+    words, texts = set(data.tokenizer.decode(data.splits["train"].tolist()).split()), []
+    for target, seen in zip(TARGETS, SEEN, strict=True):
+        path = OUT / f"loss-{target}.pt"
+        model, loss = tinygpt.load(path), api.evaluate(path, dataset="shakespeare_char", json=True)["loss"]
+        written = model.generate(PROMPT, 4000, seed=2).split()
+        share = sum(word in words for word in written) / len(written)
+        sample = f"{PROMPT}{model.generate(PROMPT, LENGTH, seed=2)}"
+        texts.append(
+            f"## Loss {loss:.2f}\n\n{seen[0].upper()}{seen[1:]}. Of its words, {100 * share:.0f} % stand in the training text."
+            f"\n\n```text\n{sample}\n```\n"
+        )
+    return texts
+
+
+if __name__ == "__main__":
+    api.prepare("shakespeare_char")
+    if not (OUT / f"loss-{TARGETS[-1]}.pt").exists():
+        train()
+    PAGE.write_text(HEAD + "\n".join(blocks()), encoding="utf-8")
