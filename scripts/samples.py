@@ -25,10 +25,10 @@ OUT, PAGE = Path("out-samples"), Path(__file__).parent.parent / "docs/SAMPLES.md
 PROMPT, LENGTH = "ROMEO:", 220
 HEAD = """# Is my sample normal at this loss?
 
-What one model writes for the prompt `ROMEO:` while its loss falls: the preset `shakespeare_char_best` (0.8 M parameters,
-Tiny Shakespeare), saved when its validation loss reached each value. Each loss below is measured on the complete
-validation split. If your sample looks like one at a higher loss, look at the temperature first (here 0.8, top-k 200).
-Losses of other texts, alphabets and tokenizers cannot be compared with these.
+What one model writes for the prompt `ROMEO:` while its loss falls: the preset `shakespeare_char_best` (0.8 M
+parameters, Tiny Shakespeare), saved when its validation loss reached each value. Each loss below is measured on the
+complete validation split. If your sample looks like one at a higher loss, look at the temperature first (here 0.8,
+top-k 200). Losses of other texts, alphabets and tokenizers cannot be compared with these.
 
 """
 
@@ -58,10 +58,8 @@ def blocks() -> list[str]:
         written = model.generate(PROMPT, 4000, seed=2).split()
         share = sum(word in words for word in written) / len(written)
         sample = f"{PROMPT}{model.generate(PROMPT, LENGTH, seed=2)}"
-        texts.append(
-            f"## Loss {loss:.2f}\n\n{seen[0].upper()}{seen[1:]}. Of its words, {100 * share:.0f} % stand in the training text."
-            f"\n\n```text\n{sample}\n```\n"
-        )
+        exist = f"Of its words, {100 * share:.0f} % stand in the training text."
+        texts.append(f"## Loss {loss:.2f}\n\n{seen[0].upper()}{seen[1:]}. {exist}\n\n```text\n{sample}\n```\n")
     return texts
 
 
