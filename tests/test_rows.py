@@ -185,10 +185,10 @@ def test_every_source_keeps_to_the_interface(new: Rows, old: Rows, share: float,
     width = source.width(block_size)
     assert 0 < width <= block_size
     drawn = [source.draw(1, 2, block_size, 5), source.draw(1, 2, block_size, 0)]
-    for at in drawn if mixes else [new.every(block_size), *drawn]:
-        x, y = source.rows(at, width)
-        assert x.shape == y.shape == (len(at), width) and x.dtype == y.dtype == np.int64
-        counts = source.targets(at, width)
+    for row_indices in drawn if mixes else [new.every(block_size), *drawn]:
+        x, y = source.rows(row_indices, width)
+        assert x.shape == y.shape == (len(row_indices), width) and x.dtype == y.dtype == np.int64
+        counts = source.targets(row_indices, width)
         assert counts.tolist() == (y >= 0).sum(1).tolist()
         assert (x >= 0).all() and all((y[y >= 0] < 11).tolist())
     same = new.like(new)
@@ -220,9 +220,9 @@ def global_batch(
     if replayed:
         parts.append((old, old.draw(seed, step, width, replayed, 3), old_places))
     block = np.empty((2, rows, width), dtype=np.int64)
-    for source, at, places in parts:
-        block[:, places] = source.rows(at, width)
-    return sum(source.targets(at, width).sum() for source, at, _ in parts), block
+    for source, row_indices, places in parts:
+        block[:, places] = source.rows(row_indices, width)
+    return sum(source.targets(row_indices, width).sum() for source, row_indices, _ in parts), block
 
 
 @given(
@@ -241,12 +241,12 @@ def test_replay_has_the_numbers_of_the_first_implementation(
     width = source.width(block_size)
     assert width == mixed_width(new, old, block_size)
     targets, expected = global_batch(new, old, share, seed, step, block_size, rows)
-    at = source.draw(seed, step, block_size, rows)
-    assert at.shape == (rows, 2) and at.dtype == np.int64
-    assert np.array_equal(np.stack(source.rows(at, width)), expected)
-    assert source.targets(at, width).sum() == targets
+    row_indices = source.draw(seed, step, block_size, rows)
+    assert row_indices.shape == (rows, 2) and row_indices.dtype == np.int64
+    assert np.array_equal(np.stack(source.rows(row_indices, width)), expected)
+    assert source.targets(row_indices, width).sum() == targets
     half = rows // 2  # the share of one process of two
-    assert np.array_equal(np.stack(source.rows(at[half:], width)), expected[:, half:])
+    assert np.array_equal(np.stack(source.rows(row_indices[half:], width)), expected[:, half:])
 
 
 @given(share=st.floats(0, 1), count=st.integers(1, 20), steps=st.integers(1, 40))

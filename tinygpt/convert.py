@@ -174,7 +174,7 @@ def export_gguf(config: ExportConfig, path: Path, checkpoint: Checkpoint, tokeni
 
 
 def dataset_of(config: ExportConfig, checkpoint: Checkpoint) -> Dataset | None:
-    """The prepared dataset of the model's training, in the model's vocabulary; None if it is not prepared here."""
+    """Open the dataset of the model's training, in the model's vocabulary; None if it is not prepared here."""
     try:
         dataset = Dataset(data_dir(config, checkpoint.config, config.ckpt), str(checkpoint.config.get("dataset", "")))
         dataset.require_tokenizer(store.tokenizer_of(checkpoint, config.ckpt, config.data_dir), config.ckpt, "")
@@ -184,7 +184,7 @@ def dataset_of(config: ExportConfig, checkpoint: Checkpoint) -> Dataset | None:
 
 
 def loss_of(stock: Stock, dataset: Dataset, checkpoint: Checkpoint) -> float:
-    """Mean loss of a stock model on the first MEASURED targets of the validation split, in nats per token."""
+    """Compute a stock model's mean loss on the first MEASURED targets of the validation split, in nats per token."""
     shape, weights = from_stock(stock)
     compute = device.choose_for_inference("cpu", "float32")
     model = dataclasses.replace(checkpoint, model=weights, model_args=dataclasses.asdict(shape)).for_inference(compute)
@@ -195,7 +195,7 @@ def loss_of(stock: Stock, dataset: Dataset, checkpoint: Checkpoint) -> float:
 
 
 def card_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
-    """Sentences for the model card: what n-gram baselines reach on the same validation split."""
+    """Write sentences for the model card: what n-gram baselines reach on the same validation split."""
     from tinygpt.evaluate.baselines import left_out, ngram_baselines
 
     dataset = dataset_of(config, checkpoint)

@@ -64,7 +64,7 @@ LARGE = 20_000_000  # parameters
 
 
 def choose_for_inference(device: str, dtype: str, parameters: int = 0, count: str = "") -> Compute:
-    """As `choose`, but the dtype `auto` is float32 for a model of up to LARGE parameters, which fits the processor's
+    """Resolve `auto` as `choose` does, but to float32 for a model of up to LARGE parameters, which fits the processor's
     caches. A token of a larger model takes the time of reading all weights, and bfloat16 halves their bytes."""
     return choose(device, "float32" if dtype == "auto" and parameters <= LARGE else dtype, count)
 
@@ -84,7 +84,7 @@ def _device(device: str) -> torch.device:
 
 
 def model_class(fast: str, compute: Compute) -> "type[GPT]":
-    """GPT or FastGPT for a value of the key `fast`. Errors: TinyGPTError for the fast path on a GPU."""
+    """Choose GPT or FastGPT for a value of the key `fast`. Errors: TinyGPTError for the fast path on a GPU."""
     from tinygpt.fast.model import FastGPT
     from tinygpt.model import GPT
 

@@ -78,7 +78,7 @@ class GrownHead(nn.Linear):
 
 
 def with_new_rows(module: Any) -> Tensor:
-    """Weight of a GrownEmbedding or GrownHead, new rows included: (vocab_size, n_embd)."""
+    """Return the weight of a GrownEmbedding or GrownHead, new rows included: (vocab_size, n_embd)."""
     return torch.cat((module.weight[: -len(module.new_rows)], module.new_rows))
 
 

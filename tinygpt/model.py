@@ -36,7 +36,7 @@ class Context:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √head_dim + mask) v, with PyTorch's fused kernels (FlashAttention, Dao et al. 2022).
+    """Compute softmax(q kᵀ / √head_dim + mask) v, with PyTorch's fused kernels (FlashAttention, Dao et al. 2022).
 
     q (B, n_head, T, head_dim), k and v (B, kv_heads, S, head_dim), mask as in Context; returns the shape of q.
     """
@@ -239,7 +239,7 @@ class GPT(nn.Module):
         return self(idx, cache=cache, last_only=True)[0][:, -1]
 
     def num_params(self) -> int:
-        """Number of parameters, without the position embeddings, as in nanoGPT; tied weights count once."""
+        """Count the parameters, without the position embeddings, as in nanoGPT; tied weights count once."""
         count = sum(parameter.numel() for parameter in self.parameters())
         return count - (self.transformer["wpe"].weight.numel() if self.position.embeds else 0)
 
@@ -248,7 +248,7 @@ MATRIX, EMBEDDING, VECTOR = range(3)
 
 
 def parameter_class(name: str, weight: Tensor) -> int:
-    """Parameter class for the optimizer: MATRIX of a block, EMBEDDING (tables and head), or VECTOR."""
+    """Return the parameter's class for the optimizer: MATRIX of a block, EMBEDDING (tables and head), or VECTOR."""
     if weight.dim() < 2:
         return VECTOR
     return MATRIX if ".h." in name else EMBEDDING
@@ -290,11 +290,11 @@ class KVCache:
         self.last_input.zero_()
 
     def query_positions(self, T: int) -> Tensor:
-        """Positions of the next T tokens: int64 (T,)."""
+        """Return the positions of the next T tokens: int64 (T,)."""
         return torch.arange(self.length, self.length + T, device=self.last_token.device)
 
     def key_positions(self, T: int) -> Tensor:
-        """Positions of the keys after T more tokens are read: int64 (S,)."""
+        """Return the positions of the keys after T more tokens are read: int64 (S,)."""
         last = self.length + T - 1
         slots = torch.arange(min(last + 1, self.block_size), device=self.last_token.device)
         return last - (last - slots) % self.block_size

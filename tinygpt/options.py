@@ -97,13 +97,13 @@ def relu2(x: Tensor) -> Tensor:
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """SwiGLU: (..., 2 width) to (..., width); the first half gates the second."""
+    """Compute SwiGLU, (..., 2 width) to (..., width): the first half gates the second."""
     gate, x = x.chunk(2, dim=-1)
     return F.silu(gate) * x
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU, with which OpenAI's GPT-2 was trained."""
+    """Compute the tanh approximation of GELU, with which OpenAI's GPT-2 was trained."""
     return F.gelu(x, approximate="tanh")
 
 

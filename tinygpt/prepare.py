@@ -72,7 +72,7 @@ def prepare(config: PrepareConfig) -> None:
 
 
 def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
-    """First pass: collect the vocabulary. Errors: TinyGPTError for text that cannot be decoded or is too short."""
+    """Collect the vocabulary in a first pass. Errors: TinyGPTError for text that cannot be decoded or is too short."""
     seen = text.survey()
     if not 0 < train_characters(text, config) < text.characters:
         problem = f"{text.characters} characters are too few for a training and a validation split"
@@ -114,7 +114,7 @@ def tokenizer_for_pairs(path: str) -> Tokenizer:
 
 
 def train_characters(text: InputText, config: PrepareConfig) -> int:
-    """Number of characters of the training split, which is the start of the text."""
+    """Return the number of characters of the training split, which is the start of the text."""
     return int(text.characters * (1 - config.val_fraction))
 
 

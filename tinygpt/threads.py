@@ -63,14 +63,14 @@ def set_threads(setting: str, kept: int = 0) -> str:
 
 
 def cores() -> int:
-    """Number of threads that PyTorch chooses: OMP_NUM_THREADS, or one for each physical core."""
+    """Return the number of threads that PyTorch chooses: OMP_NUM_THREADS, or one for each physical core."""
     import torch
 
     return _cores or torch.get_num_threads()
 
 
 def free() -> int:
-    """Number of threads for which there were idle CPUs at the start of this process."""
+    """Return the number of threads for which there were idle CPUs at the start of this process."""
     return _free or cores()
 
 
@@ -85,7 +85,7 @@ def described(times: dict[int, float]) -> str:
 
 
 def busy_cpus() -> float:
-    """Number of CPUs that other programs keep busy, since `measure`; 0 where that is not known (not on Linux)."""
+    """Measure how many CPUs other programs have kept busy since `measure`; 0 where that is not known (not on Linux)."""
     if _start and time.perf_counter() - _start[0] > LONGEST:  # a lab has run for minutes
         measure()
         time.sleep(SHORTEST)
@@ -100,7 +100,7 @@ def _cpus() -> int:
 
 
 def _used_by_others() -> tuple[float, float] | None:
-    """Current time and the time that this process's CPUs have worked for others, in seconds. Source: proc(5)."""
+    """Return the current time, and how long this process's CPUs have worked for others, in seconds. Source: proc(5)."""
     try:
         used = cpu_seconds(Path("/proc/stat").read_text(encoding="ascii"), os.sched_getaffinity(0), nice=os.nice(0) > 0)
         return time.perf_counter(), used - sum(os.times()[:4])  # its own and its children's
@@ -109,7 +109,7 @@ def _used_by_others() -> tuple[float, float] | None:
 
 
 def cpu_seconds(stat: str, cpus: set[int], nice: bool) -> float:
-    """Seconds that these CPUs have worked, from the text of /proc/stat; niced programs count only if `nice`."""
+    """Add the seconds that these CPUs have worked, from the text of /proc/stat; niced programs count only if `nice`."""
     ticks = 0
     for name, *fields in map(str.split, stat.splitlines()):
         if name[:3] == "cpu" and name[3:].isdigit() and int(name[3:]) in cpus:

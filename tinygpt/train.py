@@ -132,12 +132,12 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     1 / micro_steps, as in nanoGPT.
     """
     config, ranks, rows = run.config, run.ranks, run.rows_per_iter
-    at = run.source.draw(config.seed, step, config.block_size, rows)
-    width = run.row_length(at)
-    total = int(run.source.targets(at, width).sum())
-    mine = at[ranks.rank * rows // ranks.count : (ranks.rank + 1) * rows // ranks.count]
+    row_indices = run.source.draw(config.seed, step, config.block_size, rows)
+    width = run.row_length(row_indices)
+    total = int(run.source.targets(row_indices, width).sum())
+    own = row_indices[ranks.rank * rows // ranks.count : (ranks.rank + 1) * rows // ranks.count]
     # int64 (2, micro_steps, rows, T): inputs and targets
-    pieces = np.stack(run.source.rows(mine, width)).reshape(2, micro_steps(config, ranks), -1, width)
+    pieces = np.stack(run.source.rows(own, width)).reshape(2, micro_steps(config, ranks), -1, width)
     loss_weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in pieces[1]]
     x, y = device.to_device(torch.from_numpy(pieces), run.compute.device)
     return x, y, loss_weights

@@ -31,7 +31,7 @@ ADAPTER_FORMAT = 1
 
 
 def weights_fingerprint(weights: dict[str, Tensor]) -> str:
-    """Fingerprint of a model's weights: equal if and only if all their bits are."""
+    """Return the fingerprint of a model's weights: equal if and only if all their bits are."""
     sha = hashlib.sha256()
     for name in sorted(weights):
         weight = weights[name].detach().cpu().contiguous()

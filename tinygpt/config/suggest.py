@@ -71,7 +71,7 @@ def evaluate(config: dict[str, Any], out: str | Path) -> str:
 
 
 def prepare(name: str, options: Any, folder: str | Path, fallback: str = "") -> str:
-    """Command that prepares a dataset again. `options` are those in its meta.json (see schema.prepare_options), which
+    """Return the command that prepares a dataset again. `options`: those in its meta.json (see prepare_options), which
     may come from a stranger; if there are none, `fallback` is appended."""
     flags: list[str] = []
     for key, value in options.items() if isinstance(options, dict) else ():

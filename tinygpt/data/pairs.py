@@ -60,7 +60,7 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
 
 
 def tokenizer_of_pairs(splits: dict[str, list[Pair]]) -> CharTokenizer:
-    """The characters of all prompts and responses, and the special tokens."""
+    """Make a tokenizer of the characters of all prompts and responses, and the special tokens."""
     characters = {character for part in splits.values() for pair in part for character in "".join(pair)}
     return CharTokenizer([*sorted(characters), *SPECIAL])
 
@@ -240,6 +240,6 @@ def normalised(prompt: str) -> str:
 
 
 def labels_of(pairs: list[Pair]) -> list[str]:
-    """The distinct responses, if they are few enough to be labels."""
+    """Return the distinct responses if they are few enough to be labels, else none."""
     labels = sorted({response for _, response in pairs})
     return labels if 2 <= len(labels) <= MOST_LABELS and len(labels) * 4 <= len(pairs) else []

@@ -117,11 +117,11 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
 
 
 def own_flags(name: str, dataset: str) -> list[str]:
-    """Flags with which a preset for `dataset` trains on the dataset `name`."""
+    """Return the flags with which a preset for `dataset` trains on the dataset `name`."""
     return [] if name == dataset else [f"--dataset={name}", f"--out_dir=out-{name.replace('_', '-')}"]
 
 
 def coloured(prompt: str, response: str) -> str:
-    """An example with the targets of the loss in green, or in brackets where there are no colours."""
+    """Format an example with the targets of the loss in green, or in brackets where there are no colours."""
     text = f"\033[2m{prompt}\033[0m\033[32m{response}\033[0m" if sys.stdout.isatty() else f"{prompt}[{response}]"
     return text if text.isprintable() or "\033" in text else text.replace("\n", "\\n")

@@ -18,7 +18,7 @@ def prompt_text(start: str) -> str:
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, plain: bool = False) -> list[int]:
-    """Ids of the prompt, at least one, since a model needs a context. An empty prompt becomes a line end.
+    """Encode a prompt to at least one id, since a model needs a context. An empty prompt becomes a line end.
 
     For a model that answers prompts they end where the response begins; with `plain` they are the text alone. Errors:
     TinyGPTError for characters that the tokenizer does not know (`skip_unknown` leaves them out), and if none is left.

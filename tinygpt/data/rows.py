@@ -7,8 +7,8 @@ A batch is a pure function of (seed, step): a Philox generator (Salmon et al. 20
 1, 2, 3") keyed by the two draws the global batch, and each process and micro-step takes its slice of it. So there is no
 data position to save, resuming is exact, and the number of processes does not change what is learned.
 
-    at = source.draw(seed, step, block_size, batch_size)            # source = dataset.sources["train"]
-    x, y = source.rows(at, source.width(block_size))                # int64 (batch_size, width)
+    row_indices = source.draw(seed, step, block_size, batch_size)   # source = dataset.sources["train"]
+    x, y = source.rows(row_indices, source.width(block_size))       # int64 (batch_size, width)
 """
 
 import copy
@@ -27,63 +27,63 @@ REPLAY = 3  # stream of the replayed rows, see `draw_windows`
 class TextRows:
     """Plain text. Each block_size consecutive tokens are a row, whose targets are the same one token later.
 
-    A handle is the position of the row's first token. `at` is an array of n handles, int64 (n,); (n, 2) for a mixture.
+    The index of a row is the position of its first token. `row_indices` is int64 (n,); (n, 2) for a mixture.
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
         self.tokens = tokens
 
-    def width(self, block_size: int, at: np.ndarray | None = None) -> int:
-        """Columns that the rows `at` need, or all rows if there is no `at`; at most block_size."""
+    def width(self, block_size: int, row_indices: np.ndarray | None = None) -> int:
+        """Return the columns that these rows need, or without `row_indices` all rows; at most block_size."""
         return block_size
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        """Draw the `count` rows of a step's global batch: handles, a pure function of the arguments."""
+        """Draw the row indices of a step's global batch, `count` of them: a pure function of the arguments."""
         return draw_windows(seed, step, len(self.tokens), block_size, count, stream)
 
-    def targets(self, at: np.ndarray, width: int) -> np.ndarray:
-        """Number of targets of each row, int64 (n,)."""
-        return np.minimum(width, len(self.tokens) - 1 - at)
+    def targets(self, row_indices: np.ndarray, width: int) -> np.ndarray:
+        """Count the targets of each row, int64 (n,)."""
+        return np.minimum(width, len(self.tokens) - 1 - row_indices)
 
-    def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int64 (n, width). A target of -1 carries no loss: those past the end of the text."""
-        positions = at[:, None] + np.arange(width + 1)  # (n, width + 1)
+    def rows(self, row_indices: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and targets, int64 (n, width). Past the end of the text a target is -1: no loss."""
+        positions = row_indices[:, None] + np.arange(width + 1)  # (n, width + 1)
         block = gather(self.tokens, positions, positions < len(self.tokens), -1)
         return np.maximum(block[:, :-1], 0), block[:, 1:]
 
     def grouped(self) -> "TextRows":
-        """This source with batches of examples of similar length, which need little padding."""
+        """Return this source with batches of examples of similar length, which need little padding."""
         return self
 
     def describe(self) -> str:
         return f"{len(self.tokens):,} training tokens"
 
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
-        """Fraction of the source that an iteration reads: passes over the data per iteration."""
+        """Return the fraction of the source that an iteration reads: passes over the data per iteration."""
         return rows_per_iteration * block_size / len(self.tokens)
 
     def every(self, block_size: int) -> np.ndarray:
-        """Handles of all rows. Together they contain each target of the source once; the last row may be shorter."""
+        """Return the indices of all rows, which contain each target of the source once. The last row may be shorter."""
         return np.arange(0, len(self.tokens) - 1, block_size)
 
     def first(self, count: int) -> "TextRows":
-        """The first `count` tokens of this text, or examples."""
+        """Return a source of the first `count` tokens of this text, or of the first examples."""
         return TextRows(self.tokens[:count])
 
     def like(self, other: Any) -> "TextRows":
-        """The first part of this source, as large as `other`, a source of the same kind."""
+        """Return the first part of this source, as large as `other`, a source of the same kind."""
         return self.first(len(other.tokens))
 
     def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        """All examples as (prompt, response); none for plain text."""
+        """Return all examples as (prompt, response); none for plain text."""
         return []
 
     def prompt(self) -> np.ndarray:
-        """Token ids to begin a sample with, int64 (n,): token 0, as in nanoGPT, which often is the line end."""
+        """Return token ids to begin a sample with, int64 (n,): token 0, as in nanoGPT, which often is the line end."""
         return np.zeros(1, dtype=np.int64)
 
     def room(self, block_size: int) -> int:
-        """Number of spare tokens for a context of block_size; negative if the rows do not fit."""
+        """Return the number of spare tokens for a context of block_size; negative if the rows do not fit."""
         return len(self.tokens) - block_size - 1
 
     def require(self, block_size: int, where: str) -> None:
@@ -96,7 +96,7 @@ class TextRows:
 
 
 class PairRows:
-    """Prompts and responses. A row is an example, and its handle a number; targets are the response and its end."""
+    """Prompts and responses. A row is an example, which a number indexes; targets are the response and its end."""
 
     def __init__(self, tokens: np.ndarray, tokenizer: Tokenizer) -> None:
         """Errors: ValueError if the tokens are not complete examples."""
@@ -112,11 +112,11 @@ class PairRows:
         if self.starts[0] or not in_order.all() or (tokens[self.ends - 1] != self.end_id).any():
             raise ValueError("special tokens are not in order")
         self.lengths = self.ends - self.starts
-        self.by_length: np.ndarray | None = None  # handles in the order of their lengths, if batches are grouped
+        self.by_length: np.ndarray | None = None  # row indices in the order of their lengths, if batches are grouped
 
-    def width(self, block_size: int, at: np.ndarray | None = None) -> int:
-        """Columns of the longest example."""
-        return min(int(self.lengths[slice(None) if at is None else at].max()) - 1, block_size)
+    def width(self, block_size: int, row_indices: np.ndarray | None = None) -> int:
+        """Return the columns of the longest example; at most block_size."""
+        return min(int(self.lengths[slice(None) if row_indices is None else row_indices].max()) - 1, block_size)
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
         if self.by_length is None:
@@ -127,16 +127,16 @@ class PairRows:
     def every(self, block_size: int) -> np.ndarray:
         return np.arange(len(self.starts))
 
-    def targets(self, at: np.ndarray, width: int) -> np.ndarray:
-        last = np.minimum(self.ends[at], self.starts[at] + width + 1)
-        return np.maximum(last - self.responses[at] - 1, 0)
+    def targets(self, row_indices: np.ndarray, width: int) -> np.ndarray:
+        last = np.minimum(self.ends[row_indices], self.starts[row_indices] + width + 1)
+        return np.maximum(last - self.responses[row_indices] - 1, 0)
 
-    def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets, int64 (n, width). Longer examples are cut; shorter ones are padded."""
-        positions = self.starts[at][:, None] + np.arange(width + 1)  # (n, width + 1)
-        inside = positions < self.ends[at][:, None]
+    def rows(self, row_indices: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return inputs and targets, int64 (n, width). Longer examples are cut; shorter ones are padded."""
+        positions = self.starts[row_indices][:, None] + np.arange(width + 1)  # (n, width + 1)
+        inside = positions < self.ends[row_indices][:, None]
         block = gather(self.tokens, positions, inside, self.end_id)
-        is_target = inside & (positions > self.responses[at][:, None])
+        is_target = inside & (positions > self.responses[row_indices][:, None])
         return block[:, :-1], np.where(is_target, block, -1)[:, 1:]
 
     def first(self, count: int) -> "PairRows":
@@ -163,7 +163,7 @@ class PairRows:
         ]
 
     def prompt(self) -> np.ndarray:
-        """The first example up to where its response begins."""
+        """Return the first example up to where its response begins."""
         return self.tokens[: self.responses[0] + 1].astype(np.int64)
 
     def describe(self) -> str:
@@ -187,46 +187,47 @@ class MixedRows:
     """Replay: the fraction `share` of the training rows comes from `old`, the base model's data, the rest from `new`.
 
     The share holds over the run: if it is small, most batches have no row of `old`. Replayed rows are spread evenly
-    over their batch, and so over the processes. A handle is (0, handle in `new`) or (1, handle in `old`): int64 (n, 2).
+    over their batch, and so over the processes. A row's index is (0, index in `new`) or (1, index in `old`).
     Source: Rolnick et al. 2019, "Experience Replay for Continual Learning".
     """
 
     def __init__(self, new: "Batches", old: "Batches", share: float) -> None:
         self.new, self.old, self.share = new, old, share
 
-    def width(self, block_size: int, at: np.ndarray | None = None) -> int:
-        """The larger of the two sources' widths, except that replayed text is cut to the width of the new rows."""
+    def width(self, block_size: int, row_indices: np.ndarray | None = None) -> int:
+        """Return the larger width of the two sources; but replayed text is cut to the width of the new rows."""
         if isinstance(self.old, TextRows):
             return self.new.width(block_size)
-        if at is None:
+        if row_indices is None:
             return max(self.new.width(block_size), self.old.width(block_size))
-        return max(source.width(block_size, at[mask, 1]) for source, mask in self._parts(at) if mask.any())
+        parts = [(source, row_indices[mask, 1]) for source, mask in self._parts(row_indices) if mask.any()]
+        return max(source.width(block_size, indices) for source, indices in parts)
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
         replayed = math.floor((step + 1) * self.share * count) - math.floor(step * self.share * count)
         from_old = np.zeros(count, dtype=bool)
         from_old[np.arange(replayed) * count // max(replayed, 1)] = True
-        at = np.empty((count, 2), dtype=np.int64)
-        at[:, 0] = from_old
-        at[~from_old, 1] = self.new.draw(seed, step, block_size, count - replayed, stream)
-        at[from_old, 1] = self.old.draw(seed, step, self.width(block_size), replayed, stream + REPLAY)
-        return at
+        row_indices = np.empty((count, 2), dtype=np.int64)
+        row_indices[:, 0] = from_old
+        row_indices[~from_old, 1] = self.new.draw(seed, step, block_size, count - replayed, stream)
+        row_indices[from_old, 1] = self.old.draw(seed, step, self.width(block_size), replayed, stream + REPLAY)
+        return row_indices
 
-    def targets(self, at: np.ndarray, width: int) -> np.ndarray:
-        counts = np.empty(len(at), dtype=np.int64)
-        for source, mask in self._parts(at):
-            counts[mask] = source.targets(at[mask, 1], width)
+    def targets(self, row_indices: np.ndarray, width: int) -> np.ndarray:
+        counts = np.empty(len(row_indices), dtype=np.int64)
+        for source, mask in self._parts(row_indices):
+            counts[mask] = source.targets(row_indices[mask, 1], width)
         return counts
 
-    def rows(self, at: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        block = np.empty((2, len(at), width), dtype=np.int64)
-        for source, mask in self._parts(at):
-            block[:, mask] = source.rows(at[mask, 1], width)
+    def rows(self, row_indices: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        block = np.empty((2, len(row_indices), width), dtype=np.int64)
+        for source, mask in self._parts(row_indices):
+            block[:, mask] = source.rows(row_indices[mask, 1], width)
         return block[0], block[1]
 
-    def _parts(self, at: np.ndarray) -> list[tuple["Batches", np.ndarray]]:
-        """Each source, and a mask of its handles, bool (n,)."""
-        return [(source, at[:, 0] == index) for index, source in enumerate((self.new, self.old))]
+    def _parts(self, row_indices: np.ndarray) -> list[tuple["Batches", np.ndarray]]:
+        """Return each source, and a mask of its rows, bool (n,)."""
+        return [(source, row_indices[:, 0] == index) for index, source in enumerate((self.new, self.old))]
 
     def grouped(self) -> "MixedRows":
         return MixedRows(self.new.grouped(), self.old.grouped(), self.share)
@@ -253,12 +254,12 @@ def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int,
 
 @functools.cache  # without the cache it takes 0.1 ms of an iteration's 12 ms
 def stream_key(seed: int, stream: int) -> np.uint64:
-    """The half of Philox's key that stays the same throughout a run."""
+    """Return the half of Philox's key that stays the same throughout a run."""
     return np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]  # type: ignore[no-any-return]
 
 
 def find(tokens: np.ndarray, sequence: np.ndarray) -> np.ndarray:
-    """Positions where the ids `sequence` begin in `tokens`, ascending."""
+    """Find the positions where the ids `sequence` begin in `tokens`, ascending."""
     positions = np.flatnonzero(tokens[: len(tokens) - len(sequence) + 1] == sequence[0])
     for offset, token in enumerate(sequence[1:].tolist(), start=1):
         positions = positions[tokens[positions + offset] == token]
@@ -266,5 +267,5 @@ def find(tokens: np.ndarray, sequence: np.ndarray) -> np.ndarray:
 
 
 def gather(tokens: np.ndarray, positions: np.ndarray, inside: np.ndarray, fill: int) -> np.ndarray:
-    """Tokens at `positions`, int64 in their shape; `fill` where they are not `inside` (bool)."""
+    """Return the tokens at `positions`, int64 in their shape; `fill` where they are not `inside` (bool)."""
     return np.where(inside, tokens[np.minimum(positions, len(tokens) - 1)].astype(np.int64), fill)

@@ -66,7 +66,7 @@ def input_files(
 
 
 def left_out(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequence[str] = (".txt",)) -> list[str]:
-    """For each folder of `inputs` a note on its files that are not among `paths`. Hidden files do not count."""
+    """Make for each folder of `inputs` a note on its files that are not among `paths`. Hidden files do not count."""
     read, notes = {path.resolve() for path in paths}, []
     for folder in filter(Path.is_dir, map(Path, inputs)):
         shown = [path for path in folder.rglob("*") if not re.search(HIDDEN, path.relative_to(folder).as_posix())]
@@ -93,7 +93,7 @@ def is_encoding(name: str) -> bool:
 
 
 def not_decoded(path: Path, encoding: str, error: UnicodeError, start: int | None = None) -> TinyGPTError:
-    """Error for a file that is not in `encoding`; `start` is the offset of the bytes that the decoder was given."""
+    """Make the error for a file that is not in `encoding`. start: the offset of the bytes given to the decoder."""
     what, where = "the text", 0
     if isinstance(error, UnicodeDecodeError):
         what, where = f"byte 0x{error.object[error.start]:02x}", error.start
@@ -114,7 +114,7 @@ class InputText:
         self.bytes = sum(size for size, _ in self.stamps)
 
     def _stamps(self) -> list[tuple[int, int]]:
-        """Size and time of the last change of each file. Errors: TinyGPTError if a file cannot be read twice."""
+        """Return size and modification time of each file. Errors: TinyGPTError for a file that cannot be read twice."""
         try:
             stats = [os.stat(path) for path in self.paths]
         except OSError as error:
@@ -124,7 +124,7 @@ class InputText:
         return [(status.st_size, status.st_mtime_ns) for status in stats]
 
     def survey(self) -> np.ndarray:
-        """First pass: count the characters; returns which code points occur, bool, shape (0x110000,).
+        """Count the characters, as the first pass; return which code points occur, bool (0x110000,).
 
         Errors: TinyGPTError for text that is empty, binary, in another encoding, or a single character repeated.
         """
@@ -147,7 +147,7 @@ class InputText:
         return seen
 
     def blocks(self, label: str, digest: bool = False) -> Iterator[Block]:
-        """The text in blocks, with a progress bar `label` for large input; `digest` adds the bytes to `sha256`."""
+        """Yield the text in blocks, with a progress bar `label` for large input; `digest`: update `sha256`."""
         self.crlf = self.boms = 0
         shown = self.bytes >= BAR_FROM
         with terminal.progress(show=shown, total=self.bytes, unit="B", unit_scale=True, desc=label) as bar:
@@ -163,12 +163,12 @@ class InputText:
             raise TinyGPTError("the input changed while it was being read", "run the command again")
 
     def notes(self) -> list[str]:
-        """Notes for the terminal on what the last pass changed in the text."""
+        """Return notes for the terminal on what the last pass changed in the text."""
         notes = [f"note: removed {self.boms} byte-order mark{'s' * (self.boms > 1)}"] if self.boms else []
         return notes + ([f"note: converted {self.crlf:,} CRLF line endings to LF"] if self.crlf else [])
 
     def _decoded(self, path: Path, advance: Callable[[int], Any], digest: bool) -> Iterator[Block]:
-        """The text of one file in blocks. Errors: TinyGPTError with the offset of a byte that is not text."""
+        """Decode one file in blocks. Errors: TinyGPTError with the offset of a byte that is not text."""
         codec = codecs.lookup(self.encoding)
         ascii_based, decoder = re.fullmatch(ASCII_BASED, codec.name), codecs.getincrementaldecoder(self.encoding)()
         start = offset = 0  # offsets in the file of the bytes that the decoder holds or is given, and of the next read

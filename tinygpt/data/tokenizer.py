@@ -30,7 +30,7 @@ PROMPT, RESPONSE, END = SPECIAL = "<|prompt|>", "<|response|>", "<|end|>"  # spe
 
 
 def code_points(text: str) -> np.ndarray:
-    """The text's Unicode code points, uint32, shape (len(text),)."""
+    """Return the text's Unicode code points, uint32 (len(text),)."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
@@ -62,11 +62,11 @@ class BaseTokenizer:
     cut_before = ""  # where a text may be cut, see `cut_safely`
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of `text`, uint16, shape (n,). Only characters can be unknown: subwords encode any text."""
+        """Encode a text to ids, uint16 (n,). Only characters can be unknown: subwords encode any text."""
         raise NotImplementedError
 
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
-        """Ids of a text in blocks, uint16 (n,), equal to those of the whole text unless a word is LONGEST_WORD long."""
+        """Encode a text in blocks to ids, uint16 (n,), those of the whole text unless a word is LONGEST_WORD long."""
         return map(self.encode, cut_safely(blocks, self.cut_before))
 
     def joined(self, other: "Tokenizer") -> "Tokenizer":
@@ -77,17 +77,17 @@ class BaseTokenizer:
         return {"kind": self.kind}
 
     def encode_prompt(self, prompt: str, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of an example up to where its response begins."""
+        """Encode an example up to where its response begins."""
         assert self.pair is not None
         return np.concatenate((self.pair.prefix, self.encode(prompt, skip_unknown), self.pair.middle))
 
     def encode_response(self, response: str) -> np.ndarray:
-        """Ids of a response and the end of the example."""
+        """Encode a response and the end of the example."""
         assert self.pair is not None
         return np.concatenate((self.encode(response), self.pair.end))
 
     def encode_pair(self, prompt: str, response: str) -> np.ndarray:
-        """Ids of an example, uint16 (n,)."""
+        """Encode an example to ids, uint16 (n,)."""
         return np.concatenate((self.encode_prompt(prompt), self.encode_response(response)))
 
 
@@ -115,7 +115,7 @@ class CharTokenizer(BaseTokenizer):
         self._ids[codes] = list(ids.values())
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of `text`, uint16, shape (n,). Errors: TinyGPTError names the first character without an id."""
+        """Encode a text to ids, uint16 (n,). Errors: TinyGPTError that names the first character without an id."""
         ids = self._ids[code_points(text)]
         known = ids >= 0
         if not skip_unknown and not known.all():
@@ -126,11 +126,11 @@ class CharTokenizer(BaseTokenizer):
         return (ids if known.all() else ids[known]).astype("<u2")
 
     def unknown(self, seen: np.ndarray) -> str:
-        """The characters without an id among those whose code points are set in `seen`, bool (0x110000,)."""
+        """Return the characters without an id among those whose code points are set in `seen`, bool (0x110000,)."""
         return "".join(map(chr, np.flatnonzero(seen & (self._ids < 0))))
 
     def encode_blocks(self, blocks: Iterable[Block]) -> Iterator[np.ndarray]:
-        """Ids of each block of a text: one table lookup per character. Errors: as in `encode`."""
+        """Encode each block of a text: one table lookup per character. Errors: as in `encode`."""
         known = bytes(np.flatnonzero(self._ids[:128] >= 0).tolist())
         ids = self._ids[list(known)]
         fits = bool((ids < 256).all())  # always, if `prepare` has sorted the vocabulary
@@ -147,11 +147,11 @@ class CharTokenizer(BaseTokenizer):
         return CharTokenizer(dict.fromkeys([*self.symbols, *other.symbols]))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of these ids; a special token becomes its name."""
+        """Decode ids to text; a special token becomes its name."""
         return "".join(self.symbols[i] for i in ids)
 
     def token_bytes(self, token: int) -> bytes:
-        """UTF-8 of one token, for streaming."""
+        """Return the UTF-8 of one token, for streaming."""
         return self.symbols[token].encode("utf-8", "surrogatepass")
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class GPT2Tokenizer(BaseTokenizer):
         return self._encoding.decode([int(i) for i in ids])
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, for streaming: a character may be spread over several tokens."""
+        """Return the bytes of one token, for streaming: a character may be spread over several tokens."""
         return self._encoding.decode_single_token_bytes(token)
 
 
@@ -219,7 +219,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self.cut_before = " " if splits_at_spaces(spec, added) else ""
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
-        """Ids of `text`, uint16, shape (n,). Errors: TinyGPTError for a surrogate."""
+        """Encode a text to ids, uint16 (n,). Errors: TinyGPTError for a surrogate."""
         try:
             return np.array(self._encoding.encode(text, add_special_tokens=False).ids, dtype="<u2")
         except TypeError:  # the package takes only what can be UTF-8
@@ -227,7 +227,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
             raise TinyGPTError(what, "remove it, or use UTF-8 text") from None
 
     def encode_template(self, text: str) -> np.ndarray:
-        """Ids of a text of the chat template, uint16 (n,): the name of a special token is encoded as that token."""
+        """Encode a text of the chat template, uint16 (n,): the name of a special token is encoded as that token."""
         self._encoding.encode_special_tokens = False
         try:
             return self.encode(text)
@@ -251,7 +251,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
         return str(self._encoding.decode(ids, skip_special_tokens=False))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, for streaming; a padded row of the embedding has none."""
+        """Return the bytes of one token, for streaming; a padded row of the embedding has none."""
         text = self._tokens.get(token, "")
         if text not in self._added and self.bytes.keys() >= set(text):
             return bytes(self.bytes[character] for character in text)
@@ -304,7 +304,7 @@ def splits_at_spaces(spec: dict[str, Any], added: Iterable[Any]) -> bool:
 
 
 def split_by(pattern: str) -> dict[str, Any]:
-    """The step of a tokenizer.json that makes each match of a pattern a piece of its own."""
+    """Make the step of a tokenizer.json that turns each match of a pattern into a piece of its own."""
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
@@ -321,7 +321,7 @@ def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
 
 
 def _safe_cut(text: str, before: str) -> int:
-    """The last position where one of the characters `before` follows a non-space, 0 if there is none yet."""
+    """Find the last position where one of the characters `before` follows a non-space; 0 if there is none yet."""
     # not before any `isspace()`: Python includes control characters like U+001C, which GPT-2's pattern does not
     for at in range(len(text) - 1, 0, -1):
         if text[at] in before and not text[at - 1].isspace():
@@ -330,7 +330,7 @@ def _safe_cut(text: str, before: str) -> int:
 
 
 def describe(character: str) -> str:
-    """A character and its code point for a message, `'é' (U+00E9`; the caller closes the bracket."""
+    """Format a character and its code point for a message, `'é' (U+00E9`; the caller closes the bracket."""
     shown = character if unicodedata.category(character)[0] not in "CZ" else character.encode("unicode_escape").decode()
     return f"'{shown}' (U+{ord(character):04X}"
 
@@ -360,5 +360,5 @@ def tokenizer_from_dict(spec: Any, where: str) -> Tokenizer:
 
 
 def fingerprint(spec: dict[str, Any]) -> str:
-    """Short hash of a vocabulary, equal exactly if each id is the same token."""
+    """Compute a short hash of a vocabulary, equal exactly if each id is the same token."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]

@@ -50,7 +50,7 @@ def read_sheet(path: Path, file: IO[bytes], columns: set[str]) -> tuple[str, lis
 
 
 def cell_text(result: Any, formula: Any) -> str:
-    """Text of a cell, given as openpyxl reads it with and without `data_only`."""
+    """Convert a cell to text, given as openpyxl reads it with and without `data_only`."""
     if result.data_type == "e":
         return BadCell(f"the error {result.value}")
     if formula.data_type == "f" and result.data_type == "n" and result.value is None:
@@ -59,7 +59,7 @@ def cell_text(result: Any, formula: Any) -> str:
 
 
 def text_of(value: Any) -> str:
-    """Text of a cell's value, as Excel shows it without a number format."""
+    """Convert a cell's value to text, as Excel shows it without a number format."""
     from openpyxl.utils.escape import unescape
 
     if isinstance(value, bool):

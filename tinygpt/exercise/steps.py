@@ -421,12 +421,12 @@ def generated(
 
 
 def successor(x: Tensor) -> Tensor:
-    """Logits of a model that predicts (n + 1) mod 10 after token n with certainty."""
+    """Return the logits of a model that predicts (n + 1) mod 10 after token n with certainty."""
     return 100.0 * F.one_hot((x + 1) % 10, 10)
 
 
 def sloping(x: Tensor, step: float = 0.01) -> Tensor:
-    """Logits of a model in which each of 50 tokens is slightly less probable than the one before it."""
+    """Return the logits of a model in which each of 50 tokens is slightly less probable than the one before it."""
     return (-step * torch.arange(50)).expand(*x.shape, 50)
 
 

@@ -34,7 +34,7 @@ class FastSelfAttention(CausalSelfAttention):
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`attend` as plain products: the queries of a group, which share keys, are rows of one product."""
+    """Compute `attend` by plain products: the queries of a group, which share keys, are rows of one product."""
     B, n_head, T, head_dim = q.shape
     scores = (q * head_dim**-0.5).reshape(B, k.size(1), -1, head_dim) @ k.transpose(2, 3)  # (B, kv_heads, group T, S)
     scores = scores.view(B, n_head, T, -1) + (causal_mask(T, q.dtype) if mask is None else mask.to(q.dtype))
@@ -43,7 +43,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
 
 @functools.lru_cache(maxsize=2)
 def causal_mask(T: int, dtype: torch.dtype) -> Tensor:
-    """Zero on and below the diagonal, minus infinity above: (T, T), added to the scores."""
+    """Make the mask (T, T) that is added to the scores: zero on and below the diagonal, minus infinity above."""
     return torch.full((T, T), -math.inf, dtype=dtype).triu(1)
 
 

@@ -116,7 +116,7 @@ class Decoder(KVCache):
         return None if mask is None else mask.to(self.wte.dtype)
 
     def _rotation(self, start: int, T: int) -> Tensor | None:
-        """Rotation of the next T positions, from a table that is computed for block_size positions at a time."""
+        """Look up the rotation of the next T positions in a table, computed for block_size positions at a time."""
         if not self.rotation_start <= start < start + T <= self.rotation_end:
             self.rotation_start, self.rotation_end = start, start + max(T, self.block_size)
             positions = torch.arange(self.rotation_start, self.rotation_end, device=self.wte.device)
@@ -137,7 +137,7 @@ class Decoder(KVCache):
 
 
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """`attend` without copies of shared keys: the queries of a group are rows that attend to the same keys."""
+    """Compute `attend` without copies of shared keys: the queries of a group are rows that attend to the same keys."""
     if q.size(1) == k.size(1):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     if q.size(2) > 1 or mask is not None:

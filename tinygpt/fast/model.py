@@ -30,7 +30,7 @@ class FastGPT(GPT):
         last_only: bool = False,
         targets_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """GPT.forward. With targets_only, rows that begin with the same tokens share the computation of these."""
+        """Compute GPT.forward. With targets_only, the tokens with which all rows begin are computed once."""
         if targets_only and targets is not None and cache is None and not self.uses_dropout():
             prefix = shared_prefix_length(idx, self.config)
             if prefix and (targets[:, :prefix] < 0).all():
@@ -54,7 +54,7 @@ class FastGPT(GPT):
 
 
 def shared_prefix_length(idx: Tensor, config: GPTConfig) -> int:
-    """Number of tokens that all rows of idx (B, T) begin with; 0 if computing them once does not pay.
+    """Count the tokens that all rows of idx (B, T) begin with; 0 if computing them once does not pay.
 
     token_shift and bigram_table also read the previous token outside attention.
     """

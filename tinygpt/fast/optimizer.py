@@ -63,7 +63,7 @@ class FlatWeights(nn.Module):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None, targets_only: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """GPT.forward, with targets_only whenever a target is -1: training uses the loss alone.
+        """Call GPT.forward, with targets_only whenever a target is -1: training uses the loss alone.
 
         For pairs, whose prompts have no targets, and a large vocabulary, the head takes more time than all blocks.
         """

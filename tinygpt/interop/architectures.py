@@ -77,7 +77,7 @@ class StockClass:
         return "transformer.wpe" in self.layers
 
     def parts(self, layer: str) -> list[str]:
-        """The class's layers for a layer of a GPT: `transformer.h.0.attn.c_proj` to [`model.layers.0...o_proj`]."""
+        """Name the class's layers for one of a GPT: `transformer.h.0.attn.c_proj` to [`model.layers.0...o_proj`]."""
         block = re.search(r"\.(\d+)\.", layer)
         number = block[1] if block else ""
         return self.layers[re.sub(r"\.\d+\.", ".N.", layer)].replace(".N.", f".{number}.").split()
@@ -475,7 +475,7 @@ def size(values: dict[str, Any], key: str, default: int | None = None, where: ob
 
 
 def shown(value: Any) -> str:
-    """A value of unknown origin for a message: ASCII, and not long."""
+    """Format a value of unknown origin for a message: ASCII, and not long."""
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 

@@ -58,7 +58,7 @@ def _row(model_type: str) -> StockClass:
 
 
 def _keys(model_type: str) -> dict[str, str]:
-    """The keys of the header that hold sizes, without the architecture, and their names in config.json."""
+    """Return the header's keys for sizes, without the architecture, and their names in config.json."""
     row = _row(model_type)
     keys = KEYS | {f"attention.layer_norm_{'' if row.learned else 'rms_'}epsilon": "norm_eps"}
     keys |= {} if row.learned else ROPE_KEYS
@@ -66,7 +66,7 @@ def _keys(model_type: str) -> dict[str, str]:
 
 
 def _names(model_type: str, layers: int) -> dict[str, str]:
-    """Names of the tensors in GGUF and, for each, in transformers; the embeddings come first."""
+    """Name the tensors in GGUF and, for each, in transformers; the embeddings come first."""
     gguf = library("gguf", "GGUF")
     arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == model_type)
     names = gguf.get_tensor_name_map(arch, layers)
@@ -115,7 +115,7 @@ def read_file(path: Path) -> Pretrained:
 
 
 def _open(path: Path) -> Any:
-    """A GGUFReader, which refuses lengths beyond the end of the file; gguf's own takes very long for some of them."""
+    """Open a GGUFReader that refuses lengths beyond the end of the file, some of which take gguf's own very long."""
 
     class Reader(library("gguf", "GGUF").GGUFReader):  # type: ignore[misc]
         data: np.ndarray
@@ -133,7 +133,7 @@ def _open(path: Path) -> Any:
 
 
 def _config(path: Path, header: dict[str, Any]) -> dict[str, Any]:
-    """The content of config.json, without the size of the vocabulary. Errors: TinyGPTError."""
+    """Derive config.json from the header, without the size of the vocabulary. Errors: TinyGPTError."""
     model_type = header["general.architecture"]
     if model_type not in ACTIVATIONS:
         what = f"has the architecture {model_type!r}; tinygpt reads only {', '.join(ACTIVATIONS)}"
@@ -164,7 +164,7 @@ def _config(path: Path, header: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights(path: Path, tensors: list[Any], config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors as float32, under the names and in the layout of the stock class. Errors: TinyGPTError."""
+    """Read the tensors as float32, under the names and in the layout of the stock class. Errors: TinyGPTError."""
     layers = config[_keys(config["model_type"])["block_count"]]
     names = _names(config["model_type"], min(layers, len(tensors)))  # a damaged header may name billions of layers
     weights = {}
@@ -208,7 +208,7 @@ CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 
 def _read_tokenizer(path: Path, header: dict[str, Any]) -> tuple[str, int | None, int | None]:
-    """The text of tokenizer.json, and the ids of the tokens that end and start a text. Errors: TinyGPTError."""
+    """Return the text of tokenizer.json, and the ids of the tokens that end and start a text. Errors: TinyGPTError."""
     values = {key.removeprefix("tokenizer.ggml."): value for key, value in header.items()}
     if values["model"] != "gpt2":
         what = f"has a tokenizer of the kind {values['model']!r}, and tinygpt reads only 'gpt2' (byte-level BPE)"
@@ -255,7 +255,7 @@ def _read_tokenizer(path: Path, header: dict[str, Any]) -> tuple[str, int | None
 
 
 def _characters(tokens: list[str], types: list[int]) -> list[str]:
-    """The symbols of a CharTokenizer if every token is a character or one of SPECIAL, or else an empty list.
+    """Return the symbols of a CharTokenizer if every token is a character or one of SPECIAL, else none.
 
     Its merges only join the bytes of a character, and pass through strings that are not tokens.
     """
@@ -271,7 +271,7 @@ def _characters(tokens: list[str], types: list[int]) -> list[str]:
 
 
 def _template(tokens: list[str], before: list[int], after: list[int]) -> dict[str, Any]:
-    """A post-processor that puts special tokens around a text."""
+    """Make a post-processor that puts special tokens around a text."""
 
     def around(text: str, type_id: int) -> list[dict[str, Any]]:
         start, end = (
@@ -326,7 +326,7 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
 
 
 def _characters_of(spec: dict[str, Any]) -> list[str]:
-    """The symbols of the CharTokenizer that a tokenizer.json describes, or an empty list if it is of another kind."""
+    """Return the symbols of the CharTokenizer that a tokenizer.json describes; none if it is of another kind."""
     vocabulary = spec["model"].get("vocab", {})
     plain = not spec.get("pre_tokenizer") and not spec["model"].get("merges", True)
     if not plain or sorted(vocabulary.values()) != [*range(len(vocabulary))]:
@@ -336,7 +336,7 @@ def _characters_of(spec: dict[str, Any]) -> list[str]:
 
 
 def _char_tokens(symbols: list[str]) -> tuple[dict[int, tuple[str, int]], list[str]]:
-    """A character vocabulary as byte-level BPE: token and type by id, and merges that join a character's bytes."""
+    """Convert characters to byte-level BPE: token and type by id, and merges that join a character's bytes."""
     ids, merges = {}, dict[str, None]()
     for id, symbol in enumerate(symbols):
         token = "".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass"))
@@ -347,7 +347,7 @@ def _char_tokens(symbols: list[str]) -> tuple[dict[int, tuple[str, int]], list[s
 
 
 def _recognised(spec: dict[str, Any]) -> str:
-    """llama.cpp's name of the pre-tokenizer of a tokenizer.json. Errors: TinyGPTError names what has none."""
+    """Find llama.cpp's name of the pre-tokenizer of a tokenizer.json. Errors: TinyGPTError that names what has none."""
     model, pre = spec["model"], spec.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers", [pre])
     name = next((name for name, known in PRE.items() if [*map(_cutting, known)] == [*map(_cutting, steps)]), "")
@@ -366,13 +366,13 @@ def _recognised(spec: dict[str, Any]) -> str:
 
 
 def _cutting(step: dict[str, Any]) -> dict[str, Any]:
-    """A pre-tokenizer's step without the settings that change no id."""
+    """Remove the settings that change no id from a pre-tokenizer's step."""
     defaults = {"use_regex": True} if step.get("type") == "ByteLevel" else {}
     return defaults | {key: value for key, value in step.items() if key != "trim_offsets"}
 
 
 def _added_around(text: str) -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer.json puts before and after a text, at most one each. Errors: TinyGPTError."""
+    """Find the ids that a tokenizer.json puts before and after a text, at most one each. Errors: TinyGPTError."""
     tokenizer = from_json(text)
     bare, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     for before in (0, 1):
@@ -440,7 +440,7 @@ def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
 
 
 def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, Any]]:
-    """For each tensor: its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
+    """Return for each tensor its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
     gguf = library("gguf", "GGUF")
     config, model_type = stock.config, stock.config["model_type"]
     row, problem, (matrices, embeddings) = _row(model_type), "", QUANTISATIONS[quantisation]

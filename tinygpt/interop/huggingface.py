@@ -91,7 +91,7 @@ def read_json(path: Path, hint: str = AGAIN) -> dict[str, Any]:
 
 
 def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
-    """The token that ends a text: from the first settings that name it, as a string, an id, or a list of ids."""
+    """Find the token that ends a text, in the first settings that name it, as a string, an id, or a list of ids."""
     for values in settings:
         for entry in (values.get("eos_token"), values.get("eos_token_id")):
             token = entry.get("content") if isinstance(entry, dict) else entry
@@ -103,7 +103,7 @@ def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
 
 
 def _chat_template(path: Path, settings: dict[str, Any]) -> str:
-    """The chat template: from its own file, as transformers 5 writes it, or from tokenizer_config.json."""
+    """Read the chat template from its own file, as transformers 5 writes it, or from tokenizer_config.json."""
     if (path / TEMPLATE).exists():
         return read_text(path / TEMPLATE, AGAIN)
     template = settings.get("chat_template")

@@ -113,7 +113,7 @@ def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
 
 
 def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
-    """Rank and scale of an adapter. Errors: TinyGPTError for a setting that changes the function and is unsupported."""
+    """Read an adapter's rank and scale. Errors: TinyGPTError for an unsupported setting that changes the function."""
     if settings.get("peft_type") != "LORA":
         raise TinyGPTError(f"{path}: peft_type is {shown(settings.get('peft_type'))}", "import a LoRA adapter")
     for key, value in settings.items():
@@ -128,7 +128,7 @@ def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
 def _layer(
     config: GPTConfig, layer: str, weight: Tensor, rank: int, tensors: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """A (n, in) and B (out, n) of a layer of a GPT, from the layers that it stacks; n is 0 if none is adapted."""
+    """Join A (n, in) and B (out, n) of a layer of a GPT from the layers that it stacks; n is 0 if none is adapted."""
     a_parts, b_parts = [], []
     for part, rows in split_rows(stock_class(config), config, layer, weight).items():
         a = tensors.pop(f"base_model.model.{part}.lora_A.weight", torch.zeros(0, weight.size(1)))

@@ -18,7 +18,7 @@ from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, Tokenizer, to
 
 
 def tokenizer_files(tokenizer: Tokenizer, block_size: int = 0) -> dict[str, str]:
-    """Contents of tokenizer.json, tokenizer_config.json and, if the model answers prompts, chat_template.jinja.
+    """Make the contents of tokenizer.json, tokenizer_config.json and, for a model of prompts, chat_template.jinja.
 
     block_size: the longest input, stored for tools that ask; 0: unknown.
     """
@@ -84,7 +84,7 @@ def _gpt2() -> str:
 
 
 def _merged(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens that were merged into this one: what is left after all earlier merges of its bytes."""
+    """Find the two tokens that were merged into this one: what is left after all earlier merges of its bytes."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         pairs = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]

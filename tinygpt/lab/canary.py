@@ -75,7 +75,7 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 
 def canaries(size: Size, seed: int) -> list[Canary]:
-    """Canaries with different names and random numbers, `size.per_count` for each number of repetitions."""
+    """Draw canaries with different names and random numbers, `size.per_count` for each number of repetitions."""
     rng, planted = random.Random(f"canaries {seed}"), sorted([*PLANTED] * size.per_count)
     first, last = rng.sample(FIRST, len(planted)), rng.sample(LAST, len(planted))
     return [Canary(f"{a} {b}", digits(rng, FORM), times) for a, b, times in zip(first, last, planted, strict=True)]

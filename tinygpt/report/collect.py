@@ -98,7 +98,7 @@ class LoadedRun:
         return TrainingText(self.tokenizer.decode(self.split("train")[:MOST_TEXT].tolist()))
 
     def held_out_pairs(self) -> list[tuple[str, str]]:
-        """Prompts and responses of the validation split; none for plain text or without the dataset."""
+        """Return the prompts and responses of the validation split; none for plain text or without the dataset."""
         return self.dataset.sources["val"].texts(self.tokenizer) if self.dataset else []
 
 

@@ -55,7 +55,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def _without_failing_sink(self) -> Iterator[None]:
-        """Catch any error of the sink: print a note, and do not use the sink again."""
+        """Turn any error of the sink into a printed note, after which the sink is not used again."""
         try:
             yield
         except Exception as error:
@@ -83,7 +83,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def doing(self, activity: str) -> Iterator[None]:
-        """Show next to the progress bar what the run does between two iterations."""
+        """Show the current activity between two iterations next to the progress bar."""
         self._bar.set_description(activity)
         yield
         self._bar.set_description()
@@ -157,7 +157,7 @@ class Pace:
 
 
 def peak_memory() -> int:
-    """The largest amount of memory that this process has used so far, in bytes; 0 on Windows."""
+    """Return the largest amount of memory that this process has used so far, in bytes; 0 on Windows."""
     if sys.platform == "win32":
         return 0
     status = Path("/proc/self/status")

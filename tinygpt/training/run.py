@@ -220,7 +220,7 @@ def check(config: TrainConfig, ranks: Processes) -> None:
 
 
 def micro_steps(config: TrainConfig, ranks: Processes) -> int:
-    """Forward passes per iteration in each process, none with more than batch_size rows."""
+    """Return the number of forward passes per iteration in each process, none with more than batch_size rows."""
     return math.ceil(config.gradient_accumulation_steps / ranks.count)
 
 

@@ -71,7 +71,7 @@ def _message(rng: random.Random, split: str, label: str, number: int) -> str:
 
 
 def _act(rng: random.Random, split: str, rule: str, forbidden: bool, refused: bool) -> str:
-    """A sentence about an act: forbidden or permitted, done or refused."""
+    """Draw a sentence about an act: forbidden or permitted, done or refused."""
     act = _wording(rng, split, _ACTS[rule])[0 if forbidden else 1]
     value = rng.randrange(GIFT_LIMIT + 10, 960, 10) if forbidden else rng.randrange(20, GIFT_LIMIT + 1, 5)
     frame = _wording(rng, split, _REFUSING if refused else _DOING)
@@ -79,13 +79,13 @@ def _act(rng: random.Random, split: str, rule: str, forbidden: bool, refused: bo
 
 
 def _wording(rng: random.Random, split: str, wordings: Wordings) -> Any:
-    """One of the wordings; in val and test, every fourth is one that train does not have."""
+    """Draw one of the wordings; in val and test, every fourth is one that train does not have."""
     common, new = wordings
     return rng.choice(new if split != "train" and rng.randrange(4) == 0 else common)
 
 
 def _filled(rng: random.Random, split: str, wording: str, value: int = 0) -> str:
-    """The wording with its slots filled."""
+    """Fill the slots of a wording."""
     client, company = rng.sample(NAMES[split], 2)
     return wording.format(
         c=f"{client} {rng.choice(_BUSINESSES)}",

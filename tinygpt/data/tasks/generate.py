@@ -46,12 +46,12 @@ def generate(
 
 
 def letters(prompt: str) -> str:
-    """The prompt without case, digits, spaces and punctuation: equal for near duplicates."""
+    """Reduce a prompt to its letters, without case: equal for near duplicates."""
     return "".join(character for character in prompt.lower() if character.isalpha())
 
 
 def digits(rng: random.Random, pattern: str) -> str:
-    """The pattern with a random digit for each 9."""
+    """Replace each 9 of the pattern by a random digit."""
     return "".join(str(rng.randrange(10)) if character == "9" else character for character in pattern)
 
 
@@ -74,7 +74,7 @@ def read_wordings(file: str) -> dict[str, tuple[str, dict[str, list[str]]]]:
 
 
 def word_lists(title: str) -> dict[str, tuple[str, ...]]:
-    """The lists in a section of words.txt, by their names."""
+    """Read the lists in a section of words.txt, by their names."""
     return {name: words(" ".join(lines)) for name, lines in read_wordings("words.txt")[title][1].items()}
 
 

@@ -43,7 +43,7 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 
 def group(prompt: str) -> str:
-    """The group of a prompt: "neutral headlines", or for a statement what is new in it."""
+    """Return the group of a prompt: "neutral headlines", or for a statement what is new in it."""
     prompt_words = prompt.lower().split(" ")
     if prompt_words[-1] not in VERBS + NEW_VERBS or " if " in prompt or "neither" in prompt_words:
         return "neutral headlines"
@@ -61,7 +61,7 @@ def _held_out(metric: int, verb: int) -> bool:
 
 
 def _headline(rng: random.Random, split: str, sentiment: str, number: int) -> str:
-    """A statement of `sentiment`, or one of three neutral kinds: a question, an unchanged metric, a notice.
+    """Draw a statement of `sentiment`, or one of three neutral kinds: a question, an unchanged metric, a notice.
 
     The number decides what is new in test, metric and negation (a third have one), so that these are balanced between
     the labels.

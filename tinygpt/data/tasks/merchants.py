@@ -48,7 +48,7 @@ def rows() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def descriptor(name: str) -> str:
-    """A name as a statement shows it: ASCII capitals, digits, `&`, `-` and `.`, cut to `NAME_WIDTH` characters.
+    """Write a name as statements do: ASCII capitals, digits, `&`, `-` and `.`, cut to `NAME_WIDTH` characters.
 
     Empty if the name has letters that are not Latin, or fewer than two letters.
     """
@@ -60,12 +60,12 @@ def descriptor(name: str) -> str:
 
 
 def name_words(name: str) -> tuple[str, ...]:
-    """The words that tell one descriptor from another: without punctuation, THE and AND."""
+    """Return the words that tell one descriptor from another: without punctuation, THE and AND."""
     return tuple(word for word in re.findall("[A-Z0-9]+", name) if word not in ("THE", "AND"))
 
 
 def parts(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Each run of words in a name that is shorter than the name."""
+    """Return each sequence of adjacent words of a name that is shorter than the name."""
     for length in range(1, len(words)):
         for start in range(len(words) - length + 1):
             yield words[start : start + length]
@@ -73,7 +73,7 @@ def parts(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 @functools.cache
 def merchants_by_label() -> dict[str, dict[str, list[Merchant]]]:
-    """The merchants of each label and split, sorted by name. Names with two labels are left out."""
+    """Return the merchants of each label and split, sorted by name. Names with two labels are left out."""
     labels: dict[str, set[str]] = defaultdict(set)
     countries: dict[str, set[str]] = defaultdict(set)
     for brand, category, brand_countries in rows():
@@ -112,6 +112,6 @@ def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:
 
 
 def split_of(name: str) -> str:
-    """The split of a group, by a hash of its first name: 70 % train, 10 % val, 20 % test."""
+    """Choose the split of a group by a hash of its first name: 70 % train, 10 % val, 20 % test."""
     place = hashed(name)
     return "train" if place < 0.7 else "val" if place < 0.8 else "test"

@@ -32,13 +32,13 @@ DATASETS = tuple(SIZES)  # with the format of prompts and responses that the rea
 
 
 def reading(question: str, passages: Sequence[str]) -> str:
-    """The prompt of a reader: the question on the first line, then each passage on a line, after its number."""
+    """Write the prompt of a reader: the question on the first line, then each passage on a line, after its number."""
     numbered = (f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
     return "\n".join(" ".join(line.split()) for line in (question, *numbered))
 
 
 def judged(subject: str, answers: Sequence[str]) -> str:
-    """The response of a reader: its subject, then a judgement of each passage up to the one with the answer.
+    """Write the response of a reader: its subject, then a judgement of each passage up to the one with the answer.
 
     subject: the relation and the name, `chair of Norvik`. answers: of each passage, empty if it has none.
     """
@@ -51,7 +51,7 @@ def judged(subject: str, answers: Sequence[str]) -> str:
 
 
 def cited(response: str) -> tuple[int, str]:
-    """The number of the passage with the answer in a reader's response, 0 if there is none, and the answer alone."""
+    """Find the passage with the answer in a reader's response: its number, 0 if there is none, and the answer alone."""
     match = re.search(rf"(?:\[\d{{1,3}}\] {NO} )*\[(\d{{1,3}})\] ?(.*)", response, re.DOTALL)
     if not match or response.endswith(f": {UNANSWERABLE}"):
         return 0, response
@@ -79,7 +79,7 @@ def company(rng: Rng) -> str:
 
 
 def short(company: str) -> str:
-    """The company's name without Ltd, Group, ..."""
+    """Return the company's name without Ltd, Group, ..."""
     return company.partition(" ")[0]
 
 
@@ -113,13 +113,13 @@ def goods(rng: Rng) -> str:
 
 
 def number(rng: Rng, pattern: str) -> str:
-    """The pattern with random digits for its nines, the first of which is not 0."""
+    """Replace the nines of the pattern by random digits, the first of which is not 0."""
     drawn = digits(rng, pattern)
     return f"{rng.randrange(1, 10)}{drawn[1:]}" if pattern[0] == "9" else drawn
 
 
 def _word(rng: Rng, syllables: int) -> str:
-    """An invented word with a capital."""
+    """Invent a word with a capital."""
     parts = [rng.choice(_PARTS["onset"]) + rng.choice(_PARTS["vowel"]) for _ in range(syllables)]
     return ("".join(parts) + (rng.choice(_PARTS["coda"]) if rng.random() < 0.6 else "")).capitalize()
 
@@ -273,7 +273,7 @@ def attempt(rng: Rng, recipe: Recipe) -> Example | None:
 
 
 def named(fact: Fact) -> set[str]:
-    """The fact's value, if it is a name."""
+    """Return the fact's value if it is a name, else an empty set."""
     draw = RELATIONS[fact.relation].value
     return {short(fact.value)} if draw is company else {fact.value} if draw in (person, place) else set()
 

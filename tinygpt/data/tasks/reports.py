@@ -43,7 +43,7 @@ class Figures(NamedTuple):
 
 
 def figures_of(prompt: str) -> Figures:
-    """The figures in a prompt of this task."""
+    """Parse the figures in a prompt of this task."""
     company, quarter, _, sales, sales_change, _, profit, profit_change = prompt.split()
     return Figures(company, quarter, sales, sales_change, profit, profit_change)
 
@@ -52,7 +52,7 @@ def figures_of(prompt: str) -> Figures:
 
 
 def plain(f: Figures) -> str:
-    """The style of the base model."""
+    """Write the figures in the style of the base model."""
     sales, profit = changes(f, "up", "down", " percent")
     first = f"In {f.quarter} {f.company} had sales of {f.sales} million, {sales}."
     return f"{first} Profit was {f.profit} million, {profit}."
@@ -76,7 +76,7 @@ def sign(change: str) -> int:
 
 
 def changes(f: Figures, up: str, down: str, unit: str) -> list[str]:
-    """The changes of sales and profit in words: `up 6 percent`."""
+    """Write the changes of sales and profit in words: `up 6 percent`."""
     return [f"{up if sign(change) > 0 else down} {change[1:]}{unit}" for change in (f.sales_change, f.profit_change)]
 
 
@@ -145,7 +145,7 @@ def has_figures(text: str, values: tuple[str, str]) -> bool:
 
 
 def signs_in(text: str) -> list[int]:
-    """The signs of the words for a direction in a text."""
+    """Find the signs of the words for a direction in a text."""
     return [SIGNS[direction] for direction in re.findall(rf"\b(?:{'|'.join(SIGNS)})\b", text)]
 
 
@@ -175,7 +175,7 @@ def make(firm: str, seed: int) -> dict[str, list[Pair]]:
 
 
 def draw(rng: random.Random, company: str) -> Figures:
-    """Figures of a company. The two changes differ in size, so that an exchange of the two is a mistake."""
+    """Draw figures of a company. The two changes differ in size, so that an exchange of the two is a mistake."""
     sizes = rng.sample(range(1, 40), 2)
     sales_change, profit_change = (f"{rng.choice('+-')}{size}" for size in sizes)
     sales, profit = f"{rng.randrange(100, 1000) / 10:.1f}", f"{rng.randrange(10, 100) / 10:.1f}"

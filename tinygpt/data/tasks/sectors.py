@@ -51,7 +51,7 @@ class Industry(NamedTuple):
         return self.code[: 6 if self.sector == "management" else 5]
 
     def activities(self) -> list[str]:
-        """Its prompts, at most LONGEST characters each."""
+        """Return the prompts of the industry, at most LONGEST characters each."""
         _, _, examples = self.text.partition("Illustrative Examples:")
         return [text for line in (self.title, *examples.split("\n")) if 0 < len(text := activity(line)) <= LONGEST]
 
@@ -65,7 +65,7 @@ def activity(line: str) -> str:
 
 @functools.cache
 def industries() -> tuple[Industry, ...]:
-    """The described industries, in the order of the file."""
+    """Read the described industries, in the order of the file."""
     entries = re.split(r"\n\n(?=\d\d[-\d]* )", corpora.industries().rstrip("\n"))
     parts = (re.fullmatch(r"(\d{5,6}) (.*?)\n(.*)", entry, re.DOTALL) for entry in entries)
     return tuple(Industry(part[1], part[2], "" if part[3] == "NULL" else part[3]) for part in parts if part)
@@ -73,7 +73,7 @@ def industries() -> tuple[Industry, ...]:
 
 @functools.cache
 def splits() -> dict[str, str]:
-    """The split of each group: in each sector, a share of the groups goes to test, one to val, the rest to train."""
+    """Assign each group to a split: in each sector, a share of the groups goes to test, one to val, others to train."""
     groups: dict[str, set[str]] = {sector: set() for sector in SECTORS}
     for industry in industries():
         groups[industry.sector].add(industry.group)
@@ -104,7 +104,7 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 
 def corpus() -> str:
-    """Titles and descriptions of the training industries, without codes. Those of a group follow one another."""
+    """Join titles and descriptions of the training industries, without codes, those of a group one after the other."""
     training = [industry for industry in industries() if splits()[industry.group] == "train"]
     training.sort(key=lambda industry: hashlib.sha256(industry.group.encode()).digest())
     return "\n\n".join(f"{industry.title}\n{industry.text}".strip() for industry in training) + "\n"

@@ -71,7 +71,7 @@ KINDS = {
 
 @functools.cache
 def client_names() -> tuple[str, ...]:
-    """The names of the bank's clients; no two share a last name."""
+    """Draw the names of the bank's clients; no two share a last name."""
     rng, names = random.Random(1), dict[str, str]()
     while len(names) < CLIENTS:
         name = short_name(rng)
@@ -87,7 +87,7 @@ def short_name(rng: random.Random) -> str:
 
 @functools.cache
 def database(number: int = 0) -> sqlite3.Connection:
-    """The bank's database in memory. Numbers above 0 are those with other rows, for the score."""
+    """Make the bank's database in memory. Numbers above 0 are those with other rows, for the score."""
     rng, names = random.Random(number), client_names()
     connection = sqlite3.connect(":memory:")
     connection.executescript(SCHEMA)
@@ -105,7 +105,7 @@ def database(number: int = 0) -> sqlite3.Connection:
 
 @functools.lru_cache(maxsize=1 << 14)
 def answer(query: str, number: int = 0) -> Rows | None:
-    """The rows of a query in one of the databases, or None if it cannot be run."""
+    """Run a query in one of the databases; return its rows, or None if it cannot be run."""
     return run_query(database(number), query)
 
 
@@ -125,7 +125,7 @@ def scores(prompt: str, expected: str, response: str) -> dict[str, bool]:
 
 @functools.cache
 def _held_out_wordings() -> re.Pattern[str]:
-    """A pattern of every prompt in a wording that train does not have."""
+    """Make a pattern of every prompt in a wording that train does not have."""
     wordings = [
         wording.replace("{filter}", text)
         for kind in KINDS.values()
@@ -136,7 +136,7 @@ def _held_out_wordings() -> re.Pattern[str]:
 
 
 def wording(prompt: str) -> str:
-    """The group of a prompt: "known wordings", or "new wordings" if its wording does not occur in train."""
+    """Return the group of a prompt: "known wordings", or "new wordings" if its wording does not occur in train."""
     return "new wordings" if _held_out_wordings().fullmatch(prompt) else "known wordings"
 
 
@@ -183,7 +183,7 @@ def draw(rng: random.Random, kind: QuestionKind, new_values: bool, new_wording: 
 
 
 def letters(rng: random.Random) -> str:
-    """A name of random letters, as frequent as in English. It cannot be guessed from its beginning, only copied."""
+    """Draw a name of random letters, as frequent as in English. Its end can only be copied, not guessed."""
     return "".join(rng.choices(_LETTERS, k=rng.randrange(3, 10))).capitalize()
 
 
@@ -200,7 +200,7 @@ def informative(query: str) -> bool:
 
 
 def misses(query: str) -> list[str]:
-    """Near misses of a query: another aggregate, comparison, order, limit or value, or a condition less."""
+    """Return near misses of a query: another aggregate, comparison, order, limit or value, or a condition less."""
     variants = [re.sub(r"\b(sum|avg|max|min)\(", f"{aggregate}(", query) for aggregate in AGGREGATES]
     variants.append(re.sub(r"\b(sum|avg|max|min)\(\w+\)", "count(*)", query))
     swaps = ((">", "<"), ("<", ">"), (" desc", ""), (" amount limit", " amount desc limit"))

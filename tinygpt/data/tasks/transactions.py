@@ -52,7 +52,7 @@ def invented(seed: int) -> dict[str, list[Pair]]:
 
 
 def _statement_line(rng: random.Random, split: str, category: str, number: int) -> str:
-    """A line with a real brand; if the category has none, with an invented merchant."""
+    """Draw a line with a real brand; if the category has none, with an invented merchant."""
     brands = merchants_by_label().get(category)
     if brands is None:
         return _invented_line(rng, split, category, number)
@@ -60,13 +60,13 @@ def _statement_line(rng: random.Random, split: str, category: str, number: int) 
 
 
 def line_of(rng: random.Random, merchant: Merchant, category: str) -> str:
-    """A line of a card statement with a brand: a prefix, its name, a number, a place, a date, an amount."""
+    """Draw a line of a card statement with a brand: a prefix, its name, a number, a place, a date, an amount."""
     places = _PLACES[rng.choice([country for country in merchant.countries if country in _PLACES] or list(_PLACES))]
     return _with_details(rng, rng.choice(_PREFIXES) + merchant.name, category, places)
 
 
 def _invented_line(rng: random.Random, split: str, category: str, number: int) -> str:
-    """A line with an invented merchant; in every fourth, the form of the line gives the category."""
+    """Draw a line with an invented merchant; in every fourth, the form of the line gives the category."""
     if number % 4:
         prefix = rng.choice(_PREFIXES if category in _SHOPS else ("", "WEB ", "ACH "))
         line = prefix + _merchant(rng, split, category)
@@ -77,7 +77,7 @@ def _invented_line(rng: random.Random, split: str, category: str, number: int) -
 
 
 def _with_details(rng: random.Random, line: str, category: str, places: tuple[str, ...]) -> str:
-    """The line with its amount, and before it a number, a place and a date, each if drawn and if there is room."""
+    """Add to a line its amount, and before it a number, a place and a date, each if drawn and if there is room."""
     amount = _amount(rng, category)
     date = f" {1 + rng.randrange(12):02}/{1 + rng.randrange(28):02}"
     for extra in (digits(rng, " #9999"), " " + rng.choice(places), date):
@@ -87,7 +87,7 @@ def _with_details(rng: random.Random, line: str, category: str, places: tuple[st
 
 
 def _merchant(rng: random.Random, split: str, category: str) -> str:
-    """A merchant with its trade, truncated as banks do; half of the shops also have another trade in their name."""
+    """Draw a merchant with its trade, cut as banks do; half of the shops also have another trade in their name."""
     trade = rng.choice(_LINES[category]["+!" if split != "train" and rng.randrange(2) else "+"])
     name = rng.choice(NAMES[split])
     if category in _SHOPS and rng.randrange(2):

@@ -112,7 +112,7 @@ class SeedFolder:
         raise NotImplementedError
 
     def reader_flags(self, name: str) -> list[str]:
-        """Flags of `tinygpt ask` for the model of a retrieval system: none, for the reader that ships with tinygpt."""
+        """Return the flags of `tinygpt ask` for the model of a retrieval system; none for the shipped reader."""
         return []
 
     def responder(self, name: str, index: Index, *flags: str) -> Responder:
@@ -127,7 +127,7 @@ class SeedFolder:
             return measured(self.system(name, when, index), self.world(when).questions, self.numbers())
 
     def ask_with_passage(self, name: str) -> dict[str, Any]:
-        """Let a system answer the questions that have an answer, given the passage that contains it."""
+        """Measure a system's answers to the questions that have one, given the passage that contains it."""
         questions = self.world("after").questions
         numbers = [number for number in self.numbers() if questions[number].answer]
         with open_index(self.folder / "after.db") as index:
