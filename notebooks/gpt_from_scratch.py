@@ -73,7 +73,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from IPython.display import HTML, display
 
-from tinygpt.data.corpora import industries, tiny_shakespeare
+from tinygpt.data.corpora import industry_descriptions, tiny_shakespeare
 
 started = time.time()
 torch.set_num_threads(max(1, min(8, torch.get_num_threads())))
@@ -86,7 +86,7 @@ plt.rcParams["axes.prop_cycle"] = plt.cycler(color=colours)
 load_text, line, phrase, start, SEPARATOR = {
     "shakespeare": (tiny_shakespeare, "Speak, I charge thee, speak!", "speak, speak", "ROMEO:\nWhat, shall I h", "$"),
     "naics": (
-        industries,
+        industry_descriptions,
         "fish markets and meat markets",
         "fish markets",
         "This industry comprises establishments primarily engaged in ",

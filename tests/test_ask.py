@@ -26,7 +26,7 @@ from test_pairs import json_lines
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tasks.generate import words
-from tinygpt.data.tasks.reader import UNANSWERABLE, reading
+from tinygpt.data.tasks.reader import UNANSWERABLE, reader_prompt
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.retrieve.answer import INSTRUCTION, Reader, normalised, occurrence, shortened
@@ -63,7 +63,8 @@ def examples(count: int = 900) -> list[dict[str, str]]:
         passages = [" ".join([rest] * before + [fact] + [rest] * after)]
         for _ in range(draw.randrange(3)):
             passages.append(f"The {draw.choice(THINGS)} of {draw.choice(NAMES)} is {draw.choice([*COLOURS, 'old'])}.")
-        made[reading(f"Which colour is the {thing} of {name}?", passages)] = f"[1] {colour}" if known else UNANSWERABLE
+        prompt = reader_prompt(f"Which colour is the {thing} of {name}?", passages)
+        made[prompt] = f"[1] {colour}" if known else UNANSWERABLE
     return [{"prompt": prompt, "response": response} for prompt, response in made.items()]
 
 
@@ -209,7 +210,7 @@ def test_the_probability_is_the_product_over_the_answers_tokens_and_its_end(aske
     """Compared with the softmax of one forward pass over the complete example."""
     answering, passage = reader(asked), "The car of Emil is red. Nobody knows why."
     answer = "[1] red"
-    ids = answering.tokenizer.encode_pair(reading(EMIL, [passage]), answer).astype(np.int64)
+    ids = answering.tokenizer.encode_pair(reader_prompt(EMIL, [passage]), answer).astype(np.int64)
     logits = answering.model(torch.from_numpy(ids)[None])[0][0].log_softmax(-1)
     end = len(answer) + 1
     expected = sum(logits[at - 1, ids[at]].item() for at in range(len(ids) - end, len(ids)))
@@ -342,7 +343,7 @@ def test_passages_fill_the_context_in_their_order(untrained: Path) -> None:
     read = answering.fitted(EMIL, texts)
     assert read[0] == texts[0][1] and not read[-1]
     assert len(answering.ids(EMIL, list(filter(None, read)))) + answering.room <= 256
-    assert answering.not_read(texts, read) == "the model's context has 256 tokens: passages 6, 7, 8 left out"
+    assert answering.unread_note(texts, read) == "the model's context has 256 tokens: passages 6, 7, 8 left out"
 
 
 def test_the_relevance_looks_for_the_words_that_the_search_looks_for(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt.evaluate import baselines
-from tinygpt.evaluate.baselines import left_out, ngram_baselines
+from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
 
 ALL = slice(None)
 MEMORY = 1 << 30  # bytes that a child process may grow by, the mapped pages of its files included
@@ -100,11 +100,11 @@ def test_beyond_the_limits_the_first_tokens_are_used(monkeypatch: pytest.MonkeyP
     ids = np.array(train, dtype="<u2"), np.array(val, dtype="<u2")
     expected = pytest.approx(Reference(train[:2000], 65).losses(val[:101]), rel=0, abs=1e-12)
     assert ngram_baselines(*ids, 65) == ngram_baselines(*ids, 65, np.arange(999)) == expected
-    assert left_out(2000, 100) == ""
+    assert omissions_note(2000, 100) == ""
     note = "to limit their memory, the n-gram baselines are "
-    assert left_out(2001, 100) == note + "counted on the first 2,000 of 2,001 training tokens"
-    assert left_out(2000, 101) == note + "measured on the first 100 of 101 validation tokens"
-    assert left_out(3000, 999) == note + (
+    assert omissions_note(2001, 100) == note + "counted on the first 2,000 of 2,001 training tokens"
+    assert omissions_note(2000, 101) == note + "measured on the first 100 of 101 validation tokens"
+    assert omissions_note(3000, 999) == note + (
         "counted on the first 2,000 of 3,000 training tokens and measured on the first 100 of 999 validation tokens"
     )
 

@@ -362,7 +362,7 @@ def test_figures_of_eval_equal_scikit_learns(own: Path, split: str) -> None:
     dataset = Dataset(str(own / "data"), "mine")
     scores, truth = {}, {}
     for part in ("val", split):
-        examples = dataset.sources[part].texts(dataset.tokenizer)
+        examples = dataset.sources[part].examples(dataset.tokenizer)
         (own / f"{part}.txt").write_text("".join(f"{prompt}\n" for prompt, _ in examples))
         lines = cli_here("eval", "--task=mine", f"--predict={part}.txt", "--json", cwd=own).out.splitlines()
         scores[part] = np.array([json.loads(line)["probabilities"]["bad"] for line in lines])

@@ -19,7 +19,7 @@ from tinygpt.lab import domain
 from tinygpt.lab.domain import Case
 
 EXAMPLES = sectors.make(1337)
-TEXT = corpora.industries()
+TEXT = corpora.industry_descriptions()
 
 
 def prompt_of(line: str) -> str:

@@ -56,7 +56,7 @@ def one_by_one(model: GPT, ids: np.ndarray) -> list[float]:
 
 
 def whole_loss(model: GPT, ids: np.ndarray) -> float:
-    return mean_loss(model, TextRows(ids), TextRows(ids).every(8), CPU)
+    return mean_loss(model, TextRows(ids), TextRows(ids).all_rows(8), CPU)
 
 
 # ---- over a split -----------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_windows_cover_each_target_once(count: int, block_size: int, rows: int) 
     ids = np.arange(count, dtype="<u2")  # each token is its own position
     seen: list[int] = []
     source = TextRows(ids)
-    starts = source.every(block_size)
+    starts = source.all_rows(block_size)
     for at in range(0, len(starts), rows):
         x, y = source.rows(starts[at : at + rows], block_size)
         assert x.shape == y.shape and x.shape[0] <= rows and x.shape[1] == block_size
@@ -90,7 +90,7 @@ def test_windows_cover_each_target_once(count: int, block_size: int, rows: int) 
 def test_processes_share_the_work_without_loss_or_repetition() -> None:
     """The weighted mean over 3 processes' parts is the whole, an uneven share and the short window included."""
     model, ids = tiny(), tokens(60)
-    starts = TextRows(ids).every(8)
+    starts = TextRows(ids).all_rows(8)
     total = count = 0.0
     for rank in range(3):
         mine = starts[rank::3]
@@ -227,7 +227,7 @@ def test_a_token_of_a_response_in_characters_is_a_character(tmp_path: Path) -> N
 def test_a_sampled_loss_is_within_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Complete if that is cheap; else a sample whose error is bounded, of the same rows for every model."""
     model, source = tiny(), TextRows(tokens(8 * 3000))
-    rows = source.every(8)
+    rows = source.all_rows(8)
     exact, _ = loss_and_error(model, source, rows, CPU)
     complete = sampled_loss(model, source, CPU)
     assert (complete.loss, complete.rows, complete.of) == (exact, 3000, 3000)

@@ -171,11 +171,11 @@ def test_pairs_are_encoded_by_prepare_or_when_they_are_used(work: Path) -> None:
     )
     direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "colours")
     tokenizer = tokenizer_from_dict(load(work / "out-base").tokenizer, "out-base")
-    before = characters.sources["val"].texts(characters.tokenizer)
+    before = characters.sources["val"].examples(characters.tokenizer)
     assert characters.adopt_tokenizer(tokenizer)
     for split in ("train", "val", "test"):
         np.testing.assert_array_equal(direct.splits[split], characters.splits[split])
-    assert direct.sources["val"].texts(tokenizer) == before == characters.sources["val"].texts(tokenizer)
+    assert direct.sources["val"].examples(tokenizer) == before == characters.sources["val"].examples(tokenizer)
 
 
 def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
@@ -234,7 +234,7 @@ def test_bits_per_character_of_responses_count_the_characters_of_a_token(work: P
     ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--dataset=free", "--max_iters=1", "--out_dir=out-free")
     found = json.loads(ok(work, "eval", "--ckpt=out-free", "--dtype=float32", "--json").out)
     dataset = Dataset(str(work / "data"), "free")
-    responses = [response for _, response in dataset.sources["val"].texts(dataset.tokenizer)]
+    responses = [response for _, response in dataset.sources["val"].examples(dataset.tokenizer)]
     assert found["tokens"] == sum(len(dataset.tokenizer.encode(response)) + 1 for response in responses)
     characters = sum(len(response) + 1 for response in responses)
     assert characters > 1.5 * found["tokens"]
@@ -251,7 +251,7 @@ def test_the_loss_of_labels_is_per_token_of_the_model_s_tokenizer(work: Path) ->
     theirs = transformers.AutoModelForCausalLM.from_pretrained(work / "theirs").eval()
     fast = transformers.AutoTokenizer.from_pretrained(work / "theirs")
     dataset, losses, characters = Dataset(str(work / "data"), "colours"), list[float](), 0
-    for prompt, label in dataset.sources[found["split"]].texts(dataset.tokenizer):
+    for prompt, label in dataset.sources[found["split"]].examples(dataset.tokenizer):
         asked = [{"role": "user", "content": prompt}]
         idx = fast.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         answer = torch.tensor([[*fast(label)["input_ids"], fast.eos_token_id]])

@@ -181,7 +181,7 @@ def test_the_datasets_hold_the_right_answers_in_both_formats(added: Path) -> Non
     for name, step in (("plain", 1), ("reversed", -1)):
         dataset = Dataset(str(added / "seed-1/data"), name)
         for split in ("train", "val", "test"):
-            for prompt, response in dataset.sources[split].texts(dataset.tokenizer)[:500]:
+            for prompt, response in dataset.sources[split].examples(dataset.tokenizer)[:500]:
                 first, second = map(int, prompt.split("+"))
                 assert response[::step] == str(first + second)
 

@@ -109,7 +109,7 @@ def test_only_the_training_labels_are_wrong(quick: Path) -> None:
     known = {prompt: label for split in SPLITS.values() for prompt, label in split}
     for size, share in ((50, 0), (200, 0), (200, 20)):
         dataset = Dataset(str(quick / "out/data"), f"{size}-{share}-1")
-        texts = {split: rows.texts(dataset.tokenizer) for split, rows in dataset.sources.items()}
+        texts = {split: rows.examples(dataset.tokenizer) for split, rows in dataset.sources.items()}
         assert texts["val"] == SMALL["val"] and texts["test"] == SMALL["test"]
         assert len(texts["train"]) == size and not {prompt for prompt, _ in texts["train"]} & dict(SPLITS["val"]).keys()
         assert sum(known[prompt] != label for prompt, label in texts["train"]) == size * share / 100
@@ -122,7 +122,7 @@ def test_the_accuracies_are_those_of_eval_and_of_scikit_learn(quick: Path) -> No
     assert found["correct"]["model"] == pytest.approx(report["results"]["model"]["accuracy"])
     assert found["correct"]["model"] > 2 / 12  # the majority is 1 / 12
     dataset = Dataset(str(quick / "out/data"), "200-20-1")
-    train, test = (dataset.sources[split].texts(dataset.tokenizer) for split in ("train", "test"))
+    train, test = (dataset.sources[split].examples(dataset.tokenizer) for split in ("train", "test"))
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 5), sublinear_tf=True)
     fitted = LogisticRegression(C=100, max_iter=1000).fit(
         vectorizer.fit_transform(p for p, _ in train), [y for _, y in train]
@@ -286,8 +286,8 @@ def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(
     years, (folder, _) = drift.lines(1), drifted
     for way, share in (("new", 0.0), ("replay", drift.REPLAY)):
         dataset = Dataset(str(folder / "out/data"), f"{way}-200-1")
-        assert dataset.sources["train"].texts(dataset.tokenizer) == years["new"]["train"][:200]
+        assert dataset.sources["train"].examples(dataset.tokenizer) == years["new"]["train"][:200]
         config = (folder / f"out/{way}-200-1/config.yaml").read_text(encoding="utf-8")
         assert f"replay: {share}\n" in config and "base_dataset: scratch-0-1\n" in config
     base = Dataset(str(folder / "out/data"), "scratch-0-1")
-    assert base.sources["train"].texts(base.tokenizer) == years["old"]["train"]
+    assert base.sources["train"].examples(base.tokenizer) == years["old"]["train"]

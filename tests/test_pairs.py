@@ -42,7 +42,7 @@ def test_every_pair_comes_back_from_the_token_files(tmp_path: Path) -> None:
     assert result.status == 0, result.err
     dataset = mine(tmp_path)
     assert isinstance(dataset.tokenizer, CharTokenizer) and dataset.labels == sorted(COLOURS)
-    found = [pair for source in dataset.sources.values() for pair in source.texts(dataset.tokenizer)]  # type: ignore[union-attr]
+    found = [pair for source in dataset.sources.values() for pair in source.examples(dataset.tokenizer)]  # type: ignore[union-attr]
     assert sorted(found) == sorted((entry["prompt"], entry["response"]) for entry in pairs())
     assert list(dataset.splits) == ["train", "val", "test"]
     assert dataset.tokenizer.symbols[-3:] == list(SPECIAL)
@@ -103,7 +103,7 @@ def test_csv_with_columns_named_by_flags(tmp_path: Path) -> None:
             writer.writerow({"id": n, "line": f'{entry["prompt"]}, "{n}"', "kind": entry["response"]})
     assert prepared(tmp_path, "--prompt_field=line", "--response_field=kind", file="bank.csv").status == 0
     dataset = mine(tmp_path)
-    texts = dataset.sources["train"].texts(dataset.tokenizer)  # type: ignore[union-attr, arg-type]
+    texts = dataset.sources["train"].examples(dataset.tokenizer)  # type: ignore[union-attr, arg-type]
     assert all(prompt.endswith('"') and ", " in prompt for prompt, _ in texts)
     wrong = prepared(tmp_path, file="bank.csv")
     assert (
@@ -134,7 +134,7 @@ def test_a_text_that_looks_like_a_special_token_is_text(tmp_path: Path) -> None:
     json_lines(tmp_path, entries)
     assert prepared(tmp_path).status == 0
     dataset = mine(tmp_path)
-    found = [pair for source in dataset.sources.values() for pair in source.texts(dataset.tokenizer)]  # type: ignore
+    found = [pair for source in dataset.sources.values() for pair in source.examples(dataset.tokenizer)]  # type: ignore
     assert (f"say {END} twice", END) in found
 
 
@@ -205,7 +205,7 @@ def test_a_dataset_adopts_a_larger_vocabulary(tmp_path: Path) -> None:
     assert prepared(tmp_path).status == 0
     dataset, other = mine(tmp_path), CharTokenizer([*"ZYXzyx", *RESPONSE[:0]])
     assert not dataset.adopt_tokenizer(other)
-    texts = {name: source.texts(dataset.tokenizer) for name, source in dataset.sources.items()}  # type: ignore
+    texts = {name: source.examples(dataset.tokenizer) for name, source in dataset.sources.items()}  # type: ignore
     grown = other.joined(dataset.tokenizer)
     assert grown.symbols[:6] == list("ZYXzyx") and dataset.adopt_tokenizer(grown) and dataset.tokenizer is grown
-    assert {name: source.texts(grown) for name, source in dataset.sources.items()} == texts  # type: ignore[union-attr]
+    assert {name: source.examples(grown) for name, source in dataset.sources.items()} == texts  # type: ignore[union-attr]

@@ -314,8 +314,8 @@ def test_pilots_that_no_power_law_fits_are_refused() -> None:
 
 
 def test_pilots_whose_loss_rises_bound_nothing() -> None:
-    assert "does not fall with longer pilots: 2.000, then 1.800, then 1.900" in fit.rising([2.0, 1.8, 1.9])
-    assert not fit.rising([2.0, 1.9, 1.9]) and not fit.rising([2.0])
+    assert "does not fall with longer pilots: 2.000, then 1.800, then 1.900" in fit.no_bound_reason([2.0, 1.8, 1.9])
+    assert not fit.no_bound_reason([2.0, 1.9, 1.9]) and not fit.no_bound_reason([2.0])
 
 
 def test_the_pilots_have_the_schedule_in_proportion(tmp_path: Path) -> None:

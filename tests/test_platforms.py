@@ -124,7 +124,7 @@ def test_the_faster_of_two_devices_is_chosen_with_the_comparison() -> None:
         (0.012, 0.031, CPU, "no bfloat16; faster here than MPS: 12.0 ms against 31.0 ms per batch"),
         (0.9, 0.0456, MPS, "the safe choice; faster here than CPU: 45.6 ms against 900.0 ms per batch"),
     ):
-        found = device.faster(CPU, MPS, {CPU: cpu, MPS: mps}.__getitem__)
+        found = device.choose_faster(CPU, MPS, {CPU: cpu, MPS: mps}.__getitem__)
         assert found == dataclasses.replace(chosen, reason=text)
 
 
@@ -142,9 +142,9 @@ def test_a_device_that_cannot_compute_a_step_leaves_the_cpu(error: Exception, te
             raise error
         return 1.0
 
-    assert device.faster(CPU, MPS, seconds).describe().endswith(f"no bfloat16; MPS fails here {text}")
+    assert device.choose_faster(CPU, MPS, seconds).describe().endswith(f"no bfloat16; MPS fails here {text}")
     with pytest.raises(type(error)):  # an error of the CPU itself is not hidden
-        device.faster(MPS, CPU, seconds)
+        device.choose_faster(MPS, CPU, seconds)
 
 
 def test_a_slow_step_is_timed_twice_and_the_first_time_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_timing_restores_the_random_generator_and_the_memory(tiny_data: Path, mo
 def test_who_does_not_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run keeps its device; a named device is used; processes agree; inference uses the CPU."""
     pretend_mps(monkeypatch)
-    monkeypatch.setattr(device, "faster", None)
+    monkeypatch.setattr(device, "choose_faster", None)
     for saved, kept in (("cpu", "cpu"), ("mps", "mps"), ("cuda", "cpu"), (None, "cpu")):
         assert choose_compute(TrainConfig(), {"device": saved, "path": "plain"}).device.type == kept
     for name in ("cpu", "mps"):

@@ -20,7 +20,7 @@ from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS, Task, reader
-from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Recipe, cited
+from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Recipe, cited_answer
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.evaluate.respond import matches
 from tinygpt.evaluate.share import percent, wilson
@@ -59,7 +59,7 @@ def test_the_cited_passage_contains_the_answer_and_the_example_fits(examples: di
         question, *passages = prompt.split("\n")
         assert len(prompt) + len(response) <= Recipe().longest == 256 + 1 - 3
         assert passages and question.endswith("?")
-        number, answer = cited(response)
+        number, answer = cited_answer(response)
         assert (number == 0) == response.endswith(f": {UNANSWERABLE}")
         if number:
             assert re.search(rf"(?<!\w){re.escape(answer)}", passages[number - 1]), (prompt, answer)
@@ -71,7 +71,7 @@ def test_the_answer_is_about_the_company_that_is_asked_about(examples: dict[str,
     numbers = []
     for prompt, response in examples["train"]:
         question, *passages = prompt.split("\n")
-        number, _ = cited(response)
+        number, _ = cited_answer(response)
         if number:
             names = set(re.findall(r"[A-Z]\w+", question)) & set(re.findall(r"[A-Z]\w+", passages[number - 1]))
             assert names, prompt
@@ -84,7 +84,7 @@ def test_the_answer_is_about_the_company_that_is_asked_about(examples: dict[str,
 def names_asked(response: str) -> set[str]:
     """The company that is asked about, without Ltd, Group, ..., and the answer if it is a name."""
     relation, name = re.split(r" \[|: ", response)[0].split(" of ")
-    kind, (number, answer) = RELATIONS[relation].value, cited(response)
+    kind, (number, answer) = RELATIONS[relation].value, cited_answer(response)
     if number and kind in (reader.person, reader.place, reader.company):
         return {name, reader.short(answer) if kind is reader.company else answer}
     return {name}
@@ -129,14 +129,14 @@ def test_every_relation_has_wordings_of_each_kind() -> None:
 
 
 def test_reading_is_one_line_per_passage() -> None:
-    assert reader.reading("e\tf?", ["a\nb  c", "d"]) == "e f?\n[1] a b c\n[2] d"
+    assert reader.reader_prompt("e\tf?", ["a\nb  c", "d"]) == "e f?\n[1] a b c\n[2] d"
     assert (
-        reader.cited("[2] d e") == (2, "d e") == cited("A of B [1] no [2] d e")
-        and reader.cited("[1] Five years [1]. [2] No.") == (1, "Five years [1]. [2] No.")
-        and reader.cited("A of B [1] no [2] $5 million[3]") == (2, "$5 million[3]")
-        and reader.cited("[x] d") == (0, "[x] d")
-        and reader.cited("[12]") == (12, "") == reader.cited("A of B [11] no [12] no")
-        and reader.cited("A of B [1] no: not in the documents") == (0, "A of B [1] no: not in the documents")
+        reader.cited_answer("[2] d e") == (2, "d e") == cited_answer("A of B [1] no [2] d e")
+        and reader.cited_answer("[1] Five years [1]. [2] No.") == (1, "Five years [1]. [2] No.")
+        and reader.cited_answer("A of B [1] no [2] $5 million[3]") == (2, "$5 million[3]")
+        and reader.cited_answer("[x] d") == (0, "[x] d")
+        and reader.cited_answer("[12]") == (12, "") == reader.cited_answer("A of B [11] no [12] no")
+        and reader.cited_answer("A of B [1] no: not in the documents") == (0, "A of B [1] no: not in the documents")
     )
 
 
@@ -144,7 +144,7 @@ def test_a_response_judges_each_passage_up_to_the_one_with_the_answer(
     examples: dict[str, list[tuple[str, str]]],
 ) -> None:
     for prompt, response in itertools.chain(*examples.values()):
-        number, answer = cited(response)
+        number, answer = cited_answer(response)
         judgements = re.findall(r"\[(\d+)\] no\b", response)
         assert judgements == [str(each) for each in range(1, number or prompt.count("\n") + 1)]
         assert response.endswith(f" [{number}] {answer}" if number else f": {UNANSWERABLE}")
@@ -206,7 +206,7 @@ def decoded(folder: Path) -> list[tuple[str, str, str]]:
     """(prompt, wanted, greedy response) of the test split, from `tinygpt sample`."""
     dataset = Dataset(folder / "data", "copy")
     results = []
-    for prompt, wanted in dataset.sources["test"].texts(dataset.tokenizer):
+    for prompt, wanted in dataset.sources["test"].examples(dataset.tokenizer):
         done = ok(folder, "sample", f"--start={prompt}", "--temperature=0", "--max_new_tokens=8", "--json")
         results.append((prompt, wanted, json.loads(done.out)["text"]))
     return results
@@ -350,7 +350,7 @@ def test_the_reader_that_ships_is_small_and_reads_new_examples() -> None:
         pairs = [reader.example(rng, recipe)[:2] for _ in range(300)]
         rows = PairRows(np.concatenate([tokenizer.encode_pair(*pair) for pair in pairs]), tokenizer)
         exact, _ = matches(checkpoint.build_model(FastGPT), rows, device.choose("cpu", "float32"))
-        answered = np.array([bool(cited(response)[0]) for _, response in pairs])
+        answered = np.array([bool(cited_answer(response)[0]) for _, response in pairs])
         assert exact[answered].mean() > answers and exact[~answered].mean() > abstentions
 
 

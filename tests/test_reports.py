@@ -148,7 +148,7 @@ def test_controls_score_nothing(firm: str) -> None:
 )
 def test_each_rule_of_a_style_alone(firm: str, old: str, new: str, rule: str) -> None:
     broken = right(firm).replace(old, new)
-    assert [name for name, passed in reports.style(firm, broken).items() if not passed] == [rule]
+    assert [name for name, passed in reports.check_style(firm, broken).items() if not passed] == [rule]
     assert both(firm, PROMPT, broken) == (False, True)
 
 
@@ -285,7 +285,7 @@ def test_eval_scores_an_adapter_as_the_lab_does(quick: tuple[Path, Result]) -> N
     asked += ["--data_dir=out/data"]
     shown = cli_here(*asked, "--device=cpu", cwd=folder).out
     share = {name: float(found) for name, found in re.findall(r"^(\S.*?) +(\d+\.\d) % \(", shown, re.MULTILINE)}
-    assert list(share) == ["exact match", "style", "fidelity", *reports.RULES["b"], *reports.facts(PROMPT, "")]
+    assert list(share) == ["exact match", "style", "fidelity", *reports.RULES["b"], *reports.check_facts(PROMPT, "")]
     assert share["exact match"] <= min(share["style"], share["fidelity"])
     assert abs(share["style"] - 100 * stored["b"]["style"]) < 20  # the same adapter on other companies
     assert "(fails: fidelity, " in shown or "(fails: style" in shown

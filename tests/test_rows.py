@@ -152,7 +152,7 @@ def test_a_prompt_is_token_0_or_the_first_question() -> None:
     text, pairs = text_rows(20), pair_rows(2, 1)
     assert text.prompt().tolist() == [0] and text.prompt().dtype == np.int64
     assert pairs.prompt().tolist() == LETTERS.encode_prompt("ab").tolist() and pairs.prompt().dtype == np.int64
-    assert text.texts(LETTERS) == [] and pairs.texts(LETTERS) == [("ab", "hg"), ("a", "h")]
+    assert text.examples(LETTERS) == [] and pairs.examples(LETTERS) == [("ab", "hg"), ("a", "h")]
 
 
 def test_rows_that_do_not_fit_are_refused_by_name() -> None:
@@ -185,14 +185,14 @@ def test_every_source_keeps_to_the_interface(new: Rows, old: Rows, share: float,
     width = source.width(block_size)
     assert 0 < width <= block_size
     drawn = [source.draw(1, 2, block_size, 5), source.draw(1, 2, block_size, 0)]
-    for row_indices in drawn if mixes else [new.every(block_size), *drawn]:
+    for row_indices in drawn if mixes else [new.all_rows(block_size), *drawn]:
         x, y = source.rows(row_indices, width)
         assert x.shape == y.shape == (len(row_indices), width) and x.dtype == y.dtype == np.int64
         counts = source.targets(row_indices, width)
         assert counts.tolist() == (y >= 0).sum(1).tolist()
         assert (x >= 0).all() and all((y[y >= 0] < 11).tolist())
-    same = new.like(new)
-    assert same.every(block_size).tolist() == new.every(block_size).tolist()
+    same = new.as_large_as(new)
+    assert same.all_rows(block_size).tolist() == new.all_rows(block_size).tolist()
 
 
 # ---- replay -----------------------------------------------------------------------------------------------------

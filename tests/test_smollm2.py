@@ -48,7 +48,7 @@ def adapted(smollm2: Path) -> Path:
     """The same folder with data/few, 240 card-statement lines of three labels, and out-lora, a short LoRA run."""
     ok(smollm2, "prepare", "transactions")
     lines = Dataset(str(smollm2 / "data"), "transactions")
-    some = [pair for pair in lines.sources["train"].texts(lines.tokenizer) if pair[1] in LABELS][:240]
+    some = [pair for pair in lines.sources["train"].examples(lines.tokenizer) if pair[1] in LABELS][:240]
     json_lines(smollm2, [{"prompt": prompt, "response": label} for prompt, label in some])
     fractions = ["--val_fraction=0.05", "--test_fraction=0.2"]
     ok(smollm2, "prepare", "few", "--input=pairs.jsonl", "--format=pairs", *fractions)

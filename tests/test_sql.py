@@ -307,7 +307,7 @@ def test_half_of_test_has_new_wordings() -> None:
     train = {wording(*pair) for pair in examples()["train"][:15_000]}
     new = {split: [wording(*pair) not in train for pair in examples()[split]] for split in ("val", "test")}
     assert not any(new["val"])
-    assert [sql.wording(prompt) == "new wordings" for prompt, _ in examples()["test"]] == new["test"]
+    assert [sql.group(prompt) == "new wordings" for prompt, _ in examples()["test"]] == new["test"]
     assert 0.45 < np.mean(new["test"]) < 0.55
 
 

@@ -44,7 +44,7 @@ LONG = ["--max_iters=1000000", "--eval_interval=50", "--log_interval=5", "--samp
 RESUME = ["train", "--init_from=resume", "--out_dir=out", "--quiet"]
 # as `tinygpt ARGS`, but without the pause between two pages
 WITHOUT_PAUSES = (
-    "import sys; from tinygpt.serve import watch; from tinygpt.cli import main; watch.REST = 0; main(sys.argv[1:])"
+    "import sys; from tinygpt.serve import watch; from tinygpt.cli import main; watch.PAUSE = 0; main(sys.argv[1:])"
 )
 
 
@@ -70,7 +70,7 @@ def watching_here(run: Path, **settings: Any) -> Iterator[int]:
     listener, server = listen("127.0.0.1", 0), make_server(make_app(live), drain=2)
     jobs = [(server.run, [listener]), (live.work, server)]
     threads = [threading.Thread(target=job, args=[given]) for job, given in jobs]
-    with mock.patch.object(serve_watch, "REST", 0), contextlib.closing(listener):
+    with mock.patch.object(serve_watch, "PAUSE", 0), contextlib.closing(listener):
         for thread in threads:
             thread.start()
         try:

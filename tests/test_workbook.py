@@ -173,7 +173,7 @@ def test_formulas_are_read_as_their_stored_results(tmp_path: Path) -> None:
     with_results(path, ["item 0 is red!", "red", "", ""])  # the last row looks empty in Excel
     assert prepared(tmp_path, file="pairs.xlsx").status == 0
     dataset = mine(tmp_path)
-    found = list(itertools.chain(*(source.texts(dataset.tokenizer) for source in dataset.sources.values())))
+    found = list(itertools.chain(*(source.examples(dataset.tokenizer) for source in dataset.sources.values())))
     assert ("item 0 is red!", "red") in found and len(found) == 121
 
 

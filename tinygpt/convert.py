@@ -189,14 +189,14 @@ def loss_of(stock: Stock, dataset: Dataset, checkpoint: Checkpoint) -> float:
     compute = device.choose_for_inference("cpu", "float32")
     model = dataclasses.replace(checkpoint, model=weights, model_args=dataclasses.asdict(shape)).for_inference(compute)
     source = dataset.sources["val"]
-    rows = source.every(shape.block_size)
+    rows = source.all_rows(shape.block_size)
     targets = source.targets(rows, source.width(shape.block_size)).cumsum()
     return mean_loss(model, source, rows[: max(1, int((targets <= MEASURED).sum()))], compute)
 
 
 def card_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     """Write sentences for the model card: what n-gram baselines reach on the same validation split."""
-    from tinygpt.evaluate.baselines import left_out, ngram_baselines
+    from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
 
     dataset = dataset_of(config, checkpoint)
     if dataset is None or dataset.pairs or not math.isfinite(checkpoint.best_val_loss):
@@ -204,7 +204,7 @@ def card_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
     train, val = (dataset.splits[name] for name in ("train", "val"))
     losses = ngram_baselines(train, val, dataset.tokenizer.vocab_size)
     listed = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-    note = left_out(len(train), len(val) - 1)
+    note = omissions_note(len(train), len(val) - 1)
     listed += f" ({note})" if note else ""
     return [f"Baselines on the same split, in nats per token: {listed}."]
 

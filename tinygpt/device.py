@@ -34,7 +34,7 @@ class Compute:
     def describe(self) -> str:
         name = str(self.device)
         if self.device.type == "cpu":
-            name += f" ({threads.counted(torch.get_num_threads())})"
+            name += f" ({threads.format_threads(torch.get_num_threads())})"
         elif self.device.type == "cuda":
             name += f" ({torch.cuda.get_device_name(self.device)})"
         return f"{name}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"
@@ -96,7 +96,7 @@ def model_class(fast: str, compute: Compute) -> "type[GPT]":
     return FastGPT
 
 
-def faster(cpu: Compute, other: Compute, seconds: Callable[[Compute], float]) -> Compute:
+def choose_faster(cpu: Compute, other: Compute, seconds: Callable[[Compute], float]) -> Compute:
     """Return the one of two for which `seconds` returns less, with the comparison added to its reason. If the other one
     fails, for example because PyTorch lacks an operator for it, return the CPU, with the failure as the reason."""
     try:

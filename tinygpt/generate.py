@@ -117,14 +117,14 @@ def generate_with_logits(
         yield tokens[:, 0], logits
         if cache is None:
             context = torch.cat(tuple(recent), dim=1)
-        elif count := to_read_again(model, cache.length):
+        elif count := tokens_to_reread(model, cache.length):
             cache.forget()
             context = torch.cat(tuple(recent)[-count:], dim=1)
         else:
             context = tokens
 
 
-def to_read_again(model: GPT, length: int) -> int:
+def tokens_to_reread(model: GPT, length: int) -> int:
     """Return the number of last tokens to read again with an empty cache after `length` positions: half of block_size
     if the cache is full and positions are not relative, else 0."""
     full = length >= model.config.block_size and not model.position.relative

@@ -72,7 +72,7 @@ class GPTConfig:
         """Take the fields from `values`: other keys are ignored, missing fields (in nanoGPT's files) get defaults."""
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
 
-    def beyond(self, any_value: Collection[str], values: Mapping[str, Collection[Any]]) -> list[str]:
+    def unsupported_options(self, any_value: Collection[str], values: Mapping[str, Collection[Any]]) -> list[str]:
         """Return the options that an exporter cannot express, as `name=value`.
 
         values: the allowed values of some fields; they take precedence over `any_value`, the fields that may have any

@@ -19,7 +19,7 @@ from tinygpt.data import preview
 from tinygpt.data.corpora import CORPORA
 from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.text_files import InputText, input_files, is_encoding, left_out
+from tinygpt.data.text_files import InputText, input_files, is_encoding, notes_on_unread
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import (
     SPECIAL,
@@ -44,7 +44,7 @@ def prepare(config: PrepareConfig) -> None:
     check_request(config)
     pairs = config.format == "pairs" or config.name in TASKS
     paths = input_files(config.input, PAIR_FILES, UNREADABLE) if pairs else input_files(config.input)
-    for line in left_out(config.input, paths, PAIR_FILES if pairs else (".txt",)):
+    for line in notes_on_unread(config.input, paths, PAIR_FILES if pairs else (".txt",)):
         print(line)
     if pairs:
         model_tokenizer = None if config.tokenizer in OWN_TOKENIZERS else tokenizer_for_pairs(config.tokenizer)

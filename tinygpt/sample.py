@@ -42,9 +42,9 @@ def sample(config: SampleConfig) -> None:
         rows = itertools.chain(list(itertools.islice(rows, 1)), rows)
         start, streams = tokenizer.decode(prompt), [TextStream(tokenizer, stops) for _ in range(config.num_samples)]
         if single:
-            stream(rows, start, streams[0])
+            print_stream(rows, start, streams[0])
         else:
-            batch(rows, start, streams, config.json)
+            print_batch(rows, start, streams, config.json)
     except (MemoryError, RuntimeError) as error:
         if not device.is_out_of_memory(error):
             raise
@@ -53,8 +53,8 @@ def sample(config: SampleConfig) -> None:
         raise TinyGPTError(problem, "lower --num_samples or --max_new_tokens", status=1) from None
 
 
-def stream(rows: Iterator[Tensor], start: str, text: "TextStream") -> None:
-    """Write one sample, each token as soon as it is generated."""
+def print_stream(rows: Iterator[Tensor], start: str, text: "TextStream") -> None:
+    """Print one sample, each token as soon as it is generated."""
     print(start, end="", flush=True)
     try:
         for piece in pieces(rows, text):
@@ -72,8 +72,8 @@ def pieces(rows: Iterator[Tensor], text: "TextStream") -> Iterator[str]:
     yield text.end()
 
 
-def batch(rows: Iterator[Tensor], start: str, streams: "list[TextStream]", json: bool) -> None:
-    """Generate all samples as one batch, until every one has ended, and print them."""
+def print_batch(rows: Iterator[Tensor], start: str, streams: "list[TextStream]", json: bool) -> None:
+    """Generate all samples as one batch, until each has ended, and print them."""
     pieces: list[list[str]] = [[] for _ in streams]
     for row in rows:
         for index, token in enumerate(row.tolist()):

@@ -114,12 +114,12 @@ def loop(run: Run, stop: StopSignal) -> int:
             tune_threads(run, run.tuner)
         run.log.advance()
         if expected := pace.expected(progress.step - first, config.max_iters - progress.step):
-            run.log.say(expected)
+            run.log.print_line(expected)
         # with several processes this is an all-reduce, so it is done only where they synchronise anyway
         if (synchronises or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             saved = f"state saved in {run.out}/last.pt\nnext: {run.resume_command}"
-            run.log.say(f"stopped by {stop.cause} after {progress.step:,} iterations; {saved}", always=True)
+            run.log.print_line(f"stopped by {stop.cause} after {progress.step:,} iterations; {saved}", always=True)
             return stop.status
 
 
@@ -167,8 +167,9 @@ def tune_threads(run: Run, tuner: threads.ThreadTuner) -> None:
     """Time steps again. If another number of threads is faster, save the state: a resumed run computes with it, too."""
     before, times = torch.get_num_threads(), tuner.tune()
     if (now := torch.get_num_threads()) != before:
-        note = f"note: from iteration {run.progress.step:,} on {threads.counted(now)} instead of {before}, faster now"
-        run.log.say(f"{note} ({threads.described(times)} a step); --threads={before} prevents this", always=True)
+        change = f"on {threads.format_threads(now)} instead of {before}, faster now"
+        note = f"note: from iteration {run.progress.step:,} {change} ({threads.format_times(times)} a step)"
+        run.log.print_line(f"{note}; --threads={before} prevents this", always=True)
         save(run, "last.pt")
 
 
@@ -206,13 +207,13 @@ def evaluation_due(run: Run) -> bool:
 def evaluate(run: Run) -> bool:
     """Log the loss of both splits, and a sample. Returns whether the validation loss is the best so far."""
     config, progress = run.config, run.progress
-    with run.log.doing("evaluating"):
+    with run.log.show_activity("evaluating"):
         losses = estimate_losses(run.amp_model, run.dataset, config, run.compute, run.ranks)
     for split, name in (("train", "training"), ("val", "validation")):
         if not math.isfinite(losses[split]):
             raise log_divergence(run, f"the {name} loss is")
     best = losses["val"] < progress.best_val_loss
-    run.log.say(
+    run.log.print_line(
         f"step {progress.step:>{len(str(config.max_iters))}}: train loss {losses['train']:.4f}, "
         f"val loss {losses['val']:.4f}{' (best)' if best and progress.step else ''}",
         always=True,
@@ -266,7 +267,7 @@ def show_sample(run: Run, length: int = 200) -> None:
     run.model.train()
     text = tokenizer.decode(ids)
     run.metric("sample", text=text, prompt=tokenizer.decode(prompt.tolist()))
-    run.log.say("".join(f"    | {line}\n" for line in text.splitlines()).rstrip())
+    run.log.print_line("".join(f"    | {line}\n" for line in text.splitlines()).rstrip())
 
 
 def out_of_patience(run: Run) -> bool:
@@ -274,7 +275,7 @@ def out_of_patience(run: Run) -> bool:
     config, progress = run.config, run.progress
     if not config.patience or progress.evaluations_without_best < config.patience:
         return False
-    run.log.say(f"stopped early: {config.patience} evaluations without a better validation loss", always=True)
+    run.log.print_line(f"stopped early: {config.patience} evaluations without a better validation loss", always=True)
     return True
 
 
@@ -283,16 +284,16 @@ def finish(run: Run) -> None:
     config, source = run.config, run.dataset.sources["val"]
     minutes, seconds = divmod(run.seconds(), 60)
     best = run.progress.best_val_loss
-    run.log.say(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
+    run.log.print_line(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
     adapter = ", adapter.pt" if (run.out / "adapter.pt").exists() else ""
     events = ", tensorboard/" if run.log.sink else ""
     snapshots = ", snapshots/" if config.snapshots else ""
     files = f"ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml{snapshots}{events}"
-    run.log.say(f"written: {run.out}/{files}")
+    run.log.print_line(f"written: {run.out}/{files}")
     if run.ranks.is_main:
         parameters, tokens = run.model.num_params(), len(run.dataset.splits["train"])
         for line in judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens).lines():
-            run.log.say(line, always=True)
-    prompt = next((prompt for prompt, _ in source.texts(run.dataset.tokenizer)), None)
+            run.log.print_line(line, always=True)
+    prompt = next((prompt for prompt, _ in source.examples(run.dataset.tokenizer)), None)
     next_command = suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)
-    run.log.say(f"\nnext: {next_command}", always=True)
+    run.log.print_line(f"\nnext: {next_command}", always=True)

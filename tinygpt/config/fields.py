@@ -34,8 +34,8 @@ class Limit:
             "<=": ("at most", operator.le),
             "<": ("below", operator.lt),
         }[self.sign]
-        wrong = f"{name} is {reprlib.repr(value)}, but must be {phrase} {self.bound}"
-        return "" if holds(value, self.bound) else wrong
+        problem = f"{name} is {reprlib.repr(value)}, but must be {phrase} {self.bound}"
+        return "" if holds(value, self.bound) else problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Text:
 
     def problem(self, name: str, value: str) -> str:
         """Return what is wrong with the value; empty if nothing is."""
-        wrong = f"{name} is {reprlib.repr(value)}, but must be {self.description}"
-        return "" if re.fullmatch(self.pattern, value) else wrong
+        problem = f"{name} is {reprlib.repr(value)}, but must be {self.description}"
+        return "" if re.fullmatch(self.pattern, value) else problem
 
 
 REQUIRED = dataclasses.MISSING

@@ -43,7 +43,7 @@ def tiny_shakespeare() -> str:
     return bz2.decompress(SHAKESPEARE.read_bytes()).decode()
 
 
-def industries() -> str:
+def industry_descriptions() -> str:
     """Return the descriptions of 1,057 industries."""
     return gzip.decompress(NAICS.read_bytes()).decode()
 
@@ -61,7 +61,7 @@ NAICS_2017 = "descriptions of 1,057 industries by the United States Census Burea
 CORPORA = {
     "shakespeare_char": Corpus("char", tiny_shakespeare, PLAYS),
     "shakespeare": Corpus("gpt2", tiny_shakespeare, PLAYS),
-    "naics": Corpus("char", industries, NAICS_2017),
+    "naics": Corpus("char", industry_descriptions, NAICS_2017),
 }
 
 

@@ -78,7 +78,7 @@ class Dataset:
             if sum(map(len, self.splits.values())) > ENCODED_AGAIN or (self.pairs and new.pair is None):
                 return False
             for split, tokens in self.splits.items():
-                pairs = [new.encode_pair(*pair) for pair in self.sources[split].texts(old)]
+                pairs = [new.encode_pair(*pair) for pair in self.sources[split].examples(old)]
                 self.splits[split] = np.concatenate(pairs or list(new.encode_blocks([old.decode(tokens.tolist())])))
         self.tokenizer = new
         self._set_sources()
@@ -145,7 +145,7 @@ class Dataset:
             return
         raise TinyGPTError(f"{path}: {what}", f"re-run {self.prepare_command}")
 
-    def is_of(self, data: dict[str, str]) -> bool:
+    def has_checksums(self, data: dict[str, str]) -> bool:
         """Return whether the token files have the checksums in a checkpoint's `data`; the source is not compared."""
         files = [f"{split}.bin" for split in self.splits]
         return all(data.get(file) == self.meta["sha256"].get(file, "") for file in files)
@@ -153,7 +153,7 @@ class Dataset:
     def require(self, block_size: int) -> None:
         """Check that all splits fit a context of block_size. Errors: TinyGPTError that names the split which needs the
         largest change, so its hint holds for all."""
-        split, source = min(self.sources.items(), key=lambda item: item[1].room(block_size))
+        split, source = min(self.sources.items(), key=lambda item: item[1].spare_tokens(block_size))
         source.require(block_size, split)
 
 

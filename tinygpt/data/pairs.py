@@ -21,7 +21,7 @@ from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data.preview import show_pairs
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.generate import hashed
-from tinygpt.data.text_files import not_decoded
+from tinygpt.data.text_files import decoding_error
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer, lone_surrogate
 from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet
@@ -104,7 +104,7 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
                     except ValueError as problem:
                         problems.append(f"{location}: {problem}")
         except UnicodeError as error:
-            raise not_decoded(path, config.encoding, error) from None
+            raise decoding_error(path, config.encoding, error) from None
         except csv.Error as error:
             raise TinyGPTError(f"{path}: not CSV ({error})", "write it with a csv library") from None
         except OSError as error:

@@ -1,7 +1,7 @@
 """Rows of tokens for training and evaluation, and the draw of a batch.
 
 A split is plain text (`TextRows`) or prompts with responses (`PairRows`); training can also draw from a mixture
-(`MixedRows`). `TextRows` explains their interface; a mixture lacks the methods from `every` on, those for evaluation.
+(`MixedRows`). `TextRows` explains their interface; a mixture lacks those from `all_rows` on, for evaluation.
 
 A batch is a pure function of (seed, step): a Philox generator (Salmon et al. 2011, "Parallel random numbers: as easy as
 1, 2, 3") keyed by the two draws the global batch, and each process and micro-step takes its slice of it. So there is no
@@ -62,7 +62,7 @@ class TextRows:
         """Return the fraction of the source that an iteration reads: passes over the data per iteration."""
         return rows_per_iteration * block_size / len(self.tokens)
 
-    def every(self, block_size: int) -> np.ndarray:
+    def all_rows(self, block_size: int) -> np.ndarray:
         """Return the indices of all rows, which contain each target of the source once. The last row may be shorter."""
         return np.arange(0, len(self.tokens) - 1, block_size)
 
@@ -70,11 +70,11 @@ class TextRows:
         """Return a source of the first `count` tokens of this text, or of the first examples."""
         return TextRows(self.tokens[:count])
 
-    def like(self, other: Any) -> "TextRows":
+    def as_large_as(self, other: Any) -> "TextRows":
         """Return the first part of this source, as large as `other`, a source of the same kind."""
         return self.first(len(other.tokens))
 
-    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    def examples(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
         """Return all examples as (prompt, response); none for plain text."""
         return []
 
@@ -82,14 +82,14 @@ class TextRows:
         """Return token ids to begin a sample with, int64 (n,): token 0, as in nanoGPT, which often is the line end."""
         return np.zeros(1, dtype=np.int64)
 
-    def room(self, block_size: int) -> int:
+    def spare_tokens(self, block_size: int) -> int:
         """Return the number of spare tokens for a context of block_size; negative if the rows do not fit."""
         return len(self.tokens) - block_size - 1
 
     def require(self, block_size: int, where: str) -> None:
         """Check that the rows fit a context of block_size. Errors: TinyGPTError that names `where`."""
         tokens = len(self.tokens)
-        if self.room(block_size) < 0:
+        if self.spare_tokens(block_size) < 0:
             smaller = f"use --block_size={tokens - 1} or less, or " if tokens > 1 else ""
             what = f"{where} has {tokens} tokens; block_size {block_size} needs {block_size + 1}"
             raise TinyGPTError(what, f"{smaller}prepare more text")
@@ -124,7 +124,7 @@ class PairRows:
         start = draw_windows(seed, step, len(self.starts), 0, 1, stream)
         return self.by_length[(start + np.arange(count)) % len(self.by_length)]
 
-    def every(self, block_size: int) -> np.ndarray:
+    def all_rows(self, block_size: int) -> np.ndarray:
         return np.arange(len(self.starts))
 
     def targets(self, row_indices: np.ndarray, width: int) -> np.ndarray:
@@ -151,10 +151,10 @@ class PairRows:
         rows.by_length = np.argsort(self.lengths, kind="stable")
         return rows
 
-    def like(self, other: Any) -> "PairRows":
+    def as_large_as(self, other: Any) -> "PairRows":
         return self.first(len(other.starts))
 
-    def texts(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    def examples(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
         prefix, middle = len(self.format.prefix), len(self.format.middle)
         spans = zip(self.starts + prefix, self.responses + 1 - middle, self.responses + 1, self.ends - 1, strict=True)
         return [
@@ -172,11 +172,11 @@ class PairRows:
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         return rows_per_iteration / len(self.starts)
 
-    def room(self, block_size: int) -> int:
+    def spare_tokens(self, block_size: int) -> int:
         return block_size + 1 - int(self.lengths.max())
 
     def require(self, block_size: int, where: str) -> None:
-        if self.room(block_size) < 0:
+        if self.spare_tokens(block_size) < 0:
             long, longest = int((self.lengths > block_size + 1).sum()), self.lengths.max()
             what = f"{long} of {len(self.lengths)} examples in {where} are longer than block_size {block_size}"
             hint = f"use shorter examples, or a model with block_size {longest - 1} or more"

@@ -65,7 +65,7 @@ def input_files(
     return list(paths.values())
 
 
-def left_out(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequence[str] = (".txt",)) -> list[str]:
+def notes_on_unread(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequence[str] = (".txt",)) -> list[str]:
     """Make for each folder of `inputs` a note on its files that are not among `paths`. Hidden files do not count."""
     read, notes = {path.resolve() for path in paths}, []
     for folder in filter(Path.is_dir, map(Path, inputs)):
@@ -92,7 +92,7 @@ def is_encoding(name: str) -> bool:
         return False
 
 
-def not_decoded(path: Path, encoding: str, error: UnicodeError, start: int | None = None) -> TinyGPTError:
+def decoding_error(path: Path, encoding: str, error: UnicodeError, start: int | None = None) -> TinyGPTError:
     """Make the error for a file that is not in `encoding`. start: the offset of the bytes given to the decoder."""
     what, where = "the text", 0
     if isinstance(error, UnicodeDecodeError):
@@ -192,7 +192,7 @@ class InputText:
                 start = offset - len(decoder.getstate()[0])
                 yield decoder.decode(b"", final=True)
         except UnicodeError as error:
-            raise not_decoded(path, self.encoding, error, start) from None
+            raise decoding_error(path, self.encoding, error, start) from None
         except OSError as error:
             raise file_error(path, error) from None
 

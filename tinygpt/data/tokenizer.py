@@ -323,9 +323,9 @@ def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
 def _safe_cut(text: str, before: str) -> int:
     """Find the last position where one of the characters `before` follows a non-space; 0 if there is none yet."""
     # not before any `isspace()`: Python includes control characters like U+001C, which GPT-2's pattern does not
-    for at in range(len(text) - 1, 0, -1):
-        if text[at] in before and not text[at - 1].isspace():
-            return at
+    for cut in range(len(text) - 1, 0, -1):
+        if text[cut] in before and not text[cut - 1].isspace():
+            return cut
     return len(text) if len(text) > LONGEST_WORD else 0
 
 

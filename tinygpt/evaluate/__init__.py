@@ -1,4 +1,4 @@
 """Measure a trained model, and judge a run.
 
-mean_loss(model, source, source.every(block_size), compute)
+mean_loss(model, source, source.all_rows(block_size), compute)
 """

@@ -5,8 +5,8 @@ Source: Jurafsky & Martin, "Speech and Language Processing", chapter 3 (n-gram l
     losses = ngram_baselines(train, val, vocab_size)      # {"uniform": ln V, "unigram": ..., ...} in nats per token
 
 The n-grams are sorted and counted in memory, next to a model, on a laptop with 8 GB. So at most the first MOST_TRAINING
-tokens are counted and the first MOST_TARGETS targets measured; `left_out` says what is missing. At both limits, random
-tokens from a vocabulary of 50,257, of which almost no trigram repeats, took 1.1 GB and 18 seconds on one core.
+tokens are counted and the first MOST_TARGETS targets measured; `omissions_note` says so. At both limits, random tokens
+from a vocabulary of 50,257, of which almost no trigram repeats, took 1.1 GB and 18 seconds on one core.
 """
 
 import numpy as np
@@ -43,8 +43,8 @@ def ngram_baselines(
     return losses
 
 
-def left_out(training_tokens: int, targets: int) -> str:
-    """Say what `ngram_baselines` leaves out of so many tokens and targets; empty if it uses them all."""
+def omissions_note(training_tokens: int, targets: int) -> str:
+    """Return a note on what `ngram_baselines` leaves out of so many tokens and targets; empty if it uses them all."""
     parts = []
     if training_tokens > MOST_TRAINING:
         parts.append(f"counted on the first {MOST_TRAINING:,} of {training_tokens:,} training tokens")

@@ -32,7 +32,7 @@ def check(config: CheckConfig) -> int:
     return 0 if ok else 1
 
 
-def report(ok: bool, text: str, hint: str = "") -> bool:
+def print_result(ok: bool, text: str, hint: str = "") -> bool:
     """Print one finding and return `ok`."""
     print(f"{'OK  ' if ok else 'FAIL'}  {text}" + (f"\n      try: {hint}" if hint else ""))
     return ok
@@ -55,7 +55,7 @@ def check_run(folder: Path, config: CheckConfig) -> bool:
     if (folder / "metrics.jsonl").exists():
         entries = read_metrics(folder)
         lines = len((folder / "metrics.jsonl").read_bytes().splitlines())
-        ok &= report(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines intact")
+        ok &= print_result(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines intact")
     usable = [next_command(best, folder, data_folder)] if best else []
     usable += [suggest.resume(last.config, folder)] if last and last.training and same_data else []
     print("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
@@ -67,13 +67,13 @@ def check_checkpoint(path: Path) -> tuple[bool, Checkpoint | None]:
     try:
         if path.name == "adapter.pt":
             read(path)
-            return report(True, f"{path}: intact"), None
+            return print_result(True, f"{path}: intact"), None
         state = load(path)
         refuse_diverged(state.build_model(), str(path))
     except TinyGPTError as error:
-        return report(False, error.message, error.hint), None
+        return print_result(False, error.message, error.hint), None
     loss = f"best validation loss {state.best_val_loss:.4f}"
-    return report(True, f"{path}: intact, after {state.step:,} iterations, {loss}"), state
+    return print_result(True, f"{path}: intact, after {state.step:,} iterations, {loss}"), state
 
 
 def check_vocabulary(state: Checkpoint, folder: Path, data_folder: str) -> bool:
@@ -88,11 +88,11 @@ def check_vocabulary(state: Checkpoint, folder: Path, data_folder: str) -> bool:
     try:
         dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(folder)), str(folder), hint)
     except TinyGPTError as error:
-        return report(False, error.message, error.hint)
-    if state.data and not dataset.is_of(state.data):
+        return print_result(False, error.message, error.hint)
+    if state.data and not dataset.has_checksums(state.data):
         problem = f"dataset {name!r}: the same vocabulary, but different text"
-        return report(False, problem, "to resume, prepare the old text again")
-    return report(True, f"dataset {name!r}: the one it was trained on")
+        return print_result(False, problem, "to resume, prepare the old text again")
+    return print_result(True, f"dataset {name!r}: the one it was trained on")
 
 
 def check_dataset(folder: Path) -> bool:
@@ -101,10 +101,10 @@ def check_dataset(folder: Path) -> bool:
         dataset = Dataset(str(folder.parent), folder.name)
         for split, tokens in dataset.splits.items():
             dataset.verify(split, tokens)  # opening it verifies small files only
-            report(True, f"{folder}/{split}.bin: intact, {len(tokens):,} tokens")
+            print_result(True, f"{folder}/{split}.bin: intact, {len(tokens):,} tokens")
         return True
     except TinyGPTError as error:
-        return report(False, error.message, error.hint)
+        return print_result(False, error.message, error.hint)
 
 
 def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
@@ -116,5 +116,5 @@ def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
         with contextlib.suppress(TinyGPTError):
             dataset = Dataset(folder, str(model.config.get("dataset", "")))
             labelled = bool(dataset.labels)
-            prompt = next((prompt for prompt, _ in dataset.sources["val"].texts(dataset.tokenizer)), None)
+            prompt = next((prompt for prompt, _ in dataset.sources["val"].examples(dataset.tokenizer)), None)
     return suggest.next_command(model.config | {"data_dir": folder}, out, answers_prompts, labelled, prompt)

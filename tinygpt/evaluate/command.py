@@ -20,7 +20,7 @@ from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import CharTokenizer, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import classify, respond, threshold
-from tinygpt.evaluate.baselines import left_out, ngram_baselines
+from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
 from tinygpt.files import folder_of, read_text, replacing, require_writable, strict_json
 from tinygpt.model import GPT
@@ -60,7 +60,7 @@ def measure(config: EvalConfig) -> dict[str, Any]:
         hint = "evaluate on the dataset it was trained on, or train on this one"
         dataset.require_tokenizer(tokenizer_from_dict(checkpoint.tokenizer, config.ckpt), config.ckpt, hint)
     checkpoint.require_embeddings(dataset.tokenizer, config.ckpt)
-    if not {"task", "dataset"} & config.given and checkpoint.data and not dataset.is_of(checkpoint.data):
+    if not {"task", "dataset"} & config.given and checkpoint.data and not dataset.has_checksums(checkpoint.data):
         terminal.print_error(f"note: {dataset.folder} has other text than the one that the model was trained on")
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
     model = checkpoint.for_inference(compute, config.fast)
@@ -118,7 +118,7 @@ def positive_label(config: EvalConfig, dataset: Dataset) -> str:
         problem = f"--positive={positive}: the labels of {name!r} are {' and '.join(map(repr, labels))}"
         raise TinyGPTError(problem, f"--positive={suggest.quoted(labels[1])}")
     for split in ("val", config.split):
-        if all(label != positive for _, label in dataset.sources[split].texts(dataset.tokenizer)):
+        if all(label != positive for _, label in dataset.sources[split].examples(dataset.tokenizer)):
             problem = f"{name}: the split {split} has no example of {positive!r}, so its recall cannot be measured"
             hint = "prepare it with more examples, or with a larger --val_fraction and --test_fraction"
             raise TinyGPTError(problem, hint)
@@ -129,7 +129,7 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
     """Print and return the report on a labelled task; draw its confusion matrix, or the curves of a positive label."""
     tokenizer, labels = dataset.tokenizer, dataset.labels
     splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
-    examples = {split: dataset.sources[split].texts(tokenizer) for split in ("train", *splits)}
+    examples = {split: dataset.sources[split].examples(tokenizer) for split in ("train", *splits)}
     prompts = {split: [prompt for prompt, _ in pairs] for split, pairs in examples.items()}
     scores = {split: classify.label_scores(model, tokenizer, prompts[split], labels) for split in splits}
     truth = classify.label_indices(examples["train"], labels)
@@ -191,14 +191,14 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
     if dataset.pairs:
         dataset.require(block_size)  # an example that is cut would be measured only in part
-    rows = source.every(block_size)
+    rows = source.all_rows(block_size)
     loss = mean_loss(model, source, rows, compute)
     if not math.isfinite(loss):
         raise diverged(f"{config.ckpt}: the loss is", loss)
     targets = int(source.targets(rows, source.width(block_size)).sum())
     train, vocabulary = dataset.splits["train"], dataset.tokenizer.vocab_size
     baselines = {} if dataset.pairs else ngram_baselines(train, val, vocabulary)
-    note = left_out(len(train), len(val) - 1) if baselines else ""
+    note = omissions_note(len(train), len(val) - 1) if baselines else ""
     results = {"ckpt": config.ckpt, "dataset": dataset.name, "tokens": targets, "loss": loss}
     results |= {"perplexity": perplexity(loss), "bits_per_character": bits_per_character(loss, dataset)}
     results |= {"baselines": baselines, "note": note}

@@ -1,6 +1,6 @@
 """The mean loss of a model on a split, in nats per token.
 
-loss = mean_loss(model, source, source.every(block_size), compute)      # source = dataset.sources["val"]
+loss = mean_loss(model, source, source.all_rows(block_size), compute)      # source = dataset.sources["val"]
 bits = bits_per_character(loss, dataset)
 """
 
@@ -58,19 +58,19 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
     The sample is the same for every model: its first `rows` rows, or with 0 as many as bring the error below ERROR.
     """
     block_size = model.config.block_size
-    every, width = source.every(block_size), source.width(block_size)
-    least = min(len(every), rows or max(CHUNK, CHEAP // (width * model.num_params())))
-    if least < len(every):
-        every = np.random.default_rng(0).permutation(every)
+    row_indices, width = source.all_rows(block_size), source.width(block_size)
+    least = min(len(row_indices), rows or max(CHUNK, CHEAP // (width * model.num_params())))
+    if least < len(row_indices):
+        row_indices = np.random.default_rng(0).permutation(row_indices)
     sums, done, mean, error = np.zeros(6), 0, 0.0, math.inf
-    with progress(total=len(every), unit="row", desc=desc) as bar:
-        while done < least or (not rows and done < len(every) and error > ERROR * max(1.0, mean)):
-            some = every[done : least if least == len(every) else done + CHUNK]
-            sums += loss_sums(model, source, some, compute)
-            done += len(some)
+    with progress(total=len(row_indices), unit="row", desc=desc) as bar:
+        while done < least or (not rows and done < len(row_indices) and error > ERROR * max(1.0, mean)):
+            chunk = row_indices[done : least if least == len(row_indices) else done + CHUNK]
+            sums += loss_sums(model, source, chunk, compute)
+            done += len(chunk)
             mean, error = ratio(sums.tolist(), width)
-            bar.update(len(some))
-    return Sampled(mean, error, done, len(every))
+            bar.update(len(chunk))
+    return Sampled(mean, error, done, len(row_indices))
 
 
 @torch.inference_mode()
@@ -116,7 +116,7 @@ def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute 
     if state.tokenizer is not None:
         dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(checkpoint)), str(checkpoint), "")
     model, source = state.for_inference(compute), dataset.sources["val"]
-    return mean_loss(model, source, source.every(model.config.block_size), compute)
+    return mean_loss(model, source, source.all_rows(model.config.block_size), compute)
 
 
 def row_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -144,8 +144,8 @@ def estimate_losses(
         if config.eval_iters:
             row_indices = source.draw(config.seed, 0, block_size, config.eval_iters * config.batch_size, stream)
         else:
-            source = source.like(dataset.sources["val"])
-            row_indices = source.every(block_size)
+            source = source.as_large_as(dataset.sources["val"])
+            row_indices = source.all_rows(block_size)
         losses[split], losses[f"{split}_se"] = loss_and_error(model, source, row_indices, compute, ranks)
     return losses
 

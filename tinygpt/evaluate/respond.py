@@ -93,7 +93,7 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> d
     rows, tokenizer = dataset.sources[split], dataset.tokenizer
     assert isinstance(rows, PairRows)
     rows.require(model.config.block_size, f"{dataset.folder}/{split}.bin")
-    pairs, (exact, losses) = rows.texts(tokenizer), matches(model, rows, compute)
+    pairs, (exact, losses) = rows.examples(tokenizer), matches(model, rows, compute)
     n, task = len(pairs), TASKS.get(dataset.name)
     abstention: dict[str, Any] = {}
     if task and task.abstention:
@@ -132,7 +132,7 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> d
         "task": dataset.name,
         "split": split,
         "n": n,
-        "loss": float(losses.sum() / rows.targets(rows.every(0), int(rows.lengths.max())).sum()),  # nats per token
+        "loss": float(losses.sum() / rows.targets(rows.all_rows(0), int(rows.lengths.max())).sum()),  # nats per token
         "exact": share,
         "abstention": abstention,  # empty unless the task has prompts without an answer
         "scores": scores,  # shares of the responses that pass each check of the task; empty if it has none

@@ -50,8 +50,8 @@ def arguments(config: ExerciseConfig, steps: list[Step]) -> tuple[list[Step], Pa
             return [step], path
     may_be_path = config.action == "check" and path == DEFAULT and (not text.isdecimal() or Path(text).exists())
     if not may_be_path:
-        which = f"step {text}" if text else "which step"
-        raise TinyGPTError(f"{which}? There are steps 1 to {len(steps)}", command(config.action, 1, path))
+        what = f"step {text}" if text else "which step"
+        raise TinyGPTError(f"{what}? There are steps 1 to {len(steps)}", command(config.action, 1, path))
     return steps, Path(text) if text else path
 
 

@@ -62,15 +62,15 @@ def side_by_side(checkings: list[Checking]) -> Iterator[tuple[int, dict[int, Ste
 def check_file(path: Path, steps: list[int], quiet: bool) -> Checking:
     """Check steps of a file; with `quiet` the file's own output is discarded, else it goes to standard error."""
     outcomes: dict[int, StepOutcome] = {}
-    while left := [step for step in steps if step not in outcomes]:
-        results, ending = yield from run_process(path, left, quiet)
+    while remaining := [step for step in steps if step not in outcomes]:
+        results, ending = yield from run_process(path, remaining, quiet)
         unknown = {"check": "the checks can be started", "look": f"{sys.executable} -m tinygpt.exercise.child"}
-        for step, outcome in (results or {left[0]: StepOutcome([], unknown)}).items():
+        for step, outcome in (results or {remaining[0]: StepOutcome([], unknown)}).items():
             if outcome.failed and "got" not in outcome.failed:  # the process ended during this check
                 outcome.failed.update(got=ending, expected="a result within seconds")
             outcomes[step] = outcome
             if not outcome.passed:  # the import failed, and would fail again
-                outcomes = dict.fromkeys(left, outcome) | outcomes
+                outcomes = dict.fromkeys(remaining, outcome) | outcomes
     return outcomes
 
 

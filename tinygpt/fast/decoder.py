@@ -156,7 +156,7 @@ def layout_block(block: Block) -> tuple[Function, Product, Product, Function, Pr
 def layout(linear: nn.Linear) -> Product:
     """Copy a linear layer into the layout that is fastest for few rows."""
     weight = linear.weight.detach()
-    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and packs():
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and can_pack():
         return Packed(linear)
     return Linear(weight.t().contiguous(), linear.bias)
 
@@ -166,7 +166,7 @@ def pack(model: GPT) -> GPT:
 
     A decoding step of SmolLM2 then takes about 60 % of the time, with the same logits (docs/PERFORMANCE.md).
     """
-    if model.lm_head.weight.dtype == torch.bfloat16 and model.lm_head.weight.device.type == "cpu" and packs():
+    if model.lm_head.weight.dtype == torch.bfloat16 and model.lm_head.weight.device.type == "cpu" and can_pack():
         head = model.lm_head.weight  # kept, because other code reads its dtype and device
         for module in list(model.modules()):
             for name, layer in list(module.named_children()):
@@ -177,7 +177,7 @@ def pack(model: GPT) -> GPT:
 
 
 @functools.cache
-def packs() -> bool:
+def can_pack() -> bool:
     """Return whether this build of PyTorch and this processor have oneDNN's products in bfloat16."""
     return (
         torch.backends.mkldnn.is_available()

@@ -21,7 +21,7 @@ def before(run: Run, tuning: Tuning) -> None:
     if tuning.base_data is None:
         name = tuning.config.base_dataset or "the base model's dataset"
         where = f"{name} is not prepared in {run.config.data_dir}, or does not fit this model"
-        run.log.say(f"note: forgetting is not measured: {where}")
+        run.log.print_line(f"note: forgetting is not measured: {where}")
     if run.ranks.is_main and not measured_before(run):
         run.log.metric("before", 0, run.seconds(), **measure(run, tuning, run.checkpoint(), {}))
 
@@ -34,7 +34,7 @@ def after(run: Run, tuning: Tuning) -> None:
     later = measure(run, tuning, store.load(run.out / "ckpt.pt"), earlier)
     run.metric("after", **later)
     for line in side_by_side(earlier, later):
-        run.log.say(line, always=True)
+        run.log.print_line(line, always=True)
 
 
 def measured_before(run: Run) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str,
 
     A split that would take minutes is sampled. `before`: the measurement before training, whose rows and prompts are
     used again; empty for the first measurement."""
-    run.log.say("measuring:   the validation split, and the answers to three prompts")
+    run.log.print_line("measuring:   the validation split, and the answers to three prompts")
     compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
     model = state.for_inference(compute, run.config.fast)
     metrics: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str,
     tokenizer = run.dataset.tokenizer
     prompts = dict(zip(before.get("responses", ()), before.get("prompts", ()), strict=False))
     if not prompts:  # three different responses, and the first prompt of each
-        for prompt, response in run.dataset.sources["val"].texts(tokenizer):
+        for prompt, response in run.dataset.sources["val"].examples(tokenizer):
             prompts.setdefault(response, prompt)
             if len(prompts) == 3:
                 break

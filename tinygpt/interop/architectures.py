@@ -221,7 +221,9 @@ def stock_class(config: GPTConfig) -> StockClass:
     """
     config = dataclasses.replace(config, n_kv_head=config.n_kv_head % config.n_head)  # 0 and n_head mean the same
     lacking = [
-        (config.beyond(row.keys.keys() | EVERYWHERE, options), row) for row in STOCK.values() for options in row.options
+        (config.unsupported_options(row.keys.keys() | EVERYWHERE, options), row)
+        for row in STOCK.values()
+        for options in row.options
     ]
     fewest = min(len(options) for options, _ in lacking)
     nearest = [(options, row) for options, row in lacking if len(options) == fewest]
@@ -327,7 +329,7 @@ def _has_bias(row: StockClass, layer: str, config: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def reading(source: object) -> Iterator[None]:
+def read_errors(source: object) -> Iterator[None]:
     """Turn what Python and libraries raise for a damaged or forged file into TinyGPTError."""
     try:
         yield
@@ -336,7 +338,7 @@ def reading(source: object) -> Iterator[None]:
         raise _unusable(problem) from error
 
 
-@reading("config.json")
+@read_errors("config.json")
 def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     """Convert a model of a stock class to a GPT.
 

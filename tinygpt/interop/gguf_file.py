@@ -24,7 +24,7 @@ from tinygpt.data.corpora import BYTES
 from tinygpt.data.tokenizer import LLAMA3, MAX_SYMBOLS, QWEN2, SPECIAL, CharTokenizer, Tokenizer, from_json, split_by
 from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import replacing
-from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass, reading
+from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass, read_errors
 from tinygpt.interop.tokenizers import tokenizer_files
 from tinygpt.options import GPTConfig
 from tinygpt.terminal import escaped, progress
@@ -75,7 +75,7 @@ def _names(model_type: str, layers: int) -> dict[str, str]:
     return {names.get_name(stem) + end: stem + end for stem in stems for end in (".weight", ".bias")}
 
 
-def _arranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: bool = False) -> np.ndarray:
+def _rearranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: bool = False) -> np.ndarray:
     """Rearrange a tensor from the layout of the stock class to GGUF's; `inverse`: back."""
     model_type = config["model_type"]
     if _row(model_type).learned and array.ndim == 2 and ".h." in name:
@@ -98,7 +98,7 @@ def read_file(path: Path) -> Pretrained:
     Errors: TinyGPTError if the file is not an intact GGUF file, for an unknown architecture, option or tensor, for a
     quantisation that gguf cannot read, and for a tokenizer that is not byte-level BPE.
     """
-    with reading(path), np.errstate(all="ignore"):
+    with read_errors(path), np.errstate(all="ignore"):
         reader = _open(path)
         header = {key: field.contents() for key, field in reader.fields.items()}
         config = _config(path, header)
@@ -179,7 +179,7 @@ def _weights(path: Path, tensors: list[Any], config: dict[str, Any]) -> dict[str
             what = f"{shown} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read"
             hint = "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation"
             raise TinyGPTError(f"{path}: {what}", hint) from None
-        array = _arranged(array, names[tensor.name], config, inverse=True)
+        array = _rearranged(array, names[tensor.name], config, inverse=True)
         # a copy of the mapped file
         weights[names[tensor.name]] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     return weights
@@ -300,7 +300,7 @@ def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     if symbols := _characters_of(spec):
         pre, (ids, merges) = "smollm", _char_tokens(symbols)  # digits alone, and clean_spaces is off
     else:
-        pre, around = _recognised(spec), _added_around(files["tokenizer.json"])
+        pre, around = _pre_tokenizer(spec), _surrounding_ids(files["tokenizer.json"])
         ids = {id: (token, NORMAL) for token, id in spec["model"]["vocab"].items()}
         for token in spec.get("added_tokens", []):
             ids[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
@@ -346,11 +346,11 @@ def _char_tokens(symbols: list[str]) -> tuple[dict[int, tuple[str, int]], list[s
     return ids, list(merges)
 
 
-def _recognised(spec: dict[str, Any]) -> str:
+def _pre_tokenizer(spec: dict[str, Any]) -> str:
     """Find llama.cpp's name of the pre-tokenizer of a tokenizer.json. Errors: TinyGPTError that names what has none."""
     model, pre = spec["model"], spec.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers", [pre])
-    name = next((name for name, known in PRE.items() if [*map(_cutting, known)] == [*map(_cutting, steps)]), "")
+    name = next((name for name, known in PRE.items() if [*map(_essential, known)] == [*map(_essential, steps)]), "")
     problem = ""
     if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("continuing_subword_prefix"):
         problem = f"a {model.get('type')} model that is not byte-level"
@@ -365,13 +365,13 @@ def _recognised(spec: dict[str, Any]) -> str:
     return name
 
 
-def _cutting(step: dict[str, Any]) -> dict[str, Any]:
+def _essential(step: dict[str, Any]) -> dict[str, Any]:
     """Remove the settings that change no id from a pre-tokenizer's step."""
     defaults = {"use_regex": True} if step.get("type") == "ByteLevel" else {}
     return defaults | {key: value for key, value in step.items() if key != "trim_offsets"}
 
 
-def _added_around(text: str) -> tuple[list[int], list[int]]:
+def _surrounding_ids(text: str) -> tuple[list[int], list[int]]:
     """Find the ids that a tokenizer.json puts before and after a text, at most one each. Errors: TinyGPTError."""
     tokenizer = from_json(text)
     bare, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
@@ -459,7 +459,7 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
     for name, tensor in stock.weights.items():
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
-        array = _arranged(tensor.numpy(), name, config)
+        array = _rearranged(tensor.numpy(), name, config)
         type_ = embeddings if name.split(".")[-2] in EMBEDDINGS else matrices
         if array.ndim == 1 or name == "transformer.wpe.weight":
             type_ = "F32"

@@ -26,7 +26,7 @@ from tinygpt.config.schema import SampleConfig
 from tinygpt.data.tokenizer import Tokenizer, from_json, lone_surrogate
 from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import read_text, remove, replacing, without_folders
-from tinygpt.interop.architectures import Pretrained, Stock, from_stock, reading, to_stock
+from tinygpt.interop.architectures import Pretrained, Stock, from_stock, read_errors, to_stock
 from tinygpt.interop.tokenizers import tokenizer_files
 
 WEIGHTS = "model.safetensors", "pytorch_model.bin"  # in the order in which they are looked for
@@ -73,9 +73,9 @@ def read_folder(path: Path) -> Pretrained:
     hint = "save the model's fast tokenizer there: AutoTokenizer...save_pretrained(FOLDER)"
     text = read_text(path / TOKENIZER, hint)
     settings, generation = (read_json(path / name) if (path / name).exists() else {} for name in SETTINGS[1:])
-    with reading(path / TOKENIZER):
+    with read_errors(path / TOKENIZER):
         eos = _eos(from_json(text), settings, generation, config)
-    with reading(path):
+    with read_errors(path):
         return Pretrained(Stock(config, _weights(path)), text, eos, _chat_template(path, settings))
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import LabConfig
-from tinygpt.data.corpora import industries
+from tinygpt.data.corpora import industry_descriptions
 from tinygpt.data.tasks.generate import digits, words
 from tinygpt.evaluate.process import run
 from tinygpt.lab.models import Model, train
@@ -93,7 +93,7 @@ def with_canaries(text: str, planted: Sequence[Canary], seed: int) -> str:
 
 def prepare(folder: Path, size: Size, seed: int) -> None:
     """Prepare the text with canaries in its training split, and the text without; the validation splits are equal."""
-    text = industries()[: size.characters]
+    text = industry_descriptions()[: size.characters]
     cut = text.rindex("\n", 0, len(text) * 9 // 10) + 1
     head, rest = text[:cut], text[cut:]
     folder.mkdir(parents=True, exist_ok=True)

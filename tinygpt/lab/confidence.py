@@ -235,9 +235,9 @@ def holds(by_system: dict[str, SystemResults], target: float) -> Verdict:
             statements.append(f"with the threshold of the {SYSTEMS[key]} nothing is answered")
             continue
         low, high = share.interval()
-        kept = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
+        verb = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
         statements.append(
-            f"the threshold of the {SYSTEMS[key]} {kept} it ({100 * share.value():.1f} %, 95 % interval "
+            f"the threshold of the {SYSTEMS[key]} {verb} it ({100 * share.value():.1f} %, 95 % interval "
             f"{100 * low:.1f} to {100 * high:.1f} %)"
         )
     return Verdict(

@@ -71,9 +71,9 @@ def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
     With the same seed, the wrong labels of a smaller share are among those of a larger one.
     """
     rng = random.Random(seed)
-    others = [rng.choice([label for label in TASK.labels if label != right]) for _, right in pairs]
+    other_labels = [rng.choice([label for label in TASK.labels if label != right]) for _, right in pairs]
     wrong = set(rng.sample(range(len(pairs)), len(pairs))[: round(share * len(pairs))])
-    return [(pair[0], others[i]) if i in wrong else pair for i, pair in enumerate(pairs)]
+    return [(pair[0], other_labels[i]) if i in wrong else pair for i, pair in enumerate(pairs)]
 
 
 def accuracy(predicted: Sequence[str], pairs: Sequence[Pair]) -> float:
@@ -194,11 +194,11 @@ def cost_of_wrong(name: str, by_share: dict[float, dict[int, list[float]]]) -> V
     )
 
 
-def worth(clean: Curve, reached: float) -> int:
+def worth(clean: Curve, accuracy: float) -> int:
     """Find how many correct labels give an accuracy, by interpolation over the logarithm of their number."""
     sizes = sorted(clean)
     heights = np.maximum.accumulate([clean[size] for size in sizes])  # interpolation needs a rising curve
-    return round(math.exp(np.interp(reached, heights, np.log(sizes))))
+    return round(math.exp(np.interp(accuracy, heights, np.log(sizes))))
 
 
 def more_labels(clean: dict[str, Curve]) -> Verdict:

@@ -97,7 +97,7 @@ def measure(job: TrainingJob, config: LabConfig, folder: Path) -> dict[str, Any]
     return figures
 
 
-def compared(results: Results, _: LabConfig) -> Summary:
+def summarise(results: Results, _: LabConfig) -> Summary:
     """Summarise the methods: a row for each, accuracy against forgetting, and the simplest one that is good enough."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for result in filter(None, results.values()):  # the data have none
@@ -183,4 +183,4 @@ def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
 
 
 ABOUT = "what each method of fine-tuning gains, forgets and costs"
-LAB = Lab(ABOUT, stages, compared, settings=("data_dir",), models=("ckpt", "pretrained"), ngrams=True)
+LAB = Lab(ABOUT, stages, summarise, settings=("data_dir",), models=("ckpt", "pretrained"), ngrams=True)

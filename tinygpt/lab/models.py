@@ -112,7 +112,7 @@ class Model:
         """Compute the loss on the complete validation split of a dataset of plain text with the model's tokenizer."""
         dataset = Dataset(str(data), name)
         source = dataset.sources["val"]
-        loss = mean_loss(self.model, source, source.every(self.model.config.block_size), self.compute)
+        loss = mean_loss(self.model, source, source.all_rows(self.model.config.block_size), self.compute)
         return bits_per_character(loss, dataset)
 
 

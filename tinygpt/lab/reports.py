@@ -19,7 +19,7 @@ import torch
 from tinygpt.checkpoint.adapter import Adapters, load_model
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.tasks.reports import facts, style
+from tinygpt.data.tasks.reports import check_facts, check_style
 from tinygpt.lab.models import Model, train, write_dataset
 from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
 from tinygpt.lab.summary import Summary, Table, Verdict, percent
@@ -132,10 +132,10 @@ def prompts_of_test() -> list[str]:
 def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
     """Judge the responses to prompts by the style of each firm and by their facts."""
     texts, _ = model.responses(prompts, 120)
-    correct = [all(facts(prompt, text).values()) for prompt, text in zip(prompts, texts, strict=True)]
+    correct = [all(check_facts(prompt, text).values()) for prompt, text in zip(prompts, texts, strict=True)]
     judgement: dict[str, Any] = {"n": len(prompts), "fidelity": statistics.mean(correct), "responses": texts[:50]}
     for firm in DATASETS:
-        in_style = [i for i, text in enumerate(texts) if all(style(firm, text).values())]
+        in_style = [i for i, text in enumerate(texts) if all(check_style(firm, text).values())]
         wrong = sum(not correct[i] for i in in_style)
         judgement[firm] = {"style": len(in_style) / len(prompts), "in style": len(in_style), "wrong": wrong}
     return judgement
@@ -234,7 +234,7 @@ def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
     prompts = prompts_of_test()
     shown = {"base": base} | {f"{firm.upper()}, {size}": adapter_runs[0] for (firm, size), adapter_runs in runs.items()}
     few = runs["a", EXAMPLES[0]][0]["responses"]
-    good = (i for i, text in enumerate(few) if all(style("a", text).values()) and wrong_facts(prompts[i], text))
+    good = (i for i, text in enumerate(few) if all(check_style("a", text).values()) and wrong_facts(prompts[i], text))
     index = next(good, 0)
     rows = []
     for name, run in shown.items():
@@ -248,7 +248,7 @@ def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
 
 
 def wrong_facts(prompt: str, text: str) -> str:
-    return ", ".join(name for name, right in facts(prompt, text).items() if not right)
+    return ", ".join(name for name, right in check_facts(prompt, text).items() if not right)
 
 
 def needed(runs: Runs) -> Verdict:

@@ -159,7 +159,7 @@ def predicted(run: Planned, costs: Costs, finished: tuple[Pilot, ...], no_loss: 
     """Predict the time, the memory and the loss of the run from the measurements."""
     loss = at_most = None
     if losses := [pilot.loss for pilot in finished]:
-        lengths, no_bound = [pilot.iterations for pilot in finished], fit.rising(losses)
+        lengths, no_bound = [pilot.iterations for pilot in finished], fit.no_bound_reason(losses)
         no_loss = no_bound or no_loss or fit.refusal(losses, pilots.ngram_loss(run.config))
         loss = None if no_loss else fit.predict(lengths, losses, run.config.max_iters)
         at_most = losses[-1] if no_loss and not no_bound else None

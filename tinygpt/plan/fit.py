@@ -26,15 +26,15 @@ NOISE = 0.01  # relative standard deviation of a pilot's loss: the seed, and the
 BEND = 1.5  # a fall that grows by more than this factor from one doubling to the next is not that of a power law
 
 
-def rising(losses: Sequence[float]) -> str:
-    """Say why the longest pilot's loss is not even an upper bound; empty if it is. losses: ordered by length."""
+def no_bound_reason(losses: Sequence[float]) -> str:
+    """Return why the longest pilot's loss is not even an upper bound; empty if it is. losses: ordered by length."""
     if losses[-1] > min(losses) or (len(losses) > 1 and losses[-1] >= losses[0]):
         return f"the loss does not fall with longer pilots: {', then '.join(f'{loss:.3f}' for loss in losses)}"
     return ""
 
 
 def refusal(losses: Sequence[float], baseline: float) -> str:
-    """Say why the law does not hold for these pilots; empty if it may. baseline: the lowest n-gram loss, in nats."""
+    """Return why the law does not hold for these pilots; empty if it may. baseline: the lowest n-gram loss, in nats."""
     if losses[-1] > baseline:
         problem = f"the longest pilot ({losses[-1]:.3f}) has not beaten the n-gram baseline ({baseline:.3f})"
         return f"{problem}, so most of the fall is still to come, and a power law does not hold yet"

@@ -40,7 +40,7 @@ class Pilot(NamedTuple):
 
 
 def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
-    """Say why the loss of this run cannot be predicted, whatever the pilots find; empty if it may be."""
+    """Return why the loss of this run cannot be predicted, whatever the pilots find; empty if it may be."""
     if config.max_iters < BEGINNING * SHORTEST:
         return f"the run has fewer than {BEGINNING * SHORTEST} iterations, too few for a pilot"
     if config.init_from != "scratch":

@@ -25,7 +25,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.baselines import left_out, ngram_baselines
+from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
 from tinygpt.evaluate.doctor import evaluations, judge
 from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, loss_and_error, perplexity, short_number
@@ -99,7 +99,7 @@ class LoadedRun:
 
     def held_out_pairs(self) -> list[tuple[str, str]]:
         """Return the prompts and responses of the validation split; none for plain text or without the dataset."""
-        return self.dataset.sources["val"].texts(self.tokenizer) if self.dataset else []
+        return self.dataset.sources["val"].examples(self.tokenizer) if self.dataset else []
 
 
 def load_run(path: str, config: ReportConfig | ExportConfig | WatchConfig, quick: bool = False) -> LoadedRun:
@@ -117,7 +117,7 @@ def load_run(path: str, config: ReportConfig | ExportConfig | WatchConfig, quick
         dataset = Dataset(data_folder, name)
         if not dataset.adopt_tokenizer(tokenizer):
             dataset, missing = None, f"dataset {name!r} and this model have different vocabularies"
-        elif checkpoint.data and not dataset.is_of(checkpoint.data):
+        elif checkpoint.data and not dataset.has_checksums(checkpoint.data):
             missing = f"dataset {name!r} is not the text that the model was trained on"
     except TinyGPTError as error:
         missing = error.message.replace(data_folder, without_folders(data_folder))
@@ -201,7 +201,7 @@ def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
         return [], ""
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
     most_rows = max(1, run.affordable(WORK) // run.model.num_params() // source.width(block_size))
-    rows = source.every(block_size)[:most_rows]
+    rows = source.all_rows(block_size)[:most_rows]
     loss, error = loss_and_error(run.model, source, rows, run.compute)
     train, val = run.split("train"), run.split("val")
     target_indices = np.arange(min(len(rows) * block_size, len(val) - 1))  # the same targets
@@ -215,7 +215,7 @@ def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
         units = {"perplexity": short_number(perplexity(value)), "bits": value * bits_per_nat}
         known = error if name == "this model" and math.isfinite(error) else None
         table.append({"name": name, "loss": value, "error": known} | units)
-    return table, left_out(len(train), len(target_indices))
+    return table, omissions_note(len(train), len(target_indices))
 
 
 def before_after(entries: list[dict[str, Any]]) -> dict[str, Any]:

@@ -51,9 +51,9 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     rate = learning_rate(min(step, config.max_iters - 1), config)  # a schedule may end at 0
     optimizer.set_learning_rate(rate)
 
-    whole = config.batch_size * config.gradient_accumulation_steps
-    rows = min(whole, max(1, run.affordable(WORK) // model.num_params() // source.width(config.block_size)))
-    row_indices = source.draw(config.seed, step, config.block_size, whole)[:rows]
+    batch_rows = config.batch_size * config.gradient_accumulation_steps
+    rows = min(batch_rows, max(1, run.affordable(WORK) // model.num_params() // source.width(config.block_size)))
+    row_indices = source.draw(config.seed, step, config.block_size, batch_rows)[:rows]
     inputs, targets = source.rows(row_indices, source.width(config.block_size, row_indices))
     x, y = (torch.from_numpy(part.astype(np.int64)).to(run.compute.device) for part in (inputs, targets))
     total = int((y >= 0).sum())
@@ -92,7 +92,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         "step": step,
         "config": config,
         "rows": rows,
-        "whole": whole,
+        "whole": batch_rows,
         "width": x.shape[1],
         "targets": total,
         "replay": bool(run.checkpoint.config.get("replay")),

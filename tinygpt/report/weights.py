@@ -70,7 +70,7 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
 
 def page_weights(model: GPT, tokenizer: CharTokenizer) -> dict[str, torch.Tensor]:
     """Return the weights that a page needs, in float32, without rows that belong to no token. Errors: see `pack`."""
-    if lacking := model.config.beyond(EVERY_VALUE, VALUES):
+    if lacking := model.config.unsupported_options(EVERY_VALUE, VALUES):
         what = f"the page's JavaScript does not implement {' and '.join(lacking)}"
         raise TinyGPTError(what, "use tinygpt sample, or train a model without this option")
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}

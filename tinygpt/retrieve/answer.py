@@ -86,11 +86,11 @@ class Reader:
         response, probability = self.respond(prompt)
         response_text = self.tokenizer.decode(response).strip()
         is_sentence = self.instructed and not response_text.startswith("[")  # "Five years [1]."
-        number, text = (0, response_text) if is_sentence else task.cited(response_text)
+        number, text = (0, response_text) if is_sentence else task.cited_answer(response_text)
         cited = numbers[number - 1] if 0 < number <= len(numbers) else 0
         text = "" if unanswerable(text) else text
         cut = f"the answer was cut off after {self.room} tokens" if len(response) == self.room else ""
-        note = "; ".join(filter(None, (self.not_read(passages, read), cut)))
+        note = "; ".join(filter(None, (self.unread_note(passages, read), cut)))
         return Answer(text, probability, cited * bool(text), note)
 
     def require_room(self, question: str) -> None:
@@ -128,7 +128,7 @@ class Reader:
             numbered = "\n".join(f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
             prompt = f"Passages:\n{numbered}\n\nQuestion: {question}\n{INSTRUCTION}"
         else:
-            prompt = task.reading(question, passages)
+            prompt = task.reader_prompt(question, passages)
         return self.tokenizer.encode_prompt(prompt, skip_unknown=True).astype(np.int64)
 
     def readable(self, text: str) -> str:
@@ -162,7 +162,7 @@ class Reader:
             fitted.append(title + text if fits(title + text) else selected(title, text) or selected("", text))
         return fitted
 
-    def not_read(self, passages: Sequence[tuple[str, str]], read: Sequence[str]) -> str:
+    def unread_note(self, passages: Sequence[tuple[str, str]], read: Sequence[str]) -> str:
         """Name the passages that the model does not read completely; empty if it reads them all."""
         parts: dict[str, list[str]] = {"shortened": [], "left out": []}
         for number, (passage, used) in enumerate(zip(passages, read, strict=True), start=1):
@@ -171,7 +171,7 @@ class Reader:
         notes = [f"passage{'s' * (len(n) > 1)} {', '.join(n)} {change}" for change, n in parts.items() if n]
         return f"the model's context has {self.model.config.block_size:,} tokens: {'; '.join(notes)}" if notes else ""
 
-    def place(self, answer: str, text: str) -> tuple[int, int] | None:
+    def span(self, answer: str, text: str) -> tuple[int, int] | None:
         """Find the span (start, end) of an answer in a passage; None if there is none. The answer is `spelled`."""
         parts = self.spelled(text)
         match = occurrence(answer, "".join(parts))

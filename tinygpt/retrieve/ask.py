@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 def ask(config: AskConfig) -> int:
     """Answer a question or the lines of standard input, or evaluate a file of questions. Returns the exit status."""
-    question = checked(" ".join(config.question)) if config.question else ""
+    question = checked_question(" ".join(config.question)) if config.question else ""
     if question and config.questions:
         raise TinyGPTError("a question and --questions are two tasks", "give one of them")
     questions = read_questions(Path(config.questions)) if config.questions else []
@@ -95,7 +95,7 @@ class Responder:
         reason, candidate, passages = self.reason(response, best, bool(hits)), response.text, []
         for rank, (hit, score) in enumerate(zip(hits, scores, strict=True), start=1):
             text = " ".join(hit.text.split())
-            span = self.reader.place(response.text, text) if response.passage in (0, rank) else None
+            span = self.reader.span(response.text, text) if response.passage in (0, rank) else None
             start, end = span or (None, None)
             if span and candidate == response.text:
                 candidate = text[start:end]  # as the document spells it
@@ -149,7 +149,7 @@ def relevance(index: Index, question: str, hits: Sequence[Passage]) -> list[floa
 # ---- asking -----------------------------------------------------------------------------------------------------
 
 
-def checked(question: str) -> str:
+def checked_question(question: str) -> str:
     """Return the question on one line. Errors: TinyGPTError if it is empty or not valid Unicode."""
     if not question.strip():
         raise TinyGPTError("the question is empty", 'tinygpt ask "Who is the CFO of Norvik?"')
@@ -162,10 +162,10 @@ def prompt_loop(respond: Responder) -> int:
     """Answer each line of standard input until an empty line; return the exit status of the last failure, or 0."""
     status = 0
     if not sys.stdin.isatty() and isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # `checked` refuses what is not UTF-8
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # refused by `checked_question`
     while line := next_line():
         try:
-            show(respond(checked(line)), respond)
+            show(respond(checked_question(line)), respond)
             if not respond.config.json:
                 print(flush=True)
         except TinyGPTError as error:
@@ -237,7 +237,8 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
             continue
         try:
             entry = json.loads(line)
-            questions.append(LabelledQuestion(checked(entry["question"]), entry["answer"], entry.get("source", "")))
+            question = checked_question(entry["question"])
+            questions.append(LabelledQuestion(question, entry["answer"], entry.get("source", "")))
             if not isinstance(questions[-1].answer, str) or not isinstance(questions[-1].source, str):
                 raise TypeError
         except (TinyGPTError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -159,7 +159,7 @@ class Blocks(HTMLParser):
 
 def html(path: Path) -> Iterator[Section]:
     parser, text = Blocks(), read_text(path, FORMATS)
-    with undamaged(path, "HTML"):
+    with read_errors(path, "HTML"):
         parser.feed(text)
         parser.close()
     parser.end_block()
@@ -193,7 +193,7 @@ def pdf(path: Path) -> Iterator[Section]:
     """Yield a section for each page."""
     pypdf = library("pypdf", f"{path}: PDF")
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns about each small fault that it can ignore
-    with undamaged(path, "PDF"):
+    with read_errors(path, "PDF"):
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             raise TinyGPTError(f"{path}: is encrypted with a password", "save a copy without a password")
@@ -206,7 +206,7 @@ def word(path: Path) -> Iterator[Section]:
     """Yield a section for each heading; a row of a table is a paragraph."""
     docx = library("docx", f"{path}: .docx")
     blocks: list[tuple[int, str]] = []
-    with undamaged(path, ".docx"):
+    with read_errors(path, ".docx"):
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(part.file_size for part in archive.infolist())
         if unpacked > UNPACKED:
@@ -227,7 +227,7 @@ def one_line(text: str) -> str:
 
 
 @contextlib.contextmanager
-def undamaged(path: Path, format_name: str) -> Iterator[None]:
+def read_errors(path: Path, format_name: str) -> Iterator[None]:
     """Raise TinyGPTError for any error of html.parser, pypdf, python-docx and lxml, which have many types of them."""
     try:
         yield

@@ -62,7 +62,7 @@ def load_embeddings(name: str) -> Embeddings | None:
     return embeddings.load(embeddings.WORDLLAMA if name == "auto" else name)
 
 
-def existing(out: Path, settings: dict[str, Any]) -> dict[str, Fingerprint] | None:
+def stored_documents(out: Path, settings: dict[str, Any]) -> dict[str, Fingerprint] | None:
     """Return the documents of the index at `out`; None without one, or, with a note, if its settings differ."""
     if not out.exists():
         return None
@@ -82,16 +82,16 @@ def update(
 
     Errors: TinyGPTError if a document that the user names cannot be read, or no document of the folders.
     """
-    known = existing(Path(config.out), settings)  # None: make a new index
-    old, named = known or {}, {Path(item) for item in config.documents}
-    todo = [path for path in paths if not untouched(path, old.get(name_of(path)))]
-    gone = old.keys() - {name_of(path) for path in paths}
-    counts = {"added": 0, "changed": 0, "removed": len(gone), "unchanged": len(paths) - len(todo), "left out": 0}
-    if known is not None and not todo and not gone:
+    stored = stored_documents(Path(config.out), settings)  # None: make a new index
+    old, named = stored or {}, {Path(item) for item in config.documents}
+    todo = [path for path in paths if not is_untouched(path, old.get(name_of(path)))]
+    removed = old.keys() - {name_of(path) for path in paths}
+    counts = {"added": 0, "changed": 0, "removed": len(removed), "unchanged": len(paths) - len(todo), "left out": 0}
+    if stored is not None and not todo and not removed:
         return counts
-    writable = updated_index(Path(config.out), settings, new=known is None)
+    writable = updated_index(Path(config.out), settings, new=stored is None)
     with writable as index, progress(todo, desc="indexing", unit="document") as bar:
-        for name in gone:
+        for name in removed:
             index.remove_source(name)
         for path in bar:
             try:
@@ -132,7 +132,7 @@ def refresh(
     return "changed" if old else "added"
 
 
-def untouched(path: Path, old: Fingerprint | None) -> bool:
+def is_untouched(path: Path, old: Fingerprint | None) -> bool:
     """Return whether a file's size and modification time are those of the index."""
     status = path.stat()
     return old is not None and (old.size, old.mtime) == (status.st_size, status.st_mtime_ns)

@@ -26,7 +26,7 @@ from tinygpt.serve import protocol
 from tinygpt.serve.chat import ChatFormat
 from tinygpt.serve.engine import Engine, Failed, Piece, Prompt, QueueFull, Served, Settings, Task, Token
 from tinygpt.serve.http import PAGE, Guard, Stream, no_such_path, page, read_json, refused
-from tinygpt.serve.protocol import DOCUMENTS, ApiError, refusing, wrong
+from tinygpt.serve.protocol import DOCUMENTS, ApiError, invalid_field, refusing
 
 MAX_PROMPTS = 128  # of a request
 MAX_TOKENIZE = 400_000  # characters of a text to tokenize; GPT-2's tokenizer overflows its stack at a million spaces
@@ -269,7 +269,7 @@ async def completions(state: State, request: Request, body: Body) -> Response:
     served = state.served(body["model"])
     settings = protocol.settings(body, state.config.max_tokens, state.config.max_batch, 0)
     if len(body["prompt"]) > MAX_PROMPTS:
-        raise wrong("prompt", f"at most {MAX_PROMPTS} prompts in one request")
+        raise invalid_field("prompt", f"at most {MAX_PROMPTS} prompts in one request")
     prompts = [as_ids(prompt, served, state.config.skip_unknown) for prompt in body["prompt"]]
     tasks = RequestTasks(state, served, prompts, settings)
     choices: list[Choice] = []
@@ -285,7 +285,8 @@ async def completions(state: State, request: Request, body: Body) -> Response:
 def require_length(text: str, max_length: int, param: str) -> None:
     """Check the length of a text before it is encoded. Errors: ApiError above `max_length` characters."""
     if len(text) > max_length:
-        raise wrong(param, f"the text has {len(text):,} characters, too many for this model", "context_length_exceeded")
+        message = f"the text has {len(text):,} characters, too many for this model"
+        raise invalid_field(param, message, "context_length_exceeded")
 
 
 def as_ids(prompt: str | list[int], served: Served, skip_unknown: bool) -> list[int]:
@@ -301,7 +302,7 @@ def checked_ids(ids: list[int], served: Served, field: str) -> list[int]:
     """Return token ids. Errors: ApiError, with the name of the field, if one is not in the vocabulary."""
     size = served.tokenizer.vocab_size
     if not all(0 <= token < size for token in ids):
-        raise wrong(field, f"token ids are 0 to {size - 1:,}")
+        raise invalid_field(field, f"token ids are 0 to {size - 1:,}")
     return ids
 
 
@@ -326,10 +327,10 @@ async def ask_documents(documents: Documents, body: Body, timeout: float) -> Res
     """Answer the last message from the index. The field `documents`, which is not OpenAI's, holds the passages."""
     message = body["messages"][-1]
     if message["role"] != "user" or not message["content"].strip():
-        raise wrong("messages", "the last message must be the question, with the role user")
+        raise invalid_field("messages", "the last message must be the question, with the role user")
     for name, neutral in (("n", 1), ("logprobs", False)):
         if body[name] != neutral:
-            raise wrong(name, f"not supported by the model {DOCUMENTS}")
+            raise invalid_field(name, f"not supported by the model {DOCUMENTS}")
     with refusing("messages"):
         outcome = await documents(message["content"], timeout)
 

@@ -18,7 +18,7 @@ from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.interop.chat import PROMPT, RESPONSE, render
-from tinygpt.serve.protocol import refusing, wrong
+from tinygpt.serve.protocol import invalid_field, refusing
 
 SYSTEM, SECOND_PROMPT = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
 
@@ -67,17 +67,17 @@ class ChatFormat:
         Errors: ApiError for a conversation that the model cannot read.
         """
         if self.tokenizer.pair is None:
-            raise wrong("messages", "this model only continues text; use /v1/completions")
+            raise invalid_field("messages", "this model only continues text; use /v1/completions")
         system, turns = [], list(messages)
         while turns and turns[0]["role"] == "system":
             system.append(turns.pop(0)["content"])
         if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-            raise wrong("messages", "expected the roles user and assistant in turn, the last one user")
+            raise invalid_field("messages", "expected the roles user and assistant in turn, the last one user")
         if system and self.before_system is None:
-            raise wrong("messages", "this model supports no system message; leave it out")
+            raise invalid_field("messages", "this model supports no system message; leave it out")
         if len(turns) > 1 and self.between is None:
             message = "this model answers one prompt and does not see earlier turns; send the last message alone"
-            raise wrong("messages", message)
+            raise invalid_field("messages", message)
         pair = self.tokenizer.pair
         with refusing("messages"):
             first = encode_prompt(turns[0]["content"], self.tokenizer, self.skip_unknown)

@@ -107,7 +107,7 @@ def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str 
         return None
     with contextlib.suppress(TinyGPTError, OSError):
         dataset = Dataset(config.data_dir, str(checkpoint.config.get("dataset", "")))
-        prompt = dataset.sources["val"].texts(dataset.tokenizer)[0][0]
+        prompt = dataset.sources["val"].examples(dataset.tokenizer)[0][0]
         served.tokenizer.encode(prompt)
         return prompt
     return ""
@@ -116,13 +116,13 @@ def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str 
 @contextlib.contextmanager
 def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
     """Open the index; yield a function that answers questions from it, as `tinygpt ask` does. Errors: TinyGPTError."""
-    from tinygpt.retrieve.ask import Responder, checked
+    from tinygpt.retrieve.ask import Responder, checked_question
     from tinygpt.retrieve.store import open_index
 
     ask_config = AskConfig(index=config.index, ckpt=config.reader, device=config.device, dtype=config.dtype)
     with open_index(Path(config.index)) as index:
         respond = Responder(ask_config, index)
-        yield lambda question: respond(checked(question))._asdict()
+        yield lambda question: respond(checked_question(question))._asdict()
 
 
 def read_key(config: ServeConfig) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.device import is_out_of_memory
-from tinygpt.generate import Sampling, draw, to_read_again
+from tinygpt.generate import Sampling, draw, tokens_to_reread
 from tinygpt.model import GPT, KVCache
 from tinygpt.sample import TextStream
 from tinygpt.serve.batch import BatchCache
@@ -201,7 +201,7 @@ class Served:
                 task.deliver(Piece(row.index, "", [], 0, "length"))
             return
         draw_tokens(rows, logits.expand(len(rows), -1))
-        num_reread = to_read_again(self.model, cache.length)
+        num_reread = tokens_to_reread(self.model, cache.length)
         for row in rows:
             if num_reread and not row.finish:
                 self._restart_context(row, num_reread)
@@ -214,7 +214,7 @@ class Served:
         self.prefills = collections.deque(prefill for prefill in self.prefills if not prefill.task.cancelled)
         for index in reversed(range(len(self.rows))):
             row = self.rows[index]
-            num_reread = to_read_again(self.model, self.batch.lengths[index])
+            num_reread = tokens_to_reread(self.model, self.batch.lengths[index])
             is_over = bool(row.finish) or row.task.cancelled
             if is_over or num_reread:
                 if not is_over:

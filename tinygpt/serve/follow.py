@@ -117,9 +117,9 @@ class FollowedRun:
             return "stopped"
         # lines are written without delay, so if one is late, the evaluation has begun
         interval, pace = self._setting("eval_interval", 1), self._pace()
-        begins = min((done - 1) // interval * interval + interval, max_iters)
-        due = begins > evaluated and begins - done < self._setting("log_interval", 1)
-        late = not pace or time.time() - self._changed > (begins - done + 1) * pace[1]
+        next_evaluation = min((done - 1) // interval * interval + interval, max_iters)
+        due = next_evaluation > evaluated and next_evaluation - done < self._setting("log_interval", 1)
+        late = not pace or time.time() - self._changed > (next_evaluation - done + 1) * pace[1]
         return "evaluating" if due and late else "training"
 
     def _pace(self) -> tuple[float, float] | None:

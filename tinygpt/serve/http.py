@@ -27,7 +27,7 @@ PAGE = {  # path: (files that are joined, media type)
 }
 
 
-def security(policy: str) -> dict[str, str]:
+def security_headers(policy: str) -> dict[str, str]:
     """Return the security headers of a page with this content security policy. No site may embed the page."""
     return {
         "content-security-policy": f"{policy}; frame-ancestors 'none'",
@@ -129,4 +129,4 @@ class Guard:
 async def page(request: Request) -> Response:
     """GET /, /page.css and /page.js: the chat page."""
     names, media_type = PAGE[request.scope["path"]]
-    return Response("".join(map(read, names)), media_type=media_type, headers=security(CSP))
+    return Response("".join(map(read, names)), media_type=media_type, headers=security_headers(CSP))

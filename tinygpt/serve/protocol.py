@@ -36,7 +36,7 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": error_type, "param": self.param, "code": self.code}}
 
 
-def wrong(param: str, message: str, code: str | None = None) -> ApiError:
+def invalid_field(param: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, f"{param}: {message}", param, code)
 
 
@@ -46,7 +46,7 @@ def refusing(param: str) -> Iterator[None]:
     try:
         yield
     except TinyGPTError as error:
-        raise wrong(param, f"{error.message}; try: {error.hint}" if error.hint else error.message) from None
+        raise invalid_field(param, f"{error.message}; try: {error.hint}" if error.hint else error.message) from None
 
 
 # ---- fields of a request ----------------------------------------------------------------------------------------
@@ -93,22 +93,22 @@ def stops(value: Any) -> tuple[str, ...]:
 
 def prompts(value: Any) -> list[str | list[int]]:
     """Read prompts: a text, a list of texts, a list of token ids, or a list of such lists."""
-    entries = [value] if isinstance(value, str) or is_ids(value) else value
+    entries = [value] if isinstance(value, str) or is_token_ids(value) else value
     if (
         not isinstance(entries, list)
         or not entries
-        or not all(isinstance(entry, str) or is_ids(entry) for entry in entries)
+        or not all(isinstance(entry, str) or is_token_ids(entry) for entry in entries)
     ):
         raise ValueError("expected a string, a list of strings, a list of token ids, or a list of such lists")
     return [text(entry) if isinstance(entry, str) else entry for entry in entries]
 
 
-def is_ids(value: Any) -> bool:
+def is_token_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(token) is int for token in value)
 
 
 def ids(value: Any) -> list[int]:
-    if value != [] and not is_ids(value):
+    if value != [] and not is_token_ids(value):
         raise ValueError("expected a list of token ids")
     return list(value)
 
@@ -200,10 +200,10 @@ def read(fields: dict[str, Field], body: Any) -> dict[str, Any]:
         try:
             values[name] = field.default if value is None else field.read(value)
         except ValueError as error:
-            raise wrong(name, str(error)) from None
+            raise invalid_field(name, str(error)) from None
     for name in ("prompt", "messages"):
         if name in values and values[name] is None:
-            raise wrong(name, "this field is required")
+            raise invalid_field(name, "this field is required")
     return values
 
 
@@ -215,16 +215,16 @@ def settings(request: dict[str, Any], cap: int, rows: int, room: int) -> Setting
     candidates = request.get("max_completion_tokens"), request["max_tokens"], min(cap, room)
     max_tokens = next(number for number in candidates if number is not None)
     if max_tokens > cap:
-        raise wrong("max_tokens", f"{max_tokens:,} is above this server's limit of {cap:,} (--max_tokens)")
+        raise invalid_field("max_tokens", f"{max_tokens:,} is above this server's limit of {cap:,} (--max_tokens)")
     if request["n"] > rows:
-        raise wrong("n", f"{request['n']} is above this server's limit of {rows} (--max_batch)")
+        raise invalid_field("n", f"{request['n']} is above this server's limit of {rows} (--max_batch)")
     seeded = request["seed"] is not None
     seed = request["seed"] % (1 << 63) if seeded else 0
     choice = Sampling(request["temperature"], request["top_k"], request["top_p"], seed)
     top = -1 if request["logprobs"] is None else request["logprobs"]
     if "messages" in request:  # in a chat, logprobs is true or false
         if request["top_logprobs"] is not None and not request["logprobs"]:
-            raise wrong("top_logprobs", "needs logprobs: true")
+            raise invalid_field("top_logprobs", "needs logprobs: true")
         top = (request["top_logprobs"] or 0) if request["logprobs"] else -1
     echo = request.get("echo", False) and top >= 0
     return Settings(max_tokens, choice, seeded, request["n"], request["stop"], top, echo)

@@ -31,11 +31,11 @@ from tinygpt.training.watch import PACKAGES
 HOST = "127.0.0.1"
 DRAIN = 2  # seconds for the answers that are being sent when the server is asked to end
 TICK = 0.25  # seconds between two reads of the run's folder
-REST = 9  # seconds of pause per second of computing
+PAUSE = 9  # seconds of pause per second of computing
 PORTS = 20  # that are tried, from --port on, with --until_eof
-NEWS = 6.0  # seconds in which open pages can load the last page
-OPEN = 12.0  # seconds after its last request for the state in which a page counts as open
-TOO_LONG = 120.0  # seconds for the last page, after which the process ends
+LOAD_TIME = 6.0  # seconds in which open pages can load the last page
+OPEN_TIME = 12.0  # seconds after its last request for the state in which a page counts as open
+LAST_PAGE = 120.0  # seconds for the last page, after which the process ends
 LARGE = 100_000_000  # bytes of a checkpoint that takes long to read
 
 
@@ -50,7 +50,7 @@ def watch(config: WatchConfig) -> None:
         os.nice(10)  # about a tenth of a core that a run keeps busy
     live = LivePage(config)
     server = make_server(make_app(live), DRAIN)
-    say(f"watch: http://{HOST}:{listener.getsockname()[1]}")
+    print_line(f"watch: http://{HOST}:{listener.getsockname()[1]}")
     with signals(server) if not config.until_eof else contextlib.nullcontext():
         threading.Thread(target=live.work, args=(server,), daemon=True).start()
         if config.until_eof:
@@ -58,7 +58,7 @@ def watch(config: WatchConfig) -> None:
         server.run([listener])
         listener.close()
     if not config.until_eof:
-        say("stopped")
+        print_line("stopped")
     os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
 
 
@@ -70,7 +70,7 @@ def listen_from(port: int) -> socket.socket:
     return listen(HOST, 0)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line, or nothing if standard output cannot be written to."""
     try:
         print(text, flush=True)
@@ -85,7 +85,7 @@ class LivePage:
         self.config, self.folder = config, Path(config.run)
         self.run = FollowedRun(self.folder)
         self.content: Any = None  # the evaluations in the page, and whether they are those of a run that has ended
-        self.rest_until = 0.0
+        self.paused_until = 0.0
         self.problem = ""  # why there is no page
         self.ended = threading.Event()  # with --until_eof: the run has ended
         self.last_poll = time.monotonic()  # of any page; the start counts, for a page of an earlier server
@@ -132,7 +132,7 @@ class LivePage:
         path = self.folder / "ckpt.pt"
         if WINDOWS and path.exists() and path.stat().st_size > LARGE:
             return False  # the run could not replace the checkpoint while it is being read, which would take too long
-        return self.run.is_saved and time.monotonic() >= self.rest_until
+        return self.run.is_saved and time.monotonic() >= self.paused_until
 
     def make_page(self) -> dict[str, Any]:
         """Make the page and return its values."""
@@ -156,7 +156,7 @@ class LivePage:
         finally:
             self.content = content
             if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
-                self.rest_until = time.monotonic() + REST * (time.thread_time() - started)
+                self.paused_until = time.monotonic() + PAUSE * (time.thread_time() - started)
 
     def show(self, values: dict[str, Any], **template: Any) -> None:
         """Serve a new version of the page. template: see `render`."""
@@ -172,7 +172,7 @@ class LivePage:
         """Print a note about an error, unless it is the same as the last one."""
         problem = error.message if isinstance(error, TinyGPTError) else f"{type(error).__name__}: {error}"
         if problem != self.problem:
-            say(f"note: the page cannot be made ({escaped(problem)})")
+            print_line(f"note: the page cannot be made ({escaped(problem)})")
             if not self.has_report:
                 self.show_waiting(f"The page cannot be made: {problem}")
             self.problem = problem
@@ -183,7 +183,7 @@ class LivePage:
         with contextlib.suppress(OSError, ValueError):
             sys.stdin.buffer.read()
         self.ended.set()
-        deadline = time.monotonic() + TOO_LONG
+        deadline = time.monotonic() + LAST_PAGE
         while lock_owner(self.folder) in (None, 0, started_by) and time.monotonic() < deadline:
             time.sleep(TICK)
         os._exit(0)  # the resumed run has its own server, which may need the port
@@ -194,9 +194,9 @@ class LivePage:
             return
         path = self.folder / "report.html"
         write(render(self.make_page()), path)
-        say(f"page: {path}")
-        if time.monotonic() < self.last_poll + OPEN:
-            time.sleep(NEWS)
+        print_line(f"page: {path}")
+        if time.monotonic() < self.last_poll + OPEN_TIME:
+            time.sleep(LOAD_TIME)
 
 
 def make_app(live: LivePage) -> Any:
@@ -206,10 +206,10 @@ def make_app(live: LivePage) -> Any:
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    from tinygpt.serve.http import Guard, security
+    from tinygpt.serve.http import Guard, security_headers
 
     async def page(request: Request) -> Response:
-        return Response(live.page.content, media_type="text/html", headers=security(live.page.policy))
+        return Response(live.page.content, media_type="text/html", headers=security_headers(live.page.policy))
 
     async def state(request: Request) -> Response:
         return JSONResponse(live.answer(), headers={"cache-control": "no-store", "x-content-type-options": "nosniff"})

@@ -66,7 +66,7 @@ class RunLog:
             reason = error.message if isinstance(error, TinyGPTError) else f"{type(error).__name__}: {error}"
             afterwards = f"; afterwards: {sink.afterwards}" if sink else ""
             note = f"note: the run continues without TensorBoard ({terminal.escaped(reason)}){afterwards}"
-            self.say(note, always=True)
+            self.print_line(note, always=True)
 
     def start_bar(self, first: int, total: int) -> None:
         hidden = not self.active or self.quiet or terminal.hides_progress()
@@ -82,13 +82,13 @@ class RunLog:
             self._bar.set_postfix(values, refresh=False)
 
     @contextlib.contextmanager
-    def doing(self, activity: str) -> Iterator[None]:
+    def show_activity(self, activity: str) -> Iterator[None]:
         """Show the current activity between two iterations next to the progress bar."""
         self._bar.set_description(activity)
         yield
         self._bar.set_description()
 
-    def say(self, text: str, always: bool = False) -> None:
+    def print_line(self, text: str, always: bool = False) -> None:
         """Print a line above the progress bar; with --quiet, only if `always`."""
         if self.active and (always or not self.quiet):
             try:
@@ -144,16 +144,16 @@ class Pace:
         self.tokens, self.seconds = 0, 0.0
         return speed
 
-    def expected(self, done: int, left: int) -> str:
-        """Return a line that predicts the time of the `left` remaining iterations, after SKIPPED + TIMED iterations of
-        this session are `done`; otherwise an empty string."""
+    def expected(self, done: int, remaining: int) -> str:
+        """Return a line that predicts the time of the `remaining` iterations, after SKIPPED + TIMED iterations of this
+        session are `done`; otherwise an empty string."""
         if done == self.SKIPPED:
             self.skipped = self.total
         if done != self.SKIPPED + self.TIMED:
             return ""
         mean = (self.total - self.skipped) / self.TIMED
-        wait = f"{mean * left / 60:.1f} minutes" if mean * left >= 60 else f"{mean * left:.0f} seconds"
-        return f"expected:    {wait} for {left:,} more iterations ({mean * 1000:.1f} ms each)"
+        wait = f"{mean * remaining / 60:.1f} minutes" if mean * remaining >= 60 else f"{mean * remaining:.0f} seconds"
+        return f"expected:    {wait} for {remaining:,} more iterations ({mean * 1000:.1f} ms each)"
 
 
 def peak_memory() -> int:

@@ -61,8 +61,8 @@ def schedule_note(config: TrainConfig) -> str:
     last = min(config.max_iters, config.lr_decay_iters or config.max_iters)
     if is_constant(config) or config.warmup_iters < max(last, 1):
         return ""
-    late = f"the warm-up of {config.warmup_iters:,} iterations does not end before iteration {last:,}"
-    return f"note: {late}, so the learning rate never reaches its peak; use --warmup_iters={last // 10}"
+    problem = f"the warm-up of {config.warmup_iters:,} iterations does not end before iteration {last:,}"
+    return f"note: {problem}, so the learning rate never reaches its peak; use --warmup_iters={last // 10}"
 
 
 def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple[AmpModel, "Optimizer"]:

@@ -247,14 +247,16 @@ def note_changes(run: Run, saved: dict[str, Any]) -> None:
         if current.get(key, earlier) != earlier:
             name = {"path": "code path", "threads": "number of threads"}.get(key, key)
             changed = f"the {name} of this run was {earlier} until now and is {current[key]} from here on"
-            run.log.say(f"note: {changed}; the result is not bit-identical to that of an unchanged run", always=True)
+            effect = "the result is not bit-identical to that of an unchanged run"
+            run.log.print_line(f"note: {changed}; {effect}", always=True)
 
 
 def open_folder(run: Run, resuming: bool) -> None:
     """Write config.yaml and open the log. In the folder of a new run, remove the files of an earlier one first."""
     if not resuming:
         if any((run.out / name).exists() for name in ("ckpt.pt", "last.pt")):
-            run.log.say(f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both", always=True)
+            note = f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both"
+            run.log.print_line(note, always=True)
         stale = snapshots(run.out).values() if (run.out / FOLDER).exists() else ()
         for path in (run.out / "last.pt", run.out / "adapter.pt", *stale):
             remove(path)
@@ -291,17 +293,17 @@ def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
         f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data",
         f"optimizer:   {config.optimizer}, {describe_schedule(config)}",
     ):
-        run.log.say(line)
+        run.log.print_line(line)
     if len(times) > 1:
-        run.log.say(f"threads:     forward and backward pass {threads.described(times)}")
+        run.log.print_line(f"threads:     forward and backward pass {threads.format_times(times)}")
     if not config.eval_only and (warning := schedule_note(config)):
-        run.log.say(warning, always=True)
+        run.log.print_line(warning, always=True)
     if run.log.sink:
-        run.log.say(f"curves:      {suggest.tensorboard(run.out)}")
+        run.log.print_line(f"curves:      {suggest.tensorboard(run.out)}")
     if progress.step:
         done = progress.step >= config.max_iters
-        left = f"; nothing is left to do: max_iters is {config.max_iters:,}" if done else ""
-        run.log.say(f"resuming after iteration {progress.step:,}{left}", always=True)
+        note = f"; nothing is left to do: max_iters is {config.max_iters:,}" if done else ""
+        run.log.print_line(f"resuming after iteration {progress.step:,}{note}", always=True)
 
 
 def log_divergence(run: Run, subject: str) -> TinyGPTError:

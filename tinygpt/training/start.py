@@ -184,7 +184,7 @@ def fit_dataset(dataset: Dataset, start: Start) -> int:
             base.require_embeddings(model_tokenizer, start.checkpoint_name)
         known_tokens = model_tokenizer.vocab_size
     dataset.require(start.config.block_size)  # now, because another tokenizer changes the lengths
-    if base is not None and start.resuming and not dataset.is_of(base.data):
+    if base is not None and start.resuming and not dataset.has_checksums(base.data):
         name = start.checkpoint_name
         problem = f"dataset {dataset.name!r} has been prepared from different text since {name} was written"
         hint = "prepare the old text again, or start a new run on the new text from these weights: "
@@ -222,8 +222,8 @@ def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
     model, or the device in `saved`, the training state of a resumed run, which also keeps its number of threads."""
     name, kept = processes.device_name(config.device), saved.get("threads")
     # the number that one process was given is not for several
-    several = os.environ.get("WORLD_SIZE", "1") != "1" and "threads" not in config.given
-    count = "auto" if several else config.threads
+    several_processes = os.environ.get("WORLD_SIZE", "1") != "1" and "threads" not in config.given
+    count = "auto" if several_processes else config.threads
     compute = device.choose(name, config.dtype, count, kept if type(kept) is int and kept > 0 else 0)
     if name != "auto" or compute.device.type != "cpu" or not torch.backends.mps.is_available():
         return compute
@@ -233,7 +233,7 @@ def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
     if config.eval_only:
         return compute
     dataset = Dataset(config.data_dir, config.dataset)
-    return device.faster(compute, mps, lambda candidate: seconds_per_batch(config, dataset, candidate))
+    return device.choose_faster(compute, mps, lambda candidate: seconds_per_batch(config, dataset, candidate))
 
 
 def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> float:

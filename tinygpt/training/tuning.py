@@ -59,7 +59,7 @@ def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Data
         adopted = base.adopt_tokenizer(dataset.tokenizer)
         base.require(config.block_size)
         replayed = start.saved.get("replayed")
-        if config.replay and replayed and not base.is_of(replayed):
+        if config.replay and replayed and not base.has_checksums(replayed):
             since = f"since {start.checkpoint_name} was written"
             problem = f"replay: dataset {base.name!r} has been prepared from different text {since}"
             raise TinyGPTError(problem, "prepare the old text again")

@@ -68,11 +68,11 @@ class Watcher:
             self.child.stdin.close()  # end of file
         deadline = time.monotonic() + (0 if error_type else LAST_PAGE)
         if not error_type and not self.written.wait(1):
-            self.log.say("page: the last one is being made", always=True)
+            self.log.print_line("page: the last one is being made", always=True)
         while not self.written.wait(0.05) and time.monotonic() < deadline and self.stop.status == status:
             pass
         if not self.written.is_set():
-            self.log.say(f"page: {self.config.out_dir}/report.html is still being written", always=True)
+            self.log.print_line(f"page: {self.config.out_dir}/report.html is still being written", always=True)
 
     def _read(self) -> None:
         """Print the lines of the child's output, until it ends."""
@@ -80,7 +80,7 @@ class Watcher:
         last = ""
         for line in self.child.stdout:
             if line.startswith(("watch: ", "page: ", "note: ")):
-                self.log.say(line.rstrip(), always=True)
+                self.log.print_line(line.rstrip(), always=True)
             else:
                 last = line.strip() or last
             if line.startswith("page: "):
@@ -93,4 +93,4 @@ class Watcher:
     def _note(self, reason: str) -> None:
         afterwards = suggest.command("report", self.config.out_dir, *suggest.data_dir_flag(self.config.data_dir))
         problem = "the page of this run is no longer updated"
-        self.log.say(f"note: {problem} ({escaped(reason)}); afterwards: {afterwards}", always=True)
+        self.log.print_line(f"note: {problem} ({escaped(reason)}); afterwards: {afterwards}", always=True)

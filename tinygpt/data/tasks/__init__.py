@@ -50,6 +50,6 @@ _TASKS = (
     Task("reports", (), partial(reports.make, "plain"), "reports", base="", scores=reports.SCORES["plain"]),
     Task("reports_a", (), partial(reports.make, "a"), "finetune_reports", "out-reports", scores=reports.SCORES["a"]),
     Task("reports_b", (), partial(reports.make, "b"), "finetune_reports", "out-reports", scores=reports.SCORES["b"]),
-    Task("sql", (), sql.make, "sql", base="", scores=sql.scores, database=sql.database, group=sql.wording),
+    Task("sql", (), sql.make, "sql", base="", scores=sql.scores, database=sql.database, group=sql.group),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}

@@ -64,7 +64,7 @@ def name_words(name: str) -> tuple[str, ...]:
     return tuple(word for word in re.findall("[A-Z0-9]+", name) if word not in ("THE", "AND"))
 
 
-def parts(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+def word_sequences(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Return each sequence of adjacent words of a name that is shorter than the name."""
     for length in range(1, len(words)):
         for start in range(len(words) - length + 1):
@@ -81,11 +81,11 @@ def merchants_by_label() -> dict[str, dict[str, list[Merchant]]]:
         labels[name].add(LABELS[category])
         countries[name].update(brand_countries)
     words = {name: name_words(name) for name in labels}
-    uses = Counter(part for name in words for part in set(parts(words[name])))
+    counts = Counter(part for name in words for part in set(word_sequences(words[name])))
     names = [
         name
         for name in sorted(labels)
-        if len(labels[name]) == 1 and words[name] and uses[words[name]] <= ORDINARY and name not in TEMPLATE_WORDS
+        if len(labels[name]) == 1 and words[name] and counts[words[name]] <= ORDINARY and name not in TEMPLATE_WORDS
     ]
     split = {name: split_of(group[0]) for group in groups({name: words[name] for name in names}) for name in group}
     merchants: dict[str, dict[str, list[Merchant]]] = {
@@ -102,7 +102,7 @@ def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:
     keys: dict[object, list[str]] = defaultdict(list)  # names with a common key are in one group
     all_words = set(names.values())
     for name, words in names.items():
-        for key in (words, words[0], "".join(words), *(part for part in parts(words) if part in all_words)):
+        for key in (words, words[0], "".join(words), *(part for part in word_sequences(words) if part in all_words)):
             keys[key].append(name)
     group = {name: {name} for name in names}
     for linked in keys.values():
@@ -113,5 +113,5 @@ def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:
 
 def split_of(name: str) -> str:
     """Choose the split of a group by a hash of its first name: 70 % train, 10 % val, 20 % test."""
-    place = hashed(name)
-    return "train" if place < 0.7 else "val" if place < 0.8 else "test"
+    fraction = hashed(name)
+    return "train" if fraction < 0.7 else "val" if fraction < 0.8 else "test"

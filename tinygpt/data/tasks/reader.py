@@ -8,8 +8,8 @@ et al. 2022) finds the passages; then it judges one passage after the other. doc
 `reader.txt` contains the wordings. val has those of train with other names and values; test has new wordings for the
 question, and in half of the examples also for the statement.
 
-    make(1337)["train"][0]              # -> (reading(question, passages), "chair of Norvik [1] no [2] Ana Torres")
-    documents, questions = library(7)   # Markdown documents and questions, to try an index and a reader with
+    make(1337)["train"][0]             # -> (reader_prompt(question, passages), "chair of Norvik [1] no [2] Ana Torres")
+    documents, questions = library(7)  # Markdown documents and questions, to try an index and a reader with
 """
 
 import functools
@@ -31,13 +31,13 @@ SIZES = {
 DATASETS = tuple(SIZES)  # with the format of prompts and responses that the reader knows
 
 
-def reading(question: str, passages: Sequence[str]) -> str:
+def reader_prompt(question: str, passages: Sequence[str]) -> str:
     """Write the prompt of a reader: the question on the first line, then each passage on a line, after its number."""
     numbered = (f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
     return "\n".join(" ".join(line.split()) for line in (question, *numbered))
 
 
-def judged(subject: str, answers: Sequence[str]) -> str:
+def reader_response(subject: str, answers: Sequence[str]) -> str:
     """Write the response of a reader: its subject, then a judgement of each passage up to the one with the answer.
 
     subject: the relation and the name, `chair of Norvik`. answers: of each passage, empty if it has none.
@@ -50,7 +50,7 @@ def judged(subject: str, answers: Sequence[str]) -> str:
     return f"{response}: {UNANSWERABLE}"
 
 
-def cited(response: str) -> tuple[int, str]:
+def cited_answer(response: str) -> tuple[int, str]:
     """Find the passage with the answer in a reader's response: its number, 0 if there is none, and the answer alone."""
     match = re.search(rf"(?:\[\d{{1,3}}\] {NO} )*\[(\d{{1,3}})\] ?(.*)", response, re.DOTALL)
     if not match or response.endswith(f": {UNANSWERABLE}"):
@@ -61,7 +61,7 @@ def cited(response: str) -> tuple[int, str]:
 def abstention(prompt: str, response: str) -> str:
     """Make the response to the same prompt that judges each passage as `no`."""
     subject = response.partition(" [")[0]
-    return judged(subject, [""] * prompt.count("\n"))
+    return reader_response(subject, [""] * prompt.count("\n"))
 
 
 # ---- names and values -------------------------------------------------------------------------------------------
@@ -262,17 +262,19 @@ def attempt(rng: Rng, recipe: Recipe) -> Example | None:
     rng.shuffle(contents)
     passages = [passage(rng, *content, relation if recipe.new_statement else "") for content in contents]
     question_text = question(rng, relation, rng.choice((target, target, short(target))), recipe.new_question)
-    prompt = reading(question_text, passages)
+    prompt = reader_prompt(question_text, passages)
     answers = [answer.value if answer and name == target and answer in facts else "" for name, _, facts in contents]
-    response = judged(f"{relation} of {short(target)}", answers)
+    response = reader_response(f"{relation} of {short(target)}", answers)
     if len(prompt) + len(response) > recipe.longest or len(set(map(short, companies))) < len(companies):
         return None
-    held_out = {short(target), *(named(answer) if answer else ())}
-    names = {short(name) for name in companies}.union(*(named(fact) for _, _, facts in contents for fact in facts))
+    held_out = {short(target), *(named_entity(answer) if answer else ())}
+    names = {short(name) for name in companies}.union(
+        *(named_entity(fact) for _, _, facts in contents for fact in facts)
+    )
     return Example(prompt, response, held_out, names)
 
 
-def named(fact: Fact) -> set[str]:
+def named_entity(fact: Fact) -> set[str]:
     """Return the fact's value if it is a name, else an empty set."""
     draw = RELATIONS[fact.relation].value
     return {short(fact.value)} if draw is company else {fact.value} if draw in (person, place) else set()

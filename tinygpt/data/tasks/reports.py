@@ -108,12 +108,12 @@ RULES = {  # name of a rule: pattern, and how often the response has it
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
-def style(firm: str, response: str) -> dict[str, bool]:
+def check_style(firm: str, response: str) -> dict[str, bool]:
     """Check each rule of a firm's style. No rule looks at the company, the digits or the direction of a change."""
     return {name: len(re.findall(pattern, response)) == times for name, (pattern, times) in RULES[firm].items()}
 
 
-def facts(prompt: str, response: str) -> dict[str, bool]:
+def check_facts(prompt: str, response: str) -> dict[str, bool]:
     """Check what a response in any of the styles states: the prompt's figures, all of them, and nothing else.
 
     directions: sales and profit each have one word for the direction, which agrees with the sign of the change; a
@@ -151,8 +151,8 @@ def signs_in(text: str) -> list[int]:
 
 def scores(firm: str, prompt: str, expected: str, response: str) -> dict[str, bool]:
     """Judge a response: `style` (all rules of the firm), `fidelity` (all facts), and each rule and fact by its name."""
-    rules, stated = style(firm, response), facts(prompt, response)
-    return {"style": all(rules.values()), "fidelity": all(stated.values()), **rules, **stated}
+    rules, facts = check_style(firm, response), check_facts(prompt, response)
+    return {"style": all(rules.values()), "fidelity": all(facts.values()), **rules, **facts}
 
 
 SCORES = {firm: partial(scores, firm) for firm in STYLES}
@@ -168,13 +168,13 @@ def make(firm: str, seed: int) -> dict[str, list[Pair]]:
     while len(companies) < sum(SIZES.values()):
         companies["".join(map(rng.choice, SOUNDS))] = None
     names = iter(companies)
-    splits = {split: [draw(rng, next(names)) for _ in range(size)] for split, size in SIZES.items()}
+    splits = {split: [draw_figures(rng, next(names)) for _ in range(size)] for split, size in SIZES.items()}
     if firm != "plain":
         splits["train"] = splits["train"][:FIRM_EXAMPLES]
     return {split: [(figures.prompt(), STYLES[firm](figures)) for figures in part] for split, part in splits.items()}
 
 
-def draw(rng: random.Random, company: str) -> Figures:
+def draw_figures(rng: random.Random, company: str) -> Figures:
     """Draw figures of a company. The two changes differ in size, so that an exchange of the two is a mistake."""
     sizes = rng.sample(range(1, 40), 2)
     sales_change, profit_change = (f"{rng.choice('+-')}{size}" for size in sizes)

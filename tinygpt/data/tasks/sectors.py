@@ -66,7 +66,7 @@ def activity(line: str) -> str:
 @functools.cache
 def industries() -> tuple[Industry, ...]:
     """Read the described industries, in the order of the file."""
-    entries = re.split(r"\n\n(?=\d\d[-\d]* )", corpora.industries().rstrip("\n"))
+    entries = re.split(r"\n\n(?=\d\d[-\d]* )", corpora.industry_descriptions().rstrip("\n"))
     parts = (re.fullmatch(r"(\d{5,6}) (.*?)\n(.*)", entry, re.DOTALL) for entry in entries)
     return tuple(Industry(part[1], part[2], "" if part[3] == "NULL" else part[3]) for part in parts if part)
 

@@ -135,7 +135,7 @@ def _held_out_wordings() -> re.Pattern[str]:
     return re.compile("|".join(re.sub(r"\\{\w+\\}", ".+", re.escape(wording)) for wording in wordings), re.IGNORECASE)
 
 
-def wording(prompt: str) -> str:
+def group(prompt: str) -> str:
     """Return the group of a prompt: "known wordings", or "new wordings" if its wording does not occur in train."""
     return "new wordings" if _held_out_wordings().fullmatch(prompt) else "known wordings"
 
@@ -153,7 +153,7 @@ def make(seed: int) -> dict[str, list[Pair]]:
             new = split == "test" and len(pairs) // len(KINDS) % 2 == 1
             prompt, query = draw(rng, kind, split != "train", new)
             fits = len(prompt) + len(query) <= LONGEST and prompt not in held_out
-            if fits and (not of_the_bank(query) if split == "train" else informative(query)):
+            if fits and (not names_bank_value(query) if split == "train" else informative(query)):
                 pairs.append((prompt, query))
                 held_out |= {prompt} if split != "train" else set()
         rng.shuffle(pairs)
@@ -166,8 +166,8 @@ def draw(rng: random.Random, kind: QuestionKind, new_values: bool, new_wording: 
     aggregate, sign, descending = rng.choice(list(AGGREGATES)), rng.choice(list(COMPARISONS)), rng.randrange(2) == 1
     amount = 40 * rng.randrange(3, 72)  # a multiple of 40 is for val and test
     slots: dict[str, Any] = {
-        "client": rng.choice(client_names()) if new_values else rng.choice((short_name(rng), letters(rng))),
-        "city": rng.choice(CITIES) if new_values else rng.choice((place(rng).split()[-1], letters(rng))),
+        "client": rng.choice(client_names()) if new_values else rng.choice((short_name(rng), random_name(rng))),
+        "city": rng.choice(CITIES) if new_values else rng.choice((place(rng).split()[-1], random_name(rng))),
         "month": rng.choice(MONTHS if new_values else TRAIN_MONTHS),
         "amount": amount if new_values else amount + rng.choice((10, 20, 30)),
         "segment": rng.choice(SEGMENTS), "kind": rng.choice(ACCOUNT_KINDS), "category": rng.choice(CATEGORIES),
@@ -182,12 +182,12 @@ def draw(rng: random.Random, kind: QuestionKind, new_values: bool, new_wording: 
     return prompt[0].upper() + prompt[1:], kind.query.format(**slots)
 
 
-def letters(rng: random.Random) -> str:
+def random_name(rng: random.Random) -> str:
     """Draw a name of random letters, as frequent as in English. Its end can only be copied, not guessed."""
     return "".join(rng.choices(_LETTERS, k=rng.randrange(3, 10))).capitalize()
 
 
-def of_the_bank(query: str) -> bool:
+def names_bank_value(query: str) -> bool:
     """Return whether a query names a client or a city of the bank."""
     values = re.findall("'([^']*)'", query)
     return not {*values, *" ".join(values).split()}.isdisjoint((*client_names(), *CITIES))
@@ -196,10 +196,10 @@ def of_the_bank(query: str) -> bool:
 def informative(query: str) -> bool:
     """Return whether a query gives rows that are not empty, NULL or 0, and its near misses give others."""
     rows = answer(query)
-    return bool(rows and rows[0][-1]) and not any(same_answers(query, variant) for variant in misses(query))
+    return bool(rows and rows[0][-1]) and not any(same_answers(query, variant) for variant in near_misses(query))
 
 
-def misses(query: str) -> list[str]:
+def near_misses(query: str) -> list[str]:
     """Return near misses of a query: another aggregate, comparison, order, limit or value, or a condition less."""
     variants = [re.sub(r"\b(sum|avg|max|min)\(", f"{aggregate}(", query) for aggregate in AGGREGATES]
     variants.append(re.sub(r"\b(sum|avg|max|min)\(\w+\)", "count(*)", query))
