@@ -147,7 +147,7 @@ class Command:
     lines: list[tuple[float, str]]
 
     def curve(self) -> list[tuple[float, float]]:
-        """(seconds, validation loss) of each evaluation, which both programs print in the same format."""
+        """Parse (seconds, validation loss) of each evaluation, which both programs print in the same format."""
         found = ((at, re.match(r"step +[\d,]+: .*val loss ([\d.]+)", line)) for at, line in self.lines)
         return [(round(at, 3), float(match[1])) for at, match in found if match]
 
@@ -296,7 +296,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
             return training_run.set_up(contextlib.ExitStack(), Start(config), compute)
 
     def steps(preset: str, variant: str, count: int, *flags: str) -> float:
-        """Iterations per second: the body of train.loop, without logging."""
+        """Measure iterations per second: the body of train.loop, without logging."""
         run = training(preset, variant, *flags)
         start = time.perf_counter()
         for _ in range(count):
@@ -307,7 +307,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         return count / (time.perf_counter() - start)
 
     def muon(preset: str, variant: str, count: int) -> float:
-        """Updates per second of the matrices alone; a learning rate of 0 keeps them unchanged."""
+        """Measure updates per second of the matrices alone; a learning rate of 0 keeps them unchanged."""
         optimizer: Any = training(preset, variant).optimizer
         if variant == "Muon":
             update = functools.partial(optimizer.muon.step, torch.randn_like(optimizer.muon.weights), lr=0.0)
@@ -326,7 +326,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         return copy.deepcopy(training(preset, variant).model).to(compute.dtype).eval()
 
     def decode(preset: str, variant: str, samples: int, count: int) -> float:
-        """Tokens per second."""
+        """Measure tokens per second."""
         prompt, choice = torch.zeros((samples, 1), dtype=torch.long), sample.Sampling(temperature=0.8, top_k=200)
         start = time.perf_counter()
         for _ in sample.generate(untrained(preset, variant), prompt, 32 * count, choice):
@@ -344,7 +344,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     a, b, c = (torch.randn(2048, 2048).to(compute.dtype) for _ in range(3))
 
     def large_products(count: int) -> float:
-        """GFLOP/s"""
+        """Measure GFLOP/s."""
         start = time.perf_counter()
         for _ in range(count):
             torch.mm(a, b, out=c)
@@ -523,7 +523,7 @@ class Bench:
     # one method per row; it gets the dtype if the row is measured in EACH
 
     def rounds(self, dtype: str) -> dict[str, list[float]]:
-        """Rounds of nanoGPT's steps, tinygpt's steps and large products, in turn; measured once per dtype."""
+        """Measure rounds of nanoGPT's steps, tinygpt's steps and large products, in turn, once per dtype."""
         if dtype in self.found_rounds:
             return self.found_rounds[dtype]
         found: dict[str, list[float]] = {"theirs": [], "ours": [], "products": []}
@@ -553,7 +553,7 @@ class Bench:
         return Result(None, statistics.median(achieved), statistics.median(shares), raw, note)
 
     def step_at(self, block_size: int, batch_size: int, dtype: str) -> Result:
-        """Steps of the recipe with another context, of both programs in turn."""
+        """Measure steps of the recipe with another context, of both programs in turn."""
         flags, steps = [f"--block_size={block_size}", f"--batch_size={batch_size}"], 2 if self.quick else 10
         ours, theirs = self.worker("tinygpt", dtype), self.worker("nanogpt") if self.has_nanogpt else None
         times: dict[str, list[float]] = {"theirs": [], "ours": []}
@@ -720,7 +720,7 @@ class Bench:
         return self.busy_result(found + self.beside("serve, 10 requests", [2], self.serve_seconds))
 
     def serve_seconds(self, limit: float, **variables: str) -> float:
-        """Seconds that a server, once started, takes for ten requests of 100 tokens."""
+        """Measure the seconds that a server, once started, takes for ten requests of 100 tokens."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             url = f"http://127.0.0.1:{free.getsockname()[1]}"
         command = [sys.executable, "-m", "tinygpt", "serve", "--ckpt=out-recipe-float32", f"--port={url[17:]}"]
@@ -767,7 +767,7 @@ class Bench:
 
 
 def compared(theirs: list[float], ours: list[float], pairs: bool = True) -> Result:
-    """Medians of both programs, and the median of the rounds' ratios theirs / ours, or without `pairs` the ratio of the
+    """Compute both programs' medians, and that of the rounds' ratios theirs / ours, or without `pairs` the ratio of the
     medians."""
     median, raw = statistics.median, {"theirs": theirs, "ours": ours}
     if not theirs:
@@ -781,7 +781,7 @@ def spread(numbers: list[float]) -> str:
 
 
 def preset_value(name: str, key: str) -> int:
-    """A number in a preset of tinygpt, or its default."""
+    """Read a number in a preset of tinygpt, or its default."""
     from tinygpt.config.parse import find_config, read_config
     from tinygpt.config.schema import TrainConfig
 
@@ -819,7 +819,7 @@ def iterations_within(budget: float, done: dict[str, Any], out: Path, interval: 
 
 
 def chosen_dtypes(wanted: str, folder: Path) -> list[str]:
-    """The dtypes of --dtype; `auto` asks tinygpt whether it would choose bfloat16 on this processor."""
+    """Return the dtypes of --dtype; `auto` asks tinygpt whether it would choose bfloat16 on this processor."""
     if wanted != "auto":
         return BOTH if wanted == "both" else [wanted]
     code = "from tinygpt import device; print(device.choose('cpu', 'auto').dtype)"
@@ -841,7 +841,7 @@ def shown(number: float | None) -> str:
 
 
 def table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
-    """The main table in Markdown; `results` has the keys (row, tinygpt's dtype)."""
+    """Format the main table in Markdown; `results` has the keys (row, tinygpt's dtype)."""
     lines = [
         ["row", "dtype", "unit", "nanoGPT", "tinygpt", "ratio or value", "first bar", "goal", "", "spread, remarks"]
     ]
@@ -855,7 +855,7 @@ def table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
 
 
 def pieces_table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
-    """The table of the pieces in Markdown: medians of all rounds, the median of the rounds' ratios, and quartiles."""
+    """Format the table of the pieces in Markdown: medians of all rounds, median of the rounds' ratios, quartiles."""
     lines = [["piece of tinygpt/fast", "preset", "dtype", "unit", "without", "with", "ratio", "quartiles"]]
     for (_, dtype), result in results.items():
         for gain in result.raw.get("pieces", []):
@@ -866,7 +866,7 @@ def pieces_table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
 
 
 def busy_table(results: dict[tuple[str, str], Result]) -> Iterator[str]:
-    """The table of the commands beside busy processes in Markdown, in seconds."""
+    """Format the table of the commands next to busy processes in Markdown, in seconds."""
     lines = [["command", "busy processes", "as it is, s", "one thread, s", "all threads, s", "ratio to the better"]]
     for result in results.values():
         for one in result.raw.get("busy", []):
@@ -893,7 +893,7 @@ def verdict(row: Row, result: Result) -> str:
 
 
 def machine(nanogpt: Path | None) -> dict[str, Any]:
-    """Processor, memory, versions, date."""
+    """Return processor, memory, versions and date."""
     cpu_info = Path("/proc/cpuinfo")
     info = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", cpu_info.read_text(), re.MULTILINE)) if cpu_info.exists() else {}
     features = info.get("flags", "").split()

@@ -88,7 +88,7 @@ def measured(name: str, configuration: str, data_dir: str, folder: Path) -> dict
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results in Markdown, and how many predictions reach each goal."""
+    """Format the results in Markdown, and how many predictions reach each goal."""
     forms: dict[str, Callable[[float], str]] = {
         "seconds": "{:,.0f}".format, "memory_mb": "{:,.0f}".format, "loss": "{:.3f}".format
     }  # fmt: skip
@@ -121,7 +121,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def bounds_table(results: dict[str, dict[str, Any]]) -> str:
-    """The bounds and the losses of the best weights in Markdown, and how many bounds hold."""
+    """Format the bounds and the losses of the best weights in Markdown, and how many bounds hold."""
     lines = ["| run | not predicted, because | loss: at most | measured | |", "| --- | --- | --- | --- | --- |"]
     held = 0
     for name, result in results.items():

@@ -105,7 +105,7 @@ def lora_peft(ckpt: str, data_dir: str) -> dict[str, float]:
 
 
 def transformers_model(ckpt: str) -> Any:
-    """The checkpoint as transformers' own class, without its files."""
+    """Convert the checkpoint to transformers' own class, without its files."""
     import transformers
 
     from tinygpt.checkpoint.store import load
@@ -156,7 +156,7 @@ def greedy_transformers(ckpt: str, data_dir: str) -> dict[str, float]:
 
 
 def bandwidth(ckpt: str, data_dir: str) -> dict[str, float]:
-    """Bytes per second at which a large float32 vector is read, with all threads."""
+    """Measure the bytes per second at which a large float32 vector is read, with all threads."""
     import torch
 
     x = torch.ones(1 << 28)

@@ -81,7 +81,7 @@ def rankings(index: Index, question: str) -> dict[str, list[list[int]]]:
 
 
 def recall(index: Index, questions: list[Question]) -> dict[str, dict[str, float]]:
-    """Recall@1, recall@5 and mean reciprocal rank (of the first ten passages) of each method."""
+    """Compute recall@1, recall@5 and mean reciprocal rank (of the first ten passages) of each method."""
     ranks: dict[str, list[float]] = {}
     for question, path, answer in questions:
         for method, lists in rankings(index, question).items():
@@ -168,7 +168,7 @@ def measured(respond: Callable[[str], Outcome], known: list[LabelledQuestion]) -
 
 
 def right_hits(index: Index, known: LabelledQuestion) -> list[Passage]:
-    """The passage of the right document that contains the answer; empty if the search does not find it."""
+    """Find the passage of the right document that contains the answer; empty if the search does not find it."""
     found = search(index, known.question, 100)
     return [hit for hit in found if Path(hit.source).name == known.source and occurrence(known.answer, hit.text)][:1]
 

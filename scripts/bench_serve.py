@@ -111,7 +111,7 @@ LETTERS = str.maketrans("0123456789", "abcdefghij")  # a model of characters may
 
 
 def percentiles(values: list[float]) -> str:
-    """The 50th, 95th and 99th percentile, in milliseconds."""
+    """Compute the 50th, 95th and 99th percentile, in milliseconds."""
     cuts = statistics.quantiles(values, n=100, method="inclusive") if len(values) > 1 else [values[0]] * 99
     return " / ".join(f"{1000 * cuts[p - 1]:.3g}" for p in (50, 95, 99))
 
@@ -164,7 +164,7 @@ def tinygpt_server(ckpt: str, port: int, *flags: str) -> list[str]:
 
 
 def exported(ckpt: str, folder: Path) -> tuple[Path, Path]:
-    """The model as a folder for transformers, and as a GGUF file in 16 bits for llama.cpp."""
+    """Export the model as a folder for transformers, and as a GGUF file in 16 bits for llama.cpp."""
     hugging, gguf = folder / "hf", folder / "model.gguf"
     for target, flags in ((hugging, ["--format=hf"]), (gguf, ["--format=gguf", "--quantisation=f16"])):
         command = [sys.executable, "-m", "tinygpt", "export", f"--ckpt={ckpt}", f"--output={target}", *flags]
@@ -173,7 +173,7 @@ def exported(ckpt: str, folder: Path) -> tuple[Path, Path]:
 
 
 def memory(process: subprocess.Popen[bytes]) -> float:
-    """Memory of a process in MB."""
+    """Measure the memory of a process in MB."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
 
@@ -182,7 +182,7 @@ def memory(process: subprocess.Popen[bytes]) -> float:
 
 
 def compare(args: argparse.Namespace, ckpt: str, chat: bool, tokens: int) -> None:
-    """All servers of a model, in two rounds."""
+    """Measure all servers of a model, in two rounds."""
     servers: dict[str, tuple[list[str], int, str]] = {}
     port = free_port()
     servers["tinygpt"] = tinygpt_server(ckpt, port), port, "/health"
@@ -216,7 +216,7 @@ def compare(args: argparse.Namespace, ckpt: str, chat: bool, tokens: int) -> Non
 
 
 async def unstreamed(url: str, clients: int, requests: int, tokens: int) -> float:
-    """Tokens per second of requests without a stream."""
+    """Measure tokens per second of requests without a stream."""
     host, port = url.removeprefix("http://").split(":")
     left = list(range(requests))
 
@@ -236,7 +236,7 @@ async def unstreamed(url: str, clients: int, requests: int, tokens: int) -> floa
 
 
 def batching(args: argparse.Namespace) -> None:
-    """The gain of decoding 16 requests together, compared with one at a time, in alternating rounds."""
+    """Measure the gain of decoding 16 requests together, compared with one at a time, in alternating rounds."""
     ratios, port = [], free_port()
     with running(tinygpt_server(args.tiny, port), port) as (url, _):
         for _ in range(5):
@@ -278,7 +278,7 @@ def overhead(args: argparse.Namespace) -> None:
 
 
 def many(args: argparse.Namespace) -> None:
-    """Memory over many requests, some of whose clients leave in the middle."""
+    """Measure the memory over many requests, some of whose clients leave in the middle."""
     port = free_port()
     with running(tinygpt_server(args.tiny, port), port) as (url, process):
         for done in range(0, args.many + 1, max(1, args.many // 10)):

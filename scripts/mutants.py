@@ -96,13 +96,13 @@ def _is_text(node: ast.BinOp) -> bool:
 
 
 def _first(body: list[ast.stmt]) -> ast.stmt | None:
-    """The first statement after the docstring, where a `return` would change something."""
+    """Find the first statement after the docstring, where a `return` would change something."""
     body = body[1:] if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant) else body
     return body[0] if body and not isinstance(body[0], ast.Pass | ast.Raise) else None
 
 
 def draw(number: int, seed: int) -> list[Mutant]:
-    """Mutants at random: the kinds are equally likely, and so are the places of a kind."""
+    """Draw mutants at random: the kinds are equally likely, and so are the places of a kind."""
     by_kind: dict[str, list[Mutant]] = collections.defaultdict(list)
     for path in sorted(ROOT.glob("tinygpt/**/*.py")):
         source = path.read_text(encoding="utf-8")
@@ -188,7 +188,7 @@ def pytest_sessionfinish(session: Any) -> None:
 
 
 def copy() -> Path:
-    """The project's files in a new folder, as they are in the working tree."""
+    """Copy the project's files to a new folder, as they are in the working tree."""
     folder = Path(tempfile.mkdtemp(prefix="mutants-"))
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
     for name in filter(None, listed.split("\0")):

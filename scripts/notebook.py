@@ -103,7 +103,7 @@ def heading(cell: nbformat.NotebookNode) -> str:
 
 
 def seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
-    """How long the cells of each part took."""
+    """Compute how long the cells of each part took."""
     taken, part = {"start": 0.0}, "start"
     for cell in notebook.cells:
         if cell.source.startswith("## "):
@@ -119,7 +119,7 @@ def seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
 
 
 def page(notebook: nbformat.NotebookNode) -> str:
-    """The notebook with its outputs as one HTML page."""
+    """Format the notebook with its outputs as one HTML page."""
     exporter = HTMLExporter(template_name="basic", mathjax_url="", require_js_url="", jquery_url="")
     body, _ = exporter.from_notebook_node(notebook)
     headings = re.findall(r'<h2 id="([^"]*)">(.*?)<a class="anchor-link"', body)

@@ -81,7 +81,7 @@ def communication(shape: Shape, gpus: int, method: str) -> float:
 
 
 def memory(shape: Shape, gpus: int, method: str, rows: int = 1) -> float:
-    """Bytes per GPU."""
+    """Compute the bytes per GPU."""
     state = shape.parameters * sum(STATE.values())
     return state / (gpus if method == "fully_shard" else 1) + activations(shape, rows)
 
@@ -91,7 +91,7 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def tables() -> dict[str, str]:
-    """The tables by their names in docs/SCALING.md."""
+    """Make the tables, by their names in docs/SCALING.md."""
     time, parts, shared, checked = [], [], [], []
     for name, shape in MODELS.items():
         tokens = OPTIMAL * shape.parameters

@@ -61,7 +61,7 @@ class Claim(NamedTuple):
 
 
 def claims(page: str) -> list[Claim]:
-    """The rows of the table under `<!-- claims -->`."""
+    """Read the rows of the table under `<!-- claims -->`."""
     table = page.partition("<!-- claims -->\n")[2].partition("\n\n")[0].splitlines()
     return [Claim(*(cell.strip() for cell in row.strip("| ").split(" | "))) for row in table[2:]]
 

@@ -59,12 +59,12 @@ class GPTConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values, each shared by n_head / kv_heads heads of queries."""
+        """Return the number of heads of keys and values, each shared by n_head / kv_heads heads of queries."""
         return self.n_kv_head or self.n_head
 
     @property
     def hidden_width(self) -> int:
-        """Width of the MLP's hidden layer. A gate doubles the first layer; 8/3 instead of 4 keeps the parameters."""
+        """Return the MLP's hidden width. A gate doubles the first layer; 8/3 instead of 4 keeps the parameters."""
         return self.mlp_width or (int(8 * self.n_embd / 3) if self.activation in GATED else 4 * self.n_embd)
 
     @classmethod

@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def num_params(self) -> int:
-        """Number of weights; tied ones count once."""
+        """Count the weights; tied ones count once."""
         return sum({weight.data_ptr(): weight.numel() for weight in self.model.values()}.values())
 
     def build_model(self, gpt_class: type[GPT] = GPT, dtype: torch.dtype = torch.float32) -> GPT:

@@ -50,7 +50,7 @@ class Dataset:
 
     @property
     def labels(self) -> list[str]:
-        """The responses of a labelled task; empty for free responses and for plain text."""
+        """Return the labels of a classification task; none for free responses and for plain text."""
         return list(self.meta.get("labels", [])) if self.pairs else []
 
     def _set_sources(self) -> None:

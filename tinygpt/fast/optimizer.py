@@ -174,7 +174,7 @@ class FlatOptimizer:
 
     @property
     def steps(self) -> int:
-        """Number of updates, which AdamW's bias correction needs."""
+        """Return the number of updates, which AdamW's bias correction needs."""
         return int(self.adamw.steps[0]) if self.adamw.steps else 0
 
     def load(self, moments: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, Any]) -> None:

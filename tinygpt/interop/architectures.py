@@ -73,7 +73,7 @@ class StockClass:
 
     @property
     def learned(self) -> bool:
-        """Whether positions are learned and norms are LayerNorms: GPT-2. The others have RoPE and RMSNorm."""
+        """Return whether positions are learned and norms are LayerNorms: GPT-2. The others have RoPE and RMSNorm."""
         return "transformer.wpe" in self.layers
 
     def parts(self, layer: str) -> list[str]:

@@ -76,12 +76,12 @@ class SeedFolder:
 
     @cached_property
     def adapters(self) -> Adapters:
-        """The base model, loaded once for all adapters."""
+        """Load the base model, once for all adapters."""
         return Adapters(str(self.base))
 
     @cached_property
     def prompts(self) -> list[str]:
-        """The test prompts, which are the same for all styles; a quick lab has fewer."""
+        """Return the test prompts, which are the same for all styles; a quick lab has fewer."""
         return prompts_of_test()[: QUICK["prompts"] if self.quick else PROMPTS]
 
     def train(self, step: str, command: str, preset: str, out: Path, style: str, **settings: Any) -> dict[str, Any]:

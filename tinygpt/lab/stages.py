@@ -43,7 +43,7 @@ class Lab(NamedTuple):
 
     @property
     def keys(self) -> set[str]:
-        """The keys that it uses; the first four are those of every lab."""
+        """Return the keys that the lab uses; the first four are those of every lab."""
         return {"name", "quick", "seeds", "out_dir", *self.settings, *self.models, *self.others}
 
 

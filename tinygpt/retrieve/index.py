@@ -133,7 +133,7 @@ def refresh(
 
 
 def is_untouched(path: Path, old: Fingerprint | None) -> bool:
-    """Return whether a file's size and modification time are those of the index."""
+    """Return whether a file has the size and the modification time in the index."""
     status = path.stat()
     return old is not None and (old.size, old.mtime) == (status.st_size, status.st_mtime_ns)
 

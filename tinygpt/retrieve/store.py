@@ -96,7 +96,7 @@ class Index:
 
     @property
     def sources(self) -> dict[str, Fingerprint]:
-        """The documents, by path."""
+        """Return the fingerprints of the documents, by path."""
         rows = self._db.execute("SELECT path, size, mtime, sha256 FROM sources ORDER BY path")
         return {path: Fingerprint(*rest) for path, *rest in rows}
 
@@ -128,7 +128,7 @@ class Index:
 
     @functools.cached_property
     def embeddings(self) -> embeddings.Embeddings | None:
-        """The embeddings that made the index's vectors; None for an index without vectors. Errors: TinyGPTError."""
+        """Load the embeddings that made the index's vectors; None if it has no vectors. Errors: TinyGPTError."""
         settings = self.settings
         try:
             loaded = embeddings.load(settings["embeddings"])
@@ -142,7 +142,7 @@ class Index:
 
     @functools.cached_property
     def _vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Passage ids int64 (n,) in ascending order, their vectors int8 (n, d), and the norms of the vectors, (n,)."""
+        """Read the passages' ids, int64 (n,), ascending, their vectors, int8 (n, d), and the vectors' norms, (n,)."""
         rows = self._db.execute("SELECT passage, vector FROM vectors ORDER BY passage").fetchall()
         ids = np.array([row[0] for row in rows], dtype=np.int64)
         matrix = np.frombuffer(b"".join(row[1] for row in rows), dtype=np.int8).reshape(len(rows), -1)

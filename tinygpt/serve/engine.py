@@ -294,7 +294,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs. An error that `_step` cannot handle, such as a broken GPU, has ended it."""
+        """Return whether the thread runs. An error that `_step` cannot handle, such as a broken GPU, ends it."""
         return self._thread.is_alive()
 
     def _run(self) -> None:

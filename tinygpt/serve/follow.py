@@ -73,12 +73,12 @@ class FollowedRun:
 
     @property
     def is_saved(self) -> bool:
-        """Whether ckpt.pt is complete after the last evaluation: an iteration was logged since then."""
+        """Return whether ckpt.pt is complete after the last evaluation: an iteration was logged since then."""
         return self.newest_kind == "train"
 
     @property
     def is_running(self) -> bool:
-        """Whether a process trains this run."""
+        """Return whether a process trains this run."""
         return lock_owner(self.folder) is not None or (WINDOWS and time.time() - self._changed < FRESH)
 
     def state(self, ended: bool = False) -> dict[str, Any]:

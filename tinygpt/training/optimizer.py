@@ -139,7 +139,7 @@ class TorchOptimizer:
 
     @property
     def steps(self) -> int:
-        """Number of updates, which AdamW's bias correction needs."""
+        """Return the number of updates, which AdamW's bias correction needs."""
         states = (state for optimizer in self.optimizers for state in optimizer.state.values() if "step" in state)
         return int(next(states, {"step": 0})["step"])
 

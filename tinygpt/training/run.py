@@ -90,7 +90,7 @@ class Run:
 
     @functools.cached_property
     def longest_row(self) -> int:
-        """Tokens of the longest row."""
+        """Return the number of tokens of the longest row."""
         return self.source.width(self.config.block_size)
 
     def row_length(self, row_indices: np.ndarray) -> int:
@@ -101,7 +101,7 @@ class Run:
 
     @property
     def rows_per_iter(self) -> int:
-        """Rows of the global batch."""
+        """Return the number of rows of the global batch."""
         return self.config.batch_size * self.config.gradient_accumulation_steps
 
     @property

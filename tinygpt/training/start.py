@@ -48,7 +48,7 @@ class Start:
 
     @property
     def saved(self) -> dict[str, Any]:
-        """Training state in the checkpoint of a resumed run; empty for a new run."""
+        """Return the training state in the checkpoint of a resumed run; empty for a new run."""
         return self.checkpoint.training if self.checkpoint is not None and self.resuming else {}
 
 

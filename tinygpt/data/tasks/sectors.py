@@ -47,7 +47,7 @@ class Industry(NamedTuple):
 
     @property
     def group(self) -> str:
-        """Start of the code. Industries of one group are in one split; in management each code is its own group."""
+        """Return the start of the code. Industries of a group are in one split; in management each code is a group."""
         return self.code[: 6 if self.sector == "management" else 5]
 
     def activities(self) -> list[str]:
