@@ -180,7 +180,7 @@ SOURCES = st.one_of(
 
 @given(new=SOURCES, old=SOURCES, share=st.floats(0, 1), mixes=st.booleans(), block_size=st.integers(1, 30))
 def test_every_source_keeps_to_the_interface(new: Rows, old: Rows, share: float, mixes: bool, block_size: int) -> None:
-    """The rows of `every` and of `draw` have the announced width and number of targets."""
+    """The rows of `all_rows` and of `draw` have the announced width and number of targets."""
     source: Batches = MixedRows(new, old, share) if mixes else new
     width = source.width(block_size)
     assert 0 < width <= block_size
