@@ -128,7 +128,7 @@ class LoadedModel:
             rows.require(self.model.config.block_size, "the prompt and its response")
         if len(rows.tokens) < 2:
             raise TinyGPTError("the text has no second token to predict", "give a longer text")
-        return mean_loss(self.model, rows, rows.every(self.model.config.block_size), self.compute)
+        return mean_loss(self.model, rows, rows.all_rows(self.model.config.block_size), self.compute)
 
     def classify(self, prompt: str, labels: list[str] | None = None) -> dict[str, float]:
         """Compute the probability of each label as the response to a prompt, the most probable first.
