@@ -175,7 +175,12 @@ def test_headings(tmp_path: Path) -> None:
     assert titles("# A\n```code```\n# B\nb\n```python\n# not a heading\n```\t\n# C\nc\n") == ["A", "B", "C"]
 
 
-def test_an_empty_name_is_refused(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_a_pipe_and_an_empty_name_are_refused(tmp_path: Path) -> None:
+    """A pipe is empty when it is read again, and one without a writer would be waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe: is not a regular file" in refused(tmp_path, "index", "pipe", "--out=own.db")
+    (tmp_path / "pipe").unlink()
     assert "a file name is empty" in refused(tmp_path, "index", "", "--out=own.db")
 
 

@@ -9,6 +9,7 @@ tinygpt index docs/ --out index.db
 import hashlib
 import itertools
 import os
+import stat
 import sys
 import time
 from pathlib import Path
@@ -141,6 +142,9 @@ def is_untouched(path: Path, old: Fingerprint | None) -> bool:
 def fingerprint(path: Path) -> Fingerprint:
     """Return size, modification time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+            message = f"{path}: is not a regular file, and a document is read twice"
+            raise TinyGPTError(message, "save it as a file first")
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
             return Fingerprint(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
