@@ -107,6 +107,7 @@ MISTAKES: list[tuple[Any, ...]] = [
         lambda work: (work / "folder").mkdir(),
     ),
     ("MINE", r"input.txt: is binary, not text \(a NUL at offset 5\)", "plain text", b"hello\0you"),
+    ("MINE --encoding=mac-roman", "is binary", "--encoding utf-16", "hello".encode("utf-16-le")),
     ("MINE", "input.txt: byte 0x92 at offset 7047 is not UTF-8", "--encoding cp1252", b"don't " * 1174 + b"don\x92t"),
     ("MINE", "byte 0xc3 at offset 4 is not UTF-8", "--encoding cp1252", "fiancé".encode()[:4] + b"\xc3"),
     ("MINE", "input.txt: is UTF-16 text", "--encoding utf-16", "hello".encode("utf-16")),

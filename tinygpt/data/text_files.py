@@ -184,10 +184,11 @@ class InputText:
                         raw = raw[offset:]
                     start = offset - len(decoder.getstate()[0])
                     if ascii_based and b"\0" in raw:
-                        what = f"{path}: is binary, not text (a NUL at offset {offset + raw.index(0)})"
-                        hint = "save PDF and Word documents as plain text; for UTF-16 add --encoding utf-16"
-                        raise TinyGPTError(what, hint)
-                    yield raw if ascii_based and raw.isascii() and start == offset else decoder.decode(raw)
+                        raise binary(path, f" at offset {offset + raw.index(0)}")
+                    text: Any = raw if ascii_based and raw.isascii() and start == offset else decoder.decode(raw)
+                    if not ascii_based and "\0" in text:
+                        raise binary(path)
+                    yield text
                     offset += len(raw)
                 start = offset - len(decoder.getstate()[0])
                 yield decoder.decode(b"", final=True)
@@ -213,3 +214,8 @@ class InputText:
                 yield block
         if held:
             yield b"\r"
+
+
+def binary(path: Path, where: str = "") -> TinyGPTError:
+    hint = "save PDF and Word documents as plain text; for UTF-16 add --encoding utf-16"
+    return TinyGPTError(f"{path}: is binary, not text (a NUL{where})", hint)
