@@ -263,6 +263,10 @@ def test_the_folder_of_the_datasets_is_that_of_the_option_or_of_the_run(tmp_path
     assert data_dir(EvalConfig(), run, tmp_path / "runs/a") == str(tmp_path / "data")
     (tmp_path / "link").symlink_to(tmp_path / "runs")
     assert data_dir(EvalConfig(), run, tmp_path / "link/a") == str(tmp_path / "data")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs/a").rmdir()
+    (tmp_path / "runs/a").symlink_to(tmp_path / "disk")  # the run's own folder is a link to another disk
+    assert data_dir(EvalConfig(), run, tmp_path / "runs/a") == str(tmp_path / "data")
 
 
 def test_commands_in_another_folder_find_the_dataset_of_a_run(run_copy: Path, tmp_path: Path) -> None:

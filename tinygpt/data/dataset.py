@@ -6,6 +6,7 @@ dataset.splits["val"], dataset.sources["val"], dataset.tokenizer
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -167,11 +168,12 @@ def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:
     if "data_dir" in config.given or config.data_dir != type(config).data_dir:  # the second: made in Python
         return str(config.data_dir)
     folder, out, name = (str(recorded.get(key) or "") for key in ("data_dir", "out_dir", "dataset"))
-    out_parts, run_parts = Path(out).parts, folder_of(path).resolve().parts
-    if folder and name and out_parts and run_parts[-len(out_parts) :] == out_parts:
-        start = Path(*run_parts[: -len(out_parts)])
-        if start != Path.cwd() and (start / folder / name).is_dir():
-            return str(start / folder)
+    parts, run = Path(out).parts, folder_of(path)
+    for absolute in (Path(os.path.abspath(run)), run.resolve()):  # the first: the run's folder may be a link
+        if folder and name and parts and absolute.parts[-len(parts) :] == parts:
+            start = Path(*absolute.parts[: -len(parts)])
+            if start != Path.cwd() and (start / folder / name).is_dir():
+                return str(start / folder)
     return folder if folder and Path(folder).is_dir() else str(config.data_dir)
 
 
