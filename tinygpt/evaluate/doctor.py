@@ -27,7 +27,7 @@ CROWDED = 10  # parameters per training token; with more of them there is too li
 
 RULES = {
     "too early": f"a trend needs {IN_A_ROW} evaluations",
-    "trend unknown": f"the run has ended, and a trend needs {IN_A_ROW} evaluations",
+    "trend unknown": f"a trend needs {IN_A_ROW} evaluations, each with its standard error",
     "diverged": "the loss is NaN or infinite; or the training loss has risen again by more than half of its decrease; "
     "or both losses exceed those of the best step by more than two standard errors in three consecutive evaluations",
     "overfitting": "the validation loss exceeds its minimum by more than two standard errors in three consecutive "
@@ -135,6 +135,8 @@ def judge(
         was = f"was {val[0]:.3f} at step {steps[0]:,} and " if len(val) > 1 else ""
         why = f"{counted}; the validation loss {was}is {val[-1]:.3f} at step {steps[-1]:,}"
         return verdict("stopped early" if stopped else "trend unknown", None, why)
+    if not np.isfinite(error).all():
+        return verdict("trend unknown", None, "evaluations have no standard error, so every change may be chance")
     lowest = int(np.argmin(train))
     halfway = train[lowest] + max(0.5 * (train[0] - train[lowest]), 2 * error[-1])
     if train[-1] > halfway:
