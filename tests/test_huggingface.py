@@ -195,7 +195,7 @@ def test_eos_and_chat_template_are_found_where_others_write_them(tmp_path: Path)
         assert read_folder(folder).eos == RESPONSE
     (folder / "tokenizer_config.json").unlink()
     token = characters(pairs=True).special[RESPONSE]
-    for id, expected in ((token, RESPONSE), ([token, 1], RESPONSE), (10**6, END), ("", END), ([], END)):
+    for id, expected in ((token, RESPONSE), ([token, 1], RESPONSE), (-1, END), (10**6, END), ("", END), ([], END)):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": id}))
         assert read_folder(folder).eos == expected
     (folder / "generation_config.json").unlink()

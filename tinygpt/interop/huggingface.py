@@ -96,7 +96,8 @@ def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
         for entry in (values.get("eos_token"), values.get("eos_token_id")):
             token = entry.get("content") if isinstance(entry, dict) else entry
             token = token[0] if isinstance(token, list) and token else token
-            token = tokenizer.id_to_token(token) if isinstance(token, int) else token
+            if isinstance(token, int) and 0 <= token < tokenizer.get_vocab_size():  # -1: the model has none
+                token = tokenizer.id_to_token(token)
             if isinstance(token, str) and tokenizer.token_to_id(token) is not None:
                 return token
     return ""
