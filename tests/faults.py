@@ -23,9 +23,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from tinygpt import files, prepare, threads, train
+from tinygpt import files, machine, prepare, threads, train
 from tinygpt.checkpoint import store
 from tinygpt.data import dataset, rows
+from tinygpt.fast import attention
+from tinygpt.fast.decoder import Decoder
 from tinygpt.model import GPT
 from tinygpt.training import run
 from tinygpt.training.processes import StopSignal
@@ -263,6 +265,68 @@ def forbid_sockets() -> None:
             os._exit(99)
 
     sys.addaudithook(hook)
+
+
+# ---- a faulty machine: one function each, for `tinygpt check --machine` ----------------------------------------------
+
+
+def no_gpu() -> None:
+    for backend in (torch.cuda, torch.backends.mps):
+        replace(backend, "is_available", lambda: False)
+
+
+def wrong_kernel() -> None:
+    """The fast path's attention forgets the mask."""
+    kernel = attention.plain_attention
+    replace(attention, "plain_attention", lambda q, k, v, mask: kernel(q, k, v, torch.zeros(())))
+
+
+def wrong_decoding() -> None:
+    """A decoded token's logits are those of another token."""
+    logits = replace(Decoder, "__call__", lambda self, idx: logits(self, idx).roll(1))
+
+
+def nothing_is_learned() -> None:
+    replace(train, "learning_rate", lambda step, config: 0.0)
+
+
+def lossy_files() -> None:
+    """Every weight changes a little when it is written."""
+
+    def save_less(state: Any, file: Any) -> None:
+        save(state | {"model": {name: weight * 1.0001 for name, weight in state["model"].items()}}, file)
+
+    save = replace(torch, "save", save_less)
+
+
+def windows(name: str = "open.txt", content: bytes = b"old") -> None:
+    """Windows, where the file `name` is open and is not replaced; it holds `content` afterwards."""
+    rename = os.replace
+
+    def denied(source: Any, target: Any) -> None:
+        if Path(target).name != name:
+            return rename(source, target)
+        Path(target).write_bytes(content)
+        raise PermissionError(13, "Access is denied")
+
+    replace(os, "replace", denied)
+    replace(files, "WINDOWS", True)
+    replace(files, "PATIENCE", 0.0)
+
+
+def private_errors() -> None:
+    """Errors whose messages contain folders of the user."""
+
+    def no_space(config: Any) -> None:
+        raise OSError(28, "No space left on device", str(Path.home() / "secret.bin"))
+
+    def not_loaded(*args: Any) -> None:
+        raise RuntimeError(f"cannot load {Path.home()}/kernels.so")
+
+    replace(machine, "prepare", no_space)
+    replace(machine, "require_equal", not_loaded)
+    replace(machine, "seconds_per_batch", not_loaded)
+    replace(machine, "Dataset", not_loaded)
 
 
 # ---- without a protection: each function removes one line of tinygpt -----------------------------------------------

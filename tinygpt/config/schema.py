@@ -738,10 +738,14 @@ class CheckConfig(DataConfig):
     """Check the integrity of run folders and datasets, and list what can still be used.
 
     tinygpt check out/ data/shakespeare_char
+
+    tinygpt check --machine tests this machine, in less than a minute.
     """
 
-    folders: Annotated[Files, POSITIONAL] = ("out",)
+    folders: Annotated[Files, POSITIONAL] = ()
     """folders of runs or of datasets"""
+    machine: bool = False
+    """test this machine instead: its devices, the three commands, a resumed run, exact results, speed"""
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""`tinygpt check`: check the integrity of run folders and datasets.
+"""Check the integrity of run folders and datasets (`tinygpt check`; machine.py has its other half).
 
 tinygpt check out/ data/shakespeare_char
 """
@@ -17,7 +17,7 @@ from tinygpt.generate import refuse_diverged
 from tinygpt.training.log import read_metrics
 
 
-def check(config: CheckConfig) -> int:
+def check_folders(config: CheckConfig) -> int:
     """Print the findings. Returns 0 if every check passes, else 1."""
     ok = True
     for name in config.folders:
@@ -33,8 +33,8 @@ def check(config: CheckConfig) -> int:
 
 
 def print_result(ok: bool, text: str, hint: str = "") -> bool:
-    """Print one finding and return `ok`."""
-    print(f"{'OK  ' if ok else 'FAIL'}  {text}" + (f"\n      try: {hint}" if hint else ""))
+    """Print one finding, at once since the next check may crash, and return `ok`."""
+    print(f"{'OK  ' if ok else 'FAIL'}  {text}" + (f"\n      try: {hint}" if hint else ""), flush=True)
     return ok
 
 
