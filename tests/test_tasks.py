@@ -265,17 +265,6 @@ def test_the_table_is_small_and_its_notice_is_complete() -> None:
     assert "BSD 3-Clause" in notice and "name-suggestion-index contributors" in notice and "AS IS" in notice
 
 
-@pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_tables_texts_notices_and_reader_are_distributed(kind: str) -> None:
-    builder = pytest.importorskip(f"hatchling.builders.{kind}", reason="needs hatchling, which builds the package")
-    files = getattr(builder, f"{kind.title()}Builder")(str(ROOT)).recurse_included_files()
-    paths = {file.distribution_path.rpartition("tinygpt/")[2] for file in files}
-    tables = {str(file.relative_to(ROOT / "tinygpt")) for file in (ROOT / "tinygpt/data/tasks").glob("*.[tL]*")}
-    assert len(tables) == 7 and "data/tasks/merchants.LICENSE" in tables
-    texts = {"data/naics.txt.gz", "data/naics.LICENSE", "data/shakespeare.txt.bz2", "data/shakespeare.NOTICE"}
-    assert tables | texts | {"retrieve/reader.pt"} <= paths
-
-
 @pytest.mark.slow
 def test_the_quoted_counts_and_baseline_are_those_of_the_task() -> None:
     pytest.importorskip("sklearn")
