@@ -49,7 +49,7 @@ step "this machine"
 "$bin/tinygpt" check --machine
 
 step "tests of the installed package"
-pip_install "$wheel[offline,eval]" pytest pytest-timeout hypothesis
+pip_install "$wheel[offline,eval,plot]" pytest pytest-timeout hypothesis
 "$bin/python" -m pytest -p no:cacheprovider -m "not slow" \
     tests/test_{bad_input,checkpoint,evaluate,files,finetune,generate,machine,prepare,rows,sample,tokenizer,train}.py
 
