@@ -28,7 +28,7 @@ from tinygpt.config.parse import parse
 from tinygpt.config.schema import CheckConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.check import check_folders, report
+from tinygpt.evaluate.check import check_folders, print_result
 from tinygpt.prepare import prepare
 from tinygpt.sample import sample
 from tinygpt.train import train
@@ -95,7 +95,7 @@ def finding(passed: list[bool], name: str) -> Iterator[list[Any]]:
     except Exception as error:  # on an unknown machine anything may fail
         text = (error.strerror or "") if isinstance(error, OSError) else device.first_line(error)  # without the path
         found = [False, f"{type(error).__name__}: {text}".replace(str(Path.home()), "~")]
-    passed.append(report(found[0], f"{name}: {found[1]}"))
+    passed.append(print_result(found[0], f"{name}: {found[1]}"))
 
 
 def check_device(compute: device.Compute, passed: list[bool]) -> None:
@@ -133,7 +133,7 @@ def check_device(compute: device.Compute, passed: list[bool]) -> None:
         for count in sorted({1, torch.get_num_threads()}):
             torch.set_num_threads(count)
             times[count] = seconds_per_batch(config, dataset, compute)
-        found += [True, threads.described(times)]
+        found += [True, threads.format_times(times)]
 
 
 @torch.inference_mode()
