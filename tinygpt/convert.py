@@ -113,7 +113,7 @@ def imported_tokenizer(pretrained: Pretrained, source: str) -> tuple[HuggingFace
         if not template:
             return tokenizer, "no chat template: it continues text"
         bos = tokenizer.decode(tokenizer.start[:1])
-        pair = pair_format(template, bos, eos, tokenizer.special)
+        pair = pair_format(template, bos, eos, set(tokenizer.special))
         return HuggingFaceTokenizer(text, eos, template, pair), "it answers prompts, with its chat template"
     except ValueError as error:
         raise TinyGPTError(f"{source}: the tokenizer cannot be used: {error}", "choose another model") from None

@@ -16,6 +16,7 @@ import numpy as np
 from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig, prepare_options
 from tinygpt.data import preview
+from tinygpt.data.bpe import train_bpe, training_pieces
 from tinygpt.data.corpora import CORPORA
 from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
 from tinygpt.data.tasks import TASKS
@@ -31,10 +32,10 @@ from tinygpt.data.tokenizer import (
     tokenizer_from_dict,
 )
 from tinygpt.data.workbook import UNREADABLE
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.files import folder_lock, replacing
 
-OWN_TOKENIZERS = ("auto", "char", "gpt2")  # others are those of a model
+OWN_TOKENIZERS = ("auto", "char", "gpt2", "bpe")  # others are those of a model
 NO_SPECIAL = "pairs need special tokens, which GPT-2's vocabulary does not have"
 
 
@@ -72,7 +73,8 @@ def prepare(config: PrepareConfig) -> None:
 
 
 def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
-    """Collect the vocabulary in a first pass. Errors: TinyGPTError for text that cannot be decoded or is too short."""
+    """Collect the vocabulary in a first pass, and train BPE in a second. Errors: TinyGPTError for text that cannot be
+    decoded or is too short."""
     seen = text.survey()
     if not 0 < train_characters(text, config) < text.characters:
         problem = f"{text.characters} characters are too few for a training and a validation split"
@@ -82,6 +84,10 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
     name = default if config.tokenizer == "auto" else config.tokenizer
     if name == "char":
         return CharTokenizer(map(chr, np.flatnonzero(seen)))
+    if name == "bpe":
+        train = train_characters(text, config)
+        blocks = (block for split, block in by_split(text.blocks("reading"), train) if split == "train")
+        return train_bpe(training_pieces(blocks, train), config.vocab_size)
     tokenizer = GPT2Tokenizer() if name == "gpt2" else tokenizer_of_model(name)
     if isinstance(tokenizer, CharTokenizer) and (unknown := tokenizer.unknown(seen)):
         other_count = len(unknown) - 1
@@ -130,6 +136,19 @@ def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[s
             yield "val", tail
 
 
+def check_vocab_size(config: PrepareConfig) -> None:
+    """Check what a tokenizer that is trained needs. Errors: TinyGPTError."""
+    given = "vocab_size" in config.given or config.vocab_size != PrepareConfig.vocab_size
+    if config.tokenizer != "bpe" and given:
+        raise TinyGPTError("--vocab_size applies only to --tokenizer=bpe", "drop --vocab_size, or add --tokenizer=bpe")
+    if config.tokenizer == "bpe":
+        require_installed("--tokenizer=bpe", "tokenizers")
+    if (config.format == "pairs" or config.name in TASKS) and config.vocab_size < 256 + len(SPECIAL):
+        tokens = f"256 bytes and {len(SPECIAL)} special tokens"
+        problem = f"vocab_size is {config.vocab_size}, but pairs need at least {256 + len(SPECIAL)}: {tokens}"
+        raise TinyGPTError(problem, f"--vocab_size={PrepareConfig.vocab_size}")
+
+
 def check_request(config: PrepareConfig) -> None:
     """Check the options before anything is written. Errors: TinyGPTError for options that contradict each other."""
     built_in = [*CORPORA, *TASKS]
@@ -147,7 +166,8 @@ def check_request(config: PrepareConfig) -> None:
         problem = f"{config.name!r} is not a built-in corpus or task ({', '.join(built_in)}), and no --input was given"
         raise TinyGPTError(problem, hint)
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
-        raise TinyGPTError(NO_SPECIAL, "drop --tokenizer=gpt2")
+        raise TinyGPTError(NO_SPECIAL, "drop --tokenizer=gpt2, or use --tokenizer=bpe")
+    check_vocab_size(config)
     if config.labels and (config.format != "pairs" or config.name in TASKS):
         hint = "drop --labels" if config.name in built_in else "drop --labels, or add --format pairs"
         raise TinyGPTError("--labels applies only to your own pairs", hint)

@@ -90,8 +90,11 @@ class PrepareConfig(DataConfig):
     """your own text: files, folders (all *.txt files in them, for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
     sorted order; each text file begins on a new line"""
     tokenizer: File = "auto"
-    """char: each character is a token; gpt2: GPT-2's byte-pair encoding; auto: char for your own text; path of a
-    checkpoint or its folder: the tokenizer of that model"""
+    """char: each character is a token; bpe: byte-pair encoding trained on your text (pip install
+    "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; path of a checkpoint or its
+    folder: the tokenizer of that model"""
+    vocab_size: Annotated[int, Limit(">=", 256), Limit("<=", 65536)] = 1024
+    """bpe: number of tokens, special tokens included; fewer if the text is too short for them"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text that is kept for validation, taken from its end; for pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"

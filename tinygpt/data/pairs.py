@@ -18,6 +18,7 @@ from typing import Any
 from tinygpt import terminal
 from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig, prepare_options
+from tinygpt.data.bpe import train_bpe
 from tinygpt.data.preview import show_pairs
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.generate import hashed
@@ -35,7 +36,7 @@ MOST_LABELS = 50  # more distinct responses than this are free text
 def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer | None = None) -> None:
     """Make DATA_DIR/NAME/{train,val,test}.bin and meta.json from files, or from the templates of a built-in task.
 
-    tokenizer: one that encodes pairs; None: that of the pairs' characters.
+    tokenizer: one that encodes pairs; None: that of the pairs' characters, or BPE trained on the training split.
     """
     task = TASKS.get(config.name)
     if task:
@@ -47,6 +48,9 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
         splits = split(pairs, config.val_fraction, config.test_fraction)
         labels = [label.strip() for label in config.labels] or labels_of(pairs)
         source = ", ".join(map(str, paths[:3]))
+    if tokenizer is None and config.tokenizer == "bpe":
+        learned = train_bpe(itertools.chain.from_iterable(splits["train"]), config.vocab_size - len(SPECIAL))
+        tokenizer = learned.joined(CharTokenizer(SPECIAL))
     tokenizer = tokenizer or tokenizer_of_pairs(splits)
     folder = Path(config.data_dir) / config.name
     with folder_lock(folder, "dataset"):

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygpt.config import suggest
 from tinygpt.config.schema import PrepareConfig
+from tinygpt.data.bpe import MOST_READ
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.token_files import TOKEN
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
@@ -19,6 +20,7 @@ PRETRAINED_BLOCK_SIZE = 128  # block_size of the preset finetune_transactions_pr
 def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
     """Print the size of a dataset of text, its first lines as tokens and back, and the next command."""
     characters, tokens = sum(meta["characters"].values()), meta["tokens"]
+    trained = meta["options"].get("tokenizer") == "bpe"
     print(f"characters: {characters:,}")
     if isinstance(tokenizer, CharTokenizer):
         shown = "".join(symbol if symbol.isprintable() else repr(symbol)[1:-1] for symbol in tokenizer.symbols[:100])
@@ -26,14 +28,19 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
     else:
         ratio = characters / sum(tokens.values())
         name = "GPT-2's BPE" if isinstance(tokenizer, GPT2Tokenizer) else "that of the model"
+        if trained:
+            part = "a part of " if meta["characters"]["train"] > MOST_READ else ""
+            name = f"BPE trained on {part}the training split"
         print(f"vocabulary: {tokenizer.vocab_size:,} ({name}, {ratio:.2f} characters per token)")
+        show_shortage(tokenizer, meta["options"])
     print(f"tokens:     {tokens['train']:,} for training, {tokens['val']:,} for validation")
     print("the first lines, as tokens and decoded again:")
     start = np.fromfile(folder / "train.bin", dtype=TOKEN, count=60)
     for line in tokenizer.decode(start.tolist()).split("\n")[:3]:
-        print(f"  {' '.join(map(str, tokenizer.encode(line)[:14].tolist()))} ...\n    -> {line}")
+        ids = tokenizer.encode(line).tolist()
+        print(f"  {' '.join(map(str, ids[:14]))} ...\n    -> {bordered(tokenizer, ids)}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
-    preset = "shakespeare_char" if isinstance(tokenizer, CharTokenizer) else "shakespeare"
+    preset = "shakespeare_char" if trained or isinstance(tokenizer, CharTokenizer) else "shakespeare"
     flags = [] if folder.name == preset else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
     smallest = min(tokens.values())
     if smallest < 2:
@@ -43,6 +50,20 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
         flags.append(f"--block_size={smallest - 1}")
     flags += suggest.data_dir_flag(folder.parent)
     print(f"\nnext: {suggest.command('train', f'configs/{preset}.yaml', *flags)}")
+
+
+def bordered(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text of these ids, for subwords with a border between two tokens."""
+    if isinstance(tokenizer, CharTokenizer):
+        return tokenizer.decode(ids)
+    return "|".join(tokenizer.decode([token]) for token in ids)
+
+
+def show_shortage(tokenizer: Tokenizer, options: dict[str, Any]) -> None:
+    """Print a note if BPE that was trained on a short text has fewer tokens than the command wanted."""
+    wanted, size = options.get("vocab_size", PrepareConfig.vocab_size), tokenizer.vocab_size
+    if options.get("tokenizer") == "bpe" and size < wanted:
+        print(f"note: {size:,} tokens, not {wanted:,}: no other pair of tokens occurs twice in the training split")
 
 
 def show_pairs(
@@ -55,9 +76,14 @@ def show_pairs(
         show_labels(meta["labels"], splits)
     lengths = [len(tokenizer.encode_pair(*pair)) for part in splits.values() for pair in part]
     print(f"lengths:    at most {max(lengths)} tokens, {np.mean(lengths):.0f} on average, special tokens included")
+    if not isinstance(tokenizer, CharTokenizer):
+        texts = "".join(prompt + response for part in splits.values() for prompt, response in part)
+        ratio = len(texts) / (sum(lengths) - len(tokenizer.encode_pair("", "")) * len(lengths))
+        print(f"vocabulary: {tokenizer.vocab_size:,}, {ratio:.2f} characters per token")
+        show_shortage(tokenizer, meta["options"])
     for prompt, response in splits["train"][: config.show or 1]:
         ids = tokenizer.encode_prompt(prompt), tokenizer.encode_response(response)
-        print(f"  {coloured(*(tokenizer.decode(part.tolist()) for part in ids))}")
+        print(f"  {coloured(*(bordered(tokenizer, part.tolist()) for part in ids))}")
     print(f"  (the loss is computed on the {'green part' if sys.stdout.isatty() else 'part in [ ]'} only)")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
     if task and task.library:
@@ -92,6 +118,9 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     task = TASKS.get(config.name, TASKS["transactions"])
     preset, base, flags = f"configs/{task.preset}.yaml", task.base, []
     print()
+    if config.tokenizer == "bpe":  # a vocabulary that no model has yet
+        flags = [f"--block_size={width}"] if width > suggest.PRESET_BLOCK_SIZE else []
+        return show("train", "configs/shakespeare_char.yaml", *own_flags(config.name, "shakespeare_char"), *flags)
     if config.tokenizer not in ("auto", "char"):
         characters = isinstance(tokenizer, CharTokenizer)
         preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"

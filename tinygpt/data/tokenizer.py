@@ -1,7 +1,8 @@
 """Tokenizers: text to ids and back.
 
-Three tokenizers with one interface: characters, GPT-2's byte-pair encoding, and the tokenizer of an imported model. All
-are plain JSON in and out (`to_dict`, `tokenizer_from_dict`), which `meta.json` and every checkpoint contain.
+Three tokenizers with one interface: characters, GPT-2's byte-pair encoding, and one of the package tokenizers, which an
+imported model has or data/bpe.py has trained. All are plain JSON in and out (`to_dict`, `tokenizer_from_dict`), which
+`meta.json` and every checkpoint contain.
 
     tokenizer = CharTokenizer("abc")
     tokenizer.encode("cab").tolist() == [2, 0, 1];  tokenizer.decode([2, 0, 1]) == "cab"
@@ -182,7 +183,7 @@ class GPT2Tokenizer(BaseTokenizer):
 
 
 class HuggingFaceTokenizer(BaseTokenizer):
-    """The tokenizer of an imported model, through the package tokenizers. Text is never encoded as a special token."""
+    """A tokenizer of the package tokenizers. Text is never encoded as a special token."""
 
     kind = "huggingface"
 
@@ -203,9 +204,10 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self.vocab_size = max(self._tokens, default=-1) + 1
         if not 0 < self.vocab_size <= MAX_SYMBOLS:
             raise ValueError(f"{self.vocab_size:,} tokens, but tinygpt supports 1 to {MAX_SYMBOLS:,} (uint16)")
-        added = self._encoding.get_added_tokens_decoder().values()
+        added_tokens = self._encoding.get_added_tokens_decoder()
+        added = added_tokens.values()
         self._added = {token.content for token in added}
-        self.special = {token.content for token in added if token.special}
+        self.special = {token.content: id for id, token in added_tokens.items() if token.special}
         self.start = np.array(self._encoding.encode("").ids, dtype="<u2")
         self.stop = eos
         if pair:
@@ -269,7 +271,7 @@ Tokenizer = CharTokenizer | GPT2Tokenizer | HuggingFaceTokenizer
 
 def tokenizers_library() -> Any:
     """Import the package tokenizers. Errors: TinyGPTError if it is not installed."""
-    return library("tokenizers", "the tokenizer of another tool's model")
+    return library("tokenizers", "this tokenizer")
 
 
 def from_json(text: str) -> Any:
@@ -308,25 +310,28 @@ def split_by(pattern: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def cut_safely(blocks: Iterable[Block], before: str) -> Iterator[str]:
-    """Cut a text before characters of `before` that follow a non-space; without `before`, the text is one piece."""
+def cut_safely(blocks: Iterable[Block], before: str, longest: int = 0) -> Iterator[str]:
+    """Cut a text before characters of `before` that follow a non-space; without `before`, the text is one piece.
+
+    longest: the most characters without such a place; 0: LONGEST_WORD.
+    """
     pending = ""
     for block in blocks:
         pending += block if isinstance(block, str) else block.decode("ascii")
-        if before and (end := _safe_cut(pending, before)):
+        if before and (end := _safe_cut(pending, before, longest or LONGEST_WORD)):
             yield pending[:end]
             pending = pending[end:]
     if pending:
         yield pending
 
 
-def _safe_cut(text: str, before: str) -> int:
+def _safe_cut(text: str, before: str, longest: int) -> int:
     """Find the last position where one of the characters `before` follows a non-space; 0 if there is none yet."""
     # not before any `isspace()`: Python includes control characters like U+001C, which GPT-2's pattern does not
     for cut in range(len(text) - 1, 0, -1):
         if text[cut] in before and not text[cut - 1].isspace():
             return cut
-    return len(text) if len(text) > LONGEST_WORD else 0
+    return len(text) if len(text) > longest else 0
 
 
 def describe(character: str) -> str:
