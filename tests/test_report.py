@@ -698,8 +698,8 @@ def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     assert result.status == 0, result.err
     page = (run_copy / "out/report.html").read_text(encoding="utf-8")
     assert (
-        "The model has a subword tokenizer, and a page can hold only models of characters, so it does not run here. "
-        "Left out as well: attention, token ids and embedding map." in page
+        "The model has a subword tokenizer, and a page can hold only byte-level BPE with GPT-2&#39;s pattern and at "
+        "most 8,192 tokens, so it does not run here. Left out as well: attention, token ids and embedding map." in page
     )
     links, sections = re.findall(r'<a href="#(\w+)"', page), re.findall(r'<section id="(\w+)"', page)
     assert links == sections == ["summary", "curves", "samples", "type", "loss", "memorised", "reproduce"]

@@ -427,7 +427,8 @@ def test_mistakes_of_a_caller_are_errors() -> None:
 
 
 def test_a_page_can_inline_the_file() -> None:
-    """As a script it needs the language and `atob`, and works where code out of text is forbidden."""
+    """As a script it needs the language and `atob` (BPE also TextEncoder and TextDecoder), and works where code out of
+    text is forbidden."""
     source = FILE.read_text(encoding="utf-8")
     assert "</script" not in source and "<!--" not in source
     code = """const vm = require("vm"), page = vm.createContext({ atob }, { codeGeneration: { strings: false } });

@@ -22,8 +22,9 @@ from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
 from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
 from tinygpt.data.dataset import Dataset, data_dir
+from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.rows import PairRows
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
+from tinygpt.data.tokenizer import END, SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
 from tinygpt.evaluate.doctor import evaluations, judge
@@ -70,7 +71,7 @@ class LoadedRun:
 
     @property
     def answers(self) -> bool:
-        return isinstance(self.tokenizer, CharTokenizer) and self.tokenizer.pair is not None
+        return self.tokenizer.pair is not None and self.tokenizer.stop == END
 
     @property
     def is_large(self) -> bool:
@@ -291,7 +292,7 @@ def fresh(run: LoadedRun, model: GPT, count: int = 4, length: int = 500) -> list
     """Generate text: `count` samples at temperature 0.8, or for a model that answers prompts, greedy responses."""
     if run.answers:
         return [answer(model, run.tokenizer, prompt) for prompt, _ in run.held_out_pairs()[:EXAMPLES]]
-    start = torch.zeros(count, 1, dtype=torch.long, device=run.compute.device)
+    start = torch.tensor([encode_prompt("", run.tokenizer, plain=True)] * count, device=run.compute.device)
     choice = Sampling(temperature=0.8, top_k=200)
     token_ids = torch.stack(list(generate(model, start, length, choice, run.tokenizer.vocab_size)), dim=1)
     return [run.tokenizer.decode(row) for row in token_ids.tolist()]
@@ -412,7 +413,6 @@ def packed_snapshots(run: LoadedRun, packed: dict[str, Any], room: int) -> list[
             state = load(paths[step])
             if (state.step, state.tokenizer, state.model_args) == (step, best.tokenizer, best.model_args):
                 snapshot_models[step] = state.build_model()
-    assert isinstance(run.tokenizer, CharTokenizer)  # otherwise `pack` has refused
     return differences(packed, best.step, snapshot_models, run.tokenizer)
 
 
@@ -436,8 +436,9 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[di
             items.append(f"{amount(count, 'snapshot')} of its training")
         if index:
             items.append(f"its vocabulary ({len(entry['packed']['vocabulary']):,} tokens)")
-    if isinstance(run.tokenizer, CharTokenizer):
-        items.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens)")
+    if packed or isinstance(run.tokenizer, CharTokenizer):
+        words = "" if isinstance(run.tokenizer, CharTokenizer) else ", words of the training data among them"
+        items.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens{words})")
     if runs := len(values["runs"]):
         items += ["the run's settings, column and file names", f"the losses of {amount(runs, 'run')}"]
     if samples := values["samples"]:

@@ -16,8 +16,12 @@
 //                 frequencies  (head_dim) or null: the rotation of queries and keys, in radians per position; in a pair
 //                              of channels, the first value is the negative of the second
 //                 bias         (n_head, block_size) or null: added to the attention scores, by distance
-//   vocabulary  one string for each id: a character, or the name of a special token
+//   vocabulary  one string for each id: a character, with `merges` the bytes of a token in hexadecimal ("c3a9"), or the
+//               name of a special token
 //   special     {name: id} of the special tokens; `encode` never returns their ids
+//   end         the id of the special token that ends a response, or null
+//   merges      of byte-level BPE with GPT-2's pattern: the pairs of tokens that are joined, in the order of their ranks
+//               ("c3 a9"); null for a vocabulary of characters
 //   dtype       of the weights in `data`: "float16" or "float32"
 //   data        base64 of all weights, one tensor after another, little-endian
 //   tensors     {name: {shape, offset}}: nanoGPT's names; the offset counts weights, not bytes. A matrix is (out, in),
@@ -76,9 +80,10 @@ const TinyGPT = (() => {
   /** A packed model, or one of its snapshots. Errors: Error for an unknown norm or activation. */
   class Model {
     constructor(packed, snapshot) {
-      const { config, position, vocabulary, special, tensors } = packed;
-      Object.assign(this, { config, position, vocabulary, special });
-      this.idOf = new Map(vocabulary.map((token, id) => [token, id]));
+      const { config, position, special, end, tensors } = packed;
+      Object.assign(this, { config, position, special, end });
+      this.tokens = packed.merges ? new BytePairs(packed) : new Characters(packed);
+      this.vocabulary = this.tokens.names; // one string for each id, to be shown
       this.normalise = choose(NORMS, "norm", config.norm);
       this.activate = choose(ACTIVATIONS, "activation", config.activation);
 
@@ -114,24 +119,18 @@ const TinyGPT = (() => {
       this.head = linear("lm_head.weight" in tensors ? "lm_head" : "transformer.wte");
     }
 
-    /**
-     * {ids, unknown}: characters outside the vocabulary are left out, and `unknown` has their indices.
-     *
-     * Character by character, so no text becomes a special token, whose name is longer than one character.
-     */
+    /** {ids, unknown}: characters outside the vocabulary are left out, and `unknown` has their indices. */
     encode(text) {
       const ids = [];
       const unknown = [];
-      [...text].forEach((character, index) => {
-        if (this.idOf.has(character)) ids.push(this.idOf.get(character));
-        else unknown.push(index);
-      });
+      this.tokens.split(text).forEach(({ id }, index) => (id === undefined ? unknown.push(index) : ids.push(id)));
       return { ids, unknown };
     }
 
-    /** The text, in which a special token appears as its name. */
+    /** The text, in which a special token appears as its name; without a character that is incomplete at the end. */
     decode(ids) {
-      return Array.from(ids, (id) => this.vocabulary[id]).join("");
+      const write = this.tokens.writer();
+      return Array.from(ids, (id) => write(id)).join("");
     }
 
     start() {
@@ -140,6 +139,75 @@ const TinyGPT = (() => {
 
     reader(ids) {
       return new Reader(this, ids);
+    }
+  }
+
+  // ---- tokens ------------------------------------------------------------------------------------------------------
+
+  /** Each character is a token. */
+  class Characters {
+    constructor({ vocabulary }) {
+      this.names = vocabulary;
+      this.idOf = new Map(vocabulary.map((token, id) => [token, id]));
+    }
+
+    /**
+     * The tokens of a text, {token, id} each; a character outside the vocabulary has no id.
+     *
+     * Character by character, so no text becomes a special token, whose name is longer than one character.
+     */
+    split(text) {
+      return Array.from(text, (token) => ({ token, id: this.idOf.get(token) }));
+    }
+
+    /** A function that takes one id after another and returns the text that is complete with it. */
+    writer() {
+      return (id) => this.names[id];
+    }
+  }
+
+  // GPT-2's pattern: a token never crosses the border of two of its matches. (\s is another set in JavaScript.)
+  const PIECES = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
+  const UTF8 = ["utf-8", { ignoreBOM: true }]; // ignoreBOM: U+FEFF is a character like any other
+
+  /** Byte-level byte-pair encoding: a token is a sequence of bytes, written in hexadecimal; any text can be encoded. */
+  class BytePairs {
+    constructor({ vocabulary, special, merges }) {
+      this.idOf = new Map(vocabulary.map((token, id) => [token, id]));
+      this.ranks = new Map(merges.map((pair, rank) => [pair, rank]));
+      const pairsOfDigits = (token) => token.match(/../g) ?? [];
+      this.bytes = vocabulary.map((token) => {
+        if (Object.hasOwn(special, token)) return new TextEncoder().encode(token);
+        return Uint8Array.from(pairsOfDigits(token), (byte) => parseInt(byte, 16));
+      });
+      this.names = this.bytes.map((bytes, id) => {
+        const text = new TextDecoder(...UTF8).decode(bytes);
+        return text.includes("\ufffd") ? `<${pairsOfDigits(vocabulary[id]).join(" ")}>` : text; // part of a character
+      });
+    }
+
+    split(text) {
+      const ids = (text.match(PIECES) ?? []).flatMap((piece) => this.merged(piece)).map((token) => this.idOf.get(token));
+      return ids.map((id) => ({ token: this.names[id], id }));
+    }
+
+    /** The tokens of a piece: of its bytes, always the pair with the lowest rank is joined, the first of equal ones. */
+    merged(piece) {
+      const parts = Array.from(new TextEncoder().encode(piece), (byte) => byte.toString(16).padStart(2, "0"));
+      const rank = (i) => this.ranks.get(`${parts[i]} ${parts[i + 1]}`) ?? Infinity;
+      const ranks = parts.map((_, i) => rank(i)); // of each part and the next one
+      for (;;) {
+        const at = ranks.reduce((best, one, i) => (one < ranks[best] ? i : best), 0);
+        if (ranks[at] === Infinity) return parts;
+        parts.splice(at, 2, parts[at] + parts[at + 1]);
+        ranks.splice(at, 1);
+        for (const i of at ? [at - 1, at] : [at]) ranks[i] = rank(i);
+      }
+    }
+
+    writer() {
+      const decoder = new TextDecoder(...UTF8);
+      return (id) => decoder.decode(this.bytes[id], { stream: true });
     }
   }
 

@@ -42,11 +42,12 @@ const Page = (() => {
   function continued(model, ids, choice, count) {
     const reader = model.reader(ids);
     const random = TinyGPT.random(1337);
+    const write = model.tokens.writer();
     let text = "";
     while (count--) {
       const id = TinyGPT.draw(TinyGPT.probabilities(reader.logits, choice).topP, random());
-      if (id === model.special["<|end|>"]) break;
-      text += model.vocabulary[id];
+      if (id === model.end) break;
+      text += write(id);
       reader.push(id);
     }
     return text;
@@ -69,7 +70,7 @@ const Page = (() => {
   /** A token's text, with visible characters for white space and without the brackets of a special token. */
   function shown(token) {
     const names = { " ": "␣", "\n": "↵", "\t": "⇥" };
-    return names[token] || token.replace(/^<\|(.+)\|>$/, "$1");
+    return token.replace(/^<\|(.+)\|>$/, "$1").replace(/[ \n\t]/g, (blank) => names[blank]);
   }
 
   // ---- models ------------------------------------------------------------------------------------------------------

@@ -11,13 +11,15 @@ do not add up. A model of 0.8 M parameters takes 2.2 MB, and each snapshot 1.1 M
 
 import base64
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
 import torch
 
 from tinygpt.checkpoint.eight_bits import absmax
-from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
+from tinygpt.data.corpora import BYTES
+from tinygpt.data.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import require_finite
 from tinygpt.model import GPT
@@ -27,6 +29,8 @@ EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropo
 EVERY_VALUE |= {"bias", "qk_norm", "qk_norm_weights", "tie_weights", "zero_init", "bigram_table", "token_shift"}
 EVERY_VALUE |= {"n_kv_head", "mlp_width", "rope_base", "norm_eps", "window"}
 BLOCK = 128  # weights that share the scale of a difference, as in model.js
+MOST_TOKENS = 8192  # of byte-level BPE, in 0.2 MB
+GPT2_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 VALUES = {"norm": {"layernorm", "rmsnorm"}, "activation": {"gelu", "gelu_tanh", "relu2", "swiglu"}}
 
 
@@ -34,12 +38,9 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     """Pack the weights as plain types. `half`: float16, unless a weight is too large for it; otherwise float32.
 
     The rows of a padded vocabulary that belong to no token are left out, so that no such id can be sampled. Errors:
-    TinyGPTError for a subword tokenizer, an option that model.js does not implement, and weights that are not finite.
+    TinyGPTError for a tokenizer or an option that model.js does not implement, and weights that are not finite.
     """
-    if not isinstance(tokenizer, CharTokenizer):
-        what = "the model has a subword tokenizer, and a page can hold only models of characters"
-        hint = "tinygpt export --format=gguf or --format=hf; or train on text prepared with --tokenizer=char"
-        raise TinyGPTError(what, hint)
+    vocabulary = packed_vocabulary(tokenizer)
     weights = page_weights(model, tokenizer)
     numbers = torch.cat([weight.flatten() for weight in weights.values()])
     if half and numbers.half().isfinite().all():  # float16 ends at 65,504
@@ -60,15 +61,52 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
             "frequencies": None if turns is None else torch.cat((-turns, turns)).tolist(),  # as in `rotate`
             "bias": None if bias is None else bias.tolist(),
         },
-        "vocabulary": tokenizer.symbols,
-        "special": tokenizer.special,
+        **vocabulary,
         "dtype": str(numbers.dtype).removeprefix("torch."),
         "tensors": tensors,
         "data": encoded(numbers.numpy()),
     }
 
 
-def page_weights(model: GPT, tokenizer: CharTokenizer) -> dict[str, torch.Tensor]:
+def packed_vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Pack a vocabulary: of characters, or of byte-level BPE with GPT-2's pattern. Errors: see `pack`."""
+    merges = byte_level_merges(tokenizer) if isinstance(tokenizer, HuggingFaceTokenizer) else None
+    if isinstance(tokenizer, CharTokenizer):
+        vocabulary = tokenizer.symbols
+    elif isinstance(tokenizer, HuggingFaceTokenizer) and merges is not None:
+        names = {id: name for name, id in tokenizer.special.items()}
+        vocabulary = [names.get(id) or tokenizer.token_bytes(id).hex() for id in range(tokenizer.vocab_size)]
+    else:
+        raise TinyGPTError(
+            f"the model has a subword tokenizer, and a page can hold only byte-level BPE with GPT-2's pattern and at "
+            f"most {MOST_TOKENS:,} tokens",
+            "tinygpt export --format=gguf or --format=hf; or prepare the text with --tokenizer=char or --tokenizer=bpe",
+        )
+    special = tokenizer.special
+    return {"vocabulary": vocabulary, "special": special, "end": special.get(tokenizer.stop), "merges": merges}
+
+
+def byte_level_merges(tokenizer: HuggingFaceTokenizer) -> list[str] | None:
+    """Return the merges of a tokenizer as model.js reads them, or None if it has a setting that model.js does not."""
+    spec = json.loads(tokenizer.to_dict()["json"])
+    model, pre = spec["model"], spec.get("pre_tokenizer") or {}
+    steps = [{"use_regex": True} | step for step in pre.get("pretokenizers", [pre])]
+    if (
+        model.get("type") != "BPE"
+        or any(value for key, value in model.items() if key not in ("type", "vocab", "merges"))
+        or not BYTES.keys() <= model["vocab"].keys()
+        or [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps] != [GPT2_SPLIT]
+        or spec.get("normalizer")
+        or not all(token["special"] for token in spec["added_tokens"])
+        or len(tokenizer.start)
+        or tokenizer.vocab_size > MOST_TOKENS
+    ):
+        return None
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    return [" ".join(bytes(BYTES[character] for character in part).hex() for part in pair) for pair in pairs]
+
+
+def page_weights(model: GPT, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
     """Return the weights that a page needs, in float32, without rows that belong to no token. Errors: see `pack`."""
     if lacking := model.config.unsupported_options(EVERY_VALUE, VALUES):
         what = f"the page's JavaScript does not implement {' and '.join(lacking)}"
@@ -88,7 +126,7 @@ def page_weights(model: GPT, tokenizer: CharTokenizer) -> dict[str, torch.Tensor
 
 
 def differences(
-    packed: dict[str, Any], step: int, models: dict[int, GPT], tokenizer: CharTokenizer
+    packed: dict[str, Any], step: int, models: dict[int, GPT], tokenizer: Tokenizer
 ) -> list[dict[str, Any]]:
     """Pack the models of other steps, by step, as differences, in ascending order of their steps. packed: the model of
     `step`, from `pack`. Errors: see `pack`."""

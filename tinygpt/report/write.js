@@ -9,12 +9,14 @@
 
   const MOST_BARS = 10; // tokens with a row each; the others share one
   const FRAME = 14; // milliseconds of each frame spent on new text
-  const CONTINUATION = 120; // characters
+  const CONTINUATION = 120; // tokens
+  const LONGEST = 4; // most tokens of a character: its bytes
   const box = $("text");
   const random = TinyGPT.random(1337);
   const history = []; // earlier texts, for Back
   let caret = box.value.length; // kept here, since a browser may forget it when another element gets the focus
   let reader = null; // it has read the text before the cursor
+  let write = null; // turns the tokens that follow into text
   let running = false;
   let version = null; // of the model: the best one, or a snapshot of its training
   let model = null; // that version's
@@ -28,6 +30,7 @@
     const follows = reader && added.length <= model.config.block_size && known.every((id, index) => id === ids[index]);
     if (follows) added.forEach((id) => reader.push(id));
     else reader = model.reader(ids);
+    write = model.tokens.writer();
   }
 
   function refresh() {
@@ -35,7 +38,7 @@
     read(ids);
     drawBars();
     const inside = caret < box.value.length;
-    $("note").textContent = inside ? "The bars show the predictions at the cursor; a new character replaces the text after the cursor." : "";
+    $("note").textContent = inside ? "The bars show the predictions at the cursor; what you add replaces the text after the cursor." : "";
     if (unknown.length) $("note").textContent += ` ${unknown.length} character${unknown.length > 1 ? "s are" : " is"} not in the model's vocabulary, and left out.`;
     later();
   }
@@ -68,7 +71,7 @@
     $("back").disabled = false;
   };
 
-  const write = (text) => {
+  const fill = (text) => {
     box.value = text;
     caret = text.length;
     box.setSelectionRange(caret, caret);
@@ -76,22 +79,23 @@
   };
 
   /** Insert text at the cursor, and delete the text after it. */
-  const put = (text) => write(box.value.slice(0, caret) + text);
+  const put = (text) => fill(box.value.slice(0, caret) + text);
 
-  /** Read one token; returns it, or an empty text at the end of a response. */
+  /** Read one token; returns the text that is complete with it, or null at the end of a response. */
   function take(id) {
-    if (id === model.special["<|end|>"]) return "";
+    if (id === model.end) return null;
     reader.push(id);
-    return model.vocabulary[id];
+    return write(id);
   }
 
-  /** Add the token that `choose` returns at the cursor. */
+  /** Add the token that `choose` returns at the cursor, and the rest of its character if it is a part of one. */
   function step(choose) {
     remember();
     read(idsBefore(caret).ids);
-    const token = take(choose());
-    put(token);
-    $("speed").textContent = token ? "" : "the response ends here";
+    let text = take(choose());
+    for (let more = 1; more < LONGEST && text === ""; more++) text = take(draw());
+    put(text ?? "");
+    $("speed").textContent = text === null ? "the response ends here" : "";
     refresh();
   }
 
@@ -108,12 +112,12 @@
       const until = performance.now() + FRAME;
       let text = ""; // inserted once per frame: each insertion lays out the box again
       while (running && performance.now() < until) {
-        const token = take(draw());
-        if (!token) setRunning(false);
-        else made += 1;
-        text += token;
+        const added = take(draw());
+        if (added === null) setRunning(false);
+        else text += added;
       }
       put(text);
+      made += text.length;
       $("speed").textContent = `${Math.round((1000 * made) / (performance.now() - started))} characters per second`;
       if (running) {
         drawBars();
@@ -139,7 +143,7 @@
     const { text, prompt } = history.pop();
     setRunning(false);
     if (prompt !== undefined) $("prompt").value = prompt;
-    write(text);
+    fill(text);
     $("back").disabled = !history.length;
     refresh();
   });
@@ -202,12 +206,13 @@
   const MOST_IDS = 200;
 
   function showIds() {
-    const prompt = version.answers ? ["<|prompt|>", ...$("prompt").value.trim(), "<|response|>"] : [];
+    const special = (token) => ({ token, id: model.special[token] });
+    const split = (text) => model.tokens.split(text);
+    const prompt = version.answers ? [special("<|prompt|>"), ...split($("prompt").value.trim()), special("<|response|>")] : [];
     const unknown = new Set();
-    const items = [...prompt, ...box.value].slice(-MOST_IDS).map((character) => {
-      const id = model.special[character] ?? model.encode(character).ids[0]; // a special token's name is longer than a character
-      if (id === undefined) unknown.add(character);
-      return make("li", id === undefined ? { class: "unknown" } : {}, shown(character), make("small", {}, id ?? "none"));
+    const items = [...prompt, ...split(box.value)].slice(-MOST_IDS).map(({ token, id }) => {
+      if (id === undefined) unknown.add(token);
+      return make("li", id === undefined ? { class: "unknown" } : {}, shown(token), make("small", {}, id ?? "none"));
     });
     $("ids").replaceChildren(...items);
     const left = [...unknown].map((character) => `${shown(character)} (U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")})`);
