@@ -2,7 +2,7 @@
 
 pytest tests/test_matrix.py -m "not slow"  # three cells that together contain every choice
 pytest tests/test_matrix.py                # a few cells that together contain every pair of choices
-python scripts/torture.py -k combine       # all 192 cells, about ten minutes on two cores
+python scripts/torture.py -k combine       # all 288 cells, about a quarter of an hour on two cores
 
 Each cell (combination) trains a model of 4,000 parameters for eight iterations through the command line, and requires:
 
@@ -49,12 +49,17 @@ class Cell(NamedTuple):
         return self.dtype == "float32" and not self.dropout
 
     @property
+    def base(self) -> str:
+        """The folder of the base model: one with a vocabulary like that of the data."""
+        return "out-bpe" if self.data == "BPE" else "out"
+
+    @property
     def command(self) -> str:
         return "train" if self.start == "scratch" else "finetune"
 
 
 CHOICES = {
-    "data": ("text", "pairs"),
+    "data": ("text", "pairs", "BPE"),  # BPE: text with a tokenizer trained on it
     "start": ("scratch", "fine-tuned", "LoRA"),
     "dtype": ("float32", "bfloat16"),
     "dropout": (0.0, 0.1),
@@ -70,7 +75,7 @@ def all_cells() -> list[Cell]:
 
 EVERYDAY = [  # together they contain every choice
     Cell("text", "scratch", "bfloat16", 0.1, True, 1, 1),
-    Cell("text", "fine-tuned", "float32", 0.0, False, 1, 4),
+    Cell("BPE", "fine-tuned", "float32", 0.0, False, 1, 4),
     Cell("pairs", "LoRA", "float32", 0.0, True, 2, 4),
 ]
 
@@ -95,7 +100,7 @@ def pairwise_cells() -> list[Cell]:
 
 def test_the_chosen_cells_contain_every_choice_and_every_pair_of_choices() -> None:
     cells, choices = pairwise_cells(), list(CHOICES.values())
-    assert len(all_cells()) == 192 and len(cells) < 20
+    assert len(all_cells()) == 288 and len(cells) < 25
     for i, values in enumerate(choices):
         assert {cell[i] for cell in EVERYDAY} == set(values), i
     for (i, first), (j, second) in itertools.combinations(enumerate(choices), 2):
@@ -147,7 +152,7 @@ def train(folder: Path, *args: str, processes: int = 1, killed: bool = False) ->
 def prepare_inputs(folder: Path) -> None:
     """Prepare two texts, one with additional characters, and pairs with responses of very different lengths.
 
-    A base model is trained in out/.
+    The text is also prepared with BPE. Base models are trained in out/ and, with BPE, in out-bpe/.
     """
     text = tiny_text(300)
     (folder / "base.txt").write_text(text)
@@ -157,7 +162,11 @@ def prepare_inputs(folder: Path) -> None:
     ok(folder, "prepare", "base", "--input=base.txt")
     ok(folder, "prepare", "text", "--input=text.txt")
     ok(folder, "prepare", "pairs", "--input=pairs.jsonl", "--format=pairs")
-    train(folder, "train", "--dataset=base", *MODEL, "--position=rope", *flags(1), "--dtype=float32")
+    ok(folder, "prepare", "BPE", "--input=text.txt", "--tokenizer=bpe", "--vocab_size=300")
+    ok(folder, "prepare", "base-bpe", "--input=base.txt", "--tokenizer=bpe", "--vocab_size=280")
+    for name, out in (("base", "out"), ("base-bpe", "out-bpe")):
+        args = [f"--dataset={name}", f"--out_dir={out}", *MODEL, "--position=rope", *flags(1), "--dtype=float32"]
+        train(folder, "train", *args)
 
 
 def flags(micro_steps: int) -> list[str]:
@@ -174,6 +183,8 @@ def train_cell(folder: Path, cell: Cell, out: str) -> Path:
         args += ["--threads=2"]  # a resumed run keeps the number
     if cell.start == "scratch":
         args += MODEL
+    else:
+        args += [f"--ckpt={cell.base}/ckpt.pt"]
     if cell.start == "LoRA":
         args += ["--lora_rank=2", f"--lora_dropout={cell.dropout}"]
     if cell.start != "scratch" and cell.data == "pairs":
@@ -220,7 +231,7 @@ def check_tools(folder: Path, cell: Cell) -> None:
     ok(folder, "export", "--ckpt", ckpt, "-o", "model.html")
     loss = loss_of(folder, "--ckpt", ckpt)
     if cell.start == "LoRA":
-        base_and_adapter = ["--ckpt=out/ckpt.pt", "--adapter=run/adapter.pt"]
+        base_and_adapter = [f"--ckpt={cell.base}/ckpt.pt", "--adapter=run/adapter.pt"]
         ok(folder, "merge", *base_and_adapter, "--out_dir=merged")
         ok(folder, "sample", "--ckpt=merged", "--max_new_tokens=10", *prompt)
         for model in (base_and_adapter, ["--ckpt=merged"]):
