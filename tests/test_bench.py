@@ -1,4 +1,4 @@
-"""scripts/bench.py works with the code that it measures. The figures of so short a run mean nothing."""
+"""The benchmarks of scripts/ work with the code that they measure. The figures of so short a run mean nothing."""
 
 import json
 import subprocess
@@ -26,3 +26,23 @@ def test_pieces_of_the_fast_path_are_measured(tmp_path: Path) -> None:
     assert len({(gain["preset"], gain["piece"]) for gain in gains}) == len(gains) == 15
     assert pieces["value"] == min(gain["ratio"] for gain in gains) > 0
     assert all(f"| {gain['piece']} " in done.stdout for gain in gains)
+
+
+@pytest.mark.slow
+def test_tokenizers_are_compared_and_finished_runs_are_kept(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "a.html").write_text(f"<h1>Short</h1><pre>code</pre><p>{'Wörter und ' * 900}</p>" * 3)
+    script = [sys.executable, SCRIPT.with_name("bench_tokenizers.py"), "--folder=here", "--seconds=0.2"]
+    chosen = ["--texts", "naics", "--text=German=a.html", "--tokenizers", "characters", "BPE, 512"]
+    for seeds, runs in (("1", "4 of 4"), ("2", "4 of 8")):
+        done = subprocess.run([*script, *chosen, f"--seeds={seeds}"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{runs} runs, ")
+    cells = [json.loads(line) for line in (tmp_path / "here/cells.jsonl").read_text().splitlines()]
+    assert len(cells) == 8 and {cell["vocabulary"] for cell in cells if cell["text"] == "naics"} == {78, 512}
+    shares = [cell["iterations"] * cell["seconds_per_iteration"] for cell in cells]
+    assert max(shares) < 0.3  # CPU seconds of training
+    assert "| naics | characters | 78 | 0.81 M | 1.00 |" in done.stdout and "| German | BPE, 512 | " in done.stdout
+    assert done.stdout.count(" to ") == 4  # the range of two seeds
+    table = subprocess.run([*script, "--table"], cwd=tmp_path, capture_output=True, text=True)
+    assert table.stdout.strip() in done.stdout
