@@ -55,7 +55,8 @@ def progress(items: Iterable[Any] | None = None, show: bool = True, **options: A
 
 def hides_progress() -> bool | None:
     """Return tqdm's `disable`: False in Jupyter, where standard error is no terminal; None: without a terminal."""
-    return False if "ipykernel" in sys.modules else None
+    ipython = sys.modules.get("IPython")
+    return False if ipython and ipython.get_ipython() else None
 
 
 def cut(text: str, width: int) -> str:
