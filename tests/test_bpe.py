@@ -178,6 +178,14 @@ def test_prepare_shows_the_tokens(made: Path, tmp_path: Path, monkeypatch: pytes
     )
 
 
+def test_the_preview_shows_parts_of_characters_and_control_characters(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("ü a\t\x1b!\n漢b")
+    for tokenizer, shown in (("bpe", "<c3>|<bc>| |a|\\t|\\x1b|!"), ("char", "ü a\\t\\x1b!")):
+        size = ["--vocab_size=256"] * (tokenizer == "bpe")
+        result = ok(tmp_path, "prepare", "mine", "--input=a.txt", f"--tokenizer={tokenizer}", *size)
+        assert f"    -> {shown}\n" in result.out
+
+
 def test_a_text_too_short_for_so_many_tokens(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abcabc xyz")
     result = ok(tmp_path, "prepare", "mine", "--input=a.txt", "--tokenizer=bpe")
@@ -247,13 +255,15 @@ def test_fine_tuning_keeps_the_vocabulary(made: Path, tmp_path: Path) -> None:
     json_lines(tmp_path, pairs())
     model = str(made / "out")
     for name, flags in (("char", []), ("bpe", ["--tokenizer=bpe"]), ("same", [f"--tokenizer={model}"])):
-        ok(tmp_path, "prepare", name, "--input=new.txt", *flags)
+        prepared = ok(tmp_path, "prepare", name, "--input=new.txt", *flags)
+    assert prepared.out.endswith(f"next: tinygpt finetune --ckpt={model} --dataset=same --out_dir=out-same\n")
     ok(tmp_path, "prepare", "answers", "--input=pairs.jsonl", "--format=pairs")
     short = ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--quiet", "--device=cpu", "--dtype=float32"]
     base = load(model)
     losses = set()
     for name in ("char", "bpe", "same"):
-        ok(tmp_path, "finetune", f"--ckpt={model}", f"--dataset={name}", f"--out_dir={name}", *short)
+        tuned = ok(tmp_path, "finetune", f"--ckpt={model}", f"--dataset={name}", f"--out_dir={name}", *short)
+        assert "loss on the new text" in tuned.out and "responses" not in tuned.out
         assert load(tmp_path / name).tokenizer == base.tokenizer
         losses.add(json.loads(ok(tmp_path, "eval", f"--ckpt={name}", "--json", "--dtype=float32").out)["loss"])
     assert len(losses) == 1  # the same tokens
@@ -360,7 +370,9 @@ def test_the_page_names_each_token_once(made: Path, tokenizer: HuggingFaceTokeni
     names = node("return TinyGPT.load(input.packed).vocabulary", packed=packed)
     texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
     assert len(set(names)) == len(names) == 300
-    assert all(name == text or ("\ufffd" in text and name[0] == "<") for name, text in zip(names, texts, strict=True))
+    for token, text in enumerate(texts):
+        parts = "".join(f"<{byte:02x}>" for byte in tokenizer.token_bytes(token))
+        assert names[token] == (parts if "\ufffd" in text else text)
     assert "<e6>" in names and " the" in names
 
 

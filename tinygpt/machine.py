@@ -60,7 +60,7 @@ def check(config: CheckConfig) -> int:
                 file.write(b"new")
             text = path.read_bytes()
             found += [text == b"new" or (files.WINDOWS and text == b"old"), "yes" if text == b"new" else "no"]
-    print(f"{sum(passed)} of {len(passed)} checks passed. Send all lines: they name no user, computer or folder.")
+    print(f"{sum(passed)} of {len(passed)} checks passed. The lines above name no user, computer or folder.")
     return 0 if all(passed) else 1
 
 
@@ -127,7 +127,8 @@ def check_device(compute: device.Compute, passed: list[bool]) -> None:
             got = logits(store.load("cpu").for_inference(device.Compute(compute.device, dtype, "")))
             difference = float((got - expected).abs().max() / expected.abs().max())
             limit = EXACT if (name, dtype) == ("cpu", torch.float32) else ROUNDED
-            found += [difference < limit, f"{difference:.1e} from the plain path on the CPU (limit {limit:g})"]
+            figures = f"relative difference {difference:.1e} from plain PyTorch on the CPU (limit {limit:.0e})"
+            found += [difference < limit, figures]
     with finding(passed, f"training step of {DATASET} on {name}") as found:
         config, dataset, times = parse(TrainConfig, [PRESET]), Dataset("data", DATASET), {}
         for count in sorted({1, torch.get_num_threads()}):

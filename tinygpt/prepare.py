@@ -23,6 +23,7 @@ from tinygpt.data.tasks import TASKS
 from tinygpt.data.text_files import InputText, input_files, is_encoding, notes_on_unread
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import (
+    OWN_TOKENIZERS,
     SPECIAL,
     Block,
     CharTokenizer,
@@ -35,7 +36,6 @@ from tinygpt.data.workbook import UNREADABLE
 from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.files import folder_lock, replacing
 
-OWN_TOKENIZERS = ("auto", "char", "gpt2", "bpe")  # others are those of a model
 NO_SPECIAL = "pairs need special tokens, which GPT-2's vocabulary does not have"
 
 

@@ -94,7 +94,8 @@ class PrepareConfig(DataConfig):
     "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; path of a checkpoint or its
     folder: the tokenizer of that model"""
     vocab_size: Annotated[int, Limit(">=", 256), Limit("<=", 65536)] = 1024
-    """bpe: number of tokens, special tokens included; fewer if the text is too short for them"""
+    """bpe: number of tokens: the 256 bytes, those learned from the text (fewer if it is too short for so many), and the
+    special tokens of pairs"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text that is kept for validation, taken from its end; for pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"

@@ -1,5 +1,6 @@
 """Print what `tinygpt prepare` made: the size, a preview of the tokens, and the next command."""
 
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -12,7 +13,7 @@ from tinygpt.config.schema import PrepareConfig
 from tinygpt.data.bpe import MOST_READ
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.token_files import TOKEN
-from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, Tokenizer
+from tinygpt.data.tokenizer import OWN_TOKENIZERS, CharTokenizer, GPT2Tokenizer, Tokenizer
 
 PRETRAINED_BLOCK_SIZE = 128  # block_size of the preset finetune_transactions_pretrained
 
@@ -34,17 +35,22 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
         print(f"vocabulary: {tokenizer.vocab_size:,} ({name}, {ratio:.2f} characters per token)")
         show_shortage(tokenizer, meta["options"])
     print(f"tokens:     {tokens['train']:,} for training, {tokens['val']:,} for validation")
-    print("the first lines, as tokens and decoded again:")
+    border = "" if isinstance(tokenizer, CharTokenizer) else " (| between two tokens)"
+    print(f"the first lines, as tokens and decoded again{border}:")
     start = np.fromfile(folder / "train.bin", dtype=TOKEN, count=60)
     for line in tokenizer.decode(start.tolist()).split("\n")[:3]:
         ids = tokenizer.encode(line).tolist()
-        print(f"  {' '.join(map(str, ids[:14]))} ...\n    -> {bordered(tokenizer, ids)}")
+        print(f"  {' '.join(map(str, ids[:14]))}{' ...' * (len(ids) > 14)}\n    -> {bordered(tokenizer, ids)}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
     preset = "shakespeare_char" if trained or isinstance(tokenizer, CharTokenizer) else "shakespeare"
     flags = [] if folder.name == preset else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
     smallest = min(tokens.values())
     if smallest < 2:
         print("\nThis is too little text to train on: use more text or a larger --val_fraction.")
+        return
+    if (model := meta["options"].get("tokenizer", "auto")) not in OWN_TOKENIZERS:
+        flags = [f"--ckpt={model}", *own_flags(folder.name, ""), *suggest.data_dir_flag(folder.parent)]
+        print(f"\nnext: {suggest.command('finetune', *flags)}")
         return
     if smallest <= suggest.PRESET_BLOCK_SIZE:  # too little text for the preset
         flags.append(f"--block_size={smallest - 1}")
@@ -53,10 +59,13 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
 
 
 def bordered(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """The text of these ids, for subwords with a border between two tokens."""
+    """The text of these ids; of subwords with a border between two tokens, and a part of a character as bytes."""
     if isinstance(tokenizer, CharTokenizer):
-        return tokenizer.decode(ids)
-    return "|".join(tokenizer.decode([token]) for token in ids)
+        shown = tokenizer.decode(ids)
+    else:
+        tokens = [(tokenizer.decode([token]), tokenizer.token_bytes(token)) for token in ids]
+        shown = "|".join("".join(f"<{byte:02x}>" for byte in raw) if "\ufffd" in text else text for text, raw in tokens)
+    return re.sub(suggest.CONTROL, lambda match: repr(match[0])[1:-1], shown)
 
 
 def show_shortage(tokenizer: Tokenizer, options: dict[str, Any]) -> None:
@@ -121,7 +130,7 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     if config.tokenizer == "bpe":  # a vocabulary that no model has yet
         flags = [f"--block_size={width}"] if width > suggest.PRESET_BLOCK_SIZE else []
         return show("train", "configs/shakespeare_char.yaml", *own_flags(config.name, "shakespeare_char"), *flags)
-    if config.tokenizer not in ("auto", "char"):
+    if config.tokenizer not in OWN_TOKENIZERS:
         characters = isinstance(tokenizer, CharTokenizer)
         preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
         flags = [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
@@ -152,5 +161,4 @@ def own_flags(name: str, dataset: str) -> list[str]:
 
 def coloured(prompt: str, response: str) -> str:
     """Format an example with the targets of the loss in green, or in brackets where there are no colours."""
-    text = f"\033[2m{prompt}\033[0m\033[32m{response}\033[0m" if sys.stdout.isatty() else f"{prompt}[{response}]"
-    return text if text.isprintable() or "\033" in text else text.replace("\n", "\\n")
+    return f"\033[2m{prompt}\033[0m\033[32m{response}\033[0m" if sys.stdout.isatty() else f"{prompt}[{response}]"

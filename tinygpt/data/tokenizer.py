@@ -20,6 +20,7 @@ import numpy as np
 from tinygpt.errors import TinyGPTError, library
 
 Block = bytes | str  # a piece of a text; bytes: plain ASCII
+OWN_TOKENIZERS = ("auto", "char", "gpt2", "bpe")  # of `tinygpt prepare --tokenizer`; others are those of a model
 MAX_SYMBOLS = 65_536  # ids are stored as uint16
 CODE_POINTS = 0x110000
 LONGEST_WORD = 4 << 20  # after so many characters without a blank, GPT2Tokenizer cuts a text

@@ -47,7 +47,8 @@ def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str,
 
     A split that would take minutes is sampled. `before`: the measurement before training, whose rows and prompts are
     used again; empty for the first measurement."""
-    run.log.print_line("measuring:   the validation split, and the answers to three prompts")
+    answers = ", and the answers to three prompts" if run.dataset.pairs else ""
+    run.log.print_line(f"measuring:   the validation split{answers}")
     compute = choose_for_inference(str(run.compute.device), "auto", run.model.num_params())
     model = state.for_inference(compute, run.config.fast)
     metrics: dict[str, Any] = {}
@@ -72,7 +73,8 @@ def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str,
 def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Format the losses and answers before and after as a table, the last lines of a run."""
     lines = [f"\n{'':<30}{'before':>10}{'after':>10}"]
-    for key, name in (("response", "loss on the responses"), ("base", "loss on the base model's data")):
+    new_data = "loss on the responses" if after.get("prompts") else "loss on the new text"
+    for key, name in (("response", new_data), ("base", "loss on the base model's data")):
         if (new := after.get(f"{key}_loss")) is not None:
             old = before.get(f"{key}_loss")
             error, rows, total = (after.get(f"{key}_{part}") for part in ("error", "rows", "of"))

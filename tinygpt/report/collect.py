@@ -222,7 +222,8 @@ def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
 def before_after(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the losses that `finetune` measured before and after training; empty if the run has none."""
     last = {entry["kind"]: entry for entry in entries}
-    names = {"response_loss": "loss on the responses", "base_loss": "loss on the base model's text"}
+    new_data = "loss on the responses" if last.get("after", {}).get("prompts") else "loss on the new text"
+    names = {"response_loss": new_data, "base_loss": "loss on the base model's text"}
     pairs = {names[key]: [last.get(kind, {}).get(key) for kind in ("before", "after")] for key in names}
     return {name: pair for name, pair in pairs.items() if all(map(is_number, pair))}
 

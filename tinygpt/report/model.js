@@ -182,7 +182,7 @@ const TinyGPT = (() => {
       });
       this.names = this.bytes.map((bytes, id) => {
         const text = new TextDecoder(...UTF8).decode(bytes);
-        return text.includes("\ufffd") ? `<${pairsOfDigits(vocabulary[id]).join(" ")}>` : text; // part of a character
+        return text.includes("\ufffd") ? pairsOfDigits(vocabulary[id]).map((byte) => `<${byte}>`).join("") : text; // part of a character
       });
     }
 
