@@ -18,18 +18,22 @@ To understand how a GPT is trained, read model.py with options.py, prepare.py, d
 and training/optimizer.py, then sample.py. fast/ computes the same, faster on a CPU.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tinygpt.errors import TinyGPTError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tinygpt import api
     from tinygpt.api import LoadedModel
 
-__all__ = ["TinyGPTError", "load"]
+__all__ = ["TinyGPTError", "api", "load"]
 __version__ = "0.5.0"
 
 
-def load(path: str = "out", **options: Any) -> "LoadedModel":
+def load(path: "str | Path" = "out", **options: Any) -> "LoadedModel":
     """Load a trained model: a checkpoint, or the best one of a run's folder.
 
     Returns an object with generate(prompt, n), logits(text), loss(text), classify(prompt), tokenizer and config.
@@ -38,3 +42,12 @@ def load(path: str = "out", **options: Any) -> "LoadedModel":
     from tinygpt.api import LoadedModel
 
     return LoadedModel(path, **options)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Import tinygpt.api when it is first used: it imports torch, which takes seconds."""
+        if name == "api":
+            return importlib.import_module("tinygpt.api")
+        raise AttributeError(f"module 'tinygpt' has no attribute {name!r}")

@@ -14,6 +14,7 @@ raises TinyGPTError, whose message says what is wrong and whose hint says what t
 import html
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
@@ -27,7 +28,7 @@ from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import tokenizer_of
 from tinygpt.config import schema
 from tinygpt.config.fields import Config
-from tinygpt.config.parse import parse
+from tinygpt.config.parse import parse, python_flags
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.prompts import encode_prompt, require_room
 from tinygpt.data.rows import PairRows, Rows, TextRows
@@ -44,7 +45,10 @@ from tinygpt.sample import TextStream, pieces
 from tinygpt.terminal import table
 from tinygpt.training.log import read_metrics
 
+__all__ = ["Dataset", "LoadedModel", "Picture", "Run", "evaluate", "finetune", "plot", "prepare", "train"]
 ConfigType = TypeVar("ConfigType", bound=Config)
+LOAD = ("adapter", "device", "dtype", "threads")
+GENERATE = ("temperature", "top_k", "top_p", "seed", "stop", "plain", "skip_unknown")
 ConfigFile = str | Path | Mapping[str, object]  # a config file, or its content
 
 
@@ -55,18 +59,11 @@ class LoadedModel:
     model: the torch module, whose call with ids, int64 (B, T), returns logits (B, T, V) and None.
     """
 
-    def __init__(
-        self,
-        path: str | Path = "out",
-        *,
-        adapter: str | Path = "",
-        device: str = "auto",
-        dtype: str = "auto",
-        threads: str | int = "auto",
-        data_dir: str | Path = "data",
-    ) -> None:
-        """Load a checkpoint, or the best model of a run's folder, and a LoRA adapter. Errors: TinyGPTError."""
-        settings = _config(schema.SampleConfig, ckpt=path, adapter=adapter, device=device, dtype=dtype, threads=threads)
+    def __init__(self, path: str | Path = "out", *, data_dir: str | Path = "data", **options: Any) -> None:
+        """Load a checkpoint, or the best model of a run's folder. options: adapter, device, dtype and threads of
+        `tinygpt sample`. Errors: TinyGPTError."""
+        _require_known("load", options, LOAD)
+        settings = _config(schema.SampleConfig, ckpt=path, **options)
         checkpoint = load_model(settings.ckpt, settings.adapter)
         self.path, self.config = Path(settings.adapter or settings.ckpt), checkpoint.config
         self.tokenizer = tokenizer_of(checkpoint, settings.ckpt, str(data_dir))
@@ -75,10 +72,8 @@ class LoadedModel:
         self._data_dir = str(data_dir)
 
     def __repr__(self) -> str:
-        shape = self.model.config
-        return (
-            f"<{self.path}: {self.model.num_params():,} parameters, {shape.n_layer} layers, context {shape.block_size}>"
-        )
+        size, shape = f"{self.model.num_params():,} parameters", self.model.config
+        return f"<{self.path}: {size}, {shape.n_layer} layers, context {shape.block_size}>"
 
     @overload
     def generate(self, prompt: str = ..., n: int = ..., *, stream: Literal[False] = ..., **options: Any) -> str: ...
@@ -93,11 +88,12 @@ class LoadedModel:
         skip_unknown of `tinygpt sample`, with its defaults. Errors: TinyGPTError for a character that the model does
         not know, and for a prompt that does not fit its context.
         """
+        _require_known("generate", options, GENERATE)
         settings = _config(schema.SampleConfig, start=prompt, max_new_tokens=n, **options)
-        ids = self._prompt(prompt, settings.skip_unknown, settings.plain)
+        ids = self._prompt(settings.start, settings.skip_unknown, settings.plain)
         stops = [settings.stop] if settings.plain else [self.tokenizer.stop, settings.stop]
         sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
-        rows = generate(self.model, ids, n, sampling, self.tokenizer.vocab_size, settings.exact_window)
+        rows = generate(self.model, ids, settings.max_new_tokens, sampling, self.tokenizer.vocab_size)
         text = pieces(rows, TextStream(self.tokenizer, stops))
         return text if stream else "".join(text)
 
@@ -290,12 +286,15 @@ def _train(
     return Run(settings.out_dir, data_dir=settings.data_dir)
 
 
+def _require_known(function: str, options: Mapping[str, object], known: tuple[str, ...]) -> None:
+    for name in options.keys() - known:
+        hint = ", ".join(get_close_matches(name, known, n=1) or known)
+        raise TinyGPTError(f"{function}: {name}: no such option", hint)
+
+
 def _config(config_class: type[ConfigType], /, *positionals: object, **options: Any) -> ConfigType:
     """Make a command's configuration from Python values, with the checks and messages of the command line."""
     threads.measure()
-    flags: list[str] = []
-    for name, value in options.items():
-        several = isinstance(value, (list, tuple))
-        flags += [f"--{name}={item}" for item in (value if several else [value]) if item is not None]
     command = config_class.__name__.removesuffix("Config").lower()
+    flags = python_flags(config_class, options)
     return parse(config_class, [*map(str, positionals), *flags], prog=f"tinygpt {command}")

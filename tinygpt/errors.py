@@ -40,6 +40,8 @@ class TinyGPTError(Exception):
     def __init__(self, message: str, hint: str = "", status: int = 2) -> None:
         super().__init__(message)
         self.message, self.hint, self.status = message, hint, status
+        if hint:
+            self.add_note(f"  try: {hint}")  # below the message of a traceback
 
     def text(self) -> str:
         """Format message and hint, as the command line prints them."""

@@ -47,16 +47,16 @@ def print_error(text: str) -> None:
 
 
 def progress(items: Iterable[Any] | None = None, show: bool = True, **options: Any) -> Any:
-    """Make a progress bar with tqdm's options, shown on a terminal and in Jupyter, and cleared at its end."""
+    """Make a progress bar with tqdm's options, shown on a terminal and in Jupyter, and cleared at its end.
+
+    Jupyter shows each change between standard output and error as a new block, in which an old bar would remain.
+    """
     from tqdm import tqdm
 
-    return tqdm(items, **{"leave": False, "disable": hides_progress() if show else True} | options)
-
-
-def hides_progress() -> bool | None:
-    """Return tqdm's `disable`: False in Jupyter, where standard error is no terminal; None: without a terminal."""
     ipython = sys.modules.get("IPython")
-    return False if ipython and ipython.get_ipython() else None
+    jupyter = ipython and ipython.get_ipython()
+    where = {"disable": False, "file": sys.stdout} if jupyter else {"disable": None}
+    return tqdm(items, **{"leave": False} | (where if show else {"disable": True}) | options)
 
 
 def cut(text: str, width: int) -> str:

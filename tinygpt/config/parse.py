@@ -13,6 +13,7 @@ import operator
 import os
 import reprlib
 import time
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -97,6 +98,19 @@ def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[lis
         values = [converted(key, text, "--") for text in texts]
         flags[key.name] = (*flags.get(key.name, ()), *values) if key.type is tuple else values[0]
     return positionals, flags
+
+
+def python_flags(config_class: type, options: Mapping[str, object]) -> list[str]:
+    """Turn Python values into flags; None is the default. Errors: TinyGPTError for several values of a key for one."""
+    flags, known = list[str](), keys(config_class)
+    for name, value in options.items():
+        values: Iterable[object] = [value]
+        if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
+            if name in known and known[name].type is not tuple:
+                raise TinyGPTError(f"{name}: needs one value, not {value!r}")
+            values = value
+        flags += [f"--{name}={item}" for item in values if item is not None]
+    return flags
 
 
 def positional_values(config_class: type, texts: list[str], flags: dict[str, Any], prog: str) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class Dataset:
         self.splits = {split: self._open(split) for split in names}
         self._set_sources()
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(tokens):,} tokens in {split}" for split, tokens in self.splits.items())
+        return f"<{self.folder}: {sizes}; vocabulary of {self.tokenizer.vocab_size}>"
+
     @property
     def prepare_command(self) -> str:
         from tinygpt.data.corpora import CORPORA

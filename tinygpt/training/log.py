@@ -69,8 +69,8 @@ class RunLog:
             self.print_line(note, always=True)
 
     def start_bar(self, first: int, total: int) -> None:
-        hidden = not self.active or self.quiet or terminal.hides_progress()
-        self._bar = tqdm(total=total, initial=first, disable=hidden, leave=False, dynamic_ncols=True)
+        shown = self.active and not self.quiet
+        self._bar = terminal.progress(show=shown, total=total, initial=first, dynamic_ncols=True)
 
     def advance(self) -> None:
         """Move the progress bar by an iteration."""
