@@ -157,6 +157,11 @@ def test_training_text_is_cut_into_small_pieces_and_sampled_evenly(text: str, mo
     assert list(training_pieces(blocks, len(text))) == pieces[::4]
 
 
+def test_a_text_without_spaces_is_cut_into_short_words() -> None:
+    """The time of training grows with the square of a word's length."""
+    assert max(map(len, training_pieces(["字" * 100_000], 100_000))) <= 4096
+
+
 # ---- the command line ----------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 from tinygpt.data.tokenizer import Block, GPT2Tokenizer, HuggingFaceTokenizer, cut_safely, tokenizers_library
 
-PIECE = 1 << 14  # characters; the package keeps 256 pieces at a time
+PIECE = 1 << 11  # characters; without spaces, a piece is one word, in which each merge takes time like its length
 MOST_READ = 1 << 22  # characters; a text without spaces has few equal words and takes 250 bytes per character
 LEAST = 2  # a pair of tokens that occurs only once is not joined
 
