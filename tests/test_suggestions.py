@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from test_finetune import FLAGS
 from test_pairs import json_lines
 
+from tinygpt import terminal
 from tinygpt.checkpoint.store import load
 from tinygpt.config import suggest
 from tinygpt.config.parse import parse
@@ -326,6 +327,11 @@ def test_the_presets_have_the_block_size_that_suggestions_assume() -> None:
         assert made.block_size == suggest.PRESET_BLOCK_SIZE
     pretrained: Any = parse(FinetuneConfig, ["configs/finetune_transactions_pretrained.yaml"])
     assert pretrained.block_size == PRETRAINED_BLOCK_SIZE
+
+
+def test_a_sample_cannot_control_the_terminal() -> None:
+    line = "a\tb\xa0c\u200d\u3000é"
+    assert terminal.without_control(line + "\x1b[2J\x0e\x9b") == line + r"\x1b[2J\x0e\x9b"
 
 
 def test_control_characters_are_shown_escaped() -> None:

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,11 @@ from typing import Any
 def escaped(text: str) -> str:
     """Make text from a file printable on one line: `\\x1b` for an escape character, which could control a terminal."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def without_control(line: str) -> str:
+    """Escape control characters only: a model of bytes that is hardly trained generates them."""
+    return re.sub(r"[\0-\x08\x0a-\x1f\x7f-\x9f]", lambda match: escaped(match[0]), line)
 
 
 def reader_has_left(error: OSError, system: str = os.name) -> bool:
