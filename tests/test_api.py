@@ -3,13 +3,17 @@
 import contextlib
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_TRAIN, Result, cli, ok
@@ -18,6 +22,8 @@ from nbclient import NotebookClient
 import tinygpt
 from tinygpt import api
 from tinygpt.checkpoint.store import load
+from tinygpt.train import is_true
+from tinygpt.training.processes import StopSignal
 
 DOCS = Path(__file__).parent.parent / "docs/PYTHON.md"
 OPTIONS: dict[str, Any] = dict(flag[2:].split("=") for flag in TINY_TRAIN[1:])
@@ -189,6 +195,37 @@ def test_the_examples_of_the_documentation(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "examples.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stopped by the callback" in done.stdout and "out-pz: no such file" in done.stdout
+
+
+def test_an_interrupt_in_the_last_evaluation_is_raised(work: Path) -> None:
+    def interrupt(entry: dict[str, Any]) -> None:
+        if entry["kind"] == "eval" and entry["step"] == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    with contextlib.chdir(work), pytest.raises(KeyboardInterrupt):
+        api.train(OPTIONS, callback=interrupt, max_iters=10, eval_interval=10, out_dir="out")
+    assert load(work / "out/last.pt").step == 10
+
+
+def test_a_callback_stops_all_processes() -> None:
+    """The callback runs in one process; the other one ends without an error, too. A true value of NumPy counts."""
+    for answer, status in ((np.True_, 1), (1, 0)):
+        assert is_true(answer) == bool(status)
+    stop = StopSignal(embedded=True)
+    for sent, status in ((1.0, 1), (130.0, 143)):
+        stop.status = 0
+        ranks: Any = SimpleNamespace(sum=lambda values, device, sent=sent: [sent])
+        assert stop.requested(ranks, torch.device("cpu")) and stop.status == status
+
+
+def test_other_options_of_generate_are_refused_and_a_dash_begins_a_path(tiny_run: Path, work: Path) -> None:
+    model = tinygpt.load(tiny_run / "out")
+    for option in ("num_samples", "start", "device"):
+        with pytest.raises(tinygpt.TinyGPTError, match=f"generate has no option {option}"):
+            model.generate("a", 3, **{option: "1"})
+    with contextlib.chdir(work):
+        shutil.copytree(tiny_run / "out", "-run")
+        assert api.Run("-run").verdict
 
 
 @pytest.mark.slow

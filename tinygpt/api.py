@@ -273,15 +273,9 @@ def _train(
 ) -> Run:
     files = [] if config is None or isinstance(config, Mapping) else [config]
     values = {**config, **options} if isinstance(config, Mapping) else options
-    settings, stopped = _config(config_class, *files, **values), False
-
-    def report(entry: dict[str, Any]) -> bool:
-        nonlocal stopped
-        stopped = stopped or (callback is not None and callback(entry) is True)
-        return stopped
-
-    status = train_command.train(settings, report)
-    if status and not stopped:  # by a signal
+    settings = _config(config_class, *files, **values)
+    status = train_command.train(settings, callback or (lambda entry: None))
+    if status >= 128:  # a signal, also one during the last evaluation
         raise KeyboardInterrupt if status == 128 + signal.SIGINT else SystemExit(status)
     return Run(settings.out_dir, data_dir=settings.data_dir)
 
@@ -296,5 +290,5 @@ def _config(config_class: type[ConfigType], /, *positionals: object, **options: 
     """Make a command's configuration from Python values, with the checks and messages of the command line."""
     threads.measure()
     command = config_class.__name__.removesuffix("Config").lower()
-    flags = python_flags(config_class, options)
-    return parse(config_class, [*map(str, positionals), *flags], prog=f"tinygpt {command}")
+    paths = [f"./{text}" if text.startswith("-") else text for text in map(str, positionals)]  # not a flag
+    return parse(config_class, [*paths, *python_flags(config_class, options)], prog=f"tinygpt {command}")

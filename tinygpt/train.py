@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinygpt import device, threads
+from tinygpt import device, terminal, threads
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import save_adapter
 from tinygpt.checkpoint.snapshots import save_snapshot, snapshot_steps
@@ -36,7 +36,7 @@ Callback = Callable[[dict[str, Any]], object]
 
 def train(config: TrainConfig, callback: Callback | None = None) -> int:
     """Run the command, also `finetune`, and return the exit status. `callback` gets each line of metrics.jsonl; the run
-    stops when it returns True. Errors: TinyGPTError for everything that a user can fix."""
+    stops when it returns True, with a status below 128. Errors: TinyGPTError for everything that a user can fix."""
     compute = None
     try:
         start = starting_point(config)  # first: a resumed run keeps its device and dtype
@@ -44,11 +44,11 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
         with contextlib.ExitStack() as stack:
             run = set_up(stack, start, compute)
             stop = stack.enter_context(StopSignal(embedded=callback is not None))
-            run.log.callback = lambda entry: stop.ask() if callback and callback(entry) is True else None
+            run.log.callback = lambda entry: stop.ask() if callback and is_true(callback(entry)) else None
             if config.eval_only:
                 run.log.start_bar(run.progress.step, config.max_iters)
                 evaluate(run)
-                return 0
+                return stop.status if stop.embedded else 0
             if config.watch and run.ranks.is_main:
                 stack.enter_context(Watcher(config, run.log, stop))
             if run.tuning:
@@ -59,11 +59,16 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
             if run.tuning:
                 compare.after(run, run.tuning)
             finish(run)
-            return 0
+            return stop.status if stop.embedded else 0
     except (RuntimeError, MemoryError) as error:
         if not device.is_out_of_memory(error):
             raise
         raise out_of_memory(config, compute.device if compute else "cpu") from None
+
+
+def is_true(answer: object) -> bool:
+    """Return whether a callback returned True; other true values, such as those of `file.write`, do not count."""
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -267,7 +272,7 @@ def show_sample(run: Run, length: int = 200) -> None:
     run.model.train()
     text = tokenizer.decode(ids)
     run.metric("sample", text=text, prompt=tokenizer.decode(prompt.tolist()))
-    run.log.print_line("".join(f"    | {line}\n" for line in text.splitlines()).rstrip())
+    run.log.print_line("".join(f"    | {terminal.without_control(line)}\n" for line in text.splitlines()).rstrip())
 
 
 def out_of_patience(run: Run) -> bool:

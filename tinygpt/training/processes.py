@@ -83,7 +83,7 @@ class StopSignal:
 
     def __init__(self, embedded: bool = False) -> None:
         self.embedded = embedded
-        self.status = 0  # exit status: 130 after SIGINT, 143 after SIGTERM
+        self.status = 0  # exit status: 130 after SIGINT, 143 after SIGTERM, 1 if the callback has stopped the run
         self.cause = "a signal"
         self._before: dict[int, Any] = {}
 
@@ -101,7 +101,7 @@ class StopSignal:
     def ask(self) -> None:
         """Stop the run for its callback, as the first SIGINT does."""
         if not self.status:
-            self.status, self.cause = 128 + signal.SIGINT, "the callback"
+            self.status, self.cause = 1, "the callback"
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if self.status and self.embedded:
@@ -114,5 +114,5 @@ class StopSignal:
         """Return whether any process was asked to stop, so that all save and stop at the same iteration."""
         statuses = ranks.sum([float(self.status)], device)
         if statuses[0] and not self.status:
-            self.status = 128 + signal.SIGTERM
+            self.status = 128 + signal.SIGTERM if statuses[0] >= 128 else 1
         return bool(statuses[0])
