@@ -197,7 +197,7 @@ def test_a_tokenizer_of_another_kind_is_refused_for_a_large_dataset(
 ) -> None:
     monkeypatch.setattr("tinygpt.data.dataset.ENCODED_AGAIN", 10)
     bytes_pairs = GPT2Tokenizer.__new__(GPT2Tokenizer)  # whose vocabulary may not be on this machine
-    with pytest.raises(TinyGPTError, match=r"have different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\)$"):
+    with pytest.raises(TinyGPTError, match=r"(?m)have different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\)$"):
         Dataset(str(tiny_data / "data"), "tiny").require_tokenizer(bytes_pairs, "out/ckpt.pt", "a hint")
 
 

@@ -234,7 +234,7 @@ def test_the_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout and first.stdout.readline() == "locked\n"
         with (
-            pytest.raises(TinyGPTError, match=rf"out is in use by process {first.pid}$") as caught,
+            pytest.raises(TinyGPTError, match=rf"(?m)out is in use by process {first.pid}$") as caught,
             folder_lock(folder, "run"),
         ):
             pass

@@ -179,7 +179,8 @@ def test_headings(tmp_path: Path) -> None:
 def test_a_pipe_and_an_empty_name_are_refused(tmp_path: Path) -> None:
     """A pipe is empty when it is read again, and one without a writer would be waited for."""
     os.mkfifo(tmp_path / "pipe")
-    assert "pipe: is not a regular file" in refused(tmp_path, "index", "pipe", "--out=own.db")
+    done = cli_here("index", "pipe", "--out=own.db", cwd=tmp_path)
+    assert done.status == 2 and "pipe: is not a regular file" in done.err
     (tmp_path / "pipe").unlink()
     assert "a file name is empty" in refused(tmp_path, "index", "", "--out=own.db")
 
