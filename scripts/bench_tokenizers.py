@@ -1,4 +1,4 @@
-"""Compare tokenizers at equal training time: the table in data/README.md.
+"""Compare tokenizers at equal training time; prints a Markdown table.
 
     python scripts/bench_tokenizers.py --text German=debian-paketmanagement.allinone.html    # an hour on a quiet core
     python scripts/bench_tokenizers.py --seconds 5 --seeds 1                                 # a first look
