@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGINT, raise_signal
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,13 +52,13 @@ def check(config: CheckConfig) -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.chdir(folder):
         for compute in computes:
             check_device(compute, passed)
-        with finding(passed, "file replaced while it is open") as found:  # Windows denies it: then it must stay intact
+        with finding(passed, "file replaced while it is open") as result:  # Windows denies it: then it must stay intact
             path = Path("open.txt")
             path.write_bytes(b"old")
             with open(path, "rb"), contextlib.suppress(TinyGPTError), files.replacing(path) as file:
                 file.write(b"new")
             text = path.read_bytes()
-            found += [text == b"new" or (files.WINDOWS and text == b"old"), "yes" if text == b"new" else "no"]
+            result += [text == b"new" or (files.WINDOWS and text == b"old"), "yes" if text == b"new" else "no"]
     print(f"{sum(passed)} of {len(passed)} checks passed. The lines above name no user, computer or folder.")
     return 0 if all(passed) else 1
 
@@ -88,58 +87,61 @@ def description() -> Iterator[str]:
 @contextlib.contextmanager
 def finding(passed: list[bool], name: str) -> Iterator[list[Any]]:
     """Report a check. Its body puts into the list whether it passed, and a figure. An error is a failure, too."""
-    found: list[Any] = []
+    result: list[Any] = []
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            yield found
+            yield result
     except Exception as error:  # on an unknown machine anything may fail
         text = (error.strerror or "") if isinstance(error, OSError) else device.first_line(error)  # without the path
-        found = [False, f"{type(error).__name__}: {text}".replace(str(Path.home()), "~")]
-    passed.append(print_result(found[0], f"{name}: {found[1]}"))
+        result = [False, f"{type(error).__name__}: {text}".replace(str(Path.home()), "~")]
+    passed.append(print_result(result[0], f"{name}: {result[1]}"))
 
 
 def check_device(compute: device.Compute, passed: list[bool]) -> None:
     """Run the three commands on a device, resume a run, compare logits, and time training steps."""
     name, again = str(compute.device), Path("again.pt")
     args = [f"--device={name}", f"--threads={torch.get_num_threads()}"]
-    with finding(passed, f"prepare, train, sample on {name}") as found:
+    with finding(passed, f"prepare, train, sample on {name}") as result:
         prepare(parse(PrepareConfig, [DATASET]))
         train(parse(TrainConfig, [*SMALL, *args, f"--out_dir={name}"]))
         sample(parse(SampleConfig, [*args, f"--ckpt={name}", "--max_new_tokens=50"]))
         losses = [entry["val_loss"] for entry in read_metrics(Path(name)) if entry["kind"] == "eval"]
-        found += [losses[-1] < losses[0] - 0.5, f"validation loss {losses[0]:.2f}, then {losses[-1]:.2f}"]
-    with finding(passed, f"interrupted and resumed on {name}") as found:
+        result += [losses[-1] < losses[0] - 0.5, f"validation loss {losses[0]:.2f}, then {losses[-1]:.2f}"]
+    with finding(passed, f"interrupted and resumed on {name}") as result:
         args += [f"--out_dir={name}-resumed"]
-        output: Any = SimpleNamespace(flush=str)
-        output.write = lambda text: raise_signal(SIGINT) if "step 20" in text else 0  # type: ignore[func-returns-value]
-        with contextlib.redirect_stdout(output):
-            status = train(parse(TrainConfig, [*SMALL, *args]))
+        status = train(parse(TrainConfig, [*SMALL, *args]), interrupt)
         train(parse(TrainConfig, ["--init_from=resume", *args]))
         require_equal(f"{name}/last.pt", f"{name}-resumed/last.pt")
-        found += [status == 130, "the same weights, bit for bit"]
-    with finding(passed, f"checkpoint of {name} read and written") as found:
+        result += [status == 130, "the same weights, bit for bit"]
+    with finding(passed, f"checkpoint of {name} read and written") as result:
         store.save(again, store.load(f"{name}/last.pt"))
         require_equal(f"{name}/last.pt", "again.pt")
-        found += [True, f"the same weights, {again.stat().st_size / 1e6:.1f} MB"]
+        result += [True, f"the same weights, {again.stat().st_size / 1e6:.1f} MB"]
     for dtype in dict.fromkeys([torch.float32, compute.dtype]):
-        with finding(passed, f"logits on {name} in {str(dtype).removeprefix('torch.')}") as found:
+        with finding(passed, f"logits on {name} in {str(dtype).removeprefix('torch.')}") as result:
             expected = logits(store.load("cpu").build_model().eval())
             got = logits(store.load("cpu").for_inference(device.Compute(compute.device, dtype, "")))
             difference = float((got - expected).abs().max() / expected.abs().max())
             limit = EXACT if (name, dtype) == ("cpu", torch.float32) else ROUNDED
             figures = f"relative difference {difference:.1e} from plain PyTorch on the CPU (limit {limit:.0e})"
-            found += [difference < limit, figures]
-    with finding(passed, f"training step of {DATASET} on {name}") as found:
+            result += [difference < limit, figures]
+    with finding(passed, f"training step of {DATASET} on {name}") as result:
         config, dataset, times = parse(TrainConfig, [PRESET]), Dataset("data", DATASET), {}
         for count in sorted({1, torch.get_num_threads()}):
             torch.set_num_threads(count)
             times[count] = seconds_per_batch(config, dataset, compute)
-        found += [True, threads.format_times(times)]
+        result += [True, threads.format_times(times)]
+
+
+def interrupt(entry: dict[str, Any]) -> None:
+    """Send SIGINT to this process at the evaluation of step 20. entry: a line of metrics.jsonl."""
+    if entry["kind"] == "eval" and entry["step"] == 20:
+        raise_signal(SIGINT)
 
 
 @torch.inference_mode()
 def logits(model: Any) -> torch.Tensor:
-    """Logits (T + 1, V) of a forward pass over T tokens, and of decoding the same tokens with a cache."""
+    """Compute the logits (T + 1, V) of a forward pass over T tokens, and of decoding these tokens with a cache."""
     idx, cache = torch.arange(32, device=model.lm_head.weight.device)[None], model.new_cache(1)
     decoded = [model.next_logits(piece, cache) for piece in idx.split(8, dim=1)]
     return torch.cat([model(idx)[0][0], decoded[-1]]).cpu().float()
