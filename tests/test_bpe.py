@@ -446,8 +446,8 @@ def test_the_page_in_a_browser(made: Path, browser: Browser, tmp_path: Path) -> 
     browser.run("const e = arguments[0]; e.value = arguments[1]; e.focus(); e.setSelectionRange(99, 99);"
                 "e.dispatchEvent(new Event('input', {bubbles: true}))", box, text)  # fmt: skip
     ids = mine.encode(text).tolist()
-    listed = lambda: [one.text.split("\n")[-1] for one in browser.all("#ids li")]  # noqa: E731
-    browser.until(lambda: listed() == [str(token) for token in ids])
+    listed = "return [...document.querySelectorAll('#ids li')].map((item) => item.innerText.split('\\n').pop())"
+    browser.until(lambda: browser.run(listed) == [str(token) for token in ids])
     model = load(made / "out").build_model().eval()
     with torch.no_grad():
         best = model(torch.tensor([ids]))[0][0, -1].softmax(-1).sort(descending=True).values[:10]

@@ -381,9 +381,9 @@ def test_kill_then_restart_on_the_same_port_then_drain(models: Path, tmp_path: P
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     with serving(models, tmp_path / "second", *flags, port=port) as server:
         assert server.port == port
-        stream = server.begin("/v1/completions", body | {"max_tokens": 1500})
         whole = server.begin("/v1/completions", body | {"max_tokens": 1000, "stream": False})
-        data = first_chunk(stream)
+        stream = server.begin("/v1/completions", body | {"max_tokens": 1500})
+        data = first_chunk(stream)  # the server has accepted both
         server.process.send_signal(signal.SIGTERM)
         until(lambda: not accepts(port))
         assert not server.ended()
