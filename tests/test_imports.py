@@ -16,7 +16,7 @@ LAYERS = [  # a module imports from rows above its own, and from its own row wit
     "files config",
     "data options model generate lora device fast",
     "checkpoint training evaluate interop",
-    "prepare train sample finetune report exercise retrieve",
+    "prepare train sample finetune report exercise retrieve experiment",
     "quickstart machine lab serve plan convert",
     "cli api __main__ __init__",
 ]

@@ -19,14 +19,15 @@ from test_report_model import node
 from tinygpt.data.tasks import generate, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.errors import TinyGPTError
+from tinygpt.experiment import stages
+from tinygpt.experiment.stages import Identity, Stage
+from tinygpt.experiment.summary import Share
 from tinygpt.files import folder_lock
-from tinygpt.lab import methods, stages
+from tinygpt.lab import methods
 from tinygpt.lab.facts import experiment, systems, world
 from tinygpt.lab.facts.summary import Measured, Row, freshest
 from tinygpt.lab.facts.systems import Reply
 from tinygpt.lab.facts.world import Question
-from tinygpt.lab.stages import Identity, Stage
-from tinygpt.lab.summary import Share
 from tinygpt.retrieve.ask import relevance
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import open_index
@@ -36,7 +37,7 @@ from tinygpt.training.log import read_metrics
 # ---- stages ----------------------------------------------------------------------------------------------------------
 
 
-X, QUIET = Identity("x", {}, {}), Identity("x", {"quick": False}, {"out": "abc"})
+X, QUIET = Identity("lab", "x", {}, {}), Identity("lab", "x", {"quick": False}, {"out": "abc"})
 
 
 def counted(calls: list[str]) -> list[Stage]:

@@ -13,9 +13,9 @@ from scipy.stats import expon, rankdata
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
+from tinygpt.experiment.models import Model
 from tinygpt.lab import arithmetic, canary
 from tinygpt.lab.arithmetic import SumAnswer
-from tinygpt.lab.models import Model
 
 # shorter forms of QUICK: the models learn hardly anything, or something
 SMALL = canary.Size(60_000, 2, 1 << 9, 8, (2,))

@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.config.schema import LabConfig
-from tinygpt.lab.models import Model, train, write_dataset
-from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, percent
+from tinygpt.experiment.models import Model, train, write_dataset
+from tinygpt.experiment.stages import Results, Stage, every_seed
+from tinygpt.experiment.summary import Summary, Table, Verdict, percent
+from tinygpt.lab.definition import Lab, seeds
 from tinygpt.terminal import duration
 
 LEARNED = 3  # most digits of a number in training

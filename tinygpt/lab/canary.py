@@ -26,9 +26,10 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.data.corpora import industry_descriptions
 from tinygpt.data.tasks.generate import digits, words
 from tinygpt.evaluate.process import run
-from tinygpt.lab.models import Model, train
-from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, spread
+from tinygpt.experiment.models import Model, train
+from tinygpt.experiment.stages import Results, Stage, every_seed
+from tinygpt.experiment.summary import Summary, Table, Verdict, spread
+from tinygpt.lab.definition import Lab, seeds
 
 PLANTED = {0: "not planted", 1: "once", 10: "10 times", 100: "100 times"}  # times of a canary; 0: a control
 LINE = "The account of {name} is "

@@ -17,10 +17,11 @@ import numpy as np
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
+from tinygpt.experiment.models import classifier, ngrams, train, write_dataset
+from tinygpt.experiment.stages import Results, Stage
+from tinygpt.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.lab.confidence import FEWEST, TASK, right, threshold
-from tinygpt.lab.models import classifier, ngrams, train, write_dataset
-from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread
+from tinygpt.lab.definition import Lab, seeds
 
 SPLITS = ("val", "test")  # thresholds, and figures
 PERSON_SECONDS = 10.0  # an assumption, as that a person is always right

@@ -12,10 +12,11 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError, library, require_installed
 from tinygpt.evaluate.process import ended_by_sigterm
+from tinygpt.experiment.stages import Identity, run
+from tinygpt.experiment.summary import write
 from tinygpt.files import folder_lock
 from tinygpt.lab import arithmetic, canary, cascade, confidence, domain, drift, facts, labels, methods, reports, scale
-from tinygpt.lab.stages import Identity, Lab, run
-from tinygpt.lab.summary import write
+from tinygpt.lab.definition import Lab
 
 MODULES = (facts, methods, labels, reports, domain, drift, confidence, canary, arithmetic, cascade, scale)
 LABS: dict[str, Lab] = {module.__name__.removeprefix("tinygpt.lab."): module.LAB for module in MODULES}
@@ -57,7 +58,7 @@ def lab(config: LabConfig) -> None:
     data = Path(config.data_dir, config.dataset)
     if "dataset" in chosen.settings and (data / "meta.json").exists():
         models[str(data)] = " ".join(map(str, Dataset(config.data_dir, config.dataset).meta["sha256"].values()))
-    identity = Identity(config.name, settings, models)
+    identity = Identity("lab", config.name, settings, models)
     with folder_lock(folder, "lab"), ended_by_sigterm():
         print(f"lab {config.name}: {chosen.about}")
         results = run(folder, identity, stages)

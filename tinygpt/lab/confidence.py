@@ -22,10 +22,11 @@ from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.transactions import LINE_WIDTH
 from tinygpt.evaluate import classify
 from tinygpt.evaluate.threshold import precision_recall
+from tinygpt.experiment.models import classifier, ngrams, prepared, train, write_dataset
+from tinygpt.experiment.stages import Results, Stage, every_seed
+from tinygpt.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
+from tinygpt.lab.definition import Lab, seeds
 from tinygpt.lab.methods import SONNET
-from tinygpt.lab.models import classifier, ngrams, prepared, train, write_dataset
-from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.report.page import read
 
 TASK = TASKS["transactions"]

@@ -21,9 +21,10 @@ from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair, sectors
 from tinygpt.evaluate.classify import confusion_matrix, label_indices, quality
-from tinygpt.lab.models import Classifier, Model, classifier, ngrams, train, write_dataset, write_text
-from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.experiment.models import Classifier, Model, classifier, ngrams, train, write_dataset, write_text
+from tinygpt.experiment.stages import Results, Stage, every_seed
+from tinygpt.experiment.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.lab.definition import Lab, seeds
 
 TEXTS = ("Shakespeare", "industries")
 BASES = ("none", *TEXTS)

@@ -22,10 +22,11 @@ from tinygpt.data.tasks import Pair
 from tinygpt.data.tasks.generate import generate
 from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
 from tinygpt.data.tasks.transactions import line_of
+from tinygpt.experiment.models import Classifier, answers, classifier, ngrams, train, write_dataset
+from tinygpt.experiment.stages import Results, Stage
+from tinygpt.experiment.summary import Summary, Table, Verdict, percent
+from tinygpt.lab.definition import Lab, seeds
 from tinygpt.lab.labels import accuracy
-from tinygpt.lab.models import Classifier, answers, classifier, ngrams, train, write_dataset
-from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, percent
 from tinygpt.terminal import duration
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split

@@ -20,10 +20,11 @@ import numpy as np
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair
+from tinygpt.experiment.models import answers, classifier, ngrams, train, write_dataset
+from tinygpt.experiment.stages import Results, Stage
+from tinygpt.experiment.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.lab import methods
-from tinygpt.lab.models import answers, classifier, ngrams, train, write_dataset
-from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.lab.definition import Lab, seeds
 
 TASK = TASKS["transactions"]
 ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised

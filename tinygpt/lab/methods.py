@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.evaluate.process import run
-from tinygpt.lab.models import prepared, train
-from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.experiment.models import prepared, train
+from tinygpt.experiment.stages import Results, Stage
+from tinygpt.experiment.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.lab.definition import Lab, seeds
 from tinygpt.report.page import read
 from tinygpt.terminal import duration
 

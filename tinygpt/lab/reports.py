@@ -20,9 +20,10 @@ from tinygpt.checkpoint.adapter import Adapters, load_model
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tasks.reports import check_facts, check_style
-from tinygpt.lab.models import Model, train, write_dataset
-from tinygpt.lab.stages import Lab, Results, Stage, every_seed, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, percent
+from tinygpt.experiment.models import Model, train, write_dataset
+from tinygpt.experiment.stages import Results, Stage, every_seed
+from tinygpt.experiment.summary import Summary, Table, Verdict, percent
+from tinygpt.lab.definition import Lab, seeds
 from tinygpt.terminal import duration
 
 FIRMS = {"a": "firm A", "b": "firm B"}

@@ -21,9 +21,10 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.law import SHAPES, Law, fit
 from tinygpt.evaluate.loss import validation_loss
-from tinygpt.lab.models import prepared, train
-from tinygpt.lab.stages import Lab, Results, Stage, seeds
-from tinygpt.lab.summary import Summary, Table, Verdict, spread
+from tinygpt.experiment.models import prepared, train
+from tinygpt.experiment.stages import Results, Stage
+from tinygpt.experiment.summary import Summary, Table, Verdict, spread
+from tinygpt.lab.definition import Lab, seeds
 from tinygpt.terminal import duration
 
 TOKENS = 2048  # of a batch

@@ -4,9 +4,9 @@ live.html.j2 is the part of the page in which the tiny models answer, and page.j
 BM25 and the reader's prompt in plain JavaScript.
 """
 
+from tinygpt.lab.definition import Lab
 from tinygpt.lab.facts.experiment import live, stages
 from tinygpt.lab.facts.summary import summarise
-from tinygpt.lab.stages import Lab
 
 ABOUT = "retrieve, fine-tune or train: what each knows, and what a change of facts costs"
 LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=("price",), live=live, quick=True)

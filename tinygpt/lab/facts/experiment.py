@@ -26,11 +26,12 @@ from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig, LabConfig
 from tinygpt.evaluate.process import run
+from tinygpt.experiment.models import train
+from tinygpt.experiment.stages import Results, Stage
+from tinygpt.lab.definition import seeds
 from tinygpt.lab.facts import systems
 from tinygpt.lab.facts.systems import System, measured
 from tinygpt.lab.facts.world import Question, World, changed, make, pairs, sample
-from tinygpt.lab.models import train
-from tinygpt.lab.stages import Results, Stage, seeds
 from tinygpt.report.weights import pack
 from tinygpt.retrieve.ask import SHIPPED, Responder
 from tinygpt.retrieve.store import Index, open_index

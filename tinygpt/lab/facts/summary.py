@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
+from tinygpt.experiment.stages import Results
+from tinygpt.experiment.summary import Share, Summary, Table, Verdict
 from tinygpt.lab.facts.experiment import TRIES, names
 from tinygpt.lab.facts.systems import outcome
 from tinygpt.lab.facts.world import Question
-from tinygpt.lab.stages import Results
-from tinygpt.lab.summary import Share, Summary, Table, Verdict
 from tinygpt.terminal import duration
 
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good

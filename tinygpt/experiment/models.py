@@ -1,4 +1,4 @@
-"""What labs share: write datasets, train models in child processes, load trained models and baselines.
+"""What experiments share: write datasets, train models in child processes, load trained models and baselines.
 
 notes = write_dataset(folder / "data/notes", {"train": pairs, "val": others, "test": more}, labels=["yes", "no"])
 train("train", "lab_classifier", folder / "out", notes, seed=1).seconds
@@ -25,9 +25,9 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify, respond
 from tinygpt.evaluate.loss import bits_per_character, mean_loss
 from tinygpt.evaluate.process import run
+from tinygpt.experiment.stages import Stage
 from tinygpt.files import folder_lock
 from tinygpt.generate import Sampling, generate
-from tinygpt.lab.stages import Stage
 from tinygpt.lora import adapted_only
 from tinygpt.training.log import read_metrics
 

@@ -1,4 +1,4 @@
-"""The summary of a lab: tables, a picture, and verdicts with their rules; as text, and as a page.
+"""The summary of an experiment: tables, a picture, and verdicts with their rules; as text, and as a page.
 
 The page needs no other file and makes no request, like that of `tinygpt report`, whose style it has.
 """
@@ -67,10 +67,10 @@ class Verdict(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The summary of a lab's results."""
+    """The summary of an experiment's results."""
 
     title: str
-    question: str  # that the lab answers
+    question: str  # that it answers
     tables: Sequence[Table]
     verdicts: Sequence[Verdict]
     picture: str  # caption
@@ -104,12 +104,12 @@ def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None
     live: the models and documents of a page that answers, see NAME/page.js.
     """
     picture, page = folder / f"{name}.png", folder / f"{name}.html"
-    with drawing(picture, "a lab") as (_, axes):
+    with drawing(picture, "the picture") as (_, axes):
         summary.draw(axes)
     values = {"kind": "lab", "title": summary.title, "summary": summary, "name": name, "live": live}
     values |= {"picture": base64.b64encode(picture.read_bytes()).decode()} | ({"data": live["data"]} if live else {})
     scripts = ["report/model.js", f"lab/{name}/search.js", f"lab/{name}/page.js"] if live else []
-    html = render(values, "lab/page.html.j2", scripts, [*STYLES, "lab/page.css"])
+    html = render(values, "experiment/page.html.j2", scripts, [*STYLES, "experiment/page.css"])
     with replacing(page) as file:
         file.write(html.content)
     return [picture, page]

@@ -1,23 +1,21 @@
-"""Labs and their stages. Each stage runs once, and the expected time of those that remain is printed.
+"""The stages of an experiment. Each stage runs once, and the expected time of those that remain is printed.
 
-The results are in lab.json in the lab's folder, which is replaced after each stage. A stage that was stopped starts
-again; it alone writes into the folders of its commands, so these can resume.
+The results are in lab.json (advise.json) in the experiment's folder, which is replaced after each stage. A stage that
+was stopped starts again; it alone writes into the folders of its commands, so these can resume.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinygpt.config.schema import LabConfig
+from tinygpt.config import suggest
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text, replacing, strict_json
-from tinygpt.lab.summary import Summary
 from tinygpt.terminal import duration
 
 VERSION = 1  # of lab.json
-FILE = "lab.json"
 Results = dict[str, Any]  # by stage, plain values
 
 
@@ -27,43 +25,23 @@ class Stage(NamedTuple):
     compute: Callable[[], Any]  # a value that JSON can store
 
 
-class Lab(NamedTuple):
-    """An experiment: the entry LAB, with which the module or package tinygpt.lab.NAME of a lab ends."""
-
-    about: str
-    stages: Callable[[LabConfig, Path], Iterator[Stage]]  # for a configuration and the lab's folder
-    summarise: Callable[[Results, LabConfig], Summary]
-    settings: tuple[str, ...] = ()  # keys of LabConfig that change the results, besides `quick`
-    models: tuple[str, ...] = ()  # keys that name a base model
-    others: tuple[str, ...] = ()  # keys that it uses, and that do not change the results of its stages
-    live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
-    quick: bool = False  # has a short form for a lesson
-    ngrams: bool = False  # compares with the n-gram baseline, which needs scikit-learn
-    more: Callable[[Results, LabConfig, Path], Path] | None = None  # writes another file into the folder
-
-    @property
-    def keys(self) -> set[str]:
-        """Return the keys that the lab uses; the first four are those of every lab."""
-        return {"name", "quick", "seeds", "out_dir", *self.settings, *self.models, *self.others}
-
-
-def seeds(config: LabConfig) -> range:
-    """Return the seeds of the repetitions: 1, 2, ...; a quick lab has one."""
-    return range(1, (1 if config.quick else config.seeds) + 1)
-
-
 class Identity(NamedTuple):
-    """Everything that the results of a lab depend on, besides its stages."""
+    """Everything that the results of an experiment depend on, besides its stages."""
 
-    lab: str
+    command: str  # `lab`, for example
+    name: str  # of the experiment: `facts`
     settings: dict[str, Any]
-    models: dict[str, str]  # path of each base model, or dataset of the user: its fingerprint
+    models: dict[str, str]  # path of each base model, or data of the user: its fingerprint
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"{self.command}.json"
 
 
 def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
     """Run the stages that have no result yet, in order, and return all results.
 
-    Errors: TinyGPTError for a folder of another lab, version, settings or model; for a full disk; those of the stages.
+    Errors: TinyGPTError for a folder of another experiment, version, settings or model; for a full disk; those of the
+    stages.
     """
     content = stored(folder, identity)
     known: dict[str, dict[str, Any]] = content["stages"]
@@ -79,7 +57,9 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
         began = time.monotonic()
         result = json.loads(strict_json(stage.compute()))  # the same values as after a resumption
         known[stage.name] = {"seconds": time.monotonic() - began, "result": result}
-        with replacing(folder / FILE, "free some space and run the command again; finished stages are kept") as file:
+        with replacing(
+            identity.file(folder), "free some space and run the command again; finished stages are kept"
+        ) as file:
             file.write(strict_json(content).encode() + b"\n")
     return {stage.name: known[stage.name]["result"] for stage in stages}
 
@@ -91,17 +71,17 @@ def every_seed(results: Results, name: str) -> list[Any]:
 
 def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     """Read lab.json; without such a file, return content without stages. Errors: TinyGPTError as in `run`."""
-    path, lab = folder / FILE, identity.lab
-    expected = {"lab": lab, "version": VERSION, "settings": identity.settings}
+    path, (command, name) = identity.file(folder), identity[:2]
+    expected = {command: name, "version": VERSION, "settings": identity.settings}
     if not path.exists():
         return {**expected, "models": identity.models, "stages": {}}
-    elsewhere = f"use another folder (tinygpt lab {lab} --out_dir=NAME), or delete {folder}"
+    elsewhere = f"use another folder (tinygpt {command} {suggest.quoted(name)} --out_dir=NAME), or delete {folder}"
     try:
         content = json.loads(read_text(path, elsewhere))
         actual = {key: content[key] for key in expected}
         models = content["models"]
     except (ValueError, TypeError, KeyError):
-        raise TinyGPTError(f"{path} is damaged, or was not written by tinygpt lab", elsewhere) from None
+        raise TinyGPTError(f"{path} is damaged, or was not written by tinygpt {command}", elsewhere) from None
     if actual != expected:
         problem = f"{folder} holds results of {described(actual)}; this command is {described(expected)}"
         raise TinyGPTError(problem, elsewhere)
@@ -112,8 +92,10 @@ def stored(folder: Path, identity: Identity) -> dict[str, Any]:
 
 
 def described(content: dict[str, Any]) -> str:
-    settings = "".join(f", {name}={value}" for name, value in dict(content["settings"]).items())
-    return f"lab {content['lab']}, version {content['version']}{settings}"
+    """Describe the identity that a file states: its first key is the command."""
+    command, name = next(iter(content.items()))
+    settings = "".join(f", {key}={value}" for key, value in dict(content["settings"]).items())
+    return f"{command} {name}, version {content['version']}{settings}"
 
 
 def speed(stages: Sequence[Stage], known: dict[str, dict[str, Any]]) -> float:
