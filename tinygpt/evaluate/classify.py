@@ -12,6 +12,7 @@ Shapes: n prompts, L labels.
 """
 
 import csv
+import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.classifiers import FEATURES, FIXED_C, Linear
 from tinygpt.evaluate.share import INTERVALS, by_group, intervals, percent
 from tinygpt.files import drawing, strict_json
 from tinygpt.generate import require_finite
@@ -34,11 +36,6 @@ BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
 BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
 COLUMNS = 100  # of the terminal
 MISTAKES = 5  # in a report, the most confident ones
-LINEAR = {  # the features of the linear baselines
-    "ngram": {"analyzer": "char", "ngram_range": (1, 5)},  # characters
-    "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"\w+"},
-}
-NGRAM_C = 100  # inverse regularisation strength; scikit-learn's C = 1 underfits rows of unit length (data/README.md)
 
 LabelledPrompts = Sequence[tuple[str, str]]  # (prompt, label)
 Classifier = Callable[[Sequence[str]], np.ndarray]  # from n prompts to probabilities (n, L)
@@ -168,26 +165,14 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
 def ngram_classifier(
     train_prompts: Sequence[str], train_truth: np.ndarray, n_labels: int, kind: str = "ngram"
 ) -> tuple[Classifier | None, str]:
-    """Train a logistic regression on the features `LINEAR[kind]`. Returns it, or None and the reason."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
+    """Train a logistic regression on the features `FEATURES[kind]`. Returns it, or None and the reason."""
+    if importlib.util.find_spec("sklearn") is None:
         return None, "the n-gram and word baselines need scikit-learn: pip install scikit-learn"
-    vectorizer = TfidfVectorizer(**LINEAR[kind], sublinear_tf=True)
     try:
         with progress(desc=f"training the {ROWS[kind]}", bar_format="{desc} ..."):
-            classifier = LogisticRegression(C=NGRAM_C, max_iter=1000)
-            classifier.fit(vectorizer.fit_transform(train_prompts), train_truth)
-    except ValueError as error:  # a single label, or not one character or word
-        return None, f"the {ROWS[kind]} cannot be trained: {str(error).splitlines()[0]}"
-
-    def classify(prompts: Sequence[str]) -> np.ndarray:
-        probs = np.zeros((len(prompts), n_labels))
-        probs[:, classifier.classes_] = classifier.predict_proba(vectorizer.transform(prompts))
-        return probs
-
-    return classify, ""
+            return Linear.fit(train_prompts, train_truth, n_labels, features=(kind,), C=FIXED_C, absent=0.0), ""
+    except TinyGPTError as error:
+        return None, f"the {ROWS[kind]} cannot be trained: {error.message}"
 
 
 # ---- the report -------------------------------------------------------------------------------------------------
@@ -227,7 +212,7 @@ def make_report(
     answers = {"model": predicted, "normalised": (total / tokens).argmax(axis=1)}
     answers["majority"] = np.full(n, np.bincount(train_truth).argmax())
     notes: list[str] = []
-    for kind in LINEAR:
+    for kind in FEATURES:
         trained = ngram if kind == "ngram" else None
         classifier, note = trained or ngram_classifier(train_prompts, train_truth, L, kind)
         if classifier:

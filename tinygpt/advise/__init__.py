@@ -1,0 +1,1 @@
+"""`tinygpt advise`: which model suits a person's own labelled examples, and how good is it really?"""

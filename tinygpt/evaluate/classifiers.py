@@ -1,0 +1,368 @@
+"""Classifiers that train in seconds and can be stored: label frequencies, nearest neighbours, a linear model.
+
+Each is trained with `fit`, called with prompts for their probabilities, and stored as tensors and plain values, without
+pickle: `from_state(classifier.state())` gives the same probabilities.
+
+Shapes: n prompts, L labels. truth: indices of labels, int64 (n,).
+
+    classifier = Linear.fit(["who was it?", "when was it?", ...], np.array([0, 1, ...]), 2)
+    classifier(["who is she?"])                         # float64 (1, 2)
+    same = Linear.from_state(classifier.state())
+"""
+
+import abc
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NoReturn, Self
+
+import numpy as np
+import torch
+
+from tinygpt.errors import TinyGPTError, library
+
+FEATURES = {  # TF-IDF of the linear model
+    "ngram": {"analyzer": "char", "ngram_range": (1, 5)},  # characters
+    "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"\w+"},
+}
+FIXED_C = 100.0  # inverse regularisation strength; scikit-learn's C = 1 underfits rows of unit length (data/README.md)
+CHOICES = (1.0, 10.0, 100.0)  # of C, for the cross-validation
+FOLDS = 3  # of the cross-validation
+ABSENT = 1e-6  # probability of a label without an example
+NEIGHBOURS = 5
+BATCH = 64  # prompts that are compared with all examples at a time
+PROBE = "The quick brown fox paid 12.50 for 3 boxes on Monday."  # its vector identifies an embedding
+
+Embed = Callable[[Sequence[str]], np.ndarray]  # from n texts to vectors (n, d) of length 1
+
+
+class Classifier(abc.ABC):
+    """A classifier: its state, and what all of them can do."""
+
+    kind: ClassVar[str]
+    n_labels: int
+
+    @classmethod
+    @abc.abstractmethod
+    def fit(cls, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Self:
+        """Train on examples. Errors: TinyGPTError if they cannot be learned from."""
+
+    @abc.abstractmethod
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        """Compute the probabilities of the labels, float64 (n, L)."""
+
+    @abc.abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return tensors and plain values, from which `from_state` makes the same classifier."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
+        """Make a classifier from its state. embed: as in `Linear.fit`. Errors: TinyGPTError for impossible content."""
+
+
+class Majority(Classifier):
+    """The frequencies of the labels, with one more example of each (Laplace), whatever the prompt."""
+
+    kind = "majority"
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self.counts, self.n_labels = counts, len(counts)
+
+    @classmethod
+    def fit(cls, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Self:
+        return cls(np.bincount(truth, minlength=n_labels))
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        return np.tile((self.counts + 1) / (self.counts.sum() + self.n_labels), (len(prompts), 1))
+
+    def state(self) -> dict[str, Any]:
+        return {"counts": torch.from_numpy(self.counts)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
+        counts = array(state, "counts", np.int64, 1)
+        require(len(counts) > 0 and counts.min() >= 0, "counts")
+        return cls(counts)
+
+
+class Nearest(Classifier):
+    """The nearest neighbours: the examples whose TF-IDF of character n-grams has the largest cosine with the prompt's.
+
+    Each of the five votes for its label with its cosine. The label frequencies vote, too, like a neighbour of cosine 1;
+    so no probability is 0 or 1, and a prompt unlike all examples gets the frequencies. The state holds the examples
+    themselves.
+    """
+
+    kind = "nearest"
+
+    def __init__(self, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> None:
+        self.prompts, self.truth, self.n_labels = list(prompts), truth, n_labels
+        self._prior = Majority.fit(prompts, truth, n_labels)
+        self._vectorizer = vectorizer("ngram")
+        try:
+            self._examples = self._vectorizer.fit_transform(self.prompts)
+        except ValueError:
+            raise without_features(("ngram",)) from None
+
+    @classmethod
+    def fit(cls, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Self:
+        return cls(prompts, truth, n_labels)
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        votes, k = self._prior(prompts), min(NEIGHBOURS, len(self.truth))
+        for start in range(0, len(prompts), BATCH):
+            vectors = self._vectorizer.transform(prompts[start : start + BATCH])
+            cosines = (vectors @ self._examples.T).toarray()  # (batch, examples)
+            nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+            rows = np.arange(start, start + len(cosines))[:, None]
+            np.add.at(votes, (rows, self.truth[nearest]), np.take_along_axis(cosines, nearest, axis=1))
+        return votes / votes.sum(axis=1, keepdims=True)
+
+    def state(self) -> dict[str, Any]:
+        return {"prompts": self.prompts, "truth": torch.from_numpy(self.truth), "n_labels": self.n_labels}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
+        prompts, n_labels, truth = texts(state.get("prompts"), "prompts"), count(state), array(state, "truth", np.int64)
+        require(truth.shape == (len(prompts),) and ((truth >= 0) & (truth < n_labels)).all(), "truth")
+        return cls(prompts, truth, n_labels)
+
+
+class Linear(Classifier):
+    """Logistic regression on the TF-IDF of character n-grams and words, and on static word vectors if there are any.
+
+    The TF-IDF of each kind has rows of length 1. The word vectors are centred and scaled to a mean square length of 1,
+    so that each kind of feature has about the same weight.
+    """
+
+    kind = "linear"
+
+    def __init__(self, n_labels: int, features: Sequence[str], embed: Embed | None, absent: float = ABSENT) -> None:
+        """Make a classifier without weights, for `fit` and `from_state`."""
+        self.n_labels, self.features, self.embed, self.absent = n_labels, tuple(features), embed, absent
+        self.C, self.reason = FIXED_C, "fixed"  # how C was chosen
+        self._vectorizers: dict[str, Any] = {}
+        self._centre, self._scale = np.zeros(0), 1.0  # of the word vectors
+        self._model = regression(FIXED_C)
+
+    @classmethod
+    def fit(
+        cls,
+        prompts: Sequence[str],
+        truth: np.ndarray,
+        n_labels: int,
+        features: Sequence[str] = ("ngram", "word"),
+        C: float | None = None,
+        embed: Embed | None = None,
+        absent: float = ABSENT,
+    ) -> Self:
+        """Train on examples. features: keys of FEATURES. embed: a function from texts to static word vectors (n, d).
+
+        C: the inverse regularisation strength; None: that of CHOICES with the lowest log loss in a cross-validation on
+        these examples, without the labels that have fewer than FOLDS. absent: the probability of a label without an
+        example.
+        Errors: TinyGPTError for a single label, for prompts without any feature, and without scikit-learn.
+        """
+        if len(np.unique(truth)) < 2:
+            raise TinyGPTError("all examples have the same label", "add examples of another label")
+        self = cls(n_labels, features, embed, absent)
+        self.C, self.reason = choose_c(self, prompts, truth) if C is None else (float(C), "fixed")
+        self._model = regression(self.C).fit(self._learn_features(prompts), truth)
+        return self
+
+    def _learn_features(self, prompts: Sequence[str]) -> Any:
+        """Learn the vocabularies, and the centre and scale of the word vectors; return the features, sparse (n, F).
+
+        A kind of feature that no prompt has is left out."""
+        blocks = []
+        for name in self.features:
+            fitted = vectorizer(name)
+            with contextlib.suppress(ValueError):
+                blocks.append(fitted.fit_transform(prompts))  # an empty vocabulary is a ValueError
+                self._vectorizers[name] = fitted
+        if self.embed:
+            vectors = self.embed(prompts).astype(np.float64)
+            self._centre = vectors.mean(axis=0)
+            self._scale = 1 / max(float(np.sqrt(((vectors - self._centre) ** 2).sum(axis=1).mean())), 1e-6)
+            blocks.append(self._vectors(vectors))
+        if not blocks:
+            raise without_features(self.features)
+        return stacked(blocks)
+
+    def _features(self, prompts: Sequence[str]) -> Any:
+        blocks = [vectorizer.transform(prompts) for vectorizer in self._vectorizers.values()]
+        return stacked(blocks + ([self._vectors(self.embed(prompts))] if self.embed else []))
+
+    def _vectors(self, vectors: np.ndarray) -> np.ndarray:
+        return (vectors - self._centre) * self._scale
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        classes = self._model.classes_
+        probs = np.full((len(prompts), self.n_labels), self.absent)
+        if len(prompts):
+            known = self._model.predict_proba(self._features(prompts))
+            probs[:, classes] = known * (1 - self.absent * (self.n_labels - len(classes)))
+        return probs
+
+    def state(self) -> dict[str, Any]:
+        tensors = {
+            name: torch.from_numpy(getattr(self._model, f"{name}_")) for name in ("coef", "intercept", "classes")
+        }
+        embedding = None
+        if self.embed:
+            centre, probe = torch.from_numpy(self._centre), torch.from_numpy(self.embed([PROBE])[0].astype(np.float64))
+            embedding = {"centre": centre, "scale": self._scale, "probe": probe}
+        return tensors | {
+            "n_labels": self.n_labels,
+            "C": self.C,
+            "reason": self.reason,
+            "absent": self.absent,
+            "vocabularies": {name: terms(vectorizer) for name, vectorizer in self._vectorizers.items()},
+            "idf": {name: torch.from_numpy(vectorizer.idf_) for name, vectorizer in self._vectorizers.items()},
+            "embedding": embedding,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
+        vocabularies, idf, embedding = state.get("vocabularies"), state.get("idf"), state.get("embedding")
+        require(isinstance(vocabularies, dict) and set(vocabularies) <= set(FEATURES), "vocabularies")
+        require(isinstance(idf, dict), "idf")
+        assert isinstance(vocabularies, dict) and isinstance(idf, dict)
+        require(bool(vocabularies) or embedding is not None, "vocabularies")
+        C, absent = number(state, "C"), number(state, "absent")
+        require(C > 0 and 0 <= absent < 1e-3, "C or absent")
+        self = cls(count(state), list(vocabularies), embed if embedding is not None else None, absent)
+        self.C, self.reason, width = C, str(state.get("reason")), 0
+        for name, words in vocabularies.items():
+            weights = array(idf, name, np.float64)
+            require(weights.shape == (len(texts(words, "vocabularies")),) and len(set(words)) == len(words), "idf")
+            fitted = vectorizer(name, vocabulary={word: column for column, word in enumerate(words)})
+            fitted.idf_ = weights
+            self._vectorizers[name] = fitted
+            width += len(words)
+        if embedding is not None:
+            self._centre, self._scale = same_embedding(embedding, embed)
+            width += len(self._centre)
+        classes, coef = array(state, "classes", np.int64), array(state, "coef", np.float64, 2)
+        require(len(classes) > 1 and (np.diff(classes) > 0).all(), "classes")
+        require(classes[0] >= 0 and classes[-1] < self.n_labels, "classes")
+        rows = 1 if len(classes) == 2 else len(classes)
+        self._model.classes_, self._model.coef_, self._model.n_features_in_ = classes, coef, width
+        self._model.intercept_ = array(state, "intercept", np.float64)
+        require(coef.shape == (rows, width) and self._model.intercept_.shape == (rows,), "coef or intercept")
+        return self
+
+
+CLASSIFIERS: dict[str, type[Classifier]] = {each.kind: each for each in (Majority, Nearest, Linear)}
+
+
+def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tuple[float, str]:
+    """Choose C from CHOICES by the log loss of a stratified cross-validation, which is deterministic.
+
+    Returns it and how it was chosen. Labels with fewer than FOLDS examples do not take part.
+    """
+    selection = library("sklearn.model_selection", "the linear model")
+    usable = np.flatnonzero(np.bincount(truth, minlength=untrained.n_labels)[truth] >= FOLDS)
+    if len(set(truth[usable].tolist())) < 2:
+        return FIXED_C, f"fixed, since fewer than two labels have {FOLDS} examples"
+    losses, folds = np.zeros(len(CHOICES)), selection.StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    chosen = [prompts[i] for i in usable]
+    for train, held_out in folds.split(chosen, truth[usable]):
+        fold = Linear(untrained.n_labels, untrained.features, untrained.embed)
+        x = fold._learn_features([chosen[i] for i in train])
+        tested, expected = fold._features([chosen[i] for i in held_out]), truth[usable][held_out]
+        for index, choice in enumerate(CHOICES):
+            model = regression(choice).fit(x, truth[usable][train])
+            columns = np.searchsorted(model.classes_, expected)  # each label is in each fold
+            probs = model.predict_proba(tested)[np.arange(len(expected)), columns]
+            losses[index] -= np.log(np.maximum(probs, 1e-15)).sum()
+    return CHOICES[int(losses.argmin())], f"the lowest log loss of {FOLDS}-fold cross-validation"
+
+
+# ---- scikit-learn ----------------------------------------------------------------------------------------------------
+
+
+def vectorizer(name: str, **options: Any) -> Any:
+    """Make scikit-learn's TfidfVectorizer of the features `name`. Errors: TinyGPTError if it is not installed."""
+    text = library("sklearn.feature_extraction.text", "the linear model" if name == "word" else "a model of n-grams")
+    return text.TfidfVectorizer(**FEATURES[name], sublinear_tf=True, **options)
+
+
+def regression(C: float) -> Any:
+    return library("sklearn.linear_model", "the linear model").LogisticRegression(C=C, max_iter=1000)
+
+
+def stacked(blocks: list[Any]) -> Any:
+    """Join blocks of features, (n, F) each, to one sparse matrix."""
+    from scipy import sparse  # a requirement of scikit-learn
+
+    return blocks[0] if len(blocks) == 1 else sparse.hstack(list(map(sparse.csr_matrix, blocks)), format="csr")
+
+
+def terms(fitted: Any) -> list[str]:
+    """Return the vocabulary of a TfidfVectorizer in the order of its columns."""
+    return sorted(fitted.vocabulary_, key=fitted.vocabulary_.__getitem__)
+
+
+def without_features(features: Sequence[str]) -> TinyGPTError:
+    return TinyGPTError(f"no prompt has anything to learn from ({', '.join(features)})", "give prompts with words")
+
+
+# ---- checks of a state -----------------------------------------------------------------------------------------------
+
+
+def require(holds: Any, what: str) -> None:
+    """Check a part of a stored classifier. Errors: TinyGPTError."""
+    if not holds:
+        impossible(what)
+
+
+def impossible(what: str) -> NoReturn:
+    raise TinyGPTError(f"the stored classifier is impossible (its {what})", "train it again")
+
+
+def array(state: dict[str, Any], name: str, dtype: Any, dimensions: int = 1) -> np.ndarray:
+    """Return a tensor of the state as an array, after checking its type and dimensions, and that it is finite."""
+    tensor = state.get(name)
+    if not isinstance(tensor, torch.Tensor) or tensor.dim() != dimensions:
+        impossible(name)
+    values = tensor.numpy()
+    require(values.dtype == dtype and np.isfinite(values).all(), name)
+    return values
+
+
+def number(state: dict[str, Any], name: str) -> float:
+    value = state.get(name)
+    if not isinstance(value, float) or not np.isfinite(value):
+        impossible(name)
+    return value
+
+
+def count(state: dict[str, Any]) -> int:
+    n_labels = state.get("n_labels")
+    if type(n_labels) is not int or not 0 < n_labels < 1 << 20:
+        impossible("n_labels")
+    return n_labels
+
+
+def texts(value: Any, what: str) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        impossible(what)
+    return value
+
+
+def same_embedding(stored: Any, embed: Embed | None) -> tuple[np.ndarray, float]:
+    """Return centre and scale of the word vectors. Errors: TinyGPTError without the ones of the training."""
+    if not isinstance(stored, dict):
+        impossible("embedding")
+    centre, probe, scale = (
+        array(stored, "centre", np.float64),
+        array(stored, "probe", np.float64),
+        number(stored, "scale"),
+    )
+    require(centre.shape == probe.shape, "embedding")
+    vector = embed([PROBE])[0] if embed else None
+    if vector is None or vector.shape != probe.shape or not np.allclose(vector, probe, atol=1e-3):
+        problem = "this classifier needs the word vectors that it was trained with"
+        raise TinyGPTError(problem, 'pip install "tinygpt[retrieve]", in the version with which it was trained')
+    return centre, scale
