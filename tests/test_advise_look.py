@@ -1,0 +1,198 @@
+"""What `tinygpt advise` finds in examples: by hand, near duplicates against all pairs, and personal data or not."""
+
+import math
+import sys
+from collections import Counter
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from tinygpt.advise import look as look_module
+from tinygpt.advise.look import Finding, as_table, as_text, look, near_duplicates
+from tinygpt.advise.personal import masked
+from tinygpt.errors import TinyGPTError
+
+pytest.importorskip("sklearn")
+
+PAIRS = [
+    ("where is my card", "card"),
+    ("Where is my card?", "card"),  # an exact duplicate, since it has the same letters
+    ("what is the interest rate of a loan over ten years", "loan"),
+    ("what is the interest rate of a loan over ten year", "card"),  # a near duplicate with another label
+    ("hello", "card"),  # contradictions: at best two of these three are right
+    ("hello", "loan"),
+    ("hello", "loan"),
+    ("?", "other"),
+    ("my mail is mia.muster@example.org, or +49 171 1234567", "card"),
+    *((f"{word} {word}", "card") for word in ("alpha", "bravo", "coffee", "delta", "echo")),
+]
+LABELS = ["card", "loan", "other"]
+
+
+def found(pairs: list[tuple[str, str]], labels: list[str]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in look(pairs, labels)}
+
+
+def test_each_finding_by_hand() -> None:
+    findings = found(PAIRS, LABELS)
+    assert {name: finding.count for name, finding in findings.items()} == {
+        "examples and labels": 14, "lengths": 14, "exact duplicates": 2, "different labels": 1, "near duplicates": 1,
+        "rare labels": 2, "tiny prompts": 1, "personal data": 1,
+    }  # fmt: skip
+    assert "Labels: 3 (card 10, loan 3, other 1)." in findings["examples and labels"].what
+    assert "median 11, 95th percentile 51, longest 53." in findings["lengths"].what
+    assert findings["lengths"].examples[0] == "?" and not findings["lengths"].advice
+    assert findings["exact duplicates"].examples == ["where is my card → card", "hello → loan"]
+    assert "accuracy on these lines is 92.9 %" in findings["different labels"].what  # 13 of 14
+    assert findings["different labels"].examples == ["hello → card | loan"]
+    assert "1 of them with another label" in findings["near duplicates"].what
+    assert [text[-6:] for text in findings["near duplicates"].examples] == ["→ loan", "→ card"]
+    assert "(other 1, loan 3)" in findings["rare labels"].what
+    assert findings["tiny prompts"].examples == ["? → other"]
+    assert "1 (e-mail addresses in 1, telephone numbers in 1)" in findings["personal data"].what
+    for finding in findings.values():
+        assert (
+            finding.what.endswith(".")
+            and len(finding.examples) <= 2
+            and max(map(len, finding.examples), default=0) <= 70
+        )
+
+
+def test_clean_examples_have_three_findings_without_advice() -> None:
+    words = ("apple", "bridge", "candle", "donkey", "engine", "forest", "guitar", "hammer", "island", "jacket")
+    pairs = [(f"{word} {label}", label) for word in words for label in ("yes", "no")]
+    findings = look(pairs, ["yes", "no"])
+    assert [finding.name for finding in findings] == ["examples and labels", "lengths", "exact duplicates"]
+    assert not any(finding.advice for finding in findings) and findings[2].count == 0
+
+
+def test_free_responses_have_no_labels() -> None:
+    findings = found(PAIRS, [])
+    assert next(iter(findings)) == "examples" and "rare labels" not in findings
+    assert "another label" not in findings["near duplicates"].what
+    assert "share of exact matches on these lines is 92.9 %" in findings["different responses"].what
+
+
+def test_many_labels_are_listed_in_part_and_a_majority_is_named() -> None:
+    labels = [f"label {number}" for number in range(14)]
+    first = look([("some words", labels[0])] * 90 + [("x y z", label) for label in labels[1:-1]], labels)[0]
+    assert "label 11 1, ...; the rarest: label 13 0)" in first.what and "label 12" not in first.what
+    assert "accuracy of 88%" in first.advice
+
+
+def test_personal_data_and_control_characters_are_shown_nowhere() -> None:
+    pairs = [*PAIRS, (f"\x1b[31m{'mia.muster@example.org 4111 1111 1111 1111 ' * 20}", "card"), ("\x1b", "card")]
+    text = "\n".join([*as_text(look(pairs, LABELS)), as_table(look(pairs, LABELS)).as_text()])
+    assert "muster" not in text and "1111" not in text and "1234567" not in text and "\x1b" not in text
+    assert "m…@example.org" in text and "\\x1b" in text
+    assert all(len(line) <= 100 for line in as_text(look(pairs, LABELS)))
+
+
+def test_the_table_has_a_row_per_finding() -> None:
+    findings = look(PAIRS, LABELS)
+    table = as_table(findings)
+    assert [row["name"] for row in table.rows] == [finding.name for finding in findings]
+    assert all(list(row) == list(table.rows[0]) for row in table.rows)
+
+
+# ---- near duplicates --------------------------------------------------------------------------------------------
+
+
+def cosines(prompts: list[str]) -> list[list[float]]:
+    """The cosines of all pairs, from the definition: trigrams of each word with a space on both sides."""
+    grams = [
+        Counter(f" {word} "[i : i + 3] for word in prompt.lower().split() for i in range(len(word)))
+        for prompt in prompts
+    ]
+    df = Counter(gram for counts in grams for gram in counts)
+    idf = {gram: math.log((1 + len(prompts)) / (1 + n)) + 1 for gram, n in df.items()}
+    vectors = [{gram: n * idf[gram] for gram, n in counts.items()} for counts in grams]
+    lengths = [math.sqrt(sum(value**2 for value in vector.values())) or 1 for vector in vectors]
+    dots = [[sum(value * other.get(gram, 0) for gram, value in one.items()) for other in vectors] for one in vectors]
+    return [[dot / a / b for dot, b in zip(row, lengths, strict=True)] for row, a in zip(dots, lengths, strict=True)]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.lists(st.sampled_from(["ab", "abc", "abcd", "hello", "help", "yes", "no"]), max_size=5).map(" ".join),
+        max_size=12,
+    ),
+    st.sampled_from([0.3, 0.6, 0.9, 1.0]),
+    st.integers(1, 5),
+)
+def test_near_duplicates_are_those_of_all_pairs(prompts: list[str], threshold: float, block: int) -> None:
+    values = cosines(prompts)
+    assume(all(abs(value - threshold) > 1e-7 or threshold == 1 for row in values for value in row))
+    close = [[i for i in range(j) if values[i][j] > threshold - 1e-8] for j in range(len(prompts))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(look_module, "BLOCK", block)
+        assert near_duplicates(prompts, threshold) == [(some[0], j) for j, some in enumerate(close) if some]
+
+
+def test_near_duplicates_by_hand() -> None:
+    long = "the quick brown fox jumps over the lazy dog and runs into the deep dark forest"
+    assert near_duplicates([long, "other", long + "s", long.upper(), ""]) == [(0, 2), (0, 3)]
+    assert near_duplicates([]) == near_duplicates(["", " "]) == near_duplicates(["2+3", "2-3"]) == []
+
+
+def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
+    with pytest.raises(TinyGPTError) as caught:
+        look(PAIRS, LABELS)
+    assert "tinygpt[eval]" in caught.value.hint
+
+
+# ---- personal data ----------------------------------------------------------------------------------------------
+
+PERSONAL = {  # reserved or invented numbers, and the examples of the standards
+    "e-mail addresses": "mia.muster+x@example.co.uk; ü.k@müller.example; m@example.org",
+    "IBANs": "DE89 3704 0044 0532 0130 00; de89370400440532013000; CH93 0076 2011 6238 5295 7; AT611904300234573201; "
+    "GB82 WEST 1234 5698 7654 32; GB82-WEST-1234-5698-7654-32",
+    "payment cards": "4111 1111 1111 1111; 5555555555554444; 3782 822463 10005; 6011-1111-1111-1117",
+    "telephone numbers": "+49 30 123456789; +49 (0)30 1234567; +491711234567; 0049 30 12345678; 030 1234567; "
+    "030/1234567; (030) 1234567; (089) 123456-0; 0171-1234567; 0171 1234567; 01711234567; Tel. 0301234567; "
+    "Telefon: 0812-334455; +41 44 668 18 00; 0041 44 668 18 00; 044 668 18 00; 079 123 45 67; 0791234567; "
+    "+44 20 7946 0958; +44 (0)161 496 0000; 020 7946 0958; (020) 7946 0958; 07700 900123; 07700900123; "
+    "+1 212 555 0123; +1 (212) 555-0123; (212) 555-0123; 212-555-0123; 212.555.0123; 1-800-555-0199",
+}
+IMPERSONAL = [
+    "1.234,56 2.500,00 12.000,00", "1,234,567.89", "+1,000,000 USD", "+1 000 000", "+49 500 000",
+    "3 x 1,299.00 = 3,897.00", "2024-05-17 12:30:00", "17.05.2024 bis 18.05.2024", "01/02/2024 03/04/2024",
+    "2024-05-17T10:00:00+02:00", "20240517123000", "Telefon 01.02.2024", "Telefonrechnung 49,99",
+    "order 0123 456 789", "Order no. 0171 1234567", "ORD-20240517-0001", "Bestellung 4711-0815-123456",
+    "Rechnung Nr. 0123/456789", "Auftragsnummer 0456 789012", "112-1234567-1234567",
+    "version 3.11.4 and 10.0.19045.3803", "192.168.178.100", "v1.2.3-rc1 2.10.0", "torch@2.10", "@mia and user@host",
+    "1234567890", "4006381333931", "978-3-16-148410-0", "4111 1111 1111 1112", "1234567812345678",
+    "0000 0000 0000 0000", "DE89 3704 0044 0532 0130 01", "DE89 3704 0044 0532 0130 0", "12 345 678 901 234",
+    "0.0123456789", "123-45-6789", "0 1 2 3 4 5 6 7 8 9 10", "00 01 02 03 04 05 06", "01067 Dresden", "1e-0712345678",
+    "ab07700900123", "000123456789",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(kind, text) for kind, some in PERSONAL.items() for text in some.split("; ")]
+)
+def test_personal_data_are_found_and_masked(kind: str, text: str) -> None:
+    hidden, kinds = masked(f"please use {text}, thanks")
+    assert kinds == [kind] and hidden.startswith("please use ") and hidden.endswith(", thanks") and text not in hidden
+    assert kind == "e-mail addresses" or sum(map(str.isdigit, hidden)) == 2
+
+
+@pytest.mark.parametrize("text", IMPERSONAL)
+def test_other_numbers_are_left_alone(text: str) -> None:
+    assert masked(f"about {text}, thanks") == (f"about {text}, thanks", [])
+
+
+def test_a_long_text_without_spaces_takes_no_quadratic_time() -> None:
+    """With a quadratic pattern, this would end at the time limit of the tests."""
+    for text in ("a" * 500_000 + "@", "1" * 500_000, "a." * 250_000, "+49 " * 100_000, "0 " * 250_000):
+        assert masked(text) == (text, [])
+
+
+@given(st.integers(10**14, 10**15 - 1), st.integers(0, 9))
+def test_the_check_of_cards_is_that_of_luhn(digits: int, last: int) -> None:
+    number = f"4{str(digits)[:14]}{last}"
+    doubled = [int(digit) * (2 - index % 2) for index, digit in enumerate(number)]
+    assert bool(masked(number)[1]) == (sum(value - 9 * (value > 9) for value in doubled) % 10 == 0)
