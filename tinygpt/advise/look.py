@@ -84,7 +84,7 @@ def contradictions(pairs: Sequence[Pair], labels: Sequence[str]) -> Finding:
     what = f"Prompts that occur with different {kind}: {len(several):,}, so the highest possible {measure} on these "
     examples = [arrow(prompt, " | ".join(counts)) for prompt, counts in [*several.items()][:2]]
     advice = f"Choose one of the {kind} for each, or add to the prompt what tells the cases apart."
-    return Finding(f"different {kind}", len(several), f"{what}lines is {ceiling:.1f} %.", examples, advice)
+    return Finding(f"different {kind}", len(several), f"{what}lines is {ceiling:.1f}%.", examples, advice)
 
 
 def near(pairs: Sequence[Pair], labels: Sequence[str]) -> Finding:
