@@ -77,7 +77,7 @@ def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[lis
     while queue:
         arg = queue.pop(0)
         arg = "--output" if arg == "-o" and "output" in keys(config_class) else arg
-        if not arg.startswith("-"):
+        if not arg.startswith("-") or arg == "-":  # standard input
             positionals.append(arg)
             continue
         if not arg.startswith("--") or arg == "--":

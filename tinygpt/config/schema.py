@@ -535,6 +535,34 @@ class AskConfig(InferenceConfig):
 
 
 @dataclasses.dataclass
+class LabelConfig(Config):
+    """Label new texts with the model that `tinygpt advise` has left in a folder.
+
+    tinygpt label new.csv --model out-advise -o labelled.csv
+
+    tinygpt label new.xlsx --model out-advise --prompt_field Message -o labelled.csv
+
+    tinygpt label - --model out-advise, for the lines of standard input
+
+    All columns are kept. Three are added: label; probability, as the model estimates it; and sure: yes if the
+    probability reaches the threshold above which the model was right often enough on examples that it had not seen, no
+    if a person should look at the line. Nothing leaves this machine.
+    """
+
+    input: Annotated[File, POSITIONAL]
+    """the texts: .csv, Excel's .xlsx or .jsonl with a column (key) of texts, .txt with one text per line; -: the lines
+    of standard input"""
+    model: File = "out-advise"
+    """the folder of the model: --out_dir of tinygpt advise"""
+    output: File = ""
+    """the file to write, also -o: .csv (with the separator of a .csv input) or .jsonl; empty: print it"""
+    prompt_field: str = ""
+    """the column or key of the texts; empty: that of the examples the model was trained on"""
+    encoding: str = "utf-8"
+    """the input's character encoding, for example cp1252 or utf-16"""
+
+
+@dataclasses.dataclass
 class ServeConfig(DeviceConfig):
     """Serve a model on this machine: a chat page, and an API for clients of OpenAI's protocol.
 

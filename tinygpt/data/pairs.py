@@ -11,13 +11,13 @@ import io
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tinygpt import terminal
 from tinygpt.config import suggest
-from tinygpt.config.schema import PrepareConfig, prepare_options
+from tinygpt.config.schema import LabelConfig, PrepareConfig, prepare_options
 from tinygpt.data.bpe import train_bpe
 from tinygpt.data.preview import show_pairs
 from tinygpt.data.tasks import TASKS, Pair
@@ -31,6 +31,10 @@ from tinygpt.files import byte_order_mark, file_error, folder_lock, replacing
 
 PAIR_FILES = (".jsonl", ".csv", ".xlsx")  # endings of the files that are read in a folder
 MOST_LABELS = 50  # more distinct responses than this are free text
+
+Reading = PrepareConfig | LabelConfig  # a command that reads such files; the second needs no responses
+Entry = dict[str, Any] | str  # a line; a string is the error of a bad one
+T = TypeVar("T")
 
 
 def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer | None = None) -> None:
@@ -97,6 +101,11 @@ def write_library(documents: dict[str, str], questions: dict[str, list[dict[str,
 
 def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
     """Read the pairs of JSON Lines, CSV and Excel files. Errors: TinyGPTError for bad lines, unless --skip_bad."""
+    return converted(paths, config, lambda entry: pair_of(entry, config))
+
+
+def converted(paths: list[Path], config: Reading, convert: Callable[[Entry], T]) -> Iterator[T]:
+    """Read the entries of files, and convert each; `convert` raises ValueError for a bad one. Errors: as in `read`."""
     problems, boms = list[str](), 0
     for path in paths:
         try:
@@ -104,7 +113,7 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
                 boms += bool(raw.read(byte_order_mark(raw.peek(3), path, config.encoding)))
                 for location, entry in entries(path, raw, config):
                     try:
-                        yield pair_of(entry, config)
+                        yield convert(entry)
                     except ValueError as problem:
                         problems.append(f"{location}: {problem}")
         except UnicodeError as error:
@@ -114,21 +123,29 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
         except OSError as error:
             raise file_error(path, error) from None
     shown = problems[:5] + [f"{len(problems) - 5:,} more lines"] * (len(problems) > 5)
-    if problems and not config.skip_bad:
-        raise TinyGPTError("; ".join(shown), "fix them in the file, or pass --skip_bad to leave them out")
+    skip = getattr(config, "skip_bad", None)  # None: the command has no such flag
+    if problems and not skip:
+        otherwise = "" if skip is None else ", or pass --skip_bad to leave them out"
+        raise TinyGPTError("; ".join(shown), f"fix them in the file{otherwise}")
     for line in shown:
         terminal.print_error(f"left out: {line}")
     if boms:
         print(f"note: removed {boms} byte-order mark{'s' * (boms > 1)}")
 
 
-def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def columns(config: Reading) -> dict[str, str]:
+    """Return the names of the columns that a command reads, by their flags."""
+    names = {f"--{key}": getattr(config, key, "") for key in ("prompt_field", "response_field")}
+    return {flag: name for flag, name in names.items() if name}
+
+
+def entries(path: Path, file: Any, config: Reading) -> Iterator[tuple[str, Entry]]:
     """Read the entries of a binary file, each with its location for messages: `pairs.csv line 5`."""
     ending, where = path.suffix.lower(), str(path)
     if ending in UNREADABLE:
         raise TinyGPTError(f"{path}: tinygpt does not read {ending} files", "save it as .xlsx or .csv")
     if ending == ".xlsx":
-        title, rows, others = read_sheet(path, file, {config.prompt_field, config.response_field})
+        title, rows, others = read_sheet(path, file, set(columns(config).values()))
         if others:
             print(f"note: {path}: used the sheet {title!r}, not {', '.join(map(repr, others))}")
             where += f" sheet {title!r}"
@@ -141,7 +158,7 @@ def entries(path: Path, file: Any, config: PrepareConfig) -> Iterator[tuple[str,
             yield f"{where} line {number}", entry
 
 
-def json_lines(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def json_lines(file: Any) -> Iterator[tuple[int, Entry]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
@@ -151,43 +168,49 @@ def json_lines(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
             yield number, entry if isinstance(entry, dict) else "not a JSON object"
 
 
-def csv_rows(file: Any, config: PrepareConfig) -> Iterator[tuple[int, list[str]]]:
-    """Read the rows of a CSV file. The separator (tab, semicolon or comma) is the one that gives the needed columns, or
-    else the most columns; a comma, which also occurs in text, is the last choice."""
+def csv_rows(file: Any, config: Reading) -> Iterator[tuple[int, list[str]]]:
+    """Read the rows of a CSV file."""
     first = file.readline()
-    needed = {config.prompt_field, config.response_field}
-    headers = {d: [name.strip() for name in next(csv.reader([first], delimiter=d), [])] for d in "\t;,"}
-    separator = max(headers, key=lambda d: (needed <= set(headers[d]), len(headers[d])))
-    reader = csv.reader(itertools.chain([first], file), delimiter=separator)
+    reader = csv.reader(itertools.chain([first], file), delimiter=separator_of(first, config))
     for row in reader:
         yield reader.line_num, row
 
 
+def separator_of(first: str, config: Reading) -> str:
+    """Return the separator of a CSV file, given its first line: that of tab, semicolon and comma which gives the needed
+    columns, or else the most columns. A comma, which also occurs in text, is the last choice."""
+    needed = set(columns(config).values())
+    headers = {d: [name.strip() for name in next(csv.reader([first], delimiter=d), [])] for d in "\t;,"}
+    return max(headers, key=lambda d: (needed <= set(headers[d]), len(headers[d])))
+
+
 def table_lines(
-    where: str, ending: str, rows: Iterator[tuple[int, list[str]]], config: PrepareConfig
-) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    where: str, ending: str, rows: Iterator[tuple[int, list[str]]], config: Reading
+) -> Iterator[tuple[int, Entry]]:
     """Read the rows of a table as entries: the first row names the columns, and empty rows are skipped.
 
+    Of columns with the same name, the second one is `name (2)`.
     In a CSV file, text to the right of the named columns is an error, since its usual cause is an unquoted separator.
     Errors: TinyGPTError for a column that is missing, or is there twice.
     """
     header = [name.strip() for name in next(rows, (1, []))[1]]
-    fields = sorted({config.prompt_field, config.response_field})
+    flags = columns(config)
+    fields = sorted(set(flags.values()))
     missing = [field for field in fields if field not in header]
     if missing:
         names = list(filter(None, header))
         first = f"is: {', '.join(names)}" if names else "is empty"
         what = f"{where}: no column {' or '.join(missing)}; the first row, which has to name the columns, {first}"
-        if len(names) < 2 and len(missing) == 2:
+        if len(names) < len(fields) and len(missing) == len(fields):
             raise TinyGPTError(what, "delete what is above the names of the columns")
         by_case = {name.casefold(): name for name in names}
-        flags = {"--prompt_field": config.prompt_field, "--response_field": config.response_field}
         hint = (f"{flag}={by_case.get(field.casefold(), 'COLUMN')}" for flag, field in flags.items())
         raise TinyGPTError(what, " ".join(map(suggest.quoted, hint)))
     width = max(column for column, name in enumerate(header, start=1) if name)
     for field in fields:
         if header.count(field) > 1:
             raise TinyGPTError(f"{where}: {header.count(field)} columns are named {field!r}", "rename all but one")
+    header = distinct(header)
     warned = False
     for number, row in rows:
         if beyond := next(filter(None, map(str.strip, row[width:])), ""):
@@ -202,23 +225,38 @@ def table_lines(
             yield number, dict(itertools.zip_longest(header[:width], row[:width], fillvalue=""))
 
 
-def pair_of(entry: dict[str, Any] | str, config: PrepareConfig) -> Pair:
-    """Return the prompt and the response of an entry. Errors: ValueError. A string is the error of a bad line."""
+def distinct(names: Sequence[str]) -> list[str]:
+    """Make names distinct: `a`, `a (2)`, `a (3)`."""
+    made: list[str] = []
+    for name in names:
+        candidates = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+        made.append(next(candidate for candidate in candidates if candidate not in made))
+    return made
+
+
+def text_of(entry: Entry, key: str) -> str:
+    """Return a text of an entry, without blanks around it. Errors: ValueError."""
     if isinstance(entry, str):
         raise ValueError(entry)
-    for key in (config.prompt_field, config.response_field):
-        if key not in entry:
-            raise ValueError(f"no key {key!r}")
-        text = entry[key]
-        if not isinstance(text, str):
-            raise ValueError(f"{key} is not text")
-        if isinstance(text, BadCell):
-            raise ValueError(f"{key} is {text}")
-        if not text.strip():
+    if key not in entry:
+        raise ValueError(f"no key {key!r}")
+    text = entry[key]
+    if not isinstance(text, str):
+        raise ValueError(f"{key} is not text")
+    if isinstance(text, BadCell):
+        raise ValueError(f"{key} is {text}")
+    if surrogate := lone_surrogate(text):
+        raise ValueError(f"{key} contains a lone surrogate ({surrogate}), which is half of a character")
+    return text.strip()
+
+
+def pair_of(entry: Entry, config: PrepareConfig) -> Pair:
+    """Return the prompt and the response of an entry. Errors: ValueError."""
+    keys = (config.prompt_field, config.response_field)
+    prompt, response = (text_of(entry, key) for key in keys)
+    for key, text in zip(keys, (prompt, response), strict=True):
+        if not text:
             raise ValueError(f"{key} is empty")
-        if surrogate := lone_surrogate(text):
-            raise ValueError(f"{key} contains a lone surrogate ({surrogate}), which is half of a character")
-    prompt, response = entry[config.prompt_field].strip(), entry[config.response_field].strip()
     if config.labels and response not in map(str.strip, config.labels):
         labels = ", ".join(config.labels)
         raise ValueError(f"{config.response_field} {response[:40]!r} is not one of the labels {labels}")

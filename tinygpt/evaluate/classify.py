@@ -14,7 +14,7 @@ Shapes: n prompts, L labels.
 import csv
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -336,15 +336,17 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
 
 def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
     """Write probabilities (n, L) as CSV; `file` must be open with newline=""."""
-    plain = csv.writer(file, lineterminator="\n")
-    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    answers = zip(prompts, probs, strict=True)
+    rows = ((prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row))) for prompt, row in answers)
+    write_csv(file, itertools.chain([("prompt", "label", "probability", *labels)], rows))
 
-    def write(*row: str) -> None:  # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
+
+def write_csv(file: TextIO, rows: Iterable[Sequence[str]], separator: str = ",") -> None:
+    """Write the rows of a table as CSV; `file` must be open with newline=""."""
+    plain = csv.writer(file, lineterminator="\n", delimiter=separator)
+    quoted = csv.writer(file, lineterminator="\n", delimiter=separator, quoting=csv.QUOTE_ALL)
+    for row in rows:  # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
         (quoted if "\r" in "".join(row) else plain).writerow(row)
-
-    write("prompt", "label", "probability", *labels)
-    for prompt, row in zip(prompts, probs, strict=True):
-        write(prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row)))
 
 
 def predict_json(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:

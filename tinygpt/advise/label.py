@@ -1,0 +1,153 @@
+"""`tinygpt label`: label the texts of a file with the classifier that `tinygpt advise` has left.
+
+tinygpt label new.csv --model out-advise -o labelled.csv
+"""
+
+import collections
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from tinygpt import terminal
+from tinygpt.advise.labeller import GPT, Answer, Labeller, load
+from tinygpt.config.schema import LabelConfig
+from tinygpt.data.pairs import PAIR_FILES, converted, distinct, separator_of, text_of
+from tinygpt.data.text_files import decoding_error
+from tinygpt.data.workbook import UNREADABLE
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.classify import write_csv
+from tinygpt.files import byte_order_mark, file_error, replacing, require_writable, strict_json
+
+STDIN = "-"
+ADDED = ("label", "probability", "sure")
+BATCH = 1000  # texts between two steps of the progress bar
+
+
+def label(config: LabelConfig) -> None:
+    """Run the command."""
+    source, out = Path(config.input), Path(config.output)
+    ending = out.suffix.lower() if config.output else ".jsonl" if source.suffix.lower() == ".jsonl" else ".csv"
+    if ending not in (".csv", ".jsonl"):
+        raise TinyGPTError(f"{out}: the labels are written as .csv or .jsonl", "-o labelled.csv")
+    if config.output:
+        require_writable(out, "-o labelled.csv")
+        if config.input != STDIN and out.exists() and source.exists() and out.samefile(source):
+            raise TinyGPTError(f"{out} is the input, which would be overwritten", "-o labelled.csv")
+    labeller = load(Path(config.model))
+    config = dataclasses.replace(config, prompt_field=config.prompt_field or labeller.prompt_field)
+    with contextlib.redirect_stdout(sys.stderr):  # notes about the input; the labels may go to standard output
+        entries, prompts, separator = read(config)
+    if not entries:
+        raise TinyGPTError(f"{shown(config)}: no texts to label", "tinygpt label --help")
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(entries)))
+    added = distinct([*columns, *ADDED])[len(columns) :]
+    if taken := [name for name in ADDED if name not in added]:
+        terminal.print_error(f"note: the input has {', '.join(map(repr, taken))}; added {', '.join(map(repr, added))}")
+    answers = labelled(labeller, prompts)
+    text = io.StringIO(newline="")
+    write = write_json if ending == ".jsonl" else write_table
+    write(text, columns, added, entries, answers, separator)
+    if config.output:
+        with replacing(out) as file:
+            file.write(text.getvalue().encode())
+    else:
+        sys.stdout.write(text.getvalue())
+    terminal.print_error(summary(labeller, answers, config.output))
+
+
+def shown(config: LabelConfig) -> str:
+    return "standard input" if config.input == STDIN else config.input
+
+
+def read(config: LabelConfig) -> tuple[list[dict[str, Any]], list[str], str]:
+    """Read the entries, the prompt of each, and the separator of a CSV file (else a comma). Errors: TinyGPTError."""
+    path, ending = Path(config.input), Path(config.input).suffix.lower()
+    if config.input == STDIN or ending == ".txt":
+        prompts = lines(path, config)
+        return [{config.prompt_field: prompt} for prompt in prompts], [prompt.strip() for prompt in prompts], ","
+    if ending not in (*PAIR_FILES, *UNREADABLE):
+        raise TinyGPTError(f"{path}: not .csv, .xlsx, .jsonl or .txt", "give the file one of these endings")
+    read_entries = list(converted([path], config, lambda entry: (entry, text_of(entry, config.prompt_field))))
+    entries = [entry for entry, _ in read_entries if isinstance(entry, dict)]  # others are errors
+    separator = ","
+    if ending == ".csv":
+        with open(path, encoding=config.encoding, newline="") as file:
+            separator = separator_of(file.readline().removeprefix("\ufeff"), config)
+    return entries, [prompt for _, prompt in read_entries], separator
+
+
+def lines(path: Path, config: LabelConfig) -> list[str]:
+    """Read the lines of a text file or of standard input; empty lines stay, so that line n has label n."""
+    try:
+        data = sys.stdin.buffer.read() if config.input == STDIN else path.read_bytes()
+        text = data[byte_order_mark(data, path, config.encoding) :].decode(config.encoding)
+    except UnicodeError as error:
+        raise decoding_error(Path(shown(config)), config.encoding, error) from None
+    except OSError as error:
+        raise file_error(path, error) from None
+    return text.removesuffix("\n").removesuffix("\r").replace("\r\n", "\n").split("\n") if text else []
+
+
+def labelled(labeller: Labeller, prompts: list[str]) -> list[Answer]:
+    """Label the prompts, with a progress bar; a GPT shows its own."""
+    step = len(prompts) if labeller.kind == GPT else BATCH
+    answers: list[Answer] = []
+    with terminal.progress(total=len(prompts), unit="line", desc="labelling", show=step < len(prompts)) as bar:
+        for start in range(0, len(prompts), step):
+            answers += labeller.label(prompts[start : start + step])
+            bar.update(len(answers) - bar.n)
+    return answers
+
+
+def cells(answer: Answer) -> tuple[str, str, str]:
+    return answer.label, f"{answer.probability:.6f}" if answer.label else "", "yes" if answer.sure else "no"
+
+
+def write_table(
+    file: TextIO, columns: list[str], added: list[str], entries: list[dict[str, Any]], answers: list[Answer], sep: str
+) -> None:
+    """Write CSV. A value of JSON that is not text is written as JSON."""
+
+    def cell(value: Any) -> str:
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    rows = (
+        [*(cell(entry.get(column, "")) for column in columns), *cells(answer)]
+        for entry, answer in zip(entries, answers, strict=True)
+    )
+    write_csv(file, itertools.chain([[*columns, *added]], rows), sep)
+
+
+def write_json(
+    file: TextIO, columns: list[str], added: list[str], entries: list[dict[str, Any]], answers: list[Answer], sep: str
+) -> None:
+    """Write JSON Lines."""
+    for entry, answer in zip(entries, answers, strict=True):
+        label, _, sure = cells(answer)
+        values = (label, answer.probability if label else None, sure)
+        file.write(strict_json(entry | dict(zip(added, values, strict=True))) + "\n")
+
+
+def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:
+    """Format what was labelled, and the next step."""
+    counts = collections.Counter(answer.label for answer in answers)
+    empty, unsure = counts.pop("", 0), sum(not answer.sure for answer in answers)
+    names = ", ".join(f"{terminal.escaped(name)} {count:,}" for name, count in counts.most_common(10))
+    more = f", and {len(counts) - 10:,} other labels" if len(counts) > 10 else ""
+    text = [f"{len(answers):,} lines labelled: {names}{more}"]
+    text += [f"empty lines, which have no label: {empty:,}"] * bool(empty)
+    if labeller.threshold is None:
+        text.append("sure: none, since on new examples this model was not right often enough at any threshold")
+    else:
+        sure = f"sure (probability {labeller.threshold:.2f} or more): {len(answers) - unsure:,}"
+        text.append(f"{sure}; unsure: {unsure:,}")
+    text += [f"written: {output}"] * bool(output)
+    if unsure:
+        whose = f"the {unsure:,} unsure lines" if unsure < len(answers) else "all lines"
+        text.append(f"next: a person should look at {whose} (sure = no)")
+    return "\n".join(text)

@@ -1,0 +1,189 @@
+"""OUT_DIR/model.pt: the classifier that `tinygpt advise` leaves, whichever kind it is, and its use.
+
+The file is a checkpoint's: tensors and plain values, sealed, read without running code from it. That of a GPT only
+names its checkpoint, which is relative to the folder, so that the folder can be copied.
+
+    save(Path("out-advise"), Linear.fit(prompts, truth, 2), ["no", "yes"], threshold=0.83)
+    labeller = load(Path("out-advise"))
+    labeller(["is 2 even?"])                        # probabilities, float64 (1, 2)
+    labeller.label(["is 2 even?", ""])              # [Answer("yes", 0.97, True), Answer("", 0.0, False)]
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.checkpoint import store
+from tinygpt.config import suggest
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import classify
+from tinygpt.evaluate.classifiers import CLASSIFIERS, Classifier
+
+FORMAT = 1
+NAME = "model.pt"
+GPT = "gpt"  # the kind that is not in CLASSIFIERS
+
+Predict = Callable[[Sequence[str]], np.ndarray]  # from n prompts to probabilities float64 (n, L)
+
+
+class GPTState(NamedTuple):
+    """A GPT that classifies. Paths are relative to the folder, or absolute."""
+
+    ckpt: str  # with an adapter: its base model
+    longest: int  # characters of a prompt; the rest is cut, as in training
+    adapter: str = ""
+
+
+class Answer(NamedTuple):
+    """The label of a prompt; empty with probability 0 for an empty prompt."""
+
+    label: str
+    probability: float
+    sure: bool  # the probability reaches the threshold
+
+
+class Labeller:
+    """A classifier, its labels, and the threshold from which it is sure (None: never)."""
+
+    def __init__(self, state: Mapping[str, Any], predict: Predict) -> None:
+        """state: the content of model.pt, see `save`."""
+        self.predict, self.kind, self.about = predict, str(state["kind"]), dict(state["about"])
+        self.labels: list[str] = list(state["labels"])
+        self.threshold: float | None = state["threshold"]
+        self.prompt_field, self.response_field = str(state["prompt_field"]), str(state["response_field"])
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        """Compute the probabilities of the labels, float64 (n, L)."""
+        return self.predict(prompts)
+
+    def label(self, prompts: Sequence[str]) -> list[Answer]:
+        """Return the most probable label of each prompt."""
+        return [self.answer(prompt, row) for prompt, row in zip(prompts, self(prompts), strict=True)]
+
+    def answer(self, prompt: str, probs: np.ndarray) -> Answer:
+        """Return the most probable label of a prompt, given the probabilities of the labels (L,)."""
+        if not prompt.strip():
+            return Answer("", 0.0, False)
+        best = int(probs.argmax())
+        probability = float(probs[best])
+        return Answer(self.labels[best], probability, self.threshold is not None and probability >= self.threshold)
+
+
+def save(
+    folder: Path,
+    classifier: Classifier | GPTState,
+    labels: Sequence[str],
+    threshold: float | None,
+    prompt_field: str = "prompt",
+    response_field: str = "response",
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write folder/model.pt, and return its path. about: plain values, such as how good the classifier is."""
+    kind = GPT if isinstance(classifier, GPTState) else classifier.kind
+    state = {
+        "tinygpt_labeller": FORMAT,
+        "kind": kind,
+        "labels": list(labels),
+        "threshold": None if threshold is None else float(threshold),
+        "prompt_field": prompt_field,
+        "response_field": response_field,
+        "about": dict(about or {}),
+        "state": classifier._asdict() if isinstance(classifier, GPTState) else classifier.state(),
+    }
+    store.write(folder / NAME, state)
+    return folder / NAME
+
+
+def load(folder: Path) -> Labeller:
+    """Read the classifier of a folder, or its file.
+
+    Errors: TinyGPTError if it is missing, damaged, of a newer tinygpt or something else, and if it needs word vectors
+    or a checkpoint that are not there.
+    """
+    path = folder if folder.is_file() else folder / NAME
+    state = checked(path)
+    try:
+        return Labeller(state, predictor(state, path.parent))
+    except TinyGPTError as error:
+        raise TinyGPTError(f"{path}: {error.message}", error.hint) from None
+
+
+def checked(path: Path) -> dict[str, Any]:
+    """Read model.pt, and check all but the classifier's own state. Errors: TinyGPTError."""
+    again = suggest.command("advise", "pairs.csv", "--out_dir", path.parent)
+    if not path.exists():
+        raise TinyGPTError(f"{path}: no such file", checkpoint_hint(path.parent) or f"{again}, which leaves a model")
+    try:
+        state = store.read(path)
+    except TinyGPTError as error:
+        raise TinyGPTError(error.message, f"copy the folder again, or {again}") from None
+    version = state.get("tinygpt_labeller") if isinstance(state, dict) else None
+    if not isinstance(version, int):
+        raise TinyGPTError(f"{path}: not a model of tinygpt advise", checkpoint_hint(path) or again)
+    if version > FORMAT:
+        raise TinyGPTError(f"{path}: written by a newer tinygpt", "pip install --upgrade tinygpt")
+    labels, threshold = state.get("labels"), state.get("threshold")
+    plain = isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)
+    types = {"prompt_field": str, "response_field": str, "about": dict, "state": dict}
+    if (
+        not plain
+        or len(set(labels)) < len(labels)
+        or state.get("kind") not in (*CLASSIFIERS, GPT)
+        or not (threshold is None or (isinstance(threshold, float) and 0 <= threshold <= 1))
+        or not all(isinstance(state.get(name), expected) for name, expected in types.items())
+    ):
+        raise TinyGPTError(f"{path}: not a model of tinygpt advise (its content is impossible)", again)
+    return state
+
+
+def checkpoint_hint(path: Path) -> str:
+    """Return the commands for an ordinary checkpoint, if there is one; else nothing."""
+    with contextlib.suppress(TinyGPTError):
+        store.load(path)
+        quoted = suggest.quoted(str(path))
+        return f"tinygpt eval --ckpt {quoted}, or tinygpt sample --ckpt {quoted}: this is a checkpoint of a GPT"
+    return ""
+
+
+def predictor(state: Mapping[str, Any], folder: Path) -> Predict:
+    """Make the function that classifies, from the checked content of model.pt. Errors: TinyGPTError."""
+    if state["kind"] == GPT:
+        return gpt(state["state"], folder, state["labels"])
+    embed = None
+    if state["state"].get("embedding") is not None:
+        from tinygpt.retrieve.embeddings import WordLlama
+
+        embed = WordLlama().vectors
+    classifier = CLASSIFIERS[state["kind"]].from_state(state["state"], embed)
+    if classifier.n_labels != len(state["labels"]):
+        raise TinyGPTError("the stored classifier has another number of labels", "train it again")
+    return classifier
+
+
+def gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) -> Predict:
+    """Load a GPT that classifies. It reads prompts up to the longest ones of the training, or as far as they fit."""
+    from tinygpt.experiment.models import Model
+
+    ckpt, longest, adapter = state.get("ckpt"), state.get("longest"), state.get("adapter", "")
+    if not (isinstance(ckpt, str) and ckpt and isinstance(adapter, str) and type(longest) is int and longest > 0):
+        raise TinyGPTError("the stored classifier is impossible (its checkpoint)", "train it again")
+    model = Model(folder / ckpt, folder / adapter if adapter else "")
+    tokenizer = model.tokenizer
+    if tokenizer.pair is None:
+        raise TinyGPTError(f"{folder / ckpt}: a model that only continues text cannot label", "train it again")
+    room = model.model.config.block_size + 1 - max(len(tokenizer.encode_response(label)) for label in labels)
+
+    def fitting(prompt: str) -> str:
+        prompt = prompt.strip()[:longest]
+        while prompt and len(tokenizer.encode_prompt(prompt, True)) > room:
+            prompt = prompt[: len(prompt) * 9 // 10]
+        return prompt
+
+    def predict(prompts: Sequence[str]) -> np.ndarray:
+        cut = [fitting(prompt) for prompt in prompts]
+        return classify.probabilities(classify.label_scores(model.model, tokenizer, cut, labels, skip_unknown=True)[0])
+
+    return predict
