@@ -20,7 +20,7 @@ from tinygpt.data.bpe import train_bpe, training_pieces
 from tinygpt.data.corpora import CORPORA
 from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.text_files import InputText, input_files, is_encoding, notes_on_unread
+from tinygpt.data.text_files import InputText, input_files, notes_on_unread, require_encoding
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import (
     OWN_TOKENIZERS,
@@ -177,5 +177,4 @@ def check_request(config: PrepareConfig) -> None:
     like_pairs = all(name.lower().endswith((".jsonl", ".xlsx")) for name in config.input)
     if config.format != "pairs" and config.name not in built_in and like_pairs:
         raise TinyGPTError(f"{config.input[0]} looks like prompts and responses", "add --format pairs")
-    if not is_encoding(config.encoding):
-        raise TinyGPTError(f"--encoding {config.encoding}: no such encoding", "for example cp1252 or utf-16")
+    require_encoding(config.encoding)

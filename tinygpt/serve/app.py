@@ -26,7 +26,7 @@ from tinygpt.serve import protocol
 from tinygpt.serve.chat import ChatFormat
 from tinygpt.serve.engine import Engine, Failed, Piece, Prompt, QueueFull, Served, Settings, Task, Token
 from tinygpt.serve.http import PAGE, Guard, Stream, no_such_path, page, read_json, refused
-from tinygpt.serve.protocol import DOCUMENTS, ApiError, invalid_field, refusing
+from tinygpt.serve.protocol import ApiError, invalid_field, refusing
 
 MAX_PROMPTS = 128  # of a request
 MAX_TOKENIZE = 400_000  # characters of a text to tokenize; GPT-2's tokenizer overflows its stack at a million spaces
@@ -38,20 +38,23 @@ Body = dict[str, Any]  # of a request or a response, or a part of one
 Events = AsyncIterator[tuple[int, Prompt | Piece]]  # each with the index of its choice
 
 
-class Documents:
-    """A thread that answers questions from an index, one at a time."""
+class Responder:
+    """A model that is not a GPT, such as an index of documents: a thread that answers messages, one at a time."""
 
-    def __init__(self, respond: Callable[[str], Body], max_queue: int) -> None:
-        self._pool, self._respond, self._free = ThreadPoolExecutor(1, "documents"), respond, max_queue
+    def __init__(self, name: str, respond: Callable[[str], tuple[str, Body]], max_queue: int) -> None:
+        """respond: from a message to the content of the answer, and the response's field `name`, not one of OpenAI's.
+        It raises TinyGPTError for a message that it refuses."""
+        self.name = name
+        self._pool, self._respond, self._free = ThreadPoolExecutor(1, name), respond, max_queue
 
-    async def __call__(self, question: str, timeout: float) -> Body:
-        """Answer a question within `timeout` seconds. Errors: ApiError; TinyGPTError if the question is too long."""
+    async def __call__(self, message: str, timeout: float) -> tuple[str, Body]:
+        """Answer a message within `timeout` seconds. Errors: ApiError; TinyGPTError as in `respond`."""
         if self._free == 0:
             raise queue_full()
         self._free -= 1
         try:
             async with asyncio.timeout(timeout):
-                return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond, question)
+                return await asyncio.get_running_loop().run_in_executor(self._pool, self._respond, message)
         except TimeoutError:
             raise failure(TIMED_OUT) from None
         finally:
@@ -59,20 +62,21 @@ class Documents:
 
 
 class State:
-    """The models, the index and the settings that all paths use. Until `open` is called, the server is loading."""
+    """The models, the responders and the settings that all paths use. Until `open` is called, the server is loading."""
 
     def __init__(self, config: ServeConfig) -> None:
         self.config, self.created = config, int(time.time())
         self.engine: Engine | None = None
         self.models: dict[str, Served] = {}
         self.chats: dict[str, ChatFormat] = {}
-        self.documents: Documents | None = None
+        self.responders: dict[str, Responder] = {}
 
-    def open(self, engine: Engine, documents: Documents | None) -> None:
+    def open(self, engine: Engine, responders: Sequence[Responder]) -> None:
         self.models = {model.name: model for model in engine.models}
         skip = self.config.skip_unknown
         self.chats = {name: ChatFormat(model.tokenizer, skip) for name, model in self.models.items()}
-        self.documents, self.engine = documents, engine
+        self.responders = {responder.name: responder for responder in responders}
+        self.engine = engine
 
     def require_ready(self) -> None:
         """Check that the models are loaded. Errors: ApiError while the server loads, or if it has failed."""
@@ -84,18 +88,18 @@ class State:
     def served(self, name: str) -> Served:
         """Return the model that a request names; the first one without a name. Errors: ApiError."""
         self.require_ready()
-        name = name or next(iter(self.models))
+        name = name or self.names()[0]
         if name not in self.models:
             raise self.no_such_model(name)
         return self.models[name]
 
     def names(self) -> list[str]:
-        return [*self.models, *([DOCUMENTS] if self.documents else [])]
+        return [*self.models, *self.responders]
 
     def no_such_model(self, name: str) -> ApiError:
         message = f"the model {name!r} is not served here; the models are {', '.join(self.names())}"
         if name in self.names():
-            message = f"{name!r} answers questions: use /v1/chat/completions"
+            message = f"{name!r} answers messages: use /v1/chat/completions"
         return ApiError(404, message, "model", "model_not_found")
 
 
@@ -308,8 +312,9 @@ def checked_ids(ids: list[int], served: Served, field: str) -> list[int]:
 
 async def chat(state: State, request: Request, body: Body) -> Response:
     """POST /v1/chat/completions"""
-    if body["model"] == DOCUMENTS and state.documents:
-        return await ask_documents(state.documents, body, state.config.timeout)
+    state.require_ready()
+    if responder := state.responders.get(body["model"] or state.names()[0]):
+        return await answer_last(responder, body, state.config.timeout)
     served = state.served(body["model"])
     text = "".join(message["content"] for message in body["messages"])
     require_length(text, served.model.config.block_size * served.longest_token, "messages")
@@ -323,22 +328,22 @@ async def chat(state: State, request: Request, body: Body) -> Response:
     return await respond(body, served.name, choices, events, len(prompt), tasks.cancel)
 
 
-async def ask_documents(documents: Documents, body: Body, timeout: float) -> Response:
-    """Answer the last message from the index. The field `documents`, which is not OpenAI's, holds the passages."""
+async def answer_last(responder: Responder, body: Body, timeout: float) -> Response:
+    """Answer the last message with a model that is not a GPT."""
     message = body["messages"][-1]
     if message["role"] != "user" or not message["content"].strip():
         raise invalid_field("messages", "the last message must be the question, with the role user")
     for name, neutral in (("n", 1), ("logprobs", False)):
         if body[name] != neutral:
-            raise invalid_field(name, f"not supported by the model {DOCUMENTS}")
+            raise invalid_field(name, f"not supported by the model {responder.name}")
     with refusing("messages"):
-        outcome = await documents(message["content"], timeout)
+        content, outcome = await responder(message["content"], timeout)
 
     async def events() -> Events:
         yield 0, Prompt([])
-        yield 0, Piece(0, outcome["answer"] or "not in the documents", [], 0, "stop")
+        yield 0, Piece(0, content, [], 0, "stop")
 
-    return await respond(body, DOCUMENTS, [ChatChoice(0)], events(), last={"documents": outcome})
+    return await respond(body, responder.name, [ChatChoice(0)], events(), last={responder.name: outcome})
 
 
 async def models(state: State, request: Request, body: Body) -> Body:
@@ -355,8 +360,8 @@ async def models(state: State, request: Request, body: Body) -> Body:
 def described(state: State, name: str) -> Body:
     """Describe a model: the fields of OpenAI's list of models, and more for the chat page."""
     entry: Body = {"id": name, "object": "model", "created": state.created, "owned_by": "tinygpt"}
-    if name == DOCUMENTS:
-        return entry | {"task": "documents"}
+    if name in state.responders:
+        return entry | {"task": name}
     served, chats = state.models[name], state.chats[name]
     return entry | {
         "task": "text" if served.tokenizer.pair is None else "chat",

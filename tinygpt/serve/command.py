@@ -24,9 +24,10 @@ from tinygpt.fast.decoder import pack
 from tinygpt.files import folder_of, read_text
 from tinygpt.serve.engine import Engine, Served
 from tinygpt.serve.listen import LOCAL, LOOPBACK, listen, make_server, signals
-from tinygpt.serve.protocol import DOCUMENTS
+from tinygpt.serve.protocol import DOCUMENTS, LABELS
 
 DRAIN = 30  # seconds for the requests that are running when the server is asked to end
+Respond = Callable[[str], tuple[str, dict[str, Any]]]  # from a message to the answer, and what is known about it
 SHORTEST_KEY = 16  # characters
 MAKE_KEY = "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt"
 
@@ -34,7 +35,7 @@ MAKE_KEY = "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt"
 def serve(config: ServeConfig) -> None:
     """Serve until a signal, then end this process. Errors: TinyGPTError."""
     require_installed("tinygpt serve", "starlette", "uvicorn")
-    from tinygpt.serve.app import Documents, State, make_app
+    from tinygpt.serve.app import Responder, State, make_app
 
     key = read_key(config)
     check_origin(config)
@@ -49,11 +50,15 @@ def serve(config: ServeConfig) -> None:
 
     def load() -> None:
         try:
-            adapters = Adapters(config.ckpt, paths)
-            models = load_models(config, adapters)
-            documents = Documents(opened.enter_context(reader(config)), config.max_queue) if config.index else None
-            state.open(Engine(models, config.max_batch, config.max_queue), documents)
-            prompt = example(config, adapters.checkpoint(), models[0])
+            models, prompt = list[Served](), ""
+            if serves_gpt(config):
+                adapters = Adapters(config.ckpt, paths)
+                models = load_models(config, adapters)
+                prompt = example(config, adapters.checkpoint(), models[0])
+            respond = {DOCUMENTS: opened.enter_context(reader(config))} if config.index else {}
+            respond |= {LABELS: labeller(config)} if config.labels else {}
+            responders = [Responder(name, function, config.max_queue) for name, function in respond.items()]
+            state.open(Engine(models, config.max_batch, config.max_queue), responders)
             print(welcome(config, state.names(), prompt, host, port), flush=True)
         except BaseException as error:
             errors.append(error)
@@ -69,10 +74,15 @@ def serve(config: ServeConfig) -> None:
     os._exit(0)  # a thread that is inside PyTorch would abort the process when Python ends
 
 
+def serves_gpt(config: ServeConfig) -> bool:
+    """Return whether a checkpoint is served: not if --labels is given without one."""
+    return not config.labels or bool({"ckpt", "adapter"} & config.given)
+
+
 def adapters_of(config: ServeConfig) -> dict[str, str]:
     """Return the paths of the adapters by name. Errors: TinyGPTError if a name is missing or not unique."""
     paths_by_name: dict[str, str] = {}
-    taken = {base_name(config.ckpt), *([DOCUMENTS] if config.index else [])}
+    taken = {base_name(config.ckpt), *([DOCUMENTS] if config.index else []), *([LABELS] if config.labels else [])}
     for text in config.adapter:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
@@ -114,15 +124,39 @@ def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str 
 
 
 @contextlib.contextmanager
-def reader(config: ServeConfig) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Open the index; yield a function that answers questions from it, as `tinygpt ask` does. Errors: TinyGPTError."""
+def reader(config: ServeConfig) -> Iterator[Respond]:
+    """Open the index; yield a function that answers questions from it, as `tinygpt ask` does, with the passages.
+
+    Errors: TinyGPTError.
+    """
     from tinygpt.retrieve.ask import Responder, checked_question
     from tinygpt.retrieve.store import open_index
 
     ask_config = AskConfig(index=config.index, ckpt=config.reader, device=config.device, dtype=config.dtype)
     with open_index(Path(config.index)) as index:
         respond = Responder(ask_config, index)
-        yield lambda question: respond(checked_question(question))._asdict()
+
+        def answer(question: str) -> tuple[str, dict[str, Any]]:
+            outcome = respond(checked_question(question))._asdict()
+            return outcome["answer"] or "not in the documents", outcome
+
+        yield answer
+
+
+def labeller(config: ServeConfig) -> Respond:
+    """Load the model that `tinygpt advise` has left; return a function that labels a text with it, as `tinygpt label`
+    does, with the probability of each label. Errors: TinyGPTError."""
+    from tinygpt.advise.labeller import load
+
+    model = load(Path(config.labels))
+
+    def answer(text: str) -> tuple[str, dict[str, Any]]:
+        (probs,) = model([text.strip()])
+        best = model.answer(text, probs)
+        probabilities = dict(zip(model.labels, probs.tolist(), strict=True))
+        return best.label, best._asdict() | {"probabilities": probabilities}
+
+    return answer
 
 
 def read_key(config: ServeConfig) -> str:

@@ -6,6 +6,7 @@
 //   turns       a prompt and its answer: what is sent, and the answer while it arrives
 //   tokens      the probability of a token, and its alternatives
 //   documents   the passages that an answer is based on
+//   labels      the probabilities of the labels
 //   input       buttons and keys
 
 (() => {
@@ -129,6 +130,7 @@
       send: "Ask",
       hint: "Ask a question. The answer appears with the passages that it is based on.",
     },
+    labels: { label: "Text", send: "Label", hint: "Write a text. Its most probable label appears with its probability." },
   };
   let models = [];
   let model = null; // the chosen one
@@ -137,6 +139,7 @@
   /** What a model does, and its size. */
   function described({ id, task, turns, parameters, context }) {
     if (task === "documents") return "Answers from passages of the indexed documents, each question independently of earlier ones.";
+    if (task === "labels") return "Labels a text, each one independently of earlier ones.";
     const does = task === "text" ? "continues text" : turns ? "answers in a conversation" : "answers one message at a time and sees no earlier ones";
     const size = parameters < 1e5 ? grouped(parameters) : `${(parameters / 1e6).toFixed(parameters < 1e7 ? 2 : 0)} million`;
     return `${id} ${does}; it has ${size} parameters and a context of ${grouped(context)} tokens.`;
@@ -174,7 +177,7 @@
 
   // ---- turns -------------------------------------------------------------------------------------------------------
 
-  const sessions = { text: [], chat: [], documents: [] }; // the turns of each task, oldest first
+  const sessions = { text: [], chat: [], documents: [], labels: [] }; // the turns of each task, oldest first
   const logs = {}; // the element of each session
   for (const task in sessions) $("logs").append((logs[task] = make("div", { class: "log" })));
   let running = null; // the AbortController of the answer that is being generated
@@ -189,11 +192,12 @@
       this.facts = make("dl", { class: "facts" });
       this.passages = make("div", {});
       const given = make("p", { class: "said given" }, prompt);
-      const asked = make("div", { class: "prompt" }, make("h2", {}, task === "chat" ? "You" : "Question"), given);
+      const asked = make("div", { class: "prompt" }, make("h2", {}, { chat: "You", labels: "Text" }[task] ?? "Question"), given);
       const parts = {
         text: [given, this.said, this.footer],
         chat: [asked, this.name, this.said, this.footer],
         documents: [asked, make("div", { class: "sources" }, make("div", {}, this.said, this.facts, this.footer), this.passages)],
+        labels: [asked, this.said, this.facts, this.footer],
       };
       this.element = make("article", { class: "turn" }, ...parts[task]);
       this.clear();
@@ -277,11 +281,14 @@
     failed: "Interrupted by an error",
   };
 
+  /** Whether a model is not a GPT: it answers each message by itself, without settings. */
+  const independent = (task) => task === "documents" || task === "labels";
+
   /** The request for the last one of some turns: path and body. */
   async function asking(turns, signal) {
     const common = { model: model.id, stream: true };
     const { prompt } = turns.at(-1);
-    if (model.task === "documents") return ["v1/chat/completions", { ...common, messages: [{ role: "user", content: prompt }] }];
+    if (independent(model.task)) return ["v1/chat/completions", { ...common, messages: [{ role: "user", content: prompt }] }];
     Object.assign(common, settings());
     if (model.task === "text") return ["v1/completions", { ...common, prompt: await fitting(turns, signal), logprobs: ALTERNATIVES }];
     const messages = model.system && $("system").value.trim() ? [{ role: "system", content: $("system").value }] : [];
@@ -358,6 +365,7 @@
         turn.add(piece.text, piece.tokens);
         finish = piece.finish || finish;
         if (chunk.documents) showDocuments(turn, chunk.documents);
+        if (chunk.labels) showLabels(turn, chunk.labels);
       }
       if (!finish) throw new Refused({ message: "The connection ended before the answer was complete." });
     } catch (error) {
@@ -367,7 +375,7 @@
     running = null;
     const follow = atEnd();
     turn.element.classList.remove("busy");
-    turn.end(task === "documents" && finish === "stop" ? "" : reasons[finish], (performance.now() - started) / 1000);
+    turn.end(independent(task) && finish === "stop" ? "" : reasons[finish], (performance.now() - started) / 1000);
     if (finish === "failed" && !turn.text) {
       withdraw(turn, turns);
     } else {
@@ -468,6 +476,12 @@
     if (!passages.length) return;
     const list = make("ol", { class: "passages" }, ...passages.map((passage) => passageItem(passage, !reason)));
     turn.passages.append(make("h3", {}, reason ? "Nearest passages" : "Passages"), list);
+  }
+
+  function showLabels(turn, { sure, probabilities }) {
+    turn.facts.append(make("dt", {}, "Sure"), make("dd", {}, sure ? "yes" : "no: a person should look at it"));
+    const best = Object.entries(probabilities).sort(([, p], [, q]) => q - p);
+    for (const [label, p] of best.slice(0, ALTERNATIVES)) turn.facts.append(make("dt", {}, label), make("dd", {}, percent(p)));
   }
 
   /** A passage with its source; the answer in it is marked, whose place is given in code points. */

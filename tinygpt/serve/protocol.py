@@ -20,6 +20,7 @@ from tinygpt.generate import Sampling
 from tinygpt.serve.engine import Settings, Token
 
 DOCUMENTS = "documents"  # the name of the model that answers from an index
+LABELS = "labels"  # the name of the model that labels a text
 MAX_STOPS, MAX_TOP = 4, 20  # stop texts, alternatives of a token
 
 
