@@ -1,0 +1,325 @@
+"""`tinygpt label` on the command line, and `serve --labels`: every form of input, every kind of model, every mistake."""
+
+import csv
+import io
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openpyxl
+import pytest
+import torch
+from conftest import cli_here, listing, ok, refused
+from serving import Server, serving_here
+
+from tinygpt.advise.labeller import GPTState, load, save
+from tinygpt.checkpoint import store
+from tinygpt.evaluate.classifiers import Linear, Majority, Nearest
+from tinygpt.experiment.models import classifier
+
+LABELS = ["person", "place", "time"]
+WORDS = dict(zip(LABELS, ("who", "where", "when"), strict=True))
+
+
+def examples(n: int) -> tuple[list[str], np.ndarray]:
+    draw = random.Random(n)
+    truth = [draw.randrange(3) for _ in range(n)]
+    return [f"{WORDS[LABELS[label]]} is {draw.choice('abcd') * 3}?" for label in truth], np.array(truth)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with the model `model`, which is unsure of what it has not seen."""
+    (tmp_path / "model").mkdir()
+    save(tmp_path / "model", Linear.fit(*examples(120), 3, C=100), LABELS, 0.7, "question", "kind")
+    return tmp_path
+
+
+def rows(text: str, separator: str = ",") -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
+
+
+def labelled(work: Path, name: str, *flags: str) -> list[dict[str, str]]:
+    """The lines of a file with their labels, read from standard output."""
+    return rows(ok(work, "label", name, "--model=model", *flags).out)
+
+
+# ---- inputs ------------------------------------------------------------------------------------------------------
+
+TEXTS = ['who is "aaa", then?', "where is\nbbb?\r\n", "when; is ccc?", " ", "%&/ zzz", "who is ddd?"]
+EXPECTED = ["person", "place", "time", "", None, "person"]  # None: whichever, but unsure
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_keeps_every_cell_and_its_separator(work: Path, separator: str) -> None:
+    table = [{"id": str(n), "question": text, "": "", "note": f'a{separator}"b"\n'} for n, text in enumerate(TEXTS)]
+    with open(work / "new.csv", "w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(table[0]), delimiter=separator)
+        writer.writeheader()
+        writer.writerows(table)
+    result = ok(work, "label", "new.csv", "--model=model", "-o", "out.csv")
+    written = rows((work / "out.csv").read_bytes().decode(), separator)
+    assert list(written[0]) == ["id", "question", "", "note", "label", "probability", "sure"]
+    assert [{key: row[key] for key in table[0]} for row in written] == table
+    expected = load(work / "model").label([text.strip() for text in TEXTS])
+    for row, wanted, answer in zip(written, EXPECTED, expected, strict=True):
+        assert row["label"] == answer.label and (wanted is None or row["label"] == wanted)
+        assert row["sure"] == ("yes" if wanted else "no")
+        assert (
+            (float(row["probability"]) == pytest.approx(answer.probability, abs=1e-6))
+            if wanted != ""
+            else not row["probability"]
+        )
+    assert result.out == "" and "6 lines labelled: person" in result.err
+    assert "empty lines, which have no label: 1" in result.err and "written: out.csv" in result.err
+    assert "sure (probability 0.70 or more): 4; unsure: 2" in result.err
+    assert "a person should look at the 2 unsure lines" in result.err
+
+
+def test_json_lines_keep_their_values(work: Path) -> None:
+    entries: list[dict[str, Any]] = [{"question": text, "tags": [1, {"a": None}]} for text in TEXTS]
+    entries[1]["more"] = True
+    (work / "new.jsonl").write_text("".join(f"{json.dumps(entry)}\n\n" for entry in entries))
+    printed = [json.loads(line) for line in ok(work, "label", "new.jsonl", "--model=model").out.splitlines()]
+    assert [{key: row[key] for key in entry} for row, entry in zip(printed, entries, strict=True)] == entries
+    assert [row["label"] for row in printed[:4]] == EXPECTED[:4] and printed[3]["probability"] is None
+    assert 0.7 < printed[0]["probability"] < 1 and [row["sure"] for row in printed] == ["yes"] * 3 + ["no"] * 2 + [
+        "yes"
+    ]
+    ok(work, "label", "new.jsonl", "--model=model", "--output=out.csv")
+    written = rows((work / "out.csv").read_bytes().decode())
+    assert list(written[0]) == ["question", "tags", "more", "label", "probability", "sure"]
+    assert written[1]["tags"] == '[1, {"a": null}]' and written[1]["more"] == "true" and written[0]["more"] == ""
+
+
+def test_excel(work: Path) -> None:
+    book = openpyxl.Workbook()
+    book.create_sheet("other").append(["nothing"])
+    for row in (["n", "Frage"], *([n, text] for n, text in enumerate(TEXTS))):
+        book.worksheets[0].append(row)
+    book.save(work / "new.xlsx")
+    found = labelled(work, "new.xlsx", "--prompt_field=Frage")  # the note about the other sheet is not in the output
+    assert [row["n"] for row in found] == list("012345") and [row["label"] for row in found][:4] == EXPECTED[:4]
+
+
+def test_lines_of_a_text_file_and_of_standard_input(work: Path) -> None:
+    (work / "new.txt").write_bytes("who is aaa?\r\n\r\nwhére is bbb?\n".encode())
+    found = labelled(work, "new.txt")
+    assert [row["question"] for row in found] == ["who is aaa?", "", "whére is bbb?"]
+    assert [row["label"] for row in found] == ["person", "", "place"]
+    command = [sys.executable, "-m", "tinygpt", "label", "-", "--model=model"]
+    done = subprocess.run(command, cwd=work, input=(work / "new.txt").read_bytes(), capture_output=True, timeout=120)
+    assert rows(done.stdout.decode()) == found, done.stderr
+    (work / "new.txt").write_bytes("who is é?".encode("cp1252"))
+    assert "is not UTF-8" in refused(work, "label", "new.txt", "--model=model")
+    assert labelled(work, "new.txt", "--encoding=cp1252")[0]["question"] == "who is é?"
+
+
+def test_columns_that_exist_already_are_kept(work: Path) -> None:
+    (work / "new.csv").write_text("question,label,x,x\nwho is aaa?,mine,1,2\n")
+    result = ok(work, "label", "new.csv", "--model=model")
+    (row,) = rows(result.out)
+    assert row["label"] == "mine" and row["label (2)"] == "person" and row["sure"] == "yes"
+    assert row["x"] == "1" and row["x (2)"] == "2"
+    assert "note: the input has 'label'; added 'label (2)', 'probability', 'sure'" in result.err
+
+
+def test_a_model_without_a_threshold_is_never_sure(work: Path) -> None:
+    save(work / "model", Nearest.fit(*examples(60), 3), LABELS, None, "question")
+    (work / "new.txt").write_text("who is aaa?\n" * 3)
+    result = ok(work, "label", "new.txt", "--model=model")
+    assert [(row["label"], row["sure"]) for row in rows(result.out)] == [("person", "no")] * 3
+    assert "sure: none" in result.err and "a person should look at all lines" in result.err
+
+
+def test_the_threshold_itself_is_sure(work: Path) -> None:
+    model = Majority.fit(["a"] * 5, np.array([0, 0, 0, 0, 1]), 2)  # 5 / 7
+    for threshold, sure in ((5 / 7, True), (5 / 7 + 1e-9, False)):
+        save(work / "model", model, ["a", "b"], threshold)
+        (answer,) = load(work / "model").label(["x"])
+        assert answer == ("a", pytest.approx(5 / 7), sure)
+
+
+# ---- a GPT -------------------------------------------------------------------------------------------------------
+
+
+def test_a_gpt_labels_relative_to_its_folder_with_an_adapter_and_long_prompts(models: Path, tmp_path: Path) -> None:
+    colours, german = ["red", "green", "blue"], ["rot", "gruen", "blau"]
+    prompts = ["001 red", "007 blue", "013 green"]
+    folder = tmp_path / "made"
+    (folder / "gpt").mkdir(parents=True)
+    (folder / "gpt/ckpt.pt").write_bytes((models / "out-colours/ckpt.pt").read_bytes())
+    save(folder, GPTState("gpt/ckpt.pt", 8), colours, 0.0)
+    folder = folder.rename(tmp_path / "copied")
+    assert (load(folder)(prompts) == classifier(models / "out-colours", colours)(prompts)).all()
+    (folder / "new.txt").write_text("\n".join([*prompts, "é 002 red", "003 blue" + " and so on" * 50]))
+    found = [row["label"] for row in rows(ok(folder, "label", "new.txt", "--model=.").out)]
+    assert found == ["red", "blue", "green", "red", "blue"]
+    (folder / "gpt/adapter.pt").write_bytes((models / "out-german/adapter.pt").read_bytes())
+    save(folder, GPTState(str(models / "out-colours"), 200, "gpt/adapter.pt"), german, 0.0)
+    assert [answer.label for answer in load(folder).label(prompts)] == ["rot", "blau", "gruen"]
+    assert load(folder).label(["009 red" * 50])[0].label in german  # more than the context
+    save(folder, GPTState(str(models / "out-colours"), 200, "gpt/none.pt"), german, 0.0)
+    assert "none.pt: no such file" in refused(folder, "label", "new.txt", "--model=.")
+    save(folder, GPTState(str(models / "out"), 200), german, 0.0)
+    assert "only continues text" in refused(folder, "label", "new.txt", "--model=.")
+
+
+# ---- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flags", "problem"),
+    [
+        ("new.csv", "text,id\nwho?,1\n", [], "no column question.*--prompt_field=COLUMN"),
+        ("new.csv", "Question,id\nwho?,1\n", [], "--prompt_field=Question"),
+        (
+            "new.csv",
+            "question,id\nwho, he?,1\n",
+            [],
+            "new.csv line 2: '1' is to the right of the named columns.*fix them",
+        ),
+        ("new.csv", "question,id\n", [], "new.csv: no texts to label"),
+        ("new.csv", "", [], "no column question"),
+        ("new.txt", "", [], "new.txt: no texts to label"),
+        ("new.jsonl", '{"question": 3}\n', [], "new.jsonl line 1: question is not text"),
+        ("new.jsonl", '{"q": "x"}\n[1]\n', [], "line 1: no key 'question'; new.jsonl line 2: not a JSON object"),
+        ("new.ods", "x", [], "tinygpt does not read .ods files"),
+        ("new.pdf", "x", [], "new.pdf: not .csv, .xlsx, .jsonl or .txt"),
+        ("new.xlsx", "x", [], "not an intact .xlsx workbook"),
+        ("new.txt", "who?", ["-o", "out.xlsx"], "written as .csv or .jsonl"),
+        ("new.csv", "question\nwho?\n", ["-o", "./new.csv"], "new.csv is the input, which would be overwritten"),
+        ("new.csv", "question\nwho?\n", ["-o", "none/out.csv"], "none: no such folder"),
+        ("new.txt", "who?", ["--encoding=klingon"], "--encoding klingon: no such encoding"),
+        (
+            "new.txt",
+            "who?",
+            ["--model=other"],
+            "other/model.pt: no such file.*tinygpt advise pairs.csv --out_dir other",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence_and_nothing_is_written(
+    work: Path, name: str, content: str, flags: list[str], problem: str
+) -> None:
+    import re
+
+    (work / name).write_text(content)
+    message = refused(work, "label", name, "--model=model", *flags).replace("\n", " ")
+    assert re.search(problem, message), message
+    assert "no such file" in refused(work, "label", "none.csv", "--model=model")
+
+
+def test_damaged_foreign_newer_and_ordinary_files_are_refused(work: Path, tiny_run: Path) -> None:
+    (work / "new.txt").write_text("who?")
+    path = work / "model/model.pt"
+    data, state = path.read_bytes(), store.read(path)
+
+    def problem() -> str:
+        return refused(work, "label", "new.txt", "--model=model")
+
+    for damaged in (data[: len(data) // 2], data[:-1], data[:5000] + b"x" + data[5001:], b""):
+        path.write_bytes(damaged)
+        assert "model.pt: damaged" in problem() and "copy the folder again" in problem()
+    path.write_bytes(b"hello")
+    assert "not a checkpoint" in problem()
+    for change, expected in (
+        ({"tinygpt_labeller": 2}, "written by a newer tinygpt"),
+        ({"tinygpt_labeller": "x"}, "not a model of tinygpt advise"),
+        ({"kind": "forest"}, "impossible"),
+        ({"labels": ["a", "a", "b"]}, "impossible"),
+        ({"labels": ["a", "b"]}, "another number of labels"),
+        ({"threshold": 2.0}, "impossible"),
+        ({"about": 3}, "impossible"),
+        ({"kind": "gpt", "state": {}}, "impossible"),
+        ({"state": {}}, "impossible"),
+    ):
+        store.write(path, state | change)
+        assert expected in problem(), (change, problem())
+    torch.save(state, path)  # without the seal
+    assert "its seal is missing" in problem()
+    path.write_bytes((tiny_run / "out/ckpt.pt").read_bytes())
+    assert "not a model of tinygpt advise" in problem() and "tinygpt eval --ckpt" in problem()
+    assert "tinygpt sample --ckpt" in refused(work, "label", "new.txt", f"--model={tiny_run / 'out'}")
+
+
+def test_a_classifier_with_word_vectors_names_the_extra(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinygpt.retrieve import embeddings
+
+    vectors = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    model = Linear.fit(*examples(60), 3, C=1, embed=lambda texts: vectors[[len(text) for text in texts]])
+    save(work / "model", model, LABELS, 0.5)
+    (work / "new.txt").write_text("who?")
+    monkeypatch.setattr(embeddings, "installed", lambda: False)
+    assert "pip install wordllama" in refused(work, "label", "new.txt", "--model=model")
+
+
+@pytest.mark.slow
+def test_static_word_vectors_are_found_again(work: Path) -> None:
+    embeddings = pytest.importorskip("tinygpt.retrieve.embeddings")
+    if not embeddings.installed():
+        pytest.skip("needs wordllama")
+    model = Linear.fit(*examples(60), 3, C=1, embed=embeddings.WordLlama().vectors)
+    save(work / "model", model, LABELS, 0.5)
+    assert (load(work / "model")(["who is it?"]) == model(["who is it?"])).all()
+
+
+def test_help_teaches(tmp_path: Path) -> None:
+    text = ok(tmp_path, "label", "--help").out
+    assert "tinygpt label new.csv --model out-advise -o labelled.csv" in text and "sure" in text
+    assert cli_here("label", cwd=tmp_path).status == 2 and not listing(tmp_path)
+
+
+# ---- serving -----------------------------------------------------------------------------------------------------
+
+
+def user(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture
+def served(work: Path) -> Iterator[Server]:
+    """Serves no GPT."""
+    with serving_here(work, "--labels=model") as server:
+        yield server
+
+
+def test_labels_are_served_without_a_gpt(served: Server) -> None:
+    import openai
+
+    client, labeller = served.client(), load(served.folder / "model")
+    assert [model.id for model in client.models.list()] == ["labels"] and "serving:  labels\n" in served.output
+    create = client.chat.completions.create
+    for text, sure in (("where is bbb?", True), ("  who is aaa?", True), ("%&/ zzz", False)):
+        (probs,) = labeller([text.strip()])
+        expected = {"probabilities": dict(zip(LABELS, probs.tolist(), strict=True)), "sure": sure}
+        expected |= {"label": LABELS[probs.argmax()], "probability": probs.max()}
+        answer = create(
+            model="labels", messages=[*user("when?"), {"role": "assistant", "content": "time"}, *user(text)]
+        )
+        assert answer.choices[0].message.content == expected["label"] and answer.labels == expected
+        assert answer.choices[0].finish_reason == "stop" and answer.model == "labels"
+    *pieces, last = create(model="", messages=user("when is ccc?"), stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "time" == last.labels["label"]
+    with pytest.raises(openai.BadRequestError, match="last message"):
+        create(model="labels", messages=user(" "))
+    with pytest.raises(openai.NotFoundError, match="use /v1/chat/completions"):
+        client.completions.create(model="", prompt="who?")
+    with pytest.raises(openai.NotFoundError, match="the models are labels"):
+        create(model="out", messages=user("who?"))
+
+
+@pytest.mark.slow
+def test_labels_next_to_a_gpt_and_a_damaged_model(models: Path, work: Path) -> None:
+    with serving_here(models, "--ckpt=out-colours", f"--labels={work / 'model'}") as server:
+        create = server.client().chat.completions.create
+        assert [model.id for model in server.client().models.list()] == ["out-colours", "labels"]
+        assert create(model="labels", messages=user("who is it?")).labels["label"] == "person"
+        assert create(model="", messages=user("001 red"), temperature=0).choices[0].message.content == "red"
+    (work / "model/model.pt").write_bytes(b"")
+    assert "damaged" in refused(work, "serve", "--labels=model", "--port=0")
