@@ -1,9 +1,10 @@
-"""`tinygpt label` on the command line, and `serve --labels`: every form of input, every kind of model, every mistake."""
+"""`tinygpt label` on the command line, and `serve --labels`: forms of input, kinds of models, mistakes."""
 
 import csv
 import io
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import openpyxl
 import pytest
 import torch
-from conftest import cli_here, listing, ok, refused
+from conftest import ok, refused
 from serving import Server, serving_here
 
 from tinygpt.advise.labeller import GPTState, load, save
@@ -70,11 +72,7 @@ def test_csv_keeps_every_cell_and_its_separator(work: Path, separator: str) -> N
     for row, wanted, answer in zip(written, EXPECTED, expected, strict=True):
         assert row["label"] == answer.label and (wanted is None or row["label"] == wanted)
         assert row["sure"] == ("yes" if wanted else "no")
-        assert (
-            (float(row["probability"]) == pytest.approx(answer.probability, abs=1e-6))
-            if wanted != ""
-            else not row["probability"]
-        )
+        assert row["probability"] == (f"{answer.probability:.6f}" if row["label"] else "")
     assert result.out == "" and "6 lines labelled: person" in result.err
     assert "empty lines, which have no label: 1" in result.err and "written: out.csv" in result.err
     assert "sure (probability 0.70 or more): 4; unsure: 2" in result.err
@@ -154,12 +152,12 @@ def test_a_gpt_labels_relative_to_its_folder_with_an_adapter_and_long_prompts(mo
     folder = tmp_path / "made"
     (folder / "gpt").mkdir(parents=True)
     (folder / "gpt/ckpt.pt").write_bytes((models / "out-colours/ckpt.pt").read_bytes())
-    save(folder, GPTState("gpt/ckpt.pt", 8), colours, 0.0)
+    save(folder, GPTState("gpt/ckpt.pt", 9), colours, 0.0)
     folder = folder.rename(tmp_path / "copied")
     assert (load(folder)(prompts) == classifier(models / "out-colours", colours)(prompts)).all()
-    (folder / "new.txt").write_text("\n".join([*prompts, "é 002 red", "003 blue" + " and so on" * 50]))
+    (folder / "new.txt").write_text("\n".join([*prompts, "é 002 red", "003 green" + " and so on" * 50]))
     found = [row["label"] for row in rows(ok(folder, "label", "new.txt", "--model=.").out)]
-    assert found == ["red", "blue", "green", "red", "blue"]
+    assert found == ["red", "blue", "green", "red", "green"]
     (folder / "gpt/adapter.pt").write_bytes((models / "out-german/adapter.pt").read_bytes())
     save(folder, GPTState(str(models / "out-colours"), 200, "gpt/adapter.pt"), german, 0.0)
     assert [answer.label for answer in load(folder).label(prompts)] == ["rot", "blau", "gruen"]
@@ -207,8 +205,6 @@ def test_a_gpt_labels_relative_to_its_folder_with_an_adapter_and_long_prompts(mo
 def test_mistakes_are_one_sentence_and_nothing_is_written(
     work: Path, name: str, content: str, flags: list[str], problem: str
 ) -> None:
-    import re
-
     (work / name).write_text(content)
     message = refused(work, "label", name, "--model=model", *flags).replace("\n", " ")
     assert re.search(problem, message), message
@@ -269,10 +265,8 @@ def test_static_word_vectors_are_found_again(work: Path) -> None:
     assert (load(work / "model")(["who is it?"]) == model(["who is it?"])).all()
 
 
-def test_help_teaches(tmp_path: Path) -> None:
-    text = ok(tmp_path, "label", "--help").out
-    assert "tinygpt label new.csv --model out-advise -o labelled.csv" in text and "sure" in text
-    assert cli_here("label", cwd=tmp_path).status == 2 and not listing(tmp_path)
+def test_a_command_without_input_is_refused(tmp_path: Path) -> None:
+    assert "tinygpt label needs INPUT" in refused(tmp_path, "label")
 
 
 # ---- serving -----------------------------------------------------------------------------------------------------
@@ -290,8 +284,6 @@ def served(work: Path) -> Iterator[Server]:
 
 
 def test_labels_are_served_without_a_gpt(served: Server) -> None:
-    import openai
-
     client, labeller = served.client(), load(served.folder / "model")
     assert [model.id for model in client.models.list()] == ["labels"] and "serving:  labels\n" in served.output
     create = client.chat.completions.create
