@@ -1,15 +1,16 @@
 """Compare tokenizers at equal training time; prints a Markdown table.
 
-    python scripts/bench_tokenizers.py --text German=debian-paketmanagement.allinone.html    # an hour on a quiet core
-    python scripts/bench_tokenizers.py --seconds 5 --seeds 1                                 # a first look
+    python scripts/bench_tokenizers.py --text German=debian-paketmanagement.allinone.html    # an hour or more
+    python scripts/bench_tokenizers.py --iterations 100 --seeds 1                            # a first look
     python scripts/bench_tokenizers.py --table                                # the table of the runs that are finished
 
 Characters, BPE trained on the text (512, 1,024 and 4,096 tokens) and GPT-2's vocabulary (`tinygpt[offline]`), on Tiny
 Shakespeare, on naics and on each --text. Shape and recipe are those of configs/shakespeare_char.yaml, with its context
-of 64 tokens, so a model with longer tokens reads more characters. First, iterations and samples of all tokenizers are
-timed alternating, in CPU time with one thread (keep the machine idle for these minutes). Then each run has as many
-iterations as fit into --seconds, with the whole schedule of the learning rate in them, so other work can no longer
-change a figure. Losses are those of the last weights on the complete validation split.
+of 64 tokens, so a model with longer tokens reads more characters. Equal time is the time in which the model of
+characters makes --iterations: iterations and samples of all tokenizers are timed alternating, on all texts, with one
+thread, and the median of the ratios to characters says how many iterations the others make. So other work on the
+machine hardly changes a figure. The whole schedule of the learning rate is in each run. Losses are those of the last
+weights on the complete validation split.
 
 A --text may be any document that `tinygpt index` reads; of one in HTML, lines with fewer than 100 characters (headings,
 listings) are left out. The German text of the table is the book in the Debian package debian-paketmanagement-buch
@@ -32,6 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tinygpt.checkpoint.store import load
@@ -45,7 +47,6 @@ from tinygpt.files import replacing, strict_json
 from tinygpt.generate import Sampling, generate
 from tinygpt.prepare import prepare
 from tinygpt.retrieve import documents
-from tinygpt.terminal import duration
 from tinygpt.train import batch, forward_backward, train
 from tinygpt.training.run import set_up
 from tinygpt.training.start import choose_compute, starting_point
@@ -59,10 +60,9 @@ TOKENIZERS: dict[str, dict[str, Any]] = {  # name in the table: options of prepa
 }
 CORPUS_TEXTS = {"Tiny Shakespeare": "shakespeare_char", "naics": "naics"}
 SHORTEST_LINE = 100  # characters of a line of HTML
-WARM, TIMED, ROUNDS = 5, 0.7, 7  # iterations before an iteration is timed; CPU seconds for which it is; how often
+WARM, TIMED, ROUNDS = 5, 0.5, 3  # iterations before an iteration is timed; CPU seconds for which it is; how often
 WARM_UP = 20  # a twentieth of the iterations is warm-up, as in the preset
 SAMPLED = 200  # tokens
-MEANS = "parameters", "characters_per_token", "iterations", "seconds_per_iteration", "bits", "sampled"
 
 
 def text_of(name: str, path: str) -> str:
@@ -120,20 +120,20 @@ def timed(config: TrainConfig) -> tuple[float, float]:
         return iteration, (time.process_time() - began) / SAMPLED
 
 
-def times(folder: Path, texts: dict[str, str], tokenizers: list[str]) -> dict[str, tuple[float, float]]:
-    """Time every tokenizer on every text, alternating, and take medians; by "text, tokenizer"."""
+def relative_times(folder: Path, texts: dict[str, str]) -> dict[str, tuple[float, float]]:
+    """Measure the time of an iteration and of a sampled token of each tokenizer, relative to characters: medians over
+    texts and rounds. Neither depends on the text, but for the size of its vocabulary."""
     path = folder / "times.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    pairs = [pair for pair in itertools.product(texts, tokenizers) if ", ".join(pair) not in known]
-    configs = {
-        ", ".join(pair): configuration(prepared(folder, pair[0], texts[pair[0]], pair[1]), folder, 1000, 1)
-        for pair in pairs
-    }
-    rounds = [{name: timed(config) for name, config in configs.items()} for _ in range(ROUNDS)]
-    for name in configs:
-        known[name] = [statistics.median(column) for column in zip(*(one[name] for one in rounds), strict=True)]
-    path.write_text(strict_json(known), encoding="utf-8")
-    return known
+    if not path.exists():
+        rounds = [
+            {name: timed(configuration(prepared(folder, text, source, name), folder, 1000, 1)) for name in TOKENIZERS}
+            for _ in range(ROUNDS)
+            for text, source in texts.items()
+        ]
+        path.write_text(strict_json(rounds), encoding="utf-8")
+    rounds = json.loads(path.read_text(encoding="utf-8"))
+    ratios = [{name: np.divide(one[name], one["characters"]) for name in TOKENIZERS} for one in rounds]
+    return {name: tuple(np.median([one[name] for one in ratios], axis=0).tolist()) for name in TOKENIZERS}
 
 
 def measured(folder: Path, dataset: Dataset, iterations: int, seed: int) -> dict[str, Any]:
@@ -154,49 +154,46 @@ def measured(folder: Path, dataset: Dataset, iterations: int, seed: int) -> dict
 def run_cells(args: argparse.Namespace, path: Path, texts: dict[str, str]) -> None:
     """Run what is not finished yet."""
     torch.set_num_threads(1)
-    cells = finished(path)
+    cells, times = finished(path), relative_times(args.folder, texts)
     wanted = list(itertools.product(texts, args.tokenizers, range(1, args.seeds + 1)))
-    missing = [key for key in wanted if (*key, args.seconds) not in cells]
-    print(f"{len(missing)} of {len(wanted)} runs, at least {duration(args.seconds * len(missing))} of CPU time")
-    known = times(args.folder, texts, args.tokenizers)
+    missing = [key for key in wanted if (*key, args.iterations) not in cells]
+    print(f"{len(missing)} of {len(wanted)} runs")
     for text, name, seed in missing:
         dataset = prepared(args.folder, text, texts[text], name)
-        iteration, sampled = known[f"{text}, {name}"]
-        iterations = max(1, round(args.seconds / iteration))
+        iteration, sampled = times[name]
         per_token = dataset.meta["characters"]["train"] / dataset.meta["tokens"]["train"]
-        cell = {"text": text, "tokenizer": name, "seed": seed, "seconds": args.seconds, "iterations": iterations}
-        cell |= {"seconds_per_iteration": iteration, "characters_per_token": per_token, "sampled": per_token / sampled}
+        cell = {"text": text, "tokenizer": name, "seed": seed, "equal_to": args.iterations}
+        cell |= {"iterations": max(1, round(args.iterations / iteration)), "characters_per_token": per_token}
+        cell |= {"read": per_token / iteration, "sampled": per_token / sampled}  # relative to characters
         shutil.rmtree(args.folder / "run", ignore_errors=True)
-        cell |= measured(args.folder, dataset, iterations, seed)
-        cells[text, name, seed, args.seconds] = cell
+        cell |= measured(args.folder, dataset, cell["iterations"], seed)
+        cells[text, name, seed, args.iterations] = cell
         with replacing(path) as file:
             file.write("".join(f"{strict_json(one)}\n" for one in cells.values()).encode())
-        print(f"{text}, {name}, seed {seed}: {cell['bits']:.3f} bits per character after {iterations:,} iterations")
+        print(f"{text}, {name}, seed {seed}: {cell['bits']:.3f} bits per character, {cell['iterations']:,} iterations")
     shutil.rmtree(args.folder / "run", ignore_errors=True)
 
 
-def finished(path: Path) -> dict[tuple[str, str, int, float], dict[str, Any]]:
-    """The finished runs by text, tokenizer, seed and CPU seconds."""
+def finished(path: Path) -> dict[tuple[str, str, int, int], dict[str, Any]]:
+    """The finished runs by text, tokenizer, seed and iterations of the model of characters."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     cells = map(json.loads, lines)
-    return {(cell["text"], cell["tokenizer"], cell["seed"], cell["seconds"]): cell for cell in cells}
+    return {(cell["text"], cell["tokenizer"], cell["seed"], cell["equal_to"]): cell for cell in cells}
 
 
-def table(cells: list[dict[str, Any]], tokens_per_iteration: int) -> str:
+def table(cells: list[dict[str, Any]]) -> str:
     """The means of the seeds as a Markdown table."""
     heads = ["text", "tokenizer", "tokens", "parameters", "characters per token", "iterations"]
-    heads += ["training characters per second", "bits per character", "characters per second, sampling"]
+    heads += ["characters read, of the same text = 1", "bits per character", "speed of sampling, characters = 1"]
     rows = [heads, ["---"] * len(heads)]
     for (text, name), group in itertools.groupby(cells, key=lambda cell: (cell["text"], cell["tokenizer"])):
         runs = list(group)
-        mean = {key: statistics.mean(run[key] for run in runs) for key in MEANS}
-        bits = [run["bits"] for run in runs]
+        first, bits = runs[0], [run["bits"] for run in runs]
         spread = f" ({min(bits):.3f} to {max(bits):.3f})" if len(bits) > 1 else ""
-        seen = mean["characters_per_token"] * tokens_per_iteration / mean["seconds_per_iteration"]
         rows.append(
-            [text, name, f"{runs[0]['vocabulary']:,}", f"{mean['parameters'] / 1e6:.2f} M",
-             f"{mean['characters_per_token']:.2f}", f"{mean['iterations']:,.0f}", f"{seen / 1000:.1f} k",
-             f"{mean['bits']:.3f}{spread}", f"{mean['sampled'] / 1000:.2f} k"]
+            [text, name, f"{first['vocabulary']:,}", f"{first['parameters'] / 1e6:.2f} M",
+             f"{first['characters_per_token']:.2f}", f"{first['iterations']:,}", f"{first['read']:.2f}",
+             f"{statistics.mean(bits):.3f}{spread}", f"{first['sampled']:.2f}"]
         )  # fmt: skip
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -207,7 +204,9 @@ def main() -> None:
     parser.add_argument("--text", action="append", default=[], metavar="NAME=PATH", help="a further text")
     parser.add_argument("--texts", nargs="+", choices=CORPUS_TEXTS, default=list(CORPUS_TEXTS), metavar="NAME")
     parser.add_argument("--tokenizers", nargs="+", choices=TOKENIZERS, default=list(TOKENIZERS), metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=60, help="CPU seconds of the training of each run")
+    parser.add_argument(
+        "--iterations", type=int, default=500, help="of the model of characters; the others get as long"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", action="store_true", help="print the table of the finished runs, and run nothing")
     args = parser.parse_args()
@@ -217,12 +216,11 @@ def main() -> None:
         texts = {name: CORPUS_TEXTS[name] for name in args.texts}
         run_cells(args, path, texts | dict(named.split("=", 1) for named in args.text))
     order = list(TOKENIZERS)
-    cells = [cell for cell in finished(path).values() if cell["seconds"] == args.seconds]
+    cells = [cell for cell in finished(path).values() if cell["equal_to"] == args.iterations]
     cells.sort(key=lambda cell: order.index(cell["tokenizer"]))
     names = dict.fromkeys(cell["text"] for cell in finished(path).values())
     cells = [cell for name in names for cell in cells if cell["text"] == name]
-    preset = parse(TrainConfig, ["configs/shakespeare_char.yaml"])
-    print(f"\n{table(cells, preset.batch_size * preset.gradient_accumulation_steps * preset.block_size)}\n")
+    print(f"\n{table(cells)}\n")
     print(*dict.fromkeys(cell["machine"] for cell in cells), sep="\n")
 
 

@@ -38,6 +38,7 @@ GROUPS = {
         "export": ("convert:export", "ExportConfig", "write a model for a browser, transformers, llama.cpp, peft"),
     },
     "use a model": {
+        "advise": ("advise.command:advise", "AdviseConfig", "find the model that suits your labelled examples"),
         "label": ("advise.label:label", "LabelConfig", "label new texts with the model that advise has left"),
         "serve": ("serve.command:serve", "ServeConfig", "serve a model on this machine: a chat page, and OpenAI's API"),
     },

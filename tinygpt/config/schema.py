@@ -613,6 +613,49 @@ class ServeConfig(DeviceConfig):
 
 
 @dataclasses.dataclass
+class AdviseConfig(Config):
+    """Find out which model suits your labelled examples, and how good it really is.
+
+    tinygpt advise pairs.csv
+
+    tinygpt advise pairs.csv --by=customer --pretrained=out-smollm2 --budget=1h
+
+    The file has a row for each example, with a prompt and its label (JSON Lines, CSV or Excel). It is examined, divided
+    as the model will be used, and learned by one kind of model after the other, from the simplest: the commonest label,
+    nearest neighbours, a linear model of words and characters, a tiny GPT, a pretrained model with LoRA. OUT_DIR gets
+    the advised model, for tinygpt label, and a page. A stopped command continues when it is given again.
+    """
+
+    pairs: Annotated[File, POSITIONAL]
+    """the examples: .csv, .xlsx or .jsonl"""
+    budget: Annotated[str, Text(r"\d+(\.\d+)?[smh]?", "a time such as 90s, 10m or 1h")] = "10m"
+    """time for everything, such as 90s, 10m or 1h; the language models get what the simple contenders leave"""
+    by: str = ""
+    """a column such as customer: no customer is both in training and in the test, as for new customers"""
+    time: str = ""
+    """a column with dates (2025-12-31) or numbers: the newest examples are the test, as in use"""
+    pretrained: File = ""
+    """an imported model as a further contender, with LoRA (tinygpt import smollm2 --out_dir out-smollm2)"""
+    out_dir: File = "out-advise"
+    """folder for the page, the results and the advised model"""
+    prompt_field: str = "prompt"
+    """the key or column of the text"""
+    response_field: str = "response"
+    """the key or column of the label"""
+    encoding: str = "utf-8"
+    """the file's character encoding, for example cp1252"""
+    skip_bad: bool = False
+    """leave out rows that are not examples instead of stopping"""
+    json: bool = False
+    """print all figures as one line of JSON instead of the tables"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.by and self.time:
+            yield "give --by or --time, not both: a split is by group or by time"
+
+
+@dataclasses.dataclass
 class PlotConfig(Config):
     """Draw the loss curves of one or more runs as a PNG file, or convert runs for TensorBoard.
 

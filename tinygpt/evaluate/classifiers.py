@@ -266,7 +266,7 @@ def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tu
     if len(set(truth[usable].tolist())) < 2:
         return FIXED_C, f"fixed, since fewer than two labels have {FOLDS} examples"
     losses, folds = np.zeros(len(CHOICES)), selection.StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    chosen = [prompts[i] for i in usable]
+    chosen = [prompts[int(i)] for i in usable]
     for train, held_out in folds.split(chosen, truth[usable]):
         fold = Linear(untrained.n_labels, untrained.features, untrained.embed)
         x = fold._learn_features([chosen[i] for i in train])

@@ -7,6 +7,7 @@ a log.
 """
 
 import contextlib
+import math
 import signal
 import subprocess
 import sys
@@ -29,6 +30,9 @@ sys.exit(status)
 """
 
 
+STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # the status of a training that was told to stop
+
+
 class Done(NamedTuple):
     """A command that has succeeded."""
 
@@ -37,8 +41,10 @@ class Done(NamedTuple):
     memory: int  # peak, in bytes; 0 on Windows, where Python cannot ask
 
 
-def run(log: Path, *args: str) -> Done:
-    """Run `tinygpt ARGS`. Errors: TinyGPTError with the status of the command, which has printed its own error."""
+def run(log: Path, *args: str, limit: float = math.inf) -> Done:
+    """Run `tinygpt ARGS`. After `limit` seconds it gets SIGTERM, at which a training saves its state and ends.
+
+    Errors: TinyGPTError with the status of the command, which has printed its own error."""
     log.parent.mkdir(parents=True, exist_ok=True)
     began, memory = time.monotonic(), log.with_suffix(".memory")
     with writing(log), open(log, "w+", encoding="utf-8") as file:
@@ -46,7 +52,11 @@ def run(log: Path, *args: str) -> Done:
         command = [sys.executable, "-X", "utf8", "-c", MEASURED, str(memory), *args]
         child = subprocess.Popen(command, stdout=file, process_group=group)
         try:
-            status = child.wait()
+            try:
+                status = child.wait(None if limit == math.inf else limit)
+            except subprocess.TimeoutExpired:
+                child.terminate()
+                status = 0 if (ended := child.wait()) in (0, *STOPPED) else ended
         except BaseException:  # Ctrl-C or SIGTERM: send the command one signal, and wait while it saves a checkpoint
             if sys.platform != "win32":  # there it has received Ctrl-C already, and could not save when terminated
                 child.terminate()

@@ -15,8 +15,8 @@ Z = 1.959964  # 97.5 % of a normal distribution lie below
 INTERVALS = "in parentheses: 95 % confidence intervals (Wilson)"
 
 
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of n cases; 0 to 1 if n = 0."""
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Return the 95 % interval of a share of n cases; 0 to 1 if n = 0. n may be an effective number of cases."""
     if not n:
         return 0.0, 1.0
     middle, half = share + Z * Z / (2 * n), Z * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5

@@ -6,6 +6,7 @@ classifier(folder / "out", ["yes", "no"])(["is 2 even?"])  # (1, 2)
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,10 +127,11 @@ class Trained(NamedTuple):
     base_losses: dict[str, float]  # on the base model's own data, "before" and "after" a fine-tuning, if measured
 
 
-def train(command: str, preset: str, out: Path, dataset: Path, **settings: Any) -> Trained:
+def train(command: str, preset: str, out: Path, dataset: Path, limit: float = math.inf, **settings: Any) -> Trained:
     """Run `tinygpt train` or `finetune` with a preset on a dataset, or continue a training that was stopped.
 
-    With max_iters, the model is evaluated at the end only, unless the settings say otherwise.
+    With max_iters, the model is evaluated at the end only, unless the settings say otherwise. It is stopped after
+    `limit` seconds.
     Errors: TinyGPTError as in evaluate/process.py.
     """
     if "max_iters" in settings:
@@ -137,7 +139,7 @@ def train(command: str, preset: str, out: Path, dataset: Path, **settings: Any) 
     settings |= {"dataset": dataset.name, "data_dir": dataset.parent}
     settings |= {"out_dir": out, "init_from": "auto", "device": "cpu"}
     flags = [f"--{key}={value}" for key, value in settings.items()]
-    memory = run(out.parent / "train.log", command, f"configs/{preset}.yaml", "--quiet", *flags).memory
+    memory = run(out.parent / "train.log", command, f"configs/{preset}.yaml", "--quiet", *flags, limit=limit).memory
     saved, metrics = load_model(str(out / "ckpt.pt")), read_metrics(out)
     number = sum(weight.numel() for weight in adapted_only(saved.model).values()) or saved.num_params
     file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())

@@ -37,8 +37,8 @@ class Identity(NamedTuple):
         return folder / f"{self.command}.json"
 
 
-def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
-    """Run the stages that have no result yet, in order, and return all results.
+def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = False) -> Results:
+    """Run the stages that have no result yet, in order, and return all results. more: others may follow these.
 
     Errors: TinyGPTError for a folder of another experiment, version, settings or model; for a full disk; those of the
     stages.
@@ -53,7 +53,8 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
         expected = f"about {duration(pace * stage.seconds)}"
         if rest > stage.seconds:
             expected += f"; about {duration(pace * rest)} for all that remain"
-        print(f"stage {number} of {len(stages)}: {stage.name} ({expected})", flush=True)
+        of_all = "" if more else f" of {len(stages)}"
+        print(f"stage {number}{of_all}: {stage.name} ({expected})", flush=True)
         began = time.monotonic()
         result = json.loads(strict_json(stage.compute()))  # the same values as after a resumption
         known[stage.name] = {"seconds": time.monotonic() - began, "result": result}
@@ -62,6 +63,11 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage]) -> Results:
         ) as file:
             file.write(strict_json(content).encode() + b"\n")
     return {stage.name: known[stage.name]["result"] for stage in stages}
+
+
+def spent(folder: Path, identity: Identity) -> float:
+    """Return the seconds of the finished stages. Errors: as in `run`."""
+    return sum(stage["seconds"] for stage in stored(folder, identity)["stages"].values())
 
 
 def every_seed(results: Results, name: str) -> list[Any]:

@@ -56,7 +56,7 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 def fit(data: Path, seed: int, preset: str, out: Path, iterations: int, **base: str) -> float:
     """Train a model on the dataset of a seed, from a base if there is one; return the seconds."""
     dataset = write_dataset(data / f"transactions-{seed}", TASK.make(seed), TASK.labels)
-    settings = {"seed": seed, "max_iters": iterations, "eval_iters": 10, **base}
+    settings: dict[str, Any] = {"seed": seed, "max_iters": iterations, "eval_iters": 10, **base}
     return train("finetune" if base else "train", preset, out, dataset, **settings).seconds
 
 

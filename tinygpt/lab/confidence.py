@@ -57,7 +57,8 @@ def train_base(out: Path, data: Path, seed: int, iterations: int) -> None:
 def fine_tune(out: Path, data: Path, seed: int, iterations: int) -> dict[str, float]:
     """Fine-tune all weights on the task; return the losses of the base model's own text before and after."""
     dataset = write_dataset(data / f"transactions-{seed}", TASK.make(seed), TASK.labels)
-    settings = {"seed": seed, "ckpt": out / "base", "max_iters": iterations, "eval_interval": 200, "eval_iters": 10}
+    settings: dict[str, Any] = {"seed": seed, "ckpt": out / "base", "max_iters": iterations}
+    settings |= {"eval_interval": 200, "eval_iters": 10}
     settings["learning_rate"] = 3e-3  # a narrow model allows a high rate
     cost = train("finetune", "finetune_transactions", out / "model", dataset, **settings)
     return {**cost.base_losses, "characters": Dataset(str(data), "shakespeare_char").tokenizer.vocab_size}

@@ -109,7 +109,12 @@ def pretrain(folder: Path, base: str, iterations: int, seed: int) -> dict[str, f
 def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]:
     seed_folder = folder / f"seed-{seed}"
     out = seed_folder / f"{base}-{case.task}-{case.examples or 'all'}-{case.iterations}"
-    settings = {"ckpt": seed_folder / base, "seed": seed, "examples": case.examples, "max_iters": case.iterations}
+    settings: dict[str, Any] = {
+        "ckpt": seed_folder / base,
+        "seed": seed,
+        "examples": case.examples,
+        "max_iters": case.iterations,
+    }
     train("finetune", "finetune_sectors", out, folder / "tasks" / case.task, **settings)
     return measured(case, classifier(out, TASKS[case.task].labels))
 

@@ -50,7 +50,8 @@ def serve(config: ServeConfig) -> None:
 
     def load() -> None:
         try:
-            models, prompt = list[Served](), ""
+            models: list[Served] = []
+            prompt: str | None = ""
             if serves_gpt(config):
                 adapters = Adapters(config.ckpt, paths)
                 models = load_models(config, adapters)

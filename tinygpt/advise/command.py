@@ -1,0 +1,222 @@
+"""`tinygpt advise`: read the examples, run the contenders within the budget, and keep the one that is advised.
+
+    tinygpt advise pairs.csv --budget=10m
+
+The budget counts the time of all stages, also of those before an interruption. The cheap contenders always run; the
+language models get what is left, if it is enough for a training that is worth a try.
+"""
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygpt.advise import contenders, judge, labeller, summary
+from tinygpt.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
+from tinygpt.advise.look import Finding, as_text, look
+from tinygpt.advise.split import Split, parsed_times, split
+from tinygpt.checkpoint.adapter import weights_fingerprint
+from tinygpt.checkpoint.store import load
+from tinygpt.config import suggest
+from tinygpt.config.schema import AdviseConfig, PrepareConfig
+from tinygpt.data.pairs import converted, labels_of, pair_of
+from tinygpt.errors import TinyGPTError, require_installed
+from tinygpt.evaluate.process import ended_by_sigterm
+from tinygpt.experiment.stages import Identity, Results, Stage, run, spent, stored
+from tinygpt.experiment.summary import write
+from tinygpt.files import folder_lock, strict_json
+from tinygpt.terminal import duration, print_error
+
+MOST = 20_000  # lines; of more, a random sample is used
+FEWEST = 20
+UNITS = {"s": 1, "m": 60, "h": 3600}
+SHORTEST = 20  # seconds of the budget
+FINAL = 1.5  # the final training has all lines, where that of a fold has four fifths of them
+SHARES = {GPT: 0.35, PRETRAINED: 0.6}  # of the time that is left, if there is a pretrained model; else a GPT has all
+CURVE = (0.25, 0.5)  # shares of the training lines in the learning curve
+AFTER = 2.5  # what follows the language models takes about so many times as long as the linear model
+
+
+def advise(config: AdviseConfig) -> None:
+    """Advise, print the answer and write the page. Errors: TinyGPTError."""
+    require_installed("tinygpt advise", "sklearn", "jinja2", "matplotlib")
+    budget, path, folder = seconds_of(config.budget), Path(config.pairs), Path(config.out_dir)
+    data, lines, extra = read_data(config, path)
+    models = {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
+    if config.pretrained:
+        models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
+    settings = {key: getattr(config, key) for key in ("budget", "by", "time", "prompt_field", "response_field")}
+    divided = split(data.prompts, data.truth, extra["by"], extra["time"])
+    with folder_lock(folder, "advice"), ended_by_sigterm(), quiet(config.json):
+        print(f"{path}: {len(data.prompts):,} examples, {len(data.labels)} labels; budget {duration(budget)}\n")
+        examiner = Examiner(config, data, divided, folder, Identity("advise", path.name, settings, models), budget)
+        results = examiner.results()
+        report = summary.Report(data, divided, results, lines)
+        text = report.summary._replace(tables=report.summary.tables[:-1])  # the last, of the data, was printed first
+        print(f"\n{text.as_text()}\n")
+        for written in write(report.summary, folder, "advise"):
+            print(f"written: {written}")
+        print(f"written: {folder / labeller.NAME}, the model: {report.advice.name}")
+        print(f"\nnext: {suggest.command('label', 'new.csv', f'--model={folder}', '-o', 'labelled.csv')}")
+    if config.json:
+        print(strict_json(report.values))
+
+
+def seconds_of(text: str) -> float:
+    """Convert 90s, 10m or 1h to seconds. Errors: TinyGPTError for a time that is too short for anything."""
+    seconds = float(text.rstrip("smh")) * UNITS.get(text[-1], 60)
+    if seconds < SHORTEST:
+        raise TinyGPTError(f"a budget of {text} is too short: reading the examples takes most of it", "--budget=2m")
+    return seconds
+
+
+@contextlib.contextmanager
+def quiet(active: bool) -> Any:
+    """Send what is printed to standard error in the body, if `active`."""
+    buffer = io.StringIO()
+    with contextlib.redirect_stdout(buffer) if active else contextlib.nullcontext():
+        yield
+
+
+# ---- the examples -----------------------------------------------------------------------------------------------
+
+
+def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[int], dict[str, Any]]:
+    """Read the examples; return them, the numbers of their lines, and their groups and times. Errors: TinyGPTError."""
+    options = {key: getattr(config, key) for key in ("prompt_field", "response_field", "encoding", "skip_bad")}
+    reading = PrepareConfig("advise", format="pairs", **options)
+    entries = list(converted([path], reading, lambda entry: (pair_of(entry, reading), entry)))
+    numbers = list(range(1, len(entries) + 1))
+    if len(entries) < FEWEST:
+        raise TinyGPTError(f"{path}: {len(entries)} examples are too few to test anything", f"label at least {FEWEST}")
+    if len(entries) > MOST:
+        chosen = np.sort(np.random.default_rng(1).choice(len(entries), MOST, replace=False))
+        print_error(f"note: {path} has {len(entries):,} examples; a random sample of {MOST:,} is used")
+        entries, numbers = [entries[index] for index in chosen], [int(index) + 1 for index in chosen]
+    pairs = [pair for pair, _ in entries]
+    labels = labels_of(pairs)
+    distinct = len({label for _, label in pairs})
+    if distinct == 1:
+        raise TinyGPTError(f"{path}: all examples have the label {pairs[0][1][:40]!r}", "add examples of another label")
+    if not labels:
+        problem = f"{path}: {distinct:,} different responses to {len(pairs):,} prompts are free text, not labels"
+        raise TinyGPTError(problem, "docs/OWN_DATA.md, which says how to fine-tune on free responses")
+    truth = np.array([labels.index(label) for _, label in pairs])
+    data = Data([prompt for prompt, _ in pairs], truth, labels)
+    by, times = (column_of(entries, name, path) for name in (config.by, config.time))
+    return data, numbers, {"by": by, "time": None if times is None else parsed_times(times, config.time)}
+
+
+def column_of(entries: Sequence[tuple[Any, Any]], name: str, path: Path) -> list[str] | None:
+    """Return a further column. Errors: TinyGPTError if there is none, or it is empty in a line."""
+    if not name:
+        return None
+    columns = [key for key in entries[0][1] if key]
+    if name not in columns:
+        raise TinyGPTError(f"{path}: no column {name}; the columns are {', '.join(columns)}", f"--by={columns[0]}")
+    values = [str(entry.get(name) or "").strip() for _, entry in entries]
+    if "" in values:
+        number = values.index("") + 1
+        raise TinyGPTError(f"{path}: example {number} has no {name}", f"fill in {name}, or leave these lines out")
+    return values
+
+
+# ---- the stages -------------------------------------------------------------------------------------------------
+
+
+class Examiner:
+    """Runs the stages, one phase after the other, since the time that is left decides about the next phase."""
+
+    def __init__(
+        self, config: AdviseConfig, data: Data, divided: Split, folder: Path, identity: Identity, budget: float
+    ) -> None:
+        self.config, self.data, self.split, self.folder, self.identity = config, data, divided, folder, identity
+        self.budget, self.stages = budget, list[Stage]()
+
+    def results(self) -> Results:
+        """Return the results of all stages."""
+        findings = self._run("look at the data", 2, self._look)
+        print("\n".join(as_text([Finding(*one) for one in findings])))
+        print(f"\nsplit {self.split.how}\n")
+        for name in contenders.cheap():
+            self._run(name, 5, partial(contenders.measure_cheap, name, self.data, self.split))
+        left = self.budget - spent(self.folder, self.identity) - AFTER * self._seconds(contenders.LINEAR)
+        shares = SHARES if self.config.pretrained else {GPT: 0.95}
+        for name, share in shares.items():
+            self._language_model(name, share * left)
+        results = self._run_all()
+        cheap = [name for name in contenders.cheap() if name != MAJORITY]
+        best = max(cheap, key=lambda name: hits(results[name], self.data.truth))
+        for share in CURVE:
+            measure = partial(contenders.measure_cheap, best, self.data, self.split, share)
+            self._run(f"learning curve, {best}: {share:g} of the lines", 5, measure)
+        name = chosen(results, self.data, self.split).name
+        self._run(f"keep: {name}", 5, partial(self._keep, name))
+        return self._run_all()
+
+    def _run(self, name: str, seconds: float, compute: Any) -> Any:
+        """Add a stage, and return its result."""
+        self.stages.append(Stage(name, seconds, compute))
+        return self._run_all()[name]
+
+    def _run_all(self) -> Results:
+        return run(self.folder, self.identity, self.stages, more=True)
+
+    def _seconds(self, name: str) -> float:
+        """Return the seconds of a finished stage."""
+        return float(stored(self.folder, self.identity)["stages"][name]["seconds"])
+
+    def _look(self) -> list[Any]:
+        labels = [self.data.labels[index] for index in self.data.truth]
+        return look(list(zip(self.data.prompts, labels, strict=True)), self.data.labels)
+
+    def _language_model(self, name: str, seconds: float) -> None:
+        """Try a language model, for so many seconds, on as many folds as fit."""
+        training = contenders.planned(name, self.data, self.config.pretrained)
+        before = spent(self.folder, self.identity)
+        measure = partial(contenders.pilot, training, self.data, self.split, self.folder / "pilot", seconds)
+        pilot = self._run(f"time pilot of {name}", 20, measure)
+        seconds -= spent(self.folder, self.identity) - before
+        lines, tested = (len(part) for part in self.split.folds[0])
+        testing = pilot["per_line"] * len(training.tested(tested))
+        for count in range(len(self.split.folds), 0, -1):
+            each = seconds / (count + FINAL) - testing
+            iterations = contenders.iterations_for(training, lines, each, pilot["each"])
+            if iterations or count == 1:
+                break
+        if not iterations:
+            self._run(
+                f"{name}: left out", 0, lambda: {"left_out": f"{duration(max(seconds, 1))} are not enough for it"}
+            )
+            return
+        training = training._replace(iterations=iterations)
+        for fold in range(count):
+            folder = self.folder / f"{'gpt' if name == GPT else 'pretrained'}-{fold + 1}"
+            measure = partial(contenders.measure_language_model, training, self.data, self.split, fold, folder, each)
+            self._run(f"{name}, fold {fold + 1} of {count}", each, measure)
+
+    def _keep(self, name: str) -> dict[str, Any]:
+        """Train the advised contender on all lines, and store it with its threshold."""
+        results, config = run(self.folder, self.identity, self.stages[:-1]), self.config
+        report = summary.Report(self.data, self.split, results, [])
+        iterations = report.measured[name][0].get("iterations", 0)
+        model = contenders.fit_on_all(name, self.data, self.split, self.folder, iterations, config.pretrained)
+        row = next(row for row in report.contenders if row["name"] == name)
+        about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
+        fields = config.prompt_field, config.response_field
+        labeller.save(self.folder, model, self.data.labels, report.sure.threshold, *fields, about)
+        return about
+
+
+def hits(result: dict[str, Any], truth: np.ndarray) -> int:
+    tested = summary.tested_of([result])
+    return int((tested.predicted == truth[tested.lines]).sum())
+
+
+def chosen(results: Results, data: Data, divided: Split) -> Any:
+    return judge.advise(summary.all_tested(results), data.truth, divided.clusters, MAJORITY)

@@ -1,0 +1,191 @@
+"""The contenders, the simplest first: from the commonest label to a pretrained model with LoRA adapters.
+
+Each is trained on the training lines of a fold and tested on its tested lines. Nothing is chosen on tested lines: the
+linear models choose their regularisation by cross-validation within the training lines, and a GPT stops early by a
+tenth of them, which the split sets apart as it does the tested ones.
+"""
+
+import functools
+import io
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tinygpt.advise.labeller import GPTState
+from tinygpt.advise.split import Split
+from tinygpt.evaluate.classifiers import Classifier, Linear, Majority, Nearest
+from tinygpt.experiment.models import Trained, classifier, train, write_dataset
+from tinygpt.prepare import tokenizer_for_pairs
+from tinygpt.retrieve import embeddings
+from tinygpt.terminal import progress
+from tinygpt.training.log import read_metrics
+
+MAJORITY, NEAREST, LINEAR = "majority", "nearest neighbours", "linear model: words and characters"
+VECTORS, GPT, PRETRAINED = "linear model with word vectors", "tiny GPT", "pretrained, LoRA"
+ALONE = 20  # lines that are classified one by one, for the time of a line
+STOPPING = 0.1  # share of the training lines by which a GPT stops early
+LONGEST = {GPT: 480, PRETRAINED: 1200}  # characters of a prompt; more are cut
+SPECIAL_TOKENS = 3  # of a pair
+MOST_PASSES = 60  # of a GPT over the training lines
+GPT_BATCH, PRETRAINED_BATCH = 32, 16
+PILOT, PILOT_LINES = {GPT: 30, PRETRAINED: 4}, 20  # iterations, and tested lines
+MOST_STOPPING = {GPT: 1000, PRETRAINED: 64}  # lines by which it stops early
+START_UP = {GPT: 8.0, PRETRAINED: 20.0}  # seconds of a training besides its iterations
+FEWEST = {GPT: 100, PRETRAINED: 40}  # iterations that are worth a try
+PRETRAINED_TESTED = 200  # lines, since each takes a large part of a second
+
+
+class Data(NamedTuple):
+    """The examples: prompts, the index of each label, int64 (n,), and the labels."""
+
+    prompts: list[str]
+    truth: np.ndarray
+    labels: list[str]
+
+    def pick(self, lines: np.ndarray) -> tuple[list[str], np.ndarray]:
+        return [self.prompts[line] for line in lines], self.truth[lines]
+
+    def pairs(self, lines: np.ndarray, longest: int) -> list[tuple[str, str]]:
+        """Return (prompt, label) of some lines, with prompts cut to `longest` characters."""
+        return [(self.prompts[line][:longest], self.labels[self.truth[line]]) for line in lines]
+
+
+def cheap() -> dict[str, Callable[[Sequence[str], np.ndarray, int], Classifier]]:
+    """Return the functions that fit the cheap contenders that can be used here, by name."""
+    fits: dict[str, Callable[..., Classifier]] = {MAJORITY: Majority.fit, NEAREST: Nearest.fit, LINEAR: Linear.fit}
+    if embeddings.installed():
+        fits[VECTORS] = functools.partial(Linear.fit, embed=embeddings.WordLlama().vectors)
+    return fits
+
+
+def measure_cheap(name: str, data: Data, split: Split, subset: float = 1.0) -> dict[str, Any]:
+    """Train and test a cheap contender on each fold; with `subset`, on this share of the training lines."""
+    fit, tested, seconds = cheap()[name], [], []
+    for train_lines, test_lines in progress(split.folds, desc=name):
+        if subset < 1:
+            train_lines = train_lines[split.part(train_lines, subset, seed=1)]
+        began = time.monotonic()
+        fitted = fit(*data.pick(train_lines), len(data.labels))
+        seconds.append(time.monotonic() - began)
+        tested.append(fitted(data.pick(test_lines)[0]))
+    results = outcome(split.tested, np.concatenate(tested), statistics.mean(seconds), one_by_one(fitted, data.prompts))
+    stored = io.BytesIO()
+    torch.save(fitted.state(), stored)
+    return results | {"bytes": len(stored.getvalue())}
+
+
+def outcome(lines: np.ndarray, probabilities: np.ndarray, seconds: float, per_line: float) -> dict[str, Any]:
+    """Make the result of a stage: seconds of a training, and of one line that comes alone."""
+    rounded = [[float(f"{p:.5g}") for p in row] for row in probabilities]
+    return {"lines": lines.tolist(), "probabilities": rounded, "seconds": seconds, "per_line": per_line}
+
+
+def one_by_one(classify: Callable[[Sequence[str]], np.ndarray], prompts: Sequence[str]) -> float:
+    """Return the median of the seconds in which one prompt is classified."""
+    seconds = []
+    for prompt in prompts[:ALONE]:
+        began = time.monotonic()
+        classify([prompt])
+        seconds.append(time.monotonic() - began)
+    return statistics.median(seconds)
+
+
+# ---- language models ----------------------------------------------------------------------------------------------
+
+
+class Training(NamedTuple):
+    """How a language model is trained on these data."""
+
+    name: str  # GPT or PRETRAINED
+    iterations: int
+    context: int  # tokens
+    longest: int  # characters of a prompt; longer ones are cut
+    base: str = ""  # the checkpoint of a pretrained model
+
+    def tested(self, count: int) -> np.ndarray:
+        """Choose which of `count` lines are tested, int64: all, or of a pretrained model some."""
+        most = PRETRAINED_TESTED if self.name == PRETRAINED else count
+        return np.sort(np.random.default_rng(1).permutation(count)[:most])
+
+    def settings(self) -> tuple[str, str, dict[str, Any]]:
+        """Return the command, its preset and its settings."""
+        settings: dict[str, Any] = {"max_iters": self.iterations, "block_size": self.context, "group_by_length": True}
+        settings |= {"eval_interval": max(1, self.iterations // 8), "warmup_iters": max(1, self.iterations // 20)}
+        settings |= {"log_interval": max(1, self.iterations // 20)}
+        if self.name == GPT:
+            return "train", "lab_classifier", settings | {"patience": 3}
+        return "finetune", "finetune_transactions_pretrained", settings | {"ckpt": self.base, "eval_iters": 4}
+
+
+def planned(name: str, data: Data, base: str = "") -> Training:
+    """Choose the context of a language model, so that 19 of 20 prompts fit completely; the others are cut."""
+    longest = min(LONGEST[name], int(np.quantile([len(prompt) for prompt in data.prompts], 0.95)))
+    if not base:
+        return Training(name, PILOT[name], longest + max(map(len, data.labels)) + SPECIAL_TOKENS, longest)
+    encode = tokenizer_for_pairs(base).encode_pair
+    longest_label = max(data.labels, key=len)
+    context = max(len(encode(prompt[:longest], longest_label)) for prompt in data.prompts)
+    return Training(name, PILOT[name], context, longest, base)
+
+
+def fit_language_model(
+    training: Training, data: Data, split: Split, lines: np.ndarray, folder: Path, limit: float = math.inf
+) -> Trained:
+    """Train on some lines, into folder/model, for at most `limit` seconds."""
+    stopping = split.part(lines, min(STOPPING, MOST_STOPPING[training.name] / len(lines)), seed=2)
+    val = lines[stopping] if stopping.any() and not stopping.all() else lines
+    parts = {"train": lines[~stopping] if val is not lines else lines, "val": val, "test": val[:1]}
+    splits = {part: data.pairs(some, training.longest) for part, some in parts.items()}
+    dataset = write_dataset(folder / "data", splits, data.labels)
+    command, preset, settings = training.settings()
+    return train(command, preset, folder / "model", dataset, limit, seed=1, **settings)
+
+
+def measure_language_model(
+    training: Training, data: Data, split: Split, fold: int, folder: Path, limit: float
+) -> dict[str, Any]:
+    """Train on a fold, and classify its tested lines (of a pretrained model, some of them)."""
+    train_lines, test_lines = split.folds[fold]
+    trained = fit_language_model(training, data, split, train_lines, folder, limit)
+    classify, test_lines = classifier(folder / "model", data.labels), test_lines[training.tested(len(test_lines))]
+    prompts = [prompt[: training.longest] for prompt in data.pick(test_lines)[0]]
+    results = outcome(test_lines, classify(prompts), trained.seconds, one_by_one(classify, prompts))
+    return results | {"bytes": trained.bytes, "iterations": training.iterations}
+
+
+def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: float) -> dict[str, float]:
+    """Measure the seconds of an iteration and of a tested line in a short training; infinity if there is no time."""
+    if seconds < 3 * START_UP[training.name]:
+        return {"each": 1e9, "per_line": 0.0}
+    lines = split.folds[0][0]
+    fit_language_model(training, data, split, lines[: 20 * PILOT[training.name]], folder)
+    entries = [entry for entry in read_metrics(folder / "model") if entry["kind"] == "train"]
+    first, last = entries[len(entries) // 2], entries[-1]
+    prompts = [prompt[: training.longest] for prompt in data.pick(lines[:PILOT_LINES])[0]]
+    classify, began = classifier(folder / "model", data.labels), time.monotonic()
+    classify(prompts)
+    per_line = (time.monotonic() - began) / len(prompts)
+    return {"each": (last["seconds"] - first["seconds"]) / (last["step"] - first["step"]), "per_line": per_line}
+
+
+def iterations_for(training: Training, lines: int, seconds: float, each: float) -> int:
+    """Return how many iterations of `each` seconds fit into a training of so many seconds; 0 if too few."""
+    batch = GPT_BATCH if training.name == GPT else PRETRAINED_BATCH
+    fitting = int((seconds - START_UP[training.name]) / each)
+    return min(fitting, MOST_PASSES * lines // batch + 1) if fitting >= FEWEST[training.name] else 0
+
+
+def fit_on_all(name: str, data: Data, split: Split, folder: Path, iterations: int, base: str) -> Classifier | GPTState:
+    """Train a contender on all lines, to be used; iterations: of a language model, which is written into the folder."""
+    every_line = np.arange(len(data.truth))
+    if name in (fits := cheap()):
+        return fits[name](*data.pick(every_line), len(data.labels))
+    training = planned(name, data, base)._replace(iterations=iterations)
+    fit_language_model(training, data, split, every_line, folder / "gpt")
+    return GPTState("gpt/model/ckpt.pt", training.longest)
