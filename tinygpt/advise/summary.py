@@ -96,7 +96,7 @@ class Report:
         points = []
         for stage, result in self.results.items():
             if stage.startswith("learning curve, "):
-                name, _, share = stage.removeprefix("learning curve, ").removesuffix(" of the lines").partition(": ")
+                name, _, share = stage.removeprefix("learning curve, ").removesuffix(" of the lines").rpartition(": ")
                 tested = tested_of([result])
                 points.append(
                     {"name": name, "share": float(share), "right": tested.predicted == self.data.truth[tested.lines]}
@@ -228,8 +228,8 @@ class Report:
             text += f" Careful: {self.split.warning}."
         return Verdict(
             text,
-            "the simplest contender that no other beats by more than chance (a paired test on the lines that both were "
-            f"tested on, p < {judge.CHANCE} for each pair); the majority only if no other is right more often",
+            "the simplest contender that no other beats by more than chance (a paired, one-sided test on the lines that both "
+            f"were tested on, p < {judge.CHANCE} for each pair); the majority only if no other is right more often",
         )
 
     def _threshold(self) -> Verdict:
