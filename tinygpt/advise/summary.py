@@ -228,8 +228,8 @@ class Report:
             text += f" Careful: {self.split.warning}."
         return Verdict(
             text,
-            "the simplest contender that no other beats by more than chance (a paired, one-sided test on the lines that "
-            f"both were tested on, p < {judge.CHANCE} for each pair); the majority only if no other is right more often",
+            "the simplest contender that no other beats by more than chance (a paired, one-sided test on the lines "
+            f"that both saw, p < {judge.CHANCE} for each pair); the majority only if no other is right more often",
         )
 
     def _threshold(self) -> Verdict:
