@@ -24,6 +24,7 @@ EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI
     "sklearn": ("scikit-learn", "eval"),
     "starlette": ("starlette", "serve"),
     "tensorboard": ("tensorboard", "tensorboard"),
+    "threadpoolctl": ("scikit-learn", "eval"),  # which requires it
     "tokenizers": ("tokenizers", "pretrained"),
     "uvicorn": ("uvicorn", "serve"),
     "wordllama": ("wordllama", "retrieve"),

@@ -166,8 +166,9 @@ class Linear(Classifier):
         if len(np.unique(truth)) < 2:
             raise TinyGPTError("all examples have the same label", "add examples of another label")
         self = cls(n_labels, features, embed, absent)
-        self.C, self.reason = choose_c(self, prompts, truth) if C is None else (float(C), "fixed")
-        self._model = regression(self.C).fit(self._learn_features(prompts), truth)
+        with one_thread():
+            self.C, self.reason = choose_c(self, prompts, truth) if C is None else (float(C), "fixed")
+            self._model = regression(self.C).fit(self._learn_features(prompts), truth)
         return self
 
     def _learn_features(self, prompts: Sequence[str]) -> Any:
@@ -200,7 +201,8 @@ class Linear(Classifier):
         classes = self._model.classes_
         probs = np.full((len(prompts), self.n_labels), self.absent)
         if len(prompts):
-            known = self._model.predict_proba(self._features(prompts))
+            with one_thread():
+                known = self._model.predict_proba(self._features(prompts))
             probs[:, classes] = known * (1 - self.absent * (self.n_labels - len(classes)))
         return probs
 
@@ -286,6 +288,12 @@ def vectorizer(name: str, **options: Any) -> Any:
     """Make scikit-learn's TfidfVectorizer of the features `name`. Errors: TinyGPTError if it is not installed."""
     text = library("sklearn.feature_extraction.text", "the linear model" if name == "word" else "a model of n-grams")
     return text.TfidfVectorizer(**FEATURES[name], sublinear_tf=True, **options)
+
+
+def one_thread() -> Any:
+    """Compute with one thread in the body: the features are sparse, and further threads only wait for each other
+    (beside two busy programs on two cores, a fit took 13 times as long with two threads)."""
+    return library("threadpoolctl", "the linear model").threadpool_limits(1)
 
 
 def regression(C: float) -> Any:
