@@ -18,6 +18,8 @@ from tinygpt.experiment.summary import Summary, Table, Verdict
 from tinygpt.terminal import cut, duration, escaped
 
 SHOWN = 60  # characters of a prompt
+FOUND = 0.5  # a label with a lower recall is mostly missed
+MOST = 5  # labels that are named
 PARTS = 5  # in which the threshold is checked, if only one fold is tested
 
 
@@ -61,6 +63,8 @@ class Report:
     def sure(self) -> Sure:
         """Choose the threshold of the advised contender."""
         tested = self.tested[self.advice.name]
+        if self.advice.name == MAJORITY:
+            return Sure(None, 0, 0, len(tested.lines), (0.0, 1.0))
         part_of = np.zeros(len(self.data.truth), dtype=int)
         if len(self.split.folds) > 1:
             for part, (_, test) in enumerate(self.split.folds):
@@ -188,7 +192,7 @@ class Report:
             "Which model for these data, and how good is it?",
             f"{n:,} examples with {self.L} labels: the simplest model that no other beats, tested as it will be used.",
             [*tables, as_table(self.findings)],
-            [self._choice(), self._threshold(), *self._more_labels()],
+            [self._choice(), *self._missed(), self._threshold(), *self._more_labels()],
             "Accuracy of the contenders, with 95 % confidence intervals",
             self._draw,
         )
@@ -222,7 +226,9 @@ class Report:
     def _choice(self) -> Verdict:
         row = next(row for row in self.contenders if row["name"] == self.advice.name)
         text = f"Use {row['name']}: {shown(row['accuracy'], row['accuracy_interval'])} of the answers are right."
-        if len(self.tested) > 1:
+        if row["name"] == MAJORITY:
+            text = "Do not use a model yet: none is right more often than the commonest label alone."
+        elif len(self.tested) > 1:
             text += f" Why: {self.advice.why}."
         if self.split.warning:
             text += f" Careful: {self.split.warning}."
@@ -231,6 +237,19 @@ class Report:
             "the simplest contender that no other beats by more than chance (a paired, one-sided test on the lines "
             f"that both saw, p < {judge.CHANCE} for each pair); the majority only if no other is right more often",
         )
+
+    def _missed(self) -> list[Verdict]:
+        """Warn of labels that are mostly missed, which the accuracy does not show if they are rare."""
+        missed = [row for row in self.per_label() if row["lines"] and row["recall"] < FOUND]
+        if not missed:
+            return []
+        named = ", ".join(f"{escaped(cut(row['label'], 30))} ({100 * row['recall']:.0f} %)" for row in missed[:MOST])
+        more = f" and {len(missed) - MOST} more labels" if len(missed) > MOST else ""
+        text = (
+            f"Mostly missed: {named}{more}. If these are the lines that you look for, do not go by the accuracy: label "
+            "more of them, or flag lines by their probability (docs/FINETUNING.md, a rare label)."
+        )
+        return [Verdict(text, f"labels of which the model finds fewer than {100 * FOUND:.0f} % (recall)")]
 
     def _threshold(self) -> Verdict:
         sure, goal = self.sure, f"{100 * TARGET:.0f} %"
