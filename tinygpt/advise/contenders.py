@@ -1,7 +1,7 @@
 """The contenders, the simplest first: from the commonest label to a pretrained model with LoRA adapters.
 
 Each is trained on the training lines of a fold and tested on its tested lines. Nothing is chosen on tested lines: the
-linear models choose their regularisation by cross-validation within the training lines, and a GPT stops early by a
+linear models choose their regularisation on a third of the training lines, and a GPT stops early by a
 tenth of them, which the split sets apart as it does the tested ones.
 """
 

@@ -25,8 +25,8 @@ FEATURES = {  # TF-IDF of the linear model
     "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"\w+"},
 }
 FIXED_C = 100.0  # inverse regularisation strength; scikit-learn's C = 1 underfits rows of unit length (data/README.md)
-CHOICES = (1.0, 10.0, 100.0)  # of C, for the cross-validation
-FOLDS = 3  # of the cross-validation
+CHOICES = (1.0, 10.0, 100.0)  # of C, in ascending order
+FEWEST = 3  # examples of a label that takes part in the choice of C
 ABSENT = 1e-6  # probability of a label without an example
 NEIGHBOURS = 5
 BATCH = 64  # prompts that are compared with all examples at a time
@@ -158,9 +158,8 @@ class Linear(Classifier):
     ) -> Self:
         """Train on examples. features: keys of FEATURES. embed: a function from texts to static word vectors (n, d).
 
-        C: the inverse regularisation strength; None: that of CHOICES with the lowest log loss in a cross-validation on
-        these examples, without the labels that have fewer than FOLDS. absent: the probability of a label without an
-        example.
+        C: the inverse regularisation strength; None: that of CHOICES with the lowest log loss on a third of these
+        examples, without the labels that have fewer than FEWEST. absent: the probability of a label without an example.
         Errors: TinyGPTError for a single label, for prompts without any feature, and without scikit-learn.
         """
         if len(np.unique(truth)) < 2:
@@ -259,26 +258,24 @@ CLASSIFIERS: dict[str, type[Classifier]] = {each.kind: each for each in (Majorit
 
 
 def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tuple[float, str]:
-    """Choose C from CHOICES by the log loss of a stratified cross-validation, which is deterministic.
+    """Choose C from CHOICES by the log loss on a held-out third of the examples, which is deterministic.
 
-    Returns it and how it was chosen. Labels with fewer than FOLDS examples do not take part.
+    Returns it and how it was chosen. Labels with fewer than FEWEST examples do not take part.
     """
     selection = library("sklearn.model_selection", "the linear model")
-    usable = np.flatnonzero(np.bincount(truth, minlength=untrained.n_labels)[truth] >= FOLDS)
+    usable = np.flatnonzero(np.bincount(truth, minlength=untrained.n_labels)[truth] >= FEWEST)
     if len(set(truth[usable].tolist())) < 2:
-        return FIXED_C, f"fixed, since fewer than two labels have {FOLDS} examples"
-    losses, folds = np.zeros(len(CHOICES)), selection.StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    chosen = [prompts[int(i)] for i in usable]
-    for train, held_out in folds.split(chosen, truth[usable]):
-        fold = Linear(untrained.n_labels, untrained.features, untrained.embed)
-        x = fold._learn_features([chosen[i] for i in train])
-        tested, expected = fold._features([chosen[i] for i in held_out]), truth[usable][held_out]
-        for index, choice in enumerate(CHOICES):
-            model = regression(choice).fit(x, truth[usable][train])
-            columns = np.searchsorted(model.classes_, expected)  # each label is in each fold
-            probs = model.predict_proba(tested)[np.arange(len(expected)), columns]
-            losses[index] -= np.log(np.maximum(probs, 1e-15)).sum()
-    return CHOICES[int(losses.argmin())], f"the lowest log loss of {FOLDS}-fold cross-validation"
+        return FIXED_C, f"fixed, since fewer than two labels have {FEWEST} examples"
+    train, held_out = selection.train_test_split(usable, test_size=1 / 3, random_state=0, stratify=truth[usable])
+    trained = Linear(untrained.n_labels, untrained.features, untrained.embed)
+    x, model, losses = trained._learn_features([prompts[int(i)] for i in train]), regression(1, warm_start=True), []
+    tested = trained._features([prompts[int(i)] for i in held_out])
+    for choice in CHOICES:  # each begins with the weights of the one before
+        model.set_params(C=choice).fit(x, truth[train])
+        columns = np.searchsorted(model.classes_, truth[held_out])  # each label is in both parts
+        probs = model.predict_proba(tested)[np.arange(len(held_out)), columns]
+        losses.append(-np.log(np.maximum(probs, 1e-15)).sum())
+    return CHOICES[int(np.argmin(losses))], "the lowest log loss on a third of the examples"
 
 
 # ---- scikit-learn ----------------------------------------------------------------------------------------------------
@@ -296,8 +293,8 @@ def one_thread() -> Any:
     return library("threadpoolctl", "the linear model").threadpool_limits(1)
 
 
-def regression(C: float) -> Any:
-    return library("sklearn.linear_model", "the linear model").LogisticRegression(C=C, max_iter=1000)
+def regression(C: float, **options: Any) -> Any:
+    return library("sklearn.linear_model", "the linear model").LogisticRegression(C=C, max_iter=1000, **options)
 
 
 def stacked(blocks: list[Any]) -> Any:
