@@ -47,7 +47,7 @@ def advise(config: AdviseConfig) -> None:
     require_installed("tinygpt advise", "sklearn", "jinja2", "matplotlib")
     budget, path, folder = seconds_of(config.budget), Path(config.pairs), Path(config.out_dir)
     data, lines, extra = read_data(config, path)
-    models = {str(path): hashlib.sha256(path.read_bytes()).hexdigest()}
+    models = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     if config.pretrained:
         models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
     settings = {key: getattr(config, key) for key in ("budget", "by", "time", "prompt_field", "response_field")}

@@ -14,46 +14,55 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinygpt.evaluate.classify import confusion_matrix, quality
+from tinygpt.evaluate.classify import confusion_matrix, rates
 from tinygpt.evaluate.share import Z, wilson
 
 CHANCE = 0.05  # one-sided p-value below which a difference is more than chance
 DRAWS = 10_000  # of a permutation test
-RESAMPLES = 1000  # of a bootstrap
 TARGET = 0.95  # accuracy above the threshold
 LEVELS = 20  # thresholds that are tried: those above which 5, 10, ..., 100 % of the lines are
 
 
 def accuracy_interval(right: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % interval of the accuracy: Wilson's, for the effective number of independent lines."""
-    from scipy.stats import t
-
-    n, share = len(right), float(right.mean()) if len(right) else 0.0
-    _, index, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
-    G = len(sizes)
-    if n == G or n == 0:
-        return wilson(share, n)
-    if G == 1:
-        return 0.0, 1.0
-    if 0 < share < 1:
-        sums = np.bincount(index, right - share)
-        variance = G / (G - 1) * float((sums**2).sum()) / n**2
-        effective = min(n, share * (1 - share) / variance) if variance else n
-    else:
-        effective = G  # the variance within clusters is unknown
-    return wilson(share, effective * (Z / float(t.ppf(0.975, G - 1))) ** 2)
+    """Compute the 95 % interval of the accuracy. With few clusters that are wholly right or wrong it is too narrow: at
+    an accuracy of 97 %, 10 clusters and a correlation of 0.3 within them, 80 % of such intervals hold it."""
+    share = float(right.mean()) if len(right) else 0.0
+    return interval(share, (right - share) / max(1, len(right)), clusters)
 
 
 def macro_f1_interval(truth: np.ndarray, predicted: np.ndarray, clusters: np.ndarray, L: int) -> tuple[float, float]:
-    """Compute the 95 % interval of macro-F1: percentiles of a bootstrap over clusters."""
-    generator, (_, index) = np.random.default_rng(1), np.unique(clusters, return_inverse=True)
-    G, cell, values = int(index.max()) + 1, truth * L + predicted, []
-    for _ in range(RESAMPLES):
-        weights = np.bincount(generator.integers(0, G, G), minlength=G)[index]
-        confusion = np.bincount(cell, weights, L * L).reshape(L, L)
-        values.append(quality(confusion)["macro_f1"])
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
+    """Compute the 95 % interval of macro-F1."""
+    confusion = confusion_matrix(truth, predicted, L)
+    occurs, f1 = confusion.sum(axis=0) + confusion.sum(axis=1), rates(confusion)["f1"]
+    influence = (2.0 * (truth == predicted) - f1[truth]) / occurs[truth] - f1[predicted] / occurs[predicted]
+    return interval(float(f1[occurs > 0].mean()), influence / np.count_nonzero(occurs), clusters)
+
+
+def interval(share: float, influence: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """Compute the 95 % interval of a share: Wilson's, for the effective number of independent lines.
+
+    influence: of each line on the share, float64 (n,), with the sum 0: the share's derivative by the line's weight.
+    """
+    n, (G, variance) = len(influence), clustered(influence, clusters)
+    if G < 2:
+        return wilson(share, n) if G == n else (0.0, 1.0)
+    effective = float(G)  # of a share of 0 or 1, which says nothing about the correlation within clusters
+    if 0 < share < 1:
+        effective = min(n, share * (1 - share) / variance) if variance else n
+    return wilson(share, effective if G == n else effective * (Z / student(G)) ** 2)
+
+
+def clustered(influence: np.ndarray, clusters: np.ndarray) -> tuple[int, float]:
+    """Return the number of clusters, and the variance of an estimate from the influence of its lines."""
+    sums = np.bincount(np.unique(clusters, return_inverse=True)[1], influence)
+    return len(sums), float((sums**2).sum())
+
+
+def student(G: int) -> float:
+    """Return the 97.5 % quantile of Student's t distribution, for a variance that was estimated from G clusters."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, G - 1)) * math.sqrt(G / (G - 1))
 
 
 def p_value(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> float:
@@ -120,22 +129,23 @@ class Advice(NamedTuple):
 
 
 def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray, majority: str) -> Advice:
-    """Choose the simplest contender that no other beats by more than chance; the majority only if all are as bad.
+    """Choose the simplest contender that no other beats by more than chance, among those that are right more often than
+    the majority; the majority, if none is.
 
     tested: by name, the simplest first. majority: the name of the contender that always gives the commonest label."""
     beaten: dict[str, list[Comparison]] = {}
+    candidates = list(tested)
     for name in tested:
+        if name not in candidates:
+            continue
         comparisons = compare(tested, truth, clusters, name)
         better = [one for one in comparisons if one.beats]
-        if name == majority and not better:
-            better = [one for one in comparisons if one.gain > 0]
-            if better:
-                beaten[name] = better
-                continue
+        if name == majority and (ahead := [one for one in comparisons if one.gain > 0]):
+            better, candidates = better or ahead, [one.name for one in ahead]
         if not better:
             return Advice(name, reason(name, beaten, comparisons), beaten)
         beaten[name] = better
-    name = max(tested, key=lambda name: float((tested[name].predicted == truth[tested[name].lines]).mean()))
+    name = max(candidates, key=lambda name: float((tested[name].predicted == truth[tested[name].lines]).mean()))
     return Advice(name, "each contender is beaten by another; this one has the highest accuracy", beaten)
 
 
@@ -161,9 +171,14 @@ def reason(name: str, beaten: Mapping[str, Sequence[Comparison]], comparisons: S
 
 def threshold(confidence: np.ndarray, right: np.ndarray, clusters: np.ndarray) -> float | None:
     """Find the lowest confidence at which the lower end of the interval of the accuracy, of the lines that are as
-    confident, is at least TARGET; None if there is none."""
-    levels = np.unique(np.quantile(confidence, np.arange(LEVELS) / LEVELS, method="higher"))
-    for level in levels:
+    confident, is at least TARGET; None if there is none.
+
+    Trying 20 thresholds makes some hold by chance. In simulations of `sure` with 200 to 2000 independent lines, calibrated
+    or overconfident, 0 to 2 % of the data sets got one above which the accuracy is below TARGET (never below 91 %); with
+    10 very different groups 5 %. With 200 lines few get any: 73 answers, all right, are the fewest that are enough."""
+    if not len(confidence):
+        return None
+    for level in np.unique(np.quantile(confidence, np.arange(LEVELS) / LEVELS, method="higher")):
         sure = confidence >= level
         if accuracy_interval(right[sure], clusters[sure])[0] >= TARGET:
             return float(level)
@@ -205,15 +220,14 @@ def sure(confidence: np.ndarray, right: np.ndarray, clusters: np.ndarray, parts:
 
 
 def gain_interval(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % interval of the mean of second - first (paired), by a bootstrap over clusters."""
-    _, index, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
-    sums, generator = np.bincount(index, second.astype(float) - first), np.random.default_rng(1)
-    drawn = generator.integers(0, len(sizes), (RESAMPLES, len(sizes))) if len(sizes) <= 5000 else None
-    if drawn is None:
-        mean, error = sums.sum() / sizes.sum(), float(np.std(sums)) * math.sqrt(len(sums)) / sizes.sum()
-        return mean - Z * error, mean + Z * error
-    low, high = np.percentile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), (2.5, 97.5))
-    return float(low), float(high)
+    """Compute the 95 % interval of the mean of second - first, paired: Student's t, with a line more that is gained and
+    one that is lost (Bonett and Price 2012), so that the interval has a width if no line differs."""
+    difference = np.concatenate([second.astype(float) - first, [1, -1]])
+    clusters = np.concatenate([clusters, clusters.max() + [1, 2]])
+    mean = float(difference.mean())
+    G, variance = clustered((difference - mean) / len(difference), clusters)
+    half = student(G) * math.sqrt(variance)
+    return mean - half, mean + half
 
 
 def confident_errors(tested: Tested, truth: np.ndarray, count: int = 10) -> list[int]:
@@ -221,8 +235,3 @@ def confident_errors(tested: Tested, truth: np.ndarray, count: int = 10) -> list
     wrong = np.flatnonzero(tested.predicted != truth[tested.lines])
     confidence = tested.probabilities.max(axis=1)
     return sorted(wrong.tolist(), key=lambda position: -confidence[position])[:count]
-
-
-def per_label(tested: Tested, truth: np.ndarray, L: int) -> np.ndarray:
-    """Count tested lines by label and answer: the confusion matrix, int64 (L, L)."""
-    return confusion_matrix(truth[tested.lines], tested.predicted, L)

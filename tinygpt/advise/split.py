@@ -19,7 +19,7 @@ FOLDS = 5
 CROSS_VALIDATED = 3000  # lines up to which each is tested once; of more, a fifth is tested
 TESTED = 0.2  # share of the lines, without cross-validation
 FEWEST_GROUPS = 10  # with fewer, an interval says little
-DATES = ("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%y")  # besides ISO 8601
+DATES = ("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%y", "%Y-%m")  # besides ISO 8601
 
 
 class Split(NamedTuple):
@@ -42,7 +42,7 @@ class Split(NamedTuple):
         Returns bool (len(indices),)."""
         if self.order is not None:
             times = self.order[indices]
-            return times > np.quantile(times, 1 - share)
+            return times >= np.quantile(times, 1 - share, method="higher")
         clusters = self.clusters[indices]
         names, sizes = np.unique(clusters, return_counts=True)
         order = np.random.default_rng(seed).permutation(len(names))
@@ -112,7 +112,7 @@ def parsed_times(texts: Sequence[str], column: str) -> np.ndarray:
 
 
 def parsed_time(text: str, column: str, number: int) -> float:
-    for parse in (float, lambda text: datetime.fromisoformat(text).replace(tzinfo=None).timestamp()):
+    for parse in (float, lambda text: datetime.fromisoformat(text).timestamp()):
         try:
             value = parse(text)
         except (ValueError, OverflowError, OSError):

@@ -20,7 +20,7 @@ from tinygpt.terminal import cut, duration, escaped
 SHOWN = 60  # characters of a prompt
 FOUND = 0.5  # a label with a lower recall is mostly missed
 MOST = 5  # labels that are named
-PARTS = 5  # in which the threshold is checked, if only one fold is tested
+PARTS = 5  # in which the threshold is checked, if a single fold was tested
 
 
 def tested_of(results: Sequence[dict[str, Any]]) -> Tested:
@@ -66,16 +66,13 @@ class Report:
         if self.advice.name == MAJORITY:
             return Sure(None, 0, 0, len(tested.lines), (0.0, 1.0))
         part_of = np.zeros(len(self.data.truth), dtype=int)
-        if len(self.split.folds) > 1:
-            for part, (_, test) in enumerate(self.split.folds):
-                part_of[test] = part
-        elif self.split.order is not None:
-            ranks = np.argsort(np.argsort(self.split.order[tested.lines], kind="stable"))
-            part_of[tested.lines] = ranks * PARTS // len(ranks)
-        else:
-            part_of = self.split.clusters % PARTS
+        for part, (_, test) in enumerate(self.split.folds):
+            part_of[test] = part
         confidence, clusters = tested.probabilities.max(axis=1), self.split.clusters[tested.lines]
-        return judge.sure(confidence, self.right(self.advice.name), clusters, part_of[tested.lines])
+        parts = part_of[tested.lines]
+        if len(np.unique(parts)) == 1:
+            parts = np.unique(clusters, return_inverse=True)[1] % PARTS
+        return judge.sure(confidence, self.right(self.advice.name), clusters, parts)
 
     @cached_property
     def contenders(self) -> list[dict[str, Any]]:
@@ -234,8 +231,9 @@ class Report:
             text += f" Careful: {self.split.warning}."
         return Verdict(
             text,
-            "the simplest contender that no other beats by more than chance (a paired, one-sided test on the lines "
-            f"that both saw, p < {judge.CHANCE} for each pair); the majority only if no other is right more often",
+            "of the contenders that are right more often than the majority, the simplest that no other beats by more "
+            f"than chance (a paired, one-sided test on the lines that both were tested on, p < {judge.CHANCE} for each "
+            "pair); the majority, if none is",
         )
 
     def _missed(self) -> list[Verdict]:
