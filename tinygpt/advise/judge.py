@@ -45,11 +45,11 @@ def interval(share: float, influence: np.ndarray, clusters: np.ndarray) -> tuple
     """
     n, (G, variance) = len(influence), clustered(influence, clusters)
     if G < 2:
-        return wilson(share, n) if G == n else (0.0, 1.0)
+        return wilson(share, n) if n == G else (0.0, 1.0)
     effective = float(G)  # of a share of 0 or 1, which says nothing about the correlation within clusters
     if 0 < share < 1:
         effective = min(n, share * (1 - share) / variance) if variance else n
-    return wilson(share, effective if G == n else effective * (Z / student(G)) ** 2)
+    return wilson(share, effective if n == G else effective * (Z / student(G)) ** 2)
 
 
 def clustered(influence: np.ndarray, clusters: np.ndarray) -> tuple[int, float]:
@@ -173,9 +173,9 @@ def threshold(confidence: np.ndarray, right: np.ndarray, clusters: np.ndarray) -
     """Find the lowest confidence at which the lower end of the interval of the accuracy, of the lines that are as
     confident, is at least TARGET; None if there is none.
 
-    Trying 20 thresholds makes some hold by chance. In simulations of `sure` with 200 to 2000 independent lines, calibrated
-    or overconfident, 0 to 2 % of the data sets got one above which the accuracy is below TARGET (never below 91 %); with
-    10 very different groups 5 %. With 200 lines few get any: 73 answers, all right, are the fewest that are enough."""
+    Some of the 20 hold by chance. In simulations of `sure` with 200 to 2000 independent lines, calibrated or not, 0 to
+    2 % of the data sets got a threshold above which the accuracy is below TARGET (but above 91 %); with 10 groups that
+    differ much, 5 %. With 200 lines few get any, since it takes 73 answers that are all right."""
     if not len(confidence):
         return None
     for level in np.unique(np.quantile(confidence, np.arange(LEVELS) / LEVELS, method="higher")):
@@ -222,8 +222,8 @@ def sure(confidence: np.ndarray, right: np.ndarray, clusters: np.ndarray, parts:
 def gain_interval(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
     """Compute the 95 % interval of the mean of second - first, paired: Student's t, with a line more that is gained and
     one that is lost (Bonett and Price 2012), so that the interval has a width if no line differs."""
-    difference = np.concatenate([second.astype(float) - first, [1, -1]])
-    clusters = np.concatenate([clusters, clusters.max() + [1, 2]])
+    difference = np.append(second.astype(float) - first, [1, -1])
+    clusters = np.append(clusters, clusters.max() + np.array([1, 2]))
     mean = float(difference.mean())
     G, variance = clustered((difference - mean) / len(difference), clusters)
     half = student(G) * math.sqrt(variance)

@@ -5,6 +5,7 @@ both sides: how good is the model for customers that it has not seen? By time, t
 it next month? At random, lines with the same prompt (but for case, spacing and punctuation) are on the same side.
 """
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
@@ -108,20 +109,15 @@ def clusters_of(names: Sequence[str]) -> np.ndarray:
 
 def parsed_times(texts: Sequence[str], column: str) -> np.ndarray:
     """Convert dates (ISO 8601, or 31.12.2025) or numbers to float64 (n,). Errors: TinyGPTError that names a line."""
+    with contextlib.suppress(ValueError):
+        values = np.array([float(text) for text in texts])
+        if np.isfinite(values).all():
+            return values
     return np.array([parsed_time(text.strip(), column, number) for number, text in enumerate(texts, start=1)])
 
 
 def parsed_time(text: str, column: str, number: int) -> float:
-    for parse in (float, lambda text: datetime.fromisoformat(text).timestamp()):
-        try:
-            value = parse(text)
-        except (ValueError, OverflowError, OSError):
-            continue
-        if np.isfinite(value):
-            return float(value)
-    for form in DATES:
-        try:
-            return datetime.strptime(text, form).timestamp()
-        except (ValueError, OverflowError, OSError):
-            continue
+    for parse in (datetime.fromisoformat, *((lambda text, form=form: datetime.strptime(text, form)) for form in DATES)):
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            return parse(text).timestamp()
     raise TinyGPTError(f"example {number}: {column} {text[:30]!r} is not a date", "write dates as 2025-12-31")

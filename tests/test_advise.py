@@ -1,0 +1,417 @@
+"""`tinygpt advise`: its statistics by hand and against scipy, its splits, and the command from the file to the labels."""
+
+import csv
+import itertools
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import PATIENCE, needs_fork, ok, refused, until
+from scipy import stats
+
+from tinygpt.advise import contenders, judge, labeller, summary
+from tinygpt.advise.contenders import GPT, MAJORITY, Data
+from tinygpt.advise.split import Split, parsed_times, split
+from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.share import Z, wilson
+
+pytest.importorskip("sklearn")
+
+
+def bools(text: str) -> np.ndarray:
+    """1 for true, 0 for false."""
+    return np.array([letter == "1" for letter in text])
+
+
+def alone(n: int) -> np.ndarray:
+    """Clusters of one line each."""
+    return np.arange(n)
+
+
+# ---- intervals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("right, n", [(33, 40), (40, 40), (0, 7), (1, 1)])
+def test_the_interval_of_independent_lines_is_wilsons(right: int, n: int) -> None:
+    expected = stats.binomtest(right, n).proportion_ci(method="wilson")
+    assert judge.accuracy_interval(np.arange(n) < right, alone(n)) == pytest.approx((expected.low, expected.high))
+
+
+def test_clusters_count_as_fewer_lines() -> None:
+    # Ten clusters of four lines, all alike within a cluster: ten independent lines, in 9 degrees of freedom.
+    right, clusters = np.repeat(bools("1111111000"), 4), np.repeat(np.arange(10), 4)
+    effective = 9 * (Z / stats.t.ppf(0.975, 9)) ** 2
+    assert judge.accuracy_interval(right, clusters) == pytest.approx(wilson(0.7, effective))
+    # Each cluster is right as often as all are: the cap of 40 lines, not infinitely many.
+    even = np.tile(bools("1110"), 10)
+    assert judge.accuracy_interval(even, clusters) == pytest.approx(wilson(0.75, 36 * (Z / stats.t.ppf(0.975, 9)) ** 2))
+    assert judge.accuracy_interval(np.ones(40, bool), clusters) == pytest.approx(wilson(1, effective))
+    assert judge.accuracy_interval(even, np.zeros(40, int)) == (0, 1)  # one group says nothing about others
+    assert judge.accuracy_interval(even[:0], clusters[:0]) == (0, 1)
+
+
+def test_the_interval_of_macro_f1() -> None:
+    draw = np.random.default_rng(0)
+    truth = draw.choice(3, 400, p=[0.6, 0.3, 0.1])
+    predicted = np.where(draw.random(400) < 0.8, truth, draw.integers(0, 3, 400))
+
+    def macro_f1(lines: np.ndarray) -> float:
+        both = [(predicted[lines] == label, truth[lines] == label) for label in range(3)]
+        return float(np.mean([2 * (p & t).sum() / (p.sum() + t.sum()) for p, t in both]))
+
+    low, high = judge.macro_f1_interval(truth, predicted, alone(400), 4)  # the fourth label occurs nowhere
+    resampled = np.percentile([macro_f1(draw.integers(0, 400, 400)) for _ in range(500)], [2.5, 97.5])
+    assert low < macro_f1(alone(400)) < high
+    assert (low, high) == pytest.approx(resampled, abs=0.015)
+    # All right, which a bootstrap takes for certain.
+    assert judge.macro_f1_interval(truth[:40], truth[:40], alone(40), 3) == pytest.approx(wilson(1, 40))
+    wide = judge.macro_f1_interval(np.repeat(truth, 4), np.repeat(predicted, 4), np.repeat(alone(400), 4), 3)
+    assert wide == pytest.approx((low, high), abs=0.003)  # the same lines four times are no evidence
+
+
+def test_the_interval_of_a_gain() -> None:
+    first, second = bools("1100" * 10), bools("1110" * 10)
+    low, high = judge.gain_interval(first, second, alone(40))
+    d = np.array([0, 0, 1, 0] * 10 + [1, -1])
+    expected = stats.ttest_1samp(d, 0).confidence_interval()
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    low, high = judge.gain_interval(first, first, alone(40))
+    assert low < -0.02 and high > 0.02
+
+
+# ---- the paired test and the rule -----------------------------------------------------------------------------------
+
+
+def test_the_paired_test_is_mcnemars_for_independent_lines() -> None:
+    first, second = bools("1111111100001"), bools("0000000111111")  # 7 gained, 4 lost
+    expected = stats.binomtest(7, 11, alternative="greater").pvalue
+    assert judge.p_value(first, second, alone(13)) == pytest.approx(expected)
+    assert judge.p_value(first, first, alone(13)) == 1
+
+
+def test_the_paired_test_flips_whole_clusters() -> None:
+    sums, sizes = [3, 2, -1, 4, 1, 0, 2], 5  # differences of seven clusters
+    first = np.concatenate([np.arange(sizes) < max(0, total) for total in sums])
+    second = np.concatenate([np.arange(sizes) < max(0, -total) for total in sums])
+    flips = itertools.product((-1, 1), repeat=len(sums))
+    exact = np.mean([np.dot(signs, sums) >= sum(sums) for signs in flips])
+    clusters = np.repeat(np.arange(len(sums)), sizes)
+    assert judge.p_value(first, second, clusters) == pytest.approx(exact, abs=0.01)
+    assert judge.p_value(first, second, alone(len(first))) < exact / 5  # as if the lines were independent
+    # Many clusters: the normal approximation of the same test.
+    many = judge.p_value(np.tile(first, 400), np.tile(second, 400), np.arange(400 * len(first)) // sizes)
+    assert many < 1e-9
+    assert judge.p_value(np.tile(second, 400), np.tile(first, 400), np.arange(14000) // sizes) > 1 - 1e-9
+
+
+def contender(right: str) -> judge.Tested:
+    """The answers to lines whose label is always 1; a space: not tested."""
+    lines = np.array([place for place, letter in enumerate(right) if letter != " "])
+    return judge.Tested(lines, np.array([[0.2, 0.8] if letter == "1" else [0.8, 0.2] for letter in right if letter != " "]))
+
+
+@pytest.mark.parametrize(
+    "expected, contenders",
+    [
+        ("a", {"majority": "1" * 20 + "0" * 20, "a": "1" * 38 + "00", "b": "1" * 40}),  # b may be better by chance
+        ("b", {"majority": "1" * 20 + "0" * 20, "a": "1" * 30 + "0" * 10, "b": "1" * 40}),
+        ("majority", {"majority": "1" * 20 + "0" * 20, "a": "1" * 20 + "0" * 20, "b": "1" * 19 + "0" * 21}),
+        ("b", {"majority": "1" * 20 + "0" * 20, "a": "1" * 18 + "0" * 22, "b": "1" * 21 + "0" * 19}),  # a is no way out
+        ("a", {"majority": "1" * 20 + "0" * 20, "a": "1" * 34 + "0" * 6, "b": " " * 36 + "1111"}),  # few lines
+        ("b", {"majority": "1" * 20 + "0" * 20, "a": "1" * 30 + "0" * 10, "b": " " * 30 + "1" * 10}),
+    ],
+)
+def test_the_rule(expected: str, contenders: dict[str, str]) -> None:
+    tested = {name: contender(right) for name, right in contenders.items()}
+    assert judge.advise(tested, np.ones(40, int), alone(40), MAJORITY).name == expected
+
+
+# ---- the threshold --------------------------------------------------------------------------------------------------
+
+
+def test_the_threshold_is_the_lowest_that_holds() -> None:
+    confidence, right = np.arange(1000) / 1000, np.arange(1000) >= 320
+    at = judge.threshold(confidence, right, alone(1000))
+    assert at == 0.3  # 680 of 700 are right, which is at least 95.9 %; above 0.25, 680 of 750, at most 92.6 %
+    assert wilson(680 / 700, 700)[0] > 0.95 > wilson(680 / 750, 750)[1]
+    assert judge.threshold(confidence[:72], np.ones(72, bool), alone(72)) is None
+    assert judge.threshold(confidence[:73], np.ones(73, bool), alone(73)) == 0
+    assert judge.threshold(confidence[:0], right[:0], alone(0)) is None
+    assert judge.threshold(confidence, right, np.arange(1000) % 8) is None  # 8 groups
+
+
+def test_the_threshold_must_hold_on_other_lines() -> None:
+    confidence, right, parts = np.arange(1000) / 1000, np.arange(1000) >= 320, np.arange(1000) % 5
+    assert judge.sure(confidence, right, alone(1000), parts).threshold == 0.3
+    # Part 0, of a fifth of the lines, is wrong where the others are right.
+    bad = np.where(parts == 0, np.arange(1000) % 4 > 0, True)
+    assert judge.threshold(confidence, bad, alone(1000)) is None
+    assert not judge.sure(confidence, bad, alone(1000), parts).keeps
+    assert judge.sure(confidence, right, alone(1000), np.zeros(1000, int)).threshold is None  # nothing to check it on
+
+
+def test_the_promise_of_the_threshold() -> None:
+    """Overconfident, no threshold is right: it is found by chance in few data sets."""
+    draw, found = np.random.default_rng(0), 0
+    for _ in range(60):
+        confidence, right = draw.random(300), draw.random(300) < 0.93
+        found += judge.sure(confidence, right, alone(300), alone(300) % 5).threshold is not None
+    assert found <= 4
+
+
+def test_a_language_model_that_was_tested_on_one_fold_can_have_a_threshold() -> None:
+    lines = alone(1000)
+    divided = Split("", [(lines[lines % 5 != k], lines[lines % 5 == k]) for k in range(5)], lines, None)
+    probabilities = [[0.999, 0.001]] * 200
+    results = {GPT + ", fold 1 of 1": {"lines": list(range(0, 1000, 5)), "probabilities": probabilities}}
+    data = Data([str(line) for line in lines], np.zeros(1000, int), ["a", "b"])
+    assert summary.Report(data, divided, results, list(range(1000))).sure.threshold == 0.999
+
+
+# ---- splits ---------------------------------------------------------------------------------------------------------
+
+PROMPTS = [f"{word} {n // 2}{'?' * (n % 2)}" for n, word in enumerate(["card", "loan", "mail"] * 30)]
+TRUTH = np.arange(90) % 3
+
+
+def check(divided: Split, keys: list[Any]) -> None:
+    """Nothing with the same key is in training and in the test, and no line is tested twice."""
+    for train, test in divided.folds:
+        assert len(train) and len(test) and sorted([*train, *test]) == list(range(len(keys)))
+        assert not {keys[line] for line in train} & {keys[line] for line in test}
+    assert len(set(divided.tested)) == len(divided.tested)
+
+
+def test_equal_prompts_are_on_one_side_and_each_line_is_tested_once() -> None:
+    prompts = [f"Card {n // 3}" + ["", "?", " !"][n % 3] for n in range(90)]
+    divided = split(prompts, TRUTH, None, None)
+    check(divided, [n // 3 for n in range(90)])
+    assert sorted(divided.tested) == list(range(90)) and len(divided.folds) == 5
+    inner = divided.part(divided.folds[0][0], 0.25, seed=1)
+    kept, rest = divided.folds[0][0][inner], divided.folds[0][0][~inner]
+    assert 12 <= len(kept) <= 18 and not {n // 3 for n in kept} & {n // 3 for n in rest}
+    many = split([f"{n} x" for n in range(3100)], np.arange(3100) % 2, None, None)
+    assert len(many.folds) == 1 and len(many.tested) == 620
+
+
+def test_no_group_is_on_both_sides() -> None:
+    groups = [f"customer {n % 12}" for n in range(90)]
+    divided = split(PROMPTS, TRUTH, groups, None)
+    check(divided, groups)
+    assert sorted(divided.tested) == list(range(90)) and not divided.warning
+    few = split(PROMPTS, TRUTH, [f"{n % 3}" for n in range(90)], None)
+    assert len(few.folds) == 3 and "only 3 groups" in few.warning
+    with pytest.raises(TinyGPTError, match="all lines are in one group"):
+        split(PROMPTS, TRUTH, ["a"] * 90, None)
+
+
+@pytest.mark.parametrize("distinct", [2, 7, 30, 90])
+def test_the_newest_are_tested_and_equal_times_are_on_one_side(distinct: int) -> None:
+    times = np.random.default_rng(1).permutation(90) * distinct // 90
+    divided = split(PROMPTS, TRUTH, None, times.astype(float))
+    check(divided, times.tolist())
+    (train, test), *others = divided.folds
+    assert not others and times[train].max() < times[test].min() and len(test) >= 18
+    newest = divided.part(train, 0.25, seed=1)
+    assert newest.any()  # however many lines share the newest time
+    assert newest.all() or times[train[newest]].min() > times[train[~newest]].max()
+
+
+def test_equal_times_are_no_split_by_time() -> None:
+    with pytest.raises(TinyGPTError, match="all lines have the same time"):
+        split(PROMPTS, TRUTH, None, np.ones(90))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["2024-12-31", "2025-01-02", "2025-11-01"],
+        ["31.12.2024", "02.01.2025", "1.11.2025"],
+        ["31.12.24", "02.01.25", "01.11.25"],
+        ["2024-12-31 10:00", "2024-12-31T11:30:00", "2024-12-31 12:00:00"],
+        ["2025-01-01T02:00+03:00", "2025-01-01T00:00+00:00", "2025-01-01T00:00-01:00"],
+        ["2024-12", "2025-01", "2025-11"],
+        ["9", "10", "1e3"],
+    ],
+)
+def test_times(texts: list[str]) -> None:
+    times = parsed_times(texts, "day")
+    assert times[0] < times[1] < times[2]
+
+
+@pytest.mark.parametrize("text", ["12/31/2025", "yesterday", "31.31.2025", "nan", "inf", "2025-13-01"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(TinyGPTError, match="example 2: day .* is not a date"):
+        parsed_times(["2025-01-01", text], "day")
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+FAST = ["--budget=20s"]  # too little for a GPT
+
+
+def rows(n: int = 48, seed: int = 1) -> list[dict[str, str]]:
+    """Examples in which a word shows the label, nearly always."""
+    draw, made = random.Random(seed), []
+    for number in range(n):
+        label = ["card", "loan"][number % 2]
+        word = label if draw.random() < 0.9 else "thing"
+        prompt = f"{word} {draw.choice('abcdefgh')}{number}"
+        made.append({"prompt": prompt, "response": label, "who": f"c{number % 12}", "day": f"2025-01-{1 + number % 25}"})
+    for row in made:
+        row["day"] = f"2025-01-{int(row['day'].rpartition('-')[2]):02}"
+    return made
+
+
+def write(path: Path, examples: list[dict[str, str]]) -> Path:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(examples[0]))
+        writer.writeheader()
+        writer.writerows(examples)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "pairs.csv", rows())
+    return tmp_path
+
+
+def advice(work: Path, *flags: str) -> dict[str, Any]:
+    """What --json prints, without what is measured in seconds."""
+    values = json.loads(ok(work, "advise", "pairs.csv", *FAST, "--json", *flags).out)
+    for row in values["contenders"]:
+        del row["seconds"], row["per_line"]
+    assert set(values.pop("left_out")) == {GPT}  # with the seconds that it lacks
+    return dict(values)
+
+
+def test_from_examples_to_labels(folder: Path) -> None:
+    said = ok(folder, "advise", "pairs.csv", *FAST).out
+    assert "verdict: Use " in said and "tinygpt label new.csv --model=out-advise" in said and "Left out: tiny GPT" in said
+    out = folder / "out-advise"
+    assert {"advise.json", "advise.html", "advise.png", "model.pt"} <= {path.name for path in out.iterdir()}
+    write(folder / "new.csv", [{"prompt": prompt} for prompt in ("my card z", "a loan z", "LOAN")])
+    ok(folder, "label", "new.csv", "--model=out-advise", "-o", "labelled.csv")
+    with open(folder / "labelled.csv", newline="") as file:
+        labelled = list(csv.DictReader(file))
+    assert [row["label"] for row in labelled] == ["card", "loan", "loan"]
+    model = labeller.load(out)
+    answers = model.label([row["prompt"] for row in labelled])
+    assert [row["probability"] for row in labelled] == [f"{answer.probability:.6f}" for answer in answers]
+    stored = (out / "advise.json").read_bytes(), (out / "model.pt").read_bytes()
+    values = advice(folder)  # the same command again
+    assert ((out / "advise.json").read_bytes(), (out / "model.pt").read_bytes()) == stored
+    by_name = {row["name"]: row for row in values["contenders"]}
+    assert by_name[MAJORITY]["lines"] == 48
+    assert by_name[model.about["contender"]]["accuracy"] == model.about["accuracy"] > 0.8
+    # Another file of the same name, and other settings.
+    (folder / "other").mkdir()
+    write(folder / "other" / "pairs.csv", rows(seed=2))
+    assert "is not the one that out-advise was made with" in refused(folder, "advise", "other/pairs.csv", *FAST)
+    write(folder / "more.csv", rows(60))
+    assert "holds results of advise pairs.csv" in refused(folder, "advise", "more.csv", *FAST)
+    for flag in ("--budget=30s", "--by=who", "--time=day"):
+        assert "holds results of" in refused(folder, "advise", "pairs.csv", flag)
+
+
+@pytest.mark.parametrize("flag, how", [("--by=who", "by group"), ("--time=day", "by time: the newest")])
+def test_groups_and_times(folder: Path, flag: str, how: str) -> None:
+    values = advice(folder, flag)
+    assert how in values["split"]["how"]
+    assert values["contenders"][0]["lines"] == (48 if flag == "--by=who" else 10)
+
+
+def test_old_lines_with_a_single_label_are_no_obstacle(folder: Path) -> None:
+    """The learning curve has few of them, too."""
+    examples = sorted(rows(), key=lambda row: row["response"])
+    write(folder / "pairs.csv", [{**row, "day": str(place)} for place, row in enumerate(examples)])
+    rare = [{**row, "response": "card" if place > 2 else "loan"} for place, row in enumerate(rows(24))]
+    write(folder / "rare.csv", rare)
+    assert advice(folder, "--time=day")["contenders"]
+    ok(folder, "advise", "rare.csv", *FAST, "--out_dir=rare")
+
+
+@needs_fork
+def test_killed_and_started_again(folder: Path, harness: Any) -> None:
+    write(harness.folder / "pairs.csv", rows())
+    command = ["advise", "pairs.csv", *FAST]
+    child = harness.fork(command)
+    until(lambda: "linear model" in child.output, PATIENCE)
+    child.kill()
+    expected, actual = advice(folder), advice(harness.folder)
+    assert actual == expected
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change, flags, message",
+    [
+        ({"response": "card"}, [], "all examples have the label 'card'"),
+        ({"response": "{n} words of an answer"}, [], "48 different responses to 48 prompts are free text"),
+        ({}, ["--by=customer"], "no column customer; the columns are prompt, response, who, day"),
+        ({}, ["--time=date"], "no column date; the columns are"),
+        ({}, ["--prompt_field=text"], "text"),
+        ({}, ["--by=who", "--time=day"], "give --by or --time, not both"),
+        ({}, ["--budget=1s"], "a budget of 1s is too short"),
+        ({}, ["--budget=soon"], "a time such as 90s, 10m or 1h"),
+        ({"day": "12/{n}/2025"}, ["--time=day"], "example 1: day '12/0/2025' is not a date"),
+        ({"day": "5"}, ["--time=day"], "all lines have the same time"),
+        ({"who": "anna"}, ["--by=who"], "all lines are in one group"),
+        ({"who": ""}, ["--by=who"], "example 1 has no who"),
+        ({"prompt": " "}, [], "prompt"),
+        ({"response": ""}, [], "response"),
+        ({}, ["--pretrained=nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input(tmp_path: Path, change: dict[str, str], flags: list[str], message: str) -> None:
+    changed = [row | {key: value.format(n=n) for key, value in change.items()} for n, row in enumerate(rows())]
+    write(tmp_path / "pairs.csv", changed)
+    assert message in refused(tmp_path, "advise", "pairs.csv", *flags)
+
+
+def test_two_examples_and_no_file(tmp_path: Path) -> None:
+    write(tmp_path / "pairs.csv", rows(2))
+    assert "2 examples are too few" in refused(tmp_path, "advise", "pairs.csv")
+    assert "none.csv" in refused(tmp_path, "advise", "none.csv")
+
+
+# ---- a GPT ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
+    """The label is the first letter of the prompt."""
+    draw = random.Random(3)
+    prompts = [f"{'ab'[n % 2]}{draw.randrange(100):02}" for n in range(120)]
+    data = Data(prompts, np.arange(120) % 2, ["left", "right"])
+    divided = split(prompts, data.truth, None, None)
+    training = contenders.planned(GPT, data)
+    timing = contenders.pilot(training, data, divided, tmp_path / "pilot", 100)
+    assert 0 < timing["each"] < 5 and 0 < timing["per_line"] < 5
+    assert contenders.pilot(training, data, divided, tmp_path / "no", 1)["each"] == 1e9 and not (tmp_path / "no").exists()
+    training = training._replace(iterations=150)
+    result = contenders.measure_language_model(training, data, divided, 0, tmp_path / "gpt-1", PATIENCE)
+    assert result["lines"] == divided.folds[0][1].tolist()
+    right = np.argmax(result["probabilities"], axis=1) == data.truth[result["lines"]]
+    assert right.mean() > 0.9
+    kept = contenders.fit_on_all(GPT, data, divided, tmp_path, 150, "")
+    labeller.save(tmp_path, kept, data.labels, 0.6)
+    write(tmp_path / "new.csv", [{"prompt": "a77"}, {"prompt": "b77"}])
+    said = ok(tmp_path, "label", "new.csv", "--model=.").out
+    assert [row["label"] for row in csv.DictReader(said.splitlines())] == ["left", "right"]
+    assert labeller.load(tmp_path).kind == "gpt"
+
+
+@pytest.mark.slow
+def test_a_gpt_within_the_budget(folder: Path) -> None:
+    write(folder / "pairs.csv", rows(120))
+    values = json.loads(ok(folder, "advise", "pairs.csv", "--budget=3m", "--json").out)
+    gpt = next(row for row in values["contenders"] if row["name"] == GPT)
+    assert gpt["lines"] in (24, 48, 72, 96, 120) and gpt["bytes"] > 1e5 and not values["left_out"]
+    assert labeller.load(folder / "out-advise").about["contender"] == values["advice"]["name"]
