@@ -1,4 +1,4 @@
-"""`tinygpt advise`: its statistics by hand and against scipy, its splits, and the command from the file to the labels."""
+"""`tinygpt advise`: its statistics by hand and against scipy, its splits, and the command, from examples to labels."""
 
 import csv
 import itertools
@@ -110,7 +110,9 @@ def test_the_paired_test_flips_whole_clusters() -> None:
 def contender(right: str) -> judge.Tested:
     """The answers to lines whose label is always 1; a space: not tested."""
     lines = np.array([place for place, letter in enumerate(right) if letter != " "])
-    return judge.Tested(lines, np.array([[0.2, 0.8] if letter == "1" else [0.8, 0.2] for letter in right if letter != " "]))
+    return judge.Tested(
+        lines, np.array([[0.2, 0.8] if letter == "1" else [0.8, 0.2] for letter in right if letter != " "])
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_the_threshold_is_the_lowest_that_holds() -> None:
     assert judge.threshold(confidence[:72], np.ones(72, bool), alone(72)) is None
     assert judge.threshold(confidence[:73], np.ones(73, bool), alone(73)) == 0
     assert judge.threshold(confidence[:0], right[:0], alone(0)) is None
-    assert judge.threshold(confidence, right, np.arange(1000) % 8) is None  # 8 groups
+    assert judge.threshold(confidence, right, np.arange(1000) // 125) is None  # of 8 groups
 
 
 def test_the_threshold_must_hold_on_other_lines() -> None:
@@ -244,7 +246,7 @@ def test_times(texts: list[str]) -> None:
 
 @pytest.mark.parametrize("text", ["12/31/2025", "yesterday", "31.31.2025", "nan", "inf", "2025-13-01"])
 def test_other_times_are_refused(text: str) -> None:
-    with pytest.raises(TinyGPTError, match="example 2: day .* is not a date"):
+    with pytest.raises(TinyGPTError, match=r"example 2: day .* is not a date"):
         parsed_times(["2025-01-01", text], "day")
 
 
@@ -260,7 +262,9 @@ def rows(n: int = 48, seed: int = 1) -> list[dict[str, str]]:
         label = ["card", "loan"][number % 2]
         word = label if draw.random() < 0.9 else "thing"
         prompt = f"{word} {draw.choice('abcdefgh')}{number}"
-        made.append({"prompt": prompt, "response": label, "who": f"c{number % 12}", "day": f"2025-01-{1 + number % 25}"})
+        made.append(
+            {"prompt": prompt, "response": label, "who": f"c{number % 12}", "day": f"2025-01-{1 + number % 25}"}
+        )
     for row in made:
         row["day"] = f"2025-01-{int(row['day'].rpartition('-')[2]):02}"
     return made
@@ -291,7 +295,9 @@ def advice(work: Path, *flags: str) -> dict[str, Any]:
 
 def test_from_examples_to_labels(folder: Path) -> None:
     said = ok(folder, "advise", "pairs.csv", *FAST).out
-    assert "verdict: Use " in said and "tinygpt label new.csv --model=out-advise" in said and "Left out: tiny GPT" in said
+    assert (
+        "verdict: Use " in said and "tinygpt label new.csv --model=out-advise" in said and "Left out: tiny GPT" in said
+    )
     out = folder / "out-advise"
     assert {"advise.json", "advise.html", "advise.png", "model.pt"} <= {path.name for path in out.iterdir()}
     write(folder / "new.csv", [{"prompt": prompt} for prompt in ("my card z", "a loan z", "LOAN")])
@@ -394,7 +400,9 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
     training = contenders.planned(GPT, data)
     timing = contenders.pilot(training, data, divided, tmp_path / "pilot", 100)
     assert 0 < timing["each"] < 5 and 0 < timing["per_line"] < 5
-    assert contenders.pilot(training, data, divided, tmp_path / "no", 1)["each"] == 1e9 and not (tmp_path / "no").exists()
+    assert (
+        contenders.pilot(training, data, divided, tmp_path / "no", 1)["each"] == 1e9 and not (tmp_path / "no").exists()
+    )
     training = training._replace(iterations=150)
     result = contenders.measure_language_model(training, data, divided, 0, tmp_path / "gpt-1", PATIENCE)
     assert result["lines"] == divided.folds[0][1].tolist()
@@ -411,7 +419,7 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_gpt_within_the_budget(folder: Path) -> None:
     write(folder / "pairs.csv", rows(120))
-    values = json.loads(ok(folder, "advise", "pairs.csv", "--budget=3m", "--json").out)
+    values = json.loads(ok(folder, "advise", "pairs.csv", "--budget=2m", "--json").out)
     gpt = next(row for row in values["contenders"] if row["name"] == GPT)
     assert gpt["lines"] in (24, 48, 72, 96, 120) and gpt["bytes"] > 1e5 and not values["left_out"]
     assert labeller.load(folder / "out-advise").about["contender"] == values["advice"]["name"]

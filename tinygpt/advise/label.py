@@ -76,7 +76,7 @@ def read(config: LabelConfig) -> tuple[list[dict[str, Any]], list[str], str]:
     read_entries = list(converted([path], config, lambda entry: (entry, text_of(entry, config.prompt_field))))
     entries = [entry for entry, _ in read_entries if isinstance(entry, dict)]  # others are errors
     separator = ","
-    if ending == ".csv":
+    if ending == ".csv" and any(len(entry) > 1 for entry in entries):  # a single column has no separator
         with open(path, encoding=config.encoding, newline="") as file:
             separator = separator_of(file.readline().removeprefix("\ufeff"), config)
     return entries, [prompt for _, prompt in read_entries], separator
