@@ -23,6 +23,7 @@ from tinygpt.advise.labeller import GPTState, load, save
 from tinygpt.checkpoint import store
 from tinygpt.evaluate.classifiers import Linear, Majority, Nearest
 from tinygpt.experiment.models import classifier
+from tinygpt.files import file_lock
 
 LABELS = ["person", "place", "time"]
 WORDS = dict(zip(LABELS, ("who", "where", "when"), strict=True))
@@ -209,6 +210,18 @@ def test_mistakes_are_one_sentence_and_nothing_is_written(
     message = refused(work, "label", name, "--model=model", *flags).replace("\n", " ")
     assert re.search(problem, message), message
     assert "no such file" in refused(work, "label", "none.csv", "--model=model")
+
+
+def test_a_file_has_one_writer(work: Path) -> None:
+    (work / "new.txt").write_text("who is aaa?")
+    (work / "out.csv").write_text("old")
+    command = ("label", "new.txt", "--model=model", "-o", "out.csv")
+    with file_lock(work / "out.csv", "test"):
+        message = refused(work, *command)
+    assert "out.csv is in use by process" in message and "choose another -o" in message
+    assert (work / "out.csv").read_text() == "old"
+    ok(work, *command)
+    assert rows((work / "out.csv").read_text())[0]["label"] == "person"
 
 
 def test_damaged_foreign_newer_and_ordinary_files_are_refused(work: Path, tiny_run: Path) -> None:

@@ -21,7 +21,7 @@ from tinygpt.data.text_files import decoding_error, require_encoding
 from tinygpt.data.workbook import UNREADABLE
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import write_csv
-from tinygpt.files import byte_order_mark, file_error, replacing, require_writable, strict_json
+from tinygpt.files import byte_order_mark, file_error, file_lock, replacing, require_writable, strict_json
 
 STDIN = "-"
 ADDED = ("label", "probability", "sure")
@@ -49,15 +49,16 @@ def label(config: LabelConfig) -> None:
     added = distinct([*columns, *ADDED])[len(columns) :]
     if taken := [name for name in ADDED if name not in added]:
         terminal.print_error(f"note: the input has {', '.join(map(repr, taken))}; added {', '.join(map(repr, added))}")
-    answers = labelled(labeller, prompts)
     text = io.StringIO(newline="")
     write = write_json if ending == ".jsonl" else write_table
-    write(text, columns, added, entries, answers, separator)
-    if config.output:
-        with replacing(out) as file:
-            file.write(text.getvalue().encode())
-    else:
-        sys.stdout.write(text.getvalue())
+    with file_lock(out, "choose another -o") if config.output else contextlib.nullcontext():
+        answers = labelled(labeller, prompts)
+        write(text, columns, added, entries, answers, separator)
+        if config.output:
+            with replacing(out) as file:
+                file.write(text.getvalue().encode())
+        else:
+            sys.stdout.write(text.getvalue())
     terminal.print_error(summary(labeller, answers, config.output))
 
 
