@@ -296,7 +296,9 @@ def advice(work: Path, *flags: str) -> dict[str, Any]:
 def test_from_examples_to_labels(folder: Path) -> None:
     said = ok(folder, "advise", "pairs.csv", *FAST).out
     assert (
-        "verdict: Use " in said and "tinygpt label new.csv --model=out-advise" in said and "Left out: tiny GPT" in said
+        "verdict: Advice: " in said
+        and "tinygpt label new.csv --model=out-advise" in said
+        and "Left out: tiny GPT" in said
     )
     out = folder / "out-advise"
     assert {"advise.json", "advise.html", "advise.png", "model.pt"} <= {path.name for path in out.iterdir()}

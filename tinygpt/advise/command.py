@@ -8,7 +8,7 @@ language models get what is left, if it is enough for a training that is worth a
 
 import contextlib
 import hashlib
-import io
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 SHORTEST = 20  # seconds of the budget
 FINAL = 1.5  # the final training has all lines, where that of a fold has four fifths of them
 SHARES = {GPT: 0.35, PRETRAINED: 0.6}  # of the time that is left, if there is a pretrained model; else a GPT has all
+SETTINGS = ("budget", "by", "time", "prompt_field", "response_field", "encoding", "skip_bad")  # of the results
 CURVE = (0.25, 0.5)  # shares of the training lines in the learning curve
 AFTER = 2.5  # what follows the language models takes about so many times as long as the linear model
 
@@ -50,16 +51,17 @@ def advise(config: AdviseConfig) -> None:
     models = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     if config.pretrained:
         models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
-    settings = {key: getattr(config, key) for key in ("budget", "by", "time", "prompt_field", "response_field")}
+    settings = {key: getattr(config, key) for key in SETTINGS}
     divided = split(data.prompts, data.truth, extra["by"], extra["time"])
-    with folder_lock(folder, "advice"), ended_by_sigterm(), quiet(config.json):
+    screen = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
+    with folder_lock(folder, "advice"), ended_by_sigterm(), screen:
         print(f"{path}: {len(data.prompts):,} examples, {len(data.labels)} labels; budget {duration(budget)}\n")
         examiner = Examiner(config, data, divided, folder, Identity("advise", path.name, settings, models), budget)
         results = examiner.results()
         report = summary.Report(data, divided, results, lines)
         text = report.summary._replace(tables=report.summary.tables[:-1])  # the last, of the data, was printed first
         print(f"\n{text.as_text()}\n")
-        for written in write(report.summary, folder, "advise"):
+        for written in write(report.summary, folder, "advise", command="advise"):
             print(f"written: {written}")
         print(f"written: {folder / labeller.NAME}, the model: {report.advice.name}")
         print(f"\nnext: {suggest.command('label', 'new.csv', f'--model={folder}', '-o', 'labelled.csv')}")
@@ -73,14 +75,6 @@ def seconds_of(text: str) -> float:
     if seconds < SHORTEST:
         raise TinyGPTError(f"a budget of {text} is too short: reading the examples takes most of it", "--budget=2m")
     return seconds
-
-
-@contextlib.contextmanager
-def quiet(active: bool) -> Any:
-    """Send what is printed to standard error in the body, if `active`."""
-    buffer = io.StringIO()
-    with contextlib.redirect_stdout(buffer) if active else contextlib.nullcontext():
-        yield
 
 
 # ---- the examples -----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tinygpt.retrieve import embeddings
 from tinygpt.terminal import progress
 from tinygpt.training.log import read_metrics
 
-MAJORITY, NEAREST, LINEAR = "majority", "nearest neighbours", "linear model: words and characters"
+MAJORITY, NEAREST, LINEAR = "majority", "nearest neighbours", "linear model"
 VECTORS, GPT, PRETRAINED = "linear model with word vectors", "tiny GPT", "pretrained, LoRA"
 ALONE = 20  # lines that are classified one by one, for the time of a line
 STOPPING = 0.1  # share of the training lines by which a GPT stops early

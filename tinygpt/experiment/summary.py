@@ -98,7 +98,9 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})" if len(values) > 1 else f"{middle:{form}}"
 
 
-def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None = None) -> list[Path]:
+def write(
+    summary: Summary, folder: Path, name: str, live: dict[str, Any] | None = None, command: str = "lab"
+) -> list[Path]:
     """Write the picture NAME.png and the page NAME.html into the folder; return their paths.
 
     live: the models and documents of a page that answers, see NAME/page.js.
@@ -106,7 +108,7 @@ def write(summary: Summary, folder: Path, name: str, live: dict[str, Any] | None
     picture, page = folder / f"{name}.png", folder / f"{name}.html"
     with drawing(picture, "the picture") as (_, axes):
         summary.draw(axes)
-    values = {"kind": "lab", "title": summary.title, "summary": summary, "name": name, "live": live}
+    values = {"kind": command, "title": summary.title, "summary": summary, "name": name, "live": live}
     values |= {"picture": base64.b64encode(picture.read_bytes()).decode()} | ({"data": live["data"]} if live else {})
     scripts = ["report/model.js", f"lab/{name}/search.js", f"lab/{name}/page.js"] if live else []
     html = render(values, "experiment/page.html.j2", scripts, [*STYLES, "experiment/page.css"])
