@@ -4,12 +4,13 @@ import math
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tinygpt.advise import look as look_module
-from tinygpt.advise.look import Finding, as_table, as_text, look, near_duplicates
+from tinygpt.advise.look import Finding, across, as_table, as_text, look, near_duplicates
 from tinygpt.advise.personal import masked
 from tinygpt.errors import TinyGPTError
 
@@ -197,3 +198,14 @@ def test_the_check_of_cards_is_that_of_luhn(digits: int, last: int) -> None:
     number = f"4{str(digits)[:14]}{last}"
     doubled = [int(digit) * (2 - index % 2) for index, digit in enumerate(number)]
     assert bool(masked(number)[1]) == (sum(value - 9 * (value > 9) for value in doubled) % 10 == 0)
+
+
+def test_tested_lines_that_nearly_repeat_a_training_line() -> None:
+    prompts = ["please send the invoice again", "Please send the invoice again!", "where is my card", "another text"]
+    folds = [(np.array([0, 2]), np.array([1, 3]))]
+    (found,) = across(prompts, folds)
+    assert found.count == 1 and found.examples == [prompts[0], prompts[1]]
+    assert across(prompts, [(np.array([1, 2, 3]), np.array([0]))])[0].count == 1  # the other way round
+    assert across(prompts, [(np.array([0, 1]), np.array([2, 3]))]) == []  # both on one side
+    crossed = across(prompts, [(np.array([0, 2]), np.array([1, 3])), (np.array([1, 3]), np.array([0, 2]))])
+    assert crossed[0].count == 2  # cross-validated: each is tested once

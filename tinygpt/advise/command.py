@@ -18,7 +18,7 @@ import numpy as np
 
 from tinygpt.advise import contenders, judge, labeller, summary
 from tinygpt.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
-from tinygpt.advise.look import Finding, as_text, look
+from tinygpt.advise.look import Finding, across, as_text, look
 from tinygpt.advise.split import Split, parsed_times, split
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.store import load
@@ -167,7 +167,8 @@ class Examiner:
 
     def _look(self) -> list[Any]:
         labels = [self.data.labels[index] for index in self.data.truth]
-        return look(list(zip(self.data.prompts, labels, strict=True)), self.data.labels)
+        findings = look(list(zip(self.data.prompts, labels, strict=True)), self.data.labels)
+        return findings + across(self.data.prompts, self.split.folds)
 
     def _language_model(self, name: str, seconds: float) -> None:
         """Try a language model, for so many seconds, on as many folds as fit."""

@@ -99,6 +99,23 @@ def near(pairs: Sequence[Pair], labels: Sequence[str]) -> Finding:
     return Finding("near duplicates", len(found), what, examples, "Check labels that differ. " * bool(differ) + advice)
 
 
+def across(prompts: Sequence[str], folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Finding]:
+    """Count the tested lines that nearly repeat a training line of their fold. folds: as in `Split`."""
+    found, examples = near_duplicates(prompts), list[str]()
+    tested = set[int]()
+    for train, test in folds:
+        sides = {**dict.fromkeys(train.tolist(), 0), **dict.fromkeys(test.tolist(), 1)}
+        for pair in found:
+            if all(line in sides for line in pair) and sides[pair[0]] != sides[pair[1]]:
+                tested.add(pair[sides[pair[1]]])
+                examples += [shown(prompts[line]) for line in pair] if not examples else []
+    if not tested:
+        return []
+    what = f"Tested lines that nearly repeat a training line: {len(tested):,}."
+    advice = "If texts do not repeat like this in use, the test is too easy: remove repeats, or use --by or --time."
+    return [Finding("near duplicates across the split", len(tested), what, examples, advice)]
+
+
 def too_little(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
     counts = Counter(response for _, response in pairs)
     rare = sorted((label for label in labels if counts[label] < FEW), key=lambda label: counts[label])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt.advise import judge
+from tinygpt.advise import judge, look
 from tinygpt.advise.contenders import MAJORITY, Data
 from tinygpt.advise.judge import TARGET, Advice, Sure, Tested
 from tinygpt.advise.look import Finding, as_table
@@ -210,7 +210,7 @@ class Report:
         rows = [
             {
                 "example": f"{row['example']:,}",
-                "prompt": escaped(cut(row["prompt"], SHOWN)),
+                "prompt": look.shown(row["prompt"], SHOWN),
                 "label": escaped(row["label"]),
             }
             | {"answer": escaped(row["answer"]), "probability": f"{100 * row['probability']:.0f} %"}
