@@ -9,6 +9,7 @@ language models get what is left, if it is enough for a training that is worth a
 import contextlib
 import hashlib
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt.advise import contenders, judge, labeller, summary
-from tinygpt.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
+from tinygpt.advise.contenders import GPT, MAJORITY, PRETRAINED, Data, Training
 from tinygpt.advise.look import Finding, across, as_text, look
 from tinygpt.advise.split import Split, parsed_times, split
 from tinygpt.checkpoint.adapter import weights_fingerprint
@@ -27,7 +28,7 @@ from tinygpt.config.schema import AdviseConfig, PrepareConfig
 from tinygpt.data.pairs import converted, labels_of, pair_of
 from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.evaluate.process import ended_by_sigterm
-from tinygpt.experiment.stages import Identity, Results, Stage, run, spent, stored
+from tinygpt.experiment.stages import Identity, Results, Stage, run, stored
 from tinygpt.experiment.summary import write
 from tinygpt.files import folder_lock, strict_json
 from tinygpt.terminal import duration, print_error
@@ -37,7 +38,8 @@ FEWEST = 20
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SHORTEST = 20  # seconds of the budget
 FINAL = 1.5  # the final training has all lines, where that of a fold has four fifths of them
-SHARES = {GPT: 0.35, PRETRAINED: 0.6}  # of the time that is left, if there is a pretrained model; else a GPT has all
+LAST = 0.95  # share of the time that is left for the last language model
+SHARES = {GPT: 0.35, PRETRAINED: LAST}
 SETTINGS = ("budget", "by", "time", "prompt_field", "response_field", "encoding", "skip_bad")  # of the results
 CURVE = (0.25, 0.5)  # shares of the training lines in the learning curve
 AFTER = 2.5  # what follows the language models takes about so many times as long as the linear model
@@ -139,10 +141,8 @@ class Examiner:
         print(f"\nsplit {self.split.how}\n")
         for name in contenders.cheap():
             self._run(name, 5, partial(contenders.measure_cheap, name, self.data, self.split))
-        left = self.budget - spent(self.folder, self.identity) - AFTER * self._seconds(contenders.LINEAR)
-        shares = SHARES if self.config.pretrained else {GPT: 0.95}
-        for name, share in shares.items():
-            self._language_model(name, share * left)
+        for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
+            self._language_model(name, share)
         results = self._run_all()
         cheap = [name for name in contenders.cheap() if name != MAJORITY]
         best = max(cheap, key=lambda name: hits(results[name], self.data.truth))
@@ -161,39 +161,36 @@ class Examiner:
     def _run_all(self) -> Results:
         return run(self.folder, self.identity, self.stages, more=True)
 
-    def _seconds(self, name: str) -> float:
-        """Return the seconds of a finished stage."""
-        return float(stored(self.folder, self.identity)["stages"][name]["seconds"])
-
     def _look(self) -> list[Any]:
         labels = [self.data.labels[index] for index in self.data.truth]
         findings = look(list(zip(self.data.prompts, labels, strict=True)), self.data.labels)
         return findings + across(self.data.prompts, self.split.folds)
 
-    def _language_model(self, name: str, seconds: float) -> None:
-        """Try a language model, for so many seconds, on as many folds as fit."""
+    def _language_model(self, name: str, share: float) -> None:
+        """Try a language model for a share of the time that is left, on as many folds as fit."""
         training = contenders.planned(name, self.data, self.config.pretrained)
-        before = spent(self.folder, self.identity)
-        measure = partial(contenders.pilot, training, self.data, self.split, self.folder / "pilot", seconds)
-        pilot = self._run(f"time pilot of {name}", 20, measure)
-        seconds -= spent(self.folder, self.identity) - before
-        lines, tested = (len(part) for part in self.split.folds[0])
-        testing = pilot["per_line"] * len(training.tested(tested))
-        for count in range(len(self.split.folds), 0, -1):
-            each = seconds / (count + FINAL) - testing
-            iterations = contenders.iterations_for(training, lines, each, pilot["each"])
-            if iterations or count == 1:
-                break
-        if not iterations:
-            self._run(
-                f"{name}: left out", 0, lambda: {"left_out": f"{duration(max(seconds, 1))} are not enough for it"}
-            )
-            return
-        training = training._replace(iterations=iterations)
-        for fold in range(count):
+        plan = self._run(f"{name}: time pilot", 20, partial(self._plan, training, share))
+        training = training._replace(iterations=plan["iterations"])
+        for fold in range(plan["folds"]):
             folder = self.folder / f"{'gpt' if name == GPT else 'pretrained'}-{fold + 1}"
-            measure = partial(contenders.measure_language_model, training, self.data, self.split, fold, folder, each)
-            self._run(f"{name}, fold {fold + 1} of {count}", each, measure)
+            arguments = training, self.data, self.split, fold, folder, plan["seconds"]
+            measure = partial(contenders.measure_language_model, *arguments)
+            self._run(f"{name}, fold {fold + 1} of {plan['folds']}", plan["seconds"], measure)
+
+    def _plan(self, training: Training, share: float) -> dict[str, Any]:
+        """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each."""
+        stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
+        left = self.budget - sum(stage["seconds"] for stage in stages.values())
+        seconds = share * (left - AFTER * stages[contenders.LINEAR]["seconds"])
+        each, per_line = contenders.pilot(training, self.data, self.split, self.folder / "pilot", seconds)
+        seconds -= time.monotonic() - began
+        lines, tested = (len(part) for part in self.split.folds[0])
+        for folds in range(len(self.split.folds), 0, -1):
+            own = seconds / (folds + FINAL) - per_line * len(training.tested(tested))
+            if iterations := contenders.iterations_for(training, lines, own, each):
+                return {"iterations": iterations, "folds": folds, "seconds": own}
+        why = f"{duration(max(seconds, 1))} are not enough for it"
+        return {"iterations": 0, "folds": 0, "seconds": 0.0, "left_out": why}
 
     def _keep(self, name: str) -> dict[str, Any]:
         """Train the advised contender on all lines, and store it with its threshold."""

@@ -160,10 +160,10 @@ def measure_language_model(
     return results | {"bytes": trained.bytes, "iterations": training.iterations}
 
 
-def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: float) -> dict[str, float]:
+def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: float) -> tuple[float, float]:
     """Measure the seconds of an iteration and of a tested line in a short training; infinity if there is no time."""
     if seconds < 3 * START_UP[training.name]:
-        return {"each": 1e9, "per_line": 0.0}
+        return math.inf, 0.0
     lines = split.folds[0][0]
     fit_language_model(training, data, split, lines[: 20 * PILOT[training.name]], folder)
     entries = [entry for entry in read_metrics(folder / "model") if entry["kind"] == "train"]
@@ -172,7 +172,7 @@ def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: f
     classify, began = classifier(folder / "model", data.labels), time.monotonic()
     classify(prompts)
     per_line = (time.monotonic() - began) / len(prompts)
-    return {"each": (last["seconds"] - first["seconds"]) / (last["step"] - first["step"]), "per_line": per_line}
+    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"]), per_line
 
 
 def iterations_for(training: Training, lines: int, seconds: float, each: float) -> int:

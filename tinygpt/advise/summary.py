@@ -129,7 +129,7 @@ class Report:
     @property
     def left_out(self) -> dict[str, str]:
         return {
-            stage.removesuffix(": left out"): result["left_out"]
+            stage.removesuffix(": time pilot"): result["left_out"]
             for stage, result in self.results.items()
             if isinstance(result, dict) and "left_out" in result
         }

@@ -65,11 +65,6 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = 
     return {stage.name: known[stage.name]["result"] for stage in stages}
 
 
-def spent(folder: Path, identity: Identity) -> float:
-    """Return the seconds of the finished stages. Errors: as in `run`."""
-    return sum(stage["seconds"] for stage in stored(folder, identity)["stages"].values())
-
-
 def every_seed(results: Results, name: str) -> list[Any]:
     """Return the results of the stages "NAME, seed N" of all seeds."""
     return [result for stage, result in results.items() if stage.startswith(f"{name}, seed ")]
