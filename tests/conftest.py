@@ -111,11 +111,11 @@ def commands_here() -> Iterator[None]:
                 self.status = main(args)
             Path(memory).write_text(str(peak_memory()))
 
-        def wait(self) -> int:
+        def wait(self, timeout: float | None = None) -> int:
             return self.status
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "subprocess", SimpleNamespace(Popen=Here))
+        patch.setattr(process, "subprocess", SimpleNamespace(Popen=Here, TimeoutExpired=subprocess.TimeoutExpired))
         yield
 
 

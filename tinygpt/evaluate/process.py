@@ -30,7 +30,7 @@ sys.exit(status)
 """
 
 
-STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)  # the status of a training that was told to stop
+STOPPED = 128 + signal.SIGTERM  # the status of a training that was told to stop
 
 
 class Done(NamedTuple):
@@ -42,7 +42,8 @@ class Done(NamedTuple):
 
 
 def run(log: Path, *args: str, limit: float = math.inf) -> Done:
-    """Run `tinygpt ARGS`. After `limit` seconds it gets SIGTERM, at which a training saves its state and ends.
+    """Run `tinygpt ARGS`. After `limit` seconds it gets SIGTERM, at which a training saves its state and ends (not on
+    Windows, where a process cannot be told to end).
 
     Errors: TinyGPTError with the status of the command, which has printed its own error."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -53,10 +54,10 @@ def run(log: Path, *args: str, limit: float = math.inf) -> Done:
         child = subprocess.Popen(command, stdout=file, process_group=group)
         try:
             try:
-                status = child.wait(None if limit == math.inf else limit)
+                status = child.wait(None if limit == math.inf or sys.platform == "win32" else limit)
             except subprocess.TimeoutExpired:
                 child.terminate()
-                status = 0 if (ended := child.wait()) in (0, *STOPPED) else ended
+                status = 0 if (ended := child.wait()) == STOPPED else ended
         except BaseException:  # Ctrl-C or SIGTERM: send the command one signal, and wait while it saves a checkpoint
             if sys.platform != "win32":  # there it has received Ctrl-C already, and could not save when terminated
                 child.terminate()
