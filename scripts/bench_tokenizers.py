@@ -120,20 +120,20 @@ def timed(config: TrainConfig) -> tuple[float, float]:
         return iteration, (time.process_time() - began) / SAMPLED
 
 
-def relative_times(folder: Path, texts: dict[str, str]) -> dict[str, tuple[float, float]]:
+def relative_times(folder: Path, texts: dict[str, str], tokenizers: list[str]) -> dict[str, tuple[float, float]]:
     """Measure the time of an iteration and of a sampled token of each tokenizer, relative to characters: medians over
     texts and rounds. Neither depends on the text, but for the size of its vocabulary."""
-    path = folder / "times.json"
-    if not path.exists():
+    path, names = folder / "times.json", list(dict.fromkeys(["characters", *tokenizers]))
+    rounds = json.loads(path.read_text(encoding="utf-8")) if path.exists() else [{}]
+    if set(names) - set(rounds[0]):
         rounds = [
-            {name: timed(configuration(prepared(folder, text, source, name), folder, 1000, 1)) for name in TOKENIZERS}
+            {name: timed(configuration(prepared(folder, text, source, name), folder, 1000, 1)) for name in names}
             for _ in range(ROUNDS)
             for text, source in texts.items()
         ]
         path.write_text(strict_json(rounds), encoding="utf-8")
-    rounds = json.loads(path.read_text(encoding="utf-8"))
-    ratios = [{name: np.divide(one[name], one["characters"]) for name in TOKENIZERS} for one in rounds]
-    return {name: tuple(np.median([one[name] for one in ratios], axis=0).tolist()) for name in TOKENIZERS}
+    ratios = [{name: np.divide(one[name], one["characters"]) for name in names} for one in rounds]
+    return {name: tuple(np.median([one[name] for one in ratios], axis=0).tolist()) for name in names}
 
 
 def measured(folder: Path, dataset: Dataset, iterations: int, seed: int) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def measured(folder: Path, dataset: Dataset, iterations: int, seed: int) -> dict
 def run_cells(args: argparse.Namespace, path: Path, texts: dict[str, str]) -> None:
     """Run what is not finished yet."""
     torch.set_num_threads(1)
-    cells, times = finished(path), relative_times(args.folder, texts)
+    cells, times = finished(path), relative_times(args.folder, texts, args.tokenizers)
     wanted = list(itertools.product(texts, args.tokenizers, range(1, args.seeds + 1)))
     missing = [key for key in wanted if (*key, args.iterations) not in cells]
     print(f"{len(missing)} of {len(wanted)} runs")

@@ -421,7 +421,7 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_gpt_within_the_budget(folder: Path) -> None:
     write(folder / "pairs.csv", rows(120))
-    values = json.loads(ok(folder, "advise", "pairs.csv", "--budget=2m", "--json").out)
+    values = json.loads(ok(folder, "advise", "pairs.csv", "--budget=1h", "--json").out)  # far more than 60 passes take
     gpt = next(row for row in values["contenders"] if row["name"] == GPT)
-    assert gpt["lines"] in (24, 48, 72, 96, 120) and gpt["bytes"] > 1e5 and not values["left_out"]
+    assert gpt["lines"] == 120 and gpt["bytes"] > 1e5 and not values["left_out"]
     assert labeller.load(folder / "out-advise").about["contender"] == values["advice"]["name"]
