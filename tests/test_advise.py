@@ -290,7 +290,7 @@ def advice(work: Path, *flags: str) -> dict[str, Any]:
     values = json.loads(ok(work, "advise", "pairs.csv", *FAST, "--json", *flags).out)
     for row in values["contenders"]:
         del row["seconds"], row["per_line"]
-    assert set(values.pop("left_out")) == {GPT}  # with the seconds that it lacks
+    assert set(values.pop("left_out")) == {GPT}
     return dict(values)
 
 

@@ -24,6 +24,7 @@ from tinygpt.checkpoint import store
 from tinygpt.evaluate.classifiers import Linear, Majority, Nearest
 from tinygpt.experiment.models import classifier
 from tinygpt.files import file_lock
+from tinygpt.retrieve import embeddings
 
 LABELS = ["person", "place", "time"]
 WORDS = dict(zip(LABELS, ("who", "where", "when"), strict=True))
@@ -77,7 +78,7 @@ def test_csv_keeps_every_cell_and_its_separator(work: Path, separator: str) -> N
     assert result.out == "" and "6 lines labelled: person" in result.err
     assert "empty lines, which have no label: 1" in result.err and "written: out.csv" in result.err
     assert "sure (probability 0.70 or more): 4; unsure: 2" in result.err
-    assert "a person should look at the 2 unsure lines" in result.err
+    assert "a person should look at the unsure lines (2)" in result.err
 
 
 def test_json_lines_keep_their_values(work: Path) -> None:
@@ -270,7 +271,6 @@ def test_a_classifier_with_word_vectors_names_the_extra(work: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_static_word_vectors_are_found_again(work: Path) -> None:
-    embeddings = pytest.importorskip("tinygpt.retrieve.embeddings")
     if not embeddings.installed():
         pytest.skip("needs wordllama")
     model = Linear.fit(*examples(60), 3, C=1, embed=embeddings.WordLlama().vectors)

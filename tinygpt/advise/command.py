@@ -189,8 +189,7 @@ class Examiner:
             own = seconds / (folds + FINAL) - per_line * len(training.tested(tested))
             if iterations := contenders.iterations_for(training, lines, own, each):
                 return {"iterations": iterations, "folds": folds, "seconds": own}
-        why = f"{duration(max(seconds, 1))} are not enough for it"
-        return {"iterations": 0, "folds": 0, "seconds": 0.0, "left_out": why}
+        return {"iterations": 0, "folds": 0, "seconds": 0.0, "left_out": "it needs a larger --budget"}
 
     def _keep(self, name: str) -> dict[str, Any]:
         """Train the advised contender on all lines, and store it with its threshold."""

@@ -150,6 +150,6 @@ def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:
         text.append(f"{sure}; unsure: {unsure:,}")
     text += [f"written: {output}"] * bool(output)
     if unsure:
-        whose = f"the {unsure:,} unsure lines" if unsure < len(answers) else "all lines"
-        text.append(f"next: a person should look at {whose} (sure = no)")
+        whose = f"the unsure lines ({unsure:,})" if unsure < len(answers) else "all lines"
+        text.append(f"next: a person should look at {whose}: sure = no")
     return "\n".join(text)
