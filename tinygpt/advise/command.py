@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt.advise import contenders, judge, labeller, summary
-from tinygpt.advise.contenders import GPT, MAJORITY, PRETRAINED, Data, Training
+from tinygpt.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, Data, Training
 from tinygpt.advise.look import Finding, across, as_text, look
 from tinygpt.advise.split import Split, parsed_times, split
 from tinygpt.checkpoint.adapter import weights_fingerprint
@@ -114,7 +114,9 @@ def column_of(entries: Sequence[tuple[Any, Any]], name: str, path: Path) -> list
         return None
     columns = [key for key in entries[0][1] if key]
     if name not in columns:
-        raise TinyGPTError(f"{path}: no column {name}; the columns are {', '.join(columns)}", f"--by={columns[0]}")
+        close = [column for column in columns if column.casefold() == name.casefold()]
+        problem = f"{path}: no column {name}; the columns are {', '.join(columns)}"
+        raise TinyGPTError(problem, suggest.quoted(close[0]) if close else "the name of one of them")
     values = [str(entry.get(name) or "").strip() for _, entry in entries]
     if "" in values:
         number = values.index("") + 1
@@ -172,7 +174,7 @@ class Examiner:
         plan = self._run(f"{name}: time pilot", 20, partial(self._plan, training, share))
         training = training._replace(iterations=plan["iterations"])
         for fold in range(plan["folds"]):
-            folder = self.folder / f"{'gpt' if name == GPT else 'pretrained'}-{fold + 1}"
+            folder = self.folder / f"{FOLDERS[name]}-{fold + 1}"
             arguments = training, self.data, self.split, fold, folder, plan["seconds"]
             measure = partial(contenders.measure_language_model, *arguments)
             self._run(f"{name}, fold {fold + 1} of {plan['folds']}", plan["seconds"], measure)
@@ -182,7 +184,8 @@ class Examiner:
         stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
         left = self.budget - sum(stage["seconds"] for stage in stages.values())
         seconds = share * (left - AFTER * stages[contenders.LINEAR]["seconds"])
-        each, per_line = contenders.pilot(training, self.data, self.split, self.folder / "pilot", seconds)
+        folder = self.folder / f"{FOLDERS[training.name]}-pilot"
+        each, per_line = contenders.pilot(training, self.data, self.split, folder, seconds)
         seconds -= time.monotonic() - began
         lines, tested = (len(part) for part in self.split.folds[0])
         for folds in range(len(self.split.folds), 0, -1):

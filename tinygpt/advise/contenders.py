@@ -34,6 +34,7 @@ LONGEST = {GPT: 480, PRETRAINED: 1200}  # characters of a prompt; more are cut
 SPECIAL_TOKENS = 3  # of a pair
 MOST_PASSES = 60  # of a GPT over the training lines
 GPT_BATCH, PRETRAINED_BATCH = 32, 16
+FOLDERS = {GPT: "gpt", PRETRAINED: "pretrained"}  # of their trainings
 PILOT, PILOT_LINES = {GPT: 30, PRETRAINED: 4}, 20  # iterations, and tested lines
 MOST_STOPPING = {GPT: 1000, PRETRAINED: 64}  # lines by which it stops early
 START_UP = {GPT: 8.0, PRETRAINED: 20.0}  # seconds of a training besides its iterations
@@ -127,7 +128,7 @@ class Training(NamedTuple):
 def planned(name: str, data: Data, base: str = "") -> Training:
     """Choose the context of a language model, so that 19 of 20 prompts fit completely; the others are cut."""
     longest = min(LONGEST[name], int(np.quantile([len(prompt) for prompt in data.prompts], 0.95)))
-    if not base:
+    if name == GPT:
         return Training(name, PILOT[name], longest + max(map(len, data.labels)) + SPECIAL_TOKENS, longest)
     encode = tokenizer_for_pairs(base).encode_pair
     longest_label = max(data.labels, key=len)
