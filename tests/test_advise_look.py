@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tinygpt.advise import look as look_module
-from tinygpt.advise.look import Finding, across, as_table, as_text, look, near_duplicates
+from tinygpt.advise.look import Finding, across, as_table, as_text, look, near_duplicates, unseen
 from tinygpt.advise.personal import masked
 from tinygpt.errors import TinyGPTError
 
@@ -209,3 +209,10 @@ def test_tested_lines_that_nearly_repeat_a_training_line() -> None:
     assert across(prompts, [(np.array([0, 1]), np.array([2, 3]))]) == []  # both on one side
     crossed = across(prompts, [(np.array([0, 2]), np.array([1, 3])), (np.array([1, 3]), np.array([0, 2]))])
     assert crossed[0].count == 2  # cross-validated: each is tested once
+
+
+def test_tested_lines_with_a_label_that_is_new() -> None:
+    truth, labels = np.array([0, 1, 0, 2, 2, 1]), ["card", "loan", "crypto"]
+    (found,) = unseen(truth, labels, [(np.array([0, 1, 2]), np.array([3, 4, 5]))])
+    assert found.count == 2 and "crypto 2" in found.what and "loan" not in found.what
+    assert unseen(truth, labels, [(np.array([0, 1, 3]), np.array([2, 4, 5]))]) == []

@@ -8,6 +8,7 @@ language models get what is left, if it is enough for a training that is worth a
 
 import contextlib
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import numpy as np
 
 from tinygpt.advise import contenders, judge, labeller, summary
 from tinygpt.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, Data, Training
-from tinygpt.advise.look import Finding, across, as_text, look
+from tinygpt.advise.look import Finding, across, as_text, look, unseen
 from tinygpt.advise.split import Split, parsed_times, split
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.store import load
@@ -31,6 +32,7 @@ from tinygpt.evaluate.process import ended_by_sigterm
 from tinygpt.experiment.stages import Identity, Results, Stage, run, stored
 from tinygpt.experiment.summary import write
 from tinygpt.files import folder_lock, strict_json
+from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.terminal import duration, print_error
 
 MOST = 20_000  # lines; of more, a random sample is used
@@ -42,6 +44,7 @@ LAST = 0.95  # share of the time that is left for the last language model
 SHARES = {GPT: 0.35, PRETRAINED: LAST}
 SETTINGS = ("budget", "by", "time", "prompt_field", "response_field", "encoding", "skip_bad")  # of the results
 CURVE = (0.25, 0.5)  # shares of the training lines in the learning curve
+ENOUGH = 500  # tested lines; a language model is trained longer rather than on more folds
 AFTER = 2.5  # what follows the language models takes about so many times as long as the linear model
 
 
@@ -52,6 +55,7 @@ def advise(config: AdviseConfig) -> None:
     data, lines, extra = read_data(config, path)
     models = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     if config.pretrained:
+        tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
         models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
     settings = {key: getattr(config, key) for key in SETTINGS}
     divided = split(data.prompts, data.truth, extra["by"], extra["time"])
@@ -146,12 +150,12 @@ class Examiner:
         for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
             self._language_model(name, share)
         results = self._run_all()
+        name = chosen(results, self.data, self.split).name
         cheap = [name for name in contenders.cheap() if name != MAJORITY]
-        best = max(cheap, key=lambda name: hits(results[name], self.data.truth))
+        best = name if name in cheap else max(cheap, key=lambda name: hits(results[name], self.data.truth))
         for share in CURVE:
             measure = partial(contenders.measure_cheap, best, self.data, self.split, share)
             self._run(f"learning curve, {best}: {share:g} of the lines", 5, measure)
-        name = chosen(results, self.data, self.split).name
         self._run(f"keep: {name}", 5, partial(self._keep, name))
         return self._run_all()
 
@@ -166,7 +170,8 @@ class Examiner:
     def _look(self) -> list[Any]:
         labels = [self.data.labels[index] for index in self.data.truth]
         findings = look(list(zip(self.data.prompts, labels, strict=True)), self.data.labels)
-        return findings + across(self.data.prompts, self.split.folds)
+        findings += across(self.data.prompts, self.split.folds)
+        return findings + unseen(self.data.truth, self.data.labels, self.split.folds)
 
     def _language_model(self, name: str, share: float) -> None:
         """Try a language model for a share of the time that is left, on as many folds as fit."""
@@ -188,7 +193,7 @@ class Examiner:
         each, per_line = contenders.pilot(training, self.data, self.split, folder, seconds)
         seconds -= time.monotonic() - began
         lines, tested = (len(part) for part in self.split.folds[0])
-        for folds in range(len(self.split.folds), 0, -1):
+        for folds in range(min(len(self.split.folds), math.ceil(ENOUGH / tested)), 0, -1):
             own = seconds / (folds + FINAL) - per_line * len(training.tested(tested))
             if iterations := contenders.iterations_for(training, lines, own, each):
                 return {"iterations": iterations, "folds": folds, "seconds": own}

@@ -1,8 +1,9 @@
 """The contenders, the simplest first: from the commonest label to a pretrained model with LoRA adapters.
 
 Each is trained on the training lines of a fold and tested on its tested lines. Nothing is chosen on tested lines: the
-linear models choose their regularisation on a third of the training lines, and a GPT stops early by a
-tenth of them, which the split sets apart as it does the tested ones.
+linear models choose their regularisation on a third of the training lines, and of a language model the weights with
+the lowest loss on a tenth of them are used, which the split sets apart as it does the tested ones. It does not stop
+early: with labels that depend on several words at once, the loss rises before it falls.
 """
 
 import functools
@@ -19,6 +20,7 @@ import torch
 
 from tinygpt.advise.labeller import GPTState
 from tinygpt.advise.split import Split
+from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.evaluate.classifiers import Classifier, Linear, Majority, Nearest
 from tinygpt.experiment.models import Trained, classifier, train, write_dataset
 from tinygpt.prepare import tokenizer_for_pairs
@@ -29,14 +31,15 @@ from tinygpt.training.log import read_metrics
 MAJORITY, NEAREST, LINEAR = "majority", "nearest neighbours", "linear model"
 VECTORS, GPT, PRETRAINED = "linear model with word vectors", "tiny GPT", "pretrained, LoRA"
 ALONE = 20  # lines that are classified one by one, for the time of a line
-STOPPING = 0.1  # share of the training lines by which a GPT stops early
+HELD_OUT = 0.1  # share of the training lines whose loss chooses the weights of a language model
 LONGEST = {GPT: 480, PRETRAINED: 1200}  # characters of a prompt; more are cut
 SPECIAL_TOKENS = 3  # of a pair
 MOST_PASSES = 60  # of a GPT over the training lines
 GPT_BATCH, PRETRAINED_BATCH = 32, 16
 FOLDERS = {GPT: "gpt", PRETRAINED: "pretrained"}  # of their trainings
 PILOT, PILOT_LINES = {GPT: 30, PRETRAINED: 4}, 20  # iterations, and tested lines
-MOST_STOPPING = {GPT: 1000, PRETRAINED: 64}  # lines by which it stops early
+MOST_HELD_OUT = {GPT: 1000, PRETRAINED: 64}  # training lines whose loss chooses the weights
+EVALUATIONS = 8  # in a training; the weights with the lowest loss are used
 START_UP = {GPT: 8.0, PRETRAINED: 20.0}  # seconds of a training besides its iterations
 FEWEST = {GPT: 100, PRETRAINED: 40}  # iterations that are worth a try
 PRETRAINED_TESTED = 200  # lines, since each takes a large part of a second
@@ -118,10 +121,11 @@ class Training(NamedTuple):
     def settings(self) -> tuple[str, str, dict[str, Any]]:
         """Return the command, its preset and its settings."""
         settings: dict[str, Any] = {"max_iters": self.iterations, "block_size": self.context, "group_by_length": True}
-        settings |= {"eval_interval": max(1, self.iterations // 8), "warmup_iters": max(1, self.iterations // 20)}
+        evaluations = EVALUATIONS if self.iterations >= FEWEST[self.name] else 1  # of a pilot
+        settings |= {"eval_interval": self.iterations // evaluations, "warmup_iters": max(1, self.iterations // 20)}
         settings |= {"log_interval": max(1, self.iterations // 20)}
         if self.name == GPT:
-            return "train", "lab_classifier", settings | {"patience": 3}
+            return "train", "lab_classifier", settings
         return "finetune", "finetune_transactions_pretrained", settings | {"ckpt": self.base, "eval_iters": 4}
 
 
@@ -130,7 +134,8 @@ def planned(name: str, data: Data, base: str = "") -> Training:
     longest = min(LONGEST[name], int(np.quantile([len(prompt) for prompt in data.prompts], 0.95)))
     if name == GPT:
         return Training(name, PILOT[name], longest + max(map(len, data.labels)) + SPECIAL_TOKENS, longest)
-    encode = tokenizer_for_pairs(base).encode_pair
+    tokenizer = tokenizer_of_pairs({"train": data.pairs(np.arange(len(data.truth)), longest)})
+    encode = tokenizer_for_pairs(base).joined(tokenizer).encode_pair  # a base model of characters gets the new ones
     longest_label = max(data.labels, key=len)
     context = max(len(encode(prompt[:longest], longest_label)) for prompt in data.prompts)
     return Training(name, PILOT[name], context, longest, base)
@@ -140,9 +145,9 @@ def fit_language_model(
     training: Training, data: Data, split: Split, lines: np.ndarray, folder: Path, limit: float = math.inf
 ) -> Trained:
     """Train on some lines, into folder/model, for at most `limit` seconds."""
-    stopping = split.part(lines, min(STOPPING, MOST_STOPPING[training.name] / len(lines)), seed=2)
-    val = lines[stopping] if stopping.any() and not stopping.all() else lines
-    parts = {"train": lines[~stopping] if val is not lines else lines, "val": val, "test": val[:1]}
+    held_out = split.part(lines, min(HELD_OUT, MOST_HELD_OUT[training.name] / len(lines)), seed=2)
+    val = lines[held_out] if held_out.any() and not held_out.all() else lines
+    parts = {"train": lines[~held_out] if val is not lines else lines, "val": val, "test": val[:1]}
     splits = {part: data.pairs(some, training.longest) for part, some in parts.items()}
     dataset = write_dataset(folder / "data", splits, data.labels)
     command, preset, settings = training.settings()

@@ -116,6 +116,17 @@ def across(prompts: Sequence[str], folds: Sequence[tuple[np.ndarray, np.ndarray]
     return [Finding("near duplicates across the split", len(tested), what, examples, advice)]
 
 
+def unseen(truth: np.ndarray, labels: Sequence[str], folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Finding]:
+    """Count the tested lines with a label that no training line of their fold has, such as a new kind of complaint."""
+    new = np.concatenate([truth[test][~np.isin(truth[test], truth[train])] for train, test in folds])
+    if not len(new):
+        return []
+    counts = Counter(labels[index] for index in new.tolist())
+    what = f"Tested lines whose label no training line has: {len(new):,} ({listed(list(counts), counts)})."
+    advice = "No model can give such a label: each of these lines counts as wrong. Add older examples of it."
+    return [Finding("unseen labels", len(new), what, [], advice)]
+
+
 def too_little(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
     counts = Counter(response for _, response in pairs)
     rare = sorted((label for label in labels if counts[label] < FEW), key=lambda label: counts[label])
