@@ -421,9 +421,9 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_language_models_within_the_budget(folder: Path, tiny_run: Path) -> None:
     """The base model is one of characters with a short context, which must not limit the tiny GPT."""
-    command = ["advise", "pairs.csv", "--budget=1h", f"--pretrained={tiny_run / 'out/ckpt.pt'}", "--json"]
+    command = ["advise", "pairs.csv", "--budget=1h", "--time=day", f"--pretrained={tiny_run / 'out/ckpt.pt'}", "--json"]
     values = json.loads(ok(folder, *command).out)  # far more time than 60 passes take
     for name in (GPT, PRETRAINED):
         row = next(row for row in values["contenders"] if row["name"] == name)
-        assert row["lines"] == 48 and row["bytes"] > 1e3 and not values["left_out"]
+        assert 8 < row["lines"] < 16 and row["bytes"] > 1e3 and not values["left_out"]
     assert labeller.load(folder / "out-advise").about["contender"] == values["advice"]["name"]
