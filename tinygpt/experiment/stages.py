@@ -38,7 +38,8 @@ class Identity(NamedTuple):
 
 
 def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = False) -> Results:
-    """Run the stages that have no result yet, in order, and return all results. more: others may follow these.
+    """Run the stages that have no result yet, in order, and return all results. more: others may follow these,
+    whose seconds are limits, not times of a usual machine.
 
     Errors: TinyGPTError for a folder of another experiment, version, settings or model; for a full disk; those of the
     stages.
@@ -48,7 +49,7 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = 
     for number, stage in enumerate(stages, start=1):
         if stage.name in known:
             continue
-        pace = speed(stages, known)
+        pace = 1.0 if more else speed(stages, known)
         rest = sum(later.seconds for later in stages[number - 1 :] if later.name not in known)
         expected = f"about {duration(pace * stage.seconds)}"
         if rest > stage.seconds:
