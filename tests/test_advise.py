@@ -410,7 +410,7 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
     assert result["lines"] == divided.folds[0][1].tolist()
     right = np.argmax(result["probabilities"], axis=1) == data.truth[result["lines"]]
     assert right.mean() > 0.9
-    kept = contenders.fit_on_all(GPT, data, divided, tmp_path, 150, "")
+    kept = contenders.fit_on_all(GPT, data, divided, tmp_path, 150, "", PATIENCE)
     labeller.save(tmp_path, kept, data.labels, 0.6)
     write(tmp_path / "new.csv", [{"prompt": "a77"}, {"prompt": "b77"}])
     said = ok(tmp_path, "label", "new.csv", "--model=.").out

@@ -186,9 +186,8 @@ class Examiner:
 
     def _plan(self, training: Training, share: float) -> dict[str, Any]:
         """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each."""
-        stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
-        left = self.budget - sum(stage["seconds"] for stage in stages.values())
-        seconds = share * (left - AFTER * stages[contenders.LINEAR]["seconds"])
+        began, linear = time.monotonic(), stored(self.folder, self.identity)["stages"][contenders.LINEAR]
+        seconds = share * (self._left() - AFTER * linear["seconds"])
         folder = self.folder / f"{FOLDERS[training.name]}-pilot"
         each, per_line = contenders.pilot(training, self.data, self.split, folder, seconds)
         seconds -= time.monotonic() - began
@@ -199,12 +198,18 @@ class Examiner:
                 return {"iterations": iterations, "folds": folds, "seconds": own}
         return {"iterations": 0, "folds": 0, "seconds": 0.0, "left_out": "it needs a larger --budget"}
 
+    def _left(self) -> float:
+        """Return the seconds of the budget that the finished stages have left."""
+        return self.budget - sum(stage["seconds"] for stage in stored(self.folder, self.identity)["stages"].values())
+
     def _keep(self, name: str) -> dict[str, Any]:
         """Train the advised contender on all lines, and store it with its threshold."""
         results, config = run(self.folder, self.identity, self.stages[:-1]), self.config
         report = summary.Report(self.data, self.split, results, [])
         iterations = report.measured[name][0].get("iterations", 0)
-        model = contenders.fit_on_all(name, self.data, self.split, self.folder, iterations, config.pretrained)
+        limit = max(self._left(), report.measured[name][0]["seconds"])
+        arguments = name, self.data, self.split, self.folder, iterations, config.pretrained, limit
+        model = contenders.fit_on_all(*arguments)
         row = next(row for row in report.contenders if row["name"] == name)
         about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
         fields = config.prompt_field, config.response_field

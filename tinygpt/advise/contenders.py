@@ -188,11 +188,15 @@ def iterations_for(training: Training, lines: int, seconds: float, each: float) 
     return min(fitting, MOST_PASSES * lines // batch + 1) if fitting >= FEWEST[training.name] else 0
 
 
-def fit_on_all(name: str, data: Data, split: Split, folder: Path, iterations: int, base: str) -> Classifier | GPTState:
-    """Train a contender on all lines, to be used; iterations: of a language model, which is written into the folder."""
+def fit_on_all(
+    name: str, data: Data, split: Split, folder: Path, iterations: int, base: str, limit: float
+) -> Classifier | GPTState:
+    """Train a contender on all lines, to be used.
+
+    iterations, limit: of a language model, which is written into the folder, and the most seconds of its training."""
     every_line = np.arange(len(data.truth))
     if name in (fits := cheap()):
         return fits[name](*data.pick(every_line), len(data.labels))
     training = planned(name, data, base)._replace(iterations=iterations)
-    fit_language_model(training, data, split, every_line, folder / "gpt")
+    fit_language_model(training, data, split, every_line, folder / "gpt", limit)
     return GPTState("gpt/model/ckpt.pt", training.longest)
