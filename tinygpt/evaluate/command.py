@@ -22,7 +22,7 @@ from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import classify, respond, threshold
 from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
-from tinygpt.files import folder_of, read_text, replacing, require_writable, strict_json
+from tinygpt.files import file_lock, folder_of, read_text, replacing, require_writable, strict_json
 from tinygpt.model import GPT
 
 
@@ -91,7 +91,8 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[
     write = classify.predict_json if config.json else classify.predict_csv
     write(text, prompts, labels, classify.probabilities(total))
     if config.output:
-        with replacing(Path(config.output)) as file:
+        path = Path(config.output)
+        with file_lock(path, "choose another -o"), replacing(path) as file:
             file.write(text.getvalue().encode())
         print(f"written: {config.output}, {len(prompts):,} lines")
     else:
