@@ -18,6 +18,7 @@ from tinygpt.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
 from tinygpt.advise.split import Split, parsed_times, split
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.share import Z, wilson
+from tinygpt.experiment.models import Model
 
 pytest.importorskip("sklearn")
 
@@ -111,9 +112,7 @@ def test_the_paired_test_flips_whole_clusters() -> None:
 def contender(right: str) -> judge.Tested:
     """The answers to lines whose label is always 1; a space: not tested."""
     lines = np.array([place for place, letter in enumerate(right) if letter != " "])
-    return judge.Tested(
-        lines, np.array([[0.2, 0.8] if letter == "1" else [0.8, 0.2] for letter in right if letter != " "])
-    )
+    return judge.Tested(lines, bools(right.replace(" ", "")).astype(int), np.full(len(lines), 0.8))
 
 
 @pytest.mark.parametrize(
@@ -168,8 +167,8 @@ def test_the_promise_of_the_threshold() -> None:
 def test_a_language_model_that_was_tested_on_one_fold_can_have_a_threshold() -> None:
     lines = alone(1000)
     divided = Split("", [(lines[lines % 5 != k], lines[lines % 5 == k]) for k in range(5)], lines, None)
-    probabilities = [[0.999, 0.001]] * 200
-    results = {GPT + ", fold 1 of 1": {"lines": list(range(0, 1000, 5)), "probabilities": probabilities}}
+    answers = {"lines": list(range(0, 1000, 5)), "predicted": [0] * 200, "confidence": [0.999] * 200}
+    results = {GPT + ", fold 1 of 1": answers}
     data = Data([str(line) for line in lines], np.zeros(1000, int), ["a", "b"])
     assert summary.Report(data, divided, results, list(range(1000))).sure.threshold == 0.999
 
@@ -295,7 +294,7 @@ def advice(work: Path, *flags: str) -> dict[str, Any]:
 
 
 def test_from_examples_to_labels(folder: Path) -> None:
-    said = ok(folder, "advise", "pairs.csv", *FAST).out
+    said = " ".join(ok(folder, "advise", "pairs.csv", *FAST).out.split())
     assert (
         "verdict: Advice: " in said
         and "tinygpt label new.csv --model=out-advise" in said
@@ -362,7 +361,6 @@ def test_killed_and_started_again(folder: Path, harness: Any) -> None:
     "change, flags, message",
     [
         ({"response": "card"}, [], "all examples have the label 'card'"),
-        ({"response": "{n} words of an answer"}, [], "48 different responses to 48 prompts are free text"),
         ({}, ["--by=customer"], "no column customer; the columns are prompt, response, who, day"),
         ({}, ["--time=date"], "no column date; the columns are"),
         ({}, ["--prompt_field=text"], "text"),
@@ -390,6 +388,86 @@ def test_two_examples_and_no_file(tmp_path: Path) -> None:
     assert "none.csv" in refused(tmp_path, "advise", "none.csv")
 
 
+# ---- free responses -------------------------------------------------------------------------------------------------
+
+TOPICS = [3 * (a + b) for a in "bdfg" for b in "kmrs"]  # no two have a pair of letters in common
+
+
+def free_rows() -> list[dict[str, str]]:
+    """Prompts of 16 topics in three wordings; the topic decides the response."""
+    return [{"prompt": w + topic + w, "response": f"see {topic[:2].upper()}"} for topic in TOPICS for w in "uvw"]
+
+
+def test_free_responses(tmp_path: Path) -> None:
+    examples = free_rows()
+    write(tmp_path / "pairs.csv", examples)
+    said = ok(tmp_path, "advise", "pairs.csv", *FAST).out
+    assert "48 examples with 16 different free responses" in said and "exact match" in said
+    values = advice(tmp_path)
+    majority, nearest = values["contenders"]
+    assert values["advice"]["name"] == nearest["name"] == contenders.NEAREST
+    assert majority["bits_per_character"] is nearest["bits_per_character"] is None
+    # By hand: a line is right if its topic is among the training lines of its fold.
+    topics = np.arange(48) // 3
+    folds = split([row["prompt"] for row in examples], np.zeros(48, int), None, None).folds
+    assert nearest["accuracy"] == sum(np.isin(topics[test], topics[train]).sum() for train, test in folds) / 48 > 0.9
+    assert values["examples"][0] == {**examples[folds[0][1][0]], "answer": values["examples"][0]["answer"]}
+    # The model that is kept chooses a response.
+    write(tmp_path / "new.csv", [{"prompt": f"now {topic} please"} for topic in TOPICS])
+    command = said.partition("next: tinygpt ")[2].split()
+    assert command == ["label", "new.csv", "--model=out-advise", "-o", "labelled.csv"]
+    ok(tmp_path, *command)
+    with open(tmp_path / "labelled.csv", newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [row["response"] for row in examples[::3]]
+
+
+def test_the_losses_of_free_responses_by_hand() -> None:
+    """Two models on ten lines of four characters and an end; the second also on ten others, which do not compare."""
+    data = Data([str(n) for n in range(20)], np.arange(20), [f"r{n:03}" for n in range(20)], free=True)
+    divided = Split("", [(np.arange(10, 20), np.arange(10)), (np.arange(10), np.arange(10, 20))], alone(20), None)
+    same = {"confidence": [0.0] * 10, "seconds": 0, "per_line": 0, "bytes": 0, "characters": [5] * 10}
+    never, three = [-1] * 10, [0, 1, 2] + [-1] * 7
+    results = {
+        MAJORITY: {key: value for key, value in same.items() if key != "characters"},
+        f"{GPT}, fold 1 of 1": {**same, "lines": list(range(10)), "predicted": three, "bits": [10.0] * 10},
+        contenders.ZERO_SHOT: {**same, "lines": list(range(10)), "predicted": never, "bits": [5.0] * 9 + [20.0]},
+    }
+    results[MAJORITY] |= {"lines": list(range(20)), "predicted": [-1] * 20, "confidence": [0.1] * 20}
+    report = summary.Report(data, divided, results, range(20))
+    figures = [(row["accuracy"], row["bits_per_character"], row["lines"]) for row in report.contenders]
+    assert figures == [(0, None, 20), (0.3, 2.0, 10), (0, 1.3, 10)]
+    assert report.advice.name == GPT  # no other beats the majority, and this one is right more often
+    (loss,) = report._loss()
+    p = stats.binomtest(9, 10, alternative="greater").pvalue
+    assert "zero-shot has the lowest, 1.30 bits per character" in loss.text
+    assert f"lower than that of tiny GPT in 9 of 10 lines (p = {p:.2g})" in loss.text
+
+
+@pytest.mark.slow
+def test_a_tiny_gpt_writes_free_responses(tmp_path: Path) -> None:
+    """Its exact matches and losses are those of decoding; without training, it is the pretrained model of its data."""
+    write(tmp_path / "pairs.csv", free_rows())
+    said = ok(tmp_path, "advise", "pairs.csv", "--budget=1h").out
+    assert "Loss: tiny GPT has the lowest" in said
+    stages = json.loads((tmp_path / "out-advise" / "advise.json").read_text())["stages"]
+    result, ckpt = stages[f"{GPT}, fold 1 of 5"]["result"], tmp_path / "out-advise" / "gpt-1" / "model"
+    model, pairs = Model(ckpt), [(row["prompt"], row["response"]) for row in free_rows()]
+    prompts, expected = zip(*(pairs[line] for line in result["lines"]), strict=True)
+    texts, probabilities = model.responses(prompts, 40)
+    right = np.array(texts) == np.array(expected)
+    assert right.tolist() == [index >= 0 for index in result["predicted"]] and right.any()
+    assert texts[: contenders.EXAMPLES] == result["examples"]
+    assert np.array(result["bits"])[right] == pytest.approx(-np.log2(probabilities[right]), rel=0.01, abs=0.01)
+    labels = sorted(set(expected_of := [response for _, response in pairs]))
+    data = Data([prompt for prompt, _ in pairs], np.array([labels.index(one) for one in expected_of]), labels, True)
+    divided = split(data.prompts, np.zeros_like(data.truth), None, None)
+    base = contenders.planned(contenders.PRETRAINED, data, str(ckpt))
+    assert contenders.zero_shot(base, data) and not contenders.zero_shot(base, data._replace(free=False))
+    untrained = base._replace(iterations=0)
+    again = contenders.measure_language_model(untrained, data, divided, 0, tmp_path / "none", PATIENCE)
+    assert again["predicted"] == result["predicted"] and not (tmp_path / "none").exists()
+
+
 # ---- a GPT ----------------------------------------------------------------------------------------------------------
 
 
@@ -401,14 +479,14 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
     data = Data(prompts, np.arange(120) % 2, ["left", "right"])
     divided = split(prompts, data.truth, None, None)
     training = contenders.planned(GPT, data)
-    each, per_line = contenders.pilot(training, data, divided, tmp_path / "pilot", 100)
-    assert 0 < each < 5 and 0 < per_line < 5
+    each, testing = contenders.pilot(training, data, divided, tmp_path / "pilot", 100)
+    assert 0 < each < 5 and 0 < testing < 100
     assert contenders.pilot(training, data, divided, tmp_path / "no", 1) == (math.inf, 0)
     assert not (tmp_path / "no").exists()
     training = training._replace(iterations=150)
     result = contenders.measure_language_model(training, data, divided, 0, tmp_path / "gpt-1", PATIENCE)
     assert result["lines"] == divided.folds[0][1].tolist()
-    right = np.argmax(result["probabilities"], axis=1) == data.truth[result["lines"]]
+    right = result["predicted"] == data.truth[result["lines"]]
     assert right.mean() > 0.9
     kept = contenders.fit_on_all(GPT, data, divided, tmp_path, 150, "", PATIENCE)
     labeller.save(tmp_path, kept, data.labels, 0.6)

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from tinygpt.advise import contenders, judge, labeller, summary
-from tinygpt.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, Data, Training
-from tinygpt.advise.look import Finding, across, as_text, look, unseen
+from tinygpt.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, ZERO_SHOT, Data, Training
+from tinygpt.advise.look import FEW, Finding, across, as_text, look, unseen
+from tinygpt.advise.personal import masked
 from tinygpt.advise.split import Split, parsed_times, split
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.store import load
@@ -45,7 +46,7 @@ SHARES = {GPT: 0.35, PRETRAINED: LAST}
 SETTINGS = ("budget", "by", "time", "prompt_field", "response_field", "encoding", "skip_bad")  # of the results
 CURVE = (0.25, 0.5)  # shares of the training lines in the learning curve
 ENOUGH = 500  # tested lines; a language model is trained longer rather than on more folds
-AFTER = 2.5  # what follows the language models takes about so many times as long as the linear model
+AFTER = 2.5  # what follows the language models takes about so many times as long as the slowest simple contender
 
 
 def advise(config: AdviseConfig) -> None:
@@ -58,10 +59,11 @@ def advise(config: AdviseConfig) -> None:
         tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
         models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
     settings = {key: getattr(config, key) for key in SETTINGS}
-    divided = split(data.prompts, data.truth, extra["by"], extra["time"])
+    strata = np.zeros_like(data.truth) if data.free else data.truth
+    divided = split(data.prompts, strata, extra["by"], extra["time"])
     screen = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
     with folder_lock(folder, "advice"), ended_by_sigterm(), screen:
-        print(f"{path}: {len(data.prompts):,} examples, {len(data.labels)} labels; budget {duration(budget)}\n")
+        print(f"{path}: {data}; budget {duration(budget)}\n")
         examiner = Examiner(config, data, divided, folder, Identity("advise", path.name, settings, models), budget)
         results = examiner.results()
         report = summary.Report(data, divided, results, lines)
@@ -69,10 +71,20 @@ def advise(config: AdviseConfig) -> None:
         print(f"\n{text.as_text()}\n")
         for written in write(report.summary, folder, "advise", command="advise"):
             print(f"written: {written}")
-        print(f"written: {folder / labeller.NAME}, the model: {report.advice.name}")
-        print(f"\nnext: {suggest.command('label', 'new.csv', f'--model={folder}', '-o', 'labelled.csv')}")
+        model, following = kept(report.advice.name, data, folder, config.pretrained)
+        print(f"the model, {report.advice.name}: {model}\n\nnext: {following}")
     if config.json:
         print(strict_json(report.values))
+
+
+def kept(name: str, data: Data, folder: Path, base: str) -> tuple[Path, str]:
+    """Return the advised model and the command that uses it. `tinygpt label` cannot write: it chooses a response."""
+    if not data.free or name in contenders.cheap(data):
+        command = suggest.command("label", "new.csv", f"--model={folder}", "-o", "labelled.csv")
+        return folder / labeller.NAME, command
+    path = Path(base) if name == ZERO_SHOT else folder / "gpt" / "model" / "ckpt.pt"
+    prompt = masked(min(data.prompts, key=len))[0]
+    return path, suggest.command("sample", f"--ckpt={path}", "--temperature=0", "--skip_unknown", f"--start={prompt}")
 
 
 def seconds_of(text: str) -> float:
@@ -99,15 +111,13 @@ def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[int], dict[s
         print_error(f"note: {path} has {len(entries):,} examples; a random sample of {MOST:,} is used")
         entries, numbers = [entries[index] for index in chosen], [int(index) + 1 for index in chosen]
     pairs = [pair for pair, _ in entries]
-    labels = labels_of(pairs)
-    distinct = len({label for _, label in pairs})
-    if distinct == 1:
+    labels = sorted({label for _, label in pairs})
+    if len(labels) == 1:
         raise TinyGPTError(f"{path}: all examples have the label {pairs[0][1][:40]!r}", "add examples of another label")
-    if not labels:
-        problem = f"{path}: {distinct:,} different responses to {len(pairs):,} prompts are free text, not labels"
-        raise TinyGPTError(problem, "docs/OWN_DATA.md, which says how to fine-tune on free responses")
-    truth = np.array([labels.index(label) for _, label in pairs])
-    data = Data([prompt for prompt, _ in pairs], truth, labels)
+    free = not labels_of(pairs) and len(labels) * FEW > len(pairs)  # here there may be more labels than in other tasks
+    index_of = {label: index for index, label in enumerate(labels)}
+    truth = np.array([index_of[label] for _, label in pairs])
+    data = Data([prompt for prompt, _ in pairs], truth, labels, free)
     by, times = (column_of(entries, name, path) for name in (config.by, config.time))
     return data, numbers, {"by": by, "time": None if times is None else parsed_times(times, config.time)}
 
@@ -145,13 +155,13 @@ class Examiner:
         findings = self._run("look at the data", 2, self._look)
         print("\n".join(as_text([Finding(*one) for one in findings])))
         print(f"\nsplit {self.split.how}\n")
-        for name in contenders.cheap():
+        for name in contenders.cheap(self.data):
             self._run(name, 5, partial(contenders.measure_cheap, name, self.data, self.split))
         for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
             self._language_model(name, share)
         results = self._run_all()
         name = chosen(results, self.data, self.split).name
-        cheap = [name for name in contenders.cheap() if name != MAJORITY]
+        cheap = [name for name in contenders.cheap(self.data) if name != MAJORITY]
         best = name if name in cheap else max(cheap, key=lambda name: hits(results[name], self.data.truth))
         for share in CURVE:
             measure = partial(contenders.measure_cheap, best, self.data, self.split, share)
@@ -169,14 +179,17 @@ class Examiner:
 
     def _look(self) -> list[Any]:
         labels = [self.data.labels[index] for index in self.data.truth]
-        findings = look(list(zip(self.data.prompts, labels, strict=True)), self.data.labels)
+        findings = look(list(zip(self.data.prompts, labels, strict=True)), [] if self.data.free else self.data.labels)
         findings += across(self.data.prompts, self.split.folds)
-        return findings + unseen(self.data.truth, self.data.labels, self.split.folds)
+        return findings + ([] if self.data.free else unseen(self.data.truth, self.data.labels, self.split.folds))
 
     def _language_model(self, name: str, share: float) -> None:
         """Try a language model for a share of the time that is left, on as many folds as fit."""
         training = contenders.planned(name, self.data, self.config.pretrained)
         plan = self._run(f"{name}: time pilot", 20, partial(self._plan, training, share))
+        if plan["zero_shot"]:
+            untrained = training._replace(iterations=0), self.data, self.split, 0, self.folder, math.inf
+            self._run(ZERO_SHOT, 20, partial(contenders.measure_language_model, *untrained))
         training = training._replace(iterations=plan["iterations"])
         for fold in range(plan["folds"]):
             folder = self.folder / f"{FOLDERS[name]}-{fold + 1}"
@@ -185,18 +198,23 @@ class Examiner:
             self._run(f"{name}, fold {fold + 1} of {plan['folds']}", plan["seconds"], measure)
 
     def _plan(self, training: Training, share: float) -> dict[str, Any]:
-        """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each."""
-        began, linear = time.monotonic(), stored(self.folder, self.identity)["stages"][contenders.LINEAR]
-        seconds = share * (self._left() - AFTER * linear["seconds"])
+        """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each.
+
+        zero_shot: whether it is also tested without training, which takes a part of the time."""
+        stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
+        slowest = max(stages[name]["seconds"] for name in contenders.cheap(self.data))
+        seconds = share * (self._left() - AFTER * slowest)
         folder = self.folder / f"{FOLDERS[training.name]}-pilot"
-        each, per_line = contenders.pilot(training, self.data, self.split, folder, seconds)
-        seconds -= time.monotonic() - began
+        each, testing = contenders.pilot(training, self.data, self.split, folder, seconds)
+        zero_shot = contenders.zero_shot(training, self.data)
+        seconds -= time.monotonic() - began + testing * zero_shot
         lines, tested = (len(part) for part in self.split.folds[0])
         for folds in range(min(len(self.split.folds), math.ceil(ENOUGH / tested)), 0, -1):
-            own = seconds / (folds + FINAL) - per_line * len(training.tested(tested))
+            own = seconds / (folds + FINAL) - testing
             if iterations := contenders.iterations_for(training, lines, own, each):
-                return {"iterations": iterations, "folds": folds, "seconds": own}
-        return {"iterations": 0, "folds": 0, "seconds": 0.0, "left_out": "it needs a larger --budget"}
+                return {"iterations": iterations, "folds": folds, "seconds": own, "zero_shot": zero_shot}
+        left_out = {"zero_shot": False, "left_out": "it needs a larger --budget"}
+        return {"iterations": 0, "folds": 0, "seconds": 0.0, **left_out}
 
     def _left(self) -> float:
         """Return the seconds of the budget that the finished stages have left."""
@@ -207,13 +225,16 @@ class Examiner:
         results, config = run(self.folder, self.identity, self.stages[:-1]), self.config
         report = summary.Report(self.data, self.split, results, [])
         iterations = report.measured[name][0].get("iterations", 0)
+        row = next(row for row in report.contenders if row["name"] == name)
+        about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
+        if name == ZERO_SHOT:
+            return about
         limit = max(self._left(), report.measured[name][0]["seconds"])
         arguments = name, self.data, self.split, self.folder, iterations, config.pretrained, limit
         model = contenders.fit_on_all(*arguments)
-        row = next(row for row in report.contenders if row["name"] == name)
-        about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
-        fields = config.prompt_field, config.response_field
-        labeller.save(self.folder, model, self.data.labels, report.sure.threshold, *fields, about)
+        if not self.data.free or name in contenders.cheap(self.data):
+            fields = config.prompt_field, config.response_field
+            labeller.save(self.folder, model, self.data.labels, report.sure.threshold, *fields, about)
         return about
 
 

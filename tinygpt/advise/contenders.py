@@ -1,4 +1,4 @@
-"""The contenders, the simplest first: from the commonest label to a pretrained model with LoRA adapters.
+"""The contenders, the simplest first: from the commonest response to a pretrained model with LoRA adapters.
 
 Each is trained on the training lines of a fold and tested on its tested lines. Nothing is chosen on tested lines: the
 linear models choose their regularisation on a third of the training lines, and of a language model the weights with
@@ -21,18 +21,22 @@ import torch
 from tinygpt.advise.labeller import GPTState
 from tinygpt.advise.split import Split
 from tinygpt.data.pairs import tokenizer_of_pairs
+from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.evaluate.classifiers import Classifier, Linear, Majority, Nearest
-from tinygpt.experiment.models import Trained, classifier, train, write_dataset
-from tinygpt.prepare import tokenizer_for_pairs
+from tinygpt.experiment.models import Model, Trained, classifier, train, write_dataset
+from tinygpt.prepare import tokenizer_for_pairs, tokenizer_of_model
 from tinygpt.retrieve import embeddings
 from tinygpt.terminal import progress
 from tinygpt.training.log import read_metrics
 
 MAJORITY, NEAREST, LINEAR = "majority", "nearest neighbours", "linear model"
 VECTORS, GPT, PRETRAINED = "linear model with word vectors", "tiny GPT", "pretrained, LoRA"
+ZERO_SHOT = "pretrained, zero-shot"  # without training, of free responses
 ALONE = 20  # lines that are classified one by one, for the time of a line
+EXAMPLES = 3  # free responses of a fold that are shown; a language model writes them one by one
+BATCH = 64  # prompts at a time, since each has a probability for each free response
 HELD_OUT = 0.1  # share of the training lines whose loss chooses the weights of a language model
-LONGEST = {GPT: 480, PRETRAINED: 1200}  # characters of a prompt; more are cut
+LONGEST = {GPT: 480, PRETRAINED: 1200}  # characters of a prompt or a free response; more are cut
 SPECIAL_TOKENS = 3  # of a pair
 MOST_PASSES = 60  # of a GPT over the training lines
 GPT_BATCH, PRETRAINED_BATCH = 32, 16
@@ -46,31 +50,39 @@ PRETRAINED_TESTED = 200  # lines, since each takes a large part of a second
 
 
 class Data(NamedTuple):
-    """The examples: prompts, the index of each label, int64 (n,), and the labels."""
+    """The examples: prompts, the index of each label, int64 (n,), and the labels, or the distinct free responses."""
 
     prompts: list[str]
     truth: np.ndarray
     labels: list[str]
+    free: bool = False  # the responses are free text
 
     def pick(self, lines: np.ndarray) -> tuple[list[str], np.ndarray]:
         return [self.prompts[line] for line in lines], self.truth[lines]
 
-    def pairs(self, lines: np.ndarray, longest: int) -> list[tuple[str, str]]:
-        """Return (prompt, label) of some lines, with prompts cut to `longest` characters."""
-        return [(self.prompts[line][:longest], self.labels[self.truth[line]]) for line in lines]
+    def pairs(self, lines: np.ndarray, training: "Training") -> list[tuple[str, str]]:
+        """Return (prompt, response) of some lines, cut as a training needs them."""
+        longest, most = training.longest, training.longest_response
+        return [(self.prompts[line][:longest], self.labels[self.truth[line]][:most]) for line in lines]
+
+    def __str__(self) -> str:
+        kind = "different free responses" if self.free else "labels"
+        return f"{len(self.prompts):,} examples with {len(self.labels):,} {kind}"
 
 
-def cheap() -> dict[str, Callable[[Sequence[str], np.ndarray, int], Classifier]]:
-    """Return the functions that fit the cheap contenders that can be used here, by name."""
-    fits: dict[str, Callable[..., Classifier]] = {MAJORITY: Majority.fit, NEAREST: Nearest.fit, LINEAR: Linear.fit}
-    if embeddings.installed():
+def cheap(data: Data) -> dict[str, Callable[[Sequence[str], np.ndarray, int], Classifier]]:
+    """Return the functions that fit the cheap contenders that can be used for these data, by name."""
+    fits: dict[str, Callable[..., Classifier]] = {MAJORITY: Majority.fit, NEAREST: Nearest.fit}
+    if not data.free:
+        fits[LINEAR] = Linear.fit
+    if embeddings.installed() and not data.free:
         fits[VECTORS] = functools.partial(Linear.fit, embed=embeddings.WordLlama().vectors)
     return fits
 
 
 def measure_cheap(name: str, data: Data, split: Split, subset: float = 1.0) -> dict[str, Any]:
     """Train and test a cheap contender on each fold; with `subset`, on this share of the training lines."""
-    fit, tested, seconds = cheap()[name], [], []
+    fit, predicted, confidence, seconds = cheap(data)[name], list[int](), list[float](), []
     for train_lines, test_lines in progress(split.folds, desc=name):
         if subset < 1:
             train_lines = train_lines[split.part(train_lines, subset, seed=1)]
@@ -78,25 +90,32 @@ def measure_cheap(name: str, data: Data, split: Split, subset: float = 1.0) -> d
         one_label = len(np.unique(data.truth[train_lines])) < 2  # of few lines, which nothing can learn from
         fitted = (Majority.fit if one_label else fit)(*data.pick(train_lines), len(data.labels))
         seconds.append(time.monotonic() - began)
-        tested.append(fitted(data.pick(test_lines)[0]))
-    results = outcome(split.tested, np.concatenate(tested), statistics.mean(seconds), one_by_one(fitted, data.prompts))
+        prompts = data.pick(test_lines)[0]
+        for start in range(0, len(prompts), BATCH):
+            probabilities = fitted(prompts[start : start + BATCH])  # (BATCH, L)
+            predicted += probabilities.argmax(axis=1).tolist()
+            confidence += probabilities.max(axis=1).tolist()
+    alone = one_by_one(fitted, data.prompts)
+    results = outcome(split.tested, np.array(predicted), np.array(confidence), statistics.mean(seconds), alone)
     stored = io.BytesIO()
     torch.save(fitted.state(), stored)
-    return results | {"bytes": len(stored.getvalue())}
+    return results | {"bytes": len(stored.getvalue()), "examples": [data.labels[one] for one in predicted[:EXAMPLES]]}
 
 
-def outcome(lines: np.ndarray, probabilities: np.ndarray, seconds: float, per_line: float) -> dict[str, Any]:
+def outcome(
+    lines: np.ndarray, predicted: np.ndarray, confidence: np.ndarray, seconds: float, per_line: float
+) -> dict[str, Any]:
     """Make the result of a stage: seconds of a training, and of one line that comes alone."""
-    rounded = [[float(f"{p:.5g}") for p in row] for row in probabilities]
-    return {"lines": lines.tolist(), "probabilities": rounded, "seconds": seconds, "per_line": per_line}
+    answers = {"predicted": predicted.tolist(), "confidence": [float(f"{p:.5g}") for p in confidence]}
+    return {"lines": lines.tolist(), **answers, "seconds": seconds, "per_line": per_line}
 
 
-def one_by_one(classify: Callable[[Sequence[str]], np.ndarray], prompts: Sequence[str]) -> float:
-    """Return the median of the seconds in which one prompt is classified."""
+def one_by_one(answer: Callable[[Sequence[str]], Any], prompts: Sequence[str]) -> float:
+    """Return the median of the seconds in which one prompt is answered."""
     seconds = []
     for prompt in prompts[:ALONE]:
         began = time.monotonic()
-        classify([prompt])
+        answer([prompt])
         seconds.append(time.monotonic() - began)
     return statistics.median(seconds)
 
@@ -111,6 +130,7 @@ class Training(NamedTuple):
     iterations: int
     context: int  # tokens
     longest: int  # characters of a prompt; longer ones are cut
+    longest_response: int  # likewise
     base: str = ""  # the checkpoint of a pretrained model
 
     def tested(self, count: int) -> np.ndarray:
@@ -132,13 +152,31 @@ class Training(NamedTuple):
 def planned(name: str, data: Data, base: str = "") -> Training:
     """Choose the context of a language model, so that 19 of 20 prompts fit completely; the others are cut."""
     longest = min(LONGEST[name], int(np.quantile([len(prompt) for prompt in data.prompts], 0.95)))
+    longest_response = max(map(len, data.labels))
+    if data.free:
+        longest_response = min(LONGEST[name], longest_response)
     if name == GPT:
-        return Training(name, PILOT[name], longest + max(map(len, data.labels)) + SPECIAL_TOKENS, longest)
-    tokenizer = tokenizer_of_pairs({"train": data.pairs(np.arange(len(data.truth)), longest)})
-    encode = tokenizer_for_pairs(base).joined(tokenizer).encode_pair  # a base model of characters gets the new ones
-    longest_label = max(data.labels, key=len)
-    context = max(len(encode(prompt[:longest], longest_label)) for prompt in data.prompts)
-    return Training(name, PILOT[name], context, longest, base)
+        context = longest + longest_response + SPECIAL_TOKENS
+        return Training(name, PILOT[name], context, longest, longest_response)
+    training = Training(name, PILOT[name], 0, longest, longest_response, base)
+    tokenizer = tokenizer_for_pairs(base).joined(characters(data, training))  # a base model of characters gets new ones
+    context = max(len(tokenizer.encode_prompt(prompt[:longest])) for prompt in data.prompts)
+    context += max(len(tokenizer.encode_response(response[:longest_response])) for response in data.labels)
+    return training._replace(context=context)
+
+
+def characters(data: Data, training: Training) -> CharTokenizer:
+    """Make a tokenizer of the characters of all lines: a tested response can have others than the training lines."""
+    return tokenizer_of_pairs({"all": data.pairs(np.arange(len(data.truth)), training)})
+
+
+def zero_shot(training: Training, data: Data) -> bool:
+    """Return whether the model can be tested without training: it answers prompts, and knows all characters."""
+    if not (data.free and training.base):
+        return False
+    tokenizer = tokenizer_of_model(training.base)
+    grown = tokenizer.joined(characters(data, training))
+    return tokenizer.pair is not None and grown.vocab_size == tokenizer.vocab_size
 
 
 def fit_language_model(
@@ -148,8 +186,9 @@ def fit_language_model(
     held_out = split.part(lines, min(HELD_OUT, MOST_HELD_OUT[training.name] / len(lines)), seed=2)
     val = lines[held_out] if held_out.any() and not held_out.all() else lines
     parts = {"train": lines[~held_out] if val is not lines else lines, "val": val, "test": val[:1]}
-    splits = {part: data.pairs(some, training.longest) for part, some in parts.items()}
-    dataset = write_dataset(folder / "data", splits, data.labels)
+    splits = {part: data.pairs(some, training) for part, some in parts.items()}
+    tokenizer = characters(data, training) if data.free else None
+    dataset = write_dataset(folder / "data", splits, [] if data.free else data.labels, tokenizer)
     command, preset, settings = training.settings()
     return train(command, preset, folder / "model", dataset, limit, seed=1, **settings)
 
@@ -157,28 +196,49 @@ def fit_language_model(
 def measure_language_model(
     training: Training, data: Data, split: Split, fold: int, folder: Path, limit: float
 ) -> dict[str, Any]:
-    """Train on a fold, and classify its tested lines (of a pretrained model, some of them)."""
+    """Train on a fold (zero iterations: not at all), and test some or all of its tested lines."""
     train_lines, test_lines = split.folds[fold]
-    trained = fit_language_model(training, data, split, train_lines, folder, limit)
-    classify, test_lines = classifier(folder / "model", data.labels), test_lines[training.tested(len(test_lines))]
-    prompts = [prompt[: training.longest] for prompt in data.pick(test_lines)[0]]
-    results = outcome(test_lines, classify(prompts), trained.seconds, one_by_one(classify, prompts))
-    return results | {"bytes": trained.bytes, "iterations": training.iterations}
+    ckpt, trained = Path(training.base), Trained(0.0, 0, 0, 0, {})
+    if training.iterations:
+        ckpt, trained = folder / "model", fit_language_model(training, data, split, train_lines, folder, limit)
+    results, _ = answered(training, data, test_lines[training.tested(len(test_lines))], ckpt)
+    return results | {"seconds": trained.seconds, "bytes": trained.bytes, "iterations": training.iterations}
+
+
+def answered(training: Training, data: Data, lines: np.ndarray, ckpt: Path) -> tuple[dict[str, Any], float]:
+    """Test a language model on some lines: the result, without the costs of training, and the seconds that it took."""
+    pairs, texts = data.pairs(lines, training), list[str]()
+    prompts = [prompt for prompt, _ in pairs]
+    if not data.free:
+        classify, began = classifier(ckpt, data.labels), time.monotonic()
+        probabilities = classify(prompts)
+        seconds = time.monotonic() - began
+        predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+        return outcome(lines, predicted, confidence, 0.0, one_by_one(classify, prompts)), seconds
+    model, began = Model(ckpt), time.monotonic()
+    exact, nats = model.matches(pairs)
+    seconds = time.monotonic() - began
+    complete = [response == data.labels[index] for (_, response), index in zip(pairs, data.truth[lines], strict=True)]
+    predicted = np.where(exact & complete, data.truth[lines], -1)
+    longest = max(len(model.tokenizer.encode_response(response)) for _, response in pairs)
+    alone = one_by_one(lambda some: texts.extend(model.responses(some, longest)[0]), prompts[:EXAMPLES])
+    results = outcome(lines, predicted, np.zeros(len(lines)), 0.0, alone)
+    characters = [len(response) + 1 for _, response in pairs]  # with the end
+    return results | {"bits": (nats / math.log(2)).tolist(), "characters": characters, "examples": texts}, seconds
 
 
 def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: float) -> tuple[float, float]:
-    """Measure the seconds of an iteration and of a tested line in a short training; infinity if there is no time."""
+    """Measure the seconds of an iteration in a short training, and of the test of a fold; infinity without time."""
     if seconds < 3 * START_UP[training.name]:
         return math.inf, 0.0
     lines = split.folds[0][0]
     fit_language_model(training, data, split, lines[: 20 * PILOT[training.name]], folder)
     entries = [entry for entry in read_metrics(folder / "model") if entry["kind"] == "train"]
     first, last = entries[len(entries) // 2], entries[-1]
-    prompts = [prompt[: training.longest] for prompt in data.pick(lines[:PILOT_LINES])[0]]
-    classify, began = classifier(folder / "model", data.labels), time.monotonic()
-    classify(prompts)
-    per_line = (time.monotonic() - began) / len(prompts)
-    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"]), per_line
+    results, tested_in = answered(training, data, lines[:PILOT_LINES], folder / "model")
+    tested = len(training.tested(len(split.folds[0][1])))
+    testing = tested_in / len(results["lines"]) * tested + results["per_line"] * (EXAMPLES if data.free else ALONE)
+    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"]), testing
 
 
 def iterations_for(training: Training, lines: int, seconds: float, each: float) -> int:
@@ -195,7 +255,7 @@ def fit_on_all(
 
     iterations, limit: of a language model, which is written into the folder, and the most seconds of its training."""
     every_line = np.arange(len(data.truth))
-    if name in (fits := cheap()):
+    if name in (fits := cheap(data)):
         return fits[name](*data.pick(every_line), len(data.labels))
     training = planned(name, data, base)._replace(iterations=iterations)
     fit_language_model(training, data, split, every_line, folder / "gpt", limit)

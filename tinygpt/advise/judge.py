@@ -88,11 +88,8 @@ class Tested(NamedTuple):
     """The answers of a contender on the lines that it was tested on."""
 
     lines: np.ndarray  # indices of the lines, int64 (n,)
-    probabilities: np.ndarray  # float64 (n, L)
-
-    @property
-    def predicted(self) -> np.ndarray:
-        return self.probabilities.argmax(axis=1)
+    predicted: np.ndarray  # indices of the responses, int64 (n,); -1 for another text than all examples have
+    confidence: np.ndarray  # probability of each answer, float64 (n,)
 
 
 class Comparison(NamedTuple):
@@ -132,7 +129,7 @@ def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray
     """Choose the simplest contender that no other beats by more than chance, among those that are right more often than
     the majority; the majority, if none is.
 
-    tested: by name, the simplest first. majority: the name of the contender that always gives the commonest label."""
+    tested: by name, the simplest first. majority: the name of the one that always gives the commonest response."""
     beaten: dict[str, list[Comparison]] = {}
     candidates = list(tested)
     for name in tested:
@@ -233,5 +230,4 @@ def gain_interval(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -
 def confident_errors(tested: Tested, truth: np.ndarray, count: int = 10) -> list[int]:
     """Return the positions in `tested` of the wrong answers with the highest probability, the highest first."""
     wrong = np.flatnonzero(tested.predicted != truth[tested.lines])
-    confidence = tested.probabilities.max(axis=1)
-    return sorted(wrong.tolist(), key=lambda position: -confidence[position])[:count]
+    return sorted(wrong.tolist(), key=lambda position: -tested.confidence[position])[:count]

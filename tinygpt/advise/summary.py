@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt.advise import judge, look
-from tinygpt.advise.contenders import MAJORITY, Data
+from tinygpt.advise.contenders import FOLDERS, MAJORITY, Data
 from tinygpt.advise.judge import TARGET, Advice, Sure, Tested
 from tinygpt.advise.look import Finding, as_table
 from tinygpt.advise.split import Split
@@ -20,20 +20,32 @@ from tinygpt.terminal import cut, duration, escaped
 SHOWN = 60  # characters of a prompt
 FOUND = 0.5  # a label with a lower recall is mostly missed
 MOST = 5  # labels that are named
+LABELS = (
+    "Macro-F1: the mean of the labels' F1, in which rare labels count as much as frequent ones. Linear model: logistic "
+    "regression on TF-IDF of words and characters."
+)
+FREE = (
+    "Exact match: the answer is the expected response, character for character. Bits per character: the loss of the "
+    "expected response; the lower, the better. Majority: the commonest response."
+)
 PARTS = 5  # in which the threshold is checked, if a single fold was tested
 
 
 def tested_of(results: Sequence[dict[str, Any]]) -> Tested:
     """Join the results of a contender's folds."""
-    lines = np.concatenate([np.array(result["lines"], dtype=np.int64) for result in results])
-    return Tested(lines, np.concatenate([np.array(result["probabilities"]) for result in results]))
+    lines, predicted = (joined(results, key).astype(np.int64) for key in ("lines", "predicted"))
+    return Tested(lines, predicted, joined(results, "confidence"))
+
+
+def joined(results: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    return np.concatenate([np.array(result[key]) for result in results])
 
 
 def measured(results: Results) -> dict[str, list[dict[str, Any]]]:
     """Collect the results of each contender by name, the simplest first; a language model has one for each fold."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for stage, result in results.items():
-        if isinstance(result, dict) and "probabilities" in result and not stage.startswith("learning curve"):
+        if isinstance(result, dict) and "lines" in result and not stage.startswith("learning curve"):
             by_name.setdefault(stage.partition(", fold ")[0], []).append(result)
     return by_name
 
@@ -63,12 +75,12 @@ class Report:
     def sure(self) -> Sure:
         """Choose the threshold of the advised contender."""
         tested = self.tested[self.advice.name]
-        if self.advice.name == MAJORITY:
+        if self.advice.name == MAJORITY or self.data.free:
             return Sure(None, 0, 0, len(tested.lines), (0.0, 1.0))
         part_of = np.zeros(len(self.data.truth), dtype=int)
         for part, (_, test) in enumerate(self.split.folds):
             part_of[test] = part
-        confidence, clusters = tested.probabilities.max(axis=1), self.split.clusters[tested.lines]
+        confidence, clusters = tested.confidence, self.split.clusters[tested.lines]
         parts = part_of[tested.lines]
         if len(np.unique(parts)) == 1:
             parts = np.unique(clusters, return_inverse=True)[1] % PARTS
@@ -76,17 +88,23 @@ class Report:
 
     @cached_property
     def contenders(self) -> list[dict[str, Any]]:
-        """Return the figures of each contender."""
+        """Return the figures of each contender; of free responses, the accuracy is the share of exact matches."""
         rows = []
         for name, tested in self.tested.items():
             truth, clusters, right = self.data.truth[tested.lines], self.split.clusters[tested.lines], self.right(name)
-            figures = quality(confusion_matrix(truth, tested.predicted, self.L))
-            results = self.measured[name]
+            results, figures = self.measured[name], dict[str, Any]()
+            if self.data.free:
+                figures |= {"accuracy": float(right.mean()), "bits_per_character": None}
+                if "bits" in results[0]:
+                    total = joined(results, "characters").sum()
+                    figures["bits_per_character"] = float(joined(results, "bits").sum() / total)
+            else:
+                figures |= quality(confusion_matrix(truth, tested.predicted, self.L))
+                figures["macro_f1_interval"] = judge.macro_f1_interval(truth, tested.predicted, clusters, self.L)
             rows.append(
                 {"name": name, "lines": len(truth)}
                 | figures
                 | {"accuracy_interval": judge.accuracy_interval(right, clusters)}
-                | {"macro_f1_interval": judge.macro_f1_interval(truth, tested.predicted, clusters, self.L)}
                 | {key: float(np.mean([one[key] for one in results])) for key in ("seconds", "per_line", "bytes")}
             )
         return rows
@@ -112,8 +130,10 @@ class Report:
 
     @cached_property
     def mistakes(self) -> list[dict[str, Any]]:
-        """Return the wrong answers of the advised contender with the highest probability."""
-        tested, rows = self.tested[self.advice.name], []
+        """Return the wrong labels of the advised contender with the highest probability."""
+        tested, rows = self.tested[self.advice.name], list[dict[str, Any]]()
+        if self.data.free:
+            return rows
         for position in judge.confident_errors(tested, self.data.truth):
             line, answer = int(tested.lines[position]), int(tested.predicted[position])
             row = {
@@ -121,10 +141,17 @@ class Report:
                 "prompt": self.data.prompts[line],
                 "label": self.labels[self.data.truth[line]],
             }
-            rows.append(
-                row | {"answer": self.labels[answer], "probability": float(tested.probabilities[position, answer])}
-            )
+            rows.append(row | {"answer": self.labels[answer], "probability": float(tested.confidence[position])})
         return rows
+
+    @cached_property
+    def examples(self) -> list[dict[str, Any]]:
+        """Return some free responses of the advised contender: those to the first tested lines."""
+        result = self.measured[self.advice.name][0]
+        return [
+            {"prompt": self.data.prompts[line], "response": self.labels[self.data.truth[line]], "answer": answer}
+            for line, answer in zip(result["lines"], result.get("examples", []) * self.data.free, strict=False)
+        ]
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -147,10 +174,13 @@ class Report:
             "threshold": self.sure._asdict(),
             "learning_curve": [point | {"right": float(point["right"].mean())} for point in self.curve],
             "mistakes": self.mistakes,
+            "examples": self.examples,
         }
 
     def per_label(self) -> list[dict[str, Any]]:
-        """Return precision, recall and F1 of the advised contender for each label."""
+        """Return precision, recall and F1 of the advised contender for each label; none for free responses."""
+        if self.data.free:
+            return []
         tested = self.tested[self.advice.name]
         columns = rates(confusion_matrix(self.data.truth[tested.lines], tested.predicted, self.L))
         return [
@@ -163,36 +193,45 @@ class Report:
 
     @property
     def summary(self) -> Summary:
-        n, name = len(self.data.prompts), self.advice.name
+        name, free = self.advice.name, self.data.free
         rows = [
             {
                 "contender": row["name"] + " (advised)" * (row["name"] == name),
-                "accuracy": shown(row["accuracy"], row["accuracy_interval"]),
-                "macro-F1": shown(row["macro_f1"], row["macro_f1_interval"]),
+                self.measure: shown(row["accuracy"], row["accuracy_interval"]),
+                **({"bits per character": bits(row)} if free else {"macro-F1": macro_f1(row)}),
                 "lines tested": f"{row['lines']:,}",
-                "training": duration(row["seconds"]),
+                "training": duration(row["seconds"]) if row["seconds"] else "-",
                 "one line": f"{1000 * row['per_line']:.1f} ms",
                 "size": f"{row['bytes'] / 1e6:.2f} MB",
             }
             for row in self.contenders
         ]
         how = (
-            f"Split {self.split.how}. In parentheses: 95 % confidence intervals in percent. Macro-F1: the mean of the "
-            "labels' F1, in which rare labels count as much as frequent ones. Training: once. One line: the time for a "
-            "line that comes alone. Linear model: logistic regression on TF-IDF of words and characters."
+            f"Split {self.split.how}. In parentheses: 95 % confidence intervals in percent. Training: once. One line: "
+            "the time for a line that comes alone. "
         )
+        how += FREE if free else LABELS
         how += "".join(f" Left out: {name}, since {why}." for name, why in self.left_out.items())
-        tables = [Table("Contenders, the simplest first", rows, how), self._label_table()]
+        tables = [Table("Contenders, the simplest first", rows, how)]
+        tables.append(self._example_table() if free else self._label_table())
         if self.mistakes:
             tables.append(self._mistakes_table())
         return Summary(
             "Which model for these data, and how good is it?",
-            f"{n:,} examples with {self.L} labels: the simplest model that no other beats, tested as it will be used.",
+            f"{self.data}: the simplest model that no other beats, tested as it will be used.",
             [*tables, as_table(self.findings)],
-            [self._choice(), *self._missed(), self._threshold(), *self._more_labels()],
-            "Accuracy of the contenders, with 95 % confidence intervals",
+            [self._choice(), *self._missed(), *(self._loss() if free else [self._threshold()]), *self._more_labels()],
+            f"{self.measure.capitalize()} of the contenders, with 95 % confidence intervals",
             self._draw,
         )
+
+    @property
+    def measure(self) -> str:
+        return "exact match" if self.data.free else "accuracy"
+
+    def _example_table(self) -> Table:
+        rows = [{key: look.shown(text, SHOWN) for key, text in row.items()} for row in self.examples]
+        return Table("Examples", rows, f"Of {self.advice.name}: its answers to the first tested lines.")
 
     def _label_table(self) -> Table:
         rows = [
@@ -224,9 +263,12 @@ class Report:
         row = next(row for row in self.contenders if row["name"] == self.advice.name)
         text = f"Advice: {row['name']}. {shown(row['accuracy'], row['accuracy_interval'])} of the answers are right."
         if row["name"] == MAJORITY:
-            text = "Advice: no model yet. None is right more often than the commonest label alone."
+            commonest = "response" if self.data.free else "label"
+            text = f"Advice: no model yet. None is right more often than the commonest {commonest} alone."
         elif len(self.tested) > 1:
             text += f" Why: {self.advice.why}."
+        if self.data.free and row["accuracy"] < FOUND:
+            text += " Most of its answers differ from the expected response: a person must check each."
         if self.split.warning:
             text += f" Careful: {self.split.warning}."
         return Verdict(
@@ -235,6 +277,28 @@ class Report:
             f"than chance (a paired, one-sided test on the lines that both were tested on, p < {judge.CHANCE} for each "
             "pair); the majority, if none is",
         )
+
+    def _loss(self) -> list[Verdict]:
+        """Compare the language models by their losses on the lines that both were tested on."""
+        lost = {
+            name: joined(results, "bits") / joined(results, "characters")
+            for name, results in self.measured.items()
+            if "bits" in results[0]
+        }
+        if not lost:
+            return []
+        rows = {row["name"]: row["bits_per_character"] for row in self.contenders}
+        best, texts = min(lost, key=lambda name: rows[name]), []
+        for other in (name for name in lost if name != best):
+            lines, mine, theirs = np.intersect1d(self.tested[best].lines, self.tested[other].lines, return_indices=True)
+            lower, higher = lost[best][mine] < lost[other][theirs], lost[best][mine] > lost[other][theirs]
+            p = judge.p_value(lower, higher, self.split.clusters[lines])
+            texts.append(f"; lower than that of {other} in {lower.sum():,} of {len(lines):,} lines (p = {p:.2g})")
+        text = f"Loss: {best} has the lowest, {rows[best]:.2f} bits per character of the response{''.join(texts)}."
+        if best != self.advice.name:
+            text += " If a person edits the text, go by the loss rather than by exact matches."
+            text += f" {FOLDERS[best]}-1/model, next to this page, is its model." if best in FOLDERS else ""
+        return [Verdict(text, "the sum of the losses over the sum of the characters; a paired, one-sided sign test")]
 
     def _missed(self) -> list[Verdict]:
         """Warn of labels that are mostly missed, which the accuracy does not show if they are rare."""
@@ -296,7 +360,15 @@ class Report:
         axes.set_yticks(
             range(len(rows)), [row["name"] + "\n(advised)" * (row["name"] == self.advice.name) for row in rows]
         )
-        axes.set(xlabel="accuracy (%)", ylim=(-0.6, len(rows) - 0.4))
+        axes.set(xlabel=f"{self.measure} (%)", ylim=(-0.6, len(rows) - 0.4))
+
+
+def macro_f1(row: dict[str, Any]) -> str:
+    return shown(row["macro_f1"], row["macro_f1_interval"])
+
+
+def bits(row: dict[str, Any]) -> str:
+    return "-" if row["bits_per_character"] is None else f"{row['bits_per_character']:.2f}"
 
 
 def shown(share: float, interval: tuple[float, float]) -> str:

@@ -614,7 +614,7 @@ class ServeConfig(DeviceConfig):
 
 @dataclasses.dataclass
 class AdviseConfig(Config):
-    """Find out which model suits your labelled examples, and how good it really is.
+    """Find out which model suits your examples of labels or free responses, and how good it really is.
 
     tinygpt advise pairs.csv
 
@@ -623,7 +623,8 @@ class AdviseConfig(Config):
     The file has a row for each example, with a prompt and its label (JSON Lines, CSV or Excel). It is examined, divided
     as the model will be used, and learned by one kind of model after the other, from the simplest: the commonest label,
     nearest neighbours, a linear model of words and characters, a tiny GPT, a pretrained model with LoRA. OUT_DIR gets
-    the advised model, for tinygpt label, and a page. A stopped command continues when it is given again.
+    the advised model and a page. Free responses have no linear model; they are compared by exact match and loss. A
+    stopped command continues when it is given again.
     """
 
     pairs: Annotated[File, POSITIONAL]
@@ -641,7 +642,7 @@ class AdviseConfig(Config):
     prompt_field: str = "prompt"
     """the key or column of the text"""
     response_field: str = "response"
-    """the key or column of the label"""
+    """the key or column of the label or response"""
     encoding: str = "utf-8"
     """the file's character encoding, for example cp1252"""
     skip_bad: bool = False

@@ -24,6 +24,7 @@ from tinygpt.model import GPT
 from tinygpt.terminal import escaped, progress
 
 BATCH_TOKENS = 1 << 14  # prompts and responses of a batch, padding included
+BATCH_LOGITS = 1 << 26  # of a batch whose losses are measured: 256 MB
 
 
 @torch.inference_mode()
@@ -69,7 +70,8 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
     model.eval()
     exact, losses = np.zeros(len(rows.lengths), dtype=bool), np.zeros(len(rows.lengths))
     order = np.argsort(rows.lengths, kind="stable")  # so that little is padded
-    batch_size = max(1, BATCH_TOKENS // int(rows.lengths.max()))
+    batch_tokens = min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size)
+    batch_size = max(1, batch_tokens // int(rows.lengths.max()))
     with progress(total=len(order), unit="prompt", desc="measuring exact match") as bar:
         for index in range(0, len(order), batch_size):
             row_indices = order[index : index + batch_size]
