@@ -189,6 +189,9 @@ def test_the_preview_shows_parts_of_characters_and_control_characters(tmp_path: 
         size = ["--vocab_size=256"] * (tokenizer == "bpe")
         result = ok(tmp_path, "prepare", "mine", "--input=a.txt", f"--tokenizer={tokenizer}", *size)
         assert f"    -> {shown}\n" in result.out
+    (tmp_path / "a.txt").write_text("a" + "漢" * 60)  # 60 bytes end within a character
+    result = ok(tmp_path, "prepare", "mine", "--input=a.txt", "--tokenizer=bpe", "--vocab_size=256")
+    assert result.out.count("<e6>|<bc>|<a2>") == 19 and "<ef>" not in result.out
 
 
 def test_a_text_too_short_for_so_many_tokens(tmp_path: Path) -> None:
@@ -220,6 +223,12 @@ def test_a_text_too_short_for_so_many_tokens(tmp_path: Path) -> None:
 def test_what_is_refused(made: Path, args: list[str], message: str) -> None:
     file = "pairs.jsonl" if "--format=pairs" in args else "text.txt"
     assert message in refused(made, "prepare", "other", f"--input={file}", *args)
+
+
+def test_a_row_for_each_pair_of_tokens_is_too_much(made: Path) -> None:
+    message = refused(made, *TRAIN, "--dataset=mine", "--bigram_table=True", "--out_dir=big")
+    assert "bigram_table has a row for each pair of tokens: " in message and "--bigram_table=False" in message
+    assert "--bigram_table=False" in refused(made, "plan", *TRAIN[1:], "--dataset=mine", "--bigram_table=True")
 
 
 def test_without_the_package_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

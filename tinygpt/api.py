@@ -79,6 +79,8 @@ class LoadedModel:
     def generate(self, prompt: str = ..., n: int = ..., *, stream: Literal[False] = ..., **options: Any) -> str: ...
     @overload
     def generate(self, prompt: str = ..., n: int = ..., *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    @overload
+    def generate(self, prompt: str = ..., n: int = ..., *, stream: bool, **options: Any) -> str | Iterator[str]: ...
     def generate(
         self, prompt: str = "\n", n: int = 500, *, stream: bool = False, **options: Any
     ) -> str | Iterator[str]:
@@ -180,7 +182,10 @@ class Run:
     @property
     def sample(self) -> str:
         """Return the newest sample that the run wrote, or an empty string."""
-        return next((entry["text"] for entry in reversed(read_metrics(self.folder)) if entry["kind"] == "sample"), "")
+        return str(self._newest_sample().get("text", ""))
+
+    def _newest_sample(self) -> dict[str, Any]:
+        return next((entry for entry in reversed(read_metrics(self.folder)) if entry["kind"] == "sample"), {})
 
     @property
     def verdict(self) -> str:
@@ -201,7 +206,8 @@ class Run:
             rows = [[entry[name] for name in ("step", "train_loss", "val_loss")] for entry in self._evaluations()]
             heads = {"step": ">8", "training": ">12.4f", "validation": ">12.4f"}
             curve = f"<pre>{'<br>'.join(table(heads, rows))}</pre>"
-        sample = f"<pre>{html.escape(self.sample)}</pre>" if self.sample else ""
+        newest = self._newest_sample()
+        sample = f"<p>sample at step {newest['step']:,}:</p><pre>{html.escape(newest['text'])}</pre>" if newest else ""
         colours = "--run-0:#2458c6;--soft:#646a74;--line:#b9b6b0;--sans:sans-serif"
         title = f"<b>{html.escape(str(self.folder))}</b>: {html.escape(self.verdict)}"
         return f'<div style="max-width:48em;{colours}"><p>{title}</p>{curve}{sample}</div>'

@@ -26,6 +26,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+MOST_BIGRAM_TOKENS = 256  # of a new model with bigram_table, which has a row for each pair of them
+
 
 @dataclasses.dataclass
 class GPTConfig:

@@ -24,6 +24,7 @@ from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.evaluate.classifiers import Classifier, Linear, Majority, Nearest
 from tinygpt.experiment.models import Model, Trained, classifier, train, write_dataset
+from tinygpt.options import MOST_BIGRAM_TOKENS
 from tinygpt.prepare import tokenizer_for_pairs, tokenizer_of_model
 from tinygpt.retrieve import embeddings
 from tinygpt.terminal import progress
@@ -190,6 +191,8 @@ def fit_language_model(
     tokenizer = characters(data, training) if data.free else None
     dataset = write_dataset(folder / "data", splits, [] if data.free else data.labels, tokenizer)
     command, preset, settings = training.settings()
+    if training.name == GPT and characters(data, training).vocab_size > MOST_BIGRAM_TOKENS:
+        settings["bigram_table"] = False
     return train(command, preset, folder / "model", dataset, limit, seed=1, **settings)
 
 

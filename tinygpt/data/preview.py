@@ -38,7 +38,8 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
     border = "" if isinstance(tokenizer, CharTokenizer) else " (| between two tokens)"
     print(f"the first lines, as tokens and decoded again{border}:")
     start = np.fromfile(folder / "train.bin", dtype=TOKEN, count=60)
-    for line in list(filter(None, tokenizer.decode(start.tolist()).split("\n")))[:3]:
+    text = tokenizer.decode(start.tolist()).rstrip("\ufffd")  # a part of a character at its end
+    for line in list(filter(None, text.split("\n")))[:3]:
         ids = tokenizer.encode(line).tolist()
         print(f"  {' '.join(map(str, ids[:14]))}{' ...' * (len(ids) > 14)}\n    -> {bordered(tokenizer, ids)}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")

@@ -24,7 +24,7 @@ from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.options import POSITIONS
+from tinygpt.options import MOST_BIGRAM_TOKENS, POSITIONS
 from tinygpt.training import processes
 from tinygpt.training.optimizer import build
 
@@ -161,7 +161,8 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
         value, stored = getattr(config, name), shape[name]
         resizes = may_resize and name == "block_size" and (value < stored or POSITIONS[shape["position"]].relative)
         if name in config.given and value != stored and not resizes:
-            hint = f"drop {name}" + ", or start a new model in another --out_dir" * ("ckpt" not in vars(config))
+            hint = f"drop {name}" if name in config.flags else f"--{name}={stored}"  # a preset's
+            hint += ", or start a new model in another --out_dir" * ("ckpt" not in vars(config))
             raise TinyGPTError(f"{name} is {value} here and {stored} in the checkpoint", hint)
         if not resizes or name not in config.given:
             setattr(config, name, stored)
@@ -194,9 +195,15 @@ def fit_dataset(dataset: Dataset, start: Start) -> int:
 
 def make_model(start: Start, gpt_class: type[GPT], vocab_size: int, known_tokens: int = 0) -> tuple[GPT, int]:
     """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens; return their
-    number, too. vocab_size: of the dataset, of which the checkpoint knows the first `known_tokens`."""
+    number, too. vocab_size: of the dataset, of which the checkpoint knows the first `known_tokens`.
+
+    Errors: TinyGPTError for a bigram_table of too many tokens."""
     config = start.config
     if start.checkpoint is None:
+        if config.bigram_table and vocab_size > MOST_BIGRAM_TOKENS:
+            weights = vocab_size**2 * config.n_embd
+            problem = f"bigram_table has a row for each pair of tokens: {weights:,} weights for {vocab_size:,} tokens"
+            raise TinyGPTError(problem, "--bigram_table=False")
         torch.manual_seed(config.seed)
         shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
         return gpt_class(GPTConfig(vocab_size=padded_vocab_size(vocab_size), **shape)), 0
