@@ -45,7 +45,7 @@ FOLDERS = {GPT: "gpt", PRETRAINED: "pretrained"}  # of their trainings
 PILOT, PILOT_LINES = {GPT: 30, PRETRAINED: 4}, 20  # iterations, and tested lines
 MOST_HELD_OUT = {GPT: 1000, PRETRAINED: 64}  # training lines whose loss chooses the weights
 EVALUATIONS = 8  # in a training; the weights with the lowest loss are used
-START_UP = {GPT: 8.0, PRETRAINED: 20.0}  # seconds of a training besides its iterations
+START_UP = {GPT: 8.0, PRETRAINED: 60.0}  # seconds of a training besides its iterations
 FEWEST = {GPT: 100, PRETRAINED: 40}  # iterations that are worth a try
 PRETRAINED_TESTED = 200  # lines, since each takes a large part of a second
 
@@ -142,12 +142,12 @@ class Training(NamedTuple):
     def settings(self) -> tuple[str, str, dict[str, Any]]:
         """Return the command, its preset and its settings."""
         settings: dict[str, Any] = {"max_iters": self.iterations, "block_size": self.context, "group_by_length": True}
-        evaluations = EVALUATIONS if self.iterations >= FEWEST[self.name] else 1  # of a pilot
+        evaluations, batches = (EVALUATIONS, 4) if self.iterations >= FEWEST[self.name] else (1, 1)  # of a pilot
         settings |= {"eval_interval": self.iterations // evaluations, "warmup_iters": max(1, self.iterations // 20)}
         settings |= {"log_interval": max(1, self.iterations // 20)}
         if self.name == GPT:
             return "train", "lab_classifier", settings
-        return "finetune", "finetune_transactions_pretrained", settings | {"ckpt": self.base, "eval_iters": 4}
+        return "finetune", "finetune_transactions_pretrained", settings | {"ckpt": self.base, "eval_iters": batches}
 
 
 def planned(name: str, data: Data, base: str = "") -> Training:
