@@ -247,7 +247,9 @@ def test_starting_from_another_runs_weights(run_copy: Path) -> None:
     result = cli_here(*TINY_TRAIN, "--init_from=out/ckpt.pt", "--out_dir=newer", "--n_embd=32", cwd=run_copy)
     assert result.status == 2 and "n_embd is 32 here and 16 in the checkpoint" in result.err
     (run_copy / "preset.yaml").write_text("dataset: tiny\nn_embd: 36\n")  # a flag can be dropped, a preset's value not
-    assert "try: --n_embd=16, or start" in refused(run_copy, "train", "preset.yaml", "--init_from=out/ckpt.pt", "--out_dir=newer")
+    assert "try: --n_embd=16, or start" in refused(
+        run_copy, "train", "preset.yaml", "--init_from=out/ckpt.pt", "--out_dir=newer"
+    )
     trained(run_copy, "--init_from=out/ckpt.pt", "--out_dir=short", "--block_size=5", "--max_iters=1")
     assert load(run_copy / "short").model["transformer.wpe.weight"].shape == (5, 16)
 
