@@ -34,8 +34,10 @@ top-k 200). Losses of other texts, alphabets and tokenizers cannot be compared w
 
 
 def train() -> None:
-    """Train once, and keep the best model so far whenever its loss has reached the next target."""
-    due, reached = list(TARGETS), list[float]()
+    """Train once, and keep the best model so far whenever its loss has reached the next target.
+
+    The loss falls from 4.3 to 3.3 in ten iterations, so the model of the first target has a run of two of its own."""
+    due, reached = TARGETS[1:], list[float]()
 
     def keep(entry: dict[str, Any]) -> None:
         if entry["kind"] == "train" and reached:  # the checkpoint of the last evaluation is complete now
@@ -45,6 +47,8 @@ def train() -> None:
                 reached[:] = [due.pop(0)]
 
     preset = "configs/shakespeare_char_best.yaml"
+    api.train(preset, out_dir=OUT / "first", max_iters=2, eval_interval=2, eval_iters=4, log_interval=1, quiet=True)
+    shutil.copy(OUT / "first/ckpt.pt", OUT / f"loss-{TARGETS[0]}.pt")
     api.train(preset, callback=keep, out_dir=OUT, eval_interval=10, eval_iters=4, log_interval=1, quiet=True)
     for target in (*reached, *due):  # the last one, or one that was missed by little: the best model
         shutil.copy(OUT / "ckpt.pt", OUT / f"loss-{target}.pt")
