@@ -373,13 +373,28 @@ def test_killed_and_started_again(folder: Path, harness: Any) -> None:
         ({"who": ""}, ["--by=who"], "example 1 has no who"),
         ({"prompt": " "}, [], "prompt"),
         ({"response": ""}, [], "response"),
-        ({}, ["--pretrained=nowhere"], "nowhere"),
+        ({}, ["--pretrained=nowhere"], "nowhere: no such file"),
+        ({"prompt": "same"}, [], "all prompts are the same"),
     ],
 )
 def test_bad_input(tmp_path: Path, change: dict[str, str], flags: list[str], message: str) -> None:
     changed = [row | {key: value.format(n=n) for key, value in change.items()} for n, row in enumerate(rows())]
     write(tmp_path / "pairs.csv", changed)
     assert message in refused(tmp_path, "advise", "pairs.csv", *flags)
+
+
+def test_few_examples_of_each_label(tmp_path: Path) -> None:
+    """Labels need four examples, which are fewer than the usual folds."""
+    examples = [{"prompt": f"{label}{n} text", "response": label} for label in "abcdef" for n in range(4)]
+    assert advice(write(tmp_path / "pairs.csv", examples).parent)["contenders"]
+
+
+def test_a_model_that_is_lost_is_made_again(folder: Path) -> None:
+    name, model = advice(folder)["advice"]["name"], folder / "out-advise" / labeller.NAME
+    for damage in (lambda: model.write_bytes(model.read_bytes()[:500]), model.unlink):
+        damage()
+        assert "damaged" in refused(folder, "label", "pairs.csv", "--model=out-advise") or not model.exists()
+        assert advice(folder)["advice"]["name"] == labeller.load(folder / "out-advise").about["contender"] == name
 
 
 def test_two_examples_and_no_file(tmp_path: Path) -> None:

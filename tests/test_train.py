@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import filelock
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli, cli_here, listing, ok, refused, tiny_text, trained
+from conftest import PATIENCE, TINY_TRAIN, cli, cli_here, listing, needs_fork, ok, refused, tiny_text, trained, until
 
 from tinygpt.checkpoint.store import load, save
 from tinygpt.training.log import read_metrics
@@ -370,3 +373,16 @@ def test_a_run_that_an_earlier_version_sent_to_weights_and_biases_is_resumed(run
     trained(run_copy, "--init_from=resume", "--max_iters=25")
     state = load(run_copy / "out/last.pt")
     assert state.step == 25 and not state.config["wandb_log"] and "wandb_id" not in state.training["progress"]
+
+
+@needs_fork
+def test_a_run_that_a_command_started_ends_with_it(work: Path) -> None:
+    """Even if the command is killed and cannot end it: another try would find the folder in use, beyond any limit."""
+    code = "import sys, pathlib; from tinygpt.evaluate.process import run; run(pathlib.Path('log'), *sys.argv[1:])"
+    command = [*TINY_TRAIN, "--max_iters=1000000", "--eval_interval=1000000", "--log_interval=1"]
+    parent = subprocess.Popen([sys.executable, "-c", code, *command], cwd=work, stderr=subprocess.DEVNULL)
+    until(lambda: (work / "out/metrics.jsonl").exists() and len(read_metrics(work / "out")) > 2, PATIENCE)
+    parent.kill()
+    parent.wait()
+    filelock.FileLock(work / "out/.lock").acquire(timeout=PATIENCE)  # the run has ended, as at any SIGTERM
+    assert load(work / "out/last.pt").step > 0

@@ -2,8 +2,8 @@
 
     tinygpt advise pairs.csv --budget=10m
 
-The budget counts the time of all stages, also of those before an interruption. The cheap contenders always run; the
-language models get what is left, if it is enough for a training that is worth a try.
+The budget counts the time of all finished stages, also of those before an interruption. The cheap contenders always
+run; the language models get what is left, if it is enough for a training that is worth a try.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from tinygpt.config.schema import AdviseConfig, PrepareConfig
 from tinygpt.data.pairs import converted, labels_of, pair_of
 from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.evaluate.process import ended_by_sigterm
-from tinygpt.experiment.stages import Identity, Results, Stage, run, stored
+from tinygpt.experiment.stages import Identity, Results, Stage, forget, run, stored
 from tinygpt.experiment.summary import write
 from tinygpt.files import folder_lock, strict_json
 from tinygpt.prepare import tokenizer_for_pairs
@@ -56,8 +56,8 @@ def advise(config: AdviseConfig) -> None:
     data, lines, extra = read_data(config, path)
     models = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     if config.pretrained:
-        tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
         models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
+        tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
     settings = {key: getattr(config, key) for key in SETTINGS}
     strata = np.zeros_like(data.truth) if data.free else data.truth
     divided = split(data.prompts, strata, extra["by"], extra["time"])
@@ -79,11 +79,14 @@ def advise(config: AdviseConfig) -> None:
 
 def kept(name: str, data: Data, folder: Path, base: str) -> tuple[Path, str]:
     """Return the advised model and the command that uses it. `tinygpt label` cannot write: it chooses a response."""
+    if name == MAJORITY:
+        return folder / labeller.NAME, "add examples, and run the same command with another --out_dir"
     if not data.free or name in contenders.cheap(data):
         command = suggest.command("label", "new.csv", f"--model={folder}", "-o", "labelled.csv")
         return folder / labeller.NAME, command
-    path = Path(base) if name == ZERO_SHOT else folder / "gpt" / "model" / "ckpt.pt"
-    prompt = masked(min(data.prompts, key=len))[0]
+    path = Path(base) if name == ZERO_SHOT else folder / contenders.ckpt(name)
+    plain = [one for one in data.prompts if one.isprintable() and one[:5] != "FILE:" and masked(one)[0] == one]
+    prompt = min(plain, key=len, default="PROMPT")
     return path, suggest.command("sample", f"--ckpt={path}", "--temperature=0", "--skip_unknown", f"--start={prompt}")
 
 
@@ -166,6 +169,8 @@ class Examiner:
         for share in CURVE:
             measure = partial(contenders.measure_cheap, best, self.data, self.split, share)
             self._run(f"learning curve, {best}: {share:g} of the lines", 5, measure)
+        if not self._kept(name):
+            forget(self.folder, self.identity, f"keep: {name}")
         self._run(f"keep: {name}", 5, partial(self._keep, name))
         return self._run_all()
 
@@ -220,6 +225,14 @@ class Examiner:
         """Return the seconds of the budget that the finished stages have left."""
         return self.budget - sum(stage["seconds"] for stage in stored(self.folder, self.identity)["stages"].values())
 
+    def _kept(self, name: str) -> bool:
+        """Return whether the folder has the advised model, and can load it."""
+        with contextlib.suppress(TinyGPTError):
+            if not self.data.free or name in contenders.cheap(self.data):
+                return labeller.load(self.folder).about.get("contender") == name
+            return name == ZERO_SHOT or bool(load(str(self.folder / contenders.ckpt(name))))
+        return False
+
     def _keep(self, name: str) -> dict[str, Any]:
         """Train the advised contender on all lines, and store it with its threshold."""
         results, config = run(self.folder, self.identity, self.stages[:-1]), self.config
@@ -227,6 +240,7 @@ class Examiner:
         iterations = report.measured[name][0].get("iterations", 0)
         row = next(row for row in report.contenders if row["name"] == name)
         about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
+        about["free"] = self.data.free
         if name == ZERO_SHOT:
             return about
         limit = max(self._left(), report.measured[name][0]["seconds"])

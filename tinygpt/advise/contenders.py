@@ -261,5 +261,10 @@ def fit_on_all(
     if name in (fits := cheap(data)):
         return fits[name](*data.pick(every_line), len(data.labels))
     training = planned(name, data, base)._replace(iterations=iterations)
-    fit_language_model(training, data, split, every_line, folder / "gpt", limit)
-    return GPTState("gpt/model/ckpt.pt", training.longest)
+    fit_language_model(training, data, split, every_line, folder / FOLDERS[name], limit)
+    return GPTState(ckpt(name), training.longest)
+
+
+def ckpt(name: str) -> str:
+    """Return the path of the language model that was trained on all lines, in the folder of the advice."""
+    return f"{FOLDERS[name]}/model/ckpt.pt"

@@ -57,6 +57,8 @@ def split(prompts: Sequence[str], truth: np.ndarray, by: Sequence[str] | None, t
     Errors: TinyGPTError if there are too few groups, or all times are equal.
     """
     same = clusters_of([normalised(prompt) for prompt in prompts])
+    if not same.any():
+        raise TinyGPTError("all prompts are the same, so none can be held out", "add examples of other prompts")
     if times is not None:
         return by_time(times, same)
     clusters, warning = same, ""
@@ -83,7 +85,7 @@ def stratified(truth: np.ndarray, clusters: np.ndarray) -> list[tuple[np.ndarray
     """Make folds of whole clusters, in which the labels are as frequent as in all lines, as far as possible."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    count = min(FOLDS, int(clusters.max()) + 1)
+    count = min(FOLDS, int(clusters.max()) + 1, int(np.bincount(truth).max()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of labels with fewer lines than folds
         folds = StratifiedGroupKFold(count, shuffle=True, random_state=1).split(truth, truth, clusters)
@@ -98,8 +100,9 @@ def by_time(times: np.ndarray, clusters: np.ndarray) -> Split:
     train, test = np.flatnonzero(times < first), np.flatnonzero(times >= first)
     if not len(test):
         raise TinyGPTError("all lines have the same time, so none is newer than the others", "drop --time")
-    how = f"by time: the newest {len(test):,} lines are tested, the {len(train):,} older ones train"
-    return Split(how, [(train, test)], clusters, times)
+    how = f"by time: the newest {len(test):,} lines are tested, the older ones ({len(train):,}) train"
+    warning = f"only {len(train):,} lines train, since so many have the newest times" if len(train) < len(test) else ""
+    return Split(how, [(train, test)], clusters, times, warning)
 
 
 def clusters_of(names: Sequence[str]) -> np.ndarray:

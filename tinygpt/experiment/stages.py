@@ -59,10 +59,7 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = 
         began = time.monotonic()
         result = json.loads(strict_json(stage.compute()))  # the same values as after a resumption
         known[stage.name] = {"seconds": time.monotonic() - began, "result": result}
-        with replacing(
-            identity.file(folder), "free some space and run the command again; finished stages are kept"
-        ) as file:
-            file.write(strict_json(content).encode() + b"\n")
+        save(folder, identity, content)
     return {stage.name: known[stage.name]["result"] for stage in stages}
 
 
@@ -85,7 +82,7 @@ def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError):
         raise TinyGPTError(f"{path} is damaged, or was not written by tinygpt {command}", elsewhere) from None
     if actual != expected:
-        problem = f"{folder} holds results of {described(actual)}; this command is {described(expected)}"
+        problem = f"{folder} holds results of {described(actual, expected)}; this is {described(expected, actual)}"
         raise TinyGPTError(problem, elsewhere)
     for model, fingerprint in identity.models.items():
         if models.get(model, fingerprint) != fingerprint:
@@ -93,11 +90,26 @@ def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     return {**content, "models": models | identity.models}
 
 
-def described(content: dict[str, Any]) -> str:
-    """Describe the identity that a file states: its first key is the command."""
+def forget(folder: Path, identity: Identity, name: str) -> None:
+    """Remove the result of a stage, if it has one, so that `run` computes it again. Errors: as in `run`."""
+    content = stored(folder, identity)
+    if content["stages"].pop(name, None):
+        save(folder, identity, content)
+
+
+def save(folder: Path, identity: Identity, content: dict[str, Any]) -> None:
+    hint = "free some space and run the command again; finished stages are kept"
+    with replacing(identity.file(folder), hint) as file:
+        file.write(strict_json(content).encode() + b"\n")
+
+
+def described(content: dict[str, Any], other: dict[str, Any]) -> str:
+    """Describe the identity that a file states, as far as it differs from another: its first key is the command."""
     command, name = next(iter(content.items()))
-    settings = "".join(f", {key}={value}" for key, value in dict(content["settings"]).items())
-    return f"{command} {name}, version {content['version']}{settings}"
+    settings = {"version": content["version"], **content["settings"]}
+    others = {"version": other["version"], **other["settings"]}
+    different = [f"{key}={value!r}" for key, value in settings.items() if others.get(key) != value]
+    return f"{command} {name}" + (f" with {', '.join(different)}" if different else "")
 
 
 def speed(stages: Sequence[Stage], known: dict[str, dict[str, Any]]) -> float:

@@ -30,6 +30,7 @@ DRAIN = 30  # seconds for the requests that are running when the server is asked
 Respond = Callable[[str], tuple[str, dict[str, Any]]]  # from a message to the answer, and what is known about it
 SHORTEST_KEY = 16  # characters
 MAKE_KEY = "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt"
+SHOWN = 20  # labels in a reply
 
 
 def serve(config: ServeConfig) -> None:
@@ -146,7 +147,7 @@ def reader(config: ServeConfig) -> Iterator[Respond]:
 
 def labeller(config: ServeConfig) -> Respond:
     """Load the model that `tinygpt advise` has left; return a function that labels a text with it, as `tinygpt label`
-    does, with the probability of each label. Errors: TinyGPTError."""
+    does, with the highest probabilities. Errors: TinyGPTError."""
     from tinygpt.advise.labeller import load
 
     model = load(Path(config.labels))
@@ -154,7 +155,7 @@ def labeller(config: ServeConfig) -> Respond:
     def answer(text: str) -> tuple[str, dict[str, Any]]:
         (probs,) = model([text.strip()])
         best = model.answer(text, probs)
-        probabilities = dict(zip(model.labels, probs.tolist(), strict=True))
+        probabilities = {model.labels[index]: float(probs[index]) for index in (-probs).argsort()[:SHOWN]}
         return best.label, best._asdict() | {"probabilities": probabilities}
 
     return answer
