@@ -19,8 +19,7 @@ import numpy as np
 from tinygpt.checkpoint import store
 from tinygpt.config import suggest
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate import classify
-from tinygpt.evaluate.classifiers import CLASSIFIERS, Classifier
+from tinygpt.evaluate.classifiers import CLASSIFIERS, Classifier, restored
 
 FORMAT = 1
 NAME = "model.pt"
@@ -30,11 +29,10 @@ Predict = Callable[[Sequence[str]], np.ndarray]  # from n prompts to probabiliti
 
 
 class GPTState(NamedTuple):
-    """A GPT that classifies. Paths are relative to the folder, or absolute."""
+    """A GPT that classifies."""
 
-    ckpt: str  # with an adapter: its base model
+    ckpt: str  # path, relative to the folder, or absolute
     longest: int  # characters of a prompt; the rest is cut, as in training
-    adapter: str = ""
 
 
 class Answer(NamedTuple):
@@ -157,20 +155,17 @@ def predictor(state: Mapping[str, Any], folder: Path) -> Predict:
         from tinygpt.retrieve.embeddings import WordLlama
 
         embed = WordLlama().vectors
-    classifier = CLASSIFIERS[state["kind"]].from_state(state["state"], embed)
-    if classifier.n_labels != len(state["labels"]):
-        raise TinyGPTError("the stored classifier has another number of labels", "train it again")
-    return classifier
+    return restored(state["kind"], state["state"], len(state["labels"]), embed)
 
 
 def gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) -> Predict:
     """Load a GPT that classifies. It reads prompts up to the longest ones of the training, or as far as they fit."""
     from tinygpt.experiment.models import Model
 
-    ckpt, longest, adapter = state.get("ckpt"), state.get("longest"), state.get("adapter", "")
-    if not (isinstance(ckpt, str) and ckpt and isinstance(adapter, str) and type(longest) is int and longest > 0):
-        raise TinyGPTError("the stored classifier is impossible (its checkpoint)", "train it again")
-    model = Model(folder / ckpt, folder / adapter if adapter else "")
+    ckpt, longest = state.get("ckpt"), state.get("longest")
+    if not (isinstance(ckpt, str) and type(longest) is int and longest > 0):
+        raise TinyGPTError("the stored classifier is impossible", "train it again")
+    model = Model(folder / ckpt)
     tokenizer = model.tokenizer
     if tokenizer.pair is None:
         raise TinyGPTError(f"{folder / ckpt}: a model that only continues text cannot label", "train it again")
@@ -182,8 +177,4 @@ def gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) -> Predic
             prompt = prompt[: len(prompt) * 9 // 10]
         return prompt
 
-    def predict(prompts: Sequence[str]) -> np.ndarray:
-        cut = [fitting(prompt) for prompt in prompts]
-        return classify.probabilities(classify.label_scores(model.model, tokenizer, cut, labels, skip_unknown=True)[0])
-
-    return predict
+    return lambda prompts: model.classify([fitting(prompt) for prompt in prompts], labels)

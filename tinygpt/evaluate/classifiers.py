@@ -1,19 +1,18 @@
 """Classifiers that train in seconds and can be stored: label frequencies, nearest neighbours, a linear model.
 
 Each is trained with `fit`, called with prompts for their probabilities, and stored as tensors and plain values, without
-pickle: `from_state(classifier.state())` gives the same probabilities.
+pickle: `restored(classifier.kind, classifier.state(), n_labels)` gives the same probabilities.
 
 Shapes: n prompts, L labels. truth: indices of labels, int64 (n,).
 
     classifier = Linear.fit(["who was it?", "when was it?", ...], np.array([0, 1, ...]), 2)
     classifier(["who is she?"])                         # float64 (1, 2)
-    same = Linear.from_state(classifier.state())
+    same = restored("linear", classifier.state(), 2)
 """
 
-import abc
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -35,32 +34,7 @@ PROBE = "The quick brown fox paid 12.50 for 3 boxes on Monday."  # its vector id
 Embed = Callable[[Sequence[str]], np.ndarray]  # from n texts to vectors (n, d) of length 1
 
 
-class Classifier(abc.ABC):
-    """A classifier: its state, and what all of them can do."""
-
-    kind: ClassVar[str]
-    n_labels: int
-
-    @classmethod
-    @abc.abstractmethod
-    def fit(cls, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Self:
-        """Train on examples. Errors: TinyGPTError if they cannot be learned from."""
-
-    @abc.abstractmethod
-    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        """Compute the probabilities of the labels, float64 (n, L)."""
-
-    @abc.abstractmethod
-    def state(self) -> dict[str, Any]:
-        """Return tensors and plain values, from which `from_state` makes the same classifier."""
-
-    @classmethod
-    @abc.abstractmethod
-    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
-        """Make a classifier from its state. embed: as in `Linear.fit`. Errors: TinyGPTError for impossible content."""
-
-
-class Majority(Classifier):
+class Majority:
     """The frequencies of the labels, with one more example of each (Laplace), whatever the prompt."""
 
     kind = "majority"
@@ -80,12 +54,10 @@ class Majority(Classifier):
 
     @classmethod
     def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
-        counts = array(state, "counts", np.int64, 1)
-        require(len(counts) > 0 and counts.min() >= 0, "counts")
-        return cls(counts)
+        return cls(state["counts"].numpy())
 
 
-class Nearest(Classifier):
+class Nearest:
     """The nearest neighbours: the examples whose TF-IDF of character n-grams has the largest cosine with the prompt's.
 
     Each of the five votes for its label with its cosine. The label frequencies vote, too, like a neighbour of cosine 1;
@@ -123,12 +95,10 @@ class Nearest(Classifier):
 
     @classmethod
     def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
-        prompts, n_labels, truth = texts(state.get("prompts"), "prompts"), count(state), array(state, "truth", np.int64)
-        require(truth.shape == (len(prompts),) and ((truth >= 0) & (truth < n_labels)).all(), "truth")
-        return cls(prompts, truth, n_labels)
+        return cls(state["prompts"], state["truth"].numpy(), state["n_labels"])
 
 
-class Linear(Classifier):
+class Linear:
     """Logistic regression on the TF-IDF of character n-grams and words, and on static word vectors if there are any.
 
     The TF-IDF of each kind has rows of length 1. The word vectors are centred and scaled to a mean square length of 1,
@@ -225,36 +195,47 @@ class Linear(Classifier):
 
     @classmethod
     def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
-        vocabularies, idf, embedding = state.get("vocabularies"), state.get("idf"), state.get("embedding")
-        require(isinstance(vocabularies, dict) and set(vocabularies) <= set(FEATURES), "vocabularies")
-        require(isinstance(idf, dict), "idf")
-        assert isinstance(vocabularies, dict) and isinstance(idf, dict)
-        require(bool(vocabularies) or embedding is not None, "vocabularies")
-        C, absent = number(state, "C"), number(state, "absent")
-        require(C > 0 and 0 <= absent < 1e-3, "C or absent")
-        self = cls(count(state), list(vocabularies), embed if embedding is not None else None, absent)
-        self.C, self.reason, width = C, str(state.get("reason")), 0
-        for name, words in vocabularies.items():
-            weights = array(idf, name, np.float64)
-            require(weights.shape == (len(texts(words, "vocabularies")),) and len(set(words)) == len(words), "idf")
+        embedding = state["embedding"]
+        self = cls(state["n_labels"], list(state["vocabularies"]), embed if embedding else None, state["absent"])
+        self.C, self.reason = state["C"], state["reason"]
+        for name, words in state["vocabularies"].items():
             fitted = vectorizer(name, vocabulary={word: column for column, word in enumerate(words)})
-            fitted.idf_ = weights
+            fitted.idf_ = state["idf"][name].numpy()
             self._vectorizers[name] = fitted
-            width += len(words)
-        if embedding is not None:
-            self._centre, self._scale = same_embedding(embedding, embed)
-            width += len(self._centre)
-        classes, coef = array(state, "classes", np.int64), array(state, "coef", np.float64, 2)
-        require(len(classes) > 1 and (np.diff(classes) > 0).all(), "classes")
-        require(classes[0] >= 0 and classes[-1] < self.n_labels, "classes")
-        rows = 1 if len(classes) == 2 else len(classes)
-        self._model.classes_, self._model.coef_, self._model.n_features_in_ = classes, coef, width
-        self._model.intercept_ = array(state, "intercept", np.float64)
-        require(coef.shape == (rows, width) and self._model.intercept_.shape == (rows,), "coef or intercept")
+        if embedding:
+            require_same(embedding["probe"].numpy(), embed)
+            self._centre, self._scale = embedding["centre"].numpy(), embedding["scale"]
+        for name in ("coef", "intercept", "classes"):
+            setattr(self._model, f"{name}_", state[name].numpy())
+        self._model.n_features_in_ = self._model.coef_.shape[1]
         return self
 
 
+Classifier = Majority | Nearest | Linear
 CLASSIFIERS: dict[str, type[Classifier]] = {each.kind: each for each in (Majority, Nearest, Linear)}
+
+
+def restored(kind: str, state: dict[str, Any], n_labels: int, embed: Embed | None = None) -> Classifier:
+    """Make a classifier from its state, and try it on one prompt. embed: as in `Linear.fit`.
+
+    Errors: TinyGPTError for an impossible state, and without the word vectors that it was trained with."""
+    try:
+        classifier = CLASSIFIERS[kind].from_state(state, embed)
+        probs = classifier([PROBE])
+        possible = probs.shape == (1, n_labels) and (probs >= 0).all() and np.isclose(probs.sum(), 1)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        possible = False
+    if not possible:
+        raise TinyGPTError("the stored classifier is impossible", "train it again")
+    return classifier
+
+
+def require_same(probe: np.ndarray, embed: Embed | None) -> None:
+    """Check that PROBE has the vector that it had in the training. Errors: TinyGPTError."""
+    vector = embed([PROBE])[0] if embed else np.zeros(0)
+    if vector.shape != probe.shape or not np.allclose(vector, probe, atol=1e-3):
+        problem = "this classifier needs the word vectors that it was trained with"
+        raise TinyGPTError(problem, 'pip install "tinygpt[retrieve]", in the version with which it was trained')
 
 
 def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tuple[float, str]:
@@ -311,63 +292,3 @@ def terms(fitted: Any) -> list[str]:
 
 def without_features(features: Sequence[str]) -> TinyGPTError:
     return TinyGPTError(f"no prompt has anything to learn from ({', '.join(features)})", "give prompts with words")
-
-
-# ---- checks of a state -----------------------------------------------------------------------------------------------
-
-
-def require(holds: Any, what: str) -> None:
-    """Check a part of a stored classifier. Errors: TinyGPTError."""
-    if not holds:
-        impossible(what)
-
-
-def impossible(what: str) -> NoReturn:
-    raise TinyGPTError(f"the stored classifier is impossible (its {what})", "train it again")
-
-
-def array(state: dict[str, Any], name: str, dtype: Any, dimensions: int = 1) -> np.ndarray:
-    """Return a tensor of the state as an array, after checking its type and dimensions, and that it is finite."""
-    tensor = state.get(name)
-    if not isinstance(tensor, torch.Tensor) or tensor.dim() != dimensions:
-        impossible(name)
-    values = tensor.numpy()
-    require(values.dtype == dtype and np.isfinite(values).all(), name)
-    return values
-
-
-def number(state: dict[str, Any], name: str) -> float:
-    value = state.get(name)
-    if not isinstance(value, float) or not np.isfinite(value):
-        impossible(name)
-    return value
-
-
-def count(state: dict[str, Any]) -> int:
-    n_labels = state.get("n_labels")
-    if type(n_labels) is not int or not 0 < n_labels < 1 << 20:
-        impossible("n_labels")
-    return n_labels
-
-
-def texts(value: Any, what: str) -> list[str]:
-    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
-        impossible(what)
-    return value
-
-
-def same_embedding(stored: Any, embed: Embed | None) -> tuple[np.ndarray, float]:
-    """Return centre and scale of the word vectors. Errors: TinyGPTError without the ones of the training."""
-    if not isinstance(stored, dict):
-        impossible("embedding")
-    centre, probe, scale = (
-        array(stored, "centre", np.float64),
-        array(stored, "probe", np.float64),
-        number(stored, "scale"),
-    )
-    require(centre.shape == probe.shape, "embedding")
-    vector = embed([PROBE])[0] if embed else None
-    if vector is None or vector.shape != probe.shape or not np.allclose(vector, probe, atol=1e-3):
-        problem = "this classifier needs the word vectors that it was trained with"
-        raise TinyGPTError(problem, 'pip install "tinygpt[retrieve]", in the version with which it was trained')
-    return centre, scale

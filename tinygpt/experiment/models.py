@@ -8,6 +8,7 @@ classifier(folder / "out", ["yes", "no"])(["is 2 even?"])  # (1, 2)
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,13 +67,7 @@ def ngrams(examples: Sequence[Pair], labels: Sequence[str]) -> Classifier:
 
 def classifier(ckpt: Path, labels: Sequence[str]) -> Classifier:
     """Load a trained model as a classifier."""
-    model = Model(ckpt)
-
-    def classify_prompts(prompts: Sequence[str]) -> np.ndarray:
-        scores, _ = classify.label_scores(model.model, model.tokenizer, prompts, labels, skip_unknown=True)
-        return classify.probabilities(scores)
-
-    return classify_prompts
+    return partial(Model(ckpt).classify, labels=labels)
 
 
 def answers(classify: Classifier, pairs: Sequence[Pair], labels: Sequence[str]) -> list[str]:
@@ -88,6 +83,11 @@ class Model:
         self.tokenizer = tokenizer_of(checkpoint, "the model" if checkpoint is ckpt else str(ckpt), "")
         self.compute = device.choose_for_inference("cpu", "auto", checkpoint.num_params)
         self.model = checkpoint.for_inference(self.compute)
+
+    def classify(self, prompts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+        """Compute the probabilities of the labels, float64 (n, L)."""
+        scores, _ = classify.label_scores(self.model, self.tokenizer, prompts, labels, skip_unknown=True)
+        return classify.probabilities(scores)
 
     def responses(self, prompts: Sequence[str], longest: int) -> tuple[list[str], np.ndarray]:
         """Decode greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
