@@ -122,7 +122,6 @@ def compare(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarra
 class Advice(NamedTuple):
     name: str  # of the contender
     why: str
-    beaten_by: dict[str, list[Comparison]]  # for each simpler contender, what beats it
 
 
 def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray, majority: str) -> Advice:
@@ -140,13 +139,13 @@ def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray
         if name == majority and (ahead := [one for one in comparisons if one.gain > 0]):
             better, candidates = better or ahead, [one.name for one in ahead]
         if not better:
-            return Advice(name, reason(name, beaten, comparisons), beaten)
+            return Advice(name, reason(beaten, comparisons))
         beaten[name] = better
     name = max(candidates, key=lambda name: float((tested[name].predicted == truth[tested[name].lines]).mean()))
-    return Advice(name, "each contender is beaten by another; this one has the highest accuracy", beaten)
+    return Advice(name, "each contender is beaten by another; this one has the highest accuracy")
 
 
-def reason(name: str, beaten: Mapping[str, Sequence[Comparison]], comparisons: Sequence[Comparison]) -> str:
+def reason(beaten: Mapping[str, Sequence[Comparison]], comparisons: Sequence[Comparison]) -> str:
     """Say which simpler contenders are beaten, and how the others compare with the chosen one."""
     parts = []
     for simpler, better in beaten.items():

@@ -2,8 +2,7 @@
 
 print(*as_text(look([("card lost", "card"), ("loan rate?", "loan")], ["card", "loan"])), sep="\\n")
 
-Likely personal data are masked wherever examples are shown. Source: Bayardo, Ma and Srikant 2007, "Scaling Up All Pairs
-Similarity Search" (the bound in `near_duplicates`).
+Likely personal data are masked wherever examples are shown.
 """
 
 import re
@@ -26,7 +25,6 @@ MANY = 12  # labels that are listed
 THRESHOLD = 0.9  # cosine of near duplicates
 BLOCK = 256  # prompts that all others are compared with at once: for 20,000 prompts a matrix of 40 MB
 SHOWN = 70  # characters of an example
-COMMON = 0.8  # of the threshold: what common trigrams may reach, which the first, cheap comparison leaves out
 
 
 class Finding(NamedTuple):
@@ -161,27 +159,17 @@ def near_duplicates(prompts: Sequence[str], threshold: float = THRESHOLD) -> lis
 
     Near duplicates have a cosine of at least threshold, 0 < threshold <= 1, between the TF-IDF vectors of their
     character trigrams within words (scikit-learn's `char_wb`); equal prompts are among them. So each j occurs once, and
-    an i may occur often. The result is exact: what a vector's common trigrams add to a cosine is at most their length,
-    so the rare ones, which few prompts share, have to reach the rest. Errors: TinyGPTError without scikit-learn.
+    an i may occur often. Errors: TinyGPTError without scikit-learn.
     """
     text = library("sklearn.feature_extraction.text", "the search for near duplicates")
     if not any(map(str.strip, prompts)):
         return []
     vectors = text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3)).fit_transform(prompts)  # (n, trigrams)
-    vectors = vectors[:, np.argsort(vectors.getnnz(axis=0))].sorted_indices()  # rare trigrams first
-    squares = np.concatenate([[0], np.cumsum(vectors.data**2)])
-    rarer = squares[:-1] - np.repeat(squares[vectors.indptr[:-1]], np.diff(vectors.indptr))  # sum before each entry
-    rare = vectors.copy()
-    rare.data[rarer >= 1 - (COMMON * threshold) ** 2] = 0
-    rare.eliminate_zeros()
-    missing = threshold - np.sqrt(np.clip(1 - np.asarray(rare.power(2).sum(axis=1)).ravel(), 0, 1)) - 1e-6
     partner = np.full(len(prompts), -1)
     for start in progress(range(0, len(prompts), BLOCK), desc="looking for near duplicates", unit="block"):
         rows = start + 1 + np.flatnonzero(partner[start + 1 :] < 0)
-        block = vectors[start : start + BLOCK].T.tocsr()  # (trigrams, BLOCK)
-        rows = rows[(rare[rows] @ block).max(axis=1).toarray().ravel() >= missing[rows]] if rows.size else rows
-        close = (vectors[rows] @ block).toarray() >= threshold - 1e-9  # (rows, BLOCK)
-        close &= start + np.arange(block.shape[1]) < rows[:, None]
+        close = (vectors[rows] @ vectors[start : start + BLOCK].T).toarray() >= threshold - 1e-9  # (rows, BLOCK)
+        close &= start + np.arange(close.shape[1]) < rows[:, None]
         partner[rows[close.any(axis=1)]] = start + close.argmax(axis=1)[close.any(axis=1)]
     return [(int(partner[j]), int(j)) for j in np.flatnonzero(partner >= 0)]
 

@@ -107,9 +107,9 @@ class Linear:
 
     kind = "linear"
 
-    def __init__(self, n_labels: int, features: Sequence[str], embed: Embed | None, absent: float = ABSENT) -> None:
+    def __init__(self, n_labels: int, features: Sequence[str], embed: Embed | None) -> None:
         """Make a classifier without weights, for `fit` and `from_state`."""
-        self.n_labels, self.features, self.embed, self.absent = n_labels, tuple(features), embed, absent
+        self.n_labels, self.features, self.embed = n_labels, tuple(features), embed
         self.C, self.reason = FIXED_C, "fixed"  # how C was chosen
         self._vectorizers: dict[str, Any] = {}
         self._centre, self._scale = np.zeros(0), 1.0  # of the word vectors
@@ -124,17 +124,16 @@ class Linear:
         features: Sequence[str] = ("ngram", "word"),
         C: float | None = None,
         embed: Embed | None = None,
-        absent: float = ABSENT,
     ) -> Self:
         """Train on examples. features: keys of FEATURES. embed: a function from texts to static word vectors (n, d).
 
         C: the inverse regularisation strength; None: that of CHOICES with the lowest log loss on a third of these
-        examples, without the labels that have fewer than FEWEST. absent: the probability of a label without an example.
+        examples, without the labels that have fewer than FEWEST.
         Errors: TinyGPTError for a single label, for prompts without any feature, and without scikit-learn.
         """
         if len(np.unique(truth)) < 2:
             raise TinyGPTError("all examples have the same label", "add examples of another label")
-        self = cls(n_labels, features, embed, absent)
+        self = cls(n_labels, features, embed)
         with one_thread():
             self.C, self.reason = choose_c(self, prompts, truth) if C is None else (float(C), "fixed")
             self._model = regression(self.C).fit(self._learn_features(prompts), truth)
@@ -168,11 +167,11 @@ class Linear:
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         classes = self._model.classes_
-        probs = np.full((len(prompts), self.n_labels), self.absent)
+        probs = np.full((len(prompts), self.n_labels), ABSENT)
         if len(prompts):
             with one_thread():
                 known = self._model.predict_proba(self._features(prompts))
-            probs[:, classes] = known * (1 - self.absent * (self.n_labels - len(classes)))
+            probs[:, classes] = known * (1 - ABSENT * (self.n_labels - len(classes)))
         return probs
 
     def state(self) -> dict[str, Any]:
@@ -185,9 +184,6 @@ class Linear:
             embedding = {"centre": centre, "scale": self._scale, "probe": probe}
         return tensors | {
             "n_labels": self.n_labels,
-            "C": self.C,
-            "reason": self.reason,
-            "absent": self.absent,
             "vocabularies": {name: terms(vectorizer) for name, vectorizer in self._vectorizers.items()},
             "idf": {name: torch.from_numpy(vectorizer.idf_) for name, vectorizer in self._vectorizers.items()},
             "embedding": embedding,
@@ -196,8 +192,7 @@ class Linear:
     @classmethod
     def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
         embedding = state["embedding"]
-        self = cls(state["n_labels"], list(state["vocabularies"]), embed if embedding else None, state["absent"])
-        self.C, self.reason = state["C"], state["reason"]
+        self = cls(state["n_labels"], list(state["vocabularies"]), embed if embedding else None)
         for name, words in state["vocabularies"].items():
             fitted = vectorizer(name, vocabulary={word: column for column, word in enumerate(words)})
             fitted.idf_ = state["idf"][name].numpy()

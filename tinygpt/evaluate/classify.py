@@ -170,7 +170,7 @@ def ngram_classifier(
         return None, "the n-gram and word baselines need scikit-learn: pip install scikit-learn"
     try:
         with progress(desc=f"training the {ROWS[kind]}", bar_format="{desc} ..."):
-            return Linear.fit(train_prompts, train_truth, n_labels, features=(kind,), C=FIXED_C, absent=0.0), ""
+            return Linear.fit(train_prompts, train_truth, n_labels, features=(kind,), C=FIXED_C), ""
     except TinyGPTError as error:
         return None, f"the {ROWS[kind]} cannot be trained: {error.message}"
 

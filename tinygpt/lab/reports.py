@@ -1,26 +1,25 @@
 """`tinygpt lab reports`: a small adapter learns a style from few examples, but the text may still be wrong.
 
 A base model learns to write two sentences about a company's figures in a plain style. LoRA adapters of two firms learn
-their styles from 25 to 400 examples. The base is loaded once, the adapters are swapped on it, and each response is
-judged twice: by the rules of each firm's style, and by whether it states the figures of the prompt (fidelity).
+their styles from 25 to 400 examples. Each response is judged twice: by the rules of each firm's style, and by whether
+it states the figures of the prompt (fidelity). At the end, the adapters are swapped on a base model that stays loaded.
 """
 
 import statistics
 import timeit
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinygpt.checkpoint.adapter import Adapters, load_model
+from tinygpt.checkpoint.adapter import Adapters
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tasks.reports import check_facts, check_style
-from tinygpt.experiment.models import Model, train, write_dataset
+from tinygpt.experiment.models import Model, Trained, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage, every_seed
 from tinygpt.experiment.summary import Summary, Table, Verdict, percent
 from tinygpt.lab.definition import Lab, seeds
@@ -45,13 +44,13 @@ def examples(config: LabConfig) -> tuple[int, ...]:
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     """List the stages: the datasets; for each seed a base model, and an adapter per firm and size; the swaps."""
     yield Stage("datasets", 1, partial(write_datasets, folder))
-    seed_folders = [SeedFolder(folder / f"seed-{seed}", seed, config.quick) for seed in seeds(config)]
-    for seed, seed_folder in enumerate(seed_folders, start=1):
-        yield Stage(f"base model, seed {seed}", 10, seed_folder.base_model)
+    for seed in seeds(config):
+        out = folder / f"seed-{seed}"
+        yield Stage(f"base model, seed {seed}", 10, partial(base_model, out, seed, config.quick))
         for firm, size in product(FIRMS, examples(config)):
             name = f"{stage_of(firm, size)}, seed {seed}"
-            yield Stage(name, 6 if config.quick else 10, partial(seed_folder.adapter, firm, size))
-    yield Stage("swaps", 3, seed_folders[0].swaps)
+            yield Stage(name, 6 if config.quick else 10, partial(adapter, out, seed, config.quick, firm, size))
+    yield Stage("swaps", 3, partial(swaps, folder / "seed-1"))
 
 
 def stage_of(firm: str, size: int) -> str:
@@ -63,75 +62,55 @@ def write_datasets(folder: Path) -> None:
         write_dataset(folder / "data" / name, TASKS[name].make(1337))
 
 
-@dataclass(frozen=True)
-class SeedFolder:
-    """The folder of one seed, with its base model and the adapters of that."""
+def base_model(folder: Path, seed: int, quick: bool) -> dict[str, Any]:
+    """Train the base model of a seed; return its cost, and how its responses are judged."""
+    settings = {"seed": seed, "max_iters": (QUICK if quick else ITERATIONS)["base"]}
+    cost = train("train", "reports", folder / "base", folder.parent / "data" / DATASETS["plain"], **settings)
+    return costs(cost) | judged(Model(folder / "base"), quick)
 
-    folder: Path
-    seed: int
-    quick: bool
 
-    @property
-    def base(self) -> Path:
-        return self.folder / "base"
+def adapter(folder: Path, seed: int, quick: bool, firm: str, size: int) -> dict[str, Any]:
+    """Train an adapter; return its cost, and how its responses are judged."""
+    out, data = folder / f"{firm}-{size}", folder.parent / "data" / DATASETS[firm]
+    settings: dict[str, Any] = {"seed": seed, "max_iters": (QUICK if quick else ITERATIONS)["adapter"]}
+    cost = train("finetune", "finetune_reports", out, data, ckpt=folder / "base", examples=size, **settings)
+    judgement = judged(Model(folder / "base", out), quick)
+    return {"firm": firm, "examples": size, "seed": seed, **costs(cost), **judgement}
 
-    @cached_property
-    def adapters(self) -> Adapters:
-        """Load the base model, once for all adapters."""
-        return Adapters(str(self.base))
 
-    @cached_property
-    def prompts(self) -> list[str]:
-        """Return the test prompts, which are the same for all styles; a quick lab has fewer."""
-        return prompts_of_test()[: QUICK["prompts"] if self.quick else PROMPTS]
+def costs(trained: Trained) -> dict[str, float]:
+    return {"seconds": trained.seconds, "trained": trained.weights, "bytes": trained.bytes}
 
-    def train(self, step: str, command: str, preset: str, out: Path, style: str, **settings: Any) -> dict[str, Any]:
-        """Train the base model or an adapter; return its cost."""
-        settings |= {"seed": self.seed, "max_iters": (QUICK if self.quick else ITERATIONS)[step]}
-        cost = train(command, preset, out, self.folder.parent / "data" / DATASETS[style], **settings)
-        return {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes}
 
-    def base_model(self) -> dict[str, Any]:
-        """Train the base model; return its cost, and how its responses are judged."""
-        cost = self.train("base", "train", "reports", self.base, "plain")
-        return cost | judged(Model(self.adapters.checkpoint()), self.prompts)
+def swaps(folder: Path) -> dict[str, Any]:
+    """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
+    base, files = str(folder / "base"), {firm: str(folder / f"{firm}-{EXAMPLES[-1]}") for firm in FIRMS}
+    adapters, prompt = Adapters(base, files), prompts_of_test()[0]
 
-    def adapter(self, firm: str, size: int) -> dict[str, Any]:
-        """Train an adapter; return its cost, and how its responses are judged."""
-        out, settings = self.folder / f"{firm}-{size}", {"ckpt": self.base, "examples": size}
-        cost = self.train("adapter", "finetune", "finetune_reports", out, firm, **settings)
-        self.adapters.add(out.name, str(out))
-        judgement = judged(Model(self.adapters.checkpoint(out.name)), self.prompts)
-        return {"firm": firm, "examples": size, "seed": self.seed, **cost, **judgement}
+    def logits(model: Model) -> torch.Tensor:
+        with torch.inference_mode():
+            ids = torch.from_numpy(model.tokenizer.encode_prompt(prompt).astype("int64"))[None]
+            return model.model(ids)[0]
 
-    def swaps(self) -> dict[str, Any]:
-        """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
-        files = {firm: str(self.folder / f"{firm}-{EXAMPLES[-1]}") for firm in FIRMS}
-        adapters = Adapters(str(self.base), files)
-
-        def logits(model: Model) -> torch.Tensor:
-            with torch.inference_mode():
-                ids = torch.from_numpy(model.tokenizer.encode_prompt(self.prompts[0]).astype("int64"))[None]
-                return model.model(ids)[0]
-
-        sequence = ["a", "b", "a", ""]  # the last one takes the adapter off
-        swapped = [logits(Model(adapters.checkpoint(name))) for name in sequence]
-        loaded = [logits(Model(load_model(str(self.base), files.get(name, "")))) for name in sequence]
-        names = cycle(FIRMS)
-        return {
-            "swap": milliseconds(lambda: Model(adapters.checkpoint(next(names)))),
-            "load": milliseconds(lambda: Model(self.base, files[next(names)])),
-            "exact": all(map(torch.equal, swapped, loaded)),
-            "differ": not torch.equal(swapped[0], swapped[3]),
-        }
+    sequence = ["a", "b", "a", ""]  # the last one takes the adapter off
+    swapped = [logits(Model(adapters.checkpoint(name))) for name in sequence]
+    loaded = [logits(Model(base, files.get(name, ""))) for name in sequence]
+    names = cycle(FIRMS)
+    return {
+        "swap": milliseconds(lambda: Model(adapters.checkpoint(next(names)))),
+        "load": milliseconds(lambda: Model(base, files[next(names)])),
+        "exact": all(map(torch.equal, swapped, loaded)),
+        "differ": not torch.equal(swapped[0], swapped[3]),
+    }
 
 
 def prompts_of_test() -> list[str]:
     return [prompt for prompt, _ in TASKS["reports"].make(1337)["test"]]
 
 
-def judged(model: Model, prompts: Sequence[str]) -> dict[str, Any]:
-    """Judge the responses to prompts by the style of each firm and by their facts."""
+def judged(model: Model, quick: bool) -> dict[str, Any]:
+    """Judge the responses to test prompts by the style of each firm and by their facts."""
+    prompts = prompts_of_test()[: QUICK["prompts"] if quick else PROMPTS]
     texts, _ = model.responses(prompts, 120)
     correct = [all(check_facts(prompt, text).values()) for prompt, text in zip(prompts, texts, strict=True)]
     judgement: dict[str, Any] = {"n": len(prompts), "fidelity": statistics.mean(correct), "responses": texts[:50]}
