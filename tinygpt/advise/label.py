@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tinygpt import terminal
 from tinygpt.advise.labeller import GPT, Answer, Labeller, load
@@ -50,10 +50,17 @@ def label(config: LabelConfig) -> None:
     if taken := [name for name in ADDED if name not in added]:
         terminal.print_error(f"note: the input has {', '.join(map(repr, taken))}; added {', '.join(map(repr, added))}")
     text = io.StringIO(newline="")
-    write = write_json if ending == ".jsonl" else write_table
     with file_lock(out, "choose another -o") if config.output else contextlib.nullcontext():
         answers = labelled(labeller, prompts)
-        write(text, columns, added, entries, answers, separator)
+        as_json, header, rows = ending == ".jsonl", [*columns, *added], []
+        for entry, (name, p, sure) in zip(entries, answers, strict=True):
+            probability = (p if as_json else f"{p:.6f}") if name else (None if as_json else "")
+            own = name, probability, "yes" if sure else "no"
+            rows.append(entry | dict(zip(added, own, strict=True)))
+        if as_json:
+            text.writelines(f"{strict_json(row)}\n" for row in rows)
+        else:
+            write_csv(text, [header, *([cell(row.get(column, "")) for column in header] for row in rows)], separator)
         if config.output:
             with replacing(out) as file:
                 file.write(text.getvalue().encode())
@@ -106,33 +113,9 @@ def labelled(labeller: Labeller, prompts: list[str]) -> list[Answer]:
     return answers
 
 
-def cells(answer: Answer) -> tuple[str, str, str]:
-    return answer.label, f"{answer.probability:.6f}" if answer.label else "", "yes" if answer.sure else "no"
-
-
-def write_table(
-    file: TextIO, columns: list[str], added: list[str], entries: list[dict[str, Any]], answers: list[Answer], sep: str
-) -> None:
-    """Write CSV. A value of JSON that is not text is written as JSON."""
-
-    def cell(value: Any) -> str:
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-    rows = (
-        [*(cell(entry.get(column, "")) for column in columns), *cells(answer)]
-        for entry, answer in zip(entries, answers, strict=True)
-    )
-    write_csv(file, itertools.chain([[*columns, *added]], rows), sep)
-
-
-def write_json(
-    file: TextIO, columns: list[str], added: list[str], entries: list[dict[str, Any]], answers: list[Answer], sep: str
-) -> None:
-    """Write JSON Lines."""
-    for entry, answer in zip(entries, answers, strict=True):
-        label, _, sure = cells(answer)
-        values = (label, answer.probability if label else None, sure)
-        file.write(strict_json(entry | dict(zip(added, values, strict=True))) + "\n")
+def cell(value: Any) -> str:
+    """Format a value for CSV: what JSON Lines or Excel give that is not text, as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:

@@ -19,11 +19,11 @@ import numpy as np
 from tinygpt.checkpoint import store
 from tinygpt.config import suggest
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.classifiers import CLASSIFIERS, Classifier, restored
+from tinygpt.evaluate.classifiers import Classifier, restored
 
 FORMAT = 1
 NAME = "model.pt"
-GPT = "gpt"  # the kind that is not in CLASSIFIERS
+GPT = "gpt"  # the kind that is not in classifiers.py
 
 Predict = Callable[[Sequence[str]], np.ndarray]  # from n prompts to probabilities float64 (n, L)
 
@@ -124,15 +124,10 @@ def checked(path: Path) -> dict[str, Any]:
     if version > FORMAT:
         raise TinyGPTError(f"{path}: written by a newer tinygpt", "pip install --upgrade tinygpt")
     labels, threshold = state.get("labels"), state.get("threshold")
-    plain = isinstance(labels, list) and labels and all(isinstance(label, str) for label in labels)
-    types = {"prompt_field": str, "response_field": str, "about": dict, "state": dict}
-    if (
-        not plain
-        or len(set(labels)) < len(labels)
-        or state.get("kind") not in (*CLASSIFIERS, GPT)
-        or not (threshold is None or (isinstance(threshold, float) and 0 <= threshold <= 1))
-        or not all(isinstance(state.get(name), expected) for name, expected in types.items())
-    ):
+    types = {"kind": str, "prompt_field": str, "response_field": str, "about": dict, "state": dict}
+    possible = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    possible &= threshold is None or isinstance(threshold, float)
+    if not possible or not all(isinstance(state.get(name), expected) for name, expected in types.items()):
         raise TinyGPTError(f"{path}: not a model of tinygpt advise (its content is impossible)", again)
     return state
 

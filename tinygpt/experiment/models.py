@@ -18,7 +18,6 @@ import torch
 from tinygpt import device
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
-from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import tokenizer_of_pairs, write_pairs
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import Pair
@@ -26,7 +25,6 @@ from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify, respond
-from tinygpt.evaluate.loss import bits_per_character, mean_loss
 from tinygpt.evaluate.process import run
 from tinygpt.experiment.stages import Stage
 from tinygpt.files import folder_lock
@@ -114,13 +112,6 @@ class Model:
         """Continue a text by greedy decoding."""
         prefix_ids = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
         return self.tokenizer.decode([int(token) for token in generate(self.model, prefix_ids, tokens, Sampling(0))])
-
-    def bits_per_character(self, data: Path, name: str) -> float:
-        """Compute the loss on the complete validation split of a dataset of plain text with the model's tokenizer."""
-        dataset = Dataset(str(data), name)
-        source = dataset.sources["val"]
-        loss = mean_loss(self.model, source, source.all_rows(self.model.config.block_size), self.compute)
-        return bits_per_character(loss, dataset)
 
 
 class Trained(NamedTuple):

@@ -18,10 +18,12 @@ import numpy as np
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.corpora import tiny_shakespeare
+from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair, sectors
 from tinygpt.evaluate.classify import confusion_matrix, label_indices, quality
-from tinygpt.experiment.models import Classifier, Model, classifier, ngrams, train, write_dataset, write_text
+from tinygpt.evaluate.loss import bits_per_character, validation_loss
+from tinygpt.experiment.models import Classifier, classifier, ngrams, train, write_dataset, write_text
 from tinygpt.experiment.stages import Results, Stage, every_seed
 from tinygpt.experiment.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.lab.definition import Lab, seeds
@@ -102,8 +104,8 @@ def pretrain(folder: Path, base: str, iterations: int, seed: int) -> dict[str, f
     settings = {"seed": seed, "dropout": 0, "max_iters": iterations, "eval_interval": max(iterations, 1)}
     out = folder / f"seed-{seed}" / base
     train("train", "lab_classifier", out, folder / "texts" / text, **settings)
-    model = Model(out)
-    return {text: model.bits_per_character(folder / "texts", text) for text in TEXTS}
+    datasets = {text: Dataset(str(folder / "texts"), text) for text in TEXTS}
+    return {text: bits_per_character(validation_loss(out, data), data) for text, data in datasets.items()}
 
 
 def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]:
