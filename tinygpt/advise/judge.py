@@ -212,7 +212,7 @@ def sure(confidence: np.ndarray, right: np.ndarray, clusters: np.ndarray, parts:
     return result._replace(threshold=threshold(confidence, right, clusters)) if result.keeps else result
 
 
-# ---- learning curve, errors -------------------------------------------------------------------------------------
+# ---- learning curve ---------------------------------------------------------------------------------------------
 
 
 def gain_interval(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
@@ -224,9 +224,3 @@ def gain_interval(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -
     G, variance = clustered((difference - mean) / len(difference), clusters)
     half = student(G) * math.sqrt(variance)
     return mean - half, mean + half
-
-
-def confident_errors(tested: Tested, truth: np.ndarray, count: int = 10) -> list[int]:
-    """Return the positions in `tested` of the wrong answers with the highest probability, the highest first."""
-    wrong = np.flatnonzero(tested.predicted != truth[tested.lines])
-    return sorted(wrong.tolist(), key=lambda position: -tested.confidence[position])[:count]

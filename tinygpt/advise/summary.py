@@ -20,6 +20,7 @@ from tinygpt.terminal import cut, duration, escaped
 SHOWN = 60  # characters of a prompt
 FOUND = 0.5  # a label with a lower recall is mostly missed
 MOST = 5  # labels that are named
+MISTAKES = 10  # that are shown
 LABELS = (
     "Macro-F1: the mean of the labels' F1, in which rare labels count as much as frequent ones. Linear model: logistic "
     "regression on TF-IDF of words and characters."
@@ -134,7 +135,8 @@ class Report:
         tested, rows = self.tested[self.advice.name], list[dict[str, Any]]()
         if self.data.free:
             return rows
-        for position in judge.confident_errors(tested, self.data.truth):
+        wrong = np.flatnonzero(~self.right(self.advice.name))
+        for position in sorted(wrong, key=lambda position: -tested.confidence[position])[:MISTAKES]:
             line, answer = int(tested.lines[position]), int(tested.predicted[position])
             row = {
                 "example": self.numbers[line],

@@ -68,9 +68,9 @@ def classifier(ckpt: Path, labels: Sequence[str]) -> Classifier:
     return partial(Model(ckpt).classify, labels=labels)
 
 
-def answers(classify: Classifier, pairs: Sequence[Pair], labels: Sequence[str]) -> list[str]:
-    """Return the most probable label of each prompt."""
-    return [labels[index] for index in classify([prompt for prompt, _ in pairs]).argmax(axis=1)]
+def right(probs: np.ndarray, pairs: Sequence[Pair], labels: Sequence[str]) -> np.ndarray:
+    """Compare the most probable label of each prompt with the true one: bool (n,)."""
+    return probs.argmax(axis=1) == classify.label_indices(pairs, labels)
 
 
 class Model:

@@ -17,10 +17,10 @@ import numpy as np
 
 from tinygpt.config.schema import LabConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.experiment.models import classifier, ngrams, train, write_dataset
+from tinygpt.experiment.models import classifier, ngrams, right, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage
 from tinygpt.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
-from tinygpt.lab.confidence import FEWEST, TASK, right, threshold
+from tinygpt.lab.confidence import FEWEST, TASK, threshold
 from tinygpt.lab.definition import Lab, seeds
 
 SPLITS = ("val", "test")  # thresholds, and figures
@@ -66,7 +66,8 @@ def ask(seed: int, out: Path | None = None) -> dict[str, Any]:
     classify = classifier(out, TASK.labels) if out else ngrams(pairs["train"], TASK.labels)
     for split in SPLITS:
         probs = classify([prompt for prompt, _ in pairs[split]])
-        results[split] = {"confidence": probs.max(axis=1).tolist(), "right": right(probs, pairs[split]).tolist()}
+        correct = right(probs, pairs[split], TASK.labels)
+        results[split] = {"confidence": probs.max(axis=1).tolist(), "right": correct.tolist()}
     seconds = []
     for prompt, _ in pairs["test"][:TIMED]:
         start = time.monotonic()

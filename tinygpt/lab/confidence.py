@@ -20,9 +20,8 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.transactions import LINE_WIDTH
-from tinygpt.evaluate import classify
 from tinygpt.evaluate.threshold import precision_recall
-from tinygpt.experiment.models import classifier, ngrams, prepared, train, write_dataset
+from tinygpt.experiment.models import classifier, ngrams, prepared, right, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage, every_seed
 from tinygpt.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.lab.definition import Lab, seeds
@@ -72,13 +71,8 @@ def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
     by_group = {name: classify(prompts) for name, prompts in groups.items()}
     return {
         "confidence": {name: probs.max(axis=1).tolist() for name, probs in by_group.items()},
-        "right": {split: right(by_group[split], pairs[split]).tolist() for split in ("val", "test")},
+        "right": {split: right(by_group[split], pairs[split], TASK.labels).tolist() for split in ("val", "test")},
     }
-
-
-def right(probs: np.ndarray, pairs: Sequence[Pair]) -> np.ndarray:
-    """Compare the most probable label of each prompt with the true one: bool (n,)."""
-    return probs.argmax(axis=1) == classify.label_indices(pairs, TASK.labels)
 
 
 def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, list[str]]:

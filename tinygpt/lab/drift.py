@@ -22,11 +22,10 @@ from tinygpt.data.tasks import Pair
 from tinygpt.data.tasks.generate import generate
 from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
 from tinygpt.data.tasks.transactions import line_of
-from tinygpt.experiment.models import Classifier, answers, classifier, ngrams, train, write_dataset
+from tinygpt.experiment.models import Classifier, classifier, ngrams, right, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage
 from tinygpt.experiment.summary import Summary, Table, Verdict, percent
 from tinygpt.lab.definition import Lab, seeds
-from tinygpt.lab.labels import accuracy
 from tinygpt.terminal import duration
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
@@ -98,7 +97,8 @@ def measure(folder: Path, seed: int, method: str, size: int, iterations: int) ->
 
     def accuracies(classify: Classifier) -> dict[str, float]:
         tests = {year: by_year[year]["test"] for year in YEARS}
-        return {year: accuracy(answers(classify, test, labels), test) for year, test in tests.items()}
+        probs = {year: classify([prompt for prompt, _ in test]) for year, test in tests.items()}
+        return {year: float(right(probs[year], test, labels).mean()) for year, test in tests.items()}
 
     result: dict[str, Any] = {"way": method, "lines": size, "seed": seed, "seconds": cost.seconds}
     result["model"] = accuracies(classifier(folder / name, labels))

@@ -20,7 +20,7 @@ import numpy as np
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair
-from tinygpt.experiment.models import answers, classifier, ngrams, train, write_dataset
+from tinygpt.experiment.models import classifier, ngrams, right, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage
 from tinygpt.experiment.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.lab import methods
@@ -59,10 +59,11 @@ def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
     lengths = {"max_iters": iterations, "eval_interval": iterations // 2}
     train("train", "lab_classifier", folder / name, dataset, seed=seed, **lengths)
     learners = {"model": classifier(folder / name, labels), "ngram": ngrams(examples, labels)}
-    predicted = {learner: answers(classify, task["test"], labels) for learner, classify in learners.items()}
+    prompts = [prompt for prompt, _ in task["test"]]
+    probs = {learner: classify(prompts) for learner, classify in learners.items()}
     result: dict[str, Any] = {"examples": size, "share": share, "seed": seed}
     for kind, test in zip(KINDS, (task["test"], mislabelled(task["test"], WORST, seed)), strict=True):
-        result[kind] = {learner: accuracy(labels_of_test, test) for learner, labels_of_test in predicted.items()}
+        result[kind] = {learner: float(right(own, test, labels).mean()) for learner, own in probs.items()}
     return result
 
 
@@ -75,10 +76,6 @@ def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
     other_labels = [rng.choice([label for label in TASK.labels if label != right]) for _, right in pairs]
     wrong = set(rng.sample(range(len(pairs)), len(pairs))[: round(share * len(pairs))])
     return [(pair[0], other_labels[i]) if i in wrong else pair for i, pair in enumerate(pairs)]
-
-
-def accuracy(predicted: Sequence[str], pairs: Sequence[Pair]) -> float:
-    return float(np.mean([answer == label for answer, (_, label) in zip(predicted, pairs, strict=True)]))
 
 
 def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
