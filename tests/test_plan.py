@@ -23,7 +23,7 @@ from tinygpt.evaluate.doctor import read_run
 from tinygpt.evaluate.forecast import Interval, compared, time_text
 from tinygpt.files import file_lock
 from tinygpt.plan import choose, cost, fit, pilots
-from tinygpt.plan.cost import Costs, TimedBlock
+from tinygpt.plan.cost import Costs
 from tinygpt.training.log import read_metrics
 
 SMALL = ["--dataset=tiny", "--device=cpu", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16"]
@@ -281,12 +281,12 @@ def test_the_parts_are_those_of_a_real_run(work: Path, flags: list[str], monkeyp
 
 def test_the_interval_of_the_time_follows_the_blocks() -> None:
     config = TrainConfig(max_iters=1000, eval_interval=1000)
-    even = Costs(1, 0, 0.01, 0.1, 0.01, 0, 10**6, 10**6, [TimedBlock(10, 0.1)] * 20)
+    even = Costs(1, 0, 0.01, 0.1, 0.01, 0, 10**6, 10**6, [(10, 0.1)] * 20)
     value, low, high = cost.seconds(config, even)
     assert not cost.unsteady(even) and high - low == pytest.approx(
         2 * cost.TIME_ERROR * cost.seconds(config, even).value
     )
-    uneven = cost.with_blocks(even, [TimedBlock(10, 0.1)] * 10 + [TimedBlock(10, 0.3)] * 10)
+    uneven = cost.with_blocks(even, [(10, 0.1)] * 10 + [(10, 0.3)] * 10)
     assert uneven.step == pytest.approx(0.02) and len(uneven.blocks) == 40
     value, low, high = cost.seconds(config, uneven)
     assert cost.unsteady(uneven)

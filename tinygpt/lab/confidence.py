@@ -42,15 +42,12 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     yield prepared(data, folder, "shakespeare_char")
     for seed in seeds(config):
         out = folder / f"seed-{seed}"
-        yield Stage(f"base, seed {seed}", 3 + base / 20, partial(train_base, out, data, seed, base))
+        train_base = partial(train, "train", "lab_classifier", out / "base", data / "shakespeare_char")
+        settings = {"seed": seed, "max_iters": base, "eval_iters": 20}
+        yield Stage(f"base, seed {seed}", 3 + base / 20, partial(train_base, **settings))
         yield Stage(f"fine-tuning, seed {seed}", 6 + task / 20, partial(fine_tune, out, data, seed, task))
         for system in SYSTEMS:
             yield Stage(f"ask: {system}, seed {seed}", 5, partial(ask, system, out, data, seed))
-
-
-def train_base(out: Path, data: Path, seed: int, iterations: int) -> None:
-    settings = {"seed": seed, "max_iters": iterations, "eval_iters": 20}
-    train("train", "lab_classifier", out / "base", data / "shakespeare_char", **settings)
 
 
 def fine_tune(out: Path, data: Path, seed: int, iterations: int) -> dict[str, float]:

@@ -129,8 +129,7 @@ def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
     """Return what an interrupted plan of the same run has measured; remove the files of any other plan."""
     content = read_plan(run.out)
     if content and not content["predicted_seconds"] and not differences(content, **run.record):
-        finished = tuple(cost.from_json(Pilot, pilot) for pilot in content["pilots"])
-        return cost.from_json(Costs, content["costs"]), finished
+        return Costs(**content["costs"]), tuple(Pilot(**pilot) for pilot in content["pilots"])
     shutil.rmtree(run.out / FOLDER, ignore_errors=True)
     return None, ()
 

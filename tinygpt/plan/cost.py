@@ -28,13 +28,7 @@ SAVE_AT = 15  # the iteration before which last.pt is saved once more
 TIME_ERROR = 0.08  # relative, at least
 MEMORY_ERROR = 0.05  # relative
 UNSTEADY = 0.3  # (slow - fast) / mean time per iteration, above which the speed counts as unsteady
-
-
-class TimedBlock(NamedTuple):
-    """Consecutive iterations without an evaluation."""
-
-    iterations: int
-    seconds: float
+Block = tuple[int, float]  # a number of consecutive iterations without an evaluation, and their seconds
 
 
 class Costs(NamedTuple):
@@ -48,7 +42,7 @@ class Costs(NamedTuple):
     sample: float
     memory: int  # peak of the process; 0 on Windows
     checkpoint: int  # size of one
-    blocks: list[TimedBlock]
+    blocks: list[Block]
 
 
 class Part(NamedTuple):
@@ -93,7 +87,7 @@ def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
     sample = seconds_at["sample", length] - seconds_at["eval", length] if ("sample", length) in seconds_at else 0.0
     end = seconds_at["eval", length] + sample + 2 * save
     warm_up = end - length * step - 2 * (evaluation + sample) - 5 * save
-    blocks = [TimedBlock(5, 5 * statistics.median(steady[i : i + 5])) for i in (0, 5, 10, 14)]
+    blocks = [(5, 5 * statistics.median(steady[i : i + 5])) for i in (0, 5, 10, 14)]
     return Costs(max(0.0, seconds - end), max(0.0, warm_up), step, evaluation, save, sample, 0, 0, blocks)
 
 
@@ -121,29 +115,29 @@ def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
     return {name: part for name, part in run_parts.items() if part.times}
 
 
-def with_blocks(costs: Costs, blocks: Sequence[TimedBlock]) -> Costs:
+def with_blocks(costs: Costs, blocks: Sequence[Block]) -> Costs:
     """Return the costs with the time per iteration that the loss pilots took, if there are any."""
     if not blocks:
         return costs
-    step = sum(block.seconds for block in blocks) / sum(block.iterations for block in blocks)
+    step = sum(took for _, took in blocks) / sum(iterations for iterations, _ in blocks)
     return costs._replace(step=step, blocks=[*costs.blocks, *blocks])
 
 
-def blocks_of(folder: Path, seconds: float = 0.5) -> list[TimedBlock]:
+def blocks_of(folder: Path, seconds: float = 0.5) -> list[Block]:
     """Divide the iterations of a pilot, which evaluates only at its start and its end, into blocks of at least
     `seconds`."""
     first, *entries = [e for e in read_metrics(folder) if e["kind"] == "train" and e["step"] >= WARM_UP] or [{}]
-    blocks: list[TimedBlock] = []
+    blocks: list[Block] = []
     for entry in entries:
         if (took := entry["seconds"] - first["seconds"]) >= seconds or (entry is entries[-1] and not blocks):
-            blocks.append(TimedBlock(entry["step"] - first["step"], took))
+            blocks.append((entry["step"] - first["step"], took))
             first = entry
     return blocks
 
 
 def fast_and_slow(costs: Costs) -> tuple[float, float]:
     """Return the seconds per iteration in fast and in slow blocks: about the 10th and the 90th percentile."""
-    times = sorted(block.seconds / block.iterations for block in costs.blocks)
+    times = sorted(took / iterations for iterations, took in costs.blocks)
     return times[len(times) // 10], times[-1 - len(times) // 10]
 
 
@@ -166,11 +160,6 @@ def disk(config: TrainConfig, costs: Costs) -> int:
     snapshots with one byte instead of twelve per weight, and a line of the log for each logged iteration."""
     snapshots = len(snapshot_steps(config.snapshots, config.max_iters))
     return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
-
-
-def from_json(record_type: type[Any], content: dict[str, Any]) -> Any:
-    """Make a Costs or a Pilot from its JSON object in plan.json."""
-    return record_type(**content | {"blocks": [TimedBlock(*block) for block in content["blocks"]]})
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.files import writing
-from tinygpt.plan.cost import TimedBlock, blocks_of, explaining
+from tinygpt.plan.cost import Block, blocks_of, explaining
 from tinygpt.train import train
 from tinygpt.training.start import choose_compute
 
@@ -36,7 +36,7 @@ class Pilot(NamedTuple):
 
     iterations: int
     loss: float  # on the complete validation split, in nats per token
-    blocks: list[TimedBlock]  # for the step time
+    blocks: list[Block]  # for the step time
 
 
 def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
