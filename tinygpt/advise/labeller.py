@@ -10,7 +10,7 @@ names its checkpoint, which is relative to the folder, so that the folder can be
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +19,12 @@ import numpy as np
 from tinygpt.checkpoint import store
 from tinygpt.config import suggest
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate import classify
 from tinygpt.evaluate.classifiers import Classifier, restored
 
 FORMAT = 1
 NAME = "model.pt"
 GPT = "gpt"  # the kind that is not in classifiers.py
-
-Predict = Callable[[Sequence[str]], np.ndarray]  # from n prompts to probabilities float64 (n, L)
 
 
 class GPTState(NamedTuple):
@@ -46,7 +45,7 @@ class Answer(NamedTuple):
 class Labeller:
     """A classifier, its labels, and the threshold from which it is sure (None: never)."""
 
-    def __init__(self, state: Mapping[str, Any], predict: Predict) -> None:
+    def __init__(self, state: Mapping[str, Any], predict: classify.Classifier) -> None:
         """state: the content of model.pt, see `save`."""
         self.predict, self.kind, self.about = predict, str(state["kind"]), dict(state["about"])
         self.labels: list[str] = list(state["labels"])
@@ -141,7 +140,7 @@ def checkpoint_hint(path: Path) -> str:
     return ""
 
 
-def predictor(state: Mapping[str, Any], folder: Path) -> Predict:
+def predictor(state: Mapping[str, Any], folder: Path) -> classify.Classifier:
     """Make the function that classifies, from the checked content of model.pt. Errors: TinyGPTError."""
     if state["kind"] == GPT:
         return gpt(state["state"], folder, state["labels"])
@@ -153,7 +152,7 @@ def predictor(state: Mapping[str, Any], folder: Path) -> Predict:
     return restored(state["kind"], state["state"], len(state["labels"]), embed)
 
 
-def gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) -> Predict:
+def gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) -> classify.Classifier:
     """Load a GPT that classifies. It reads prompts up to the longest ones of the training, or as far as they fit."""
     from tinygpt.experiment.models import Model
 

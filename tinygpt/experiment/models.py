@@ -7,7 +7,7 @@ classifier(folder / "out", ["yes", "no"])(["is 2 even?"])  # (1, 2)
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +25,13 @@ from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify, respond
+from tinygpt.evaluate.classify import Classifier
 from tinygpt.evaluate.process import run
 from tinygpt.experiment.stages import Stage
 from tinygpt.files import folder_lock
 from tinygpt.generate import Sampling, generate
 from tinygpt.lora import adapted_only
 from tinygpt.training.log import read_metrics
-
-Classifier = Callable[[Sequence[str]], np.ndarray]  # prompts to probabilities of the labels, float64 (n, L)
 
 
 def write_dataset(

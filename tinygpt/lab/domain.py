@@ -21,9 +21,9 @@ from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair, sectors
-from tinygpt.evaluate.classify import confusion_matrix, label_indices, quality
+from tinygpt.evaluate.classify import Classifier, confusion_matrix, label_indices, quality
 from tinygpt.evaluate.loss import bits_per_character, validation_loss
-from tinygpt.experiment.models import Classifier, classifier, ngrams, train, write_dataset, write_text
+from tinygpt.experiment.models import classifier, ngrams, train, write_dataset, write_text
 from tinygpt.experiment.stages import Results, Stage, every_seed
 from tinygpt.experiment.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.lab.definition import Lab, seeds

@@ -22,7 +22,8 @@ from tinygpt.data.tasks import Pair
 from tinygpt.data.tasks.generate import generate
 from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
 from tinygpt.data.tasks.transactions import line_of
-from tinygpt.experiment.models import Classifier, classifier, ngrams, right, train, write_dataset
+from tinygpt.evaluate.classify import Classifier
+from tinygpt.experiment.models import classifier, ngrams, right, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage
 from tinygpt.experiment.summary import Summary, Table, Verdict, percent
 from tinygpt.lab.definition import Lab, seeds
