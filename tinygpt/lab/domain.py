@@ -14,13 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair, sectors
+from tinygpt.evaluate.classifiers import Majority
 from tinygpt.evaluate.classify import Classifier, confusion_matrix, label_indices, quality
 from tinygpt.evaluate.loss import bits_per_character, validation_loss
 from tinygpt.experiment.models import classifier, ngrams, train, write_dataset, write_text
@@ -124,9 +123,9 @@ def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]
 def baselines(case: Case) -> dict[str, dict[str, float]]:
     """Measure the n-gram baseline and the majority baseline on the same training examples."""
     examples, labels = case.splits()["train"], TASKS[case.task].labels
-    counts = np.bincount(label_indices(examples, labels), minlength=len(labels))
-    majority = measured(case, lambda prompts: np.tile(counts, (len(prompts), 1)))
-    return {"n-gram baseline": measured(case, ngrams(examples, labels)), "majority baseline": majority}
+    majority = Majority.fit([], label_indices(examples, labels), len(labels))
+    classifiers: dict[str, Classifier] = {"n-gram baseline": ngrams(examples, labels), "majority baseline": majority}
+    return {name: measured(case, classify) for name, classify in classifiers.items()}
 
 
 def measured(case: Case, classify: Classifier) -> dict[str, float]:
