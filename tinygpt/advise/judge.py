@@ -139,23 +139,28 @@ def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray
         if name == majority and (ahead := [one for one in comparisons if one.gain > 0]):
             better, candidates = better or ahead, [one.name for one in ahead]
         if not better:
-            return Advice(name, reason(beaten, comparisons))
+            return Advice(name, reason(name, beaten, comparisons))
         beaten[name] = better
     name = max(candidates, key=lambda name: float((tested[name].predicted == truth[tested[name].lines]).mean()))
     return Advice(name, "each contender is beaten by another; this one has the highest accuracy")
 
 
-def reason(beaten: Mapping[str, Sequence[Comparison]], comparisons: Sequence[Comparison]) -> str:
+def shown_p(p: float) -> str:
+    """Format a p-value; that of a permutation test is never smaller than 1 / DRAWS."""
+    return f"p = {p:.2g}" if p >= 0.001 else "p < 0.001"
+
+
+def reason(name: str, beaten: Mapping[str, Sequence[Comparison]], comparisons: Sequence[Comparison]) -> str:
     """Say which simpler contenders are beaten, and how the others compare with the chosen one."""
     parts = []
     for simpler, better in beaten.items():
-        best = max(better, key=lambda one: one.gain)
-        chance = f"p = {best.p:.2g}" if best.beats else f"not more than chance, p = {best.p:.2g}"
+        best = max(better, key=lambda one: (one.name == name, one.gain))
+        chance = shown_p(best.p) if best.beats else f"not more than chance, {shown_p(best.p)}"
         parts.append(f"{best.name} is right {100 * best.gain:.1f} points more often than {simpler} ({chance})")
     close = max(comparisons, key=lambda one: one.gain, default=None)
     if close is not None and close.gain > 0:
         parts.append(
-            f"{close.name} is {100 * close.gain:.1f} points better than it, which can be chance (p = {close.p:.2g})"
+            f"{close.name} is {100 * close.gain:.1f} points better than it, which can be chance ({shown_p(close.p)})"
         )
     elif comparisons:
         parts.append("no other contender is right more often")

@@ -269,7 +269,7 @@ class Report:
             text = f"Advice: no model yet. None is right more often than the commonest {commonest} alone."
         elif len(self.tested) > 1:
             text += f" Why: {self.advice.why}."
-        if self.data.free and row["accuracy"] < FOUND:
+        if self.data.free and row["accuracy"] < FOUND and row["name"] != MAJORITY:
             text += " Most of its answers differ from the expected response: a person must check each."
         if self.split.warning:
             text += f" Careful: {self.split.warning}."
@@ -295,7 +295,9 @@ class Report:
             lines, mine, theirs = np.intersect1d(self.tested[best].lines, self.tested[other].lines, return_indices=True)
             lower, higher = lost[best][mine] < lost[other][theirs], lost[best][mine] > lost[other][theirs]
             p = judge.p_value(lower, higher, self.split.clusters[lines])
-            texts.append(f"; lower than that of {other} in {lower.sum():,} of {len(lines):,} lines (p = {p:.2g})")
+            texts.append(
+                f"; lower than that of {other} in {lower.sum():,} of {len(lines):,} lines ({judge.shown_p(p)})"
+            )
         text = f"Loss: {best} has the lowest, {rows[best]:.2f} bits per character of the response{''.join(texts)}."
         if best != self.advice.name:
             text += " If a person edits the text, go by the loss rather than by exact matches."
@@ -309,10 +311,11 @@ class Report:
             return []
         named = ", ".join(f"{escaped(cut(row['label'], 30))} ({100 * row['recall']:.0f} %)" for row in missed[:MOST])
         more = f" and {len(missed) - MOST} more labels" if len(missed) > MOST else ""
-        text = (
-            f"Mostly missed: {named}{more}. If these are the lines that you look for, do not go by the accuracy: label "
-            "more of them, or flag lines by their probability (docs/FINETUNING.md, a rare label)."
-        )
+        text = f"Mostly missed: {named}{more}. If these are the lines that you look for, do not go by the accuracy: "
+        text += "label more of them"
+        if self.advice.name != MAJORITY:
+            text += ", or flag lines by their probability (docs/FINETUNING.md, a rare label)"
+        text += "."
         return [Verdict(text, f"labels of which the model finds fewer than {100 * FOUND:.0f} % (recall)")]
 
     def _threshold(self) -> Verdict:
@@ -343,10 +346,10 @@ class Report:
             f"{100 * point['right'].mean():.1f} % with {100 * point['share']:.0f} %" for point in self.curve
         )
         verb = f"gained {gain:.1f} points" if gain >= 0 else f"lost {-gain:.1f} points"
-        text = (
-            f"Twice as many examples: the last doubling {verb} ({low:+.1f} to {high:+.1f}), and the next one gains "
-            f"about as much or less. {whole['name'][0].upper()}{whole['name'][1:]}: {steps} of the training lines."
-        )
+        text = f"Twice as many examples: the last doubling {verb} ({low:+.1f} to {high:+.1f})"
+        before = 100 * (half["right"].mean() - self.curve[0]["right"].mean())
+        text += ", and the next one gains about as much or less. " if gain <= before else ". "
+        text += f"{whole['name'][0].upper()}{whole['name'][1:]}: {steps} of the training lines."
         if gain >= 0 and low <= 0:
             text += " A gain is not certain."
         rule = "the gain from half of the training lines to all, on the same tested lines; gains shrink as data grow"
