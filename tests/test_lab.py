@@ -26,9 +26,8 @@ from tinygpt.files import folder_lock
 from tinygpt.lab import methods
 from tinygpt.lab.facts import experiment, systems, world
 from tinygpt.lab.facts.summary import Measured, Row, freshest
-from tinygpt.lab.facts.systems import Reply
+from tinygpt.lab.facts.systems import Reply, relevance
 from tinygpt.lab.facts.world import Question
-from tinygpt.retrieve.ask import relevance
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import open_index
 from tinygpt.terminal import duration
@@ -416,8 +415,8 @@ def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> N
     questions = [one for one in place.world("before").questions if one.kind == "fact"][:20]
     with open_index(place.folder / "before.db") as index:
         hits = [search(index, one.text, 3) for one in questions]
-        respond = place.responder("reader", index)
-        read = [respond.reader.read(one.text, some) for one, some in zip(questions, hits, strict=True)]
+        reader = place.reader("reader")
+        read = [reader.read(one.text, some) for one, some in zip(questions, hits, strict=True)]
     run = "const data = JSON.parse(document.querySelector('#data').textContent);"
     found = browser.run(
         run + "const passages = Facts.passages(data.documents);"

@@ -403,19 +403,17 @@ def test_documents_with_the_passages_beside_the_answer(page: Page) -> None:
     page.choose("documents")
     assert not page.find("#settings").is_displayed()
     page.send("Who is the CFO of AUG Foods?")
-    assert page.texts(".answer") == page.texts("mark") == ["Hana Jipel"]  # the place counts 🐳 as one character
-    first, second = page.texts(".passages li")
-    assert (
-        first.startswith("1. docs/<i>.md, line 3, AUG Foods, score 0.00, cited") and "🐳 🐳 <b>Costs</b> rose." in first
-    )
-    assert second.startswith("2. docs/<i>.md, line 7, Norvik, score") and "cited" not in second
-    assert re.fullmatch(r"Probability0\.\d\dScore0\.00", page.texts(".facts")[0])
+    (answer,) = page.texts(".answer")
+    assert "Hana Jipel" in answer and page.texts("mark")[0] == "Hana Jipel"  # the place counts 🐳 as one character
+    first, second = page.texts(".passages li")[:2]
+    assert first.startswith("1. docs/<i>.md, line 3, AUG Foods") and "🐳 🐳 <b>Costs</b> rose." in first
+    assert "Passage" in second and page.texts(".passages details[open] b") == [answer]  # the other passages are closed
+    assert re.fullmatch(r"Probability\d\.\d\d", page.texts(".facts")[0])
     answer, passages = page.find(".answer").rect, page.find(".passages").rect
     assert passages["x"] > answer["x"] + 300 and abs(passages["y"] - answer["y"]) < 60
     page.send("Who painted the Mona Lisa?")
-    assert page.texts(".answer")[1] == "not in the documents" and len(page.texts("mark")) == 1
-    assert page.texts(".facts")[1].startswith("No answerthe model finds no answer in the passages")
-    assert page.texts("h3") == ["Passages", "Nearest passages"]
+    assert page.texts(".answer")[1] == "probably not in the documents"
+    assert page.texts("h3")[0] == "Sentences"
 
 
 # ---- key, errors, hostile text ----------------------------------------------------------------------------------

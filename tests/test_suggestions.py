@@ -33,7 +33,6 @@ from tinygpt.config.schema import FinetuneConfig, TrainConfig
 from tinygpt.data.preview import PRETRAINED_BLOCK_SIZE
 from tinygpt.data.tasks import reader
 from tinygpt.evaluate.doctor import judge
-from tinygpt.retrieve import ask
 
 SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4"]
 SHORTEN = {  # appended to a suggested command to end it soon; does not affect whether the command works
@@ -158,13 +157,12 @@ def test_after_preparing_pairs(place: Workplace) -> None:
 
 
 def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """prepare suggests to train; train, to evaluate; index, to ask. --ckpt "" is the model just trained."""
+    """prepare suggests to train; train, to evaluate; index, to ask."""
     monkeypatch.setitem(reader.SIZES, "reader", {"train": 200, "val": 20, "test": 20})
     (trained,) = place.follow(place.ok("prepare", "reader", *place.place))
     assert trained[:2] == ["train", "configs/reader.yaml"]
     followed = place.follow(place.ok(*trained, *shortened(trained)), at_least=2)
     assert [command[0] for command in followed] == ["train", "eval"]  # no prompt of several lines for a shell
-    monkeypatch.setattr(ask, "SHIPPED", place.folder / "out-reader/ckpt.pt")
     said = place.ok("index", f"{place.data}/reader/documents", f"--out={place.prefix}index.db")
     assert place.follow(said) == [["ask", "your question", "--index", f"{place.prefix}index.db"]]
 

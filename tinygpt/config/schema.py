@@ -497,17 +497,18 @@ class EvalConfig(InferenceConfig, DataConfig):
 
 @dataclasses.dataclass
 class AskConfig(InferenceConfig):
-    """Search your documents for passages about a question, and let a model answer from them.
+    """Answer a question with the sentence of your documents that answers it, quoted, with its place.
 
-    tinygpt ask "Who is the CFO of Norvik?" --index index.db
+    tinygpt ask "How long is the notice period?" --index index.db
 
-    tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
-
-    tinygpt ask --index index.db for a prompt: one question per line, an empty line ends it
+    tinygpt ask --index index.db for a prompt, one question per line; or for the lines of a pipe
 
     tinygpt ask --index index.db --questions val.jsonl to evaluate questions with known answers
 
-    If the documents do not support an answer, it is "not in the documents". Nothing leaves this machine.
+    tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
+
+    The sentence, table row or list item is followed by two others. If no sentence seems to answer the question, it says
+    "probably not in the documents", and shows the closest one. Nothing leaves this machine.
     """
 
     question: Annotated[tuple[str, ...], POSITIONAL] = ()
@@ -515,23 +516,24 @@ class AskConfig(InferenceConfig):
     index: File = "index.db"
     """an index of documents, made by tinygpt index"""
     ckpt: File = ""
-    """the model: a checkpoint that answers prompts, or its folder; empty: the tiny reader that ships with tinygpt, a
-    demonstration for short statements about companies"""
+    """a model that reads the passages, too: a checkpoint that answers prompts, or its folder; its answer is shown only
+    if it stands in a passage; reader: the tiny reader, which ships and knows short statements about companies"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
-    """number of passages to search for and read"""
-    min_probability: Share = 0.3
-    """abstain ("not in the documents") if the response is less probable than this, the product over its tokens; for an
-    instruction model 0 unless you set it, because the probability of a sentence hardly says whether it is right"""
-    min_score: Share = 0.12
-    """abstain below this score of the best passage: its BM25 as a share of an upper bound for the question; in an index
-    of at most 50 passages 0 unless you set it"""
+    """number of passages that the model reads"""
+    min_probability: Share = 0.17
+    """abstain ("probably not in the documents") if the probability that the first sentence answers is below this"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
     an empty answer: not in the documents; source: the document that contains the answer, may be left out"""
     json: bool = False
     """print one JSON object per question, or per evaluation, for programs"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.adapter and not self.ckpt:
+            yield "adapter needs ckpt, the model that it adapts"
 
 
 @dataclasses.dataclass
@@ -586,7 +588,7 @@ class ServeConfig(DeviceConfig):
     index: File = ""
     """an index of documents, made by tinygpt index: also serve answers from it, as the model `documents`"""
     reader: File = ""
-    """the model that reads the passages of the index; empty: the tiny reader that ships with tinygpt"""
+    """a model that reads the passages of the index, too, as --ckpt of tinygpt ask; empty: none"""
     labels: File = ""
     """a folder that tinygpt advise has left: also label texts with its model, as the model `labels`; without --ckpt and
     --adapter, no checkpoint is served"""

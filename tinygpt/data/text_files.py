@@ -35,13 +35,18 @@ ASCII_BASED = r"utf-8|ascii|cp125\d|iso8859-\d+"  # encodings whose bytes below 
 
 
 def input_files(
-    inputs: Iterable[str], endings: Sequence[str] = (".txt",), refused: Sequence[str] = (), hint: str = ""
+    inputs: Iterable[str],
+    endings: Sequence[str] = (".txt",),
+    refused: Sequence[str] = (),
+    hint: str = "",
+    accepts: Callable[[Path], bool] = lambda path: False,
 ) -> list[Path]:
     """Find the files that --input names: a file, the files in a folder with one of `endings`, or a pattern's matches.
 
     Those of a folder or a pattern are in sorted order. A file that is named twice is listed once: its text would be in
     both splits. Files of a folder with an ending in `refused` are listed, too, so that the reader refuses them by name
-    instead of leaving them out. Errors: TinyGPTError if there is none, with `hint` as its hint.
+    instead of leaving them out, and so are those that `accepts` is true of. Errors: TinyGPTError if there is none, with
+    `hint` as its hint.
     """
     paths: dict[Path, Path] = {}  # by full path
     for item in inputs:
@@ -49,7 +54,8 @@ def input_files(
             raise TinyGPTError("a file name is empty", hint or INPUT_HINT)
         path, problem, default = Path(item), "no such file", INPUT_HINT
         if path.is_dir():
-            matches = sorted(match for match in path.rglob("*") if match.suffix.lower() in (*endings, *refused))
+            listed = (*endings, *refused)
+            matches = sorted(match for match in path.rglob("*") if match.suffix.lower() in listed or accepts(match))
             problem = f"a folder without any {' or '.join(f'*{ending}' for ending in endings)} file"
             default = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
         elif path.exists():

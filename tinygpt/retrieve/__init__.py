@@ -1,8 +1,7 @@
-"""Search your documents: an index of passages with full-text and vector search, and answers from a model (RAG).
+"""Search your documents: an index of passages with full-text and vector search, and answers that are quotations.
 
-Retrieval-augmented generation (Lewis et al. 2020) gives a model knowledge at query time and leaves its weights
-unchanged. A document passes through the modules documents, passages, embeddings and store; a question passes through
-search and answer.
+A document passes through the modules documents, passages, sentences, embeddings and store; a question passes through
+search and rank. A model on top (answer) is optional: retrieval-augmented generation (Lewis et al. 2020).
 
 tinygpt index docs/ --out index.db
 tinygpt ask "How long is the warranty?" --index index.db

@@ -17,19 +17,26 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from tinygpt import device
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.config.schema import AskConfig
 from tinygpt.data.tasks import reader as task
 from tinygpt.data.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import GREEDY, generate_with_logits
 from tinygpt.model import GPT
 from tinygpt.retrieve.passages import sentences
+from tinygpt.retrieve.search import normalised
 from tinygpt.retrieve.store import Passage
 
+TINY, SHIPPED = "reader", Path(__file__).with_name("reader.pt")  # --ckpt=reader: the tiny reader that ships
 LONGEST = 96  # tokens of a response, at most
 INSTRUCTION = (
     "Answer with a few words copied from the passages. If the passages do not answer the question, answer "
@@ -92,6 +99,19 @@ class Reader:
         cut = f"the answer was cut off after {self.room} tokens" if len(response) == self.room else ""
         note = "; ".join(filter(None, (self.unread_note(passages, read), cut)))
         return Answer(text, probability, cited * bool(text), note)
+
+    def quoted(self, question: str, hits: Sequence[Passage]) -> Answer:
+        """Answer a question as `read` does, but with a quotation: as a passage that was read spells it, or empty.
+
+        If the model cites a passage, the answer must stand in that one. Errors: as in `read`.
+        """
+        answer = self.read(question, hits)
+        for number, hit in enumerate(hits, start=1):
+            text = " ".join(hit.text.split())
+            place = self.span(answer.text, text) if answer.passage in (0, number) else None
+            if place:
+                return answer._replace(text=text[slice(*place)], passage=number)
+        return answer._replace(text="", passage=0)
 
     def require_room(self, question: str) -> None:
         """Check that a question leaves room for a passage. Errors: TinyGPTError if it fills the model's context."""
@@ -181,6 +201,16 @@ class Reader:
         return bisect.bisect_right(ends, match.start()), bisect.bisect_left(ends, match.end()) + 1
 
 
+def load_reader(config: AskConfig) -> Reader:
+    """Load the model of --ckpt and --adapter. Errors: TinyGPTError, also if it only continues text."""
+    ckpt = str(SHIPPED) if config.ckpt == TINY and not Path(TINY).exists() else config.ckpt
+    checkpoint = load_model(ckpt, config.adapter)
+    tokenizer = tokenizer_of(checkpoint, ckpt, "data")
+    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
+    model = checkpoint.for_inference(compute, config.fast)
+    return Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
+
+
 def occurrence(answer: str, text: str) -> re.Match[str] | None:
     """Find an answer in a text as whole words and numbers: 12, but not a part of 1912 or of 12.5."""
     return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w|[.,]\d)", text, re.IGNORECASE) if answer else None
@@ -218,9 +248,3 @@ def ascii_letters(character: str) -> str:
 def unanswerable(text: str) -> bool:
     """Return whether a response is empty or says that the question is unanswerable."""
     return not text or normalised(task.UNANSWERABLE) in normalised(text)
-
-
-def normalised(text: str) -> str:
-    """Normalise an answer as SQuAD does (Rajpurkar et al. 2016): no capitals, punctuation, articles or extra spaces."""
-    letters = "".join(c for c in text.casefold() if unicodedata.category(c)[0] not in "PS")
-    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))

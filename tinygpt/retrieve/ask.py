@@ -1,17 +1,17 @@
-"""`tinygpt ask`: search an index for passages, and answer from them (RAG, Lewis et al. 2020).
+"""`tinygpt ask`: answer a question with the sentence of your documents that answers it, quoted, with its place.
 
-The index finds passages, and a model reads them or abstains. `--questions` measures this on questions with known
-answers, and finds the best values of the two thresholds.
+The index finds passages, and rank.py ranks their sentences, table rows, list items and headings. No word is generated.
+A model is an addition (`--ckpt`): it reads the passages of the best sentences (RAG, Lewis et al. 2020), and its answer
+is shown only if it is a quotation from one of them. `--questions` measures this on questions with known answers.
 
-Sources: https://arxiv.org/abs/2005.11401; exact match as in SQuAD, https://arxiv.org/abs/1606.05250.
+Sources: https://arxiv.org/abs/2005.11401; answers are compared as in SQuAD, https://arxiv.org/abs/1606.05250.
 
-    tinygpt ask "Who is the CFO of Norvik?" --index index.db
+    tinygpt ask "How long is the notice period?" --index index.db
     tinygpt ask --index index.db --questions val.jsonl
 """
 
 import io
 import json
-import math
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -20,37 +20,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt import device, terminal
-from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt import terminal
 from tinygpt.config.schema import AskConfig
-from tinygpt.data.tasks.reader import UNANSWERABLE
 from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.share import INTERVALS, intervals, percent
 from tinygpt.files import read_text, strict_json
-from tinygpt.retrieve.answer import Answer, Reader, normalised
-from tinygpt.retrieve.search import search, terms
-from tinygpt.retrieve.store import Index, Passage, open_index
+from tinygpt.retrieve.questions import answer_in
+from tinygpt.retrieve.rank import Ranking, rank
+from tinygpt.retrieve.search import normalised
+from tinygpt.retrieve.store import Index, open_index
 from tinygpt.terminal import escaped, progress
 
-SHIPPED = Path(__file__).with_name("reader.pt")  # the reader for --ckpt ""
-K1 = 1.2  # of SQLite's BM25
-SMALL = 50  # passages; in a smaller index the default of --min_score does not apply, since all scores are low
-COLUMNS, SHOWN = 100, 270  # width of the terminal; characters of a passage that are shown
+THRESHOLD = AskConfig.min_probability
+SHOWN = 3  # sentences: the answer and two runners-up
+COLUMNS = 100  # width of the terminal
+ABSTENTION = "probably not in the documents"
 
 
 class Outcome(NamedTuple):
-    """The answer to a question, and what it is based on."""
+    """The answer to a question, and the sentences that were compared."""
 
     question: str
-    answer: str  # empty: not in the documents
-    candidate: str  # the model's answer, before the thresholds apply; empty: it found none
-    probability: float  # of the candidate
-    score: float  # of the best passage
-    reason: str  # why there is no answer
-    note: str  # which passages were shortened or left out; whether the answer was cut off
-    passages: tuple[dict[str, Any], ...]  # rank, cited, source, position, title, score, ..., text, start, end
+    answer: str  # the quoted sentence; empty: probably not in the documents
+    marked: str  # the number, date, name or place in it that the question asks for; may be empty
+    probability: float  # that the first sentence answers the question
+    sentences: tuple[dict[str, Any], ...]  # the best, with source, position, title, text, start, end, passage
+    model: str = ""  # the model's answer, a quotation from a passage; empty without a model, or if it is none
+    note: str = ""  # which passages the model did not read completely
 
 
 def ask(config: AskConfig) -> int:
@@ -62,88 +59,48 @@ def ask(config: AskConfig) -> int:
     with open_index(Path(config.index)) as index:
         respond = Responder(config, index)
         if questions:
-            for entry in questions:
-                respond.reader.require_room(entry.question)
             results = evaluate(respond, questions)
             print(strict_json(results) if config.json else report(results))
         elif question:
-            show(respond(question), respond)
+            show(respond(question), config)
         else:
             return prompt_loop(respond)
     return 0
 
 
 class Responder:
-    """An index and a model, loaded once, that answer questions."""
+    """An index, and a model if there is one, loaded once, that answer questions."""
 
     def __init__(self, config: AskConfig, index: Index) -> None:
         self.config, self.index = config, index
-        self.reader = load_reader(config)
-        is_limited = "min_probability" in config.given or not self.reader.instructed
-        self.min_probability = config.min_probability if is_limited else 0.0
-        self.min_score = config.min_score if "min_score" in config.given or len(index) > SMALL else 0.0
+        self.reader: Any = None  # a Reader, if there is a model
+        if config.ckpt:
+            from tinygpt.retrieve.answer import load_reader  # not at once: torch takes a second to import
+
+            self.reader = load_reader(config)
 
     def __call__(self, question: str) -> Outcome:
-        self.reader.require_room(question)  # before the search, which takes long for thousands of words
-        return self.read(question, search(self.index, question, self.config.passages))
-
-    def read(self, question: str, hits: Sequence[Passage]) -> Outcome:
-        """Answer from these passages, the most relevant first."""
-        scores = relevance(self.index, question, hits)
-        best = max(scores, default=0.0)
-        response = self.reader.read(question, hits) if hits else Answer("", 0.0)
-        reason, candidate, passages = self.reason(response, best, bool(hits)), response.text, []
-        for rank, (hit, score) in enumerate(zip(hits, scores, strict=True), start=1):
-            text = " ".join(hit.text.split())
-            span = self.reader.span(response.text, text) if response.passage in (0, rank) else None
-            start, end = span or (None, None)
-            if span and candidate == response.text:
-                candidate = text[start:end]  # as the document spells it
-            fields = hit._asdict() | {"score": score, "text": text, "start": start, "end": end}
-            passages.append({"rank": rank, "cited": rank == response.passage} | fields)
-        if self.reader.copies and response.passage and all(passage["start"] is None for passage in passages):
-            reason = reason or f'the model\'s answer "{response.text}" does not occur in the passage that it cites'
-            candidate = ""  # no threshold would make it an answer
-        answer = "" if reason else candidate
-        return Outcome(question, answer, candidate, response.probability, best, reason, response.note, tuple(passages))
-
-    def reason(self, answer: Answer, best_score: float, has_passages: bool) -> str:
-        """Return why there is no answer; empty if there is one."""
-        if not has_passages:
-            return "no passage contains a word of the question"
-        if best_score < self.min_score and len(self.index) > self.config.passages:  # a smaller index is read completely
-            return f"the best passage's score {best_score:.2f} is below --min_score={self.min_score}"
-        if not answer.text:
-            return f"the model finds no answer in the passages (probability {answer.probability:.2f})"
-        if answer.probability < self.min_probability:
-            return (
-                f"the answer's probability {answer.probability:.2f} is below --min_probability={self.min_probability}"
-            )
-        return ""
+        """Answer a question. Errors: TinyGPTError as in `search` and `Reader.quoted`."""
+        if self.reader:
+            self.reader.require_room(question)  # before the search, which takes long for thousands of words
+        ranking = rank(self.index, question)
+        found = tuple(quotation(question, ranking, number) for number in range(min(SHOWN, len(ranking.found))))
+        if ranking.probability < self.config.min_probability or not found:
+            return Outcome(question, "", "", ranking.probability, found)
+        text, start, end = (found[0][name] for name in ("text", "start", "end"))
+        outcome = Outcome(question, text, text[start:end] if end else "", ranking.probability, found)
+        passages = list(dict.fromkeys(passage for _, passage in ranking.found))[: self.config.passages]
+        read = self.reader.quoted(question, passages) if self.reader else None
+        return outcome._replace(model=read.text, note=read.note) if read else outcome
 
 
-def load_reader(config: AskConfig) -> Reader:
-    """Load the model of --ckpt and --adapter. Errors: TinyGPTError, also if it only continues text."""
-    ckpt = config.ckpt or str(SHIPPED)
-    checkpoint = load_model(ckpt, config.adapter)
-    tokenizer = tokenizer_of(checkpoint, ckpt, "data")
-    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
-    model = checkpoint.for_inference(compute, config.fast)
-    return Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
-
-
-def relevance(index: Index, question: str, hits: Sequence[Passage]) -> list[float]:
-    """Score each passage from 0 to 1: its BM25 as a share of an upper bound for the question.
-
-    BM25 is a sum over the question's words, to which each adds less than its inverse document frequency times k1 + 1.
-    So the BM25 of different questions cannot be compared, but these shares can. A word that no passage contains lowers
-    all shares. The bound adds 1 inside the logarithm, as usual; SQLite does not, and counts a word that half of the
-    passages contain as almost nothing. So a score is far below 1 in a small index.
-    """
-    n = len(index)
-    frequencies = [index.frequency(term) for term in terms(question)]
-    bound = (K1 + 1) * sum(math.log(1 + (n - df + 0.5) / (df + 0.5)) for df in frequencies)
-    return [hit.bm25 / bound if bound else 0.0 for hit in hits]
+def quotation(question: str, ranking: Ranking, number: int) -> dict[str, Any]:
+    """Describe a ranked sentence; start and end are the place of the part that answers, None if that is not clear."""
+    unit, passage = ranking.found[number]
+    start, end = (ranking.kind and answer_in(unit.text, question, ranking.kind)) or (None, None)
+    fields = {"rank": number + 1, "source": passage.source, "position": unit.position, "title": passage.title}
+    fields |= {"text": unit.text, "start": start, "end": end, "score": float(ranking.scores[number])}
+    return fields | {"columns": unit.header, "passage": " ".join(passage.text.split())}
 
 
 # ---- asking -----------------------------------------------------------------------------------------------------
@@ -159,13 +116,16 @@ def checked_question(question: str) -> str:
 
 
 def prompt_loop(respond: Responder) -> int:
-    """Answer each line of standard input until an empty line; return the exit status of the last failure, or 0."""
-    status = 0
+    """Answer each line of standard input; return the exit status of the last failure, or 0.
+
+    At a prompt, an empty line ends it; in a file or a pipe, empty lines are skipped.
+    """
+    status, is_typed = 0, sys.stdin.isatty() and sys.stdout.isatty()  # else a prompt would be written into a file
     if not sys.stdin.isatty() and isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # refused by `checked_question`
-    while line := next_line():
+    for line in iter(typed_line, "") if is_typed else filter(str.strip, sys.stdin):
         try:
-            show(respond(checked_question(line)), respond)
+            show(respond(checked_question(line)), respond.config)
             if not respond.config.json:
                 print(flush=True)
         except TinyGPTError as error:
@@ -174,10 +134,8 @@ def prompt_loop(respond: Responder) -> int:
     return status
 
 
-def next_line() -> str:
-    """Read a line and strip it; empty at the end of the input, and after Ctrl-C."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):  # the prompt would be written into a file
-        return sys.stdin.readline().strip()
+def typed_line() -> str:
+    """Read a line at the prompt and strip it; empty at the end of the input, and after Ctrl-C."""
     try:
         return input("question> ").strip()
     except (EOFError, KeyboardInterrupt):
@@ -185,36 +143,30 @@ def next_line() -> str:
         return ""
 
 
-def show(outcome: Outcome, respond: Responder) -> None:
-    print(strict_json(outcome._asdict()) if respond.config.json else as_text(outcome, respond), flush=True)
+def show(outcome: Outcome, config: AskConfig) -> None:
+    print(strict_json(outcome._asdict()) if config.json else as_text(outcome), flush=True)
 
 
-def as_text(outcome: Outcome, respond: Responder) -> str:
-    """Format an outcome for the terminal: answer, probability and passages. Control characters are escaped."""
-    # the probability of an instruction model's sentence says nothing about whether it is right
-    probability = "" if respond.reader.instructed else f"probability {outcome.probability:.2f}, "
-    basis = escaped(outcome.reason) or f"{probability}score {outcome.score:.2f}"
-    lines = [escaped(outcome.answer) or UNANSWERABLE, basis]
-    lines += [f"note: {outcome.note}"] if outcome.note else []
-    lines += ["", "nearest passages:" if outcome.reason else "passages:"] if outcome.passages else []
-    for passage in outcome.passages:
-        location = ", ".join(filter(None, (passage["source"], passage["position"], passage["title"])))
-        cited = ", cited" if passage["cited"] and not outcome.reason else ""
-        lines.append(escaped(f"{passage['rank']}. {location}, score {passage['score']:.2f}{cited}"))
-        lines.append(textwrap.fill(excerpt(**passage), COLUMNS, initial_indent="   ", subsequent_indent="   "))
-    return "\n".join(lines)
+def as_text(outcome: Outcome) -> str:
+    """Format an outcome for the terminal: the quoted sentence and two others. Control characters are escaped."""
+    if not outcome.sentences:
+        return f"{ABSTENTION}: no passage contains a word of the question"
+    first, *others = map(quoted, outcome.sentences)
+    if not outcome.answer:
+        return f"{ABSTENTION}; the closest sentence is\n{first}"
+    model = [f"model: {escaped(outcome.model)}"] if outcome.model else []
+    model += [f"note: {outcome.note}"] if outcome.note else []
+    return "\n".join([first, *model, *(["", "next:"] if others else []), *others])
 
 
-def excerpt(text: str, start: int | None, end: int | None, **others: Any) -> str:
-    """Shorten a passage to about SHOWN characters, with the answer in brackets."""
-    start, end = start or 0, end or 0
-    first = text.rfind(" ", 0, start - SHOWN // 2) + 1 if start > SHOWN // 2 else 0
-    last = len(text)
-    if last - first > SHOWN:
-        last = max(end, text.rfind(" ", first + SHOWN // 2, first + SHOWN), first + SHOWN // 2)
-    before, answer, after = (escaped(part) for part in (text[first:start], text[start:end], text[end:last]))
-    marked = f"{before}[{answer}]{after}" if answer else before + after
-    return "... " * (first > 0) + marked + " ..." * (last < len(text))
+def quoted(sentence: dict[str, Any]) -> str:
+    """Format a sentence with the part that answers between asterisks, and its place in the documents."""
+    text, start, end = sentence["text"], sentence["start"] or 0, sentence["end"] or 0
+    before, part, after = (escaped(piece) for piece in (text[:start], text[start:end], text[end:]))
+    marked = f'"{before}**{part}**{after}"' if part else f'"{before}{after}"'
+    columns = f"columns: {sentence['columns']}" if sentence["columns"] else ""
+    place = escaped(", ".join(filter(None, (sentence["source"], sentence["position"], sentence["title"], columns))))
+    return f"{textwrap.fill(marked, COLUMNS, break_on_hyphens=False)}\n   {place}"
 
 
 # ---- evaluating -------------------------------------------------------------------------------------------------
@@ -253,89 +205,73 @@ def evaluate(respond: Callable[[str], Outcome], questions: Sequence[LabelledQues
     """Measure the outcomes on questions with known answers: shares from 0 to 1 (or None) and their 95 % intervals."""
     outcomes = [respond(entry.question) for entry in progress(questions, desc="asking", unit="question")]
     pairs = list(zip(questions, outcomes, strict=True))
-    answers = [(normalised(entry.answer), normalised(outcome.candidate)) for entry, outcome in pairs]
+    right = [[holds(entry, sentence) for sentence in outcome.sentences] for entry, outcome in pairs]
     answerable = np.array([bool(entry.answer) for entry in questions])
-    contained = answerable & np.array([f" {expected} " in f" {answer} " for expected, answer in answers])
-    exact = contained & np.array([expected == answer for expected, answer in answers])
     abstained = np.array([not outcome.answer for outcome in outcomes])
-    is_retrieved = [has_source(entry.source, outcome) for entry, outcome in pairs if entry.source]
-    best, thresholds = best_thresholds(
-        np.array([outcome.probability * bool(outcome.candidate) for outcome in outcomes]),
-        np.array([outcome.score for outcome in outcomes]),
-        contained,
-        answerable,
-    )
+    first = np.array([any(found[:1]) for found in right])
+    failures = []
+    for (entry, outcome), found in zip(pairs, right, strict=True):
+        if bool(entry.answer) != bool(outcome.answer) or (entry.answer and not any(found[:1])):
+            best = outcome.sentences[0]["text"] if outcome.sentences else ""
+            place = found.index(True) + 1 if any(found) else 0  # of the first sentence with the answer
+            failures.append(entry._asdict() | {"quoted": outcome.answer, "closest": best, "place": place})
     results = {
         "questions": len(questions),
         "answerable": int(answerable.sum()),
-        "abstentions": int(abstained.sum()),
-        "exact_match": share(exact & ~abstained, answerable),
-        "contained": share(contained & ~abstained, answerable),
-        "retrieval_recall": sum(is_retrieved) / len(is_retrieved) if is_retrieved else None,
-        "with_source": len(is_retrieved),
-        "abstention_precision": share(abstained & ~answerable, abstained),
-        "abstention_recall": share(abstained & ~answerable, ~answerable),
-        "right": float(np.where(abstained, ~answerable, contained).mean()),
-        "best_right": best,
-        "best_thresholds": thresholds,
+        "in_first": share(first & ~abstained, answerable),
+        "in_three": share(np.array([any(found) for found in right]) & ~abstained, answerable),
+        "wrong": share(~first & ~abstained, answerable),
+        "abstained": share(abstained, answerable),
+        "abstained_unanswerable": share(abstained, ~answerable),
+        "right": float(np.where(answerable, first & ~abstained, abstained).mean()),
+        "failures": failures,
     }
     return results | intervals(results, cases(results))
+
+
+def holds(entry: LabelledQuestion, sentence: dict[str, Any]) -> bool:
+    """Return whether a sentence contains the known answer, and stands in the document of the answer, if it is known."""
+    parts = Path(entry.source).parts
+    is_source = Path(sentence["source"]).parts[-len(parts) :] == parts if parts else True
+    contained = f" {normalised(entry.answer)} " in f" {normalised(sentence['text'])} "
+    return bool(entry.answer) and is_source and contained
 
 
 def cases(results: dict[str, Any]) -> dict[str, int]:
     """Return the denominator of each share: the number of questions that it is of."""
     n, answerable = results["questions"], results["answerable"]
-    counts = dict.fromkeys(("exact_match", "contained"), answerable) | dict.fromkeys(("right", "best_right"), n)
-    counts |= {"abstention_precision": results["abstentions"], "abstention_recall": n - answerable}
-    return counts | {"retrieval_recall": results["with_source"]}
-
-
-def has_source(source: str, outcome: Outcome) -> bool:
-    """Return whether a passage comes from a document whose path ends with `source`."""
-    parts = Path(source).parts
-    return any(Path(passage["source"]).parts[-len(parts) :] == parts for passage in outcome.passages)
+    counts = dict.fromkeys(("in_first", "in_three", "wrong", "abstained"), answerable)
+    return counts | {"abstained_unanswerable": n - answerable, "right": n}
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> float | None:
-    return float(part.sum() / whole.sum()) if whole.any() else None
-
-
-def best_thresholds(
-    probability: np.ndarray, score: np.ndarray, right: np.ndarray, answerable: np.ndarray
-) -> tuple[float, dict[str, float]]:
-    """Find the thresholds, in hundredths, with the largest share of right outcomes; return the share and thresholds.
-
-    All arrays are (n,): `probability` of the model's answer, 0 if it found none; `score` of the best passage; `right`,
-    whether that answer is right; `answerable`, whether the documents have one (if not, to abstain is right). Of equally
-    good thresholds, those in the middle are returned.
-    """
-    steps = np.arange(100) / 100
-    gains = np.where(probability > 0, right.astype(int) - ~answerable, 0)  # of answering instead of abstaining
-    totals = (probability[:, None] >= steps).T @ (gains[:, None] * (score[:, None] >= steps)) + (~answerable).sum()
-    ties = np.argwhere(totals == totals.max())
-    i, j = ties[len(ties) // 2]
-    return float(totals.max() / len(right)), {"min_probability": float(steps[i]), "min_score": float(steps[j])}
+    return float((part & whole).sum() / whole.sum()) if whole.any() else None
 
 
 def report(results: dict[str, Any]) -> str:
-    """Format an evaluation for the terminal."""
+    """Format an evaluation for the terminal: what failed, then the shares."""
     counts = cases(results)
-    flags = " ".join(f"--{name}={value}" for name, value in results["best_thresholds"].items())
 
     def line(label: str, name: str, description: str) -> str:
         value = "    -" if results[name] is None else percent(results[name], counts[name])
         return f"{label:<18}{value:<25}{description}"
 
+    def failure(one: dict[str, Any]) -> str:
+        place = f" (sentence {one['place']})" if one["place"] else ""
+        said = f'"{one["quoted"]}"' if one["quoted"] else f'{ABSTENTION}; "{one["closest"]}"'
+        lines = f"failed: {one['question']}", f"  wanted: {one['answer'] or 'none'}{place}", f"  answer: {said}"
+        return "\n".join(map(escaped, lines))
+
     return "\n".join(
         [
+            *map(failure, results["failures"]),
             f"{results['questions']:,} questions, {results['answerable']:,} of them with an answer in the documents",
             INTERVALS,
-            line("exact match", "exact_match", "of the questions with an answer"),
-            line("answer contained", "contained", "the model's answer contains the right one"),
-            line("retrieval recall", "retrieval_recall", "the right document is found"),
-            line("abstention", "abstention_precision", "precision: share of the abstentions that are right"),
-            line("", "abstention_recall", "recall: share of the questions without an answer"),
-            line("right outcomes", "right", "answer contained, or abstention where there is no answer"),
-            line("best thresholds", "best_right", f"right outcomes with {flags}"),
+            line("in the sentence", "in_first", "of the questions with an answer: the quoted sentence contains it"),
+            line("among three", "in_three", "that sentence or one of the two others contains it"),
+            line("wrong", "wrong", "another sentence is quoted as the answer"),
+            line("abstained", "abstained", "although the documents have an answer"),
+            line("", "abstained_unanswerable", "of the questions without an answer"),
+            line("right outcomes", "right", "the sentence contains the answer, or abstention where there is none"),
         ]
     )

@@ -1,7 +1,7 @@
 """Read a document as sections: the headings above them, their text, and their position in the document.
 
 A section is the text below a heading of Markdown, HTML or .docx, a page of a PDF, or a row of a CSV file. Any other
-file is read as plain text, which is one section.
+file is read as plain text, which is one section; in a folder, only if its name says that it is text (LICENSE, a.rst).
 
 for section in read(Path("report.md")): section.title, section.text, section.position(0)
 """
@@ -242,3 +242,17 @@ def read_errors(path: Path, format_name: str) -> Iterator[None]:
 
 READERS = {".txt": plain, ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html}
 READERS |= {".csv": table, ".pdf": pdf, ".docx": word}
+PLAIN = {"", ".rst", ".log", ".text", ".adoc", ".org", ".debian"}  # endings of other files that are plain text
+
+
+def is_plain_text(path: Path, folder: Path) -> bool:
+    """Return whether a file of a folder is plain text without one of the endings of READERS: LICENSE, README.Debian."""
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    is_candidate = path.suffix.lower() in PLAIN or re.search(r"(^|\.)[A-Z][A-Z-]{2,}(\.|$)", path.name)
+    if is_hidden or not is_candidate or not path.is_file():
+        return False
+    try:
+        with open(path, "rb") as file:
+            return b"\0" not in file.read(1024)
+    except OSError:
+        return True  # the reader names the problem

@@ -6,6 +6,8 @@ not indexed again.
 tinygpt index docs/ --out index.db
 """
 
+import fnmatch
+import functools
 import hashlib
 import itertools
 import os
@@ -18,7 +20,7 @@ from typing import Any
 from tinygpt import terminal
 from tinygpt.config import suggest
 from tinygpt.config.schema import IndexConfig
-from tinygpt.data.text_files import input_files
+from tinygpt.data.text_files import input_files, notes_on_unread
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, file_lock, require_closed, require_writable
 from tinygpt.retrieve import documents, embeddings, passages
@@ -36,7 +38,7 @@ def index(config: IndexConfig) -> None:
     if config.overlap >= config.passage_size:
         message = f"overlap is {config.overlap}, but must be below passage_size, which is {config.passage_size}"
         raise TinyGPTError(message, f"--overlap={config.passage_size // 5}")
-    paths = input_files(config.documents, tuple(documents.READERS), hint=documents.FORMATS)
+    paths = existing(config, out)
     require_writable(out, "--out FOLDER/index.db")
     embedding = load_embeddings(config.embeddings)
     settings = {
@@ -50,8 +52,36 @@ def index(config: IndexConfig) -> None:
         out.with_name(f".{out.name}.tmp").unlink(missing_ok=True)  # a killed run leaves it, with text of documents
         counts = update(config, paths, settings, embedding)
     describe(out, counts)
+    for note in notes_on_unread(config.documents, paths, (*documents.READERS, *sorted(documents.PLAIN - {""}))):
+        print(note)
     print(f"seconds: {time.monotonic() - started:.1f}")
     print(f"\nnext: {suggest.command('ask', 'your question', '--index', out)}")
+
+
+def existing(config: IndexConfig, out: Path) -> list[Path]:
+    """Find the documents that the command names. A note says which argument's documents are gone.
+
+    Errors: TinyGPTError if an argument names no document, and the index never had one of it.
+    """
+    paths: dict[Path, Path] = {}  # by full path
+    for item in config.documents:
+        accepts = functools.partial(documents.is_plain_text, folder=Path(item))
+        try:
+            found = input_files([item], tuple(documents.READERS), hint=documents.FORMATS, accepts=accepts)
+            paths = {path.resolve(): path for path in found} | paths
+        except TinyGPTError:
+            if not out.exists() or not was_named(out, item):
+                raise
+            print(terminal.escaped(f"note: {item}: no document is left there; the index keeps none of its text"))
+    return list(paths.values())
+
+
+def was_named(out: Path, item: str) -> bool:
+    """Return whether an argument names a document of the index, or was an argument of the command that wrote it."""
+    with open_index(out) as index:
+        names = [*index.sources, *index.settings.get("documents", "").split("\n")]
+    path = name_of(Path(item))
+    return any(path in (name, *map(str, Path(name).parents)) or fnmatch.fnmatch(name, path) for name in names)
 
 
 def load_embeddings(name: str) -> Embeddings | None:
@@ -92,6 +122,7 @@ def update(
         return counts
     writable = updated_index(Path(config.out), settings, new=stored is None)
     with writable as index, progress(todo, desc="indexing", unit="document") as bar:
+        index.set_documents([name_of(Path(item)) for item in config.documents])
         for name in removed:
             index.remove_source(name)
         for path in bar:
@@ -103,7 +134,7 @@ def update(
                 index.remove_source(name_of(path))  # what was stored before the error
                 counts["left out"] += 1
                 bar.write(terminal.escaped(f"left out: {error.message}"), file=sys.stderr)
-        if not index.sources:
+        if not index.sources and not removed:
             raise TinyGPTError(f"none of the {len(paths):,} documents can be indexed", documents.FORMATS)
     return counts
 
@@ -162,7 +193,7 @@ def describe(out: Path, counts: dict[str, int]) -> None:
     with open_index(out) as index:
         settings = index.settings
         changes = ", ".join(f"{count:,} {change}" for change, count in counts.items() if count)
-        print(f"documents: {len(index.sources):,} ({changes})")
+        print(f"documents: {len(index.sources):,} ({changes or 'no changes'})")
         size = f"of up to {settings['passage_size']} characters, overlap {settings['overlap']}"
         print(f"passages: {len(index):,}, {size}; embeddings: {settings['embeddings']}")
         print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")

@@ -17,6 +17,12 @@ BOUNDARY = re.compile(
     """,
     re.VERBOSE,
 )
+ABBREVIATION = re.compile(  # a full stop that ends no sentence, as after an initial and an ordinal (`im 2. Stock`)
+    r"""\b(?:Mr|Mrs|Ms|Dr|Prof|Rev|St|Str|Nr|No|Abs|Art|Bd|Fig|Inc|Ltd|Co|Tel|approx|ca|bzw|ggf|inkl|vgl|vs|evtl|zzgl)\.\Z
+    | \b[A-Za-z]\.\Z | \b(?:am|vom|zum|bis|der|des|dem|den|die|das|im|und|seit|ab)\ \d{1,2}\.\Z""",
+    re.VERBOSE,
+)
+MONTH = re.compile("Jan|Feb|M[aä]r|Apr|Ma[iy]|Jun|Jul|Aug|Sep|O[ck]t|Nov|De[cz]")
 NOT_SPACE = re.compile(r"\S")
 
 
@@ -42,7 +48,7 @@ def split(text: str, size: int, overlap: int) -> Iterator[tuple[str, int]]:
 def sentences(text: str, size: int) -> Iterator[tuple[int, int]]:
     """Yield the start and end of each sentence, stripped; one longer than `size` characters is cut."""
     start = 0
-    for end in [*(match.end() for match in BOUNDARY.finditer(text)), len(text)]:
+    for end in [*(match.end() for match in BOUNDARY.finditer(text) if not is_abbreviation(text, match)), len(text)]:
         last = start + len(text[start:end].rstrip())
         while match := NOT_SPACE.search(text, start, last):
             start, stop = match.start(), last
@@ -52,3 +58,11 @@ def sentences(text: str, size: int) -> Iterator[tuple[int, int]]:
             yield start, start + len(text[start:stop].rstrip())
             start = stop
         start = end
+
+
+def is_abbreviation(text: str, boundary: re.Match[str]) -> bool:
+    """Return whether a boundary within a line is none: after an abbreviation or an ordinal, or in a row of a table."""
+    before = text[max(0, boundary.start() - 12) : boundary.start()]
+    in_row = text.startswith("|", text.rfind("\n", 0, boundary.start()) + 1)
+    is_date = before[-2:-1].isdigit() and before.endswith(".") and MONTH.match(text, boundary.end())  # `3. Mai`
+    return "\n" not in boundary[0] and bool(in_row or is_date or ABBREVIATION.search(before))

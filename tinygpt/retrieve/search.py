@@ -18,13 +18,13 @@ CANDIDATES = 100  # passages that each ranking contributes
 RANK_CONSTANT = 10
 
 
-def search(index: Index, question: str, count: int) -> list[Passage]:
+def search(index: Index, question: str, count: int, query: str = "") -> list[Passage]:
     """Return the `count` passages with the highest scores, best first; fewer if fewer are found.
 
-    Errors: TinyGPTError if the index's embeddings cannot be loaded.
+    query: in FTS5's syntax, for the question's words. Errors: TinyGPTError if the embeddings cannot be loaded.
     """
     depth = max(CANDIDATES, count)
-    query = " OR ".join(terms(question))
+    query = query or " OR ".join(terms(question))
     bm25_scores = dict(index.words(query, depth)) if query else {}
     rankings = [list(bm25_scores)]
     cosines = index.similarities(question)
@@ -54,3 +54,9 @@ def fused(rankings: list[list[int]]) -> dict[int, float]:
         for rank, passage in enumerate(ranking, start=1):
             scores[passage] += 1 / (RANK_CONSTANT + rank)
     return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0])))
+
+
+def normalised(text: str) -> str:
+    """Normalise an answer as SQuAD does (Rajpurkar et al. 2016): no capitals, punctuation, articles or extra spaces."""
+    letters = "".join(c for c in text.casefold() if unicodedata.category(c)[0] not in "PS")
+    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))

@@ -62,6 +62,7 @@ class Passage(NamedTuple):
     bm25: float = 0.0  # BM25 score, higher is better, 0.0 if the passage was not found by BM25
     similarity: float = 0.0  # cosine, 0.0 without vectors
     text: str = ""
+    id: int = 0
 
     @property
     def place(self) -> str:
@@ -107,8 +108,8 @@ class Index:
     def passages(self, ids: Iterable[int]) -> list[Passage]:
         query = """SELECT path, position, title, text FROM passages JOIN sources ON sources.id = passages.source
                    WHERE passages.id = ?"""
-        rows = (self._db.execute(query, (int(passage_id),)).fetchone() for passage_id in ids)
-        return [Passage(source, position, title, text=text) for source, position, title, text in rows]
+        rows = ((i, self._db.execute(query, (int(i),)).fetchone()) for i in ids)
+        return [Passage(row[0], row[1], row[2], text=row[3], id=i) for i, row in rows if row]
 
     def samples(self, count: int) -> list[Passage]:
         """Return `count` passages at equal intervals."""
@@ -150,12 +151,16 @@ class Index:
         return ids, matrix, np.maximum(np.concatenate(norms), 1)
 
     def similarities(self, question: str) -> Similarities | None:
-        """Compare a question with all passages; None without vectors, or for a question without tokens."""
-        if self.embeddings is None or not (vector := self.embeddings.vectors([question])[0]).any():
+        """Compare a question with all passages; None without any vector, or for a question without tokens."""
+        if self.embeddings is None or not len(self) or not (vector := self.embeddings.vectors([question])[0]).any():
             return None
         ids, matrix, norms = self._vectors
         products = [block.astype(np.float32) @ vector for block in blocks(matrix)]
         return Similarities(ids, np.concatenate(products) / norms)
+
+    def set_documents(self, names: Sequence[str]) -> None:
+        """Remember the arguments of the command, so that the same command works after they are gone."""
+        self._db.execute("INSERT OR REPLACE INTO settings VALUES ('documents', ?)", ("\n".join(names),))
 
     def add_source(self, path: str, file: Fingerprint) -> int:
         """Add a document; return its id."""
@@ -203,6 +208,8 @@ def blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:
 @contextlib.contextmanager
 def open_index(path: Path) -> Iterator[Index]:
     """Open an index for reading. Errors: TinyGPTError if the file is not an index, or is damaged."""
+    if path.is_dir():
+        raise TinyGPTError(f"{path}: is a folder, not an index", suggest.command("index", path, "--out", "index.db"))
     try:
         with open(path, "rb") as file:
             require_intact(path, file)

@@ -127,11 +127,11 @@ def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str 
 
 @contextlib.contextmanager
 def reader(config: ServeConfig) -> Iterator[Respond]:
-    """Open the index; yield a function that answers questions from it, as `tinygpt ask` does, with the passages.
+    """Open the index; yield a function that answers questions from it, as `tinygpt ask` does, with the sentences.
 
     Errors: TinyGPTError.
     """
-    from tinygpt.retrieve.ask import Responder, checked_question
+    from tinygpt.retrieve.ask import ABSTENTION, Responder, checked_question
     from tinygpt.retrieve.store import open_index
 
     ask_config = AskConfig(index=config.index, ckpt=config.reader, device=config.device, dtype=config.dtype)
@@ -139,8 +139,8 @@ def reader(config: ServeConfig) -> Iterator[Respond]:
         respond = Responder(ask_config, index)
 
         def answer(question: str) -> tuple[str, dict[str, Any]]:
-            outcome = respond(checked_question(question))._asdict()
-            return outcome["answer"] or "not in the documents", outcome
+            outcome = respond(checked_question(question))
+            return outcome.answer or ABSTENTION, outcome._asdict()
 
         yield answer
 

@@ -128,7 +128,7 @@
     documents: {
       label: "Question",
       send: "Ask",
-      hint: "Ask a question. The answer appears with the passages that it is based on.",
+      hint: "Ask a question. The sentence that answers it appears, with its passage and the next best sentences.",
     },
     labels: { label: "Text", send: "Label", hint: "Write a text. Its most probable label appears with its probability." },
   };
@@ -138,7 +138,7 @@
 
   /** What a model does, and its size. */
   function described({ id, task, turns, parameters, context }) {
-    if (task === "documents") return "Answers from passages of the indexed documents, each question independently of earlier ones.";
+    if (task === "documents") return "Quotes the sentence of the indexed documents that answers, each question independently of earlier ones.";
     if (task === "labels") return "Labels a text, each one independently of earlier ones.";
     const does = task === "text" ? "continues text" : turns ? "answers in a conversation" : "answers one message at a time and sees no earlier ones";
     const size = parameters < 1e5 ? grouped(parameters) : `${(parameters / 1e6).toFixed(parameters < 1e7 ? 2 : 0)} million`;
@@ -468,14 +468,14 @@
 
   // ---- documents ---------------------------------------------------------------------------------------------------
 
-  function showDocuments(turn, { reason, note, probability, score, passages }) {
-    const facts = { "No answer": reason, Probability: probability.toFixed(2), Score: score.toFixed(2), Note: note };
+  function showDocuments(turn, { answer, probability, sentences, model, note }) {
+    const facts = { Model: model, Probability: probability.toFixed(2), Note: note };
     for (const [name, fact] of Object.entries(facts)) {
       if (fact) turn.facts.append(make("dt", {}, name), make("dd", {}, fact));
     }
-    if (!passages.length) return;
-    const list = make("ol", { class: "passages" }, ...passages.map((passage) => passageItem(passage, !reason)));
-    turn.passages.append(make("h3", {}, reason ? "Nearest passages" : "Passages"), list);
+    if (!sentences.length) return;
+    const list = make("ol", { class: "passages" }, ...sentences.map((one) => sentenceItem(one, answer)));
+    turn.passages.append(make("h3", {}, answer ? "Sentences" : "Closest sentences"), list);
   }
 
   function showLabels(turn, { sure, probabilities }) {
@@ -484,14 +484,17 @@
     for (const [label, p] of best.slice(0, ALTERNATIVES)) turn.facts.append(make("dt", {}, label), make("dd", {}, percent(p)));
   }
 
-  /** A passage with its source; the answer in it is marked, whose place is given in code points. */
-  function passageItem({ rank, cited, source, position, title, score, text, start, end }, answered) {
+  /** A sentence with its place, marked in its passage, which is open for the answer. Places are given in code points. */
+  function sentenceItem({ rank, source, position, title, text, start, end, passage }, answered) {
     const letters = [...text];
     const part = (from, to) => letters.slice(from, to).join("");
     const marked = start === null ? [text] : [part(0, start), make("mark", {}, part(start, end)), part(end)];
+    const at = passage.indexOf(text);
+    const around = at < 0 ? [passage] : [passage.slice(0, at), make("b", {}, text), passage.slice(at + text.length)];
+    const open = answered && rank === 1;
+    const details = make("details", open ? { open: "" } : {}, make("summary", {}, "Passage"), make("p", {}, ...around));
     const from = [`${rank}. ${source}`, position, title].filter(Boolean).join(", ");
-    const quality = `score ${score.toFixed(2)}${cited && answered ? ", cited" : ""}`;
-    return make("li", { class: cited && answered ? "cited" : "" }, make("small", {}, `${from}, ${quality}`), make("p", {}, ...marked));
+    return make("li", { class: open ? "cited" : "" }, make("small", {}, from), make("p", {}, ...marked), details);
   }
 
   // ---- input -------------------------------------------------------------------------------------------------------

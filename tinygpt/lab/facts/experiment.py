@@ -33,7 +33,7 @@ from tinygpt.lab.facts import systems
 from tinygpt.lab.facts.systems import System, measured
 from tinygpt.lab.facts.world import Question, World, changed, make, pairs, sample
 from tinygpt.report.weights import pack
-from tinygpt.retrieve.ask import SHIPPED, Responder
+from tinygpt.retrieve.answer import SHIPPED, TINY, Reader, load_reader
 from tinygpt.retrieve.store import Index, open_index
 
 CHANGED = 0.1  # share of the facts
@@ -113,11 +113,11 @@ class SeedFolder:
         raise NotImplementedError
 
     def reader_flags(self, name: str) -> list[str]:
-        """Return the flags of `tinygpt ask` for the model of a retrieval system; none for the shipped reader."""
-        return []
+        """Return the flags of `tinygpt ask` for the model of a retrieval system."""
+        return [f"--ckpt={TINY}"]
 
-    def responder(self, name: str, index: Index, *flags: str) -> Responder:
-        return Responder(parse(AskConfig, ["--device=cpu", *self.reader_flags(name), *flags]), index)
+    def reader(self, name: str) -> Reader:
+        return load_reader(parse(AskConfig, ["--device=cpu", *self.reader_flags(name)]))
 
     def numbers(self) -> list[int]:
         """Return the indices of the questions that the systems answer."""
@@ -132,8 +132,7 @@ class SeedFolder:
         questions = self.world("after").questions
         numbers = [number for number in self.numbers() if questions[number].answer]
         with open_index(self.folder / "after.db") as index:
-            respond = self.responder(name, index, "--min_score=0")  # the score is that of the search
-            return measured(partial(systems.given_the_right_passage, respond), questions, numbers)
+            return measured(partial(systems.given_the_right_passage, self.reader(name), index), questions, numbers)
 
     def freshness(self, name: str) -> dict[str, float | None]:
         """Time from a changed document to a correct answer, with the commands `index` and `ask`; see TRIES."""
@@ -146,10 +145,11 @@ class SeedFolder:
             path.write_text(again.documents()[path.name], encoding="utf-8")
             start = time.monotonic()
             self.index()
-            flags = [f"--index={self.folder / 'index.db'}", "--device=cpu", "--json", *self.reader_flags(name)]
+            flags = [f"--index={self.folder / 'index.db'}", "--device=cpu", "--json", "--min_probability=0"]
+            flags += self.reader_flags(name)
             output = json.loads(run(self.folder / "ask.log", "ask", question.text, *flags).output)
             seconds = time.monotonic() - start
-            if systems.outcome(question, output["answer"]) == "right":
+            if systems.outcome(question, output["model"] or output["answer"]) == "right":
                 return {"seconds": seconds}
         return {"seconds": None}
 
@@ -218,7 +218,7 @@ class Tiny(SeedFolder):
         if name == "search":
             return partial(systems.best_passage, index)
         if name == "reader":
-            return partial(systems.retrieval, self.responder(name, index))
+            return partial(systems.retrieval, self.reader(name), index)
         return systems.closed_book(str(self.folder / ("updated" if (name, when) == ("closed", "after") else name)))
 
 
@@ -276,7 +276,7 @@ class Pretrained(SeedFolder):
 
     def system(self, name: str, when: When, index: Index) -> System:
         if name != names(self.path)[2]:
-            return partial(systems.retrieval, self.responder(name, index))
+            return partial(systems.retrieval, self.reader(name), index)
         return systems.closed_book(str(self.out("closed" if when == "before" else "updated")))
 
     def reader_flags(self, name: str) -> list[str]:
@@ -303,7 +303,7 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
         "known": {old.text: [old.answer, new.answer] for old, new in question_pairs},
         "names": {key: company.name for key, company in before.companies.items()},
         "recorded": recorded(config.pretrained, before.questions, results) if config.pretrained else {},
-        "thresholds": {key: getattr(AskConfig, key) for key in ("min_score", "min_probability")},
+        "thresholds": {"min_score": systems.MIN_SCORE, "min_probability": systems.MIN_PROBABILITY},
     }
     return {"data": data, "parameters": {key: model.num_params for key, model in models.items()}}
 

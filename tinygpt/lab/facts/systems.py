@@ -5,6 +5,7 @@ them. Each is a function from a question to a Reply.
 """
 
 import functools
+import math
 import sys
 import time
 from collections import Counter
@@ -17,11 +18,13 @@ import numpy as np
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import AskConfig
 from tinygpt.lab.facts.world import Question
-from tinygpt.retrieve.answer import normalised, occurrence, unanswerable
-from tinygpt.retrieve.ask import Responder, load_reader
-from tinygpt.retrieve.search import search
-from tinygpt.retrieve.store import Index
+from tinygpt.retrieve.answer import Reader, load_reader, occurrence, unanswerable
+from tinygpt.retrieve.search import normalised, search, terms
+from tinygpt.retrieve.store import Index, Passage
 from tinygpt.terminal import progress
+
+K1 = 1.2  # of SQLite's BM25
+MIN_SCORE, MIN_PROBABILITY = 0.12, 0.3  # of the best passage and of the response; below, a reader abstains
 
 
 class Reply(NamedTuple):
@@ -52,19 +55,46 @@ def closed_book(ckpt: str) -> System:
     return ask
 
 
-def retrieval(respond: Responder, question: Question) -> Reply:
-    """Answer from the passages that the search finds, as in `tinygpt ask`."""
-    outcome = respond(question.text)
-    return Reply(outcome.answer, outcome.probability)
+def retrieval(reader: Reader, index: Index, question: Question) -> Reply:
+    """Answer from the three passages that the search finds; abstain if the best one has a low score."""
+    hits = search(index, question.text, 3)
+    if not hits or max(relevance(index, question.text, hits)) < MIN_SCORE:
+        return Reply("", 0.0)
+    return given(reader, question, hits)
 
 
-def given_the_right_passage(respond: Responder, question: Question) -> Reply:
+def given_the_right_passage(reader: Reader, index: Index, question: Question) -> Reply:
     """Answer from the passage that contains the answer: retrieval with a perfect search."""
-    hits = search(respond.index, question.text, 100)
+    hits = search(index, question.text, 100)
     company_hits = (hit for hit in hits if Path(hit.source).stem == question.company)
     with_answer = [hit for hit in company_hits if occurrence(question.answer, hit.text)]
-    outcome = respond.read(question.text, with_answer[:1])
-    return Reply(outcome.answer, outcome.probability)
+    return given(reader, question, with_answer[:1])
+
+
+def given(reader: Reader, question: Question, hits: Sequence[Passage]) -> Reply:
+    """Answer from passages; abstain if there is none, or if the response is improbable.
+
+    The answer of a model of the tiny reader's kind must stand in a passage. An instruction model writes
+    sentences, whose probability hardly says whether they are right.
+    """
+    if not hits:
+        return Reply("", 0.0)
+    answer = reader.quoted(question.text, hits) if reader.copies else reader.read(question.text, hits)
+    sure = reader.instructed or answer.probability >= MIN_PROBABILITY
+    return Reply(answer.text if sure else "", answer.probability)
+
+
+def relevance(index: Index, question: str, hits: Sequence[Passage]) -> list[float]:
+    """Score each passage from 0 to 1: its BM25 as a share of an upper bound for the question.
+
+    BM25 is a sum over the question's words, to which each adds less than its inverse document frequency times k1 + 1.
+    So the BM25 of different questions cannot be compared, but these shares can. The bound adds 1 inside the logarithm,
+    as usual; SQLite does not, and counts a word that half of the passages contain as almost nothing.
+    """
+    n = len(index)
+    frequencies = [index.frequency(term) for term in terms(question)]
+    bound = (K1 + 1) * sum(math.log(1 + (n - df + 0.5) / (df + 0.5)) for df in frequencies)
+    return [hit.bm25 / bound if bound else 0.0 for hit in hits]
 
 
 def best_passage(index: Index, question: Question) -> Reply:

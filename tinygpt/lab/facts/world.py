@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tinygpt.data.tasks import reader
 from tinygpt.data.tasks.reader import RELATIONS, SECTIONS, UNANSWERABLE, Fact, Rng
-from tinygpt.retrieve.answer import normalised
+from tinygpt.retrieve.search import normalised
 
 FACTS = 5  # of each company
 ABSENT = 1  # questions about each company whose answer no document contains
