@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import re
 import tempfile
 import time
@@ -60,7 +61,8 @@ def baseline(index: Index, question: str) -> list[str]:
     found = [p.text[start:end] for p in search(index, question, 3) for start, end in sentences(p.text, len(p.text))]
     shared = [words(text) & words(question) for text in found]
     counts = Counter(word for one in shared for word in one)
-    return [found[i] for i in sorted(range(len(found)), key=lambda i: -sum(1 / counts[word] for word in shared[i]))]
+    rarity = [math.fsum(1 / counts[word] for word in one) for one in shared]
+    return [found[i] for i in sorted(range(len(found)), key=lambda i: -rarity[i])]
 
 
 def measure(collections: Path, questions: list[Row], flags: dict[str, Any]) -> list[Row]:

@@ -197,7 +197,7 @@ def test_the_answer_is_a_quotation_with_its_place(question: str, first: str, pla
     assert best["text"].startswith(document.split("\n")[number - 1].strip()[:9]) or number == 7
     assert facts["marked"] == (best["text"][best["start"] : best["end"]] if best["end"] else "")
     assert len(facts["sentences"]) == 3 and len({one["text"] for one in facts["sentences"]}) == 3
-    assert "next:" in lines and facts["model"] == ""
+    assert "other candidates:" in lines and facts["model"] == ""
 
 
 def test_what_the_documents_do_not_say_is_refused_and_the_closest_sentence_shown(handbook: Path) -> None:

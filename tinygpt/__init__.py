@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tinygpt.api import LoadedModel
 
 __all__ = ["TinyGPTError", "api", "load"]
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 
 def load(path: "str | Path" = "out", **options: Any) -> "LoadedModel":

@@ -497,7 +497,7 @@ class EvalConfig(InferenceConfig, DataConfig):
 
 @dataclasses.dataclass
 class AskConfig(InferenceConfig):
-    """Answer a question with the sentence of your documents that answers it, quoted, with its place.
+    """Answer a question by quoting a sentence from your documents, with its place.
 
     tinygpt ask "How long is the notice period?" --index index.db
 
@@ -507,8 +507,8 @@ class AskConfig(InferenceConfig):
 
     tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
 
-    The sentence, table row or list item is followed by two others. If no sentence seems to answer the question, it says
-    "probably not in the documents", and shows the closest one. Nothing leaves this machine.
+    Two other candidates follow the sentence, table row or list item. If none seems to answer the question, it prints
+    "probably not in the documents" and the closest one. Nothing leaves this machine.
     """
 
     question: Annotated[tuple[str, ...], POSITIONAL] = ()
@@ -526,7 +526,7 @@ class AskConfig(InferenceConfig):
     """abstain ("probably not in the documents") if the probability that the first sentence answers is below this"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
-    an empty answer: not in the documents; source: the document that contains the answer, may be left out"""
+    leave answer empty if the documents have none; source, the document with the answer, is optional"""
     json: bool = False
     """print one JSON object per question, or per evaluation, for programs"""
 
@@ -622,11 +622,11 @@ class AdviseConfig(Config):
 
     tinygpt advise pairs.csv --by=customer --pretrained=out-smollm2 --budget=1h
 
-    The file has a row for each example, with a prompt and its label (JSON Lines, CSV or Excel). It is examined, divided
-    as the model will be used, and learned by one kind of model after the other, from the simplest: the commonest label,
-    nearest neighbours, a linear model of words and characters, a tiny GPT, a pretrained model with LoRA. OUT_DIR gets
-    the advised model and a page. Free responses have no linear model; they are compared by exact match and loss. A
-    stopped command continues when it is given again.
+    The file has a row for each example, with a prompt and its label (JSON Lines, CSV or Excel). tinygpt examines
+    the rows, splits them into training and test lines, and trains one kind of model after the other, from the simplest:
+    the commonest label, nearest neighbours, a linear model of words and characters, also with word vectors, a tiny GPT,
+    a pretrained model with LoRA. OUT_DIR gets the advised model and a page. Free responses have no linear model; they
+    are compared by exact match and loss. If it is stopped, the same command continues.
     """
 
     pairs: Annotated[File, POSITIONAL]
@@ -803,10 +803,10 @@ class IndexConfig(Config):
     """
 
     documents: Annotated[Files, POSITIONAL]
-    """files, folders or quoted patterns; in a folder: *.txt, *.md, *.html, *.csv, and with the extra "retrieve" *.pdf
-    and *.docx"""
+    """files, folders or quoted patterns; in a folder: *.md, *.html, *.csv and other plain text, and with the extra
+    "retrieve" *.pdf and *.docx"""
     out: File = "index.db"
-    """the file for the index"""
+    """where to write the index"""
     embeddings: File = "auto"
     """vectors of the passages: wordllama, a static table of word vectors; a checkpoint, the mean of its hidden states;
     none, keyword search only; auto: wordllama if it is installed, else none"""

@@ -156,7 +156,7 @@ def as_text(outcome: Outcome) -> str:
         return f"{ABSTENTION}; the closest sentence is\n{first}"
     model = [f"model: {escaped(outcome.model)}"] if outcome.model else []
     model += [f"note: {outcome.note}"] if outcome.note else []
-    return "\n".join([first, *model, *(["", "next:"] if others else []), *others])
+    return "\n".join([first, *model, *(["", "other candidates:"] if others else []), *others])
 
 
 def quoted(sentence: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ The weights were fitted by scripts/bench_ask.py, those of the score by condition
     ranking.found[0], ranking.probability
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +85,8 @@ def candidates(index: Index, passages: Sequence[Passage]) -> list[Candidate]:
         above = index.passages(range(max(1, passage.id - 20), passage.id)) if passage.text.startswith("|") else []
         table = "\n".join(one.text for one in above if (one.source, one.title) == (passage.source, passage.title))
         for unit in units(passage, table):
+            if not re.search(r"\w\w", unit.text):  # the number of an item
+                continue
             key = (passage.source, passage.title if unit.is_heading else unit.position, unit.text)
             found.setdefault(key, (unit, passage))
     return list(found.values())
