@@ -253,6 +253,7 @@ def test_forms_of_a_word_match(one: str, other: str, related: bool) -> None:
 @pytest.mark.parametrize(
     ("question", "text", "kind", "marked"),
     [
+        ("How much may a hotel cost in Zurich?", "Up to 120 EUR a night, in Munich and Zurich 160.", "how much", "160"),
         ("When does it open?", "It opens on 3 May 2024.", "when", "3 May 2024"),
         ("Wann öffnet ihr?", "Wir öffnen um 9.30 Uhr.", "when", "9.30 Uhr"),
         ("How long is the warranty?", "The warranty of 2024 lasts five years.", "how long", "five years"),

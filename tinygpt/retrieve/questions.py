@@ -105,11 +105,17 @@ def kind_of(question: str) -> str:
 def answer_in(text: str, question: str, kind: str) -> tuple[int, int] | None:
     """Return the place of the number, date, name or place in a text that a question asks for; None without one.
 
-    What the question itself contains is no answer to it.
+    What the question itself contains is no answer to it. Of several, the nearest to a word of the question is taken.
     """
-    known = set(words_of(question))
+    known, spans = set(words_of(question)), list[tuple[int, int]]()
     for found in itertools.chain.from_iterable(re.finditer(pattern, text) for pattern in KINDS[kind][1]):
         words = words_of(found[0])
         if not set(words) <= known and not (kind == "who" and any(words[0] in stop for stop in STOP)):
-            return found.span()
-    return None
+            spans.append(found.span())
+    about = set(asked(question))
+    places = [word.span() for word in re.finditer(r"\w+", text) if word[0].lower() in about]
+
+    def distance(span: tuple[int, int]) -> int:
+        return min((max(span[0] - end, start - span[1], 0) for start, end in places), default=0)
+
+    return min(spans, key=distance, default=None)
