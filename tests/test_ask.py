@@ -255,6 +255,8 @@ def test_forms_of_a_word_match(one: str, other: str, related: bool) -> None:
     [
         ("How much may a hotel cost in Zurich?", "Up to 120 EUR a night, in Munich and Zurich 160.", "how much", "160"),
         ("When does it open?", "It opens on 3 May 2024.", "when", "3 May 2024"),
+        ("When is it due?", "By the 5th, or 0.30 EUR more.", "when", "5th"),
+        ("By which day?", "A note is needed from the third day.", "when", "third day"),
         ("Wann öffnet ihr?", "Wir öffnen um 9.30 Uhr.", "when", "9.30 Uhr"),
         ("How long is the warranty?", "The warranty of 2024 lasts five years.", "how long", "five years"),
         ("What does it cost?", "Model 7 costs EUR 12.50.", "how much", "EUR 12.50"),

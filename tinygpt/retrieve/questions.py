@@ -35,6 +35,10 @@ STOP = [  # words of a question that say what is asked, or nothing: English, Ger
 ]
 MONTH = r"(?:jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|d[ée][cz]|f[ée]v|avr|juin|juil|ao[uû]t)[a-zéû]*\.?"
 DAY = r"(?:mon|tues|wednes|thurs|fri|satur|sun)days?|(?:mon|diens|donners|frei|sams|sonn)tags?|mittwochs?"
+ORDINAL = (
+    r"(?:(?:first|second|third|fourth|fifth|last|next) (?:day|week|month|quarter|year)"
+    r"|(?:ers|zwei|drit|vier|fünf|letz|nächs)ten? (?:(?:Werk|Arbeits)?tag|Woche|Monat|Quartal|Jahr))"
+)
 NUMBER = r"(?<![\w.,])\d+(?:[.,'\u202f]\d+)*"
 WORD_NUMBER = (
     r"two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|zwei|drei|vier|fünf|sechs|sieben|acht|neun"
@@ -61,7 +65,8 @@ KINDS = {  # of an answer: what the question looks like; what the answer looks l
         [
             rf"(?i)\d{{4}}-\d\d-\d\d|\d{{1,2}}[./]\d{{1,2}}[./](?:\d{{2,4}})?|\b{MONTH} \d{{1,2}}(?:st|nd|rd|th)?\b"
             rf"(?:,? \d{{4}})?|\d{{1,2}}(?:st|nd|rd|th|\.)? {MONTH}(?: \d{{4}})?|\b(?:1[89]|20)\d\d\b"
-            rf"|\d{{1,2}}(?:[:.]\d\d)? ?(?:uhr|h|a\.?m|p\.?m|o'clock)\b|\d{{1,2}}[:.]\d\d|\b(?:{DAY}|noon|midnight)\b",
+            rf"|\d{{1,2}}(?:[:.]\d\d)? ?(?:uhr|h|a\.?m|p\.?m|o'clock)\b"
+            rf"|\d{{1,2}}:\d\d|\b\d{{1,2}}(?:st|nd|rd|th)\b|\b(?:{DAY}|noon|midnight)\b|\b{ORDINAL}",
             rf"(?i){COUNT} {TIME}\b|\b(?:dai|week|month|year|annual)ly\b|\bevery \w+|\b(?:täg|wöchent|monat|jähr)lich\b"
             rf"|\bjeden \w+|\b{MONTH}\b",
         ],
