@@ -1970,7 +1970,7 @@ def tinygpt(*args, questions=()):
 
 
 def ask(*asked):
-    out = tinygpt("ask", "--index=index.db", "--json=True", "--device=cpu", questions=asked)
+    out = tinygpt("ask", "--index=index.db", "--ckpt=reader", "--min_probability=0", "--json=True", questions=asked)
     return [json.loads(row) for row in out.splitlines()]
 
 
@@ -1994,16 +1994,16 @@ def shares(asked):
     """The share of the correct answers: search alone, search and reader, closed book; and those about new CFOs."""
     truth = [answer for _, _, answer in questions()]
     systems = {
-        "search alone": [truth[i] in row["passages"][0]["text"] for i, row in enumerate(asked)],
-        "search and reader": [row["answer"] == answer for row, answer in zip(asked, truth)],
+        "search alone": [truth[i] in row["sentences"][0]["text"] for i, row in enumerate(asked)],
+        "search and reader": [row["model"] == answer for row, answer in zip(asked, truth)],
         "closed book": [a == answer for a, answer in zip(answers(facts_model, [p for _, p, _ in questions()]), truth)],
     }
     return {name: (np.mean(right), np.mean(right[:3])) for name, right in systems.items()}
 
 
 before = shares(first)
-print(first[0]["question"], "→", first[0]["answer"], "| passage:", first[0]["passages"][0]["text"])
-print(unknown["question"], "→", unknown["answer"] or "not in the documents")
+print(first[0]["question"], "→", first[0]["model"], "| sentence:", first[0]["sentences"][0]["text"])
+print(unknown["question"], "→", unknown["model"] or "not in the documents")
 print("closed book, a company that does not exist →", answers(facts_model, ["CFO of Velmar Rail"])[0])
 
 # Three companies get a new CFO. The documents are corrected and indexed again; the parameters stay.
@@ -2012,7 +2012,7 @@ write_documents()
 took["new index"] = index()
 second = ask(*(question for question, _, _ in questions()))
 after = shares(second)
-print("after the change:", second[0]["question"], "→", second[0]["answer"])
+print("after the change:", second[0]["question"], "→", second[0]["model"])
 print("closed book, after the change →", answers(facts_model, ["CFO of Norvik Foods"])[0])
 figure, ax = plt.subplots(figsize=(8, 2.8), layout="constrained")
 for i, (title, column) in enumerate((("before the change, all questions", [row[0] for row in before.values()]),
@@ -2028,7 +2028,7 @@ assert before["closed book"][0] > 0.9 and after["closed book"][1] == 0
 assert before["search and reader"][0] > 0.8 and after["search and reader"][1] > 0.6
 assert before["search alone"][0] > 0.9 and after["search alone"][1] > 0.9
 assert answers(facts_model, ["CFO of Velmar Rail"]) != [""]
-assert unknown["answer"] == "" and second[0]["answer"] != first[0]["answer"]
+assert unknown["model"] == "" and second[0]["model"] != first[0]["model"]
 
 # %% [markdown]
 # The closed-book model knows its facts, until they change: then it states the old ones, as fluently as before. Its 0 %

@@ -76,7 +76,7 @@ def test_a_stage_that_failed_runs_again_and_those_before_it_do_not(
     ("change", "problem"),
     [
         ({"lab": "y"}, "holds results of lab y"),
-        ({"version": 0}, "version 0"),
+        ({"version": 0}, "version=0"),
         ({"settings": {"quick": True}}, "quick=True"),
         ({"models": {"out": "abd"}}, "out is not the one"),
         (None, "is damaged"),

@@ -10,7 +10,7 @@ from tinygpt.checkpoint.store import load
 from tinygpt.config import suggest
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.errors import TinyGPTError, require_installed
+from tinygpt.errors import TinyGPTError, library, require_installed
 from tinygpt.evaluate.process import ended_by_sigterm
 from tinygpt.experiment.stages import Identity, run
 from tinygpt.experiment.summary import write
@@ -38,7 +38,11 @@ def lab(config: LabConfig) -> None:
     if config.name not in LABS:
         raise TinyGPTError(f"{config.name}: no such lab", f"choose one of {', '.join(LABS)}")
     chosen, folder = LABS[config.name], Path(config.out_dir or f"out-lab-{config.name}{'-quick' * config.quick}")
-    require_installed("a lab", "jinja2", "matplotlib")  # reported before the first stage, not after the last
+    for package in (
+        "jinja2",
+        "matplotlib",
+    ):  # imported now: what is wrong must not appear at the end
+        library(package, "a lab")
     if config.quick and not chosen.quick:
         raise TinyGPTError(f"lab {config.name} has no quick form", f"tinygpt lab {config.name} --seeds=1")
     for key in sorted(config.given - chosen.keys):
