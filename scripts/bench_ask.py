@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import io
 import json
-import math
 import re
 import tempfile
 import time
@@ -28,6 +27,7 @@ import numpy as np
 from tinygpt.config.schema import IndexConfig
 from tinygpt.evaluate.share import percent
 from tinygpt.retrieve import rank as ranking
+from tinygpt.retrieve.answer import by_rare_words
 from tinygpt.retrieve.ask import THRESHOLD
 from tinygpt.retrieve.index import index as make_index
 from tinygpt.retrieve.passages import sentences
@@ -59,10 +59,7 @@ def holds(text: str, known: dict[str, Any]) -> bool:
 def baseline(index: Index, question: str) -> list[str]:
     """Return the sentences of the first three passages by the rare words that they share with the question."""
     found = [p.text[start:end] for p in search(index, question, 3) for start, end in sentences(p.text, len(p.text))]
-    shared = [words(text) & words(question) for text in found]
-    counts = Counter(word for one in shared for word in one)
-    rarity = [math.fsum(1 / counts[word] for word in one) for one in shared]
-    return [found[i] for i in sorted(range(len(found)), key=lambda i: -rarity[i])]
+    return [found[i] for i in by_rare_words(found, question)]
 
 
 def measure(collections: Path, questions: list[Row], flags: dict[str, Any]) -> list[Row]:

@@ -188,10 +188,11 @@ def fit_language_model(
     val = lines[held_out] if held_out.any() and not held_out.all() else lines
     parts = {"train": lines[~held_out] if val is not lines else lines, "val": val, "test": val[:1]}
     splits = {part: data.pairs(some, training) for part, some in parts.items()}
-    tokenizer = characters(data, training) if data.free else None
-    dataset = write_dataset(folder / "data", splits, [] if data.free else data.labels, tokenizer)
+    known = characters(data, training)
+    labels, tokenizer = ([], known) if data.free else (data.labels, None)
+    dataset = write_dataset(folder / "data", splits, labels, tokenizer)
     command, preset, settings = training.settings()
-    if training.name == GPT and characters(data, training).vocab_size > MOST_BIGRAM_TOKENS:
+    if training.name == GPT and known.vocab_size > MOST_BIGRAM_TOKENS:
         settings["bigram_table"] = False
     return train(command, preset, folder / "model", dataset, limit, seed=1, **settings)
 

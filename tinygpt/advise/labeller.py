@@ -125,7 +125,8 @@ def checked(path: Path) -> dict[str, Any]:
     labels, threshold = state.get("labels"), state.get("threshold")
     types = {"kind": str, "prompt_field": str, "response_field": str, "about": dict, "state": dict}
     possible = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    possible &= threshold is None or isinstance(threshold, float)
+    possible = possible and len(set(labels)) == len(labels) > 0
+    possible &= threshold is None or (isinstance(threshold, float) and 0 <= threshold <= 1)
     if not possible or not all(isinstance(state.get(name), expected) for name, expected in types.items()):
         raise TinyGPTError(f"{path}: not a model of tinygpt advise (its content is impossible)", again)
     return state

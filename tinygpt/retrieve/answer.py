@@ -221,19 +221,24 @@ def shortened(passage: str, question: str, fits: Callable[[str], bool]) -> str:
 
     A word that occurs in few sentences counts more. If no sentence fits, parts of sentences are selected, if any fits.
     """
-    question_words = words(question)
     for size in (len(passage), 40):  # characters; the second for sentences that are too long
         pieces = [passage[start:end] for start, end in sentences(passage, size)]
-        shared = [words(piece) & question_words for piece in pieces]
-        counts = Counter(word for piece_words in shared for word in piece_words)
-        order = sorted(range(len(pieces)), key=lambda i: -sum(1 / counts[word] for word in shared[i]))
         selected: list[int] = []
-        for i in order:
+        for i in by_rare_words(pieces, question):
             if fits(" ".join(pieces[j] for j in sorted([*selected, i]))):
                 selected.append(i)
         if selected:
             return " ".join(pieces[i] for i in sorted(selected))
     return ""
+
+
+def by_rare_words(pieces: Sequence[str], question: str) -> list[int]:
+    """Order pieces of text by the words that they share with a question, of which one in few pieces counts more."""
+    question_words = words(question)
+    shared = [words(piece) & question_words for piece in pieces]
+    counts = Counter(word for piece_words in shared for word in piece_words)
+    rarity = [math.fsum(1 / counts[word] for word in piece_words) for piece_words in shared]  # in any order the same
+    return sorted(range(len(pieces)), key=lambda i: -rarity[i])
 
 
 def words(text: str) -> set[str]:
