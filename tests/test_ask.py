@@ -22,6 +22,7 @@ import pytest
 import torch
 from conftest import Result, Shared, ok, refused
 from scipy.stats import binomtest
+from serving import serving_here
 from test_pairs import json_lines
 
 from tinygpt.checkpoint.adapter import load_model
@@ -664,3 +665,24 @@ def test_a_chat_template_has_its_special_tokens_and_no_others(instructed: tuple[
         ids = answering.ids(attack, passages).tolist()
         assert [i for i in ids if i in special] == around
         assert INSTRUCTION in tokenizer.decode(ids) and tokenizer.decode(ids).endswith(CHAT["middle"])
+
+
+# ---- serving -----------------------------------------------------------------------------------------------------
+
+
+def test_documents_are_served_without_a_model(tmp_path: Path) -> None:
+    """As `ask` answers, with the sentences; there is no out/ckpt.pt here."""
+    pytest.importorskip("starlette")
+    openai = pytest.importorskip("openai")
+    (tmp_path / "terms.txt").write_text("The notice period is six weeks. Coffee is free.\n", encoding="utf-8")
+    ok(tmp_path, "index", "terms.txt", "--embeddings=none")
+    question = "How long is the notice period?"
+    expected = json.loads(ok(tmp_path, "ask", question, "--min_probability=0", "--json").out)
+    with serving_here(tmp_path, "--index=index.db") as server:
+        client = server.client()
+        assert [model.id for model in client.models.list()] == ["documents"]
+        messages: list[Any] = [{"role": "user", "content": question}]
+        answer = client.chat.completions.create(model="documents", messages=messages)
+        assert answer.documents["sentences"] == expected["sentences"]
+        with pytest.raises(openai.NotFoundError, match="the models are documents"):
+            client.chat.completions.create(model="out", messages=messages)

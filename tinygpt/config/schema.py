@@ -572,7 +572,7 @@ class ServeConfig(DeviceConfig):
 
     tinygpt serve --ckpt out-reports --adapter a=out-reports-a --adapter b=out-reports-b
 
-    tinygpt serve --ckpt out-smollm2 --index index.db
+    tinygpt serve --index index.db
 
     tinygpt serve --labels out-advise
 
@@ -586,7 +586,8 @@ class ServeConfig(DeviceConfig):
     adapter: tuple[str, ...] = ()
     """NAME=PATH: also serve a LoRA adapter of that checkpoint, as the model NAME; may be given several times"""
     index: File = ""
-    """an index of documents, made by tinygpt index: also serve answers from it, as the model `documents`"""
+    """an index of documents, made by tinygpt index: also serve answers from it, as the model `documents`; without
+    --ckpt and --adapter, no checkpoint is served"""
     reader: File = ""
     """a model that reads the passages of the index, too, as --ckpt of tinygpt ask; empty: none"""
     labels: File = ""

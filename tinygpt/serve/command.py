@@ -77,8 +77,8 @@ def serve(config: ServeConfig) -> None:
 
 
 def serves_gpt(config: ServeConfig) -> bool:
-    """Return whether a checkpoint is served: not if --labels is given without one."""
-    return not config.labels or bool({"ckpt", "adapter"} & config.given)
+    """Return whether a checkpoint is served: not if --labels or --index is given without one."""
+    return not (config.labels or config.index) or bool({"ckpt", "adapter"} & config.given)
 
 
 def adapters_of(config: ServeConfig) -> dict[str, str]:
