@@ -34,7 +34,7 @@ from tinygpt.model import GPT, GPTConfig
 from tinygpt.retrieve.answer import INSTRUCTION, SHIPPED, Reader, occurrence, shortened
 from tinygpt.retrieve.questions import answer_in, kind_of
 from tinygpt.retrieve.questions import asked as asked_words
-from tinygpt.retrieve.rank import match
+from tinygpt.retrieve.rank import MATCHES, match, query_of
 from tinygpt.retrieve.search import normalised, search
 from tinygpt.retrieve.sentences import units
 from tinygpt.retrieve.store import Passage, open_index
@@ -249,6 +249,19 @@ def test_a_row_has_the_names_of_its_columns_also_if_they_are_in_the_passage_befo
 )  # fmt: skip
 def test_forms_of_a_word_match(one: str, other: str, related: bool) -> None:
     assert (match(one, other) > 0) == (match(other, one) > 0) == related
+
+
+@pytest.mark.parametrize(
+    ("counts", "query"),
+    [
+        ({"roof": 30, "notice": 2}, '"notice" OR "roof"'),
+        ({"roof": MATCHES, "notice": 2}, '"notice"'),  # nearly every passage has it
+        ({"roof": MATCHES + 1, "notice": 0}, '"notice" OR "roof"'),  # the index has no other
+        ({"warranty": 2 * MATCHES}, '"warranty" OR "warran" *'),
+    ],
+)
+def test_frequent_words_are_searched_only_without_rare_ones(counts: dict[str, int], query: str) -> None:
+    assert query_of(counts) == query
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ The weights were fitted by scripts/bench_ask.py, those of the score by condition
     ranking.found[0], ranking.probability
 """
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from tinygpt.retrieve.sentences import Unit, units
 from tinygpt.retrieve.store import Index, Passage
 
 PASSAGES = 15  # whose units are ranked; 40 contain another tenth of the answers, but none of them comes first
+MATCHES = 20_000  # passages that the words of a query match, more or less, so that BM25 takes 50 ms
 FORM, COMPOUND = 0.8, 0.6  # of a match with another form of a word, with a part of a compound
 FEATURES = ("own", "around", "kind")
 WEIGHTS = np.array([7.7, 2.7, 2.4])
@@ -66,14 +68,21 @@ class Ranking(NamedTuple):
 
 def rank(index: Index, question: str) -> Ranking:
     """Rank the units of the best passages. Errors: TinyGPTError as in `search`."""
-    kind = kind_of(question)
-    found = candidates(index, search(index, question, PASSAGES, query_of(question)))
-    return Ranking(found, features_of(index, question, found, kind), kind).ordered()
+    kind, counts = kind_of(question), {word: index.frequency(f'"{word}"') for word in asked(question)}
+    found = candidates(index, search(index, question, PASSAGES, query_of(counts)))
+    return Ranking(found, features_of(question, found, kind, idf(counts, len(index))), kind).ordered()
 
 
-def query_of(question: str) -> str:
-    """Return the query for the words that a question is about, and for the beginnings of the long ones."""
-    words = asked(question)
+def query_of(counts: dict[str, int]) -> str:
+    """Return the query for the words that a question is about, and for the beginnings of the long ones.
+
+    counts: in how many passages each word occurs. In a large index, frequent words are left out next to rare ones.
+    """
+    words, matches = [], 0
+    for word in sorted(counts, key=lambda word: counts[word]):
+        matches += counts[word]
+        if matches <= MATCHES or matches == counts[word]:  # the rarest word that the index has is never left out
+            words.append(word)
     return " OR ".join([*terms(" ".join(words)), *(f'"{word[:-2]}" *' for word in words if len(word) > 6)])
 
 
@@ -92,11 +101,10 @@ def candidates(index: Index, passages: Sequence[Passage]) -> list[Candidate]:
     return list(found.values())
 
 
-def idf(index: Index, words: Sequence[str]) -> np.ndarray:
-    """Return the inverse document frequencies of words in the index as shares of their sum, float (n,)."""
-    n, counts = len(index), np.array([index.frequency(f'"{word}"') for word in words])
-    weights = np.log(1 + (n - counts + 0.5) / (counts + 0.5))
-    return weights / max(weights.sum(), 1e-9)
+def idf(counts: dict[str, int], n: int) -> dict[str, float]:
+    """Return each word's inverse document frequency in n passages as a share of their sum."""
+    weights = {word: math.log(1 + (n - count + 0.5) / (count + 0.5)) for word, count in counts.items()}
+    return {word: weight / max(sum(weights.values()), 1e-9) for word, weight in weights.items()}
 
 
 def match(one: str, other: str) -> float:
@@ -104,16 +112,16 @@ def match(one: str, other: str) -> float:
     short, long = sorted((one, other), key=len)
     if one == other or len(short) < 4 or short.isdigit():
         return float(one == other)
-    same = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
-    if same >= max(4, 0.6 * len(short), len(short) - 3, len(long) - 4):
-        return FORM
+    if short[:4] == long[:4]:
+        same = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+        if same >= max(4, 0.6 * len(short), len(short) - 3, len(long) - 4):
+            return FORM
     return COMPOUND if len(short) >= 5 and short in long else 0.0
 
 
-def features_of(index: Index, question: str, found: Sequence[Candidate], kind: str) -> np.ndarray:
-    """Return the features of each candidate, (n, features)."""
-    words = asked(question)
-    weights = idf(index, words)
+def features_of(question: str, found: Sequence[Candidate], kind: str, shares: dict[str, float]) -> np.ndarray:
+    """Return the features of each candidate, (n, features). shares: of each word of the question in the idf."""
+    words, weights = list(shares), np.array(list(shares.values()))
     texts = [words_of(unit.text) for unit, _ in found]
     titles = [words_of(f"{passage.title} {unit.header} {Path(passage.source).stem}") for unit, passage in found]
     vocabulary = {word for text in [*texts, *titles] for word in text}
