@@ -27,7 +27,7 @@ from tinygpt.lab.command import LABS
 from tinygpt.model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
-PAGES = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))}
+PAGES = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))}
 README = PAGES[ROOT / "README.md"]
 KEYS = PAGES[ROOT / "docs/CONFIGURATION.md"]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -119,10 +119,13 @@ def test_scripts_and_extras_exist(page: Path) -> None:
         assert set(extras.split(",")) <= set(project["optional-dependencies"]), extras
 
 
-def test_every_page_is_linked_from_the_readme() -> None:
+def test_every_page_is_linked() -> None:
     for page in PAGES:
         name = str(page.relative_to(ROOT))
-        assert name in ("README.md", "CHANGELOG.md") or f"]({name})" in README, name
+        if page.parent == ROOT / "docs/dev":  # records for developers, each linked from the page that it belongs to
+            assert any(f"](dev/{page.name})" in text for text in PAGES.values()), name
+        else:
+            assert name in ("README.md", "CHANGELOG.md") or f"]({name})" in README, name
 
 
 @pytest.mark.parametrize("option", ["norm", "position", "activation"])
@@ -178,7 +181,7 @@ def counts() -> tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]:
     rope: dict[str, Any] = {"position": "rope"}
     others = [
         preset_counts("shakespeare_char_fast", grown=16),  # fine-tuned on transactions: 13 characters, 3 special tokens
-        parameter_counts(65, n_layer=6, n_head=5, n_embd=160, block_size=256, **rope),  # of PERFORMANCE.md, the larger
+        parameter_counts(65, n_layer=6, n_head=5, n_embd=160, block_size=256, **rope),  # of EXPERIMENTS.md, the larger
     ]
     smollm2 = rope | {"n_layer": 30, "n_head": 9, "n_kv_head": 3, "n_embd": 576, "mlp_width": 1536}
     return presets, [*others, parameter_counts(49152, **smollm2, norm="rmsnorm", activation="swiglu")]
