@@ -1,7 +1,8 @@
-"""Make the parts of docs/ that come from the code: the tree in CODE.md, the table of keys in CONFIGURATION.md.
+"""Make what the code says about itself: the table of keys in docs/CONFIGURATION.md, and the tree of all files.
 
-python scripts/docs.py            # rewrite them
-python scripts/docs.py --check    # exit 1 if they would change (tests/test_docs.py)
+python scripts/docs.py            # rewrite the table
+python scripts/docs.py --check    # exit 1 if it would change (tests/test_docs.py)
+python scripts/docs.py --tree     # print the tree: a line for each file
 """
 
 import argparse
@@ -63,28 +64,24 @@ def tree() -> str:
             name = path.relative_to(ROOT / folder).as_posix().removesuffix("__init__.py")
             if name and not name.startswith("__"):
                 lines.append(f"  {name:<26} {first_line(path)}")
-    return "```\n" + "\n".join(lines) + "\n```"
+    return "\n".join(lines)
 
 
-PARTS = {"docs/CODE.md": ("tree", tree), "docs/CONFIGURATION.md": ("keys", key_table)}
-
-
-def rewritten(text: str, name: str, part: str) -> str:
-    """Return a page with `part` between `<!-- NAME ... -->` and `<!-- end -->`."""
-    pattern = rf"(<!-- {name} .*?-->\n).*?(<!-- end -->)"
-    return re.sub(pattern, lambda found: found[1] + part + "\n" + found[2], text, flags=re.DOTALL)
+def rewritten(page: str) -> str:
+    """Return CONFIGURATION.md with the table between `<!-- keys ... -->` and `<!-- end -->`."""
+    pattern = r"(<!-- keys .*?-->\n).*?(<!-- end -->)"
+    return re.sub(pattern, lambda found: found[1] + key_table() + "\n" + found[2], page, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, and exit with 1 if a page would change")
-    check, stale = parser.parse_args().check, []
-    for page, (name, make) in PARTS.items():
-        before = (ROOT / page).read_text(encoding="utf-8")
-        after = rewritten(before, name, make())
-        if after != before:
-            stale.append(page)
-            if not check:
-                (ROOT / page).write_text(after, encoding="utf-8", newline="\n")
-    if stale and check:
-        sys.exit(f"not up to date: {', '.join(stale)}; run: python scripts/docs.py")
+    parser.add_argument("--check", action="store_true", help="write nothing, and exit with 1 if the page would change")
+    parser.add_argument("--tree", action="store_true", help="print a line for each file, the first of its docstring")
+    args, page = parser.parse_args(), ROOT / "docs/CONFIGURATION.md"
+    after = rewritten(before := page.read_text(encoding="utf-8"))
+    if args.tree:
+        print(tree())
+    elif args.check and after != before:
+        sys.exit("docs/CONFIGURATION.md is not up to date; run: python scripts/docs.py")
+    elif after != before:
+        page.write_text(after, encoding="utf-8", newline="\n")
