@@ -85,6 +85,10 @@ def word(path: Path) -> None:
     document.add_heading("Care", level=2)
     table = document.add_table(rows=1, cols=2)
     table.rows[0].cells[0].text, table.rows[0].cells[1].text = "soap", "water"
+    prices = document.add_table(rows=0, cols=3)
+    for row in (("item", "price", "terms"), ("hose", "3.90", "14 days")):
+        for cell, text in zip(prices.add_row().cells, row, strict=True):
+            cell.text = text
     document.save(str(path))
 
 
@@ -154,7 +158,7 @@ def test_each_format_gives_its_sections(folder: Path) -> None:
     assert sections("paper.pdf") == [("", "Protons are heavy.", "page 1"), ("", "Electrons are light.", "page 2")]
     assert sections("manual.docx") == [
         ("Manual", "Press the red button.", "paragraph 2"),
-        ("Manual > Care", "soap | water", "paragraph 4"),
+        ("Manual > Care", "soap | water\nitem | price | terms\nitem: hose; price: 3.90; terms: 14 days", "paragraph 4"),
     ]
     (section,) = documents.read(folder / "docs" / "notes.txt")
     assert section.position(section.text.index("Bring")) == "line 3"

@@ -29,13 +29,14 @@ from tinygpt.files import read_text, strict_json
 from tinygpt.retrieve.questions import answer_in
 from tinygpt.retrieve.rank import Ranking, rank
 from tinygpt.retrieve.search import normalised
+from tinygpt.retrieve.sentences import one_line
 from tinygpt.retrieve.store import Index, open_index
 from tinygpt.terminal import escaped, progress
 
 THRESHOLD = AskConfig.min_probability
 SHOWN = 3  # sentences: the answer and two runners-up
 COLUMNS = 100  # width of the terminal
-ABSTENTION = "probably not in the documents"
+ABSTENTION = "probably not in the documents, or in other words"
 
 
 class Outcome(NamedTuple):
@@ -100,7 +101,7 @@ def quotation(question: str, ranking: Ranking, number: int) -> dict[str, Any]:
     start, end = (ranking.kind and answer_in(unit.text, question, ranking.kind)) or (None, None)
     fields = {"rank": number + 1, "source": passage.source, "position": unit.position, "title": passage.title}
     fields |= {"text": unit.text, "start": start, "end": end, "score": float(ranking.scores[number])}
-    return fields | {"columns": unit.header, "passage": " ".join(passage.text.split())}
+    return fields | {"columns": unit.header, "passage": one_line(passage.text)}
 
 
 # ---- asking -----------------------------------------------------------------------------------------------------
@@ -152,8 +153,7 @@ def as_text(outcome: Outcome) -> str:
     if not outcome.sentences:
         return f"{ABSTENTION}: no passage contains a word of the question"
     first, *others = map(quoted, outcome.sentences)
-    if not outcome.answer:
-        return f"{ABSTENTION}; the closest sentence is\n{first}"
+    first = first if outcome.answer else f"{ABSTENTION}; the closest sentence is\n{first}"
     model = [f"model: {escaped(outcome.model)}"] if outcome.model else []
     model += [f"note: {outcome.note}"] if outcome.note else []
     return "\n".join([first, *model, *(["", "other candidates:"] if others else []), *others])
@@ -257,7 +257,7 @@ def report(results: dict[str, Any]) -> str:
         return f"{label:<18}{value:<25}{description}"
 
     def failure(one: dict[str, Any]) -> str:
-        place = f" (sentence {one['place']})" if one["place"] else ""
+        place = f" (candidate {one['place']})" if one["place"] else ""
         said = f'"{one["quoted"]}"' if one["quoted"] else f'{ABSTENTION}; "{one["closest"]}"'
         lines = f"failed: {one['question']}", f"  wanted: {one['answer'] or 'none'}{place}", f"  answer: {said}"
         return "\n".join(map(escaped, lines))

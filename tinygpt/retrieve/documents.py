@@ -26,7 +26,7 @@ from tinygpt.files import file_error, read_text
 
 UNPACKED = 256 << 20  # bytes of a .docx, which is a ZIP file and is read into memory
 LONGEST_TITLE = 300  # characters of the headings above a section, which are stored with each of its passages
-FORMATS = "give text, Markdown, HTML, CSV, PDF or .docx; text must be UTF-8"
+FORMATS = "give text, Markdown, HTML, CSV, PDF or .docx; text must be UTF-8 (in Excel: save as CSV UTF-8)"
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,14 @@ def table(path: Path) -> Iterator[Section]:
             if not header:
                 header = [name.strip() for name in row]
                 continue
-            cells = itertools.zip_longest(header, map(str.strip, row), fillvalue="")
-            text = "; ".join(f"{name}: {value}" if name else value for name, value in cells if value)
-            yield Section("", text, "row", number)
+            yield Section("", row_text(header, map(str.strip, row)), "row", number)
     except csv.Error as error:
         raise TinyGPTError(f"{path}: is not a valid CSV file ({error})", "export the table as CSV again") from None
+
+
+def row_text(header: Iterable[str], row: Iterable[str]) -> str:
+    cells = itertools.zip_longest(header, row, fillvalue="")
+    return "; ".join(f"{name}: {value}" if name else value for name, value in cells if value)
 
 
 def pdf(path: Path) -> Iterator[Section]:
@@ -214,7 +217,11 @@ def word(path: Path) -> Iterator[Section]:
             raise TinyGPTError(message, "split it into several documents, or export it as PDF")
         for item in docx.Document(str(path)).iter_inner_content():
             if isinstance(item, docx.table.Table):
-                blocks += [(0, " | ".join(one_line(cell.text) for cell in row.cells)) for row in item.rows]
+                rows = [[one_line(cell.text) for cell in row.cells] for row in item.rows]
+                # a first row without a number names the columns; of two columns, the first may name the rows instead
+                named = len(rows[0]) > 2 and not re.search(r"\d", "".join(rows[0]))
+                texts = (row_text(rows[0], row) if named and i else " | ".join(row) for i, row in enumerate(rows))
+                blocks += [(0, row) for row in texts]
             elif text := one_line(item.text):
                 style = (item.style.name or "") if item.style else ""
                 level = re.fullmatch(r"Heading (\d)", style)

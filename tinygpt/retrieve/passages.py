@@ -13,12 +13,12 @@ BOUNDARY = re.compile(
     r"""(?<=[.!?…])["'”’»)\]]*\s++(?![a-z])   # the end of a sentence; a lower-case letter continues it, as after "e.g."
     | (?<=[。！？])                             # these are not followed by a space
     | \n\s*\n                                 # the end of a paragraph
-    | \n(?=[ \t]*(?:[-*+•|>]|\d+[.)])[ \t])   # the next item of a list, or row of a table
+    | \n(?=[ \t]*(?:[-*+•|]|\d+[.)])[ \t])   # the next item of a list, or row of a table
     """,
     re.VERBOSE,
 )
 ABBREVIATION = re.compile(  # a full stop that ends no sentence, as after an initial and an ordinal (`im 2. Stock`)
-    r"""\b(?:Mr|Mrs|Ms|Dr|Prof|Rev|St|Str|Nr|No|Abs|Art|Bd|Fig|Inc|Ltd|Co|Tel|approx|ca|bzw|ggf|inkl|vgl|vs|evtl|zzgl)\.\Z
+    r"""\b(?:Mr|Mrs|Ms|Dr|Prof|Rev|St|Str|Nr|No|Abs|Art|Bd|Fig|Inc|Ltd|Co|Tel|approx|ca|Fa|Hr|bzw|ggf|inkl|vgl|vs|evtl|zzgl)\.\Z
     | \b[A-Za-z]\.\Z | \b(?:am|vom|zum|bis|der|des|dem|den|die|das|im|und|seit|ab)\ \d{1,2}\.\Z""",
     re.VERBOSE,
 )

@@ -1,9 +1,10 @@
 """Split a passage into the units that `tinygpt ask` quotes: sentences, rows of a table, items of a list, lines.
 
 The boundaries are those of passages.py. In addition, a line break is one if the next word would have fitted on the
-line, as in an address or in opening hours; where text was wrapped, it would not have fitted. A row of a table is one
-unit, and so is a paragraph of HTML and .docx. The heading above a passage is a unit, too: it may be the answer, such as
-a version with its date.
+line, as in an address or in opening hours; where text was wrapped, it would not have fitted. Where no line is longer
+than WIDTH, as in a note, a break is also one unless a lower-case letter follows. A row of a table is one unit, and so
+is a paragraph of HTML and .docx. The marks of a quoted e-mail (`> `) are left out. The heading above a passage is a
+unit, too: it may be the answer, such as a version with its date.
 
     [unit.text for unit in units(Passage(text="We open at 9 a.m. on weekdays. Dr. Meier is in."))]
 """
@@ -18,6 +19,7 @@ from tinygpt.retrieve.store import Passage
 
 WIDTH, SLACK = 60, 10  # characters: a line is taken to be at least that wide; a word fits if that much is left after it
 TABLE_RULE = re.compile(r"[|+\-=:\s]*[-=]{2,}[|+\-=:\s]*")  # the line between the header of a table and its rows
+QUOTED = re.compile(r"^[ \t]*>[> \t]*", re.MULTILINE)
 POSITION = re.compile(r"(line|paragraph) (\d+)")
 
 
@@ -45,22 +47,29 @@ def units(passage: Passage, table: str = "") -> list[Unit]:
             header = found.pop().text if found and is_row(found[-1].text) else header
             continue
         names = header if is_row(text) else ""
-        found.append(Unit(" ".join(text.split()), moved(passage, start), header=names))
+        found.append(Unit(one_line(text), moved(passage, start), header=names))
     return found
+
+
+def one_line(text: str) -> str:
+    """Join the lines of a text, without the marks of a quoted e-mail."""
+    return " ".join(QUOTED.sub("", text).split())
 
 
 def spans(passage: Passage) -> Iterator[tuple[int, int]]:
     """Yield start and end of the passage's rows, lines and sentences."""
     text, start = passage.text, 0
     lines = text.split("\n")
-    width = max(WIDTH, *map(len, lines))
+    longest = max(map(len, lines))
     ends_all = passage.position.startswith("paragraph ")  # a line is a paragraph
     at = 0
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for number, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True)):
         at += len(line) + 1
-        word = following.split(maxsplit=1)[0] if following.strip() else ""
-        fits = not word or len(line.rstrip()) + 1 + len(word) <= width - SLACK
-        if ends_all or fits or is_row(line) or is_row(following):
+        word = next(iter(QUOTED.sub("", following).split()), "")
+        fits = len(line.rstrip()) + 1 + len(word) <= max(WIDTH, longest) - SLACK
+        # a passage may begin within a line, so that its first line is short
+        ends = fits and number > 0 if word[:1].islower() else fits or longest <= WIDTH
+        if ends_all or ends or not word or is_row(line) or is_row(following):
             block = text[start : at - 1]
             if is_row(block):
                 yield start + len(block) - len(block.lstrip()), start + len(block.rstrip())

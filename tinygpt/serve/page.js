@@ -485,7 +485,7 @@
   }
 
   /** A sentence with its place, marked in its passage, which is open for the answer. Places are given in code points. */
-  function sentenceItem({ rank, source, position, title, text, start, end, passage }, answered) {
+  function sentenceItem({ rank, source, position, title, columns, text, start, end, passage }, answered) {
     const letters = [...text];
     const part = (from, to) => letters.slice(from, to).join("");
     const marked = start === null ? [text] : [part(0, start), make("mark", {}, part(start, end)), part(end)];
@@ -493,7 +493,8 @@
     const around = at < 0 ? [passage] : [passage.slice(0, at), make("b", {}, text), passage.slice(at + text.length)];
     const open = answered && rank === 1;
     const details = make("details", open ? { open: "" } : {}, make("summary", {}, "Passage"), make("p", {}, ...around));
-    const from = [`${rank}. ${source}`, position, title].filter(Boolean).join(", ");
+    const names = columns && `columns: ${columns}`;
+    const from = [`${rank}. ${source}`, position, title, names].filter(Boolean).join(", ");
     return make("li", { class: open ? "cited" : "" }, make("small", {}, from), make("p", {}, ...marked), details);
   }
 
