@@ -1,4 +1,4 @@
-"""Predict runs with `tinygpt plan`, make the runs, and compare: the tables of docs/SCALING.md.
+"""Predict runs with `tinygpt plan`, make the runs, and compare: the tables of docs/dev/SCALING.md.
 
     python scripts/bench_plan.py --data_dir=data --out_dir=out-bench-plan      # about an hour on two quiet cores
     python scripts/bench_plan.py --bounds                                      # about ten minutes on one

@@ -1,4 +1,4 @@
-"""Compute on paper what the training of GPTs of 124 M, 1 B and 7 B parameters takes: the tables of docs/SCALING.md.
+"""Compute on paper what the training of GPTs of 124 M, 1 B and 7 B parameters takes: the tables of docs/dev/SCALING.md.
 
     python scripts/scaling.py
 
@@ -91,7 +91,7 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def tables() -> dict[str, str]:
-    """Make the tables, by their names in docs/SCALING.md."""
+    """Make the tables, by their names in docs/dev/SCALING.md."""
     time, parts, shared, checked = [], [], [], []
     for name, shape in MODELS.items():
         tokens = OPTIMAL * shape.parameters

@@ -271,4 +271,4 @@ def test_the_quoted_baselines_of_the_headlines_agree_with_eval() -> None:
         right = classifier(prompts["test"]).argmax(axis=1) == test
         assert re.search(rf"^\| {listed}.* {100 * right.mean():.1f} % \|$", data, re.MULTILINE)
         shares = [f"{100 * right[groups == group].mean():.1f} %" for group in ("new combinations", "new words")]
-        assert f"| {name} baseline | {' | '.join(shares)} |" in PAGES[ROOT / "docs/FINETUNING.md"]
+        assert f"| {name} baseline | {' | '.join(shares)} |" in PAGES[ROOT / "docs/dev/FINETUNING.md"]

@@ -156,7 +156,7 @@ def test_the_law_of_tiny_shakespeare_is_that_of_the_measured_losses() -> None:
 
 
 def test_the_tables_of_the_page_are_those_of_the_script() -> None:
-    page = (Path(__file__).parent.parent / "docs/SCALING.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs/dev/SCALING.md").read_text(encoding="utf-8")
     for table in script("scaling").tables().values():
         assert table in page, "run: python scripts/scaling.py"
 

@@ -474,7 +474,7 @@ def test_intervals() -> None:
     assert np.isfinite(fit.predict([20, 40, 80], [3.0, 1.0, 0.1], 640)).all()
 
 
-# ---- the table of docs/SCALING.md -----------------------------------------------------------------------------------
+# ---- the table of docs/dev/SCALING.md -------------------------------------------------------------------------------
 
 
 def test_the_table_counts_what_is_near_and_what_is_inside() -> None:
