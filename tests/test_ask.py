@@ -224,9 +224,9 @@ def test_what_the_documents_do_not_say_is_refused_and_the_closest_sentence_shown
         ("Ask Fa. Lutz. Or Hr. Ortner.", "line 1", ["Ask Fa. Lutz.", "Or Hr. Ortner."]),
         # a note of short lines, however near they are to the width of a wrapped text; a lower-case letter continues one
         (
-            "Alarm code: 4711, to be changed each month, Ada\nWifi: guest; password in the drawer, together with\nthe keys",
+            "Alarm code: 4711, to be changed each month, Ada\nWifi: guest; password in the drawer, with all\nother keys",
             "line 1",
-            ["Alarm code: 4711, to be changed each month, Ada", "Wifi: guest; password in the drawer, together with the keys"],
+            ["Alarm code: 4711, to be changed each month, Ada", "Wifi: guest; password in the drawer, with all other keys"],
         ),
         # a passage that begins within a line, which was wrapped
         (

@@ -50,6 +50,7 @@ GROUPS = {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
         "lab": ("lab.command:lab", "LabConfig", "run an experiment: what a method gains and costs, measured here"),
         "exercise": ("exercise.command:exercise", "ExerciseConfig", "write a GPT yourself, in ten checked steps"),
+        "race": ("race.command:race", "RaceConfig", "rank the configs of a class, each trained for the same budget"),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}

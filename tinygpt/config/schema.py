@@ -890,3 +890,34 @@ class ExerciseConfig(Config):
     """the file you write in; check also takes a folder: every *.py in it and in its subfolders"""
     csv: File = ""
     """when checking a folder: also write the results to this CSV file, one row per file"""
+
+
+@dataclasses.dataclass
+class RaceConfig(Config):
+    """Rank the configs of a class by their loss on a text that no student has.
+
+    tinygpt race --text text.txt
+
+    tinygpt race mine.yaml
+
+    tinygpt race submissions --text text.txt
+
+    The first nine tenths of the text are for training, the last tenth is the test. The first command writes the
+    training part to OUT_DIR/train.txt. The teacher gives this file to the students, and keeps the text. The second
+    command is a student's, next to train.txt, whose own last tenth gives a provisional loss. The third one, with the
+    complete text, gives the losses that count.
+
+    A config has the keys of tinygpt train, and each character is a token. A training that has used up its budget is
+    stopped, and its model counts as it is. Each entry runs once: the same command continues a race that was stopped,
+    and another one adds entries to the table.
+    """
+
+    configs: Annotated[Files, POSITIONAL] = ()
+    """the entries: config files, named after the students, or folders of them; empty: write OUT_DIR/train.txt"""
+    text: File = "train.txt"
+    """the text, in UTF-8: of the teacher, with at least 200,000 characters, or the training part of it"""
+    times: Count = 20
+    """the budget: this many times as long as 100 iterations of configs/shakespeare_char.yaml take on one core of this
+    machine, which is measured again and again during the training; 20 is one to three minutes"""
+    out_dir: File = "out-race"
+    """folder for race.csv, the trained models and train.txt"""

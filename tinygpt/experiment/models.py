@@ -43,9 +43,9 @@ def write_dataset(
     return folder
 
 
-def write_text(folder: Path, text: str, tokenizer: Tokenizer) -> None:
-    """Write a dataset of plain text; its last tenth is the validation split."""
-    train = len(text) * 9 // 10
+def write_text(folder: Path, text: str, tokenizer: Tokenizer, train: int = 0) -> None:
+    """Write a dataset of plain text. train: characters of the training split; 0: nine tenths."""
+    train = train or len(text) * 9 // 10
     splits = {"train": text[:train], "val": text[train:]}
     pieces = ((split, tokenizer.encode(part)) for split, part in splits.items())
     facts = {"options": {}, "characters": {split: len(part) for split, part in splits.items()}}

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,18 +246,24 @@ def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
 
 def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> float:
     """Measure the time of a training step on one batch, with a new model, and restore the random generator."""
+    with torch.random.fork_rng(devices=[]):
+        return device.shortest(step_on_one_batch(config, dataset, compute))
+
+
+def step_on_one_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> Callable[[], None]:
+    """Make a training step of a new model, whose weights stay as they are, so that it always takes the same time."""
     width = dataset.sources["train"].width(config.block_size)
     idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
-    with torch.random.fork_rng(devices=[]):
-        model, _ = make_model(Start(config), model_class(config.fast, compute), dataset.tokenizer.vocab_size)
-        amp_model, optimizer = build(model.to(compute.device), config, compute)
-        amp_model.train()
+    model, _ = make_model(Start(config), model_class(config.fast, compute), dataset.tokenizer.vocab_size)
+    amp_model, optimizer = build(model.to(compute.device), config, compute)
+    amp_model.train()
+    optimizer.set_learning_rate(0.0)
 
-        def step() -> None:
-            loss: Any = amp_model(idx, idx)[1]
-            optimizer.backward(loss)
-            optimizer.clip()
-            optimizer.update()
-            loss.item()  # waits for the device
+    def step() -> None:
+        loss: Any = amp_model(idx, idx)[1]
+        optimizer.backward(loss)
+        optimizer.clip()
+        optimizer.update()
+        loss.item()  # waits for the device
 
-        return device.shortest(step)
+    return step
