@@ -1,6 +1,7 @@
 """`tinygpt index`: documents become passages that a search finds; after a failure, the old index is still there."""
 
 import contextlib
+import ctypes
 import itertools
 import math
 import os
@@ -189,6 +190,55 @@ def test_a_pipe_and_an_empty_name_are_refused(tmp_path: Path) -> None:
     assert "a file name is empty" in refused(tmp_path, "index", "", "--out=own.db")
 
 
+def test_a_link_that_leads_nowhere_is_refused_and_not_read_in_a_folder(folder: Path) -> None:
+    for name, target in (("loop.txt", "loop.txt"), ("gone.txt", "nothing.txt"), ("again", ".")):
+        (folder / "docs" / name).symlink_to(target)
+    for name in ("docs/loop.txt", "docs/gone.txt"):
+        assert f"{name}: no such file" in refused(folder, "index", name)
+    assert "documents: 6 (6 added)" in run(folder).out
+
+
+def test_a_document_that_is_deleted_during_the_command_is_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = index.stored_documents
+
+    def deleting(*args: Any) -> Any:
+        (folder / "docs" / "notes.txt").unlink()
+        return stored(*args)
+
+    monkeypatch.setattr(index, "stored_documents", deleting)
+    done = run(folder)
+    assert "documents: 5 (5 added, 1 left out)" in done.out and "left out: docs/notes.txt: no such file" in done.err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes from root what lets it read any file")
+def test_a_folder_that_may_not_be_read_is_named(folder: Path) -> None:
+    """Its documents leave the index, as those of an unreadable file; but not all of them with a wrong note."""
+
+    def without_override() -> None:
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+    def indexed() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tinygpt", "index", "docs", "--embeddings=none"]
+        return subprocess.run(command, cwd=folder, preexec_fn=without_override, capture_output=True, text=True)
+
+    (folder / "docs" / "sub").mkdir()
+    (folder / "docs" / "sub" / "a.txt").write_text("A mammoth.")
+    run(folder)
+    (folder / "docs" / "sub").chmod(0)
+    done = indexed()
+    (folder / "docs" / "sub").chmod(0o755)
+    assert done.returncode == 0 and "left out: docs/sub: permission denied" in done.stderr
+    before = (folder / "index.db").read_bytes()
+    (folder / "docs").chmod(0)
+    done = indexed()
+    (folder / "docs").chmod(0o755)
+    assert done.returncode == 2 and done.stderr.startswith("error: docs: permission denied\n  try: ")
+    assert (folder / "index.db").read_bytes() == before
+
+
 def test_cells_of_a_table_may_be_long_and_contain_any_line_end(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         '\nname;text\nA;one\u2028two\x85\x0cthree\nB;"four\nfive"\nC;' + "x" * 200_000, "utf-8"
@@ -198,6 +248,29 @@ def test_cells_of_a_table_may_be_long_and_contain_any_line_end(tmp_path: Path) -
         ["name:", "B;", "text:", "four", "five"],
         ["name:", "C;", "text:", "x" * 25],
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sections"),
+    [
+        (
+            "Prices 2024\nvalid, for now\n\nitem;price\nchain;12,50\nbrake;8,00\n",
+            [
+                "row 1: Prices 2024",
+                "row 2: valid, for now",
+                "row 5: item: chain; price: 12,50",
+                "row 6: item: brake; price: 8,00",
+            ],
+        ),
+        ("sep=;\r\nitem;price\r\nchain;12,50\r\n", ["row 2: item: chain; price: 12,50"]),
+        ("text\nHello, world\nOne; two, three\n", ["row 2: text: Hello, world", "row 3: text: One; two, three"]),
+        ('list\n"a, b",c\n', ["row 2: list: a, b; c"]),
+    ],
+)  # fmt: skip
+def test_a_table_below_a_title_and_one_of_one_column(text: str, sections: list[str], tmp_path: Path) -> None:
+    """No number is cut at its comma, and no text."""
+    (tmp_path / "a.csv").write_text(text)
+    assert [f"{one.position(0)}: {one.text}" for one in documents.read(tmp_path / "a.csv")] == sections
 
 
 @hypothesis.given(
@@ -790,6 +863,19 @@ def test_a_full_disk_leaves_the_old_index(folder: Path, monkeypatch: pytest.Monk
     result = cli_here("index", "docs", "--embeddings=none", "--overlap=0", cwd=folder)
     assert result.status == 1 and "index.db: no space left to write it" in result.err
     assert listing(folder) == before
+
+
+@pytest.mark.parametrize("name", ["it's", pytest.param(os.fsdecode(b"\xff"), id="no Unicode")])
+def test_the_temporary_copy_is_written_next_to_the_index(name: str, folder: Path) -> None:
+    """Not to /tmp, which may be a small disk, or less private."""
+    try:
+        (folder / name).mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has only names of Unicode")
+    run(folder, f"--out={name}/index.db")
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        (used,) = connection.execute("PRAGMA temp_store_directory").fetchone() or (None,)
+    assert name != "it's" or used == str(folder / name)
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def input_files(
             matches = [path]
         else:
             matches = sorted(map(Path, glob.glob(item, recursive=True)))
-        if matches != [path]:
+        if matches != [path] or not path.exists():  # a link to nothing
             matches = [match for match in matches if match.is_file() and not match.name.startswith(LOCK_FILE)]
         if not matches:
             raise TinyGPTError(f"{item}: {problem}", hint or default)

@@ -96,7 +96,7 @@ class Reader:
         number, text = (0, response_text) if is_sentence else task.cited_answer(response_text)
         cited = numbers[number - 1] if 0 < number <= len(numbers) else 0
         text = "" if unanswerable(text) else text
-        cut = f"the answer was cut off after {self.room} tokens" if len(response) == self.room else ""
+        cut = f"the model's response was cut off after {self.room} tokens" if len(response) == self.room else ""
         note = "; ".join(filter(None, (self.unread_note(passages, read), cut)))
         return Answer(text, probability, cited * bool(text), note)
 

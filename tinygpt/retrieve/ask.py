@@ -36,6 +36,7 @@ from tinygpt.terminal import escaped, progress
 THRESHOLD = AskConfig.min_probability
 SHOWN = 3  # sentences: the answer and two runners-up
 COLUMNS = 100  # width of the terminal
+LONGEST = 10_000  # characters of a question: a second of ranking, which other clients of the server wait for
 ABSTENTION = "probably not in the documents, or in other words"
 
 
@@ -60,6 +61,7 @@ def ask(config: AskConfig) -> int:
     with open_index(Path(config.index)) as index:
         respond = Responder(config, index)
         if questions:
+            require_sources(questions, index, config.questions)
             results = evaluate(respond, questions)
             print(strict_json(results) if config.json else report(results))
         elif question:
@@ -108,9 +110,12 @@ def quotation(question: str, ranking: Ranking, number: int) -> dict[str, Any]:
 
 
 def checked_question(question: str) -> str:
-    """Return the question on one line. Errors: TinyGPTError if it is empty or not valid Unicode."""
+    """Return the question on one line. Errors: TinyGPTError if it is empty, too long or not valid Unicode."""
     if not question.strip():
         raise TinyGPTError("the question is empty", 'tinygpt ask "Who is the CFO of Norvik?"')
+    if len(question) > LONGEST:
+        message = f"the question has {len(question):,} characters, more than the limit of {LONGEST:,}"
+        raise TinyGPTError(message, "ask about one thing, in one sentence")
     if surrogate := lone_surrogate(question):
         raise TinyGPTError(f"the question contains a lone surrogate ({surrogate})", "use UTF-8 text")
     return " ".join(question.split())
@@ -193,7 +198,7 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
             questions.append(LabelledQuestion(question, entry["answer"], entry.get("source", "")))
             if not isinstance(questions[-1].answer, str) or not isinstance(questions[-1].source, str):
                 raise TypeError
-        except (TinyGPTError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (TinyGPTError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             problem = getattr(error, "message", "not a question with its answer")
             raise TinyGPTError(f"{path} line {number}: {problem}", example) from None
     if not questions:
@@ -201,9 +206,26 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
     return questions
 
 
+def require_sources(questions: Sequence[LabelledQuestion], index: Index, name: str) -> None:
+    """Check that the sources are documents of the index, since a wrong one makes each right answer count as wrong.
+
+    Errors: TinyGPTError that names the first one which is none, and a document.
+    """
+    paths = list(index.sources)
+    for source in dict.fromkeys(entry.source for entry in questions if entry.source and entry.answer):
+        if not any(stands_in(source, path) for path in paths):
+            hint = f'"source": {json.dumps(paths[0])}, or leave it out' if paths else "index documents first"
+            raise TinyGPTError(f"{name}: the index {index.path} has no document {escaped(source)}", hint)
+
+
 def evaluate(respond: Callable[[str], Outcome], questions: Sequence[LabelledQuestion]) -> dict[str, Any]:
     """Measure the outcomes on questions with known answers: shares from 0 to 1 (or None) and their 95 % intervals."""
-    outcomes = [respond(entry.question) for entry in progress(questions, desc="asking", unit="question")]
+    outcomes = []
+    for entry in progress(questions, desc="asking", unit="question"):
+        try:
+            outcomes.append(respond(entry.question))
+        except TinyGPTError as error:  # a model cannot read it
+            raise TinyGPTError(f"{terminal.cut(escaped(entry.question), 60)}: {error.message}", error.hint) from None
     pairs = list(zip(questions, outcomes, strict=True))
     right = [[holds(entry, sentence) for sentence in outcome.sentences] for entry, outcome in pairs]
     answerable = np.array([bool(entry.answer) for entry in questions])
@@ -231,10 +253,15 @@ def evaluate(respond: Callable[[str], Outcome], questions: Sequence[LabelledQues
 
 def holds(entry: LabelledQuestion, sentence: dict[str, Any]) -> bool:
     """Return whether a sentence contains the known answer, and stands in the document of the answer, if it is known."""
-    parts = Path(entry.source).parts
-    is_source = Path(sentence["source"]).parts[-len(parts) :] == parts if parts else True
+    is_source = not entry.source or stands_in(entry.source, sentence["source"])
     contained = f" {normalised(entry.answer)} " in f" {normalised(sentence['text'])} "
     return bool(entry.answer) and is_source and contained
+
+
+def stands_in(source: str, path: str) -> bool:
+    """Return whether a document's path ends with the names in `source`."""
+    parts = Path(source).parts
+    return Path(path).parts[-len(parts) :] == parts
 
 
 def cases(results: dict[str, Any]) -> dict[str, int]:

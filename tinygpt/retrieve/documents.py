@@ -170,16 +170,25 @@ def html(path: Path) -> Iterator[Section]:
 
 
 def table(path: Path) -> Iterator[Section]:
-    """Yield a section for each row of a CSV file, "column: value; column: value"; the first row names the columns."""
-    text = read_text(path, FORMATS)
-    first_row = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = max(",;\t", key=first_row.count)  # whichever is the most frequent
+    """Yield a section for each row of a CSV file, "column: value; column: value"; the first row names the columns.
+
+    A line above it without a delimiter, such as a title, is a section, too.
+    """
+    text = re.sub(r"\Asep=.\n", "", read_text(path, FORMATS))  # Excel's name of the delimiter
+    lines = list(filter(str.strip, text[: 1 << 16].split("\n")[:20]))
+    delimiter = max(",;\t", key="".join(lines[:1]).count)  # whichever is the most frequent
+    if is_titled := bool(lines) and delimiter not in lines[0]:
+        delimiter = "," if '"' in text else "\x1f"  # one column: a comma belongs to its text
+        for candidate in "\t;":
+            below = list(itertools.dropwhile(lambda line, mark=candidate: mark not in line, lines))
+            delimiter = candidate if len(below) > 1 and all(candidate in line for line in below) else delimiter
+        is_titled = delimiter in "\t;"
     csv.field_size_limit(2**31 - 1)  # a cell may hold a whole article; the limit is 128 KiB otherwise
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     try:
         for number, row in enumerate(rows, start=1):
-            if not header:
+            if not header and (len(row) > 1 or not is_titled):
                 header = [name.strip() for name in row]
                 continue
             yield Section("", row_text(header, map(str.strip, row)), "row", number)

@@ -61,10 +61,14 @@ def index(config: IndexConfig) -> None:
 def existing(config: IndexConfig, out: Path) -> list[Path]:
     """Find the documents that the command names. A note says which argument's documents are gone.
 
-    Errors: TinyGPTError if an argument names no document, and the index never had one of it.
+    Errors: TinyGPTError if an argument names no document, and the index never had one of it, or a folder that may not
+    be read: its documents are not gone.
     """
     paths: dict[Path, Path] = {}  # by full path
     for item in config.documents:
+        if os.path.isdir(item):
+            for _ in os.walk(item, onerror=functools.partial(unreadable_folder, item)):
+                pass
         accepts = functools.partial(documents.is_plain_text, folder=Path(item))
         try:
             found = input_files([item], tuple(documents.READERS), hint=documents.FORMATS, accepts=accepts)
@@ -74,6 +78,14 @@ def existing(config: IndexConfig, out: Path) -> list[Path]:
                 raise
             print(terminal.escaped(f"note: {item}: no document is left there; the index keeps none of its text"))
     return list(paths.values())
+
+
+def unreadable_folder(item: str, error: OSError) -> None:
+    """Print that a folder in `item` is left out. Errors: TinyGPTError for `item` itself."""
+    problem = file_error(error.filename, error, "change the permissions of the folder")
+    if error.filename == item:
+        raise problem
+    print(terminal.escaped(f"left out: {problem.message}"), file=sys.stderr)
 
 
 def was_named(out: Path, item: str) -> bool:
@@ -166,7 +178,10 @@ def refresh(
 
 def is_untouched(path: Path, old: Fingerprint | None) -> bool:
     """Return whether a file has the size and the modification time in the index."""
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:
+        return False  # it was deleted after it was listed; `fingerprint` says so
     return old is not None and (old.size, old.mtime) == (status.st_size, status.st_mtime_ns)
 
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinygpt.retrieve.questions import answer_in, asked, kind_of, words_of
+from tinygpt.retrieve.questions import answer_in, asked, is_empty, kind_of, words_of
 from tinygpt.retrieve.search import search, terms
 from tinygpt.retrieve.sentences import Unit, units
 from tinygpt.retrieve.store import Index, Passage
@@ -44,6 +44,7 @@ class Ranking(NamedTuple):
     found: list[Candidate]
     features: np.ndarray  # (n, features)
     kind: str = ""  # of the answer, one of KINDS; empty: not clear
+    is_empty: bool = False  # a question of stop words only, which any sentence has
 
     @property
     def scores(self) -> np.ndarray:
@@ -59,7 +60,7 @@ class Ranking(NamedTuple):
     @property
     def probability(self) -> float:
         """Estimate the probability that the first unit answers the question."""
-        return float(1 / (1 + np.exp(-self.signs @ SIGN_WEIGHTS - BIAS)))
+        return 0.0 if self.is_empty else float(1 / (1 + np.exp(-self.signs @ SIGN_WEIGHTS - BIAS)))
 
     def ordered(self) -> "Ranking":
         order = np.argsort(-self.scores, kind="stable")
@@ -70,7 +71,8 @@ def rank(index: Index, question: str) -> Ranking:
     """Rank the units of the best passages. Errors: TinyGPTError as in `search`."""
     kind, counts = kind_of(question), {word: index.frequency(f'"{word}"') for word in asked(question)}
     found = candidates(index, search(index, question, PASSAGES, query_of(counts)))
-    return Ranking(found, features_of(question, found, kind, idf(counts, len(index))), kind).ordered()
+    features = features_of(question, found, kind, idf(counts, len(index)))
+    return Ranking(found, features, kind, is_empty(question)).ordered()
 
 
 def query_of(counts: dict[str, int]) -> str:
@@ -104,7 +106,8 @@ def candidates(index: Index, passages: Sequence[Passage]) -> list[Candidate]:
 def idf(counts: dict[str, int], n: int) -> dict[str, float]:
     """Return each word's inverse document frequency in n passages as a share of their sum."""
     weights = {word: math.log(1 + (n - count + 0.5) / (count + 0.5)) for word, count in counts.items()}
-    return {word: weight / max(sum(weights.values()), 1e-9) for word, weight in weights.items()}
+    total = max(sum(weights.values()), 1e-9)
+    return {word: weight / total for word, weight in weights.items()}
 
 
 def match(one: str, other: str) -> float:

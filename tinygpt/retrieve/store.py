@@ -241,6 +241,9 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
             try:
                 # this file is deleted after any error, so it needs no journal; `replacing` syncs it
                 connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
+                folder = str(path.parent.absolute()).replace("'", "''")
+                with contextlib.suppress(UnicodeEncodeError):  # VACUUM's copy; the disk of /tmp may be smaller
+                    connection.execute(f"PRAGMA temp_store_directory = '{folder}'")
                 if new:
                     create(connection, settings)
                 connection.execute("BEGIN")
