@@ -508,7 +508,8 @@ class AskConfig(InferenceConfig):
     tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
 
     Two other candidates follow the sentence, table row or list item. If none seems to answer the question, it prints
-    "probably not in the documents" and the closest one. Nothing leaves this machine.
+    "probably not in the documents, or in other words" above the closest ones: then ask again in the words of the
+    documents, which it finds far better than paraphrases. Nothing leaves this machine.
     """
 
     question: Annotated[tuple[str, ...], POSITIONAL] = ()
@@ -523,7 +524,7 @@ class AskConfig(InferenceConfig):
     passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """number of passages that the model reads"""
     min_probability: Share = 0.17
-    """abstain ("probably not in the documents") if the probability that the first sentence answers is below this"""
+    """abstain ("probably not in the documents, ...") if the probability that the first sentence answers is below this"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
     leave answer empty if the documents have none; source, the document with the answer, is optional"""
