@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Result, Shared, ok, refused
+from conftest import Result, Shared, cli, ok, refused
 from scipy.stats import binomtest
 from serving import serving_here
 from test_pairs import json_lines
@@ -765,3 +765,42 @@ def test_documents_are_served_without_a_model(tmp_path: Path) -> None:
         assert answer.documents["sentences"] == expected["sentences"]
         with pytest.raises(openai.NotFoundError, match="the models are documents"):
             client.chat.completions.create(model="out", messages=messages)
+
+
+def test_an_index_that_is_updated_is_served_without_a_restart(tmp_path: Path) -> None:
+    """What was removed is not quoted, a damaged index is refused, and the next intact one is served."""
+    pytest.importorskip("starlette")
+
+    def index(text: str) -> None:
+        (tmp_path / "terms.txt").write_text(text, encoding="utf-8")
+        ok(tmp_path, "index", "terms.txt", "--embeddings=none")
+
+    index("The notice period is six weeks.\n")
+    with serving_here(tmp_path, "--index=index.db") as server:
+
+        def answered() -> tuple[int, str]:
+            status, body = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "notice?"}]})
+            return status, body.decode()
+
+        assert "six weeks" in answered()[1]
+        index("The notice period is nine weeks, not six.\n")
+        status, body = answered()
+        assert status == 200 and "nine weeks" in body and "six weeks" not in body
+        intact = (tmp_path / "index.db").read_bytes()
+        (tmp_path / "index.db").write_bytes(intact[:-1])
+        status, body = answered()
+        assert status == 400 and "index.db: is damaged or cut short" in body
+        (tmp_path / "index.db").unlink()
+        assert "index.db: no such file" in answered()[1]
+        (tmp_path / "index.db").write_bytes(intact)
+        assert "nine weeks" in answered()[1]
+
+
+def test_an_index_whose_embeddings_are_missing_is_refused_at_the_start(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    (tmp_path / "a.txt").write_text("The notice period is six weeks.\n", encoding="utf-8")
+    ok(tmp_path, "index", "a.txt", "--embeddings=wordllama")
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wordllama'] = None")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = cli("serve", "--index=index.db", "--port=0", cwd=tmp_path, PYTHONPATH=path)
+    assert done.status == 2 and "needs the package wordllama" in done.err

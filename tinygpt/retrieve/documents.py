@@ -180,8 +180,9 @@ def table(path: Path) -> Iterator[Section]:
     if is_titled := bool(lines) and delimiter not in lines[0]:
         delimiter = "," if '"' in text else "\x1f"  # one column: a comma belongs to its text
         for candidate in "\t;":
-            below = list(itertools.dropwhile(lambda line, mark=candidate: mark not in line, lines))
-            delimiter = candidate if len(below) > 1 and all(candidate in line for line in below) else delimiter
+            start = next((i for i, line in enumerate(lines) if candidate in line), len(lines))
+            if start + 1 < len(lines) and all(candidate in line for line in lines[start:]):
+                delimiter = candidate
         is_titled = delimiter in "\t;"
     csv.field_size_limit(2**31 - 1)  # a cell may hold a whole article; the limit is 128 KiB otherwise
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)

@@ -13,6 +13,7 @@ with open_index(Path("index.db")) as index:
 import contextlib
 import errno
 import functools
+import os
 import re
 import shutil
 import sqlite3
@@ -88,8 +89,15 @@ class Similarities(NamedTuple):
 class Index:
     """An open index."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._db, self.path = connection, path
+    def __init__(self, connection: sqlite3.Connection, path: Path, version: tuple[int, int] = (0, 0)) -> None:
+        self._db, self.path, self._version = connection, path, version
+
+    def is_current(self) -> bool:
+        """Return whether the file at the index's path is still the one that was opened."""
+        try:
+            return version(self.path.stat()) == self._version
+        except OSError:
+            return False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -213,6 +221,7 @@ def open_index(path: Path) -> Iterator[Index]:
     try:
         with open(path, "rb") as file:
             require_intact(path, file)
+            opened = version(os.fstat(file.fileno()))
     except OSError as error:
         raise file_error(path, error, suggest.command("index", "DOCUMENTS", "--out", path)) from None
     uri = re.sub("^file://(?=[^/])", "file:////", path.absolute().as_uri())  # SQLite takes no host of a share
@@ -220,9 +229,14 @@ def open_index(path: Path) -> Iterator[Index]:
         # the server opens the index in one thread and asks it in another
         connection = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
         with contextlib.closing(connection):
-            yield Index(connection, path)
+            yield Index(connection, path, opened)
     except sqlite3.DatabaseError as error:
         raise unusable(path, f"is damaged ({error})") from None
+
+
+def version(status: os.stat_result) -> tuple[int, int]:
+    """Return what tells a file from one that replaced it."""
+    return status.st_ino, status.st_mtime_ns
 
 
 @contextlib.contextmanager

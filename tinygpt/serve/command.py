@@ -129,20 +129,28 @@ def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str 
 def reader(config: ServeConfig) -> Iterator[Respond]:
     """Open the index; yield a function that answers questions from it, as `tinygpt ask` does, with the sentences.
 
-    Errors: TinyGPTError.
+    After an update by `tinygpt index` it is opened again, so that no removed document is quoted. Errors: TinyGPTError.
     """
     from tinygpt.retrieve.ask import ABSTENTION, Responder, checked_question
     from tinygpt.retrieve.store import open_index
 
     ask_config = AskConfig(index=config.index, ckpt=config.reader, device=config.device, dtype=config.dtype)
-    with open_index(Path(config.index)) as index:
-        respond = Responder(ask_config, index)
+    path, opened = Path(config.index).absolute(), contextlib.ExitStack()
+    respond = Responder(ask_config, opened.enter_context(open_index(path)))
+    _ = respond.index.embeddings  # now, and not only at the first question
 
-        def answer(question: str) -> tuple[str, dict[str, Any]]:
-            outcome = respond(checked_question(question))
-            return outcome.answer or ABSTENTION, outcome._asdict()
+    def answer(question: str) -> tuple[str, dict[str, Any]]:
+        nonlocal opened
+        if not respond.index.is_current():
+            with contextlib.ExitStack() as stack:
+                index = stack.enter_context(open_index(path))
+                opened.close()
+                respond.index, opened = index, stack.pop_all()
+        outcome = respond(checked_question(question))
+        return outcome.answer or ABSTENTION, outcome._asdict()
 
-        yield answer
+    yield answer
+    opened.close()
 
 
 def labeller(config: ServeConfig) -> Respond:
