@@ -75,19 +75,29 @@ def plain(path: Path) -> Iterator[Section]:
 
 
 def markdown(path: Path) -> Iterator[Section]:
-    """Yield a section for each heading (`# ...`). A line inside a fenced code block is never a heading."""
+    """Yield a section for each heading: `# ...`, or a line of its own that is underlined with `===` or `---`.
+
+    A line inside a fenced code block is never a heading.
+    """
 
     def blocks() -> Iterator[tuple[int, str]]:
-        fence = ""
-        for line in read_text(path, FORMATS).split("\n"):
+        fence, is_rule, lines = "", False, read_text(path, FORMATS).split("\n")
+        for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
             if marker := re.match(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})", line):
                 if not fence:
                     fence = marker[1]
                 elif marker[1].startswith(fence) and not line.strip(" \t`~"):
                     fence = ""
             heading = None if fence else re.match(r" {0,3}(#{1,6})[ \t](.*)", line)
-            # `#` may close a heading: `Title` for `## Title ##`, but `C#` for `## C#`
-            yield (len(heading[1]), re.sub(r"(^|[ \t])#+$", "", heading[2].strip()).rstrip()) if heading else (0, line)
+            is_alone = not fence and not marker and not before.strip() and re.match(r" {0,3}[^\s#>|*+-]", line)
+            rule = re.fullmatch(r" {0,3}(={2,}|-{2,})[ \t]*", after) if is_alone else None
+            if heading:  # `#` may close it: `Title` for `## Title ##`, but `C#` for `## C#`
+                yield len(heading[1]), re.sub(r"(^|[ \t])#+$", "", heading[2].strip()).rstrip()
+            elif rule:
+                yield 1 if "=" in after else 2, line.strip()
+            else:
+                yield 0, "" if is_rule else line
+            is_rule = bool(rule)
 
     yield from by_headings(blocks(), "line")
 
