@@ -178,7 +178,12 @@ def test_headings(tmp_path: Path) -> None:
     assert [*map(len, titles(f"# {'heading ' * 9999}\n## B\nb\n"))] == [documents.LONGEST_TITLE]
     # CommonMark: the line that opens a fence of backticks contains no other backtick
     # underlined, if the line stands alone; not in a fence, a table or a front matter, nor a rule below a paragraph
-    assert titles("---\ntitle: A\n---\na\n\nB\n===\nb\n\nC\n---\nc\n## D\nd\nd\n---\ne\n") == ["", "B", "B > C", "B > D"]
+    assert titles("---\ntitle: A\n---\na\n\nB\n===\nb\n\nC\n---\nc\n## D\nd\nd\n---\ne\n") == [
+        "",
+        "B",
+        "B > C",
+        "B > D",
+    ]
     assert titles("| E |\n|---|\n| e |\n\n- f\n---\n\n```\n\nG\n---\n\n```\n---\nh\n") == [""]
     (tmp_path / "a.md").write_text("I\n---\n\ni\n")
     (section,) = documents.read(tmp_path / "a.md")
