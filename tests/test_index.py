@@ -176,7 +176,6 @@ def test_headings(tmp_path: Path) -> None:
     assert found[:4] == ["C#", "D", "", "f"] and len(found) == 5
     # a title is stored with each passage below it, so a long one is cut
     assert [*map(len, titles(f"# {'heading ' * 9999}\n## B\nb\n"))] == [documents.LONGEST_TITLE]
-    # CommonMark: the line that opens a fence of backticks contains no other backtick
     # underlined, if the line stands alone; not in a fence, a table or a front matter, nor a rule below a paragraph
     assert titles("---\ntitle: A\n---\na\n\nB\n===\nb\n\nC\n---\nc\n## D\nd\nd\n---\ne\n") == [
         "",
@@ -188,6 +187,7 @@ def test_headings(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("I\n---\n\ni\n")
     (section,) = documents.read(tmp_path / "a.md")
     assert section.text.strip() == "i" and section.position(section.text.index("i")) == "line 4"
+    # CommonMark: the line that opens a fence of backticks contains no other backtick
     assert titles("# A\n```code```\n# B\nb\n```python\n# not a heading\n```\t\n# C\nc\n") == ["A", "B", "C"]
 
 
