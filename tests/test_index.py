@@ -432,6 +432,18 @@ def test_another_model_at_the_same_path_is_refused(run_copy: Path) -> None:
             found(run_copy, "red house")
 
 
+def test_a_model_with_nan_makes_no_vectors(run_copy: Path) -> None:
+    from tinygpt.checkpoint import store as checkpoints
+
+    (run_copy / "a.txt").write_text("the king")
+    checkpoint = checkpoints.load(str(run_copy / "out/ckpt.pt"))
+    checkpoint.model["transformer.wte.weight"][0] = math.nan
+    checkpoints.save(run_copy / "out/ckpt.pt", checkpoint)
+    done = cli_here("index", "a.txt", "--embeddings=out/ckpt.pt", cwd=run_copy)
+    assert done.status == 1 and "error: out/ckpt.pt: the weights are NaN" in done.err
+    assert not (run_copy / "index.db").exists()
+
+
 def test_a_question_is_never_parsed_as_a_query(tmp_path: Path) -> None:
     corpus(tmp_path)
     questions = ["", "???", '"', "a OR", "NEAR(", "col:x", "red AND NOT", "x" * 100_000, "\0", "*", "-red", "ね" * 50]

@@ -69,12 +69,14 @@ class HiddenStates:
         from tinygpt import device
         from tinygpt.checkpoint import store
         from tinygpt.checkpoint.adapter import weights_fingerprint
+        from tinygpt.generate import refuse_diverged
 
         checkpoint = store.load(ckpt)
         self.name, self.fingerprint = ckpt, weights_fingerprint(checkpoint.model)
         self._tokenizer = store.tokenizer_of(checkpoint, ckpt, "data")
         self._compute = device.choose_for_inference("auto", "auto", checkpoint.num_params)
         self._model = checkpoint.for_inference(self._compute)
+        refuse_diverged(self._model, ckpt)
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts, as WordLlama.vectors does."""
