@@ -524,7 +524,7 @@ class AskConfig(InferenceConfig):
     passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """number of passages that the model reads"""
     min_probability: Share = 0.17
-    """abstain ("probably not in the documents, ...") if the probability that the first sentence answers is below this"""
+    """abstain ("probably not in the documents, ...") below this probability that the first sentence answers"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
     leave answer empty if the documents have none; source, the document with the answer, is optional"""
