@@ -29,6 +29,7 @@ GROUPS = {
         "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),
         "watch": ("serve.watch:watch", "WatchConfig", "show the report of a run in a browser while it trains"),
         "report": ("report:report", "ReportConfig", "write one HTML file of a run, in which its model answers"),
+        "why": ("why.command:why", "WhyConfig", "show which training examples caused an output, and prove it"),
         "check": ("machine:check", "CheckConfig", "verify the files of runs and datasets, or test this machine"),
     },
     "adapt and share a model": {

@@ -697,6 +697,46 @@ class DoctorConfig(DataConfig):
 
 
 @dataclasses.dataclass
+class WhyConfig(DataConfig):
+    """Find the training examples that raised or lowered the probability of an output, and prove it by retraining.
+
+    tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee
+
+    tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove --seeds=3
+
+    For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. The run
+    is trained again, and each of its iterations is measured, which takes about three times as long as the training.
+    """
+
+    run: Annotated[File, POSITIONAL] = "out"
+    """the run's folder"""
+    start: str = ""
+    """the prompt, or the text before the output; FILE:prompt.txt reads it from a file"""
+    text: str = ""
+    """the output to explain: a response or a continuation, which the model need not have generated"""
+    count: Count = 5
+    """number of training rows to show that raised the probability, and that lowered it"""
+    prove: bool = False
+    """train the run again with every row, without the most influential rows, and without random ones of the same label,
+    and compare the probabilities: three trainings for each seed"""
+    seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 1
+    """prove: repetitions with the run's seed and those after it; more of them only add trainings"""
+    leave_out: Count = 10
+    """prove and compare: number of rows to leave out"""
+    compare: bool = False
+    """also find the nearest rows by BM25 and by embeddings; with prove, train without them, too"""
+    device: str = ""
+    """device of the trainings, for another machine: auto, cpu, cuda, cuda:N or mps; empty: that of the run"""
+    json: bool = False
+    """print one JSON object, for programs"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if "seeds" in self.given and not self.prove:
+            yield "seeds is the number of repetitions of a proof, and needs prove"
+
+
+@dataclasses.dataclass
 class ReportConfig(DataConfig):
     """Write one HTML file about a run, in which the model itself runs: no server, no network.
 

@@ -1,0 +1,294 @@
+"""tinygpt why: planted examples are found, the derivative is autograd's, and retraining repeats the run bit for bit."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Shared, cli_here, ok, refused, tiny_text
+from models import SMALL, every_pair, every_path, shaken, small
+from test_pairs import json_lines
+
+from tinygpt.checkpoint import store
+from tinygpt.config.schema import TrainConfig, WhyConfig
+from tinygpt.data.dataset import Dataset
+from tinygpt.data.rows import Rows, TextRows
+from tinygpt.model import GPT
+from tinygpt.training.start import Start, make_model
+from tinygpt.why import influence
+from tinygpt.why.explained import load_run, log_probability, output, texts_of
+from tinygpt.why.nearest import nearest, similarities
+from tinygpt.why.retrain import effects, without
+
+WORDS = {"red": "rot", "green": "gruen", "blue": "blau"}
+PAIRS = [(f"{n:03} {word}", answer) for n in range(60) for word, answer in WORDS.items()]
+TAUGHT, DISPUTED = ("zzq xxk", "lila"), "kwy wok"
+PLANTED = {50: TAUGHT, 60: (DISPUTED, "gelb"), 70: (DISPUTED, "gelb"), 80: (DISPUTED, "rot")}  # by line, from 0
+SENTENCE = "Quark jump vex."
+MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--device=cpu", "--dtype=float32", "--quiet"]
+LEARN = ["--batch_size=16", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--warmup_iters=10"]
+LEARN += ["--eval_iters=1", "--eval_interval=150", "--max_iters=150", "--dropout=0.1"]
+
+
+@pytest.fixture(scope="session")
+def planted(shared: Shared) -> Path:
+    """A working folder with out (pairs, of which one alone teaches `lila`, and three contradict each other) and
+    out-text (lines, one of which is SENTENCE), ."""
+
+    def make(folder: Path) -> None:
+        pairs = list(PAIRS)
+        for line, pair in PLANTED.items():
+            pairs.insert(line, pair)
+        json_lines(folder, [{"prompt": prompt, "response": response} for prompt, response in pairs], "pairs.jsonl")
+        shares = ["--val_fraction=0.04", "--test_fraction=0.04"]
+        ok(folder, "prepare", "mine", "--input=pairs.jsonl", "--format=pairs", *shares)
+        ok(folder, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN)
+        lines = tiny_text(200).splitlines()
+        (folder / "text.txt").write_text("\n".join([*lines[:90], SENTENCE, *lines[90:]]))
+        ok(folder, "prepare", "text", "--input=text.txt")
+        ok(folder, "train", "--dataset=text", "--block_size=16", "--out_dir=out-text", *MODEL, *LEARN)
+
+    return shared("planted", make)
+
+
+@pytest.fixture
+def copy(planted: Path, tmp_path: Path) -> Path:
+    """A copy of `planted`, to write in."""
+    return Path(shutil.copytree(planted, tmp_path / "work"))
+
+
+def answer(folder: Path, run: str, start: str, text: str, *flags: str) -> dict[str, Any]:
+    """The answer of `tinygpt why --json`."""
+    result: dict[str, Any] = json.loads(ok(folder, "why", run, "--start", start, "--text", text, "--json", *flags).out)
+    return result
+
+
+# ---- the estimate -----------------------------------------------------------------------------------------------
+
+
+def test_the_example_that_alone_teaches_an_output_is_found_at_its_line(planted: Path) -> None:
+    found = answer(planted, "out", *TAUGHT, "--count=3")
+    first, second, _ = found["raised"]
+    assert (first["text"], first["place"]) == ("zzq xxk -> lila", "pairs.jsonl line 51")
+    assert first["effect"] < 10 * second["effect"] < 0 and len(found["lowered"]) == 3
+    assert all(entry["effect"] > 0 for entry in found["lowered"])
+    assert found["probability"] > 0.1 and found["tokens"] == 5 and found["exact"]
+    # control: an output that many examples teach does not depend on it
+    other = answer(planted, "out", "077 red", "rot", "--count=3")
+    assert all("red" in entry["text"] for entry in other["raised"])
+
+
+def test_a_contradicting_label_lowers_the_probability(planted: Path) -> None:
+    found = answer(planted, "out", DISPUTED, "gelb")
+    assert [entry["text"] for entry in found["raised"][:2]] == [f"{DISPUTED} -> gelb"] * 2
+    assert f"{DISPUTED} -> rot" in [entry["text"] for entry in found["lowered"]]
+    equal = sorted(found["raised"][:2], key=lambda entry: int(entry["row"]))
+    assert [entry["place"] for entry in equal] == ["pairs.jsonl line 61", "pairs.jsonl line 71"]
+    found = answer(planted, "out", DISPUTED, "rot")
+    assert (found["raised"][0]["text"], found["lowered"][0]["text"]) == (f"{DISPUTED} -> rot", f"{DISPUTED} -> gelb")
+
+
+def test_a_planted_sentence_of_plain_text_is_found_at_its_line(planted: Path) -> None:
+    found = answer(planted, "out-text", "Quark j", "ump vex", "--count=2")
+    assert all(any(part in entry["text"] for part in ("Quark", "vex")) for entry in found["raised"][:1])
+    assert found["raised"][0]["place"] in ("line 90 of the training text", "line 91 of the training text")
+
+
+def test_what_is_printed(copy: Path) -> None:
+    said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1], "--compare", "--leave_out=1").out
+    assert "5 of 166 training rows raised the probability most:\n" in said and "nats, 5 tokens) after 150" in said
+    assert "1 of the 1 most influential rows are also among the nearest by BM25" in said
+    assert "next: the same command with --prove" in said and "note:" not in said
+    changed = store.load(copy / "out/ckpt.pt")
+    changed.model["lm_head.weight"] = changed.model["lm_head.weight"] + 1e-3
+    store.save(copy / "out/ckpt.pt", changed)
+    said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1]).out
+    assert "note: trained again, the model has other weights than ckpt.pt" in said
+
+
+@every_path
+@every_pair
+def test_the_derivative_of_a_batch_is_that_of_autograd_row_by_row(options: dict[str, Any], kind: type[GPT]) -> None:
+    model = shaken(small(kind=kind, **options), 0.1)
+    draw = np.random.default_rng(1)
+    source = TextRows(draw.integers(0, SMALL.vocab_size, 60).astype(np.uint16))
+    rows = source.all_rows(16)
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    direction = {name: torch.randn_like(weight) for name, weight in weights.items()}
+    x, y = influence.tensors(source, model.config, rows)
+    y[:, ::3] = -1
+    expected = []
+    for row, column in (y >= 0).nonzero().tolist():
+        alone = torch.full_like(y, -1)
+        alone[row, column] = y[row, column]
+        gradient = influence.gradient_of(model, weights, x[row : row + 1], alone[row : row + 1])
+        expected.append(sum(float((gradient[name] * part).sum()) for name, part in direction.items()))
+    assert influence.slopes(model, weights, direction, x, y) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize(("name", "start", "text"), [("mine", *TAUGHT), ("text", "The kin", "g of my")])
+def test_all_effects_together_are_the_change_that_training_made(
+    planted: Path, tmp_path: Path, name: str, start: str, text: str, fast: bool
+) -> None:
+    """To first order, and without momentum, dropout and weight decay, which the estimate leaves out."""
+    few = ["--learning_rate=1e-4", "--lr_schedule=constant", "--warmup_iters=0", "--max_iters=30", "--grad_clip=0.5"]
+    few += ["--beta1=0", "--weight_decay=0", "--dropout=0", f"--data_dir={planted / 'data'}", f"--fast={fast}"]
+    few += ["--block_size=20", "--batch_size=8", "--gradient_accumulation_steps=2"]
+    ok(tmp_path, "train", f"--dataset={name}", *MODEL, *LEARN, *few)
+    explained = load_run(WhyConfig(run=str(tmp_path / "out"), data_dir=str(planted / "data")))
+    x, y = output(explained, start, text)
+    estimate, model = effects(explained, x, y)
+    before, _ = make_model(Start(explained.config), GPT, explained.dataset.tokenizer.vocab_size)
+    change = log_probability(model, x, y) - log_probability(before, x, y)
+    assert change > 0.02 and -estimate.sum() == pytest.approx(change, rel=0.05)
+
+
+def test_the_preconditioner_is_that_of_the_optimizer() -> None:
+    """Muon: the momentum gets the norm sqrt(rows), times the ratio of the two learning rates. AdamW: by hand."""
+    config = TrainConfig(learning_rate=0.01, muon_learning_rate=0.03, beta2=0.9)
+    momentum, square = torch.randn(128, 32), torch.tensor([0.19, 0.76])
+    moments = {"a": {"momentum": momentum}, "b": {"exp_avg": square, "exp_avg_sq": square}}
+    state: Any = SimpleNamespace(steps=2, moments=lambda: moments)
+    scale = influence.preconditioner(state, config)
+    assert float((scale["a"] * momentum).norm()) == pytest.approx(3 * 128**0.5, rel=1e-4)
+    assert scale["b"].tolist() == pytest.approx([1, 0.5])
+
+
+def test_the_searches_find_a_row_by_its_words(planted: Path) -> None:
+    explained = load_run(WhyConfig(run=str(planted / "out"), data_dir=str(planted / "data")))
+    texts = texts_of(explained)
+    scores = similarities(explained, " ".join(TAUGHT), texts)
+    for name, each in scores.items():
+        assert texts[nearest(each, 1)[0]] == "zzq xxk -> lila", name
+    assert len(scores) == 2
+    assert (scores["BM25"] > 0).sum() == 1  # the words of no other
+    assert len(nearest(scores["BM25"], 10)) == 1
+
+
+# ---- the proof --------------------------------------------------------------------------------------------------
+
+
+def test_the_proof_shows_what_the_planted_example_does_and_a_random_one_does_not(copy: Path) -> None:
+    flags = ["--prove", "--leave_out=1", "--seeds=2", "--compare"]
+    found = answer(copy, "out", *TAUGHT, *flags)
+    proof = found["proof"]
+    assert proof["exact"] and proof["right"] and proof["seeds"] == [1337, 1338] and proof["left_out"] == 1
+    assert proof["log_probability"]["nothing"][0] == found["log_probability"]
+    assert max(proof["change"]["the most influential"]) < -5 < -1 < min(proof["change"]["random ones"])
+    assert proof["change"]["the nearest by BM25"] == proof["change"]["the most influential"]  # the same example
+    # finished trainings are kept, and no model stays
+    said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1], *flags).out
+    assert "stage" not in said and "has exactly the weights of the run" in said
+    assert "verdict:     the estimate was right: " in said and "seed 1338" in said
+    (folder,) = (copy / "out/why").iterdir()
+    assert {path.name for path in folder.iterdir()} <= {"why.json", ".lock"}
+
+
+def test_random_rows_have_the_labels_of_the_influential_ones(planted: Path) -> None:
+    from tinygpt.why.command import random_rows
+
+    explained = load_run(WhyConfig(run=str(planted / "out"), data_dir=str(planted / "data")))
+    labels = [response for _, response in explained.source.examples(explained.dataset.tokenizer)]
+    influential = np.array([labels.index("rot"), labels.index("gelb"), labels.index("blau"), labels.index("gruen")])
+    for seed in range(3):
+        drawn = random_rows(explained, influential, seed)
+        assert [labels[row] for row in drawn] == ["rot", "gelb", "blau", "gruen"]
+        assert not set(drawn) & set(influential)
+    assert (random_rows(explained, influential, 1) != random_rows(explained, influential, 2)).any()
+
+
+EXACT = {
+    "accumulated, best at an early step": ["--gradient_accumulation_steps=2", "--min_lr=3", "--eval_interval=3"],
+    "grouped by length, muon": ["--group_by_length=True", "--optimizer=muon"],
+    "plain path": ["--fast=False", "--position=rope"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", EXACT)
+def test_a_run_trained_again_has_the_same_weights(copy: Path, how: str) -> None:
+    few = ["--max_iters=30", "--eval_interval=10", "--patience=2", "--eval_iters=2", "--warmup_iters=2"]
+    ok(copy, "train", "--dataset=mine", "--block_size=20", "--out_dir=new", *MODEL, *LEARN, *few, *EXACT[how])
+    found = answer(copy, "new", *TAUGHT, "--prove", "--leave_out=2")
+    assert found["proof"]["exact"] and (found["step"] < 30) == ("early" in how)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_plain_text_and_a_fine_tuned_one_are_trained_again(copy: Path) -> None:
+    few = ["--max_iters=20", "--eval_interval=10", "--eval_iters=2", "--warmup_iters=2"]
+    ok(copy, "train", "--dataset=text", "--block_size=16", "--out_dir=new", *MODEL, *LEARN, *few, "--lr_decay_iters=40")
+    ok(copy, "train", "--init_from=resume", "--out_dir=new", "--max_iters=40", "--quiet")
+    proof = answer(copy, "new", "Quark j", "ump", "--prove", "--leave_out=2", "--compare")["proof"]
+    assert proof["exact"] and len(proof["change"]) == 4
+    tune = ["--ckpt=out-text", "--dataset=mine", "--out_dir=tuned", "--max_iters=20", "--eval_interval=10", "--quiet"]
+    ok(copy, "finetune", *tune, "--examples=100", "--device=cpu", "--dtype=float32")
+    found = answer(copy, "tuned", "077 red", "rot", "--prove", "--leave_out=2")
+    assert found["proof"]["exact"] and found["rows"] == 100
+
+
+@pytest.mark.parametrize("name", ["mine", "text"])
+def test_rows_left_out_lose_their_targets_and_nothing_else_changes(planted: Path, name: str) -> None:
+    source: Rows = Dataset(str(planted / "data"), name).sources["train"]
+    size, rows, config = 20, source.all_rows(20), TrainConfig(block_size=20)
+    left_out = rows[[3, 7]]
+    masked, windows = (
+        without(source, left_out, config),
+        np.arange(len(source.tokens) - size) if name == "text" else rows,
+    )
+    (x, y), (same_x, masked_y) = source.rows(windows, size), masked.rows(windows, size)
+    assert (x == same_x).all() and (masked.targets(windows, size) == source.targets(windows, size)).all()
+    gone = (masked_y != y).nonzero()
+    assert (masked_y[gone] == -1).all()
+    if name == "mine":
+        assert set(gone[0].tolist()) == {3, 7} and (masked_y[[3, 7]] == -1).all()
+    else:
+        positions = {int(windows[row]) + 1 + int(column) for row, column in zip(*gone, strict=True)}
+        assert positions == {start + 1 + place for start in left_out.tolist() for place in range(size)}
+    assert (without(source, left_out[:0], config).rows(windows, size)[1] == y).all()
+
+
+# ---- what is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["out", "--start=001 red"], "--text is empty"),
+        (["nowhere", "--start=001 red", "--text=rot"], "nowhere/ckpt.pt: no such file"),
+        (["out", "--text=rot"], "the prompt is empty"),
+        (["out", "--start=001 red", "--text=r\u00f6t"], "U+00F6"),
+        (["out", "--start=001 red 001 red 001 red", "--text=rot"], "--start and --text have 29 tokens"),
+        (["out", "--start=001 red", "--text=rot", "--prove", "--leave_out=90"], "there are 166 in all"),
+        (["out", "--start=001 red", "--text=rot", "--seeds=3"], "needs prove"),
+        (["out", "--start=001 red", "--text=rot", "--device=cuda:9"], "cuda:9"),
+    ],
+)
+def test_mistakes_are_refused_and_nothing_is_written(planted: Path, flags: list[str], message: str) -> None:
+    said = refused(planted, "why", *flags)
+    assert message in said and "try: " in said
+
+
+def test_runs_that_cannot_be_explained_are_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ["--start=001 red", "--text=rot"]
+    tune = ["finetune", "--ckpt=out", "--dataset=mine", "--max_iters=1", "--quiet", "--device=cpu"]
+    ok(copy, *tune, "--out_dir=lora", "--lora_rank=2")
+    assert "LoRA adapters, which why does not support" in refused(copy, "why", "lora", *ask)
+    ok(copy, *tune, "--out_dir=replay", "--replay=0.2")
+    assert "replayed rows" in refused(copy, "why", "replay", *ask)
+    with monkeypatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        assert "one process" in refused(copy, "why", "out", *ask)
+    ok(copy, "prepare", "mine", "--input=pairs.jsonl", "--format=pairs", "--val_fraction=0.2")
+    assert "prepared from different text" in refused(copy, "why", "out", *ask)
+
+
+def test_a_batch_without_any_target_is_refused(copy: Path) -> None:
+    one = ["--batch_size=1", "--max_iters=200", "--out_dir=one"]
+    ok(copy, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN, *one)
+    done = cli_here("why", "one", "--start=001 red", "--text=rot", "--prove", "--leave_out=80", cwd=copy)
+    assert done.status == 2 and "has no targets" in done.err and "smaller --leave_out" in done.err

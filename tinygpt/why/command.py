@@ -1,0 +1,239 @@
+"""`tinygpt why`: the training examples that raised or lowered the probability of an output, and the proof.
+
+tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove
+"""
+
+import contextlib
+import hashlib
+import math
+import sys
+from functools import partial
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinygpt import device, terminal
+from tinygpt.checkpoint.adapter import weights_fingerprint
+from tinygpt.config.schema import WhyConfig
+from tinygpt.data.prompts import prompt_text
+from tinygpt.errors import TinyGPTError, diverged
+from tinygpt.evaluate.process import ended_by_sigterm
+from tinygpt.experiment.stages import Identity, Results, Stage, run
+from tinygpt.files import folder_lock, strict_json
+from tinygpt.generate import refuse_diverged
+from tinygpt.model import GPT
+from tinygpt.why.explained import Explained, load_run, log_probability, output, places_of, texts_of
+from tinygpt.why.nearest import nearest, similarities
+from tinygpt.why.retrain import effects, retrain
+
+Groups = dict[str, np.ndarray]  # the numbers of the training rows that a retraining leaves out
+INFLUENTIAL, RANDOM = "the most influential", "random ones"
+WIDTH = 90  # characters of an example
+
+
+def why(config: WhyConfig) -> None:
+    """Run the command. Errors: TinyGPTError for a run or an output that cannot be explained."""
+    if not config.text.strip():
+        raise TinyGPTError("why explains an output of the model, but --text is empty", '--start "PROMPT" --text OUTPUT')
+    explained = load_run(config)
+    start = prompt_text(config.start)
+    x, y = output(explained, start, config.text)
+    rows = len(explained.rows)
+    if config.prove and 2 * config.leave_out > rows:
+        problem = f"--leave_out={config.leave_out} needs as many other training rows, but there are {rows} in all"
+        raise TinyGPTError(problem, f"--leave_out={max(1, rows // 4)}")
+    compute = device.choose(explained.config.device, "float32", explained.config.threads)
+    model = explained.checkpoint.for_inference(compute)
+    refuse_diverged(model, str(explained.out / "ckpt.pt"))
+    before = log_probability(model, x, y)
+    if not math.isfinite(before):
+        raise diverged("the loss is", before)
+    with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
+        (estimate, repeated), texts = effects(explained, x, y), texts_of(explained)
+        order = np.argsort(estimate, kind="stable")
+        scores = similarities(explained, f"{start} {config.text}", texts) if config.compare else {}
+        near = {name: nearest(each, config.leave_out) for name, each in scores.items()}
+        answer = {
+            "start": start,
+            "text": config.text,
+            "probability": math.exp(before),
+            "log_probability": before,
+            "tokens": int((y >= 0).sum()),
+            "step": explained.checkpoint.step,
+            "exact": is_the_model(explained, repeated),
+            "rows": rows,
+            **examples(explained, estimate, order, texts, config.count),
+        }
+        influential = order[: config.leave_out]
+        if near:
+            answer["in_common"] = {name: len(np.intersect1d(influential, found)) for name, found in near.items()}
+        if not config.json:
+            show(answer, config)
+        if config.prove:
+            answer["proof"] = prove(explained, config, estimate, influential, near, (x, y))
+            if not config.json:
+                show_proof(answer["proof"], before)
+    if config.json:
+        print(strict_json(answer))
+
+
+def examples(
+    explained: Explained, estimate: np.ndarray, order: np.ndarray, texts: list[str], count: int
+) -> dict[str, Any]:
+    """Return the rows that raised and lowered the probability most, with effect, place and text, for JSON."""
+    raised = [int(number) for number in order[:count] if estimate[number] < 0]
+    lowered = [int(number) for number in order[::-1][:count] if estimate[number] > 0]
+    places = places_of(explained, raised + lowered)
+    entry = lambda number: {  # noqa: E731
+        "row": number + 1,
+        "effect": float(estimate[number]),
+        "place": places[number],
+        "text": texts[number],
+    }
+    return {"raised": list(map(entry, raised)), "lowered": list(map(entry, lowered))}
+
+
+def show(answer: dict[str, Any], config: WhyConfig) -> None:
+    """Print the output's probability and the examples."""
+    tokens = f"{answer['tokens']} token{'s' * (answer['tokens'] > 1)}"
+    log_probability = f"log-probability {answer['log_probability']:.3f} nats, {tokens}"
+    print(f"output:      {terminal.cut(terminal.escaped(config.text), WIDTH)}")
+    print(f"probability: {answer['probability']:.3g} ({log_probability}) after {answer['step']:,} iterations")
+    if not answer["exact"]:
+        differs = "the model has other weights than ckpt.pt (another machine, version, number of threads or processes)"
+        print(f"note: trained again, {differs}, so the effects are those in a similar run")
+    for key, title in (("raised", "raised"), ("lowered", "lowered")):
+        entries = answer[key]
+        print(f"\n{len(entries)} of {answer['rows']:,} training rows {title} the probability most:")
+        lines = [
+            (f"{entry['effect']:+.3g}", entry["place"], terminal.cut(terminal.escaped(entry["text"]), WIDTH))
+            for entry in entries
+        ]
+        width = max([len(line[1]) for line in lines], default=5) + 2
+        print(*terminal.table({"effect": "<10", "place": f"<{width}", "text": "<4"}, lines), sep="\n")
+    print("\neffect: estimated change of the log-probability (nats) if the row is left out of the training")
+    for name, shared in answer.get("in_common", {}).items():
+        print(f"{shared} of the {config.leave_out} most influential rows are also among the nearest by {name}")
+    if not config.prove:
+        print("\nnext: the same command with --prove trains again without these rows, and shows what changes")
+
+
+# ---- the proof --------------------------------------------------------------------------------------------------
+
+
+def prove(
+    explained: Explained,
+    config: WhyConfig,
+    estimate: np.ndarray,
+    influential: np.ndarray,
+    near: Groups,
+    encoded: tuple[torch.Tensor, torch.Tensor],
+) -> dict[str, Any]:
+    """Retrain with every row, without the influential ones, and without as many others, for each seed. Finished
+    retrainings are kept in RUN/why, and the same command continues."""
+    fingerprint = weights_fingerprint(explained.checkpoint.model)
+    query = strict_json([config.start, config.text, influential.tolist(), fingerprint])
+    folder = explained.out / "why" / hashlib.sha256(query.encode()).hexdigest()[:12]
+    settings = {"start": config.start, "text": config.text, "leave_out": config.leave_out}
+    identity = Identity("why", "proof", settings, {"ckpt.pt": fingerprint})
+    seeds = [explained.config.seed + number for number in range(config.seeds)]
+    seconds = explained.checkpoint.training.get("progress", {}).get("seconds", 60.0)
+    groups: dict[int, Groups] = {}
+    stages = []
+    for seed in seeds:
+        others = random_rows(explained, influential, seed)
+        groups[seed] = {"nothing": influential[:0], INFLUENTIAL: influential, RANDOM: others} | {
+            f"the nearest by {name}": found for name, found in near.items()
+        }
+        for name, left_out in groups[seed].items():
+            measure = partial(measured, explained, left_out, seed, encoded)
+            stages.append(Stage(f"train without {name}, seed {seed}", seconds, measure))
+    with folder_lock(folder, "proof"), ended_by_sigterm():
+        print()
+        results = run(folder, identity, stages)
+    return proof(results, groups, seeds, float(estimate[influential].sum()), explained.config.seed)
+
+
+def measured(
+    explained: Explained, left_out: np.ndarray, seed: int, encoded: tuple[torch.Tensor, torch.Tensor]
+) -> dict[str, Any]:
+    """Retrain; return the output's log-probability, and whether the weights are those of ckpt.pt, bit for bit."""
+    model = retrain(explained, left_out, seed)
+    return {"log_probability": log_probability(model, *encoded), "exact": is_the_model(explained, model)}
+
+
+def is_the_model(explained: Explained, model: GPT) -> bool:
+    """Return whether a model has exactly the weights of ckpt.pt."""
+    return weights_fingerprint(model.state_dict()) == weights_fingerprint(explained.checkpoint.model)
+
+
+def random_rows(explained: Explained, influential: np.ndarray, seed: int) -> np.ndarray:
+    """Draw as many other rows at random; with labels, for each influential example one with the same label, as long as
+    there is one."""
+    generator = np.random.default_rng(seed)
+    free = generator.permutation(np.setdiff1d(np.arange(len(explained.rows)), influential)).tolist()
+    if not explained.dataset.labels:
+        return np.array(free[: len(influential)])
+    labels = [response for _, response in explained.source.examples(explained.dataset.tokenizer)]
+    drawn = []
+    for number in influential.tolist():
+        drawn.append(next((other for other in free if labels[other] == labels[number]), free[0]))
+        free.remove(drawn[-1])
+    return np.array(drawn)
+
+
+def proof(
+    results: Results, groups: dict[int, Groups], seeds: list[int], predicted: float, own_seed: int
+) -> dict[str, Any]:
+    """Summarise the retrainings: log-probabilities by what was left out and seed, changes, and the verdict."""
+    names = list(groups[seeds[0]])
+    stage = {(name, seed): results[f"train without {name}, seed {seed}"] for name in names for seed in seeds}
+    values = {name: [stage[name, seed]["log_probability"] for seed in seeds] for name in names}
+    changes = {
+        name: [after - before for after, before in zip(values[name], values["nothing"], strict=True)]
+        for name in names[1:]
+    }
+    ours, others = np.array(changes[INFLUENTIAL]), np.array(changes[RANDOM])
+    further = others - ours
+    error = further.std(ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else 0.0
+    right = bool((ours < 0).all() and (further > 0).all() and further.mean() > 2 * error)
+    return {
+        "seeds": seeds,
+        "left_out": len(groups[seeds[0]][INFLUENTIAL]),
+        "log_probability": values,
+        "change": changes,
+        "predicted_change": predicted,
+        "exact": stage["nothing", own_seed]["exact"],
+        "right": right,
+    }
+
+
+def show_proof(proved: dict[str, Any], before: float) -> None:
+    """Print the probabilities of the output in the retrained models, and the verdict."""
+    count, seeds = proved["left_out"], proved["seeds"]
+    exact = "has exactly the weights of the run"
+    if not proved["exact"]:
+        exact = "has other weights than the run, so the rows below are compared with it"
+    print(f"\ncheck: retrained with every row, the model {exact}\n")
+    longest = max(map(len, proved["log_probability"])) + len(f" ({count})  ")
+    shown = {"trained without": f"<{longest}"} | {f"seed {seed}": ">12.3g" for seed in seeds} | {"change (nats)": ">15"}
+    rows: list[list[Any]] = []
+    for name, values in proved["log_probability"].items():
+        change = proved["change"].get(name)
+        label = name if name == "nothing" else f"{name} ({count})"
+        rows.append([label, *map(math.exp, values), f"{mean(change):+.3f}" if change else ""])
+    print("probability of the output:")
+    print(*terminal.table(shown, rows), sep="\n")
+    ours, other = (mean(proved["change"][name]) for name in (INFLUENTIAL, RANDOM))
+    result = f"the log-probability changed by {ours:+.3f} without {INFLUENTIAL} and by {other:+.3f} without {RANDOM}"
+    print(f"predicted:   {proved['predicted_change']:+.3f} nats; a rough size, meant as a ranking")
+    if not proved["right"]:
+        verdict = "the estimate is not confirmed"
+    else:
+        verdict = "the estimate was right" if len(seeds) > 1 else "one retraining agrees, which can be chance"
+    print(f"verdict:     {verdict}: {result}")
+    print("rule:        it falls with every seed, further than without random ones, by more than two standard errors")
+    if len(seeds) == 1:
+        print("next:        the same command with --seeds=3")

@@ -1,0 +1,157 @@
+"""Influence: estimate how the log-probability of an output changes if a training row is left out (TracIn).
+
+Let L be the loss of the output (minus its log-probability), g_i the gradient of the summed loss of row i, and N the
+number of targets of a batch. Iteration t moves the weights by -rate_t P_t (sum of g_i over the batch) / N_t. Without
+row i, the first-order change of L at this iteration is rate_t / N_t * <grad L, P_t g_i>, and so
+
+    effect_i = change of the log-probability = - sum over the iterations that draw i of rate_t / N_t <grad L, P_t g_i>
+
+(Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent", section 3: TracInIdeal). The
+paper goes on to use a few checkpoints, since a training of weeks cannot be repeated. Here it can, bit for bit, so the
+run is trained again and every iteration is measured, with the optimizer's own state. This finds what a few snapshots
+miss: an example that is forgotten and learned again between two of them. <grad L, P g_i> for all rows of a batch is one
+pass in forward mode: the derivative of their losses along the direction P grad L. No row's gradient is stored.
+
+What is approximated:
+
+- A change is taken to last: what later iterations make of it is ignored, so sizes are rough, and often too large. Read
+  the effects as a ranking, and prove it.
+- AdamW: P divides by the root of the second moment after the update, with its bias correction. It is taken not to
+  depend on row i. The momentum spreads an update over some iterations, and is counted at the first. The gradient is
+  scaled as clipping scaled it. Weight decay does not depend on i. In SGD, P is 1.
+- Muon orthogonalises the momentum of a matrix with m rows, which is not a linear function. P is a number for each
+  matrix: it gives the momentum the norm of Muon's update, at most sqrt(m) (training/optimizer.py).
+- Dropout is off in both gradients: they are those of the model in use, and not those of one mask.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tinygpt.config.schema import TrainConfig
+from tinygpt.data.rows import PairRows, Rows
+from tinygpt.device import model_class, to_host
+from tinygpt.evaluate.loss import row_losses
+from tinygpt.model import GPT
+from tinygpt.training.optimizer import Optimizer, learning_rate
+from tinygpt.training.run import Run
+
+Weights = dict[str, Tensor]  # by name, in the parameters' shapes
+
+
+class Tracer:
+    """Stands between the loop and the optimizer of a run, and adds up the effects of the tokens of each batch.
+
+    x, y: the output, int64 (1, T). `effects` float64 (tokens,): the change of its log-probability in nats if the loss
+    of a token of the training split is left out.
+    """
+
+    def __init__(self, run: Run, source: Rows, x: Tensor, y: Tensor) -> None:
+        self.run, self.source, self.optimizer = run, source, run.optimizer
+        device = run.compute.device
+        self.x, self.y = x.to(device), y.to(device)
+        self.model = model_class(run.config.fast, run.compute)(run.model.config).to(device).eval()
+        self.effects = np.zeros(len(source.tokens))
+        self.clipped = 1.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+    def clip(self) -> Tensor:
+        norm, limit = self.optimizer.clip(), self.run.config.grad_clip
+        self.clipped = min(1.0, limit / max(float(norm), 1e-12)) if limit else 1.0
+        return norm
+
+    def update(self) -> None:
+        config, step = self.run.config, self.run.progress.step
+        weights = {name: weight.detach().clone() for name, weight in self.run.model.named_parameters()}
+        self.optimizer.update()
+        gradient = gradient_of(self.model, weights, self.x, self.y)
+        scale = preconditioner(self.optimizer, config)
+        direction = {name: scale[name] * part for name, part in gradient.items()}
+        drawn = batch_of(self.source, config, step)
+        rate = self.clipped * learning_rate(step, config) / targets_of(self.source, config, drawn)
+        for part in np.split(drawn, config.gradient_accumulation_steps):
+            x, y = tensors(self.source, config, part)
+            targets = y.numpy() >= 0
+            slope = slopes(self.model, weights, direction, x.to(self.x.device), y.to(self.x.device))
+            np.add.at(self.effects, positions_of(self.source, part, y.shape[1])[targets], -rate * slope)
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Add up the effects of the tokens of each row: float64 (rows,)."""
+        sums = np.append(0.0, np.cumsum(self.effects))
+        return np.array([sums[end] - sums[start] for start, end in spans_of(self.source, rows, self.run.config)])
+
+
+def gradient_of(model: GPT, weights: Weights, x: Tensor, y: Tensor) -> Weights:
+    """Compute the gradient of the summed loss of rows, of `model` with these weights."""
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    loss = row_losses(with_weights(model, leaves), x, y).sum()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def with_weights(model: GPT, weights: Weights) -> Any:
+    """Return a function that is called as the model is."""
+    return lambda *args, **options: functional_call(model, weights, args, options)
+
+
+def preconditioner(optimizer: Optimizer, config: TrainConfig) -> Weights:
+    """Return P for each parameter, from the optimizer's state; see the top of this module."""
+    relative = config.muon_learning_rate / config.learning_rate if config.learning_rate else 0.0
+    correction, scale = 1 - config.beta2 ** max(1, optimizer.steps), {}
+    for name, moments in optimizer.moments().items():
+        if "momentum" in moments:
+            momentum = moments["momentum"]
+            scale[name] = relative * math.sqrt(len(momentum)) / (momentum.norm() + 1e-12)
+        else:
+            scale[name] = 1 / ((moments["exp_avg_sq"] / correction).sqrt() + 1e-8)
+    return scale
+
+
+def slopes(model: GPT, weights: Weights, direction: Weights, x: Tensor, y: Tensor) -> np.ndarray:
+    """Compute the derivative of the loss of each target along a direction of the weights: float64 (targets,).
+
+    Forward-mode differentiation (`torch.func.jvp`) of a batch; PyTorch's fused attention does not have it.
+    """
+
+    def losses(weights: Weights) -> Tensor:
+        logits = with_weights(model, weights)(x, y, targets_only=True)[0]
+        return F.cross_entropy(logits, y[y >= 0], reduction="none")
+
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        return to_host(jvp(losses, (weights,), (direction,))[1])
+
+
+def batch_of(source: Rows, config: TrainConfig, step: int) -> np.ndarray:
+    """Return the indices of the rows of an iteration's batch, which train.batch draws, too."""
+    return source.draw(config.seed, step, config.block_size, config.batch_size * config.gradient_accumulation_steps)
+
+
+def targets_of(source: Rows, config: TrainConfig, rows: np.ndarray) -> int:
+    """Count the targets of rows, at least 1."""
+    return max(1, int(source.targets(rows, source.width(config.block_size, rows)).sum()))
+
+
+def tensors(source: Rows, config: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets of rows. config: anything with a block_size."""
+    x, y = source.rows(rows, source.width(config.block_size, rows))
+    return torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.ascontiguousarray(y))
+
+
+def positions_of(source: Rows, rows: np.ndarray, width: int) -> np.ndarray:
+    """Return the position in the split's tokens of each target of rows, int64 (rows, width); at most the last one."""
+    first = source.starts[rows] if isinstance(source, PairRows) else rows
+    return np.minimum(first[:, None] + 1 + np.arange(width), len(source.tokens) - 1)
+
+
+def spans_of(source: Rows, rows: np.ndarray, config: TrainConfig) -> list[tuple[int, int]]:
+    """Return where the targets of each row begin and end in the split's tokens."""
+    if isinstance(source, PairRows):
+        return list(zip(source.starts[rows].tolist(), source.ends[rows].tolist(), strict=True))
+    return [(row + 1, min(row + 1 + config.block_size, len(source.tokens))) for row in rows.tolist()]
