@@ -20,7 +20,7 @@ from tinygpt.checkpoint.store import load
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.race import entry
+from tinygpt.race import command, entry
 from tinygpt.race.command import ranks
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 8, "gradient_accumulation_steps": 1}
@@ -185,6 +185,33 @@ def test_a_race_that_was_interrupted_continues(work: Path, number: int, status: 
     assert said.count("stage") == 1 and "stage 2 of 2: eva-" in said and set(rows(work)) == {"anna", "eva"}
 
 
+def test_what_a_config_does_not_set_is_as_in_the_preset(work: Path) -> None:
+    """Not as in nanoGPT's defaults, whose 12 layers would take hours."""
+    (work / "few.yaml").write_text("n_embd: 32\n")
+    _, config = entry.read_entry(str(work / "few.yaml"))
+    assert (config.n_embd, config.n_layer, config.block_size) == (32, SMALL["n_layer"], SMALL["block_size"])
+    (work / "odd.yaml").write_text("n_embd: 33\n")
+    assert "odd.yaml: n_head 2 does not divide n_embd 33" in refused(work, "race", "odd.yaml", *RACE)
+
+
+def test_an_iteration_that_takes_much_of_the_budget_is_refused(work: Path) -> None:
+    write(work, "huge.yaml", gradient_accumulation_steps=40)
+    result = cli_here("race", "huge.yaml", *RACE, cwd=work)
+    assert result.status == 1 and "huge-" in result.out
+    assert "failed: an iteration takes about 8% of the budget, more than 5%" in result.out
+
+
+def test_equal_configs_of_one_name_are_refused_and_hidden_files_left_out(work: Path) -> None:
+    for folder in ("anna", "ben", "ben/__MACOSX"):
+        (work / "class" / folder).mkdir(parents=True)
+        write(work / "class" / folder, "config.yaml")
+    message = refused(work, "race", "class", *RACE)
+    assert "ben/config.yaml: another entry has the same name and settings" in message.replace("\\", "/")
+    (work / "class/ben/config.yaml").write_text("n_embd: 32\n")
+    (work / "class/.hidden.yaml").write_text("no: key\n")
+    assert len(list(command.config_files([str(work / "class"), str(work / "class/a*/*.yaml")]))) == 3
+
+
 def test_a_folder_of_configs(work: Path) -> None:
     (work / "submissions/ben").mkdir(parents=True)
     assert "submissions: a folder without any *.yaml" in refused(work, "race", "submissions", *RACE)
@@ -204,9 +231,9 @@ def test_a_loss_that_is_not_finite_is_a_failure(work: Path, monkeypatch: pytest.
 def test_an_entry_that_fails_does_not_end_the_race(work: Path) -> None:
     args = ["race", write(work, "anna.yaml", block_size=10**5), write(work, "ben.yaml"), *RACE]
     result = cli_here(*args, cwd=work)
-    assert result.status == 1 and re.search(r"anna-\w+ failed: .*block_size", result.out)
+    assert result.status == 1 and re.search(r"anna-\w+ failed: an iteration takes", result.out)
     table = rows(work)
-    assert table["ben"]["rank"] == "1" and not table["anna"]["loss"] and "block_size" in table["anna"]["ended"]
+    assert table["ben"]["rank"] == "1" and not table["anna"]["loss"] and "of the budget" in table["anna"]["ended"]
     again = cli_here(*args, cwd=work)  # the reason may be gone, as after a full disk
     assert again.status == 1 and again.out.count("stage") == 1 and "stage 1 of 2: anna-" in again.out
 

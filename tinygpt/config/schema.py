@@ -948,7 +948,8 @@ class RaceConfig(Config):
     command is a student's, next to train.txt, whose own last tenth gives a provisional loss. The third one, with the
     complete text, gives the losses that count.
 
-    A config has the keys of tinygpt train, and each character is a token. A training that has used up its budget is
+    A config has the keys of tinygpt train; those that it leaves out are as in configs/shakespeare_char.yaml. Each
+    character is a token. A training that has used up its budget is
     stopped, and its model counts as it is. Each entry runs once: the same command continues a race that was stopped,
     and another one adds entries to the table.
     """

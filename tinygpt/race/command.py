@@ -8,14 +8,13 @@ The entries are stages (experiment/stages.py): each runs once, and a later comma
 
 import hashlib
 import io
-import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tinygpt.config import suggest
-from tinygpt.config.schema import RaceConfig
+from tinygpt.config.schema import RaceConfig, TrainConfig
 from tinygpt.data.text_files import input_files
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.errors import TinyGPTError
@@ -44,9 +43,14 @@ def race(config: RaceConfig) -> int:
     if len(text) < least:
         problem = f"{config.text} has {len(text):,} characters, but a race needs {least:,}"
         raise TinyGPTError(f"{problem}, since on a short test a difference of {TIE} is chance", "a longer --text")
-    hint = "put the students' config files into it"
-    paths = (input_files([one], (".yaml", ".py"), hint=hint) if Path(one).is_dir() else [one] for one in config.configs)
-    entries = dict(read_entry(str(path)) for path in itertools.chain.from_iterable(paths))
+    entries = dict[str, TrainConfig]()
+    for path in config_files(config.configs):
+        name, entry = read_entry(str(path))
+        if name in entries:
+            raise TinyGPTError(
+                f"{path}: another entry has the same name and settings", "name configs after the students"
+            )
+        entries[name] = entry
     if not entries:
         return hand_out(text[:train], len(text) - train, config)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
@@ -63,6 +67,18 @@ def race(config: RaceConfig) -> int:
         print(f"\nloss in nats per character on the last {len(text) - train:,} characters of {config.text}\n")
         show(every, folder)
     return int(any("failed" in result for result in results.values()))
+
+
+def config_files(items: Sequence[str]) -> Iterator[Path]:
+    """Yield the configs that the command names: files, patterns, and those in folders without the hidden ones."""
+    for item in items:
+        if not (is_folder := Path(item).is_dir()) and "*" not in item:
+            yield Path(item)
+            continue
+        for path in input_files([item], (".yaml", ".py"), hint="put the students' config files into it"):
+            inside = path.relative_to(item).parts if is_folder else ()
+            if not any(part.startswith((".", "__")) for part in inside):
+                yield path
 
 
 def hand_out(train: str, test: int, config: RaceConfig) -> int:

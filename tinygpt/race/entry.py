@@ -11,26 +11,30 @@ import hashlib
 import itertools
 import math
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from tinygpt import device
 from tinygpt.checkpoint.store import load
-from tinygpt.config.parse import parse
+from tinygpt.config.parse import find_config, parse, read_config
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate.loss import bits_per_character, validation_loss
 from tinygpt.files import strict_json, writing
 from tinygpt.machine import description
+from tinygpt.model import GPT
 from tinygpt.terminal import duration, print_error
 from tinygpt.threads import mean_seconds
 from tinygpt.train import train
-from tinygpt.training.start import choose_compute, step_on_one_batch
+from tinygpt.training.start import Start, choose_compute, make_model, step_on_one_batch
 
 PRESET = "configs/shakespeare_char.yaml"  # the model of the calibration
 UNIT = 100  # its iterations in the unit of the budget
 SLICE, CALIBRATION = 2.0, 0.3  # seconds of the training, and then of the calibration
+LARGEST = 0.05  # share of the budget that an iteration may take
+EVAL_ITERS = 20  # batches of an evaluation, at most
 TRAIN, TEST = "train", "test"  # datasets: the students' part of the text, and with the test as its validation split
 FIXED = {  # what a config cannot choose: its data, and what depends on the machine
     "dataset": TRAIN, "device": "cpu", "dtype": "auto", "compile": "False", "threads": "1", "fast": "auto",
@@ -71,22 +75,25 @@ class Clock:
 
 
 def read_entry(path: str) -> tuple[str, TrainConfig]:
-    """Read a config; return its name in the race, which changes with its settings. Errors: TinyGPTError for settings
-    that `tinygpt train` would refuse, and for a start from trained weights."""
+    """Read a config; return its name in the race, which changes with its settings. Other settings are those of PRESET.
+
+    Errors: TinyGPTError for settings that `tinygpt train` would refuse, and for a start from trained weights.
+    """
     try:
-        config = parse(TrainConfig, [path])
+        config, given = parse(TrainConfig, [PRESET, path]), read_config(find_config(path)).keys()
     except TinyGPTError as error:
         where = "" if path in error.message else f"{path}: "
         raise TinyGPTError(where + error.message, error.hint) from None
     if config.init_from not in ("scratch", "auto"):
         problem = f"{path}: init_from is {config.init_from}, but all entries of a race start from new weights"
         raise TinyGPTError(problem, "remove the key init_from")
-    ignored = sorted({"data_dir", "out_dir", *FIXED} & config.given)
+    ignored = sorted({"data_dir", "out_dir", *FIXED} & given)
     if ignored:
         print_error(f"note: {path}: a race chooses {', '.join(ignored)} itself")
-    own = {key: value for key, value in vars(config).items() if key in config.given and key not in ignored}
+    own = {key: value for key, value in vars(config).items() if key in given and key not in ignored}
     digest = hashlib.sha256(strict_json(own).encode()).hexdigest()
-    name = "".join(letter if letter.isalnum() else "_" for letter in Path(path).stem)
+    stem = unicodedata.normalize("NFC", Path(path).stem)
+    name = "".join(letter if letter.isalnum() else "_" for letter in stem)
     return f"{name}-{digest[:4]}", config
 
 
@@ -94,10 +101,14 @@ def run_entry(name: str, config: TrainConfig, folder: Path, times: int) -> dict[
     """Run an entry, and return its row of the table, or why it failed. Errors: TinyGPTError if a signal stops it."""
     log = folder / f"{name}.log"
     try:
-        clock = Clock(changed(parse(TrainConfig, [PRESET]), folder, name), times)
+        fixed, config = changed(parse(TrainConfig, [PRESET]), folder, name), changed(config, folder, name)
+        if (ratio := work(config) / work(fixed)) > times * UNIT * LARGEST:
+            problem = f"an iteration takes about {ratio / UNIT / times:.0%} of the budget, more than {LARGEST:.0%}"
+            raise TinyGPTError(problem, "a smaller model, batch or context")
+        clock = Clock(fixed, times)
         print(f"  the budget is now about {duration(times * clock.unit)}", flush=True)
         with writing(log), open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            status = train(changed(config, folder, name), clock)
+            status = train(config, clock)
         if status >= 128:
             raise TinyGPTError(f"stopped in {name}", "the same command continues the race with this entry", status)
         clock.count()
@@ -113,9 +124,16 @@ def run_entry(name: str, config: TrainConfig, folder: Path, times: int) -> dict[
 
 
 def changed(config: TrainConfig, folder: Path, name: str) -> TrainConfig:
-    """Return the config with what the race chooses."""
+    """Return the config with what the race chooses. Long evaluations are shortened, since nothing could stop them."""
     settings: dict[str, Any] = FIXED | {"data_dir": str(folder / "data"), "out_dir": str(folder / name)}
-    return dataclasses.replace(config, **settings)
+    return dataclasses.replace(config, **settings, eval_iters=min(config.eval_iters, EVAL_ITERS))
+
+
+def work(config: TrainConfig) -> float:
+    """Estimate the cost of an iteration: parameters times tokens."""
+    vocab_size = Dataset(config.data_dir, config.dataset).tokenizer.vocab_size
+    parameters = make_model(Start(config), GPT, vocab_size)[0].num_params()
+    return parameters * config.batch_size * config.gradient_accumulation_steps * config.block_size
 
 
 def judged(folder: Path, name: str) -> dict[str, Any]:

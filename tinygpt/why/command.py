@@ -25,12 +25,15 @@ from tinygpt.files import folder_lock, strict_json
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT
 from tinygpt.why.explained import Explained, load_run, log_probability, output, places_of, texts_of
+from tinygpt.why.influence import exposures_of
 from tinygpt.why.nearest import nearest, similarities
 from tinygpt.why.retrain import effects, retrain
 
 Groups = dict[str, np.ndarray]  # the numbers of the training rows that a retraining leaves out
 INFLUENTIAL, RANDOM = "the most influential", "random ones"
 WIDTH = 90  # characters of an example
+# Student's t of which 95 % are below, by the number of seeds; about 1.8 for more
+T_95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 
 
 def why(config: WhyConfig) -> None:
@@ -45,6 +48,8 @@ def why(config: WhyConfig) -> None:
         problem = f"--leave_out={config.leave_out} needs as many other training rows, but there are {rows} in all"
         raise TinyGPTError(problem, f"--leave_out={max(1, rows // 4)}")
     compute = device.choose(explained.config.device, "float32", explained.config.threads)
+    if compute.device.type == "mps":
+        raise TinyGPTError("PyTorch has no forward-mode derivatives on MPS", "--device=cpu")
     model = explained.checkpoint.for_inference(compute)
     refuse_diverged(model, str(explained.out / "ckpt.pt"))
     before = log_probability(model, x, y)
@@ -66,7 +71,7 @@ def why(config: WhyConfig) -> None:
             "rows": rows,
             **examples(explained, estimate, order, texts, config.count),
         }
-        influential = order[: config.leave_out]
+        influential = order[: min(config.leave_out, int((estimate < 0).sum()))]
         if near:
             answer["in_common"] = {name: len(np.intersect1d(influential, found)) for name, found in near.items()}
         if not config.json:
@@ -134,9 +139,9 @@ def prove(
     """Retrain with every row, without the influential ones, and without as many others, for each seed. Finished
     retrainings are kept in RUN/why, and the same command continues."""
     fingerprint = weights_fingerprint(explained.checkpoint.model)
-    query = strict_json([config.start, config.text, influential.tolist(), fingerprint])
+    query = strict_json([prompt_text(config.start), config.text, influential.tolist(), fingerprint])
     folder = explained.out / "why" / hashlib.sha256(query.encode()).hexdigest()[:12]
-    settings = {"start": config.start, "text": config.text, "leave_out": config.leave_out}
+    settings = {"start": prompt_text(config.start), "text": config.text, "leave_out": config.leave_out}
     identity = Identity("why", "proof", settings, {"ckpt.pt": fingerprint})
     seeds = [explained.config.seed + number for number in range(config.seeds)]
     seconds = explained.checkpoint.training.get("progress", {}).get("seconds", 60.0)
@@ -153,7 +158,8 @@ def prove(
     with folder_lock(folder, "proof"), ended_by_sigterm():
         print()
         results = run(folder, identity, stages)
-    return proof(results, groups, seeds, float(estimate[influential].sum()), explained.config.seed)
+    summary = proof(results, groups, seeds, float(estimate[influential].sum()))
+    return summary | {"same_label": [same_label(explained, influential, groups[seed][RANDOM]) for seed in seeds]}
 
 
 def measured(
@@ -170,23 +176,29 @@ def is_the_model(explained: Explained, model: GPT) -> bool:
 
 
 def random_rows(explained: Explained, influential: np.ndarray, seed: int) -> np.ndarray:
-    """Draw as many other rows at random; with labels, for each influential example one with the same label, as long as
-    there is one."""
-    generator = np.random.default_rng(seed)
+    """Draw as many other rows, each with about as many targets in the iterations of this seed's run as an influential
+    one, since a row that was hardly drawn cannot matter. With labels it has the same label, as long as there is one."""
+    generator, exposures = np.random.default_rng(seed), exposures_of(explained, seed)
     free = generator.permutation(np.setdiff1d(np.arange(len(explained.rows)), influential)).tolist()
-    if not explained.dataset.labels:
-        return np.array(free[: len(influential)])
-    labels = [response for _, response in explained.source.examples(explained.dataset.tokenizer)]
+    examples = explained.source.examples(explained.dataset.tokenizer) if explained.dataset.labels else []
+    labels = [response for _, response in examples] or [""] * len(explained.rows)
     drawn = []
     for number in influential.tolist():
-        drawn.append(next((other for other in free if labels[other] == labels[number]), free[0]))
+        same = [other for other in free if labels[other] == labels[number]]
+        drawn.append(min(same or free, key=lambda other: abs(exposures[other] - exposures[number])))
         free.remove(drawn[-1])
-    return np.array(drawn)
+    return np.array(drawn, dtype=np.int64)
 
 
-def proof(
-    results: Results, groups: dict[int, Groups], seeds: list[int], predicted: float, own_seed: int
-) -> dict[str, Any]:
+def same_label(explained: Explained, ours: np.ndarray, others: np.ndarray) -> int:
+    """Count the rows of `others` with the label of the row of `ours` in the same place; all of them without labels."""
+    if not explained.dataset.labels:
+        return len(others)
+    examples = explained.source.examples(explained.dataset.tokenizer)
+    return sum(examples[a][1] == examples[b][1] for a, b in zip(ours.tolist(), others.tolist(), strict=True))
+
+
+def proof(results: Results, groups: dict[int, Groups], seeds: list[int], predicted: float) -> dict[str, Any]:
     """Summarise the retrainings: log-probabilities by what was left out and seed, changes, and the verdict."""
     names = list(groups[seeds[0]])
     stage = {(name, seed): results[f"train without {name}, seed {seed}"] for name in names for seed in seeds}
@@ -197,22 +209,24 @@ def proof(
     }
     ours, others = np.array(changes[INFLUENTIAL]), np.array(changes[RANDOM])
     further = others - ours
-    error = further.std(ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else 0.0
-    right = bool((ours < 0).all() and (further > 0).all() and further.mean() > 2 * error)
+    agrees = bool((ours < 0).all() and (further > 0).all())
+    error = further.std(ddof=1) / len(seeds) ** 0.5 if len(seeds) > 1 else math.inf
+    right = agrees and bool(further.mean() > T_95[min(len(seeds), len(T_95)) - 1] * error)
     return {
         "seeds": seeds,
-        "left_out": len(groups[seeds[0]][INFLUENTIAL]),
+        "left_out": {name: len(rows) for name, rows in groups[seeds[0]].items()},
         "log_probability": values,
         "change": changes,
         "predicted_change": predicted,
-        "exact": stage["nothing", own_seed]["exact"],
+        "exact": stage["nothing", seeds[0]]["exact"],
+        "agrees": agrees,
         "right": right,
     }
 
 
 def show_proof(proved: dict[str, Any], before: float) -> None:
     """Print the probabilities of the output in the retrained models, and the verdict."""
-    count, seeds = proved["left_out"], proved["seeds"]
+    seeds, count, matched = proved["seeds"], proved["left_out"][INFLUENTIAL], min(proved["same_label"])
     exact = "has exactly the weights of the run"
     if not proved["exact"]:
         exact = "has other weights than the run, so the rows below are compared with it"
@@ -222,18 +236,18 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
     rows: list[list[Any]] = []
     for name, values in proved["log_probability"].items():
         change = proved["change"].get(name)
-        label = name if name == "nothing" else f"{name} ({count})"
+        label = name if name == "nothing" else f"{name} ({proved['left_out'][name]})"
         rows.append([label, *map(math.exp, values), f"{mean(change):+.3f}" if change else ""])
     print("probability of the output:")
     print(*terminal.table(shown, rows), sep="\n")
     ours, other = (mean(proved["change"][name]) for name in (INFLUENTIAL, RANDOM))
     result = f"the log-probability changed by {ours:+.3f} without {INFLUENTIAL} and by {other:+.3f} without {RANDOM}"
     print(f"predicted:   {proved['predicted_change']:+.3f} nats; a rough size, meant as a ranking")
-    if not proved["right"]:
-        verdict = "the estimate is not confirmed"
-    else:
-        verdict = "the estimate was right" if len(seeds) > 1 else "one retraining agrees, which can be chance"
-    print(f"verdict:     {verdict}: {result}")
-    print("rule:        it falls with every seed, further than without random ones, by more than two standard errors")
-    if len(seeds) == 1:
-        print("next:        the same command with --seeds=3")
+    if matched < count:
+        print(f"note:        only {matched} of the {count} random rows have the label of an influential one")
+    chance = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"
+    verdict = f"{chance}, which can be chance" if proved["agrees"] else "the estimate is not confirmed"
+    print(f"verdict:     {'the estimate was right' if proved['right'] else verdict}: {result}")
+    print("rule:        it falls with every seed, further than without the random ones (one-sided t-test, p < 0.05)")
+    if proved["agrees"] and not proved["right"]:
+        print(f"next:        the same command with --seeds={len(seeds) + 2}")

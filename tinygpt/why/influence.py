@@ -6,24 +6,29 @@ row i, the first-order change of L at this iteration is rate_t / N_t * <grad L, 
 
     effect_i = change of the log-probability = - sum over the iterations that draw i of rate_t / N_t <grad L, P_t g_i>
 
-(Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent", section 3: TracInIdeal). The
-paper goes on to use a few checkpoints, since a training of weeks cannot be repeated. Here it can, bit for bit, so the
-run is trained again and every iteration is measured, with the optimizer's own state. This finds what a few snapshots
-miss: an example that is forgotten and learned again between two of them. <grad L, P g_i> for all rows of a batch is one
-pass in forward mode: the derivative of their losses along the direction P grad L. No row's gradient is stored.
+(Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent", whose TracInIdeal is the change
+that each iteration made, to first order). The paper goes on to use a few checkpoints, since a training of weeks cannot
+be repeated. Here it can, bit for bit, so the run is trained again and every iteration is measured, with the optimizer's
+own state. This finds what a few snapshots miss: an example that is forgotten and learned again between two of them.
+<grad L, P g_i> for all rows of a batch is one pass in forward mode: the derivative of their losses along the direction
+P grad L. No row's gradient is stored.
 
 What is approximated:
 
 - A change is taken to last: what later iterations make of it is ignored, so sizes are rough, and often too large. Read
   the effects as a ranking, and prove it.
-- AdamW: P divides by the root of the second moment after the update, with its bias correction. It is taken not to
-  depend on row i. The momentum spreads an update over some iterations, and is counted at the first. The gradient is
-  scaled as clipping scaled it. Weight decay does not depend on i. In SGD, P is 1.
+- AdamW: P divides by the root of the second moment after the update, with its bias correction (LESS, Xia et al. 2024,
+  does so, too). P and the clipping are taken not to depend on row i: of rows that teach the same, each gets its share,
+  although without one of them AdamW moves nearly as far. Weight decay does not depend on i.
+- Momentum applies a gradient over many iterations. rate_t is the sum of their learning rates, weighted as momentum
+  weights the gradient (`applied_rates`); the rest is taken from iteration t.
 - Muon orthogonalises the momentum of a matrix with m rows, which is not a linear function. P is a number for each
-  matrix: it gives the momentum the norm of Muon's update, at most sqrt(m) (training/optimizer.py).
-- Dropout is off in both gradients: they are those of the model in use, and not those of one mask.
+  matrix: it gives the momentum the norm of Muon's update, about sqrt(m) (training/optimizer.py).
+- Dropout is off in both gradients: they are those of the model in use, and not those of one mask. Both are in float32,
+  also where the run computes in bfloat16.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -38,6 +43,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.device import model_class, to_host
 from tinygpt.evaluate.loss import row_losses
+from tinygpt.fast.muon import MOMENTUM
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import Optimizer, learning_rate
 from tinygpt.training.run import Run
@@ -59,6 +65,7 @@ class Tracer:
         self.model = model_class(run.config.fast, run.compute)(run.model.config).to(device).eval()
         self.effects = np.zeros(len(source.tokens))
         self.clipped = 1.0
+        self.rates = {momentum: applied_rates(run.config, momentum) for momentum in (run.config.beta1, MOMENTUM)}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.optimizer, name)
@@ -73,10 +80,11 @@ class Tracer:
         weights = {name: weight.detach().clone() for name, weight in self.run.model.named_parameters()}
         self.optimizer.update()
         gradient = gradient_of(self.model, weights, self.x, self.y)
-        scale = preconditioner(self.optimizer, config)
+        rates = {momentum: each[step] for momentum, each in self.rates.items()}
+        scale = preconditioner(self.optimizer, config, rates)
         direction = {name: scale[name] * part for name, part in gradient.items()}
         drawn = batch_of(self.source, config, step)
-        rate = self.clipped * learning_rate(step, config) / targets_of(self.source, config, drawn)
+        rate = self.clipped / int(self.source.targets(drawn, config.block_size).sum())
         for part in np.split(drawn, config.gradient_accumulation_steps):
             x, y = tensors(self.source, config, part)
             targets = y.numpy() >= 0
@@ -101,16 +109,32 @@ def with_weights(model: GPT, weights: Weights) -> Any:
     return lambda *args, **options: functional_call(model, weights, args, options)
 
 
-def preconditioner(optimizer: Optimizer, config: TrainConfig) -> Weights:
-    """Return P for each parameter, from the optimizer's state; see the top of this module."""
+def applied_rates(config: TrainConfig, momentum: float) -> np.ndarray:
+    """Return the learning rate by which the gradient of each iteration is applied in all: float64 (max_iters,).
+
+    Iteration s applies the share (1 - momentum) * momentum^(s - t) / (1 - momentum^(s + 1)) of the gradient of t.
+    """
+    applied, later = np.zeros(config.max_iters), 0.0
+    for step in reversed(range(config.max_iters)):
+        later = learning_rate(step, config) / (1 - momentum ** (step + 1)) + momentum * later
+        applied[step] = (1 - momentum) * later
+    return applied
+
+
+def preconditioner(optimizer: Optimizer, config: TrainConfig, rates: dict[float, float]) -> Weights:
+    """Return rate times P for each parameter, from the optimizer's state; see the top of this module.
+
+    rates: by momentum, that of AdamW and of Muon.
+    """
     relative = config.muon_learning_rate / config.learning_rate if config.learning_rate else 0.0
-    correction, scale = 1 - config.beta2 ** max(1, optimizer.steps), {}
+    steps, scale = max(1, optimizer.steps), {}
     for name, moments in optimizer.moments().items():
         if "momentum" in moments:
-            momentum = moments["momentum"]
-            scale[name] = relative * math.sqrt(len(momentum)) / (momentum.norm() + 1e-12)
+            momentum = moments["momentum"] / (1 - MOMENTUM**steps)
+            scale[name] = rates[MOMENTUM] * relative * math.sqrt(len(momentum)) / (momentum.norm() + 1e-12)
         else:
-            scale[name] = 1 / ((moments["exp_avg_sq"] / correction).sqrt() + 1e-8)
+            second = moments["exp_avg_sq"] / (1 - config.beta2**steps)
+            scale[name] = rates[config.beta1] / (second.sqrt() + 1e-8)
     return scale
 
 
@@ -133,9 +157,16 @@ def batch_of(source: Rows, config: TrainConfig, step: int) -> np.ndarray:
     return source.draw(config.seed, step, config.block_size, config.batch_size * config.gradient_accumulation_steps)
 
 
-def targets_of(source: Rows, config: TrainConfig, rows: np.ndarray) -> int:
-    """Count the targets of rows, at least 1."""
-    return max(1, int(source.targets(rows, source.width(config.block_size, rows)).sum()))
+def exposures_of(explained: Any, seed: int) -> np.ndarray:
+    """Count the targets of each training row in all iterations of a run with this seed: int64 (rows,)."""
+    source, config = explained.source, dataclasses.replace(explained.config, seed=seed)
+    counts = np.zeros(len(source.tokens) + 1, dtype=np.int64)  # of token i at i + 1
+    for step in range(explained.checkpoint.step):
+        rows = batch_of(source, config, step)
+        width = source.width(config.block_size, rows)
+        np.add.at(counts, positions_of(source, rows, width)[source.rows(rows, width)[1] >= 0] + 1, 1)
+    sums = np.cumsum(counts)
+    return np.array([sums[end] - sums[start] for start, end in spans_of(source, explained.rows, config)])
 
 
 def tensors(source: Rows, config: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:

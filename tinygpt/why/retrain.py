@@ -33,7 +33,7 @@ from tinygpt.why.influence import Tracer, batch_of, positions_of, spans_of
 def retrain(explained: Explained, left_out: np.ndarray, seed: int) -> GPT:
     """Train up to the step of ckpt.pt without the rows numbered `left_out`, in a temporary folder.
 
-    Errors: TinyGPTError as in training; SystemExit if a signal has stopped it.
+    Errors: TinyGPTError as in training, also if a signal has stopped it.
     """
     source = without(explained.source, explained.rows[left_out], explained.config)
     with repeated(explained, seed) as (run, go):
@@ -57,15 +57,17 @@ def effects(explained: Explained, x: Tensor, y: Tensor) -> tuple[np.ndarray, GPT
 @contextlib.contextmanager
 def repeated(explained: Explained, seed: int) -> Iterator[tuple[Run, Callable[[], None]]]:
     """Set up the run once more, and yield it with the function that trains it, silently but for a progress bar."""
-    with tempfile.TemporaryDirectory() as out, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         start = starting_point(settings(explained, seed, out))
-        run = set_up(stack, start, choose_compute(start.config, {}))
+        run = set_up(stack, start, choose_compute(start.config, explained.checkpoint.training))
         stop = stack.enter_context(StopSignal())
 
         def go() -> None:
             if status := loop(run, stop):
-                raise SystemExit(status)
+                raise TinyGPTError(
+                    "stopped", "the same command starts again, with the trainings that a proof has stored", status
+                )
 
         yield run, go
 
