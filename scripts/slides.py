@@ -30,9 +30,9 @@ style: |
 
 # What fine-tuned and small models are good for, and how they fail
 
-Claims of a course and some of our own, each with a command that tests it, and what came out. Vote on each claim before
-the next slide. The course calls models of 1 to 10 billion parameters small. Most models here have 0.1 to 135 million:
-7 to 10,000 times fewer than one billion.
+Vote on each claim before the next slide: true, true in part, or false? A course makes the claims, some are ours. The
+course calls 1 to 10 billion parameters small. Most models here have 0.1 to 135 million: 7 to 10,000 times fewer than
+one billion.
 
 ![h:260](report.png)
 """
@@ -40,13 +40,13 @@ TAIL = """---
 
 # Start simple, add complexity only when it is needed
 
-1. the n-gram baseline: seconds of training, and a comparison for everything else
+1. the n-gram baseline, with which you compare all else
 2. retrieval, if the facts change
 3. a small model of your own, if the task is narrow
 4. fine-tuning a pretrained model, if it is measurably better
 5. a person, where a mistake is expensive
 
-<!-- Let each group name the cheapest step that would do for its own case, and the number that would convince it. -->
+<!-- Each group names the cheapest step for its own case, and the number that would convince it. -->
 """
 
 
@@ -73,14 +73,14 @@ def pictures(claim: Claim) -> list[str]:
 
 
 def slides(claim: Claim) -> str:
-    """Two slides: the claim, on which the room votes; and the result. The wrong answers are notes for the speaker."""
+    """Two slides: the claim, on which the room votes; and the result. The wrong answer is a note for the speaker."""
     claim = Claim(*(re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in claim))  # links do not work in a deck
     picture = [f"![bg right:48% fit]({name}.png)" for name in pictures(claim)[:1]]
     title = claim.claim.removesuffix(" (ours)")
     ours = "Our claim" if title != claim.claim else "Claim"
-    parts = ["---", "<!-- _class: lead -->", f"# {ours}: {title}", "True, true in part, or false?", claim.command]
+    parts = ["---", "<!-- _class: lead -->", f"# {ours}: {title}", claim.command]
     parts += ["---", f"# {title}?", *picture, claim.expected, f"**Discuss:** {claim.question}"]
-    return "\n\n".join([*parts, f"<!-- Common wrong answers: {claim.wrong} -->"]) + "\n"
+    return "\n\n".join([*parts, f"<!-- Wrong answer: {claim.wrong} -->"]) + "\n"
 
 
 def deck() -> str:

@@ -185,7 +185,7 @@ def solution_of(*numbers: int) -> str:
 
 
 def test_the_table_for_teachers_quotes_the_names_of_checks() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "TEACHING.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "dev" / "TEACHING.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| .+ \| (.+) \|$", text.partition("## Typical wrong answers")[2], re.MULTILINE)
     assert len(rows) > 20
     for step, names in rows:
