@@ -159,9 +159,8 @@ def reason(name: str, beaten: Mapping[str, Sequence[Comparison]], comparisons: S
         parts.append(f"{best.name} is right {100 * best.gain:.1f} points more often than {simpler} ({chance})")
     close = max(comparisons, key=lambda one: one.gain, default=None)
     if close is not None and close.gain > 0:
-        parts.append(
-            f"{close.name} is {100 * close.gain:.1f} points better than it, which can be chance ({shown_p(close.p)})"
-        )
+        gain, chance = 100 * close.gain, f"which can be chance ({shown_p(close.p)})"
+        parts.append(f"{close.name} is right {gain:.1f} points more often than {name}, {chance}")
     elif comparisons:
         parts.append("no other contender is right more often")
     return "; ".join(parts)

@@ -38,10 +38,7 @@ def lab(config: LabConfig) -> None:
     if config.name not in LABS:
         raise TinyGPTError(f"{config.name}: no such lab", f"choose one of {', '.join(LABS)}")
     chosen, folder = LABS[config.name], Path(config.out_dir or f"out-lab-{config.name}{'-quick' * config.quick}")
-    for package in (
-        "jinja2",
-        "matplotlib",
-    ):  # imported now: what is wrong must not appear at the end
+    for package in ("jinja2", "matplotlib"):  # imported now: what is wrong must not appear at the end
         library(package, "a lab")
     if config.quick and not chosen.quick:
         raise TinyGPTError(f"lab {config.name} has no quick form", f"tinygpt lab {config.name} --seeds=1")

@@ -29,7 +29,7 @@ from tinygpt.files import read_text, strict_json
 from tinygpt.retrieve.questions import answer_in
 from tinygpt.retrieve.rank import Ranking, rank
 from tinygpt.retrieve.search import normalised
-from tinygpt.retrieve.sentences import one_line
+from tinygpt.retrieve.sentences import unquoted
 from tinygpt.retrieve.store import Index, open_index
 from tinygpt.terminal import escaped, progress
 
@@ -103,7 +103,7 @@ def quotation(question: str, ranking: Ranking, number: int) -> dict[str, Any]:
     start, end = (ranking.kind and answer_in(unit.text, question, ranking.kind)) or (None, None)
     fields = {"rank": number + 1, "source": passage.source, "position": unit.position, "title": passage.title}
     fields |= {"text": unit.text, "start": start, "end": end, "score": float(ranking.scores[number])}
-    return fields | {"columns": unit.header, "passage": one_line(passage.text)}
+    return fields | {"columns": unit.header, "passage": unquoted(passage.text)}
 
 
 # ---- asking -----------------------------------------------------------------------------------------------------

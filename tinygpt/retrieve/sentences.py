@@ -47,12 +47,12 @@ def units(passage: Passage, table: str = "") -> list[Unit]:
             header = found.pop().text if found and is_row(found[-1].text) else header
             continue
         names = header if is_row(text) else ""
-        found.append(Unit(one_line(text), moved(passage, start), header=names))
+        found.append(Unit(unquoted(text), moved(passage, start), header=names))
     return found
 
 
-def one_line(text: str) -> str:
-    """Join the lines of a text, without the marks of a quoted e-mail."""
+def unquoted(text: str) -> str:
+    """Join the lines of a text on one line, without the marks of a quoted e-mail."""
     return " ".join(QUOTED.sub("", text).split())
 
 

@@ -149,8 +149,10 @@ def reader(config: ServeConfig) -> Iterator[Respond]:
         outcome = respond(checked_question(question))
         return outcome.answer or ABSTENTION, outcome._asdict()
 
-    yield answer
-    opened.close()
+    try:
+        yield answer
+    finally:
+        opened.close()
 
 
 def labeller(config: ServeConfig) -> Respond:

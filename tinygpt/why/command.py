@@ -73,10 +73,13 @@ def why(config: WhyConfig) -> None:
         }
         influential = order[: min(config.leave_out, int((estimate < 0).sum()))]
         if near:
+            answer["compared"] = len(influential)
             answer["in_common"] = {name: len(np.intersect1d(influential, found)) for name, found in near.items()}
         if not config.json:
             show(answer, config)
         if config.prove:
+            if not len(influential):
+                raise TinyGPTError("no row raised the probability, so no proof can leave one out", "another --text", 1)
             answer["proof"] = prove(explained, config, estimate, influential, near, (x, y))
             if not config.json:
                 show_proof(answer["proof"], before)
@@ -91,13 +94,11 @@ def examples(
     raised = [int(number) for number in order[:count] if estimate[number] < 0]
     lowered = [int(number) for number in order[::-1][:count] if estimate[number] > 0]
     places = places_of(explained, raised + lowered)
-    entry = lambda number: {  # noqa: E731
-        "row": number + 1,
-        "effect": float(estimate[number]),
-        "place": places[number],
-        "text": texts[number],
+    rows = {
+        number: {"row": number + 1, "effect": float(estimate[number]), "place": places[number], "text": texts[number]}
+        for number in raised + lowered
     }
-    return {"raised": list(map(entry, raised)), "lowered": list(map(entry, lowered))}
+    return {"raised": [rows[number] for number in raised], "lowered": [rows[number] for number in lowered]}
 
 
 def show(answer: dict[str, Any], config: WhyConfig) -> None:
@@ -109,8 +110,8 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
     if not answer["exact"]:
         differs = "the model has other weights than ckpt.pt (another machine, version, number of threads or processes)"
         print(f"note: trained again, {differs}, so the effects are those in a similar run")
-    for key, title in (("raised", "raised"), ("lowered", "lowered")):
-        entries = answer[key]
+    for title in ("raised", "lowered"):
+        entries = answer[title]
         print(f"\n{len(entries)} of {answer['rows']:,} training rows {title} the probability most:")
         lines = [
             (f"{entry['effect']:+.3g}", entry["place"], terminal.cut(terminal.escaped(entry["text"]), WIDTH))
@@ -120,7 +121,7 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
         print(*terminal.table({"effect": "<10", "place": f"<{width}", "text": "<4"}, lines), sep="\n")
     print("\neffect: estimated change of the log-probability (nats) if the row is left out of the training")
     for name, shared in answer.get("in_common", {}).items():
-        print(f"{shared} of the {config.leave_out} most influential rows are also among the nearest by {name}")
+        print(f"{shared} of the {answer['compared']} most influential rows are also among the nearest by {name}")
     if not config.prove:
         print("\nnext: the same command with --prove trains again without these rows, and shows what changes")
 
