@@ -117,7 +117,7 @@ def show(description: str) -> None:
 # 6. A model gives **scores**, which may be any numbers. **Softmax** turns them into probabilities: take e (about
 #    2.718) to the power of each score, then divide by the sum. The results are positive and add up to 1.
 # 7. A **loss** says how bad a prediction was: −ln p, where p is the probability of what really happened and ln is the
-#    natural logarithm. Certain and right costs 0, p = 50 % costs 0.69, p = 1 % costs 4.61. The unit is the nat.
+#    natural logarithm. Certain and right costs 0, p = 50% costs 0.69, p = 1% costs 4.61. The unit is the nat.
 # 8. The **gradient** says, for each parameter, how much the loss changes if this parameter grows a little.
 # 9. **Training** moves each parameter a small step against its gradient: the gradient times a small number, the
 #    **learning rate**.
@@ -359,7 +359,7 @@ ninety = int(0.9 * len(shuffled))
 in_training = np.zeros(len(shuffled), dtype=bool)
 in_training[shuffled[:ninety]] = True
 covered = np.mean([in_training[max(0, i - 8) : i + 9].any() for i in shuffled[ninety:][:2000]])
-print(f"validation windows that differ from a training window by at most 8 characters: {100 * covered:.0f} %")
+print(f"validation windows that differ from a training window by at most 8 characters: {100 * covered:.0f}%")
 assert covered > 0.99
 
 # %% [markdown]
@@ -462,7 +462,7 @@ for ax, (name, chances) in zip(axes, tables.items()):
     ax.set_yticks(ticks, list("⏎AMTaeiot"))
     ax.set(title=name, xlabel="next character", ylabel="last character")
 bar = figure.colorbar(picture, ax=axes, shrink=0.8, ticks=[-4, -3, -2, -1, 0], label="probability")
-bar.ax.set_yticklabels(["0.01 %", "0.1 %", "1 %", "10 %", "100 %"])
+bar.ax.set_yticklabels(["0.01%", "0.1%", "1%", "10%", "100%"])
 show("Probabilities of the next character given the last one, counted and trained: alike, except for rare characters.")
 print(sample(bigram))
 
@@ -1579,7 +1579,7 @@ def shop_of(pair):
 
 for name, pairs in tests.items():
     seen = np.mean([shop_of(pair) in {shop_of(other) for other in train_pairs} for pair in pairs])
-    print(f"{name}: {len(pairs)} lines, {100 * seen:.0f} % of their shop words occur in training")
+    print(f"{name}: {len(pairs)} lines, {100 * seen:.0f}% of their shop words occur in training")
     assert seen == (name == "new combinations")
 
 
@@ -1689,7 +1689,7 @@ def accuracy(classify) -> dict[str, float]:
 def note(name, classify, begun, trained):
     """Note the seconds since `begun`, the number of trained parameters, and the accuracy on both tests."""
     took[name], trained_parameters[name], results[name] = time.time() - begun, trained, accuracy(classify)
-    print(f"{name:<22}" + "   ".join(f"{test}: {100 * share:3.0f} %" for test, share in results[name].items()))
+    print(f"{name:<22}" + "   ".join(f"{test}: {100 * share:3.0f}%" for test, share in results[name].items()))
 
 
 most_frequent = labels.index(Counter(label for _, label in train_pairs).most_common(1)[0][0])
@@ -1751,12 +1751,12 @@ assert val_loss(tuned_model) > final_loss + 0.3
 # %% [markdown]
 # One model, two results. On new combinations it looks perfect: every shop word of that test occurs in training, so
 # the test asks whether the model has memorised 32 words. That is **data leakage** (Kaufman et al. 2012). On new words
-# it is far worse (guessing would reach 25 %), and the n-gram baseline, which takes seconds, does about as well or
+# it is far worse (guessing would reach 25%), and the n-gram baseline, which takes seconds, does about as well or
 # better. The right panel shows for which words. **The split decides what the number means**: test on what
 # will be new when the model is in use. (And the 192 lines of the second test are 16 words, so its uncertainty is
 # large: some ten percentage points.)
 #
-# **Question.** Your colleague reports 100 % on a random split of last year's transactions. What do you ask?
+# **Question.** Your colleague reports 100% on a random split of last year's transactions. What do you ask?
 #
 # <details><summary>Answer</summary>
 #
@@ -1769,8 +1769,8 @@ assert val_loss(tuned_model) > final_loss + 0.3
 #
 # <details><summary>Answer</summary>
 #
-# With Shakespeare, the fine-tuned model gets 84 % of the other lines with new words right, instead of 27 %, and the
-# n-gram baseline 100 %, instead of 38 %. Sixteen lines, one for each word, are worth more than any change of the model:
+# With Shakespeare, the fine-tuned model gets 84% of the other lines with new words right, instead of 27%, and the
+# n-gram baseline 100%, instead of 38%. Sixteen lines, one for each word, are worth more than any change of the model:
 # what was missing was the knowledge that a nurse belongs to health.
 # </details>
 
@@ -1874,16 +1874,16 @@ for name, prompts in groups.items():
 wrong = [answer != label for answer, (_, label) in zip(chosen["new words"], tests["new words"])]
 wrong_confidence = confidence["new words"][wrong]
 for prompt, answer, sure in list(zip(passages, chosen["outside the task"], confidence["outside the task"]))[:4]:
-    print(f"{prompt!r}: {answer}, confidence {100 * sure:.0f} %")
-print(f"mean confidence: {', '.join(f'{name} {100 * values.mean():.0f} %' for name, values in confidence.items())};"
-      f" wrong answers to new words {100 * wrong_confidence.mean():.0f} %")  # fmt: skip
+    print(f"{prompt!r}: {answer}, confidence {100 * sure:.0f}%")
+print(f"mean confidence: {', '.join(f'{name} {100 * values.mean():.0f}%' for name, values in confidence.items())};"
+      f" wrong answers to new words {100 * wrong_confidence.mean():.0f}%")  # fmt: skip
 
-# A remedy: answer only above a threshold, and abstain otherwise. Take the one that keeps 95 % of the known words.
+# A remedy: answer only above a threshold, and abstain otherwise. Take the one that keeps 95% of the known words.
 threshold = confidence["new combinations"].quantile(0.05).item()
 answered = {name: (values >= threshold).float().mean().item() for name, values in confidence.items()}
 print(
     f"above a threshold of {threshold:.3f} it answers "
-    + ", ".join(f"{100 * share:.0f} % ({name})" for name, share in answered.items())
+    + ", ".join(f"{100 * share:.0f}% ({name})" for name, share in answered.items())
 )
 figure, axes = plt.subplots(1, 2, figsize=(10, 2.9), layout="constrained", width_ratios=(1.6, 1))
 for (name, values), colour, hatch in zip(confidence.items(), colours, ("", "//", "..")):
@@ -1921,8 +1921,8 @@ assert wrong_confidence.mean() > 0.5
 #
 # <details><summary>Answer</summary>
 #
-# In the run with Shakespeare: QQQQ ZZZZ is food, with a confidence of 50 %, and SMITH, an owner without a shop, is
-# health with 89 %. Nothing in SMITH speaks for health. The model has to choose one of four responses, and does.
+# In the run with Shakespeare: QQQQ ZZZZ is food, with a confidence of 50%, and SMITH, an owner without a shop, is
+# health with 89%. Nothing in SMITH speaks for health. The model has to choose one of four responses, and does.
 # </details>
 
 # %% [markdown]
@@ -2031,12 +2031,12 @@ assert answers(facts_model, ["CFO of Velmar Rail"]) != [""]
 assert unknown["model"] == "" and second[0]["model"] != first[0]["model"]
 
 # %% [markdown]
-# The closed-book model knows its facts, until they change: then it states the old ones, as fluently as before. Its 0 %
+# The closed-book model knows its facts, until they change: then it states the old ones, as fluently as before. Its 0%
 # holds by construction: nothing has told it the new facts. In `tinygpt lab facts`, a closed-book model that is trained
-# again on all facts answers 69 % of the changed ones correctly, and so does retrieval; but training takes 2 minutes, and
+# again on all facts answers 69% of the changed ones correctly, and so does retrieval; but training takes 2 minutes, and
 # indexing the corrected document 1 second. The model also answers for a company that does not exist. With retrieval, the passage can be checked,
 # and the reader abstains. (These sentences are as plain as the reader's training examples. On longer documents about
-# companies it answers 71 to 74 % of the questions, on other documents none: docs/RETRIEVAL.md.)
+# companies it answers 71 to 74% of the questions, on other documents none: docs/RETRIEVAL.md.)
 #
 # **Question.** Search alone already finds every passage. What does the reader add?
 #
@@ -2067,7 +2067,7 @@ assert unknown["model"] == "" and second[0]["model"] != first[0]["model"]
 
 # %%
 def percent(share):
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}%"
 
 
 def again(name):

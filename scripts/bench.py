@@ -23,7 +23,7 @@ nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 ite
 - `flops`: the rate of a step's matrix products (three times the forward pass: linear layers, head, attention's two
   products over the full T x T), divided by the rate of 2048^3 products in the same dtype, measured between the rounds.
 - `same_time`, `six_times`: as many iterations of the preset as fit into 1 and 6 times the wall time of nanoGPT's
-  command, estimated from a run of 150. A bar does not count as met if the run takes more than 1 % longer than that.
+  command, estimated from a run of 150. A bar does not count as met if the run takes more than 1% longer than that.
 - `step_256`, `step_1024`: steps of the recipe's model with longer contexts, as `step`.
 - `busy`, `busy_other`: commands beside processes that this script starts and ends, which keep a core busy each. A
   command runs as it is and with one thread, in turn, three times, and once with a thread for each CPU, which is stopped
@@ -791,7 +791,7 @@ def preset_value(name: str, key: str) -> int:
 def iterations_within(budget: float, done: dict[str, Any], out: Path, interval: int) -> int:
     """How many iterations fit into `budget` seconds, by the pace of a finished run (its metrics are in `out`).
 
-    wall = start-up + iterations x step + evaluations x evaluation, with a reserve of 4 %.
+    wall = start-up + iterations x step + evaluations x evaluation, with a reserve of 4%.
     """
     from tinygpt.training.log import read_metrics
 

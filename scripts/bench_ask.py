@@ -176,7 +176,7 @@ def show(rows: list[Row], title: str) -> None:
     for limit in (0.1, 0.15, 0.16, 0.17, 0.2, 0.3, 0.4, 0.6):
         refused = [[row["p"] < limit for row in some] for some in (no, yes)]
         wrong = [row["p"] >= limit and not first(row) for row in yes]
-        print(f"| {limit} | " + " | ".join(f"{100 * np.mean(each):.0f} %" for each in (*refused, wrong)) + " |")
+        print(f"| {limit} | " + " | ".join(f"{100 * np.mean(each):.0f}%" for each in (*refused, wrong)) + " |")
 
 
 def paired(rows: list[Row], count: int) -> str:

@@ -109,13 +109,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             close[key] += abs(error) <= goal
             inside[key] += said["low"] <= was <= said["high"]
             value, low, high = (forms[key](said[part]) for part in ("value", "low", "high"))
-            cells += [f"{value} ({low} to {high})", f"{forms[key](was)} ({100 * error:+.1f} %)"]
-        cells.append(f"{100 * result['cost'] / result['actual']['seconds']:.0f} %")
+            cells += [f"{value} ({low} to {high})", f"{forms[key](was)} ({100 * error:+.1f}%)"]
+        cells.append(f"{100 * result['cost'] / result['actual']['seconds']:.0f}%")
         lines.append(f"| {' | '.join(cells)} |")
     for key, goal in GOALS.items():
         lines.append(
-            f"\n{key}: {made[key]} of {len(results)} predicted; of these, {close[key]} within {100 * goal:.0f} % and "
-            f"{inside[key]} inside the 80 % interval"
+            f"\n{key}: {made[key]} of {len(results)} predicted; of these, {close[key]} within {100 * goal:.0f}% and "
+            f"{inside[key]} inside the 80% interval"
         )
     return "\n".join(lines)
 

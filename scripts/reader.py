@@ -34,8 +34,8 @@ def exact(ckpt: Path, task: str, split: str, data_dir: str) -> str:
     report = json.loads(done.stdout)
     abstention = report["abstention"]
     return (
-        f"exact {100 * report['exact']:.1f} %, with an answer {100 * abstention['exact_of_others']:.1f} %, without "
-        f"{100 * abstention['recall']:.1f} % (precision {100 * abstention['precision']:.1f} %), of {report['n']:,}"
+        f"exact {100 * report['exact']:.1f}%, with an answer {100 * abstention['exact_of_others']:.1f}%, without "
+        f"{100 * abstention['recall']:.1f}% (precision {100 * abstention['precision']:.1f}%), of {report['n']:,}"
     )
 
 

@@ -64,7 +64,7 @@ def blocks() -> list[str]:
         written = model.generate(PROMPT, 4000, seed=2).split()
         share = sum(word in words for word in written) / len(written)
         sample = f"{PROMPT}{model.generate(PROMPT, LENGTH, seed=2)}"
-        exist = f"Of its words, {100 * share:.0f} % stand in the training text."
+        exist = f"Of its words, {100 * share:.0f}% stand in the training text."
         texts.append(f"## Loss {loss:.2f}\n\n{seen[0].upper()}{seen[1:]}. {exist}\n\n```text\n{sample}\n```\n")
     return texts
 

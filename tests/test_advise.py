@@ -137,7 +137,7 @@ def test_the_rule(expected: str, contenders: dict[str, str]) -> None:
 def test_the_threshold_is_the_lowest_that_holds() -> None:
     confidence, right = np.arange(1000) / 1000, np.arange(1000) >= 320
     at = judge.threshold(confidence, right, alone(1000))
-    assert at == 0.3  # 680 of 700 are right, which is at least 95.9 %; above 0.25, 680 of 750, at most 92.6 %
+    assert at == 0.3  # 680 of 700 are right, which is at least 95.9%; above 0.25, 680 of 750, at most 92.6%
     assert wilson(680 / 700, 700)[0] > 0.95 > wilson(680 / 750, 750)[1]
     assert judge.threshold(confidence[:72], np.ones(72, bool), alone(72)) is None
     assert judge.threshold(confidence[:73], np.ones(73, bool), alone(73)) == 0

@@ -533,7 +533,7 @@ def questions(folder: Path, known: list[Any] = KNOWN) -> str:
 
 
 def test_questions_with_known_answers_are_measured(untrained: Path) -> None:
-    """By hand: one of three is right, so 33 % (6 to 79 by Wilson's formula, as SciPy computes it)."""
+    """By hand: one of three is right, so 33% (6 to 79 by Wilson's formula, as SciPy computes it)."""
     flags = [questions(untrained), "--index=index.db"]
     low = [*flags, "--min_probability=0"]
     measured = json.loads(ok(untrained, "ask", *low, "--json").out)
@@ -545,7 +545,7 @@ def test_questions_with_known_answers_are_measured(untrained: Path) -> None:
     assert measured["in_first_interval"] == pytest.approx(interval, abs=1e-6)
     assert [one["question"] for one in measured["failures"]] == [one[0] for one in KNOWN[1:]]
     text = ok(untrained, "ask", *low).out
-    assert text.count("failed: ") == 3 and "33.3 % (6 to 79)" in text
+    assert text.count("failed: ") == 3 and "33.3% (6 to 79)" in text
     cautious = json.loads(ok(untrained, "ask", *flags, "--min_probability=0.999999", "--json").out)
     assert cautious["abstained"] == cautious["abstained_unanswerable"] == 1 and cautious["wrong"] == 0
     assert [one["answer"] for one in cautious["failures"]] == ["Red.", "blue", "blue"]

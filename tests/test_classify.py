@@ -301,7 +301,7 @@ def test_the_text_has_the_figures() -> None:
     assert row[1:4] == [str(count or "·") for count in report["confusion"][1]]
     assert row[4] == f"{report['per_label']['place']['recall']:.2f}"
     assert (
-        repr(report["mistakes"][0]["prompt"]) in text and f"{100 * report['mistakes'][0]['probability']:.1f} %" in text
+        repr(report["mistakes"][0]["prompt"]) in text and f"{100 * report['mistakes'][0]['probability']:.1f}%" in text
     )
 
 
@@ -322,7 +322,7 @@ def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
         assert weighted == pytest.approx(1000 * result["accuracy"])
     shown = next(line for line in as_text(report).splitlines() if line.startswith("new words")).split()
     accuracies = [report["groups"]["new words"][key] for key in ("model", "ngram", "word", "majority")]
-    assert shown[2:] == ["444", *(part for a in accuracies for part in (f"{100 * a:.1f}", "%"))]
+    assert shown[2:] == ["444", *(f"{100 * a:.1f}%" for a in accuracies)]
     own = [(prompt, f"my {label}") for prompt, label in test]  # a dataset of the same name with labels of its own
     assert make_report("headlines", "test", own, [f"my {x}" for x in labels], total, np.ones(3), own)["groups"] == {}
 

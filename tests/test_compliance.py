@@ -145,7 +145,7 @@ def test_a_part_of_the_wordings_is_held_out_of_train() -> None:
 
 def test_prepare_shows_the_shares_and_the_next_command(tmp_path: Path) -> None:
     result = ok(tmp_path, "prepare", "compliance", "--show=2")
-    assert "labels:     ok 98.0 %, breach 2.0 %\n" in result.out and "note:" not in result.out
+    assert "labels:     ok 98.0%, breach 2.0%\n" in result.out and "note:" not in result.out
     assert f"<|prompt|>{EXAMPLES['train'][0][0]}<|response|>[" in result.out
     assert result.out.endswith("\nnext: tinygpt train configs/compliance.yaml\n")
     dataset = Dataset(str(tmp_path / "data"), "compliance")
@@ -204,7 +204,7 @@ def test_a_case_by_hand() -> None:
 
 
 def tradeoff_of(classifier: str, split: str = "test"):
-    """The trade-off of a classifier without a model, on 4,000 prompts of which 2 % are positive."""
+    """The trade-off of a classifier without a model, on 4,000 prompts of which 2% are positive."""
     positive = np.arange(4000) % 50 == 0
     score = {
         "random": lambda seed: np.random.default_rng(seed).random(4000),
@@ -231,8 +231,8 @@ def test_a_majority_scorer_flags_nothing() -> None:
     assert chosen["threshold"] is None
     assert (everything["recall"], everything["cost"], everything["precision"]) == (1, 980, 0.02)
     text = as_text(found)
-    assert "accuracy misleads: flagging nothing is correct for 98.0 % of the prompts" in text
-    assert "the model is correct for 98.0 % at threshold 0.5, and for 98.0 % at the chosen" in text
+    assert "accuracy misleads: flagging nothing is correct for 98.0% of the prompts" in text
+    assert "the model is correct for 98.0% at threshold 0.5, and for 98.0% at the chosen" in text
     assert "none (val)" in text and all(line.isprintable() for line in text.splitlines())
     assert max(map(len, text.splitlines())) <= 100
 
@@ -259,7 +259,7 @@ def test_the_quoted_figures_of_the_n_gram_baseline() -> None:
     found, _ = make_tradeoff("breach", "test", 20, val, test)
     half, chosen = (
         f"{row['precision']:.2f} | {row['recall']:.2f} | {row['false_alarms']:.1f} | {row['misses']:.1f} | "
-        f"{row['cost']:.1f} | {100 * row['accuracy']:.1f} %"
+        f"{row['cost']:.1f} | {100 * row['accuracy']:.1f}%"
         for row in found["rows"][:2]
     )
     area = f"{found['average_precision']['ngram']:.3f}"
@@ -313,7 +313,7 @@ def test_bad_rows_are_refused_by_line(row: tuple[str, ...], flags: list[str], sa
     assert says in refused(tmp_path, *PREPARE, *flags)
     result = cli_here(*PREPARE, *flags, "--skip_bad", cwd=tmp_path)
     assert result.status == 0 and f"left out: mine.csv {says}" in result.err
-    assert "labels:     bad 12.5 %, fine 87.5 %" in result.out or "labels:     fine 87.5 %, bad 12.5 %" in result.out
+    assert "labels:     bad 12.5%, fine 87.5%" in result.out or "labels:     fine 87.5%, bad 12.5%" in result.out
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_labels_that_cannot_be_meant(command: tuple[str, ...], says: str, tmp_pa
 def test_a_misspelt_label_is_seen_and_a_split_without_a_label_is_noted(tmp_path: Path) -> None:
     table(tmp_path, [*two_labels(), ("a note", "bda")])
     result = cli_here(*PREPARE, cwd=tmp_path)
-    assert "labels:     bad 12.5 %, bda 0.2 %, fine 87.3 %" in result.out
+    assert "labels:     bad 12.5%, bda 0.2%, fine 87.3%" in result.out
     notes = [line for line in result.out.splitlines() if line.startswith("note:")]
     assert notes == [f"note: the split {split} has no example of 'bda'" for split in ("val", "test")]
 

@@ -269,6 +269,6 @@ def test_the_quoted_baselines_of_the_headlines_agree_with_eval() -> None:
         classifier, _ = ngram_classifier(prompts["train"], train, len(labels), kind)
         assert classifier
         right = classifier(prompts["test"]).argmax(axis=1) == test
-        assert re.search(rf"^\| {listed}.* {100 * right.mean():.1f} % \|$", data, re.MULTILINE)
-        shares = [f"{100 * right[groups == group].mean():.1f} %" for group in ("new combinations", "new words")]
+        assert re.search(rf"^\| {listed}.* {100 * right.mean():.1f}% \|$", data, re.MULTILINE)
+        shares = [f"{100 * right[groups == group].mean():.1f}%" for group in ("new combinations", "new words")]
         assert f"| {name} baseline | {' | '.join(shares)} |" in PAGES[ROOT / "docs/dev/FINETUNING.md"]

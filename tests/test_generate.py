@@ -133,7 +133,7 @@ def test_draws_follow_the_distribution() -> None:
     expected = rows * chances
     seen = torch.bincount(first, minlength=23).double()
     chi_square = ((seen - expected) ** 2 / expected.clamp(min=1)).sum().item()
-    assert chi_square < 55  # passed by 99.99 % of fair draws
+    assert chi_square < 55  # passed by 99.99% of fair draws
     uniform = torch.full((23,), rows / 23, dtype=torch.float64)
     assert ((seen - uniform) ** 2 / uniform).sum().item() > 100
 

@@ -232,7 +232,7 @@ def eval_sum(prompt: str) -> int:
 def test_the_quick_lab_ends_with_controls_and_a_picture(added: Path) -> None:
     said = (added / "said.txt").read_text(encoding="utf-8")
     row = next(line for line in said.splitlines() if line.startswith("| calculator"))
-    assert row.count("| 100 % ") == len(arithmetic.KINDS)
+    assert row.count("| 100% ") == len(arithmetic.KINDS)
     assert "Beyond the lengths of training, no model adds" in said
     assert (added / "arithmetic.png").read_bytes().startswith(b"\x89PNG")
 

@@ -81,15 +81,15 @@ def verdicts(found: dict[str, Any], target: float) -> list[str]:
 
 def test_a_model_that_is_sure_only_inside_knows_that_it_does_not_know() -> None:
     knows, kept, better, forgotten = verdicts(results(UP, DOWN, 90), 0.9)
-    assert "The fine-tuned model knows that" in knows and "it answers 0 %" in knows
-    assert kept.count("keeps it (90.0 %") == 2
+    assert "The fine-tuned model knows that" in knows and "it answers 0%" in knows
+    assert kept.count("keeps it (90.0%") == 2
     assert "fine-tuned model detects" in better and "mean AUROC 1.00 and 0.50" in better
     assert "worse than uniform guessing: its loss rises from 1.80 to 6.00" in forgotten and "has 4.17" in forgotten
 
 
 def test_a_model_that_is_sure_everywhere_does_not_know() -> None:
     knows, _, better, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)
-    assert "does not know that" in knows and "it answers 100 %" in knows
+    assert "does not know that" in knows and "it answers 100%" in knows
     assert "equally well" in better and "still predicts the text of its pretraining" in forgotten
 
 
@@ -97,12 +97,12 @@ def test_a_target_that_is_missed_or_exceeded_on_the_test_lines_is_said() -> None
     found = results(UP, DOWN, 90)
     for hits, word in ((60, "misses"), (100, "exceeds")):
         found["ask: model, seed 1"]["right"]["test"] = [number < hits for number in range(100)]
-        assert f"fine-tuned model {word} it ({hits}.0 %" in verdicts(found, 0.9)[1]
+        assert f"fine-tuned model {word} it ({hits}.0%" in verdicts(found, 0.9)[1]
 
 
 def test_without_a_threshold_nothing_is_answered() -> None:
     summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
-    assert list(summary.tables[0].rows[0].values())[2:] == ["none", "0 %", "", "0 %"]
+    assert list(summary.tables[0].rows[0].values())[2:] == ["none", "0%", "", "0%"]
     assert "with the threshold of the fine-tuned model nothing is answered" in summary.verdicts[1].text
     assert "keeps it" not in summary.verdicts[1].text
 
@@ -178,7 +178,7 @@ def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None
     found = {"ask: ngram, seed 1": stored(FIRST, 0.001), "ask: tiny, seed 1": stored(second, 0.01)}
     simple, _, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
     assert simple.text.startswith(f"Start with: {start}; a person answers the rest")
-    assert "n-gram baseline: kept (100 (91-100) %)" in kept.text
+    assert "n-gram baseline: kept (100 (91-100)%)" in kept.text
     assert ("tiny model: no" in kept.text) == (second is FIRST)
 
 
@@ -191,8 +191,8 @@ def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
     assert (
         "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00" in summary.verdicts[0].text
     )
-    assert "the best system alone, n-gram baseline, has 50.0 %" in summary.verdicts[1].text
-    assert summary.tables[0].rows[0]["accuracy"] == "75.0 (50.0 to 100.0) %"  # of both seeds
+    assert "the best system alone, n-gram baseline, has 50.0%" in summary.verdicts[1].text
+    assert summary.tables[0].rows[0]["accuracy"] == "75.0 (50.0 to 100.0)%"  # of both seeds
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------
@@ -286,10 +286,10 @@ def cascaded(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 def test_the_cascade_is_compared_with_each_system_and_with_a_person(cascaded: tuple[Path, str]) -> None:
     _, said = cascaded
-    assert cells(said, "person alone")[1:4] == ["100.0 %", "50.00", "10.0 s"]
-    accuracy, cost = (float(cells(said, "n-gram baseline, person")[place].split()[0]) for place in (1, 2))
-    assert accuracy > float(cells(said, "n-gram baseline alone")[1].split()[0]) and cost < 50
-    shares = [int(cell.split()[0]) for cell in cells(said, "n-gram baseline, tiny model, person")[4:]]
+    assert cells(said, "person alone")[1:4] == ["100.0%", "50.00", "10.0 s"]
+    accuracy, cost = (float(cells(said, "n-gram baseline, person")[place].split()[0].rstrip("%")) for place in (1, 2))
+    assert accuracy > float(cells(said, "n-gram baseline alone")[1].split()[0].rstrip("%")) and cost < 50
+    shares = [int(cell.split()[0].rstrip("%")) for cell in cells(said, "n-gram baseline, tiny model, person")[4:]]
     assert sum(shares) == pytest.approx(100, abs=2)
 
 

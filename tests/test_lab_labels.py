@@ -121,7 +121,7 @@ def test_only_the_training_labels_are_wrong(quick: Path) -> None:
 
 
 def test_the_accuracies_are_those_of_eval_and_of_scikit_learn(quick: Path) -> None:
-    found = stored(quick / "out")["200 examples, 20 % wrong labels, seed 1"]
+    found = stored(quick / "out")["200 examples, 20% wrong labels, seed 1"]
     flags = ["--ckpt=out/200-20-1", "--task=200-20-1", "--data_dir=out/data", "--device=cpu", "--json"]
     report = json.loads(cli_here("eval", *flags, cwd=quick).out)
     assert found["correct"]["model"] == pytest.approx(report["results"]["model"]["accuracy"])
@@ -141,14 +141,14 @@ def test_the_quick_lab_writes_its_tables_its_picture_and_its_verdicts(quick: Pat
     said = (quick / "said.txt").read_text(encoding="utf-8")
     rows = [line for line in said.splitlines() if line.startswith(("| 50 ", "| 200 "))]
     assert len(rows) == 3 and max(map(len, said.splitlines())) <= 120
-    assert all(f"\nverdict: {name}: 200 labels, 20 % of them wrong," in said for name in labels.LEARNERS.values())
-    assert "| perfect model   | 100.0 %" in said and "Better with correct labels, by number of examples: 50" in said
+    assert all(f"\nverdict: {name}: 200 labels, 20% of them wrong," in said for name in labels.LEARNERS.values())
+    assert "| perfect model   | 100.0%" in said and "Better with correct labels, by number of examples: 50" in said
     assert (quick / "out/labels.png").read_bytes().startswith(b"\x89PNG") and (quick / "out/labels.html").exists()
 
 
 def test_more_seeds_are_other_examples_and_stages(tmp_path: Path) -> None:
     names = [stage.name for stage in labels.stages(LabConfig(seeds=2), tmp_path)]
-    assert len(set(names)) == 24 and names[12] == "50 examples, 0 % wrong labels, seed 2"
+    assert len(set(names)) == 24 and names[12] == "50 examples, 0% wrong labels, seed 2"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,7 +169,7 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
     assert found["examples"] == 50 and found["correct"].keys() == {"pretrained"}
     summary = labels.summarise(stored(quick / "out") | {"a": found, "b": found | {"examples": 200}}, config)
     assert [list(row.values())[-1] for row in summary.tables[0].rows] == [
-        f"{100 * found['correct']['pretrained']:.1f} %"
+        f"{100 * found['correct']['pretrained']:.1f}%"
     ] * 2 + [""]
 
 
@@ -223,8 +223,8 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     base = row("new", 0, 0.9, 0.3)
     bad, good = row("new", 200, 0.6, 0.8, 2), row("replay", 200, 0.9, 0.8, 3)
     said = drift.repair(base, [base, bad, good, row("replay", 1000, 0.9, 0.9)]).text
-    assert "It is reached by fine-tuned, half of the lines replayed with 200 new lines (85.0 %)." in said
-    assert "The best of the others: fine-tuned on the new lines (70.0 %)." in said
+    assert "It is reached by fine-tuned, half of the lines replayed with 200 new lines (85.0%)." in said
+    assert "The best of the others: fine-tuned on the new lines (70.0%)." in said
     assert "No method reaches it." in drift.repair(base, [base, bad]).text
     assert drift.gain_of_replay({"new": bad, "replay": good}, base).text.startswith("Replay old lines.")
     same = row("replay", 200, 0.61, 0.8)
@@ -257,7 +257,7 @@ def test_the_table_of_three_seeds_fits_into_a_terminal() -> None:
         for size, way in runs
     }
     said = drift.summarise(found, LabConfig()).as_text()
-    assert "| 100 (100 to 100) % " in said and max(map(len, said.splitlines())) <= 130
+    assert "| 100 (100 to 100)% " in said and max(map(len, said.splitlines())) <= 130
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def test_with_noise_the_intervals_contain_the_law() -> None:
         growth = [each.beta / (each.alpha + each.beta) for each in scale.resampled(law, [*GRID, losses], count=25)]
         low, high = scale.interval(growth)
         inside += low <= TRUE.beta / (TRUE.alpha + TRUE.beta) <= high
-    assert inside >= 5  # of 10, with intervals of 80 %
+    assert inside >= 5  # of 10, with intervals of 80%
 
 
 def test_parabolas_through_equal_compute_are_biased() -> None:

@@ -428,7 +428,7 @@ def test_every_command_prints_in_any_code_page(tmp_path: Path) -> None:
     assert b"Traceback" not in done.stderr
     assert not re.findall(rb"^.*tinygpt.*EncodingWarning", done.stderr, re.MULTILINE)
     assert re.search(r"step 20: train loss \d\.\d{4}, val loss \d\.\d{4}", out)
-    assert re.search(r"\d+\.\d % \(\d+ to \d+\)", out)  # an accuracy and its interval
+    assert re.search(r"\d+\.\d% \(\d+ to \d+\)", out)  # an accuracy and its interval
     assert "gr?n" in out
 
 

@@ -229,7 +229,7 @@ def test_the_attention_of_a_head_and_of_a_character_and_ids_of_unknown_ones(page
     assert second.get_attribute("aria-pressed") == "true" and page.find("#which").text == "Layer 1, head 2"
     assert page.find("#looks").text.startswith("“g” attends mostly to ")
     page.all("#looked span")[0].send_keys("")  # focus, as with the Tab key
-    assert page.find("#looks").text == "“T” attends mostly to “T” (itself) 100 %."
+    assert page.find("#looks").text == "“T” attends mostly to “T” (itself) 100%."
     weights = page.run(
         "return [...document.querySelectorAll('#looked span')].map(s => s.style.getPropertyValue('--a'))"
     )
@@ -283,7 +283,7 @@ def test_losses_by_pointer_and_by_keyboard(page: Browser, reported: Path) -> Non
     ActionChains(page.driver).move_to_element(cells[40]).perform()
     chances = model_probabilities(reported, text[24:40])  # the context is a window or half of one
     found = re.match(
-        r"(.+) had a probability of (.+) %, rank (\d+): a loss of ([\d.]+) nats\.", page.find("#guess").text
+        r"(.+) had a probability of (.+)%, rank (\d+): a loss of ([\d.]+) nats\.", page.find("#guess").text
     )
     assert found and found[1] == {" ": "␣", "\n": "↵"}.get(text[40], text[40])
     assert float(found[2].strip("<")) / 100 == pytest.approx(np.exp(-float(found[4])), abs=0.006)

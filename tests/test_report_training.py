@@ -332,14 +332,14 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
         assert row == pytest.approx([left[token], right[token]], abs=2e-3)
         assert abs(left[token] - right[token]) > 2e-3 or row[0] == pytest.approx(row[1], abs=5e-3)
     common = sum(min(left[token], right[token]) for token in left)
-    percent = re.search(r"have (\d+) %", page.find("#overlap").text)
+    percent = re.search(r"have (\d+)%", page.find("#overlap").text)
     assert percent and int(percent[1]) == pytest.approx(100 * common, abs=1)
     page.click("#continue-both")
     texts = [page.find(f"#{side}-text").text for side in ("left", "right")]
     assert len(texts[0]) > 100 and texts[0] != texts[1]
     page.run("const e = document.getElementById('left'); e.value = 3; e.dispatchEvent(new Event('change'))")
     assert all(row[0] == row[1] for row in bars(page, "compare-bars").values())  # the same model twice
-    assert "100 %" in page.find("#overlap").text
+    assert "100%" in page.find("#overlap").text
     page.click("#continue-both")
     assert page.find("#left-text").text == page.find("#right-text").text
     # out has two heads, other has one

@@ -102,7 +102,7 @@ def test_a_wrong_fact_costs_fidelity_and_not_style(firm: str, old: str, new: str
 
 
 @pytest.mark.parametrize("firm", DATASETS)
-@pytest.mark.parametrize("extra", [" Costs 3.2.", " Margin 7 %.", " Up 9%.", " Q3."])
+@pytest.mark.parametrize("extra", [" Costs 3.2.", " Margin 7%.", " Up 9%.", " Q3."])
 def test_an_invented_number_costs_fidelity(firm: str, extra: str) -> None:
     assert both(firm, PROMPT, right(firm) + extra)[1] is False
 
@@ -133,15 +133,15 @@ def test_controls_score_nothing(firm: str) -> None:
     [
         ("plain", "In Q2 Nordal", "Nordal in Q2", "quarter first"),
         ("plain", "48.3 million", "48.3 m", "million in full"),
-        ("plain", "6 percent", "6 %", "percent in full"),
+        ("plain", "6 percent", "6%", "percent in full"),
         ("a", "Nordal sales", "In Nordal sales", "company first"),
         ("a", "EUR 5.1 m", "EUR 5.1m", "EUR and m apart"),
-        ("a", "12 %", "12%", "percent sign apart"),
+        ("a", "12%", "12%", "percent sign apart"),
         ("a", "rose", "up", "past tense"),
         ("a", " compared with last year", "", "comparison at the end"),
         ("b", "Q2 at", "In Q2 at", "quarter first"),
         ("b", "€5.1m", "€5.1 m", "€ and m attached"),
-        ("b", "6%", "6 %", "percent sign attached"),
+        ("b", "6%", "6%", "percent sign attached"),
         ("b", "down", "fell", "up or down"),
         ("b", ": mixed", "", "verdict at the end"),
     ],
@@ -284,7 +284,7 @@ def test_eval_scores_an_adapter_as_the_lab_does(quick: tuple[Path, Result]) -> N
     asked = ["eval", "--ckpt=out/seed-1/base", "--adapter=out/seed-1/b-400", "--task=reports_b", "--split=val"]
     asked += ["--data_dir=out/data"]
     shown = cli_here(*asked, "--device=cpu", cwd=folder).out
-    share = {name: float(found) for name, found in re.findall(r"^(\S.*?) +(\d+\.\d) % \(", shown, re.MULTILINE)}
+    share = {name: float(found) for name, found in re.findall(r"^(\S.*?) +(\d+\.\d)% \(", shown, re.MULTILINE)}
     assert list(share) == ["exact match", "style", "fidelity", *reports.RULES["b"], *reports.check_facts(PROMPT, "")]
     assert share["exact match"] <= min(share["style"], share["fidelity"])
     assert abs(share["style"] - 100 * stored["b"]["style"]) < 20  # the same adapter on other companies
@@ -308,4 +308,4 @@ def test_verdicts_follow_from_the_numbers() -> None:
     said = verdicts({25: 0.1, 400: 0.2}, 11)
     assert "firm A: style more than 400, fidelity more than 400" in said
     assert "A text in perfect style can be wrong. With 25, 400 examples" in said
-    assert "something wrong: firm A 11, 11 %; firm B 11, 11 %." in said
+    assert "something wrong: firm A 11, 11%; firm B 11, 11%." in said

@@ -280,8 +280,8 @@ def test_the_quoted_counts_and_baseline_are_those_of_the_task() -> None:
     assert classifier
     right = classifier(prompts["test"]).argmax(axis=1) == truth["test"]
     with_brands = np.isin(labels["test"], list(merchants.CATEGORIES))
-    assert f", {100 * right.mean():.1f} % (across words)" in text
-    assert f"character n-grams reach {100 * right[with_brands].mean():.1f} %" in text.replace("\n", " ")
+    assert f", {100 * right.mean():.1f}% (across words)" in text
+    assert f"character n-grams reach {100 * right[with_brands].mean():.1f}%" in text.replace("\n", " ")
 
 
 # ---- invented merchants -----------------------------------------------------------------------------------------

@@ -20,18 +20,18 @@ from tinygpt.evaluate.share import Z, wilson
 CHANCE = 0.05  # one-sided p-value below which a difference is more than chance
 DRAWS = 10_000  # of a permutation test
 TARGET = 0.95  # accuracy above the threshold
-LEVELS = 20  # thresholds that are tried: those above which 5, 10, ..., 100 % of the lines are
+LEVELS = 20  # thresholds that are tried: those above which 5, 10, ..., 100% of the lines are
 
 
 def accuracy_interval(right: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % interval of the accuracy. With few clusters that are wholly right or wrong it is too narrow: at
-    an accuracy of 97 %, 10 clusters and a correlation of 0.3 within them, 80 % of such intervals hold it."""
+    """Compute the 95% interval of the accuracy. With few clusters that are wholly right or wrong it is too narrow: at
+    an accuracy of 97%, 10 clusters and a correlation of 0.3 within them, 80% of such intervals hold it."""
     share = float(right.mean()) if len(right) else 0.0
     return interval(share, (right - share) / max(1, len(right)), clusters)
 
 
 def macro_f1_interval(truth: np.ndarray, predicted: np.ndarray, clusters: np.ndarray, L: int) -> tuple[float, float]:
-    """Compute the 95 % interval of macro-F1."""
+    """Compute the 95% interval of macro-F1."""
     confusion = confusion_matrix(truth, predicted, L)
     occurs, f1 = confusion.sum(axis=0) + confusion.sum(axis=1), rates(confusion)["f1"]
     influence = (2.0 * (truth == predicted) - f1[truth]) / occurs[truth] - f1[predicted] / occurs[predicted]
@@ -39,7 +39,7 @@ def macro_f1_interval(truth: np.ndarray, predicted: np.ndarray, clusters: np.nda
 
 
 def interval(share: float, influence: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % interval of a share: Wilson's, for the effective number of independent lines.
+    """Compute the 95% interval of a share: Wilson's, for the effective number of independent lines.
 
     influence: of each line on the share, float64 (n,), with the sum 0: the share's derivative by the line's weight.
     """
@@ -59,7 +59,7 @@ def clustered(influence: np.ndarray, clusters: np.ndarray) -> tuple[int, float]:
 
 
 def student(G: int) -> float:
-    """Return the 97.5 % quantile of Student's t distribution, for a variance that was estimated from G clusters."""
+    """Return the 97.5% quantile of Student's t distribution, for a variance that was estimated from G clusters."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, G - 1)) * math.sqrt(G / (G - 1))
@@ -174,8 +174,8 @@ def threshold(confidence: np.ndarray, right: np.ndarray, clusters: np.ndarray) -
     confident, is at least TARGET; None if there is none.
 
     Some of the 20 hold by chance. In simulations of `sure` with 200 to 2000 independent lines, calibrated or not, 0 to
-    2 % of the data sets got a threshold above which the accuracy is below TARGET (but above 91 %); with 10 groups that
-    differ much, 5 %. With 200 lines few get any, since it takes 73 answers that are all right."""
+    2% of the data sets got a threshold above which the accuracy is below TARGET (but above 91%); with 10 groups that
+    differ much, 5%. With 200 lines few get any, since it takes 73 answers that are all right."""
     if not len(confidence):
         return None
     for level in np.unique(np.quantile(confidence, np.arange(LEVELS) / LEVELS, method="higher")):
@@ -220,7 +220,7 @@ def sure(confidence: np.ndarray, right: np.ndarray, clusters: np.ndarray, parts:
 
 
 def gain_interval(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """Compute the 95 % interval of the mean of second - first, paired: Student's t, with a line more that is gained and
+    """Compute the 95% interval of the mean of second - first, paired: Student's t, with a line more that is gained and
     one that is lost (Bonett and Price 2012), so that the interval has a width if no line differs."""
     difference = np.append(second.astype(float) - first, [1, -1])
     clusters = np.append(clusters, clusters.max() + np.array([1, 2]))

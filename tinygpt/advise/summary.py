@@ -209,7 +209,7 @@ class Report:
             for row in self.contenders
         ]
         how = (
-            f"Split {self.split.how}. In parentheses: 95 % confidence intervals in percent. Training: once. One line: "
+            f"Split {self.split.how}. In parentheses: 95% confidence intervals in percent. Training: once. One line: "
             "the time for a line that comes alone. "
         )
         how += FREE if free else LABELS
@@ -223,7 +223,7 @@ class Report:
             f"{self.data}: the simplest model that no other beats, tested as it will be used.",
             [*tables, as_table(self.findings)],
             [self._choice(), *self._missed(), *(self._loss() if free else [self._threshold()]), *self._more_labels()],
-            f"{self.measure.capitalize()} of the contenders, with 95 % confidence intervals",
+            f"{self.measure.capitalize()} of the contenders, with 95% confidence intervals",
             self._draw,
         )
 
@@ -254,7 +254,7 @@ class Report:
                 "prompt": look.shown(row["prompt"], SHOWN),
                 "label": escaped(row["label"]),
             }
-            | {"answer": escaped(row["answer"]), "probability": f"{100 * row['probability']:.0f} %"}
+            | {"answer": escaped(row["answer"]), "probability": f"{100 * row['probability']:.0f}%"}
             for row in self.mistakes
         ]
         return Table(
@@ -309,19 +309,19 @@ class Report:
         missed = [row for row in self.per_label() if row["lines"] and row["recall"] < FOUND]
         if not missed:
             return []
-        named = ", ".join(f"{escaped(cut(row['label'], 30))} ({100 * row['recall']:.0f} %)" for row in missed[:MOST])
+        named = ", ".join(f"{escaped(cut(row['label'], 30))} ({100 * row['recall']:.0f}%)" for row in missed[:MOST])
         more = f" and {len(missed) - MOST} more labels" if len(missed) > MOST else ""
         text = f"Mostly missed: {named}{more}. If these are the lines that you look for, do not go by the accuracy: "
         text += "label more of them"
         if self.advice.name != MAJORITY:
             text += ", or flag lines by their probability (docs/FINETUNING.md, a rare label)"
         text += "."
-        return [Verdict(text, f"labels of which the model finds fewer than {100 * FOUND:.0f} % (recall)")]
+        return [Verdict(text, f"labels of which the model finds fewer than {100 * FOUND:.0f}% (recall)")]
 
     def _threshold(self) -> Verdict:
-        sure, goal = self.sure, f"{100 * TARGET:.0f} %"
+        sure, goal = self.sure, f"{100 * TARGET:.0f}%"
         rule = (
-            f"the lowest probability above which the lower end of the 95 % interval of the accuracy reaches {goal}, if "
+            f"the lowest probability above which the lower end of the 95% interval of the accuracy reaches {goal}, if "
             "it holds on lines that did not choose it (each part of the tested lines, with a threshold from the others)"
         )
         if sure.threshold is None:
@@ -330,7 +330,7 @@ class Report:
         share, (low, high) = sure.right / sure.answered, sure.interval
         text = (
             f"Answers with a probability of at least {sure.threshold:.2f} count as sure: about "
-            f"{100 * sure.answered / sure.total:.0f} % of the lines, of which {100 * share:.1f} % are right "
+            f"{100 * sure.answered / sure.total:.0f}% of the lines, of which {100 * share:.1f}% are right "
             f"({100 * low:.0f} to {100 * high:.0f}). A person should look at the others."
         )
         return Verdict(text, rule)
@@ -343,7 +343,7 @@ class Report:
         gain = 100 * (whole["right"].mean() - half["right"].mean())
         low, high = (100 * bound for bound in judge.gain_interval(half["right"], whole["right"], clusters))
         steps = ", ".join(
-            f"{100 * point['right'].mean():.1f} % with {100 * point['share']:.0f} %" for point in self.curve
+            f"{100 * point['right'].mean():.1f}% with {100 * point['share']:.0f}%" for point in self.curve
         )
         verb = f"gained {gain:.1f} points" if gain >= 0 else f"lost {-gain:.1f} points"
         text = f"Twice as many examples: the last doubling {verb} ({low:+.1f} to {high:+.1f})"
@@ -380,4 +380,4 @@ def shown(share: float, interval: tuple[float, float]) -> str:
     """Format a share and its interval in percent."""
     low, high = (100 * bound for bound in interval)
     digits = 0 if math.ceil(high - low) > 10 else 1
-    return f"{100 * share:.1f} % ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{100 * share:.1f}% ({low:.{digits}f} to {high:.{digits}f})"

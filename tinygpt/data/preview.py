@@ -107,7 +107,7 @@ def show_labels(labels: list[str], splits: dict[str, list[Pair]]) -> None:
     """Print the share of each label in all splits, and which splits lack one."""
     counts = {name: Counter(label for _, label in part) for name, part in splits.items()}
     total = sum(counts.values(), Counter())
-    shares = (f"{label} {100 * total[label] / total.total():.1f} %" for label in labels)
+    shares = (f"{label} {100 * total[label] / total.total():.1f}%" for label in labels)
     print(f"labels:     {', '.join(shares)}")
     for name, count in counts.items():
         missing = [repr(label) for label in labels if not count[label]]

@@ -1,6 +1,6 @@
 """Read a sheet of an Excel workbook (.xlsx) as rows of text, like those of a CSV file.
 
-A cell becomes the text that Excel shows without a number format: 5, 0.3, TRUE, 2024-03-05 (so 50 % becomes 0.5). Of a
+A cell becomes the text that Excel shows without a number format: 5, 0.3, TRUE, 2024-03-05 (so 50% becomes 0.5). Of a
 formula the stored result is read. Of merged cells only the first has text. Rows that a filter hides are read.
 
     title, rows, others = read_sheet(path, file, {"prompt", "response"})    # rows[0]: (1, ["prompt", "response"])

@@ -267,21 +267,21 @@ def as_text(report: dict[str, Any]) -> str:
     if report["groups"]:
         heads = {"accuracy in each group": "<26", "prompts": ">8,"}
         heads |= {name.removesuffix(" baseline"): ">11" for name in names.values()}
-        groups = [(name, r["n"], *(f"{100 * r[key]:.1f} %" for key in names)) for name, r in report["groups"].items()]
+        groups = [(name, r["n"], *(f"{100 * r[key]:.1f}%" for key in names)) for name, r in report["groups"].items()]
         lines += ["", *table(heads, groups)]
     confidence = sum(part["count"] * part["confidence"] for part in bins) / n
     pairs = (f"{100 * part['confidence']:.0f}→{100 * part['accuracy']:.0f}" for part in bins)
     lines += [
         *("", *matrix_lines(report), ""),
-        f"calibration: expected error {report['calibration_error']:.3f}; mean confidence {100 * confidence:.1f} %, "
-        f"accuracy {100 * results['model']['accuracy']:.1f} %",
+        f"calibration: expected error {report['calibration_error']:.3f}; mean confidence {100 * confidence:.1f}%, "
+        f"accuracy {100 * results['model']['accuracy']:.1f}%",
         f"  confidence → accuracy of each bin, in %: {', '.join(pairs)}",
     ]
     if report["mistakes"]:
         heads, errors = {"confident errors": "<17", "true": "<17", "answer": "<17", "prompt": "<0"}, []
         for item in report["mistakes"]:
             labels = (cut(escaped(item[key]), 16) for key in ("true", "predicted"))
-            errors.append((f"{100 * item['probability']:>13.1f} %", *labels, cut(repr(item["prompt"]), COLUMNS - 51)))
+            errors.append((f"{100 * item['probability']:>13.1f}%", *labels, cut(repr(item["prompt"]), COLUMNS - 51)))
         lines += ["", *table(heads, errors)]
     return "\n".join(lines)
 
@@ -327,7 +327,7 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
             color = "white" if share[i, j] > 0.5 else "black"
             axes.text(j + 0.5, i + 0.5, f"{confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
         accuracy = 100 * report["results"]["model"]["accuracy"]
-        title = f"{report['task']}, {report['split']}: accuracy {accuracy:.1f} % of {report['n']:,} prompts"
+        title = f"{report['task']}, {report['split']}: accuracy {accuracy:.1f}% of {report['n']:,} prompts"
         figure.suptitle(title, fontsize=11, parse_math=False)
         axes.grid(visible=False)
         axes.tick_params(length=0)

@@ -2,7 +2,7 @@
 
 `tinygpt plan` writes it; `tinygpt doctor` and `tinygpt report` show the predictions next to the results.
 
-    compared(Path("out"), entries, settings, data)      # [("time", "120 s (110 to 130)", "115 s (+4 %)"), ...]
+    compared(Path("out"), entries, settings, data)      # [("time", "120 s (110 to 130)", "115 s (+4%)"), ...]
 """
 
 import contextlib
@@ -22,7 +22,7 @@ IRRELEVANT = {*SESSION, "config", "out_dir", "quiet", "report_to", "wandb_log", 
 
 
 class Interval(NamedTuple):
-    """A prediction and its 80 % interval, which should contain the results of four in five runs."""
+    """A prediction and its 80% interval, which should contain the results of four in five runs."""
 
     value: float
     low: float
@@ -41,7 +41,7 @@ class Forecast(NamedTuple):
     loss_at_most: float | None  # upper bound of the best validation loss, where the loss is not predicted
     no_loss: str  # why there is no prediction of the loss; empty if there is one
     start: float  # seconds before the first iteration, which metrics.jsonl does not count
-    unsteady: bool  # the time per iteration varied by more than 30 % in the pilots
+    unsteady: bool  # the time per iteration varied by more than 30% in the pilots
 
     def as_json(self) -> dict[str, Any]:
         """Return the predictions as in plan.json."""
@@ -50,9 +50,9 @@ class Forecast(NamedTuple):
 
     def lines(self) -> list[str]:
         """Format for the terminal."""
-        lines = ["predictions, with 80 % intervals:", f"time:        {time_text(self.predicted_seconds)}"]
+        lines = ["predictions, with 80% intervals:", f"time:        {time_text(self.predicted_seconds)}"]
         if self.unsteady:
-            lines.append("note:        the time per iteration varied by more than 30 %, so the interval is wide")
+            lines.append("note:        the time per iteration varied by more than 30%, so the interval is wide")
         if self.predicted_memory_mb:
             lines.append(f"memory:      {self.predicted_memory_mb.text(',.0f', ' MB')}")
         if self.predicted_loss:
@@ -108,7 +108,7 @@ def compared(
     ):
         predicted = plan[key]
         if predicted and actual:
-            error = f"{100 * (predicted.value / actual - 1):+.0f} %"
+            error = f"{100 * (predicted.value / actual - 1):+.0f}%"
             if not predicted.low <= actual <= predicted.high:
                 error += ", outside the interval"
             prediction = predicted.text(form, unit) if form else time_text(predicted)

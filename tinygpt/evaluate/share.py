@@ -1,9 +1,9 @@
-"""The 95 % confidence interval of a share of n cases.
+"""The 95% confidence interval of a share of n cases.
 
 It is the score interval of Wilson (1927), which also holds for few cases and for shares of 0 and 1, where the standard
 error sqrt(p (1 - p) / n) is 0 as if nothing were uncertain (Brown, Cai and DasGupta 2001).
 
-    percent(1.0, 5)          # "100.0 % (57 to 100)"
+    percent(1.0, 5)          # "100.0% (57 to 100)"
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-Z = 1.959964  # 97.5 % of a normal distribution lie below
-INTERVALS = "in parentheses: 95 % confidence intervals (Wilson)"
+Z = 1.959964  # 97.5% of a normal distribution lie below
+INTERVALS = "in parentheses: 95% confidence intervals (Wilson)"
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
-    """Return the 95 % interval of a share of n cases; 0 to 1 if n = 0. n may be an effective number of cases."""
+    """Return the 95% interval of a share of n cases; 0 to 1 if n = 0. n may be an effective number of cases."""
     if not n:
         return 0.0, 1.0
     middle, half = share + Z * Z / (2 * n), Z * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5
@@ -27,7 +27,7 @@ def percent(share: float, n: int) -> str:
     """Format a share of n cases and its interval in percent, with tenths if the interval is at most ten points wide."""
     low, high = (100 * bound for bound in wilson(share, n))
     form = ".0f" if high - low > 10 else ".1f"
-    return f"{100 * share:5.1f} % ({low:{form}} to {high:{form}})"
+    return f"{100 * share:5.1f}% ({low:{form}} to {high:{form}})"
 
 
 def by_group(groups: Sequence[str], passed: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:

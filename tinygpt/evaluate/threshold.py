@@ -59,7 +59,7 @@ def cheapest_threshold(curve: Curve, miss_cost: float) -> float:
 
 def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cost: float) -> dict[str, Any]:
     """Measure a threshold: precision (None if nothing is flagged), recall, accuracy; and per 1,000 prompts the false
-    alarms, the misses and the cost, in false alarms; with 95 % intervals (None for a recall that is 0 or 1 by
+    alarms, the misses and the cost, in false alarms; with 95% intervals (None for a recall that is 0 or 1 by
     definition) and standard errors."""
     flagged, n = scores >= threshold, len(scores)
     hits, false_alarms = int((flagged & positive).sum()), int((flagged & ~positive).sum())
@@ -84,7 +84,7 @@ def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cos
 
 
 def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> list[float]:
-    """Compute the 95 % interval of a weighted sum of shares of n prompts, as if these were independent (Zou and Donner
+    """Compute the 95% interval of a weighted sum of shares of n prompts, as if these were independent (Zou and Donner
     2008). Shares of different outcomes exclude each other, which makes it too wide, if anything."""
     total, bounds = float(np.dot(weights, shares)), np.array([wilson(share, n) for share in shares])
     below, above = np.linalg.norm((bounds - np.array(shares)[:, None]) * np.array(weights)[:, None], axis=0).tolist()
@@ -116,7 +116,7 @@ def as_text(report: dict[str, Any]) -> str:
     name, share = cut(repr(report["positive"]), 30), report["positives"] / report["n"]
     lines = [
         f"precision-recall trade-off of {escaped(name)}: {report['positives']:,} of {report['n']:,} prompts "
-        f"({100 * share:.1f} %)",
+        f"({100 * share:.1f}%)",
         f"per 1,000 prompts, a miss costs {report['miss_cost']:g} false alarms".rjust(100),
     ]
     rows = []
@@ -140,9 +140,9 @@ def as_text(report: dict[str, Any]) -> str:
     if report["split"] == "val":
         lines.append("  the thresholds were chosen on this same split, so their costs are too low")
     if 1 - share >= MISLEADING:
-        half, chosen = (f"{100 * row['accuracy']:.1f} %" for row in report["rows"][:2])
+        half, chosen = (f"{100 * row['accuracy']:.1f}%" for row in report["rows"][:2])
         lines += [
-            f"accuracy misleads: flagging nothing is correct for {100 * (1 - share):.1f} % of the prompts and "
+            f"accuracy misleads: flagging nothing is correct for {100 * (1 - share):.1f}% of the prompts and "
             "misses all positives;",
             f"  the model is correct for {half} at threshold 0.5, and for {chosen} at the chosen threshold",
         ]
@@ -178,5 +178,5 @@ def draw_curves(task: str, report: dict[str, Any], curves: dict[str, Curve], pat
         axes.set_ylabel("precision: positive share of flagged prompts")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
         name = cut(escaped(report["positive"]), 24)
-        title = f"{task}, {report['split']}: {name} is {100 * share:.1f} % of {report['n']:,} prompts"
+        title = f"{task}, {report['split']}: {name} is {100 * share:.1f}% of {report['n']:,} prompts"
         figure.suptitle(title, fontsize=11, parse_math=False)

@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
 
 class Share(NamedTuple):
-    """A share of `total` cases, with its 95 % confidence interval."""
+    """A share of `total` cases, with its 95% confidence interval."""
 
     hits: int
     total: int
@@ -87,7 +87,7 @@ def wrapped(text: str) -> str:
 
 
 def percent(shares: Sequence[float], form: str = ".1f") -> str:
-    return spread([100 * share for share in shares], form) + " %"
+    return spread([100 * share for share in shares], form) + "%"
 
 
 def spread(values: Sequence[float], form: str) -> str:

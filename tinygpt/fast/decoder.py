@@ -164,7 +164,7 @@ def layout(linear: nn.Linear) -> Product:
 def pack(model: GPT) -> GPT:
     """Replace the linear layers of a model in bfloat16 on a CPU by `Packed` ones, in place, if PyTorch supports them.
 
-    A decoding step of SmolLM2 then takes about 60 % of the time, with the same logits (docs/dev/EXPERIMENTS.md).
+    A decoding step of SmolLM2 then takes about 60% of the time, with the same logits (docs/dev/EXPERIMENTS.md).
     """
     if model.lm_head.weight.dtype == torch.bfloat16 and model.lm_head.weight.device.type == "cpu" and can_pack():
         head = model.lm_head.weight  # kept, because other code reads its dtype and device

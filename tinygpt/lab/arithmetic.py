@@ -264,8 +264,8 @@ def failures(name: str, runs: Runs) -> list[dict[str, str]]:
     rows = []
     for failure, count in Counter(answer.failure() for answer in wrong).most_common():
         worst = max((answer for answer in wrong if answer.failure() == failure), key=lambda answer: answer.probability)
-        example = f"{worst.prompt} = {worst.text}, correct is {right(worst.prompt)} ({100 * worst.probability:.0f} %)"
-        share = f"{100 * count / len(wrong):.0f} %"
+        example = f"{worst.prompt} = {worst.text}, correct is {right(worst.prompt)} ({100 * worst.probability:.0f}%)"
+        share = f"{100 * count / len(wrong):.0f}%"
         rows.append({"system": name, "failure": failure, "of wrong answers": share, "the most confident one": example})
     return rows
 
@@ -277,7 +277,7 @@ def learned(by_system: dict[str, Runs], models: dict[str, Runs]) -> Verdict:
     more = value > 2 * lookup and value > lookup + CLOSE
     return Verdict(
         f"On new sums of the lengths of training, {best} {'generalises' if more else 'does not generalise'}: "
-        f"{100 * value:.1f} % of 3 + 3 digits are correct; the nearest training example gives {100 * lookup:.1f} %.",
+        f"{100 * value:.1f}% of 3 + 3 digits are correct; the nearest training example gives {100 * lookup:.1f}%.",
         "generalises: more than twice the accuracy of the nearest training example, and at least "
         f"{100 * CLOSE:.0f} percentage points more",
     )
@@ -305,7 +305,7 @@ def beyond(models: dict[str, Runs]) -> Verdict:
     value, within = accuracy(models[best], *BEYOND), accuracy(models[best], "3 + 3")
     return Verdict(
         f"Beyond the lengths of training, {'a model still adds' if value > within / 2 else 'no model adds'}: the best "
-        f"one, {best}, has {100 * value:.1f} % correct with 4 and 5 digits, and {100 * within:.1f} % with 3 + 3.",
+        f"one, {best}, has {100 * value:.1f}% correct with 4 and 5 digits, and {100 * within:.1f}% with 3 + 3.",
         "a model adds if it has more than half of its accuracy with 3 + 3 digits; this tests length generalisation, "
         "and no large model is compared",
     )
@@ -320,9 +320,9 @@ def confident(models: dict[str, Runs]) -> Verdict:
     name = max(confidence, key=lambda name: confidence[name])
     means = "confident, so a high probability does not mean that a sum is correct"
     return Verdict(
-        f"The wrong answers of {name} to longer sums have a mean probability of {100 * confidence[name]:.0f} %: they "
+        f"The wrong answers of {name} to longer sums have a mean probability of {100 * confidence[name]:.0f}%: they "
         f"are {means if confidence[name] > 0.5 else 'not confident'}.",
-        "confident: a mean probability above 50 %, in the model where it is highest",
+        "confident: a mean probability above 50%, in the model where it is highest",
     )
 
 

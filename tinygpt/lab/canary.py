@@ -170,7 +170,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         for planted, times in PLANTED.items():
             row[times] = spread(model.values("exposure", planted), ".1f")
             right, share = model.values("extracted", planted), statistics.mean(model.values("digits", planted))
-            extracted[times] = f"{sum(right)} of {len(right)}; {100 * share:.0f} % of digits"
+            extracted[times] = f"{sum(right)} of {len(right)}; {100 * share:.0f}% of digits"
         exposures.append(row)
         extractions.append(extracted)
     tables = [

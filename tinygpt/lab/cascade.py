@@ -192,9 +192,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         )
     stages_note = (
         f"The cascade of {', '.join(all_runs.longest)} and person. Threshold: the lowest confidence at which, of the "
-        f"validation lines that reach the stage, {100 * config.target:g} % of the answered ones are correct "
+        f"validation lines that reach the stage, {100 * config.target:g}% of the answered ones are correct "
         f"(--target), if there are at least {FEWEST} of them; none: no confidence reaches it. Accuracy: correct ones "
-        "among the lines that the stage answers, in percent (95 % interval, pooled over the seeds)."
+        "among the lines that the stage answers, in percent (95% interval, pooled over the seeds)."
     )
     runs = all_runs.cascade(all_runs.longest)
     steps = [
@@ -241,7 +241,7 @@ def simple(all_runs: AllRuns) -> Verdict:
     return Verdict(
         f"Start with: {' and '.join(names)}; a person answers the rest. Cost: {costs[names]:.2f} per 1,000 lines; the "
         f"cheapest cascade costs {low:.2f}. Stage by stage: {'; '.join(steps)}.",
-        f"of the cascades at most {100 * GAIN:.0f} % above the cheapest one, that with the fewest and simplest stages; "
+        f"of the cascades at most {100 * GAIN:.0f}% above the cheapest one, that with the fewest and simplest stages; "
         "on the seeds that all systems have",
     )
 
@@ -253,8 +253,8 @@ def compared(all_runs: AllRuns) -> Verdict:
     best = max(accuracy, key=lambda name: accuracy[name])
     saved = 100 * (1 - median(runs, "cost") / person) if person else 0.0
     return Verdict(
-        f"The longest cascade has {100 * median(runs, 'accuracy'):.1f} % correct answers and costs {saved:.0f} % less "
-        f"than a person alone; the best system alone, {best}, has {100 * accuracy[best]:.1f} %.",
+        f"The longest cascade has {100 * median(runs, 'accuracy'):.1f}% correct answers and costs {saved:.0f}% less "
+        f"than a person alone; the best system alone, {best}, has {100 * accuracy[best]:.1f}%.",
         "medians over the seeds that all systems have; a person counts as always correct",
     )
 
@@ -266,10 +266,10 @@ def promise(all_runs: AllRuns) -> Verdict:
         share = pooled([run.answered["test"][index] for run in runs])
         low, high = share.interval()
         kept = "kept" if low <= target <= high else "exceeded" if low > target else "missed"
-        statements.append(f"{name}: {kept} ({share} %)" if share.total else f"{name}: no answers")
+        statements.append(f"{name}: {kept} ({share}%)" if share.total else f"{name}: no answers")
     return Verdict(
-        f"The target of each stage is {100 * target:g} % correct answers. On the test lines: {'; '.join(statements)}.",
-        "a stage keeps the target if the 95 % interval contains it: correct ones among its test lines, all seeds",
+        f"The target of each stage is {100 * target:g}% correct answers. On the test lines: {'; '.join(statements)}.",
+        "a stage keeps the target if the 95% interval contains it: correct ones among its test lines, all seeds",
     )
 
 

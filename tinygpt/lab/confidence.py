@@ -167,7 +167,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     ]
     rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
-        f"Threshold: the lowest confidence at which {100 * config.target:g} % of the answered validation lines are "
+        f"Threshold: the lowest confidence at which {100 * config.target:g}% of the answered validation lines are "
         f"correct (--target), if there are at least {FEWEST} of them. Coverage: share of the test lines that are "
         "answered. Outside, answered: share of the prompts outside the task that are answered anyway, mean over the "
         "kinds; none of these answers can be correct."
@@ -182,7 +182,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     kinds_note = (
         "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
         "shows nothing; 1: it separates the two completely). Last row: the same for correct and wrong answers to test "
-        "lines. A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up to 7 (95 %)."
+        "lines. A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up to 7 (95%)."
     )
     forgetting = [
         {"model": "base model", "loss": spread([loss["before"] for loss in losses], ".2f")},
@@ -213,9 +213,9 @@ def knows(model: SystemResults, target: float) -> Verdict:
     worst = max(shares, key=lambda kind: shares[kind])
     verb = "knows" if shares[worst] <= 1 - target else "does not know"
     return Verdict(
-        f"The fine-tuned model {verb} that it does not know: it answers {100 * shares[worst]:.0f} % of the "
+        f"The fine-tuned model {verb} that it does not know: it answers {100 * shares[worst]:.0f}% of the "
         f"prompts of the kind that it answers most often, {worst}.",
-        f"it knows if it answers at most {100 * (1 - target):.0f} % of every kind of prompts outside the task",
+        f"it knows if it answers at most {100 * (1 - target):.0f}% of every kind of prompts outside the task",
     )
 
 
@@ -230,11 +230,11 @@ def holds(by_system: dict[str, SystemResults], target: float) -> Verdict:
         low, high = share.interval()
         verb = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
         statements.append(
-            f"the threshold of the {SYSTEMS[key]} {verb} it ({100 * share.value():.1f} %, 95 % interval "
-            f"{100 * low:.1f} to {100 * high:.1f} %)"
+            f"the threshold of the {SYSTEMS[key]} {verb} it ({100 * share.value():.1f}%, 95% interval "
+            f"{100 * low:.1f} to {100 * high:.1f}%)"
         )
     return Verdict(
-        f"The target is {100 * target:g} % correct answers inside the task: {' and '.join(statements)}.",
+        f"The target is {100 * target:g}% correct answers inside the task: {' and '.join(statements)}.",
         "a threshold keeps the target if the interval contains it: accuracy on the answered test lines, all seeds",
     )
 

@@ -159,7 +159,7 @@ def summarise(results: Results, _: LabConfig) -> Summary:
     ]
     note = (
         f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
-        f"year's brands and {LINES['test']} about new brands, so uncertain by up to 4 percentage points (95 % "
+        f"year's brands and {LINES['test']} about new brands, so uncertain by up to 4 percentage points (95% "
         "confidence). Training and test lines name the same brands, but no line occurs twice. Next year: half of "
         f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time, "
         "that of the n-gram baseline includes its answers."
@@ -186,8 +186,8 @@ def middle(values: Sequence[float]) -> float:
 
 def cost_of_drift(base: Row, ngram: Row) -> Verdict:
     statements = [
-        f"{name} has {middle(row.old):.1f} % on last year's brands and {middle(row.new):.1f} % on new ones, so "
-        f"{middle(row.next_year()):.1f} % next year"
+        f"{name} has {middle(row.old):.1f}% on last year's brands and {middle(row.new):.1f}% on new ones, so "
+        f"{middle(row.next_year()):.1f}% next year"
         for name, row in (("the tiny model", base), ("the n-gram baseline", ngram))
     ]
     rule = "accuracies before the update; next year is the mean of the two"
@@ -201,14 +201,14 @@ def repair(base: Row, rows: Sequence[Row]) -> Verdict:
     for method in dict.fromkeys(row.method for row in rows):
         by_lines = {row.lines: middle(row.next_year()) for row in rows if row.method == method and row.lines}
         if enough := next((lines for lines, share in by_lines.items() if share >= goal), None):
-            reached.append(f"{METHODS[method]} with {enough:,} new lines ({by_lines[enough]:.1f} %)")
+            reached.append(f"{METHODS[method]} with {enough:,} new lines ({by_lines[enough]:.1f}%)")
         else:
-            missed.append(f"{METHODS[method]} ({max(by_lines.values()):.1f} %)")
+            missed.append(f"{METHODS[method]} ({max(by_lines.values()):.1f}%)")
     statements = [f"It is reached by {'; '.join(reached)}." if reached else "No method reaches it."]
     statements += [f"The best of the others: {'; '.join(missed)}."] if missed else []
     return Verdict(
-        f"The drift is repaired with {goal:.1f} % next year. {' '.join(statements)}",
-        f"the tiny model's accuracy last year, {middle(base.old):.1f} %, less {100 * ENOUGH:.0f} percentage points; "
+        f"The drift is repaired with {goal:.1f}% next year. {' '.join(statements)}",
+        f"the tiny model's accuracy last year, {middle(base.old):.1f}%, less {100 * ENOUGH:.0f} percentage points; "
         "with the fewest new lines that reach it",
     )
 
@@ -234,7 +234,7 @@ def cheapest(last: Sequence[Row]) -> Verdict:
     good = [row for row in last if statistics.median(row.next_year()) >= best - CLOSE]
     row = min(good, key=lambda row: statistics.median(row.seconds))
     return Verdict(
-        f"With {row.lines:,} new lines, choose: {METHODS[row.method]} ({middle(row.next_year()):.1f} % next year, "
+        f"With {row.lines:,} new lines, choose: {METHODS[row.method]} ({middle(row.next_year()):.1f}% next year, "
         f"{duration(statistics.median(row.seconds))} of training).",
         f"the shortest training among the methods within {100 * CLOSE:.0f} points of the best accuracy next year",
     )

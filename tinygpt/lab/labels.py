@@ -44,7 +44,7 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     grid = QUICK if config.quick else GRID
     for seed in seeds(config):
         for size, share in grid:
-            name = f"{size:,} examples, {100 * share:.0f} % wrong labels, seed {seed}"
+            name = f"{size:,} examples, {100 * share:.0f}% wrong labels, seed {seed}"
             yield Stage(name, 4 + ITERATIONS[size] / 25, partial(measure, folder, size, share, seed))
         if config.pretrained:
             yield from (pretrained(config, folder, size, seed) for size, share in grid if not share)
@@ -114,13 +114,13 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     for size, share in product(sizes, shares):
         cells = {name: by_learner[learner, share].get(size) for learner, name in learners.items()}
         if size in by_learner["model", share]:
-            row = {"examples": f"{size:,}", "wrong labels": f"{100 * share:.0f} %"}
+            row = {"examples": f"{size:,}", "wrong labels": f"{100 * share:.0f}%"}
             rows.append(row | {name: percent(values) if values else "" for name, values in cells.items()})
     note = (
         "Accuracy on 1,000 test lines with brands that do not occur in training, all with correct labels: median over "
         "the seeds (minimum to maximum). Each seed draws its own examples and its own wrong labels, each of the eleven "
         "other labels with the same probability. The choice of the test lines makes each accuracy uncertain by up to 3 "
-        "percentage points (95 % confidence); all rows are measured on the same lines. The tiny model's checkpoint is "
+        "percentage points (95% confidence); all rows are measured on the same lines. The tiny model's checkpoint is "
         "chosen on 500 validation lines with correct labels, in each row."
     )
     if config.pretrained:
@@ -135,7 +135,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         [
             Table("Accuracy", rows, note),
             Table(
-                f"The same models, measured with {100 * WORST:.0f} % wrong labels in the test split",
+                f"The same models, measured with {100 * WORST:.0f}% wrong labels in the test split",
                 [
                     {
                         "learner": LEARNERS.get(learner, learner),
@@ -155,8 +155,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             more_labels({name: curves[learner, 0.0] for learner, name in learners.items()}),
             better(curves["model", 0.0], curves["ngram", 0.0]),
             Verdict(
-                f"A test split with {100 * WORST:.0f} % wrong labels reports {100 * reported['model'][1]:.1f} % for a "
-                f"model whose accuracy is {100 * reported['model'][0]:.1f} %. Correct the labels of the test split "
+                f"A test split with {100 * WORST:.0f}% wrong labels reports {100 * reported['model'][1]:.1f}% for a "
+                f"model whose accuracy is {100 * reported['model'][0]:.1f}%. Correct the labels of the test split "
                 "before those of train.",
                 "the tiny model of the second table; the same answers, compared with correct and with wrong labels",
             ),
@@ -182,7 +182,7 @@ def cost_of_wrong(name: str, by_share: dict[float, dict[int, list[float]]]) -> V
             curves = ({size: values[seed] for size, values in clean.items()} for seed in range(len(clean[most])))
             worths = [worth(curve, wrong) for curve, wrong in zip(curves, by_share[share][most], strict=True)]
             cost = f"are worth about {spread(worths, ',.0f')} correct ones"
-        statements.append(f"{most:,} labels, {100 * share:.0f} % of them wrong, {cost} ({-100 * lost:+.1f} points)")
+        statements.append(f"{most:,} labels, {100 * share:.0f}% of them wrong, {cost} ({-100 * lost:+.1f} points)")
     return Verdict(
         f"{name}: {'; '.join(statements)}.",
         "the number of correct labels that gives the same accuracy, by interpolation between the rows without wrong "
@@ -228,7 +228,7 @@ def draw(axes: Any, curves: dict[tuple[str, float], Curve], names: dict[str, str
     lines = {"model": "o-", "ngram": "s--", "pretrained": "^:"}
     shades = {share: f"C{index}" for index, share in enumerate(SHARES)}
     for (learner, share), curve in curves.items():
-        label = f"{names[learner]}, {100 * share:.0f} % wrong labels"
+        label = f"{names[learner]}, {100 * share:.0f}% wrong labels"
         heights = [100 * value for value in curve.values()]
         axes.plot(list(curve), heights, lines[learner], color=shades[share], label=label, markersize=4)
     sizes = sorted(curves["model", 0.0])

@@ -147,7 +147,7 @@ def row(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
         "training": duration(median(runs, "seconds")) if runs[0]["trained"] else "",
         "memory": f"{median(runs, 'memory') / 1e9:.1f} GB" if runs[0]["memory"] else "",
         "accuracy": percent([run["accuracy"] for run in runs]),
-        "confidence: task, sonnet": ", ".join(f"{100 * median(runs, key):.0f} %" for key in ("confidence", "outside")),
+        "confidence: task, sonnet": ", ".join(f"{100 * median(runs, key):.0f}%" for key in ("confidence", "outside")),
         "forgetting": spread(forgetting, "+.2f") if forgetting else "",
     }
 
@@ -159,7 +159,7 @@ def simplest(runs: dict[str, list[dict[str, Any]]], ngram: float) -> Verdict:
     best = max(accuracy.values())
     name = next(name for name, value in accuracy.items() if value >= best - CLOSE)
     return Verdict(
-        f"Start with {name}: accuracy {100 * accuracy[name]:.1f} %; that of the best method is {100 * best:.1f} %.",
+        f"Start with {name}: accuracy {100 * accuracy[name]:.1f}%; that of the best method is {100 * best:.1f}%.",
         f"the n-gram baseline, or else the first method in the table, within {100 * CLOSE:.0f} percentage points of "
         "the best accuracy",
     )
@@ -176,7 +176,7 @@ def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
     accuracy, forgetting = (median(small[name], key) for key in ("accuracy", "forgetting"))
     verdict = Verdict(
         f"To limit forgetting in the small base model, use {name}: its loss on the base model's text rises by "
-        f"{forgetting:.2f}, with an accuracy of {100 * accuracy:.1f} %.",
+        f"{forgetting:.2f}, with an accuracy of {100 * accuracy:.1f}%.",
         f"the least forgetting among the methods from the small base model within {100 * CLOSE:.0f} percentage points "
         "of their best accuracy",
     )

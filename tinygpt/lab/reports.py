@@ -32,7 +32,7 @@ ITERATIONS = {"base": 400, "adapter": 200}
 PROMPTS = 500  # of the test split
 QUICK = {"base": 300, "adapter": 100, "prompts": 200}
 ENOUGH = 0.9  # share of the test prompts from which on a style, or fidelity, counts as learned
-MARGIN = 10  # a share of 500 prompts has a 95 % confidence interval of at most +- 4.4 percentage points
+MARGIN = 10  # a share of 500 prompts has a 95% confidence interval of at most +- 4.4 percentage points
 SWAPS = 20  # timed
 
 
@@ -242,7 +242,7 @@ def needed(runs: Runs) -> Verdict:
     statements = [f"{name}: {smallest(firm, 'style')}, {smallest(firm, 'fidelity')}" for firm, name in FIRMS.items()]
     return Verdict(
         f"Training examples needed: {'; '.join(statements)}.",
-        f"the smallest number with which at least {100 * ENOUGH:.0f} % of the responses pass (median over the seeds)",
+        f"the smallest number with which at least {100 * ENOUGH:.0f}% of the responses pass (median over the seeds)",
     )
 
 
@@ -251,11 +251,11 @@ def in_style_and_wrong(runs: Runs) -> Verdict:
     wrong = {key: 100 * statistics.median(shares(adapter_runs, key[0], "wrong")) for key, adapter_runs in runs.items()}
     sizes = [size for firm, size in runs if firm == "a"]
     head = "can be wrong" if max(wrong.values()) > MARGIN else "is correct in this run"
-    statements = [f"{name} {', '.join(f'{wrong[firm, size]:.0f}' for size in sizes)} %" for firm, name in FIRMS.items()]
+    statements = [f"{name} {', '.join(f'{wrong[firm, size]:.0f}' for size in sizes)}%" for firm, name in FIRMS.items()]
     return Verdict(
         f"A text in perfect style {head}. With {', '.join(map(str, sizes))} examples, this share of such texts states "
         f"something wrong: {'; '.join(statements)}.",
-        f"can be wrong: the largest of these shares (median over the seeds) is above {MARGIN} %",
+        f"can be wrong: the largest of these shares (median over the seeds) is above {MARGIN}%",
     )
 
 
@@ -265,10 +265,10 @@ def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
     most = max(share for model_runs, firm in other for share in shares(model_runs, firm, "style"))
     verb = "separates the styles" if most == 0 else "does not separate the styles"
     return Verdict(
-        f"The style score {verb}: of any model's responses, at most {100 * most:.1f} % follow all rules of a "
+        f"The style score {verb}: of any model's responses, at most {100 * most:.1f}% follow all rules of a "
         "firm that the model was not trained for.",
         f"the base model, and both adapters from {EXAMPLES[-1]} examples, judged by the rules of the other firm: "
-        "all 0 %",
+        "all 0%",
     )
 
 

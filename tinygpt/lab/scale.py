@@ -100,7 +100,7 @@ def resampled(law: Law, columns: Sequence[np.ndarray], count: int = 200) -> list
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 10 % and the 90 % quantile: an 80 % interval."""
+    """Return the 10% and the 90% quantile: an 80% interval."""
     low, high = np.quantile(values, [0.1, 0.9])
     return float(low), float(high)
 
@@ -173,7 +173,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "The law: loss = E + A / N^alpha + B / D^beta",
             [figures],
             f"N: parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
-            f"parentheses, intervals of 80 % from {len(samples)} bootstrap samples. Not determined: the interval "
+            f"parentheses, intervals of 80% from {len(samples)} bootstrap samples. Not determined: the interval "
             f"reaches down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the "
             "best size N grows with ten times the compute.",
         ),
@@ -221,8 +221,8 @@ def predicted(law: Law, last: dict[str, float]) -> Verdict:
     error = abs(expected / measured - 1)
     return Verdict(
         f"The law {'predicts' if error < 0.02 else 'does not predict'} the largest run, of {last['parameters']:,} "
-        f"parameters, which is held out: predicted {expected:.3f}, measured {measured:.3f} ({100 * error:.1f} %).",
-        "the error is below 2 %",
+        f"parameters, which is held out: predicted {expected:.3f}, measured {measured:.3f} ({100 * error:.1f}%).",
+        "the error is below 2%",
     )
 
 
@@ -236,7 +236,7 @@ def divided(law: Law, samples: Sequence[Law]) -> Verdict:
         size = "the best length grows faster than the best size"
     return Verdict(
         f"With more compute C, {size}: the best size grows as C^{growth(law):.2f} ({low:.2f} to {high:.2f}).",
-        "the 80 % interval of the exponent is above or below 0.5; Hoffmann et al. (2022) found 0.5 for large models",
+        "the 80% interval of the exponent is above or below 0.5; Hoffmann et al. (2022) found 0.5 for large models",
     )
 
 

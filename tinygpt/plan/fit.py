@@ -40,13 +40,13 @@ def refusal(losses: Sequence[float], baseline: float) -> str:
         return f"{problem}, so most of the fall is still to come, and a power law does not hold yet"
     first, second = -np.diff(np.log(losses))
     if second > BEND * first:
-        falls = f"({100 * first:.0f} %, then {100 * second:.0f} %)"
+        falls = f"({100 * first:.0f}%, then {100 * second:.0f}%)"
         return f"the loss falls faster with each doubling of the length {falls}, unlike a power law"
     return ""
 
 
 def predict(lengths: Sequence[int], losses: Sequence[float], length: int) -> Interval:
-    """Predict the loss at a length, with its 80 % interval."""
+    """Predict the loss at a length, with its 80% interval."""
     d, loss = np.array(lengths) / max(lengths), np.array(losses)
     alpha, E = np.meshgrid(ALPHAS, IRREDUCIBLE * loss.min(), indexing="ij")
     falls = d ** -alpha[..., None]  # (alphas, Es, pilots)

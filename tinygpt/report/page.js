@@ -12,7 +12,7 @@ const Page = (() => {
   let data = null;
 
   const $ = (id) => document.getElementById(id);
-  const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)} %` : p >= 0.00095 ? `${(100 * p).toFixed(1)} %` : p > 0 ? "<0.1 %" : "–");
+  const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)}%` : p >= 0.00095 ? `${(100 * p).toFixed(1)}%` : p > 0 ? "<0.1%" : "–");
   const number = (value) => value.toLocaleString("en");
   const clamp = (x, low, high) => Math.max(low, Math.min(x, high));
 

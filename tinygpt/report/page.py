@@ -92,7 +92,7 @@ def templates() -> Any:
 
 
 def percent(value: float, digits: int = 0) -> str:
-    return "–" if math.isnan(value) else f"{value:.{digits}%}".replace("%", " %")
+    return "–" if math.isnan(value) else f"{value:.{digits}%}"
 
 
 def short(value: float) -> str:

@@ -219,7 +219,7 @@ def require_sources(questions: Sequence[LabelledQuestion], index: Index, name: s
 
 
 def evaluate(respond: Callable[[str], Outcome], questions: Sequence[LabelledQuestion]) -> dict[str, Any]:
-    """Measure the outcomes on questions with known answers: shares from 0 to 1 (or None) and their 95 % intervals."""
+    """Measure the outcomes on questions with known answers: shares from 0 to 1 (or None) and their 95% intervals."""
     outcomes = []
     for entry in progress(questions, desc="asking", unit="question"):
         try:

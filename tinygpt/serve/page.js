@@ -18,7 +18,7 @@
   const RETRY = 1000; // milliseconds until the page asks a loading server again
   const MOST_NATS = 6; // a loss at which a token has the full shade, as in the report
   const $ = (id) => document.getElementById(id);
-  const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)} %` : p >= 0.00095 ? `${(100 * p).toFixed(1)} %` : "<0.1 %");
+  const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)}%` : p >= 0.00095 ? `${(100 * p).toFixed(1)}%` : "<0.1%");
   const grouped = (n) => n.toLocaleString("en");
   const clamp = (x, low, high) => Math.max(low, Math.min(x, high));
 

@@ -32,7 +32,7 @@ from tinygpt.why.retrain import effects, retrain
 Groups = dict[str, np.ndarray]  # the numbers of the training rows that a retraining leaves out
 INFLUENTIAL, RANDOM = "the most influential", "random ones"
 WIDTH = 90  # characters of an example
-# Student's t of which 95 % are below, by the number of seeds; about 1.8 for more
+# Student's t of which 95% are below, by the number of seeds; about 1.8 for more
 T_95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 
 

@@ -17,7 +17,7 @@ NEAR = 0.05  # systems whose shares of right answers differ by less count as equ
 OUTCOMES = {"right": "C2", "stale": "C1", "wrong": "C3", "abstained": "lightgray"}
 KNOWS = (
     "In percent of the questions, whose wordings occur in no training set of this lab, nor in that of the tiny reader. "
-    "In parentheses: 95 % confidence intervals over the questions (Wilson). Right: the answer contains the right one. "
+    "In parentheses: 95% confidence intervals over the questions (Wilson). Right: the answer contains the right one. "
     "Unchanged, before and after: facts that do not change; a drop is damage done by the update. Changed: facts that "
     "have changed. Stale: the answer contains the value before the change. Passage given: right answers after the "
     "change if the reader gets only the passage with the answer. Abstains: on questions that no document answers. "
@@ -217,9 +217,9 @@ def simplest(measured: Measured, systems: Sequence[Row]) -> Verdict:
     right = {row.name: measured.right(row) for row in systems[BASELINES:]}
     best = max(right, key=right.__getitem__)
     name = next(name for name, share in right.items() if share >= right[best] - NEAR)
-    than = "the best result" if name == best else f"compared with {100 * right[best]:.0f} % of '{best}'"
+    than = "the best result" if name == best else f"compared with {100 * right[best]:.0f}% of '{best}'"
     return Verdict(
-        f"Start with '{name}': after the change, {100 * right[name]:.0f} % of its outcomes are right, {than}.",
+        f"Start with '{name}': after the change, {100 * right[name]:.0f}% of its outcomes are right, {than}.",
         f"the first system in the table, baselines excluded, within {100 * NEAR:.0f} percentage points of the best; an "
         "abstention is right if no document answers the question",
     )
@@ -234,11 +234,11 @@ def freshest(measured: Measured) -> Verdict:
     documents = index < again and right["reader"] >= right["again"] - NEAR
     advice = "keep them in documents" if documents else "train the closed-book model again"
     return Verdict(
-        f"If facts change, {advice}. Right answers about changed facts: {100 * right['reader']:.0f} % with an update "
-        f"of the index ({duration(index)}), {100 * right['again']:.0f} % with training the closed-book model again "
-        f"({duration(again)}), and {100 * right['closed']:.0f} % with fine-tuning it on the changes alone "
-        f"({duration(alone)}), after which {100 * after:.0f} % are right about unchanged facts, instead of "
-        f"{100 * before:.0f} %.",
+        f"If facts change, {advice}. Right answers about changed facts: {100 * right['reader']:.0f}% with an update "
+        f"of the index ({duration(index)}), {100 * right['again']:.0f}% with training the closed-book model again "
+        f"({duration(again)}), and {100 * right['closed']:.0f}% with fine-tuning it on the changes alone "
+        f"({duration(alone)}), after which {100 * after:.0f}% are right about unchanged facts, instead of "
+        f"{100 * before:.0f}%.",
         "documents, if the update of the index is faster than training again, and gives as many right answers about "
         f"changed facts, or at most {100 * NEAR:.0f} percentage points fewer; fine-tuning on the changes alone "
         "is shown, not advised",
@@ -252,8 +252,8 @@ def combined(measured: Measured, pretrained: str) -> Verdict:
     abstains = [100 * measured.share(stage, ["absent"], "abstained").value() for stage in after_stages]
     return Verdict(
         f"Fine-tuning {pretrained} to read passages changes its share of right answers from {right[0]:.0f} to "
-        f"{right[1]:.0f} %, and its share of abstentions on unanswerable questions from {abstains[0]:.0f} to "
-        f"{abstains[1]:.0f} %.",
+        f"{right[1]:.0f}%, and its share of abstentions on unanswerable questions from {abstains[0]:.0f} to "
+        f"{abstains[1]:.0f}%.",
         "the same questions and search, with the defaults of tinygpt ask for each model; the training examples "
         "state other facts, so fine-tuning has taught the task, not the facts",
     )
