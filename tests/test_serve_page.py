@@ -253,7 +253,7 @@ def test_probabilities_of_tokens(page: Page, server: Server) -> None:
         found = panel(page)
         assert found.keys() == expected[index].keys()
         for token, text in found.items():
-            number = float(text.removesuffix(" %").replace("<", ""))
+            number = float(text.removesuffix("%").replace("<", ""))
             assert number == pytest.approx(
                 expected[index][token], abs=0.51 if number >= 10 else 0.051 if number > 0.1 else 0.1
             )
