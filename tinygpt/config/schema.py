@@ -272,6 +272,12 @@ class TrainConfig(Config):
     run becomes slow; a resumed run starts with its own; a number gives the same bits every time"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
+    shard: bool = False
+    """divide weights, gradients and optimizer state among the processes of torchrun (fully_shard), for models that are
+    too large for one device; uses plain PyTorch"""
+    checkpoint_activations: bool = False
+    """keep only the inputs of the blocks for the backward pass, and compute their activations again: less memory, a
+    third more computation; uses plain PyTorch"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
     seed: Seed = 1337
@@ -292,6 +298,8 @@ class TrainConfig(Config):
             yield "watch shows a run while it trains, and cannot be used with eval_only"
         if not self.decay_lr and "lr_schedule" in self.flags and self.lr_schedule != "constant":
             yield f"decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule={self.lr_schedule}"
+        if self.fast == "True" and (self.shard or self.checkpoint_activations):
+            yield "fast=True cannot be used with shard or checkpoint_activations, which need plain PyTorch"
         if self.n_head > 0:
             if self.n_embd % self.n_head:
                 yield f"n_head {self.n_head} does not divide n_embd {self.n_embd}"

@@ -15,7 +15,6 @@ from tinygpt.config import suggest
 from tinygpt.config.fields import keys
 from tinygpt.config.schema import PlanConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
-from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import FILE, Forecast, Interval, differences, read_plan
 from tinygpt.files import file_lock, replacing, strict_json
@@ -31,6 +30,7 @@ from tinygpt.training.start import (
     require_dataset_choice,
     resumes,
     starting_point,
+    training_class,
 )
 
 FOLDER = ".plan-pilots"  # in OUT_DIR
@@ -111,7 +111,7 @@ def planned(config: PlanConfig) -> Planned:
     start = starting_point(run)
     run, compute = start.config, choose_compute(start.config, {})
     known_tokens = fit_dataset(dataset, start)
-    model, _ = make_model(start, model_class(run.fast, compute), dataset.tokenizer.vocab_size, known_tokens)
+    model, _ = make_model(start, training_class(run, compute), dataset.tokenizer.vocab_size, known_tokens)
     source = dataset.sources["train"]
     passes = run.max_iters * source.passes(run.batch_size * run.gradient_accumulation_steps, run.block_size)
     print(f"device:      {compute.describe()}")

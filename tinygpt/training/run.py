@@ -23,8 +23,8 @@ from tinygpt.config.parse import to_yaml
 from tinygpt.config.schema import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches
-from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError, require_installed
+from tinygpt.fast.model import FastGPT
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
 from tinygpt.training import watch
@@ -39,7 +39,8 @@ from tinygpt.training.optimizer import (
     state_of,
 )
 from tinygpt.training.processes import Processes, join_processes
-from tinygpt.training.start import Start, fit_dataset, make_model, new_run_from
+from tinygpt.training.sharding import gather
+from tinygpt.training.start import Start, fit_dataset, make_model, new_run_from, training_class
 from tinygpt.training.tensorboard import TensorBoard, discard_events, import_summary_writer
 from tinygpt.training.tuning import Tuning
 
@@ -72,7 +73,7 @@ class Run:
     source: Batches  # the rows from which batches are drawn
     model: GPT  # with float32 weights, as saved
     amp_model: AmpModel  # the same weights, with matrix products in compute.dtype (automatic mixed precision)
-    ddp_model: Any  # amp_model, compiled if configured, in DistributedDataParallel if there are several processes
+    ddp_model: Any  # amp_model, compiled if configured, in DistributedDataParallel if several processes do not shard it
     optimizer: Optimizer
     compute: device.Compute
     ranks: Processes
@@ -122,15 +123,20 @@ class Run:
     def numeric_settings(self) -> dict[str, str | int]:
         """Return the settings on which the last bits of a result depend."""
         dtype = str(self.compute.dtype).removeprefix("torch.")
-        path = "plain" if type(self.model) is GPT else "fast"
+        path = "fast" if isinstance(self.model, FastGPT) else "plain"
         count = {"threads": torch.get_num_threads()} if self.compute.device.type == "cpu" else {}
         return {"device": self.compute.device.type, "dtype": dtype, "path": path, **count}
 
     def checkpoint(self) -> Checkpoint:
-        """Return the complete state after `progress.step` iterations."""
+        """Return the complete state after `progress.step` iterations. All processes of a sharded run call this; only rank
+        0 gets the tensors."""
+        weights, optimizer = self.model.state_dict(keep_vars=self.config.shard), state_of(self.optimizer)
+        if self.config.shard:
+            weights, moments = gather(weights, self.ranks.is_main), optimizer["moments"]
+            optimizer["moments"] = {name: gather(parts, self.ranks.is_main) for name, parts in moments.items()}
         progress = dataclasses.replace(self.progress, seconds=self.seconds())
         return Checkpoint(
-            model=self.model.state_dict(),
+            model=weights,
             model_args=dataclasses.asdict(self.model.config),
             config=run_settings(self.config) | {"config": list(self.config.config)},
             step=progress.step,
@@ -139,7 +145,7 @@ class Run:
             data={key: str(value) for key, value in self.dataset.meta["sha256"].items()},
             training={
                 "progress": dataclasses.asdict(progress),
-                "optimizer": state_of(self.optimizer),
+                "optimizer": optimizer,
                 **self.numeric_settings(),
                 **(self.tuning.state() if self.tuning else {}),
             },
@@ -152,8 +158,12 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
     dataset = start.dataset(config.dataset)
     check(config, ranks)
+    step = start.checkpoint.step if start.checkpoint is not None and start.resuming else 0
+    if not ranks.agree((step, dataset.meta["sha256"]), compute.device):
+        problem = "the processes start at different iterations, or with different data"
+        raise TinyGPTError(problem, "give all nodes the same --data_dir, and an --out_dir that they share")
     known_tokens = fit_dataset(dataset, start)
-    model, new_tokens = make_model(start, model_class(config.fast, compute), dataset.tokenizer.vocab_size, known_tokens)
+    model, new_tokens = make_model(start, training_class(config, compute), dataset.tokenizer.vocab_size, known_tokens)
     tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
     source: Batches = tuning.rows if tuning else dataset.sources["train"]
     if config.group_by_length:
@@ -165,7 +175,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     torch.backends.cuda.matmul.allow_tf32 = True  # for matrix products that remain in float32
     if compute.device.type == "cpu":
         device.keep_freed_memory()
-    amp_model, optimizer = build(model.to(compute.device), config, compute)
+    amp_model, optimizer = build(model, config, compute)
     amp_model.train()
     progress = Progress()
     if start.saved:
@@ -182,7 +192,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
         source=source,
         model=model,
         amp_model=amp_model,
-        ddp_model=nn.parallel.DistributedDataParallel(compiled) if ranks.count > 1 else compiled,
+        ddp_model=nn.parallel.DistributedDataParallel(compiled) if ranks.count > 1 and not config.shard else compiled,
         optimizer=optimizer,
         compute=compute,
         ranks=ranks,
@@ -210,6 +220,9 @@ def check(config: TrainConfig, ranks: Processes) -> None:
             f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
             f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
         )
+    if config.shard and not torch.distributed.is_initialized():
+        problem = "shard=True divides the model among the processes of torchrun, which has not started this one"
+        raise TinyGPTError(problem, "torchrun --standalone --nproc_per_node=2 -m tinygpt ..., or --shard=False")
     out = Path(config.out_dir)
     for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(out / name)
@@ -277,11 +290,11 @@ def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
     config, model, progress, source = run.config, run.model, run.progress, run.source
     rows = run.rows_per_iter
     size = f"{rows} examples" if run.dataset.pairs else f"{rows * run.longest_row:,} tokens"
-    processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
+    processes = f"; {run.ranks.count} processes" * (run.ranks.count > 1) + ", sharded" * config.shard
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = not all(weight.requires_grad for weight in model.parameters())
-    path = "plain PyTorch" if type(model) is GPT else "the CPU's fast path (tinygpt/fast)"
+    path = "the CPU's fast path (tinygpt/fast)" if isinstance(model, FastGPT) else "plain PyTorch"
     trained = f", {trainable:,} of them trainable" if frozen else ""
     passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
     for line in (

@@ -1,0 +1,139 @@
+"""Sharded runs (`--shard`) and activation checkpointing: they learn what other runs learn, and stop as one."""
+
+import functools
+import signal
+from pathlib import Path
+
+import faults
+import pytest
+import torch
+import torch.distributed.fsdp  # it would take seconds in each child
+from children import Child, nothing, ranks
+from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok, refused
+from test_distributed import BATCH, numbers
+
+from tinygpt.checkpoint.store import load
+
+pytestmark = needs_fork
+SHARDED = [*TINY_TRAIN, *BATCH, "--shard=True"]
+
+
+def processes(folder: Path, count: int, *args: str, status: int = 0, before: dict[int, object] | None = None) -> str:
+    """Run a command in forked processes, which end with `status`; return what they print. before: by rank."""
+    children = [
+        Child(
+            list(args),
+            folder / f"{len(list(folder.glob('*.log')))}.log",
+            folder,
+            (before or {}).get(rank, nothing),
+            **place,
+        )
+        for rank, place in enumerate(ranks(count))
+    ]
+    for child in children:
+        child.wait(PATIENCE, otherwise=signal.SIGKILL)
+    output = "".join(child.output for child in children)
+    assert {child.status for child in children} == {status}, output[-4000:]
+    return output
+
+
+def assert_equal_runs(ours: Path, theirs: Path) -> None:
+    """Require equal losses, gradient norms, weights and moments, up to 1e-3."""
+    one, two = numbers(ours), numbers(theirs)
+    assert [line[:2] for line in one] == [line[:2] for line in two]
+    for (_, _, values), (_, _, expected) in zip(one, two, strict=True):
+        assert values == pytest.approx(expected, abs=1e-3)
+    mine, other = load(ours / "last.pt"), load(theirs / "last.pt")
+    assert mine.num_params == other.num_params  # a tied matrix is saved once
+    tolerance = 1e-2 if mine.config["optimizer"] == "muon" else 1e-3  # Muon computes in bfloat16
+    for name, weight in other.model.items():
+        torch.testing.assert_close(mine.model[name], weight, atol=tolerance, rtol=0)
+    moments = mine.training["optimizer"]["moments"]
+    for name, parts in other.training["optimizer"]["moments"].items():
+        torch.testing.assert_close(moments[name], parts, atol=tolerance, rtol=0)
+
+
+def test_a_sharded_run_learns_what_one_process_does(work: Path) -> None:
+    ok(work, *TINY_TRAIN, *BATCH, "--out_dir=one")
+    output = processes(work, 2, *SHARDED, "--out_dir=two")
+    assert "; 2 processes, sharded\n" in output and "plain PyTorch" in output
+    assert_equal_runs(work / "two", work / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "flags"),
+    [
+        (4, ["--tie_weights=False", "--bias=True"]),
+        (2, ["--optimizer=muon"]),
+        (2, ["--dtype=float16"]),
+        (2, ["--dropout=0.2", "--gradient_accumulation_steps=2", "--batch_size=6", "--checkpoint_activations=True"]),
+        (2, ["--bigram_table=True", "--token_shift=True", "--position=alibi"]),
+    ],
+    ids=lambda value: str(value),
+)
+def test_sharding_changes_no_loss_and_no_dropout_mask(work: Path, count: int, flags: list[str]) -> None:
+    """Compared with the same number of processes of which each holds everything."""
+    processes(work, count, *TINY_TRAIN, *BATCH, *flags, "--fast=False", "--out_dir=complete")
+    processes(work, count, *SHARDED, *flags, "--out_dir=sharded")
+    assert_equal_runs(work / "sharded", work / "complete")
+
+
+def test_activation_checkpointing_changes_nothing(work: Path) -> None:
+    for out, flags in (("kept", ["--fast=False"]), ("again", ["--checkpoint_activations=True"])):
+        ok(work, *TINY_TRAIN, "--max_iters=4", *flags, f"--out_dir={out}")
+    assert numbers(work / "again") == numbers(work / "kept")
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_by_other_numbers_of_processes(work: Path) -> None:
+    """4 sharded processes are killed; then 2 sharded ones, 2 others and one end the run as one process would."""
+    flags = ["--max_iters=9", "--checkpoint_interval=2"]
+    ok(work, *TINY_TRAIN, *BATCH, *flags, "--out_dir=one")
+    for count, shard, killed_at in ((4, True, 3), (2, True, 5), (2, False, 7), (1, False, 0)):
+        die = functools.partial(faults.on_iteration, killed_at, faults.die)
+        killed = {"status": -signal.SIGKILL, "before": dict.fromkeys(range(count), die)} if killed_at else {}
+        resume = ["train", "--init_from=resume"] if count < 4 else [*TINY_TRAIN, *BATCH, *flags]
+        processes(work, count, *resume, f"--shard={shard}", "--out_dir=run", **killed)
+    assert_equal_runs(work / "run", work / "one")
+    ok(work, "sample", "--ckpt=run/ckpt.pt", "--max_new_tokens=5")
+
+
+def test_a_weight_that_is_not_finite_in_one_process_stops_all(work: Path) -> None:
+    overflow = functools.partial(faults.diverge, "overflow", 2, 1, nothing)
+    flags = ["--out_dir=two", "--checkpoint_interval=1", "--max_iters=9"]
+    output = processes(work, 2, *SHARDED, *flags, status=1, before={1: overflow})
+    assert output.count("error: iteration 3: a weight is NaN or infinite; training has stopped") == 2
+    assert load(work / "two/last.pt").step == 2
+
+
+@pytest.mark.slow
+def test_samples_and_snapshots_of_a_sharded_run(work: Path) -> None:
+    processes(work, 2, *SHARDED, "--out_dir=two", "--max_iters=2", "--sample_interval=2", "--snapshots=2")
+    assert (work / "two/metrics.jsonl").read_text().count('"kind": "sample"') == 2
+    ok(work, "sample", "--ckpt=two/snapshots/step-2.pt", "--max_new_tokens=5")
+
+
+def test_sharding_without_torchrun_is_refused(work: Path) -> None:
+    message = refused(work, *SHARDED)
+    assert (
+        message.startswith("error: shard=True divides the model among the processes of torchrun")
+        and "torchrun" in message
+    )
+    assert "plain PyTorch" in refused(work, *SHARDED, "--fast=True")
+
+
+def test_processes_that_do_not_start_together_are_refused(work: Path) -> None:
+    """A node without the shared folder would start from scratch while the others resume."""
+    ok(work, *TINY_TRAIN, *BATCH, "--out_dir=shared")
+    auto = [*TINY_TRAIN, *BATCH, "--max_iters=6", "--init_from=auto"]
+    place = ranks(2)
+    children = [
+        Child([*auto, f"--out_dir={out}"], work / f"{out}.log", work, nothing, **place[rank])
+        for rank, out in enumerate(("shared", "own"))
+    ]
+    for child in children:
+        assert child.wait(PATIENCE, otherwise=signal.SIGKILL) == 2, child.output
+        assert "the processes start at different iterations, or with different data" in child.output
+        assert "--out_dir that they share" in child.output
+    assert not (work / "own").exists() and load(work / "shared/last.pt").step == 4
