@@ -1,6 +1,7 @@
 """Sharded runs (`--shard`) and activation checkpointing: they learn what other runs learn, and stop as one."""
 
 import functools
+import json
 import signal
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import faults
 import pytest
 import torch
 import torch.distributed.fsdp  # it would take seconds in each child
-from children import Child, nothing, ranks
+from children import Child, answer, nothing, ranks
 from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok, refused
 from test_distributed import BATCH, numbers
 
+from tinygpt import cli
 from tinygpt.checkpoint.store import load
+from tinygpt.training.log import peak_memory
 
 pytestmark = needs_fork
 SHARDED = [*TINY_TRAIN, *BATCH, "--shard=True"]
@@ -105,6 +108,42 @@ def test_a_weight_that_is_not_finite_in_one_process_stops_all(work: Path) -> Non
     output = processes(work, 2, *SHARDED, *flags, status=1, before={1: overflow})
     assert output.count("error: iteration 3: a weight is NaN or infinite; training has stopped") == 2
     assert load(work / "two/last.pt").step == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ["--n_layer=8", "--n_head=8", "--n_embd=512", "--block_size=64"],  # 25 million parameters
+        ["--n_layer=4", "--n_head=8", "--n_embd=768", "--block_size=32"],  # 28 million
+    ],
+    ids=["8 layers", "4 layers"],
+)
+def test_the_memory_of_a_sharded_run_is_that_of_its_plan(work: Path, count: int, shape: list[str]) -> None:
+    """Peaks within 15%, besides that of the same run with a tiny model. -s prints them for docs/dev/SCALING.md."""
+    flags = [*TINY_TRAIN[1:], "--max_iters=2", "--eval_interval=2", "--batch_size=8", "--gradient_accumulation_steps=1"]
+    flags += ["--shard=True", "--dropout=0"]
+    plan = json.loads(ok(work, "plan", *flags, *shape, f"--processes={count}", "--json").out)["memory_mb"]
+    training, saving = plan["training"], plan["saving (process 0, in main memory)"]
+    besides, peaks = (memory_of_processes(work, count, "train", *flags, *more) for more in ([], shape))
+    measured = [(peak - other) / 1e6 for peak, other in zip(peaks, besides, strict=True)]
+    expected = [max(training, saving)] + [training] * (count - 1)
+    print(f"{count} processes: planned {[round(mb) for mb in expected]}, measured {[round(mb) for mb in measured]}")
+    assert measured == pytest.approx(expected, rel=0.15)
+
+
+def memory_of_processes(folder: Path, count: int, *args: str) -> list[int]:
+    """Run a command in forked processes; return the peak memory of each in bytes."""
+
+    def work() -> None:
+        assert cli.main([*args, "--quiet"]) == 0
+        answer(peak_memory())
+
+    logs = [folder / f"{len(list(folder.glob('*.log'))) + rank}.log" for rank in range(count)]
+    children = [Child(work, log, folder, **place) for log, place in zip(logs, ranks(count), strict=True)]
+    assert [child.wait(5 * PATIENCE, otherwise=signal.SIGKILL) for child in children] == [0] * count
+    return [child.answers[0] for child in children]
 
 
 @pytest.mark.slow

@@ -344,6 +344,9 @@ class PlanConfig(TrainConfig):
     """choose the model size and max_iters that reach the lowest loss in this time, for example 90s, 10m or 1h"""
     target: NonNegative = 0.0
     """choose the model size and max_iters that reach this validation loss soonest, in nats per token; 0: no target"""
+    processes: CountOrZero = 0
+    """compute the memory of each of so many processes of torchrun, sharded or not, without any pilot; 0: plan a run of
+    one process"""
     law: File = ""
     """with budget or target: law.json of tinygpt lab scale, or its folder; empty: the law of Tiny Shakespeare"""
     json: bool = False
@@ -356,6 +359,10 @@ class PlanConfig(TrainConfig):
             yield "law needs budget or target"
         if self.time_only and choosing:
             yield "time_only cannot be used with budget or target, which run no pilots"
+        if self.processes and (self.time_only or choosing):
+            yield "processes cannot be used with time_only, budget or target"
+        if self.shard and not self.processes:
+            yield "shard needs processes: plan computes the memory of a sharded run"
 
 
 @dataclasses.dataclass

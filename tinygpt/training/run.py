@@ -128,8 +128,8 @@ class Run:
         return {"device": self.compute.device.type, "dtype": dtype, "path": path, **count}
 
     def checkpoint(self) -> Checkpoint:
-        """Return the complete state after `progress.step` iterations. All processes of a sharded run call this; only rank
-        0 gets the tensors."""
+        """Return the complete state after `progress.step` iterations. All processes of a sharded run call this,
+        and rank 0 alone gets the tensors."""
         weights, optimizer = self.model.state_dict(keep_vars=self.config.shard), state_of(self.optimizer)
         if self.config.shard:
             weights, moments = gather(weights, self.ranks.is_main), optimizer["moments"]
@@ -163,6 +163,8 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
         problem = "the processes start at different iterations, or with different data"
         raise TinyGPTError(problem, "give all nodes the same --data_dir, and an --out_dir that they share")
     known_tokens = fit_dataset(dataset, start)
+    if compute.device.type == "cpu":
+        device.keep_freed_memory(keep=not config.shard)
     model, new_tokens = make_model(start, training_class(config, compute), dataset.tokenizer.vocab_size, known_tokens)
     tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
     source: Batches = tuning.rows if tuning else dataset.sources["train"]
@@ -173,8 +175,6 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     ranks.wait()
 
     torch.backends.cuda.matmul.allow_tf32 = True  # for matrix products that remain in float32
-    if compute.device.type == "cpu":
-        device.keep_freed_memory()
     amp_model, optimizer = build(model, config, compute)
     amp_model.train()
     progress = Progress()
@@ -213,13 +213,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
 
 def check(config: TrainConfig, ranks: Processes) -> None:
     """Check that the processes can share the global batch, and what the run needs later. Errors: TinyGPTError."""
-    rows = config.batch_size * config.gradient_accumulation_steps
-    if rows % (ranks.count * micro_steps(config, ranks)):
-        raise TinyGPTError(
-            f"{ranks.count} processes cannot share {rows} sequences per iteration evenly "
-            f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
-            f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
-        )
+    require_even_split(config, ranks)
     if config.shard and not torch.distributed.is_initialized():
         problem = "shard=True divides the model among the processes of torchrun, which has not started this one"
         raise TinyGPTError(problem, "torchrun --standalone --nproc_per_node=2 -m tinygpt ..., or --shard=False")
@@ -230,6 +224,17 @@ def check(config: TrainConfig, ranks: Processes) -> None:
         import_summary_writer("report_to=tensorboard", ", or --report_to=none")
     if config.watch:
         require_installed("--watch", *watch.PACKAGES, otherwise=", or train without --watch")
+
+
+def require_even_split(config: TrainConfig, ranks: Processes) -> None:
+    """Check that the processes can share the global batch evenly. Errors: TinyGPTError."""
+    rows = config.batch_size * config.gradient_accumulation_steps
+    if rows % (ranks.count * micro_steps(config, ranks)):
+        raise TinyGPTError(
+            f"{ranks.count} processes cannot share {rows} sequences per iteration evenly "
+            f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
+            f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
+        )
 
 
 def micro_steps(config: TrainConfig, ranks: Processes) -> int:
