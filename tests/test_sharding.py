@@ -90,14 +90,19 @@ def test_activation_checkpointing_changes_nothing(work: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_is_resumed_by_other_numbers_of_processes(work: Path) -> None:
-    """4 sharded processes are killed; then 2 sharded ones, 2 others and one end the run as one process would."""
+    """4 sharded processes are killed; then 2 others, 2 sharded ones and one end the run as one process would."""
     flags = ["--max_iters=9", "--checkpoint_interval=2"]
     ok(work, *TINY_TRAIN, *BATCH, *flags, "--out_dir=one")
-    for count, shard, killed_at in ((4, True, 3), (2, True, 5), (2, False, 7), (1, False, 0)):
+    for count, sharding, killed_at in (
+        (4, ["--shard=True"], 3),
+        (2, ["--shard=False"], 5),
+        (2, ["--shard=True"], 7),
+        (1, [], 0),
+    ):
         die = functools.partial(faults.on_iteration, killed_at, faults.die)
         killed = {"status": -signal.SIGKILL, "before": dict.fromkeys(range(count), die)} if killed_at else {}
         resume = ["train", "--init_from=resume"] if count < 4 else [*TINY_TRAIN, *BATCH, *flags]
-        processes(work, count, *resume, f"--shard={shard}", "--out_dir=run", **killed)
+        processes(work, count, *resume, *sharding, "--out_dir=run", **killed)
     assert_equal_runs(work / "run", work / "one")
     ok(work, "sample", "--ckpt=run/ckpt.pt", "--max_new_tokens=5")
 

@@ -27,6 +27,7 @@ from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.fast.model import FastGPT
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
+from tinygpt.terminal import print_error
 from tinygpt.training import watch
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import (
@@ -128,8 +129,8 @@ class Run:
         return {"device": self.compute.device.type, "dtype": dtype, "path": path, **count}
 
     def checkpoint(self) -> Checkpoint:
-        """Return the complete state after `progress.step` iterations. All processes of a sharded run call this,
-        and rank 0 alone gets the tensors."""
+        """Return the complete state after `progress.step` iterations. In a sharded run all processes call this, and
+        rank 0 alone gets the tensors."""
         weights, optimizer = self.model.state_dict(keep_vars=self.config.shard), state_of(self.optimizer)
         if self.config.shard:
             weights, moments = gather(weights, self.ranks.is_main), optimizer["moments"]
@@ -216,7 +217,10 @@ def check(config: TrainConfig, ranks: Processes) -> None:
     require_even_split(config, ranks)
     if config.shard and not torch.distributed.is_initialized():
         problem = "shard=True divides the model among the processes of torchrun, which has not started this one"
-        raise TinyGPTError(problem, "torchrun --standalone --nproc_per_node=2 -m tinygpt ..., or --shard=False")
+        if "shard" in config.flags:
+            raise TinyGPTError(problem, "torchrun --standalone --nproc_per_node=2 -m tinygpt ..., or --shard=False")
+        print_error(f"note: {problem}; the run continues without sharding")
+        config.shard = False  # of a config file or of a run that is resumed, which are also for one process
     out = Path(config.out_dir)
     for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(out / name)
