@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed.fsdp  # it would take seconds in each child
 from children import Child, answer, nothing, ranks
-from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok, refused
+from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok, refused, tiny_text
 from test_distributed import BATCH, numbers
 
 from tinygpt import cli
@@ -115,26 +115,37 @@ def test_a_weight_that_is_not_finite_in_one_process_stops_all(work: Path) -> Non
     assert load(work / "two/last.pt").step == 2
 
 
+DEEP = ["--n_layer=8", "--n_head=8", "--n_embd=512", "--block_size=64"]  # 25 million parameters
+WIDE = ["--n_layer=4", "--n_head=8", "--n_embd=768", "--block_size=32"]  # 28 million
+GPT2 = ["--dataset=gpt2", "--n_layer=2", "--n_head=4", "--n_embd=384", "--block_size=64"]  # 23 million, 50,304 tokens
+MANY = [*DEEP, "--batch_size=32"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(
-    "shape",
+    ("count", "flags"),
     [
-        ["--n_layer=8", "--n_head=8", "--n_embd=512", "--block_size=64"],  # 25 million parameters
-        ["--n_layer=4", "--n_head=8", "--n_embd=768", "--block_size=32"],  # 28 million
+        *((count, shape) for shape in (DEEP, WIDE) for count in (2, 4)),
+        (2, MANY),
+        (2, [*MANY, "--checkpoint_activations=True"]),
+        (2, [*DEEP, "--gradient_accumulation_steps=4", "--dtype=bfloat16"]),
+        (2, GPT2),
     ],
-    ids=["8 layers", "4 layers"],
+    ids=lambda value: str(value),
 )
-def test_the_memory_of_a_sharded_run_is_that_of_its_plan(work: Path, count: int, shape: list[str]) -> None:
-    """Peaks within 15%, besides that of the same run with a tiny model. -s prints them for docs/dev/SCALING.md."""
-    flags = [*TINY_TRAIN[1:], "--max_iters=2", "--eval_interval=2", "--batch_size=8", "--gradient_accumulation_steps=1"]
-    flags += ["--shard=True", "--dropout=0"]
-    plan = json.loads(ok(work, "plan", *flags, *shape, f"--processes={count}", "--json").out)["memory_mb"]
+def test_the_memory_of_a_sharded_run_is_that_of_its_plan(tmp_path: Path, count: int, flags: list[str]) -> None:
+    """Peaks within 15%, besides that of a tiny model. -s prints them for docs/dev/SCALING.md."""
+    (tmp_path / "text.txt").write_text(tiny_text())
+    ok(tmp_path, "prepare", "tiny", "--input=text.txt")
+    ok(tmp_path, "prepare", "gpt2", "--input=text.txt", "--tokenizer=gpt2")
+    run = [*TINY_TRAIN[1:], "--max_iters=2", "--eval_interval=2", "--batch_size=8", "--gradient_accumulation_steps=1"]
+    run += ["--shard=True", "--dropout=0"]
+    plan = json.loads(ok(tmp_path, "plan", *run, *flags, f"--processes={count}", "--json").out)["memory_mb"]
     training, saving = plan["training"], plan["saving (process 0, in main memory)"]
-    besides, peaks = (memory_of_processes(work, count, "train", *flags, *more) for more in ([], shape))
+    besides, peaks = (memory_of_processes(tmp_path, count, "train", *run, *more) for more in ([], flags))
     measured = [(peak - other) / 1e6 for peak, other in zip(peaks, besides, strict=True)]
     expected = [max(training, saving)] + [training] * (count - 1)
-    print(f"{count} processes: planned {[round(mb) for mb in expected]}, measured {[round(mb) for mb in measured]}")
+    print(f"\n{count} {flags}: planned {[round(mb) for mb in expected]}, measured {[round(mb) for mb in measured]}")
     assert measured == pytest.approx(expected, rel=0.15)
 
 
