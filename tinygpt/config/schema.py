@@ -45,8 +45,8 @@ class DeviceConfig(Config):
     dtype: Dtype = "auto"
     """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, else one per core, on Linux at most as many as other programs
-    leave CPUs idle at the start"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else one per core, on Linux no more than there are idle CPUs at the
+    start"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -65,7 +65,7 @@ class QuickstartConfig(DataConfig):
     """
 
     out_dir: File = "out"
-    """folder for the model; a run that is there already is continued, not replaced"""
+    """folder for the model; a run in it is continued, not replaced"""
     max_iters: Count = 2000
     """training iterations"""
 
@@ -87,17 +87,17 @@ class PrepareConfig(DataConfig):
     name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
     """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (all *.txt files in them, for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
-    sorted order; each text file begins on a new line"""
+    """your own text: files, folders (their *.txt files; for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in sorted
+    order; each text file begins on a new line"""
     tokenizer: File = "auto"
     """char: each character is a token; bpe: byte-pair encoding trained on your text (pip install
-    "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; path of a checkpoint or its
-    folder: the tokenizer of that model"""
+    "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; a checkpoint or its folder: that model's
+    tokenizer"""
     vocab_size: Annotated[int, Limit(">=", 256), Limit("<=", 65536)] = 1024
-    """bpe: number of tokens: the 256 bytes, those learned from the text (fewer if it is too short for so many), and the
-    special tokens of pairs"""
+    """bpe: number of tokens: the 256 bytes, those learned from the text (fewer if it is short), and the special tokens of
+    pairs"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
-    """share of the text that is kept for validation, taken from its end; for pairs, the share of examples"""
+    """share of the text kept for validation, from its end; for pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"
     """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or Excel's .xlsx)"""
     prompt_field: str = "prompt"
@@ -105,14 +105,13 @@ class PrepareConfig(DataConfig):
     response_field: str = "response"
     """pairs: the key or column of the response"""
     labels: tuple[str, ...] = ()
-    """pairs: the permitted labels, for example --labels ok breach; any other response is refused, and its line named;
-    empty: any response is accepted"""
+    """pairs: the permitted labels, for example --labels ok breach; any other response is refused with its line; empty: any"""
     test_fraction: float = 0.1
-    """pairs: share of the examples that is kept as the test split"""
+    """pairs: share of the examples kept as the test split"""
     skip_bad: bool = False
     """pairs: skip lines that are not pairs instead of stopping"""
     show: CountOrZero = 0
-    """pairs: print this many examples, and mark the characters on which the loss is computed"""
+    """pairs: print this many examples, and mark the characters that count for the loss"""
     encoding: str = "utf-8"
     """the input's character encoding, for example cp1252 or utf-16"""
     synthetic: bool = False
@@ -140,18 +139,18 @@ class TrainConfig(Config):
     """
 
     config: Annotated[Files, POSITIONAL] = ()
-    """config files (.yaml, or .py in nanoGPT's style); later ones override earlier ones; presets are found by name"""
+    """config files (.yaml, or .py in nanoGPT's style), later ones overriding earlier ones; presets are found by name"""
 
     out_dir: File = "out"
     """folder for checkpoints and metrics"""
     dataset: DatasetName = "openwebtext"
-    """a prepared dataset: the folder DATA_DIR/DATASET"""
+    """the prepared dataset DATA_DIR/DATASET"""
     data_dir: File = "data"
     """folder that holds the datasets"""
     init_from: File = "scratch"
-    """scratch: new weights; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume if
-    there is a last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large,
-    gpt2-xl: start from OpenAI's weights, from the Hugging Face hub (pip install "tinygpt[pretrained]")"""
+    """scratch: new weights; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if there is a
+    last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl: OpenAI's
+    weights, from the Hugging Face hub (pip install "tinygpt[pretrained]")"""
     eval_interval: Count = 2000
     """iterations between evaluations of both splits"""
     eval_iters: CountOrZero = 200
@@ -161,25 +160,25 @@ class TrainConfig(Config):
     log_interval: Count = 1
     """iterations between lines in metrics.jsonl"""
     sample_interval: CountOrZero = 0
-    """iterations between short samples, which are generated at evaluations; 0: none"""
+    """iterations between short samples, printed at evaluations; 0: none"""
     checkpoint_interval: CountOrZero = 0
-    """iterations between saves of last.pt, besides the one at every evaluation; 0: at evaluations only"""
+    """iterations between additional saves of last.pt; 0: at evaluations only"""
     snapshots: CountOrZero = 0
-    """largest number of steps whose weights are saved in OUT_DIR/snapshots, most of them early; the report then has a
-    slider through training; 0: none"""
+    """number of steps, most of them early, whose weights are saved in OUT_DIR/snapshots, for a slider in the report; 0:
+    none"""
     always_save_checkpoint: bool = False
-    """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""
+    """write ckpt.pt at every evaluation, not only at the best"""
     patience: CountOrZero = 0
-    """stop after this many evaluations in a row without a better validation loss; 0: never"""
+    """stop after this many evaluations without a better validation loss; 0: never"""
     report_to: Literal["none", "tensorboard"] = "none"
-    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard; the command
-    tensorboard --logdir OUT_DIR shows them; none: to metrics.jsonl only"""
+    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard (tensorboard --logdir
+    OUT_DIR shows them); none: to metrics.jsonl only"""
     wandb_log: bool = False
-    """nanoGPT's key, which must be False: no run is sent to Weights & Biases"""
+    """nanoGPT's key; must be False: nothing is sent to Weights & Biases"""
     wandb_project: str = ""
     """nanoGPT's key, without effect"""
     wandb_run_name: str = "run"
-    """nanoGPT's key: a name for the run, which is shown in the title of its report"""
+    """nanoGPT's key: the run's name in the title of its report"""
 
     batch_size: Count = 12
     """sequences per micro-step"""
@@ -188,7 +187,7 @@ class TrainConfig(Config):
     gradient_accumulation_steps: Count = 40
     """micro-steps per iteration, summed over all processes"""
     group_by_length: bool = False
-    """for pairs: batches of examples of similar length, with less padding; faster if lengths vary much"""
+    """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
 
     n_layer: Count = 12
     """decoder blocks"""
@@ -197,27 +196,27 @@ class TrainConfig(Config):
     n_embd: Count = 768
     """width of the residual stream"""
     dropout: Share = 0.0
-    """probability of dropping an activation in training; 0 for pretraining, 0.1 or more for small datasets"""
+    """probability of dropping an activation in training; for small datasets 0.1 or more"""
     bias: bool = False
     """biases in linear layers and LayerNorm, as in GPT-2"""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """normalisation layers: layernorm (Ba et al. 2016) or rmsnorm (Zhang & Sennrich 2019)"""
+    """normalisation: layernorm (Ba et al. 2016) or rmsnorm (Zhang & Sennrich 2019)"""
     position: Literal["learned", "rope", "alibi"] = "learned"
-    """position encoding: learned embeddings (GPT-2), rotary embeddings (rope, Su et al. 2021) or an attention bias by
-    distance (alibi, Press et al. 2021)"""
+    """position encoding: learned (GPT-2), rotary (rope, Su et al. 2021), or an attention bias by distance (alibi, Press et al.
+    2021)"""
     activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"
     """activation of the MLP: gelu, gelu_tanh (its approximation in OpenAI's GPT-2), relu2 (So et al. 2021) or swiglu
     (Shazeer 2020)"""
     qk_norm: bool = False
     """normalise queries and keys in each head (Henry et al. 2020)"""
     tie_weights: bool = True
-    """use one matrix for both the token embedding and the output head (Press & Wolf 2017)"""
+    """one matrix for token embedding and output head (Press & Wolf 2017)"""
     zero_init: bool = False
-    """start the blocks' output projections at zero, so that each block begins as the identity (Zhang et al. 2019)"""
+    """start the blocks' output projections at zero: each block begins as the identity (Zhang et al. 2019)"""
     bigram_table: bool = False
-    """also embed each pair of neighbouring tokens, in a table of vocabulary x vocabulary rows (small vocabularies)"""
+    """also embed pairs of neighbouring tokens, in vocabulary x vocabulary rows (small vocabularies)"""
     token_shift: bool = False
-    """take half of the input channels of attention and MLP from the previous position"""
+    """take half of the input channels of attention and MLP from the previous token"""
     n_kv_head: CountOrZero = 0
     """heads of keys and values (grouped-query attention, Ainslie et al. 2023); must divide n_head; 0: n_head"""
     mlp_width: CountOrZero = 0
@@ -229,19 +228,18 @@ class TrainConfig(Config):
     qk_norm_weights: bool = False
     """with qk_norm: weights on the normalised queries and keys, as in Qwen3"""
     window: CountOrZero = 0
-    """sliding-window attention (Mistral 7B, Jiang et al. 2023): each position attends to itself and at most window - 1
-    positions before it; 0: no window"""
+    """sliding-window attention (Jiang et al. 2023): each position attends to itself and window - 1 earlier ones; 0: no window"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices and adamw for the rest"""
+    """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices, adamw for the rest"""
     learning_rate: NonNegative = 6e-4
     """peak learning rate"""
     muon_learning_rate: NonNegative = 0.02
-    """peak learning rate of the matrices that Muon updates (optimizer=muon)"""
+    """peak learning rate of Muon's matrices (optimizer=muon)"""
     max_iters: CountOrZero = 600000
     """iterations (optimizer updates)"""
     weight_decay: NonNegative = 0.1
-    """weight decay of matrices and embeddings; biases and norms are not decayed"""
+    """weight decay of matrices and embeddings, not of biases and norms"""
     beta1: Share = 0.9
     """AdamW's decay rate of the first moment"""
     beta2: Share = 0.95
@@ -249,27 +247,27 @@ class TrainConfig(Config):
     grad_clip: NonNegative = 1.0
     """maximum norm of the gradient of all parameters; 0: no clipping"""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """warm-up, then a cosine or linear decay from learning_rate to min_lr; constant: learning_rate throughout"""
+    """after the warm-up: cosine or linear decay to min_lr, or constant"""
     decay_lr: bool = True
     """nanoGPT's key: False means lr_schedule=constant"""
     warmup_iters: CountOrZero = 2000
     """iterations of linear warm-up"""
     lr_decay_iters: CountOrZero = 0
-    """iteration at which the decay reaches min_lr; 0: max_iters, also if max_iters is raised when resuming"""
+    """iteration at which the decay reaches min_lr; 0: max_iters, even if raised when resuming"""
     min_lr: NonNegative = 6e-5
     """the learning rate after the decay; usually learning_rate / 10"""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, on a Mac the faster of CPU and MPS (measured at
-    the start), else the CPU"""
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU, on a Mac the faster of CPU and MPS (measured at the start), else
+    the CPU"""
     dtype: Dtype = "auto"
-    """dtype of matrix products; weights and optimizer stay in float32; auto: bfloat16 if the hardware supports it, else
+    """dtype of matrix products (weights and optimizer stay in float32); auto: bfloat16 if the hardware supports it, else
     float32, or float16 on an NVIDIA GPU without bfloat16"""
     compile: Switch = "auto"
-    """torch.compile the model; auto: on CUDA GPUs only, since on a CPU compiling takes longer than it saves"""
+    """torch.compile the model; auto: on CUDA GPUs only"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and again when the
-    run becomes slow; a resumed run starts with its own; a number gives the same bits every time"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and when the run becomes
+    slow; a resumed run starts with its own; a number gives the same bits every time"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"
@@ -279,10 +277,10 @@ class TrainConfig(Config):
     quiet: bool = False
     """print evaluations only, without progress bar and samples"""
     watch: bool = False
-    """show the report of the run in a browser, at http://127.0.0.1:8001, while it trains, and write OUT_DIR/report.html
-    at its end; not stored with the run: give it again when resuming"""
+    """show the run's report in a browser, at http://127.0.0.1:8001, and write OUT_DIR/report.html at the end; not stored with
+    the run: give it again when resuming"""
     watch_port: Port = 8001
-    """with watch: port of the page; if it is in use, the next free one; 0: any free one"""
+    """with watch: the page's port; if it is in use, the next free one; 0: any free one"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -362,10 +360,10 @@ class FinetuneConfig(TrainConfig):
     """
 
     ckpt: File = "out/ckpt.pt"
-    """the base model: a checkpoint, or the folder that holds ckpt.pt; it determines architecture and context length"""
+    """the base model: a checkpoint, or the folder of ckpt.pt; it determines architecture and context length"""
     init_from: File = "scratch"
-    """scratch: start from --ckpt; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume
-    if there is a last.pt, else scratch"""
+    """scratch: start from --ckpt; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if there
+    is a last.pt, else scratch"""
     out_dir: File = "out-finetune"
     dataset: DatasetName = "transactions"
     """a prepared dataset, of prompts and responses or plain text"""
@@ -383,7 +381,7 @@ class FinetuneConfig(TrainConfig):
     """batches per evaluation and split; 0: the complete validation split"""
     patience: CountOrZero = 5
     lora_rank: CountOrZero = 0
-    """train LoRA adapters of this rank next to frozen weights (Hu et al. 2021); 0: train all weights"""
+    """rank of LoRA adapters next to frozen weights (Hu et al. 2021); 0: train all weights"""
     lora_alpha: NonNegative = 16.0
     """adapter output is scaled by lora_alpha / lora_rank"""
     lora_dropout: Share = 0.0
@@ -391,11 +389,11 @@ class FinetuneConfig(TrainConfig):
     lora_targets: str = "c_attn,c_proj,c_fc"
     """linear layers that get an adapter, in every block"""
     replay: Share = 0.0
-    """share of training rows that are drawn from the base model's dataset, to reduce forgetting"""
+    """share of training rows drawn from the base model's dataset, against forgetting"""
     examples: CountOrZero = 0
-    """train on the first N examples only (plain text: N tokens), for learning curves; 0: all"""
+    """train on the first N examples (plain text: N tokens), for learning curves; 0: all"""
     base_dataset: DatasetName = ""
-    """the base model's dataset; empty: the one that its checkpoint names"""
+    """the base model's dataset; empty: as its checkpoint says"""
 
 
 @dataclasses.dataclass
