@@ -45,8 +45,8 @@ class DeviceConfig(Config):
     dtype: Dtype = "auto"
     """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, else one per core, on Linux no more than there are idle CPUs at the
-    start"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else one per core, on Linux no more than there are idle CPUs
+    at the start"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -87,15 +87,15 @@ class PrepareConfig(DataConfig):
     name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
     """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (their *.txt files; for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in sorted
-    order; each text file begins on a new line"""
+    """your own text: files, folders (their *.txt files; for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
+    sorted order; each text file begins on a new line"""
     tokenizer: File = "auto"
     """char: each character is a token; bpe: byte-pair encoding trained on your text (pip install
-    "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; a checkpoint or its folder: that model's
-    tokenizer"""
+    "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; a checkpoint or its folder:
+    that model's tokenizer"""
     vocab_size: Annotated[int, Limit(">=", 256), Limit("<=", 65536)] = 1024
-    """bpe: number of tokens: the 256 bytes, those learned from the text (fewer if it is short), and the special tokens of
-    pairs"""
+    """bpe: number of tokens: the 256 bytes, those learned from the text (fewer if it is short), and the special tokens
+    of pairs"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text kept for validation, from its end; for pairs, the share of examples"""
     format: Literal["text", "pairs"] = "text"
@@ -105,7 +105,8 @@ class PrepareConfig(DataConfig):
     response_field: str = "response"
     """pairs: the key or column of the response"""
     labels: tuple[str, ...] = ()
-    """pairs: the permitted labels, for example --labels ok breach; any other response is refused with its line; empty: any"""
+    """pairs: the permitted labels, for example --labels ok breach; any other response is refused with its line; empty:
+    any"""
     test_fraction: float = 0.1
     """pairs: share of the examples kept as the test split"""
     skip_bad: bool = False
@@ -148,9 +149,9 @@ class TrainConfig(Config):
     data_dir: File = "data"
     """folder that holds the datasets"""
     init_from: File = "scratch"
-    """scratch: new weights; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if there is a
-    last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl: OpenAI's
-    weights, from the Hugging Face hub (pip install "tinygpt[pretrained]")"""
+    """scratch: new weights; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if there
+    is a last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl:
+    OpenAI's weights, from the Hugging Face hub (pip install "tinygpt[pretrained]")"""
     eval_interval: Count = 2000
     """iterations between evaluations of both splits"""
     eval_iters: CountOrZero = 200
@@ -171,8 +172,8 @@ class TrainConfig(Config):
     patience: CountOrZero = 0
     """stop after this many evaluations without a better validation loss; 0: never"""
     report_to: Literal["none", "tensorboard"] = "none"
-    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard (tensorboard --logdir
-    OUT_DIR shows them); none: to metrics.jsonl only"""
+    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard (tensorboard
+    --logdir OUT_DIR shows them); none: to metrics.jsonl only"""
     wandb_log: bool = False
     """nanoGPT's key; must be False: nothing is sent to Weights & Biases"""
     wandb_project: str = ""
@@ -202,8 +203,8 @@ class TrainConfig(Config):
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """normalisation: layernorm (Ba et al. 2016) or rmsnorm (Zhang & Sennrich 2019)"""
     position: Literal["learned", "rope", "alibi"] = "learned"
-    """position encoding: learned (GPT-2), rotary (rope, Su et al. 2021), or an attention bias by distance (alibi, Press et al.
-    2021)"""
+    """position encoding: learned (GPT-2), rotary (rope, Su et al. 2021), or an attention bias by distance (alibi, Press
+    et al. 2021)"""
     activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"
     """activation of the MLP: gelu, gelu_tanh (its approximation in OpenAI's GPT-2), relu2 (So et al. 2021) or swiglu
     (Shazeer 2020)"""
@@ -228,7 +229,8 @@ class TrainConfig(Config):
     qk_norm_weights: bool = False
     """with qk_norm: weights on the normalised queries and keys, as in Qwen3"""
     window: CountOrZero = 0
-    """sliding-window attention (Jiang et al. 2023): each position attends to itself and window - 1 earlier ones; 0: no window"""
+    """sliding-window attention (Jiang et al. 2023): each position attends to itself and window - 1 earlier ones; 0: no
+    window"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices, adamw for the rest"""
@@ -258,16 +260,16 @@ class TrainConfig(Config):
     """the learning rate after the decay; usually learning_rate / 10"""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU, on a Mac the faster of CPU and MPS (measured at the start), else
-    the CPU"""
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU, on a Mac the faster of CPU and MPS (measured at the start),
+    else the CPU"""
     dtype: Dtype = "auto"
-    """dtype of matrix products (weights and optimizer stay in float32); auto: bfloat16 if the hardware supports it, else
-    float32, or float16 on an NVIDIA GPU without bfloat16"""
+    """dtype of matrix products (weights and optimizer stay in float32); auto: bfloat16 if the hardware supports it,
+    else float32, or float16 on an NVIDIA GPU without bfloat16"""
     compile: Switch = "auto"
     """torch.compile the model; auto: on CUDA GPUs only"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and when the run becomes
-    slow; a resumed run starts with its own; a number gives the same bits every time"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and when the run
+    becomes slow; a resumed run starts with its own; a number gives the same bits every time"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"
@@ -277,8 +279,8 @@ class TrainConfig(Config):
     quiet: bool = False
     """print evaluations only, without progress bar and samples"""
     watch: bool = False
-    """show the run's report in a browser, at http://127.0.0.1:8001, and write OUT_DIR/report.html at the end; not stored with
-    the run: give it again when resuming"""
+    """show the run's report in a browser, at http://127.0.0.1:8001, and write OUT_DIR/report.html at the end; not
+    stored with the run: give it again when resuming"""
     watch_port: Port = 8001
     """with watch: the page's port; if it is in use, the next free one; 0: any free one"""
 
@@ -362,8 +364,8 @@ class FinetuneConfig(TrainConfig):
     ckpt: File = "out/ckpt.pt"
     """the base model: a checkpoint, or the folder of ckpt.pt; it determines architecture and context length"""
     init_from: File = "scratch"
-    """scratch: start from --ckpt; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if there
-    is a last.pt, else scratch"""
+    """scratch: start from --ckpt; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if
+    there is a last.pt, else scratch"""
     out_dir: File = "out-finetune"
     dataset: DatasetName = "transactions"
     """a prepared dataset, of prompts and responses or plain text"""
