@@ -240,6 +240,7 @@ def test_a_wrong_parameter_count_would_be_noticed(text: str) -> None:
     """Negative control."""
     assert len(wrong_counts(text)) == 1
 
+
 FIGURES = tomllib.loads((ROOT / "docs/figures.toml").read_text(encoding="utf-8"))
 STATING = ["tinygpt/config/schema.py", "tinygpt/data/preview.py", "tinygpt/quickstart.py", "scripts/wheelhouse.sh"]
 STATING = [*TEXTS, *(ROOT / "notebooks").glob("*.py"), *(ROOT / path for path in STATING)]
