@@ -212,8 +212,8 @@ def knows(model: SystemResults, target: float) -> Verdict:
     worst = max(shares, key=lambda kind: shares[kind])
     verb = "knows" if shares[worst] <= 1 - target else "does not know"
     return Verdict(
-        f"The fine-tuned model {verb} that it does not know: it answers up to {100 * shares[worst]:.0f}% "
-        f"of a kind of prompts outside its task ({worst}).",
+        f"The fine-tuned model {verb} that it does not know: it answers {100 * shares[worst]:.0f}% of "
+        f"one kind of prompts outside its task ({worst}).",
         f"it knows if it answers at most {100 * (1 - target):.0f}% of every kind of prompts outside the task",
     )
 
