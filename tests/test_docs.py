@@ -278,6 +278,8 @@ def test_pages_state_the_same_figure(figure: str) -> None:
     found = statements(figure, stating())
     assert {pattern for _, pattern, _ in found} == set(FIGURES[figure]["stated"]), "a pattern that nothing matches"
     assert len({path for path, _, _ in found}) > 1, "no figure of several pages"
+    if FIGURES[figure]["command"].startswith("tinygpt "):
+        test_commands_of_the_pages_are_understood(shlex.split(FIGURES[figure]["command"])[1:])
 
 
 @pytest.mark.parametrize(
