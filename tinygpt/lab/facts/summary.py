@@ -264,6 +264,6 @@ def private(results: Results) -> Verdict:
     attempts = f"Python reported {used} attempts to use the network while the systems answered."
     return Verdict(
         attempts if used else "No system used the network while it answered.",
-        "connections and name lookups reported by Python; what the weights have memorised is shown by "
-        "tinygpt lab canary",
+        "connections and name lookups reported by Python; this does not show what the weights have memorised "
+        "(tinygpt lab canary does)",
     )
