@@ -124,7 +124,7 @@ def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, Syst
     """Collect the systems of a seed by name, the cheapest first."""
     names, pretrained = {"ngram": "n-gram baseline", "tiny": "tiny model"}, f"pretrained {config.pretrained}"
     if config.pretrained:
-        names[pretrained] = "outside model" if config.outside_price else config.pretrained
+        names[pretrained] = "outside model" if config.outside_price else "pretrained model"
     by_name = {}
     for key, name in names.items():
         if (result := results.get(f"ask: {key}, seed {seed}")) is not None:
@@ -190,6 +190,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             f" The outside model stands for one that is rented: the answers and the latency are those of "
             f"{config.pretrained}, the price is --outside_price={config.outside_price:g}."
         )
+    elif config.pretrained:
+        rows_note += f" The pretrained model is {config.pretrained}."
     stages_note = (
         f"The cascade of {', '.join(all_runs.longest)} and person. Threshold: the lowest confidence at which, of the "
         f"validation lines that reach the stage, {100 * config.target:g}% of the answered ones are correct "
