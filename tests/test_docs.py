@@ -86,6 +86,7 @@ def test_each_claim_has_a_command_a_number_and_a_question(row: list[str]) -> Non
     _, command, expected, question, wrong = row
     quoted = re.findall(r"`tinygpt ([^`]+)`", command)
     assert quoted and re.search(r"\d", expected) and question.endswith("?") and wrong.startswith('"')
+    assert f"\n| {question} | " in PAGES[ROOT / "docs/dev/SOLUTIONS.md"]
     for line in quoted:
         test_commands_of_the_pages_are_understood(shlex.split(line))
 

@@ -124,7 +124,7 @@ def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, Syst
     """Collect the systems of a seed by name, the cheapest first."""
     names, pretrained = {"ngram": "n-gram baseline", "tiny": "tiny model"}, f"pretrained {config.pretrained}"
     if config.pretrained:
-        names[pretrained] = "outside model" if config.outside_price else config.pretrained
+        names[pretrained] = "outside model" if config.outside_price else "pretrained model"
     by_name = {}
     for key, name in names.items():
         if (result := results.get(f"ask: {key}, seed {seed}")) is not None:
@@ -190,6 +190,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             f" The outside model stands for a rented one: answers and latency of {config.pretrained}, price "
             f"--outside_price={config.outside_price:g}."
         )
+    elif config.pretrained:
+        rows_note += f" The pretrained model is {config.pretrained}."
     stages_note = (
         f"The cascade of {', '.join(all_runs.longest)} and person. Threshold: the lowest confidence at which "
         f"{100 * config.target:g}% of the answered validation lines at this stage are correct (--target), if there are "

@@ -102,7 +102,7 @@ def accuracies(results: Results, learner: str, share: float, kind: str = "correc
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    learners = LEARNERS | ({"pretrained": f"{config.pretrained}, LoRA"} if config.pretrained else {})
+    learners = LEARNERS | ({"pretrained": "pretrained model, LoRA"} if config.pretrained else {})
     sizes, shares = (sorted({result[key] for result in results.values()}) for key in ("examples", "share"))
     by_learner = {(learner, share): accuracies(results, learner, share) for learner in learners for share in shares}
     curves = {
@@ -124,7 +124,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "chosen on 500 validation lines with correct labels, in each row."
     )
     if config.pretrained:
-        note += " The pretrained model learns the first examples, the same with each seed."
+        note += f" The pretrained model ({config.pretrained}) learns the first examples, the same with each seed."
     reported = {
         learner: [statistics.median(accuracies(results, learner, 0.0, kind)[sizes[-1]]) for kind in KINDS]
         for learner in LEARNERS
