@@ -189,6 +189,9 @@ class TrainConfig(Config):
     """micro-steps per iteration, summed over all processes"""
     group_by_length: bool = False
     """for pairs: batches of examples of similar length, with less padding; faster if lengths vary much"""
+    sampling: Literal["independent", "epochs"] = "independent"
+    """independent: each row of a batch is drawn from the whole text, as in nanoGPT; epochs: each row once per pass over
+    the data, in a new order; plain text is cut into rows at new places in each pass"""
 
     n_layer: Count = 12
     """decoder blocks"""
@@ -396,6 +399,11 @@ class FinetuneConfig(TrainConfig):
     """train on the first N examples only (plain text: N tokens), for learning curves; 0: all"""
     base_dataset: DatasetName = ""
     """the base model's dataset; empty: the one that its checkpoint names"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.replay and self.sampling == "epochs":
+            yield "sampling=epochs cannot be used with replay, whose batches have a varying number of new rows"
 
 
 @dataclasses.dataclass
