@@ -51,17 +51,14 @@ def measured(results: Results) -> dict[str, list[dict[str, Any]]]:
     return by_name
 
 
-def all_tested(results: Results) -> dict[str, Tested]:
-    return {name: tested_of(parts) for name, parts in measured(results).items()}
-
-
 class Report:
     """The results as values, and as tables and verdicts."""
 
     def __init__(self, data: Data, divided: Split, results: Results, numbers: Sequence[int]) -> None:
         """numbers: of the examples in the file, for messages."""
         self.data, self.split, self.results, self.numbers = data, divided, results, numbers
-        self.measured, self.tested = measured(results), all_tested(results)
+        self.measured = measured(results)
+        self.tested = {name: tested_of(parts) for name, parts in self.measured.items()}
         self.labels, self.L = data.labels, len(data.labels)
 
     @cached_property

@@ -188,6 +188,9 @@ class TrainConfig(Config):
     """micro-steps per iteration, summed over all processes"""
     group_by_length: bool = False
     """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
+    sampling: Literal["independent", "epochs"] = "independent"
+    """independent: rows are drawn from the whole text, as in nanoGPT; epochs: each row once per pass, in a new order;
+    plain text is cut anew in each pass"""
 
     n_layer: Count = 12
     """decoder blocks"""
@@ -394,6 +397,11 @@ class FinetuneConfig(TrainConfig):
     """train on the first N examples (plain text: N tokens), for learning curves; 0: all"""
     base_dataset: DatasetName = ""
     """the base model's dataset; empty: as its checkpoint says"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.replay and self.sampling == "epochs":
+            yield "sampling=epochs cannot be used with replay, whose batches have a varying number of new rows"
 
 
 @dataclasses.dataclass

@@ -75,7 +75,8 @@ def load_run(config: WhyConfig) -> Explained:
     source = dataset.sources["train"]
     if isinstance(run, FinetuneConfig) and run.examples:
         source = source.first(run.examples)
-    return Explained(Path(config.run), checkpoint, run, dataset, source.grouped() if run.group_by_length else source)
+    source = source.arranged(run.group_by_length, run.sampling == "epochs")
+    return Explained(Path(config.run), checkpoint, run, dataset, source)
 
 
 def output(explained: Explained, start: str, text: str) -> tuple[Tensor, Tensor]:
