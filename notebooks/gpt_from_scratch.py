@@ -99,7 +99,7 @@ print(text[:170])
 
 # %% jupyter={"source_hidden": true}
 colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"]  # Okabe & Ito: also for colour-blind readers
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "figure.dpi": 100})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "figure.dpi": 80})
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=colours)
 
 
@@ -2063,8 +2063,8 @@ check(unknown["model"] == "", "the reader abstains there")
 
 # %% [markdown]
 # The closed-book model knows its facts, until they change. Then it states the old ones, as fluently as before. Its 0%
-# holds by construction: nothing has told it the new facts. In `tinygpt lab facts`, a closed-book model is trained again
-# on all facts: it answers 69% of the changed ones correctly, and so does retrieval. But training takes 2 minutes, and
+# holds by construction: nothing has told it the new facts. In `tinygpt lab facts`, a closed-book model that is trained
+# again on all facts answers 69% of the changed ones correctly, and so does retrieval. But training takes 2 minutes, and
 # indexing the corrected document 1 second. With retrieval, a person can check the passage, and the reader abstains.
 # (These sentences are as plain as the reader's training examples. On longer documents about companies it answers 71 to
 # 74% of the questions, on other documents none: docs/RETRIEVAL.md.)
