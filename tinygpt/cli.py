@@ -29,7 +29,7 @@ GROUPS = {
         "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),
         "watch": ("serve.watch:watch", "WatchConfig", "show the report of a run in a browser while it trains"),
         "report": ("report:report", "ReportConfig", "write one HTML file about a run, with its model inside"),
-        "why": ("why.command:why", "WhyConfig", "show which training examples caused an output, and prove it"),
+        "why": ("why.command:why", "WhyConfig", "show which training examples influenced an output"),
         "check": ("machine:check", "CheckConfig", "check the files of runs and datasets, or this machine"),
     },
     "adapt and share a model": {

@@ -271,7 +271,8 @@ class TrainConfig(Config):
     """torch.compile the model; auto: on CUDA GPUs only"""
     threads: Threads = "auto"
     """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and when the run
-    becomes slow; a resumed run starts with its own; a number gives the same bits every time"""
+    becomes slow; a resumed run starts with its previous number; a fixed number makes results reproducible bit for
+    bit"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"
@@ -384,7 +385,7 @@ class FinetuneConfig(TrainConfig):
     """batches per evaluation and split; 0: the complete validation split"""
     patience: CountOrZero = 5
     lora_rank: CountOrZero = 0
-    """rank of LoRA adapters next to frozen weights (Hu et al. 2021); 0: train all weights"""
+    """rank of the LoRA adapters (Hu et al. 2021), with the base weights frozen; 0: full fine-tuning, of all weights"""
     lora_alpha: NonNegative = 16.0
     """adapter output is scaled by lora_alpha / lora_rank"""
     lora_dropout: Share = 0.0
@@ -392,7 +393,7 @@ class FinetuneConfig(TrainConfig):
     lora_targets: str = "c_attn,c_proj,c_fc"
     """linear layers that get an adapter, in every block"""
     replay: Share = 0.0
-    """share of training rows drawn from the base model's dataset, against forgetting"""
+    """share of training rows drawn from the base model's dataset, to reduce forgetting"""
     examples: CountOrZero = 0
     """train on the first N examples (plain text: N tokens), for learning curves; 0: all"""
     base_dataset: DatasetName = ""
@@ -503,19 +504,19 @@ class EvalConfig(InferenceConfig, DataConfig):
 
 @dataclasses.dataclass
 class AskConfig(InferenceConfig):
-    """Answer a question by quoting a sentence from your documents, with its place.
+    """Answer a question by quoting a sentence from your documents, with its source.
 
     tinygpt ask "How long is the notice period?" --index index.db
 
-    tinygpt ask --index index.db for a prompt, one question per line; or for the lines of a pipe
+    tinygpt ask --index index.db to type questions at a prompt, one per line, or to read them from a pipe
 
     tinygpt ask --index index.db --questions val.jsonl to evaluate questions with known answers
 
     tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
 
-    Two other candidates follow the sentence, table row or list item. If none seems to answer, it prints "probably not
-    in the documents, or in other words" above the closest ones: ask again in the documents' words, since paraphrases
-    are rarely found. Nothing leaves this machine.
+    The answer is a sentence, table row or list item; two other candidates follow. If none seems to answer, it prints
+    "probably not in the documents, or in other words" above the closest ones: ask again in the documents' words, since
+    paraphrases are rarely found. Nothing leaves this machine.
     """
 
     question: Annotated[tuple[str, ...], POSITIONAL] = ()
@@ -530,7 +531,7 @@ class AskConfig(InferenceConfig):
     passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """number of passages the model reads"""
     min_probability: Share = 0.17
-    """abstain ("probably not in the documents, ...") below this probability that the first sentence answers"""
+    """abstain ("probably not in the documents, ...") if the first sentence is less likely than this to be the answer"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
     leave answer empty if the documents have none; source, the document with the answer, is optional"""
@@ -633,8 +634,8 @@ class AdviseConfig(Config):
     Each row has a prompt and its label (JSON Lines, CSV or Excel). tinygpt examines the rows, splits them into training
     and test lines, and trains models from simple to complex: the commonest label, nearest neighbours, a linear model of
     words and characters, also with word vectors, a tiny GPT, a pretrained model with LoRA. OUT_DIR gets the advised
-    model and a page. Free responses have no linear model; they are compared by exact match and loss. If stopped, the
-    same command continues.
+    model and a page. For free responses there is no linear model, and contenders are compared by exact match and loss.
+    Repeat the command to continue if it was stopped.
     """
 
     pairs: Annotated[File, POSITIONAL]
@@ -642,7 +643,7 @@ class AdviseConfig(Config):
     budget: Annotated[str, Text(r"\d+(\.\d+)?[smh]?", "a time such as 90s, 10m or 1h")] = "10m"
     """time for everything, such as 90s, 10m or 1h; the language models get what the simple contenders leave"""
     by: str = ""
-    """a column such as customer: no customer is both in training and in the test, as for new customers"""
+    """a column such as customer: no customer is in both the training and the test set, as with new customers"""
     time: str = ""
     """a column with dates (2025-12-31) or numbers: the newest examples are the test, as in use"""
     pretrained: File = ""
@@ -704,14 +705,14 @@ class DoctorConfig(DataConfig):
 
 @dataclasses.dataclass
 class WhyConfig(DataConfig):
-    """Find the training examples that raised or lowered an output's probability, and prove it by retraining.
+    """Find the training examples that raised or lowered an output's probability, and verify them by retraining.
 
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee
 
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove --seeds=3
 
     For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. The run
-    is trained again with each iteration measured, in about three times the training time.
+    is repeated and each iteration measured, which takes about three times as long as the training.
     """
 
     run: Annotated[File, POSITIONAL] = "out"
@@ -721,7 +722,7 @@ class WhyConfig(DataConfig):
     text: str = ""
     """the output to explain: a response or a continuation, generated by the model or not"""
     count: Count = 5
-    """number of rows to show that raised the probability most, and as many that lowered it"""
+    """show this many rows that raised the probability most, and this many that lowered it most"""
     prove: bool = False
     """train the run again with every row, without the most influential rows, and without random ones of the same label,
     and compare the probabilities: three trainings for each seed"""
@@ -732,7 +733,7 @@ class WhyConfig(DataConfig):
     compare: bool = False
     """also find the nearest rows by BM25 and by embeddings; with prove, train without them, too"""
     device: str = ""
-    """device of the trainings, for another machine: auto, cpu, cuda, cuda:N or mps; empty: as in the run"""
+    """device for retraining, if this is not the run's machine: auto, cpu, cuda, cuda:N or mps; empty: as in the run"""
     json: bool = False
     """print one JSON object, for programs"""
 
@@ -950,12 +951,13 @@ class RaceConfig(Config):
     tinygpt race submissions --text text.txt
 
     The text's last tenth is the test, the rest is for training. The first command writes the training part to
-    OUT_DIR/train.txt, for the students; the teacher keeps the text. The second command is a student's, next to
-    train.txt; its last tenth gives a provisional loss. The third one, with the complete text, gives the final losses.
+    OUT_DIR/train.txt, for the students; the teacher keeps the text. A student runs the second command in the folder of
+    train.txt; the last tenth of train.txt gives a provisional loss. The third one, with the complete text, gives the
+    final losses.
 
     A config has the keys of tinygpt train; missing ones are as in configs/shakespeare_char.yaml. Each character is a
-    token. When its budget is used up, a training stops and its model counts. Each entry runs once: the same command
-    continues a stopped race, another one adds entries to the table.
+    token. Training stops when the budget is used up, and the model at that point counts. Each entry runs once. Repeat
+    the command to continue a stopped race; name other configs to add entries to the table.
     """
 
     configs: Annotated[Files, POSITIONAL] = ()
