@@ -147,7 +147,7 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         show("prepare", base_task)
         show("train", f"configs/{TASKS[base_task].preset}.yaml")
     elif untrained:
-        print("without a pretrained model, first train a base model, which takes half a minute:")
+        print("without a pretrained model, first train a base model, which takes under a minute:")
         if not (folder.parent / "shakespeare_char" / "meta.json").exists():
             show("prepare", "shakespeare_char")
         show("train", "configs/shakespeare_char_fast.yaml", *flags)
