@@ -176,6 +176,7 @@ def test_sharding_without_torchrun_is_refused(work: Path) -> None:
         and "torchrun" in message
     )
     assert "plain PyTorch" in refused(work, *SHARDED, "--fast=True")
+    assert "compile=True cannot be used with shard" in refused(work, *SHARDED, "--compile=True")
 
 
 def test_processes_that_do_not_start_together_are_refused(work: Path) -> None:

@@ -303,6 +303,8 @@ class TrainConfig(Config):
             yield f"decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule={self.lr_schedule}"
         if self.fast == "True" and (self.shard or self.checkpoint_activations):
             yield "fast=True cannot be used with shard or checkpoint_activations, which need plain PyTorch"
+        if self.shard and self.compile == "True":
+            yield "compile=True cannot be used with shard"
         if self.n_head > 0:
             if self.n_embd % self.n_head:
                 yield f"n_head {self.n_head} does not divide n_embd {self.n_embd}"

@@ -183,7 +183,8 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
         load_state(optimizer, start.saved["optimizer"])
     rows = config.batch_size * config.gradient_accumulation_steps // (ranks.count * micro_steps(config, ranks))
     example = torch.zeros((rows, source.width(config.block_size)), dtype=torch.long, device=compute.device)
-    compiled, compile_status = device.compile_model(amp_model, config.compile, compute, example)
+    setting = "False" if config.shard else config.compile
+    compiled, compile_status = device.compile_model(amp_model, setting, compute, example)
     tuner = thread_tuner(config, amp_model, example) if compiled is amp_model else None
     times = tuner.tune(threads.free()) if tuner and not start.saved else {}
     run = Run(
