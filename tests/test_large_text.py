@@ -18,9 +18,11 @@ from conftest import TINY_MODEL, cli_here, listing, needs_fork, ok, refused, unt
 from test_prepare import as_nanogpt_does_it, bins
 
 from tinygpt.data import text_files
+from tinygpt.data.bpe import train_bpe
 from tinygpt.data.dataset import Dataset
+from tinygpt.data.parallel import in_order
 from tinygpt.data.rows import TextRows, draw_windows
-from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer
+from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
 
 try:
     from compression import zstd  # type: ignore[import-not-found,unused-ignore]
@@ -117,6 +119,17 @@ def test_gpt2s_ids_are_those_of_nanogpts_map(workers: int, tmp_path: Path) -> No
     dataset = Dataset(str(tmp_path / "data"), "mine")
     assert {split: ids.tolist() for split, ids in dataset.splits.items()} == expected
     assert "between two tokens):\n  464 717\n    -> The| first\nwritten:" in result.out
+
+
+def test_a_tokenizer_of_a_model_ends_documents_and_is_the_same_in_a_worker() -> None:
+    library = pytest.importorskip("tokenizers")
+    grown = library.Tokenizer.from_str(train_bpe(documents(50), 300).to_dict()["json"])
+    grown.add_special_tokens(["<|end|>"])
+    tokenizer = HuggingFaceTokenizer(grown.to_str(), eos="<|end|>")
+    assert tokenizer.end_of_text.tolist() == [grown.token_to_id("<|end|>")] == [tokenizer.vocab_size - 1]
+    (ids,) = in_order(tokenizer.encode, ["text is never <|end|>"], 2)
+    assert ids.tolist() == tokenizer.encode("text is never <|end|>").tolist() and ids.max() < tokenizer.vocab_size - 1
+    assert not len(train_bpe(documents(50), 300).end_of_text)
 
 
 def test_compressed_or_not_the_dataset_is_the_same(tmp_path: Path) -> None:
