@@ -218,7 +218,8 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self._added = {token.content for token in added}
         self.special = {token.content: id for id, token in added_tokens.items() if token.special}
         self.start = np.array(self._encoding.encode("").ids, dtype="<u2")
-        self.end_of_text = np.array([added for added in [self._encoding.token_to_id(eos)] if added is not None], "<u2")
+        eos_id = self._encoding.token_to_id(eos)
+        self.end_of_text = np.array([] if eos_id is None else [eos_id], dtype="<u2")
         self.stop = eos
         if pair:
             self.pair = PairFormat(*(self.encode_template(pair[name]) for name in PairFormat._fields))
