@@ -143,8 +143,8 @@ def test_documents_end_with_the_token_of_the_tokenizer_that_a_dataset_adopts(tmp
     for tokenizer, end in ((HuggingFaceTokenizer(grown.to_str(), eos="<|end|>"), "<|end|>"), (plain, "\n")):
         dataset = Dataset(str(tmp_path / "data"), "mine")
         assert dataset.adopt_tokenizer(tokenizer)
-        assert tokenizer.decode(dataset.splits["train"]) == f"one text{end}another{end}the last"
-        assert tokenizer.decode(dataset.splits["val"]) == f" one{end}"
+        assert tokenizer.decode(dataset.splits["train"]) == f"one text{end}another{end}the last "
+        assert tokenizer.decode(dataset.splits["val"]) == f"one{end}"
 
 
 def test_compressed_or_not_the_dataset_is_the_same(tmp_path: Path) -> None:
