@@ -81,14 +81,16 @@ class PrepareConfig(DataConfig):
 
     Your own text: tinygpt prepare mine --input notes.txt more/ '*.md'
 
+    Large text: tinygpt prepare mine --input pages.jsonl.gz --text_field=text --workers=4
+
     Your own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
     """
 
     name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
     """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (their *.txt files; for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
-    sorted order; each text file begins on a new line"""
+    """your own text: files, folders (their *.txt and *.jsonl files, also .gz and .zst; for pairs *.jsonl, *.csv and
+    *.xlsx) or patterns, read in sorted order; each text file begins on a new line"""
     tokenizer: File = "auto"
     """char: each character is a token; bpe: byte-pair encoding trained on your text (pip install
     "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; a checkpoint or its folder:
@@ -98,6 +100,11 @@ class PrepareConfig(DataConfig):
     of pairs"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text kept for validation, from its end; for pairs, the share of examples"""
+    text_field: str = "text"
+    """JSON Lines: the key of the text; each line is a document that ends with the tokenizer's end-of-text token (gpt2:
+    <|endoftext|>), or if it has none (char, bpe) with a line end"""
+    workers: Annotated[int, Limit(">=", 1), Limit("<=", 61)] = 1
+    """text: number of processes that read and encode it; the result is the same"""
     format: Literal["text", "pairs"] = "text"
     """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or Excel's .xlsx)"""
     prompt_field: str = "prompt"
@@ -127,7 +134,7 @@ class PrepareConfig(DataConfig):
 def prepare_options(config: PrepareConfig) -> dict[str, Any]:
     """Return the options that differ from their defaults, for meta.json: a message can then show the command that makes
     the dataset again."""
-    apart = ("name", "show", "data_dir")  # do not affect the content
+    apart = ("name", "show", "data_dir", "workers")  # do not affect the content
     values = {key: getattr(config, key) for key in keys(PrepareConfig) if key not in apart}
     return {key: value for key, value in values.items() if value != getattr(PrepareConfig, key)}
 
