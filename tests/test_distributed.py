@@ -15,6 +15,7 @@ from children import Child, ranks, wait_for_lines
 from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok
 
 from tinygpt.checkpoint.store import load
+from tinygpt.files import folder_lock
 from tinygpt.training.log import read_metrics
 
 BATCH = ["--batch_size=12", "--gradient_accumulation_steps=1", "--dropout=0", "--max_iters=4", "--eval_interval=2"]
@@ -71,6 +72,16 @@ def test_an_uneven_split_is_refused_in_one_sentence(work: Path) -> None:
         assert said.startswith("error: 2 processes cannot share 5 sequences per iteration evenly"), child.output
         assert "multiple of 2" in way_out and "Traceback" not in child.output
     assert not (work / "out").exists()
+
+
+@needs_fork
+def test_a_process_that_loses_another_says_so_in_one_sentence(work: Path) -> None:
+    """The first one is refused the folder, while the second waits for it."""
+    with folder_lock(work / "two", "run"):
+        first, second = two_processes(work, *TINY_TRAIN, *BATCH, "--out_dir=two")
+    assert first.status == 2 and "error: two is in use by process" in first.output
+    assert second.status == 1 and second.output.startswith("error: another process of this run has ended")
+    assert len(second.output.splitlines()) == 2
 
 
 @pytest.mark.slow

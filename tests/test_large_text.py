@@ -172,6 +172,7 @@ GOOD = b'{"text": "a good line"}\n'
 BAD = [
     (b'{"body": "x", "url": "y"}', "a.jsonl line 4: no key 'text'", "--text_field=KEY, out of body, url"),
     (b'{"prompt": "x", "response": "y"}', "line 4: no key 'text'", "--format pairs"),
+    (b'{"id": 5}', "a.jsonl line 4: no key 'text'", "fix"),
     (b'{"text": 5}', "a.jsonl line 4: text is not text", "fix"),
     (b'{"text": null}', "a.jsonl line 4: text is not text", "fix"),
     (b'{"text": "x"', "a.jsonl line 4: not a JSON object", "fix"),
@@ -231,6 +232,8 @@ def test_the_package_for_zst_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     ("flags", "says"),
     [
         (["--text_field=body", "--input=a.txt"], "--text_field applies only to JSON Lines"),
+        (["--text_field=body", "--input=a.jsonl", "--format=pairs"], "--text_field applies only to plain text"),
+        (["--input=d.jsonl.gz", "--format=pairs"], "d.jsonl.gz: is compressed"),
         (["--workers=0", "--input=a.txt"], "workers is 0"),
         (["--encoding=utf-16", "--input=a.jsonl"], "a.jsonl: JSON Lines are not read in utf-16"),
         (["--input=b.jsonl"], "b.jsonl: is UTF-16 text"),
@@ -242,6 +245,7 @@ def test_what_cannot_be_meant(flags: list[str], says: str, tmp_path: Path) -> No
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     (tmp_path / "b.jsonl").write_bytes(GOOD.decode().encode("utf-16"))
     (tmp_path / "c.jsonl").write_bytes(b'\n{"text": ""}\n')
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a", "response": "b"}\n'))
     assert says in refused(tmp_path, "prepare", "mine", *flags)
 
 

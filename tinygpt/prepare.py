@@ -212,6 +212,8 @@ def check_request(config: PrepareConfig) -> None:
         hint = suggest.command("prepare", config.name, "--input", path, *suggest.data_dir_flag(config.data_dir))
         problem = f"{config.name!r} is not a built-in corpus or task ({', '.join(built_in)}), and no --input was given"
         raise TinyGPTError(problem, hint)
+    if (config.format == "pairs" or config.name in TASKS) and config.text_field != PrepareConfig.text_field:
+        raise TinyGPTError("--text_field applies only to plain text", "drop it; pairs have --prompt_field")
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
         raise TinyGPTError(NO_SPECIAL, "drop --tokenizer=gpt2, or use --tokenizer=bpe")
     check_vocab_size(config)

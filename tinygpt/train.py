@@ -20,13 +20,14 @@ from tinygpt.checkpoint.adapter import save_adapter
 from tinygpt.checkpoint.snapshots import save_snapshot, snapshot_steps
 from tinygpt.config import suggest
 from tinygpt.config.schema import TrainConfig
+from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.doctor import judge
 from tinygpt.evaluate.loss import estimate_losses
 from tinygpt.finetune import compare
 from tinygpt.generate import Sampling, generate
 from tinygpt.training.log import Pace, peak_memory, read_metrics
 from tinygpt.training.optimizer import learning_rate
-from tinygpt.training.processes import StopSignal
+from tinygpt.training.processes import StopSignal, has_lost_another
 from tinygpt.training.run import Run, log_divergence, micro_steps, out_of_memory, set_up
 from tinygpt.training.sharding import local
 from tinygpt.training.start import choose_compute, starting_point
@@ -63,6 +64,9 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
             finish(run)
             return stop.status if stop.embedded else 0
     except (RuntimeError, MemoryError) as error:
+        if has_lost_another(error):
+            problem = "another process of this run has ended, so this one ends, too"
+            raise TinyGPTError(problem, "see the message of the process that ended first", status=1) from error
         if not device.is_out_of_memory(error):
             raise
         raise out_of_memory(config, compute.device if compute else "cpu") from None

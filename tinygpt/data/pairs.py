@@ -144,6 +144,8 @@ def entries(path: Path, file: Any, config: Reading) -> Iterator[tuple[str, Entry
     ending, where = path.suffix.lower(), str(path)
     if ending in UNREADABLE:
         raise TinyGPTError(f"{path}: tinygpt does not read {ending} files", "save it as .xlsx or .csv")
+    if ending in (".gz", ".zst"):
+        raise TinyGPTError(f"{path}: is compressed, and only text is read from compressed files", "decompress it first")
     if ending == ".xlsx":
         title, rows, others = read_sheet(path, file, set(columns(config).values()))
         if others:

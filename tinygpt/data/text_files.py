@@ -145,8 +145,9 @@ class Lines(NamedTuple):
                 text = text_in(entry, self.field)
             except ValueError as problem:
                 hint = "fix or remove this line"
-                if isinstance(entry, dict) and self.field not in entry:
-                    names = terminal.escaped(", ".join(key for key, value in entry.items() if isinstance(value, str)))
+                fields = entry.items() if isinstance(entry, dict) else ()
+                names = terminal.escaped(", ".join(key for key, value in fields if isinstance(value, str)))
+                if names and self.field not in entry:
                     hint = f"--text_field=KEY, out of {terminal.cut(names, 80)}; prompts and responses: --format pairs"
                 raise TinyGPTError(f"{self.path} line {self.number + number - 1}: {problem}", hint) from None
             if text:

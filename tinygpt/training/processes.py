@@ -59,6 +59,11 @@ def device_name(device: str) -> str:
     return "cpu" if device == "auto" else device
 
 
+def has_lost_another(error: BaseException) -> bool:
+    """Return whether this process was waiting for another one when that ended, which gloo reports as a RuntimeError."""
+    return isinstance(error, RuntimeError) and "gloo" in str(error) and "by peer" in str(error)
+
+
 @contextlib.contextmanager
 def join_processes(backend: str, device: torch.device) -> Iterator[Processes]:
     """Join the other processes that torchrun started, if it did. Errors: TinyGPTError for an unusable backend."""
