@@ -125,6 +125,14 @@ def test_the_disk_is_full_while_writing(size: int, path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_a_full_disk_is_reported_for_the_inner_of_two_files(path: Path) -> None:
+    """When the outer one learns of it, the temporary file is gone and the disk has space again."""
+    inner = path.with_name("inner.bin")
+    with pytest.raises(TinyGPTError, match=r"inner.bin: no space left"), replacing(path), replacing(inner):
+        raise FAILURES["no space"]
+    assert path.read_bytes() == OLD and os.listdir(path.parent) == [path.name]
+
+
 def test_negative_control_writing_in_place_loses_the_file(path: Path) -> None:
     """The same failure with plain `open`: these tests can tell the difference."""
 

@@ -126,6 +126,8 @@ def writing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[None]:
     """Turn system errors while `path` is written into TinyGPTError, whose hint ends with `retry_hint`."""
     try:
         yield
+    except TinyGPTError:  # of a file written meanwhile
+        raise
     except Exception as error:
         if _in_chain(error, errno.ENOSPC, errno.EDQUOT):  # torch.save may wrap it
             free = shutil.disk_usage(path.parent).free / 1e6
