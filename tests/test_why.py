@@ -143,7 +143,7 @@ def test_all_effects_together_are_the_change_that_training_made(
     ok(tmp_path, "train", f"--dataset={name}", *MODEL, *LEARN, *few)
     explained = load_run(WhyConfig(run=str(tmp_path / "out"), data_dir=str(planted / "data")))
     x, y = output(explained, start, text)
-    estimate, model = effects(explained, x, y)
+    (estimate,), model = effects(explained, [(x, y)])
     before, _ = make_model(Start(explained.config), GPT, explained.dataset.tokenizer.vocab_size)
     change = log_probability(model, x, y) - log_probability(before, x, y)
     assert change > 0.02 and -estimate.sum() == pytest.approx(change, rel=0.05)
@@ -191,12 +191,15 @@ def test_the_proof_shows_what_the_planted_example_does_and_a_random_one_does_not
     assert proof["log_probability"]["nothing"][0] == found["log_probability"]
     assert max(proof["change"]["the most influential"]) < -5 < -1 < min(proof["change"]["random ones"])
     assert proof["change"]["the nearest by BM25"] == proof["change"]["the most influential"]  # the same example
+    assert proof["further_than"].keys() == proof["change"].keys() - {"the most influential", "random ones"}
+    assert proof["further_than"]["the nearest by BM25"] == 0
     # finished trainings are kept, and no model stays
     said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1], *flags).out
     assert "stage" not in said and "has exactly the weights of the run" in said
     assert "verdict:     the estimate was right: " in said and "seed 1338" in said
-    (folder,) = (copy / "out/why").iterdir()
-    assert {path.name for path in folder.iterdir()} <= {"why.json", ".lock"}
+    assert "fell further than without the nearest by BM25 with 0 of 2 seeds" in said
+    for folder in (copy / "out/why").iterdir():
+        assert {path.name for path in folder.iterdir()} <= {"why.json", ".lock"}
 
 
 def test_random_rows_have_the_labels_of_the_influential_ones(planted: Path) -> None:

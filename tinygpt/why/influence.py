@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -42,7 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.device import model_class, to_host
-from tinygpt.evaluate.loss import row_losses
+from tinygpt.evaluate.loss import target_losses
 from tinygpt.fast.muon import MOMENTUM
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import Optimizer, learning_rate
@@ -54,7 +53,7 @@ Weights = dict[str, Tensor]  # by name, in the parameters' shapes
 class Tracer:
     """Stands between the loop and the optimizer of a run, and adds up the effects of the tokens of each batch.
 
-    x, y: the output, int64 (1, T). `effects` float64 (tokens,): the change of its log-probability in nats if the loss
+    x, y: the output, int64 (n, T). `effects` float64 (tokens,): the change of its log-probability in nats if the loss
     of a token of the training split is left out.
     """
 
@@ -100,7 +99,7 @@ class Tracer:
 def gradient_of(model: GPT, weights: Weights, x: Tensor, y: Tensor) -> Weights:
     """Compute the gradient of the summed loss of rows, of `model` with these weights."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    loss = row_losses(with_weights(model, leaves), x, y).sum()
+    loss = target_losses(with_weights(model, leaves), x, y).sum()
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
@@ -143,13 +142,8 @@ def slopes(model: GPT, weights: Weights, direction: Weights, x: Tensor, y: Tenso
 
     Forward-mode differentiation (`torch.func.jvp`) of a batch; PyTorch's fused attention does not have it.
     """
-
-    def losses(weights: Weights) -> Tensor:
-        logits = with_weights(model, weights)(x, y, targets_only=True)[0]
-        return F.cross_entropy(logits, y[y >= 0], reduction="none")
-
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        return to_host(jvp(losses, (weights,), (direction,))[1])
+        return to_host(jvp(lambda moved: target_losses(with_weights(model, moved), x, y), (weights,), (direction,))[1])
 
 
 def batch_of(source: Rows, config: TrainConfig, step: int) -> np.ndarray:
