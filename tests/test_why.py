@@ -11,12 +11,15 @@ import pytest
 import torch
 from conftest import Shared, cli_here, ok, refused, tiny_text
 from models import SMALL, every_pair, every_path, shaken, small
+from scipy.stats import binomtest
+from test_lab_canary import quick, results
 from test_pairs import json_lines
 
 from tinygpt.checkpoint import store
 from tinygpt.config.schema import TrainConfig, WhyConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows, TextRows
+from tinygpt.lab import why as lab
 from tinygpt.model import GPT
 from tinygpt.training.start import Start, make_model
 from tinygpt.why import influence
@@ -308,3 +311,27 @@ def test_a_batch_without_any_target_is_refused(copy: Path) -> None:
     ok(copy, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN, *one)
     done = cli_here("why", "one", "--start=001 red", "--text=rot", "--prove", "--leave_out=80", cwd=copy)
     assert done.status == 2 and "has no targets" in done.err and "smaller --leave_out" in done.err
+
+
+# ---- tinygpt lab why --------------------------------------------------------------------------------------------
+
+
+def test_the_lab_ranks_the_wrong_labels_and_trains_again(tmp_path: Path) -> None:
+    folder = quick(tmp_path, "why", lab, lab.Size(lines=80, iterations=10, answers=1, left_out=5, judges=10))
+    stages, said = results(folder), (folder / "said.txt").read_text(encoding="utf-8")
+    wrong = stages["wrong labels, seed 1"]["wrong"]
+    assert wrong["known"] == [True] * 8 + [False] * 72
+    assert all(sum(ranking) == 8 and len(ranking) == 80 for ranking in wrong.values())
+    assert wrong["harm"] != wrong["known"] != wrong["loss"]
+    assert stages["answer 1, seed 1"].keys() == lab.GROUPS.keys() and 0 not in stages["answer 1, seed 1"].values()
+    assert "| known wrong labels" in said and " of 1 answers fell further" in said
+    line = ok(tmp_path, "why", "out/seed-1/run", "--start=SQ *BLUE HERON ESPRESSO", "--text=coffee").out
+    assert "80 training rows" in line
+
+
+def test_the_verdict_of_the_lab_is_a_sign_test() -> None:
+    for count, wins in ((12, 10), (12, 9), (5, 5), (1, 1)):
+        changes = {"influence": [-1.0] * wins + [1.0] * (count - wins), "random": [0.0] * count}
+        verdict = lab.proves(changes, "random")
+        chance = binomtest(wins, count, alternative="greater").pvalue
+        assert ("not clearly more" not in verdict.text) == (chance < 0.05) and f"{chance:.3f}" in verdict.rule

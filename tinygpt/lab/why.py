@@ -20,19 +20,19 @@ import torch
 
 from tinygpt.config.schema import LabConfig, WhyConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
-from tinygpt.device import choose
 from tinygpt.evaluate.classify import label_scores
 from tinygpt.evaluate.loss import row_losses
-from tinygpt.experiment.models import right, train, write_dataset
+from tinygpt.experiment.models import classifier, right, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage, every_seed
 from tinygpt.experiment.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.lab.definition import Lab, seeds
 from tinygpt.lab.labels import TASK, mislabelled
 from tinygpt.model import GPT
+from tinygpt.retrieve.search import word_scores
 from tinygpt.why.command import random_rows
 from tinygpt.why.explained import Explained, load_run, log_probability, output, texts_of
 from tinygpt.why.influence import tensors
-from tinygpt.why.nearest import nearest, similarities
+from tinygpt.why.nearest import nearest
 from tinygpt.why.retrain import effects, retrain
 
 WRONG = 0.1  # share of the training lines whose label is wrong
@@ -90,15 +90,12 @@ def find_wrong(folder: Path, size: Size, seed: int) -> dict[str, Any]:
     return {"accuracy": accuracies, "wrong": {name: wrong[rows].tolist() for name, rows in rankings.items()}}
 
 
-def scores_of(explained: Explained, model: GPT, prompts: list[str]) -> np.ndarray:
-    """Compute the log-probabilities of all labels, float64 (n, L)."""
-    return label_scores(model, explained.dataset.tokenizer, prompts, TASK.labels)[0]
-
-
 def accuracy(explained: Explained, model: GPT) -> float:
     """Measure the accuracy on the test lines, whose labels are correct."""
-    test = explained.dataset.sources["test"].examples(explained.dataset.tokenizer)
-    return float(right(scores_of(explained, model, [line for line, _ in test]), test, TASK.labels).mean())
+    tokenizer = explained.dataset.tokenizer
+    test = explained.dataset.sources["test"].examples(tokenizer)
+    scores, _ = label_scores(model, tokenizer, [line for line, _ in test], TASK.labels)
+    return float(right(scores, test, TASK.labels).mean())
 
 
 def explain(folder: Path, size: Size, seed: int, number: int) -> dict[str, float]:
@@ -106,12 +103,11 @@ def explain(folder: Path, size: Size, seed: int, number: int) -> dict[str, float
     is trained again without each group of lines in GROUPS."""
     explained = loaded(folder)
     line = explained.dataset.sources["val"].examples(explained.dataset.tokenizer)[-1 - number][0]  # no judge
-    trained = explained.checkpoint.for_inference(choose("cpu", "float32"))
-    answer = TASK.labels[int(scores_of(explained, trained, [line]).argmax())]
+    answer = TASK.labels[int(classifier(folder / "run", TASK.labels)([line]).argmax())]
     encoded = output(explained, line, answer)
     (estimate,), model = effects(explained, [encoded])
     influential = np.argsort(estimate, kind="stable")[: size.left_out]
-    near = nearest(similarities(explained, f"{line} {answer}", texts_of(explained))["BM25"], size.left_out)
+    near = nearest(np.array(word_scores(texts_of(explained), f"{line} {answer}")), size.left_out)
     groups = zip(GROUPS, (influential, near, random_rows(explained, influential, seed)), strict=True)
     after = {name: log_probability(retrain(explained, rows, seed), *encoded) for name, rows in groups}
     return {name: value - log_probability(model, *encoded) for name, value in after.items()}
@@ -124,7 +120,6 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     changes = {name: [answer[name] for answer in answers] for name in GROUPS}
     shares = {name: [statistics.mean(each["wrong"][name][:planted]) for each in found] for name in RANKINGS}
     accuracies = {name: [each["accuracy"][name] for each in found] for name in (*RANKINGS, "none")}
-
     rows = [
         {
             "ranked by": RANKINGS.get(name, "trained on all lines"),
@@ -182,12 +177,10 @@ def detects(shares: dict[str, list[float]], accuracies: dict[str, list[float]]) 
     """Judge which ranking finds more of the wrong labels."""
     harm, loss = (100 * statistics.median(shares[name]) for name in ("harm", "loss"))
     without, none = (100 * statistics.median(accuracies[name]) for name in ("harm", "none"))
-    finds = (
-        "about as many wrong labels as" if abs(harm - loss) < CLOSE else f"{'more' if harm > loss else 'fewer'} than"
-    )
+    finds = "about as many as" if abs(harm - loss) < CLOSE else "more than" if harm > loss else "fewer than"
     return Verdict(
-        f"The harm to correct lines finds {finds} the highest loss: {harm:.0f} and {loss:.0f}%. Without the lines that "
-        f"it names, the accuracy changes from {none:.1f} to {without:.1f}%.",
+        f"The harm to correct lines finds {harm:.0f}% of the wrong labels, {finds} the highest loss ({loss:.0f}%). "
+        f"Without the lines that it names, the accuracy changes from {none:.1f} to {without:.1f}%.",
         f"about as many: less than {CLOSE} percentage points apart; medians over the seeds",
     )
 
