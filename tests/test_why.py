@@ -19,6 +19,7 @@ from tinygpt.checkpoint import store
 from tinygpt.config.schema import TrainConfig, WhyConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows, TextRows
+from tinygpt.fast.muon import orthogonalize, wide
 from tinygpt.lab import why as lab
 from tinygpt.model import GPT
 from tinygpt.training.start import Start, make_model
@@ -153,15 +154,23 @@ def test_all_effects_together_are_the_change_that_training_made(
 
 
 def test_the_preconditioner_is_that_of_the_optimizer() -> None:
-    """Muon: the momentum gets the norm sqrt(rows), times the ratio of the two learning rates. AdamW: by hand."""
+    """Muon: how much a small change of the momentum changes the update along a gradient, for a tall and a wide matrix,
+    times the ratio of the two learning rates. AdamW: by hand."""
     config = TrainConfig(learning_rate=0.01, muon_learning_rate=0.03, beta2=0.9)
-    momentum, square = torch.randn(128, 32), torch.tensor([0.19, 0.76])
-    moments = {"a": {"momentum": momentum}, "b": {"exp_avg": square, "exp_avg_sq": square}}
-    state: Any = SimpleNamespace(steps=2, moments=lambda: moments)
-    scale = influence.preconditioner(state, config, {0.9: 1.0, 0.95: 1.0})
-    corrected = momentum / (1 - 0.95**2)
-    assert float((scale["a"] * corrected).norm()) == pytest.approx(3 * 128**0.5, rel=1e-4)
-    assert scale["b"].tolist() == pytest.approx([1, 0.5])
+    square = torch.tensor([0.19, 0.76])
+    for shape, scale in (((48, 12), 2.0), ((12, 48), 1.0)):
+        momentum, gradient, change = torch.randn(3, *shape)
+        moments = {"a": {"momentum": momentum}, "b": {"exp_avg": square, "exp_avg_sq": square}}
+        state: Any = SimpleNamespace(steps=2, moments=lambda moments=moments: moments)
+        weights = {"a": gradient, "b": torch.ones(2)}
+        direction = influence.preconditioned(weights, state, config, {0.9: 1.0, 0.95: 1.0})
+        update = [
+            wide(orthogonalize(wide(momentum / (1 - 0.95**2) + sign * 1e-3 * change)[None])[0]) for sign in (1, -1)
+        ]
+        along = float(((update[0] - update[1]) / 2e-3 * wide(gradient)).sum())
+        assert float((direction["a"] * change).sum()) == pytest.approx(3 * scale * along, rel=0.02)
+        assert float((direction["a"] * momentum).sum()) == pytest.approx(0, abs=0.02)  # its length has no effect
+        assert direction["b"].tolist() == pytest.approx([1, 0.5])
 
 
 def test_momentum_applies_the_first_gradient_more_and_the_last_one_less() -> None:
@@ -318,7 +327,7 @@ def test_a_batch_without_any_target_is_refused(copy: Path) -> None:
 
 def test_the_lab_ranks_the_wrong_labels_and_trains_again(tmp_path: Path) -> None:
     folder = quick(tmp_path, "why", lab, lab.Size(lines=80, iterations=10, answers=1, left_out=5, judges=10))
-    stages, said = results(folder), (folder / "said.txt").read_text(encoding="utf-8")
+    stages, said = results(folder), " ".join((folder / "said.txt").read_text(encoding="utf-8").split())
     wrong = stages["wrong labels, seed 1"]["wrong"]
     assert wrong["known"] == [True] * 8 + [False] * 72
     assert all(sum(ranking) == 8 and len(ranking) == 80 for ranking in wrong.values())

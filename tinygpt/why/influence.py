@@ -22,8 +22,9 @@ What is approximated:
   although without one of them AdamW moves nearly as far. Weight decay does not depend on i.
 - Momentum applies a gradient over many iterations. rate_t is the sum of their learning rates, weighted as momentum
   weights the gradient (`applied_rates`); the rest is taken from iteration t.
-- Muon orthogonalises the momentum of a matrix with m rows, which is not a linear function. P is a number for each
-  matrix: it gives the momentum the norm of Muon's update, about sqrt(m) (training/optimizer.py).
+- Muon orthogonalises the momentum of a matrix, which is not a linear function. P is its derivative, that of the
+  Newton-Schulz iteration (fast/muon.py), at the momentum after the update. So what only changes the length of the
+  momentum has no effect, as in the training. It is exact for a small change; half of the rows are none.
 - Dropout is off in both gradients: they are those of the model in use, and not those of one mask. Both are in float32,
   also where the run computes in bfloat16.
 """
@@ -42,7 +43,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.device import model_class, to_host
 from tinygpt.evaluate.loss import target_losses
-from tinygpt.fast.muon import MOMENTUM
+from tinygpt.fast.muon import MOMENTUM, orthogonalize, wide
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import Optimizer, learning_rate
 from tinygpt.training.run import Run
@@ -80,8 +81,7 @@ class Tracer:
         self.optimizer.update()
         gradient = gradient_of(self.model, weights, self.x, self.y)
         rates = {momentum: each[step] for momentum, each in self.rates.items()}
-        scale = preconditioner(self.optimizer, config, rates)
-        direction = {name: scale[name] * part for name, part in gradient.items()}
+        direction = preconditioned(gradient, self.optimizer, config, rates)
         drawn = batch_of(self.source, config, step)
         rate = self.clipped / int(self.source.targets(drawn, config.block_size).sum())
         for part in np.split(drawn, config.gradient_accumulation_steps):
@@ -120,21 +120,24 @@ def applied_rates(config: TrainConfig, momentum: float) -> np.ndarray:
     return applied
 
 
-def preconditioner(optimizer: Optimizer, config: TrainConfig, rates: dict[float, float]) -> Weights:
-    """Return rate times P for each parameter, from the optimizer's state; see the top of this module.
+def preconditioned(gradient: Weights, optimizer: Optimizer, config: TrainConfig, rates: dict[float, float]) -> Weights:
+    """Return rate times P times a gradient, from the optimizer's state; see the top of this module.
 
     rates: by momentum, that of AdamW and of Muon.
     """
     relative = config.muon_learning_rate / config.learning_rate if config.learning_rate else 0.0
-    steps, scale = max(1, optimizer.steps), {}
-    for name, moments in optimizer.moments().items():
+    steps, state, direction = max(1, optimizer.steps), optimizer.moments(), {}
+    for name, part in gradient.items():
+        moments = state[name]
         if "momentum" in moments:
-            momentum = moments["momentum"] / (1 - MOMENTUM**steps)
-            scale[name] = rates[MOMENTUM] * relative * math.sqrt(len(momentum)) / (momentum.norm() + 1e-12)
+            momentum = (moments["momentum"] / (1 - MOMENTUM**steps)).float().requires_grad_()
+            rows, columns = momentum.shape
+            (slope,) = torch.autograd.grad(orthogonalize(wide(momentum)[None])[0], momentum, wide(part))
+            direction[name] = rates[MOMENTUM] * relative * math.sqrt(max(1, rows / columns)) * slope
         else:
             second = moments["exp_avg_sq"] / (1 - config.beta2**steps)
-            scale[name] = rates[config.beta1] / (second.sqrt() + 1e-8)
-    return scale
+            direction[name] = rates[config.beta1] / (second.sqrt() + 1e-8) * part
+    return direction
 
 
 def slopes(model: GPT, weights: Weights, direction: Weights, x: Tensor, y: Tensor) -> np.ndarray:
