@@ -35,7 +35,7 @@ from tinygpt.why.nearest import similarities
 from tinygpt.why.retrain import effects, retrain
 
 PAIRS, CHARACTERS = 300, 40_000
-SETTINGS = {"max_iters": 100, "warmup_iters": 10, "batch_size": 16, "dropout": 0.0, "threads": 1}
+SETTINGS = {"n_layer": 1, "dropout": 0.0, "batch_size": 16, "max_iters": 100, "warmup_iters": 10, "threads": 1}
 PRESETS = {"pairs": "lab_classifier", "text": "lab_canary"}
 CONTINUATION = 8  # characters of an output of plain text
 
@@ -76,10 +76,10 @@ def stages(folder: Path, halves: list[np.ndarray], seeds: range, count: int) -> 
         model = retrain(explained, halves[number], seed)
         return [log_probability(model, *each) for each in encoded]
 
-    for seed in seeds:
+    for seed in seeds:  # with more seeds, the same command goes on
         yield Stage(f"effects, seed {seed}", count, partial(predict, seed))
-    for number, seed in itertools.product(range(len(halves)), seeds):
-        yield Stage(f"half {number}, seed {seed}", 1, partial(measure, number, seed))
+        for number in range(len(halves)):
+            yield Stage(f"half {number}, seed {seed}", 1, partial(measure, number, seed))
 
 
 def rank_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("kind", choices=PRESETS)
     parser.add_argument("--halves", type=int, default=50)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--outputs", type=int, default=24)
+    parser.add_argument("--outputs", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("out-bench-why"))
     args = parser.parse_args()
     folder, seeds = args.out / args.kind, range(1337, 1337 + args.seeds)
