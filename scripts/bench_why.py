@@ -9,7 +9,7 @@ measurements are means over the seeds. BM25, embeddings and, for pairs, the labe
 Repeatability r is the correlation of two trainings without the same rows, with two seeds. Means over k seeds correlate
 with r_k = k r / (1 + (k - 1) r) (Spearman-Brown); a perfect prediction would reach the ceiling, sqrt(r_k).
 
-python scripts/bench_why.py pairs            # 300 transactions, 10 minutes on one core; stopped, it continues
+python scripts/bench_why.py pairs            # 300 transactions; 15 minutes on one core; stopped, it continues
 python scripts/bench_why.py text             # 40,000 characters
 """
 
@@ -107,10 +107,12 @@ def report(results: Results, explained: Explained, halves: list[np.ndarray], see
     logs = np.array([[results[f"half {n}, seed {seed}"] for n in range(len(halves))] for seed in seeds])
     odds = logs - np.log(-np.expm1(np.minimum(logs, -1e-6)))  # (seeds, halves, outputs)
     repeats = [rank_correlations(*pair) for pair in itertools.combinations(odds, 2)]
-    r, k = float(np.mean(repeats)) if repeats else float("nan"), len(seeds)
-    print(f"{len(halves)} halves of {len(explained.rows)} rows, {k} seeds, {len(outputs)} outputs")
-    ceiling = max(0.0, k * r / (1 + (k - 1) * r)) ** 0.5
-    print(f"repeatability of single trainings {r:.2f}; ceiling for means over {k} seeds {ceiling:.2f}")
+    k = len(seeds)
+    print(f"{len(halves)} halves of {len(explained.rows)} rows, seeds: {k}, {len(outputs)} outputs")
+    if repeats:
+        r = float(np.mean(repeats))
+        ceiling = max(0.0, k * r / (1 + (k - 1) * r)) ** 0.5
+        print(f"repeatability of single trainings {r:.2f}; ceiling for means over {k} seeds {ceiling:.2f}")
     print(f"{'':<26}{'LDS (95% interval)':<24}influence minus it (95% interval)")
     found = {}
     for name, each in scores.items():
