@@ -20,18 +20,19 @@
 # Then you train the whole model, teach it a task, watch it fail, and compare it with the alternatives: when do you
 # retrieve documents, when do you fine-tune, and when do you train a model of your own?
 #
-# All cells run from top to bottom in five and a half minutes on two processor cores, without a network once tinygpt is
-# installed. Every number that you see is computed here: change something and run it again. Each part ends with a
-# picture of *your* run and a question; a click on "Answer" opens its answer.
+# All cells run from top to bottom in five and a half minutes on two processor cores. Once tinygpt is installed, they
+# need no network. Each part ends with a picture and a question; a click on "Answer" opens its answer. In an exercise you
+# change something and run it again. The checks then print `right: ...`, or `not yet: ...` with a hint.
 #
-# - **Short path** (about 4,200 words, 21 minutes of reading without the code): parts 1, 2, 3, 4, 5, 6, 7, 10, 12, 13,
-#   15, 17, 19, 20 and 21.
-# - **Full path**: all parts. Below each heading you see which path it belongs to.
+# - **Short path** (about 4,400 words, 22 minutes of reading without the code): parts 1, 2, 3, 4, 5, 6, 7, 10, 12, 13,
+#   15, 17, 18, 20, 21 and 22.
+# - **Full path**: all parts. Each heading says which path its part belongs to.
 #
 # Run all cells in either case: the short path uses code of the other parts.
 #
-# Choose the text in the next cell: `CORPUS = "shakespeare"`, or `"naics"` for descriptions of industries by the United
-# States Census Bureau. If tinygpt is not installed, the cell installs it from the clone that contains this notebook.
+# Choose the text in the next cell: `CORPUS = "shakespeare"` is 1.1 MB from nine plays, `"naics"` descriptions of
+# industries by the United States Census Bureau. If tinygpt is not installed, the cell installs it from the clone that
+# contains this notebook.
 
 # %%
 CORPUS = "shakespeare"  # or "naics"
@@ -51,8 +52,8 @@ if found is None or found.origin is None:  # not installed (a folder named tinyg
     importlib.invalidate_caches()
 
 # %% [markdown]
-# The next cell loads the text, which ships with tinygpt. You build the rest yourself, until part 20 uses tinygpt's
-# search and part 22 compares your model with tinygpt's.
+# The next cell loads the text, which ships with tinygpt. You build the rest yourself, until part 21 uses tinygpt's
+# search and part 23 compares your model with tinygpt's.
 
 # %%
 import copy
@@ -77,32 +78,120 @@ from tinygpt.data.corpora import industry_descriptions, tiny_shakespeare
 
 started = time.time()
 torch.set_num_threads(max(1, min(8, torch.get_num_threads())))
-colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"]  # Okabe & Ito: also for colour-blind readers
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "figure.dpi": 100})
-plt.rcParams["axes.prop_cycle"] = plt.cycler(color=colours)
-
-# For each text: what loads it, a line to cut into tokens, a short phrase for pictures of attention, a start for samples,
-# and a character that the text hardly uses (part 17 needs one).
-load_text, line, phrase, start, SEPARATOR = {
-    "shakespeare": (tiny_shakespeare, "Speak, I charge thee, speak!", "speak, speak", "ROMEO:\nWhat, shall I h", "$"),
-    "naics": (
-        industry_descriptions,
-        "fish markets and meat markets",
-        "fish markets",
-        "This industry comprises establishments primarily engaged in ",
-        "%",
-    ),
-}[CORPUS]
 folder = Path(tempfile.mkdtemp())
-text = load_text()
+if CORPUS == "shakespeare":
+    text = tiny_shakespeare()
+    line = "Speak, I charge thee, speak!"  # to cut into tokens
+    phrase = "speak, speak"  # for pictures of attention
+    start = "ROMEO:\nWhat, shall I h"  # of a sample
+    SEPARATOR = "$"  # hardly used in this text; part 17 needs such a character
+else:
+    text = industry_descriptions()
+    line = "fish markets and meat markets"
+    phrase = "fish markets"
+    start = "This industry comprises establishments primarily engaged in "
+    SEPARATOR = "%"
 print(f"{len(text):,} characters")
 print(text[:170])
+
+# %% [markdown]
+# The next cell draws the pictures and prints the checks. It has nothing about language models: skip it.
+
+# %% jupyter={"source_hidden": true}
+colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"]  # Okabe & Ito: also for colour-blind readers
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10, "figure.dpi": 80})
+plt.rcParams["axes.prop_cycle"] = plt.cycler(color=colours)
 
 
 def show(description: str) -> None:
     """Show the current figure, with a description for readers who cannot see it."""
     display(plt.gcf(), metadata={"image/png": {"alt": description}})
     plt.close()
+
+
+def check(holds, claim: str, hint: str = "What did you change?") -> None:
+    """Print whether a claim of the text holds in this run."""
+    print(f"right: {claim}" if holds else f"not yet: {claim}. Hint: {hint}")
+
+
+def visible(text: str) -> str:
+    """Show spaces and line ends."""
+    return text.replace(" ", "␣").replace("\n", "⏎")
+
+
+def draw_boxes(ax, parts: list[str], title: str) -> None:
+    """The tokens of a line."""
+    widths = [max(1, len(part)) for part in parts]
+    for i, (part, width) in enumerate(zip(parts, widths)):
+        x = sum(widths[:i])
+        ax.add_patch(plt.Rectangle((x, 0), width, 1, facecolor=plt.cm.Pastel1(i % 9), edgecolor="white"))
+        ax.text(x + width / 2, 0.5, visible(part), ha="center", va="center", family="monospace", fontsize=9)
+    ax.set(xlim=(0, sum(widths)), ylim=(0, 1), title=title)
+    ax.axis("off")
+
+
+def draw_cells(ax, values, texts, **options) -> None:
+    """A table of coloured cells, each with a text."""
+    ax.imshow(values, aspect="auto", **options)
+    for (row, column), words in np.ndenumerate(np.array(texts)):
+        ax.text(column, row, words, ha="center", va="center", family="monospace", fontsize=8)
+
+
+def draw_attention(ax, weights, title: str):
+    """The weights (T, T) of the phrase: a row for the position that looks, a column for the position looked at."""
+    ax.set_xticks(range(len(phrase)), visible(phrase), fontsize=8)
+    ax.set_yticks(range(len(phrase)), visible(phrase), fontsize=8)
+    ax.set_title(title)
+    return ax.imshow(weights, cmap="viridis", vmin=0, vmax=0.5)
+
+
+def draw_heads(pictures, titles) -> None:
+    figure, axes = plt.subplots(1, len(pictures), figsize=(11, 3.1), layout="constrained")
+    for ax, weights, title in zip(axes, pictures, titles):
+        image = draw_attention(ax, weights, title)
+    axes[0].set(xlabel="position that is looked at", ylabel="position that looks")
+    figure.colorbar(image, ax=axes, shrink=0.8, extend="max", label="weight")
+
+
+def draw_bars(ax, values: dict[str, float], title: str, labels, **options) -> None:
+    """A horizontal bar for each value; labels: a format, or a text for each bar."""
+    bars = ax.barh(list(values), list(values.values()), **options)
+    texts = [labels.format(value) for value in values.values()] if isinstance(labels, str) else labels
+    ax.bar_label(bars, texts, padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    ax.set(title=title, ylim=(len(values) - 0.5, -0.5))
+    ax.margins(x=0.3)
+
+
+def draw_percent(ax, names, groups: dict[str, list[float]], title: str) -> None:
+    """A horizontal bar for each name and group, in percent."""
+    height = 0.8 / len(groups)
+    for i, (group, shares) in enumerate(groups.items()):
+        bars = ax.barh(
+            np.arange(len(shares)) + height * i, [100 * share for share in shares], 0.95 * height, label=group
+        )
+        ax.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    ax.set_yticks(np.arange(len(names)) + 0.4 - height / 2, names)
+    ax.set(title=title, xlim=(0, 115), ylim=(len(names) - 0.1, -0.3))
+    ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=len(groups))
+
+
+def draw_curves(ax, runs) -> None:
+    """Validation loss as lines, training loss as thin dashes."""
+    for (name, history), colour, mark in zip(runs.items(), colours, "os^v"):
+        steps, train_losses, val_losses = zip(*history)
+        ax.plot(steps, val_losses, f"{mark}-", color=colour, markersize=3, label=f"{name}: {val_losses[-1]:.2f}")
+        ax.plot(steps, train_losses, "--", color=colour, linewidth=0.8)
+    ax.set(title="loss: validation (line), training (dashes)", xlabel="step", ylabel="nats per character")
+    ax.legend(frameon=False)
+
+
+def table(head, rows) -> HTML:
+    """A table for the page."""
+    lines = ""
+    for tag, row in (("th", head), *(("td", row) for row in rows)):
+        cells = [f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row]
+        lines += f"<tr>{''.join(cells)}</tr>"
+    return HTML(f"<table>{lines}</table>")
 
 
 # %% [markdown]
@@ -121,7 +210,7 @@ def show(description: str) -> None:
 # 8. The **gradient** says, for each parameter, how much the loss changes if this parameter grows a little.
 # 9. **Training** moves each parameter a small step against its gradient: the gradient times a small number, the
 #    **learning rate**.
-# 10. Repeat this hundreds or thousands of times, each time with other examples: that is all training is.
+# 10. Training repeats this step hundreds or thousands of times, each time with other examples.
 
 # %%
 a, b, c = torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.0]), torch.tensor([-1.0, 3.0])
@@ -140,7 +229,6 @@ for _ in range(12):
         w -= 0.15 * w.grad  # 0.15: the learning rate
         w.grad = None
 print(f"after 12 steps w = {w.item():.2f}; the loss is lowest at w = 1")
-assert abs(w.item() - 1) < 0.1
 
 figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
 for vector, name, colour in ((a, "a", colours[0]), (b, "b", colours[1]), (c, "c", colours[2])):
@@ -154,6 +242,7 @@ axes[2].plot(grid, (grid - 1) ** 2, color=colours[4])
 axes[2].plot(*zip(*path), "o-", color=colours[1], markersize=4)
 axes[2].set(title="gradient: step by step downhill", xlabel="parameter w", ylabel="loss")
 show("Three panels: three vectors as arrows; four bars of a softmax; steps down a curve of the loss.")
+check(abs(w.item() - 1) < 0.1, "after 12 steps w is within 0.1 of 1", "Is the learning rate too large, or too small?")
 
 # %% [markdown]
 # **Question.** You add 10 to all four scores. What happens to the probabilities?
@@ -163,21 +252,22 @@ show("Three panels: three vectors as arrows; four bars of a softmax; steps down 
 # Nothing. Each e^score becomes e¹⁰ times as large, and so does their sum. Only differences between scores count.
 # </details>
 #
-# **Exercise.** Replace the learning rate 0.15 by 1.05 and run the cell again.
+# **Exercise.** Set the learning rate to 1.05 and run the cell again. Then find the largest learning rate, to two
+# decimals, for which the check prints `right`.
 #
 # <details><summary>Answer</summary>
 #
-# Each step jumps over the minimum and lands farther away than before: w goes from −1.5 to 3.75, then to −2.0, and after
-# 12 steps it is at −6.8. The assert fails. Too large a learning rate makes the loss grow instead of fall.
+# At 1.05 each step jumps over the minimum and lands farther away than before: w goes from −1.5 to 3.75, then to −2.0,
+# and after 12 steps it is −6.8. At 0.88 each step still jumps over the minimum, but lands closer to it, and the check
+# prints `right`. Too large a learning rate makes the loss grow.
 # </details>
 
 # %% [markdown]
 # ## 2. Text to numbers, and back
 # *Short path* (byte-pair encoding, the second half, belongs to the full path).
 #
-# A network computes with numbers. The unit of text that it reads is a **token**; here each character is a token. The
-# list of all tokens is the **vocabulary**, and **V** is its size. A character's number, its id, is its place in the
-# list.
+# A network computes with numbers. It reads text in units, the **tokens**; here each character is a token. The list of
+# all tokens is the **vocabulary**, and **V** is its size. A character's id is its place in the list.
 
 # %%
 vocabulary = sorted(set(text))
@@ -200,7 +290,7 @@ assert decode(encode(text)) == text
 # %% [markdown]
 # Large models use longer tokens. **Byte-pair encoding** (Sennrich et al. 2016) starts with characters and repeatedly
 # merges the most frequent pair of neighbours into a new token, so frequent words become one token. (The middle row of
-# the picture shows bytes, the numbers in which a computer stores text: 256 of them suffice for all languages.)
+# the picture shows bytes, in which a computer stores text: 256 of them suffice for all languages.)
 
 
 # %%
@@ -254,33 +344,20 @@ for (left, right), occurred, total in learned[:10]:
 print("the line after them:", "|".join(cut_into_tokens(line, merges[:10])))
 pieces = cut_into_tokens(line, merges)
 
-
-def visible(text: str) -> str:
-    """Show spaces and line ends."""
-    return text.replace(" ", "␣").replace("\n", "⏎")
-
-
-def boxes(ax, parts: list[str], title: str) -> None:
-    """Draw the tokens of a line as boxes."""
-    widths = [max(1, len(part)) for part in parts]
-    for i, (part, width) in enumerate(zip(parts, widths)):
-        x = sum(widths[:i])
-        ax.add_patch(plt.Rectangle((x, 0), width, 1, facecolor=plt.cm.Pastel1(i % 9), edgecolor="white"))
-        ax.text(x + width / 2, 0.5, visible(part), ha="center", va="center", family="monospace", fontsize=9)
-    ax.set(xlim=(0, sum(widths)), ylim=(0, 1), title=title)
-    ax.axis("off")
-
-
 figure, axes = plt.subplots(3, 1, figsize=(10, 2.8), layout="constrained")
-boxes(axes[0], list(line), f"characters: {len(line)} tokens, a vocabulary of {V}")
-boxes(axes[1], [f"{byte:02x}" for byte in line.encode()], f"bytes: {len(line.encode())} tokens, a vocabulary of 256")
-boxes(axes[2], pieces, f"byte pairs, {len(merges)} merges: {len(pieces)} tokens, a vocabulary of {V + len(merges)}")
+draw_boxes(axes[0], list(line), f"characters: {len(line)} tokens, a vocabulary of {V}")
+draw_boxes(
+    axes[1], [f"{byte:02x}" for byte in line.encode()], f"bytes: {len(line.encode())} tokens, a vocabulary of 256"
+)
+draw_boxes(
+    axes[2], pieces, f"byte pairs, {len(merges)} merges: {len(pieces)} tokens, a vocabulary of {V + len(merges)}"
+)
 show(f"One line cut into {len(line)} characters, as many bytes, and {len(pieces)} tokens of byte-pair encoding.")
 assert "".join(pieces) == line and len(pieces) < len(line)
 
 # %% [markdown]
-# A library does the same, thousands of merges in a second. It starts with the 256 bytes instead of characters and also
-# cuts a text between letters and punctuation, but the first merges are the same.
+# A library learns thousands of merges in a second. It starts with the 256 bytes and also cuts a text between letters
+# and punctuation, but its first merges are the same.
 
 # %%
 if importlib.util.find_spec("tokenizers"):
@@ -326,8 +403,8 @@ else:
 # `y` is the input `x` shifted by one, and one window gives T predictions to learn from. **B** windows together are a
 # **batch**.
 #
-# The last tenth of the text is kept for **validation**: the model never trains on it, so the loss there measures what
-# it has learned rather than memorised. The text is split **before** any window is drawn.
+# The last tenth of the text is kept for **validation**. The model never trains on it, so memorising does not lower the
+# loss there. The text is split **before** any window is drawn.
 
 # %%
 data = torch.tensor(encode(text))
@@ -346,9 +423,7 @@ def get_batch(data, generator, B=B, T=T):
 x, y = get_batch(train_data, torch.Generator().manual_seed(1), 4, 16)
 figure, axes = plt.subplots(1, 2, figsize=(10, 2), layout="constrained")
 for ax, part, name in zip(axes, (x, y), ("x: what the model reads", "y: what it must predict, at each position")):
-    ax.imshow(part, cmap="Pastel2", aspect="auto")
-    for (b, t), i in np.ndenumerate(part.numpy()):
-        ax.text(t, b, visible(decode([i])), ha="center", va="center", family="monospace")
+    draw_cells(ax, part, [[visible(decode([i])) for i in row] for row in part], cmap="Pastel2")
     ax.set(title=name, xticks=[], yticks=range(4), ylabel="window")
 show("Four windows of sixteen characters, and the same windows shifted by one character.")
 assert torch.equal(x[:, 1:], y[:, :-1])
@@ -360,16 +435,16 @@ in_training = np.zeros(len(shuffled), dtype=bool)
 in_training[shuffled[:ninety]] = True
 covered = np.mean([in_training[max(0, i - 8) : i + 9].any() for i in shuffled[ninety:][:2000]])
 print(f"validation windows that differ from a training window by at most 8 characters: {100 * covered:.0f}%")
-assert covered > 0.99
+check(covered > 0.99, "if windows are divided at random, nearly every validation window has a twin in training")
 
 # %% [markdown]
 # **Question.** What would the validation loss tell you if the windows were divided at random?
 #
 # <details><summary>Answer</summary>
 #
-# Almost nothing: it would be close to the training loss, whatever happens. The model has read each validation window
-# in training, shifted by a few characters. A model that has memorised the text would look perfect. This is data
-# leakage. Part 17 shows a less obvious kind.
+# Almost nothing: it would stay close to the training loss. In training the model has read each validation window,
+# shifted by a few characters. A model that has memorised the text would look perfect. This is data leakage. Part 18
+# shows a less obvious kind.
 # </details>
 
 # %% [markdown]
@@ -397,7 +472,7 @@ class Bigram(nn.Module):
 
 
 def loss_of(model, x, y):
-    """The mean of −ln p. (In part 17, -1 marks positions without a target, which do not count.)"""
+    """The mean of −ln p. (In part 17, -1 marks positions without a target; they do not count.)"""
     return F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=-1)
 
 
@@ -451,7 +526,6 @@ train_briefly(bigram, steps=1500, lr=0.1, batch_size=32)
 bigram_loss = val_loss(bigram)
 print(f"untrained {first_loss:.4f} (ln {V} = {math.log(V):.4f}), trained {bigram_loss:.4f}, counted {counted_loss:.4f}")
 assert abs(first_loss - math.log(V)) < 1e-3
-assert abs(bigram_loss - counted_loss) < 0.03
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
 tables = {"counted": frequencies, "trained": bigram.table.weight.detach().softmax(1)}
@@ -465,6 +539,7 @@ bar = figure.colorbar(picture, ax=axes, shrink=0.8, ticks=[-4, -3, -2, -1, 0], l
 bar.ax.set_yticklabels(["0.01%", "0.1%", "1%", "10%", "100%"])
 show("Probabilities of the next character given the last one, counted and trained: alike, except for rare characters.")
 print(sample(bigram))
+check(abs(bigram_loss - counted_loss) < 0.03, "training comes within 0.03 of counting", "Train for more steps.")
 
 # %% [markdown]
 # The tables agree in the rows of frequent characters. The rows of rare characters differ: counting adds one to every
@@ -474,25 +549,24 @@ print(sample(bigram))
 #
 # <details><summary>Answer</summary>
 #
-# For this table, nothing. But a table for the last two characters has V × V rows, one for the last ten V¹⁰, and most
-# rows would never be seen. A network shares what it learns between contexts that are alike, and the same code trains
-# it.
+# For this table, nothing. But a table for the last two characters has V × V rows, and a table for the last ten has V¹⁰:
+# most rows would never be seen. A network shares what it learns between similar contexts, and the same code trains it.
 # </details>
 #
-# **Exercise.** In `train_briefly(bigram, ...)`, reduce 1500 steps to 15. What do you see?
+# **Exercise.** In `train_briefly(bigram, ...)`, reduce 1500 steps to 15. How many steps does the check need?
 #
 # <details><summary>Answer</summary>
 #
-# The loss is 4.06 on Shakespeare: hardly below ln V, and the table on the right is nearly uniform. The assert fails:
-# it compares the trained loss with the counted one, and notices that the training was not finished.
+# With 15 steps the loss on Shakespeare is 4.06, hardly below ln V. The table on the right is nearly uniform, and the
+# check prints `not yet`: the training is not finished. About 150 steps are enough.
 # </details>
 
 # %% [markdown]
 # ## 5. More than one character: average the past
 # *Short path.*
 #
-# The bigram table uses only the last character. To use more, each position must collect information from the earlier
-# ones. The simplest way: take the mean of all vectors so far. Each character gets a vector of **C** numbers (its
+# The bigram table uses only the last character. To use more, each position must collect information from earlier ones.
+# The simplest way: take the mean of all vectors so far. Each character gets a vector of **C** numbers (its
 # **embedding**; C is the number of channels), so a window is a table of the shape (T, C). First as a loop:
 
 # %%
@@ -557,25 +631,15 @@ def idea_loss(idea: str) -> float:
 averaging, _ = try_idea("average of the past", lambda: Model(AveragePast()))
 
 figure, ax = plt.subplots(figsize=(5.6, 4), layout="constrained")
-ax.imshow(weights, cmap="Blues", vmin=0, vmax=1)
-for (t, s), weight in np.ndenumerate(weights.numpy()):
-    ax.text(
-        s,
-        t,
-        f"{weight:.2f}" if weight else "0",
-        ha="center",
-        va="center",
-        color="w" if weight > 0.6 else "k",
-        fontsize=8,
-    )
+draw_cells(ax, weights, [[f"{weight:.2f}" for weight in row] for row in weights], cmap="Blues", vmin=0, vmax=1.5)
 ax.set(title="weights of the average", xlabel="position that is looked at", ylabel="position that looks")
 show("A triangle of weights: row t has t + 1 equal weights, and zeros to the right of the diagonal.")
 average_loss = idea_loss("average of the past")
-assert average_loss > bigram_loss + 0.2
+check(average_loss > bigram_loss + 0.2, "the average is worse than the bigram table")
 
 # %% [markdown]
-# The average is *worse* than the bigram table, although it sees more. It gives the last character, which matters
-# most, no more weight than each of up to 63 others.
+# The average is *worse* than the bigram table, although it sees more. The last character matters most, but it gets no
+# more weight than each of up to 63 others.
 #
 # **Question.** Which words can a model not tell apart if it sees only an average?
 #
@@ -588,10 +652,9 @@ assert average_loss > bigram_loss + 0.2
 # ## 6. Attention without parameters
 # *Short path.*
 #
-# A better average takes more from positions that matter. But which are these? The vectors themselves can tell: the
-# dot product of two vectors says how well they match (part 1). Softmax turns the scores of a row into weights. What
-# lies in the future gets the score **−∞** (minus infinity) before softmax: e^−∞ is 0, so its weight is exactly 0.
-# This is the **causal mask**.
+# A better average takes more from the positions that matter. The vectors themselves can tell: the dot product of two
+# vectors says how well they match (part 1). Softmax turns the scores of a row into weights. Later positions get the
+# score **−∞** (minus infinity) before softmax: e^−∞ is 0, so their weight is exactly 0. This is the **causal mask**.
 
 
 # %%
@@ -620,31 +683,15 @@ assert torch.allclose(equal, weights)
 plain, _ = try_idea("attention without parameters", lambda: Model(PlainAttention()))
 
 
-def show_weights(ax, picture):
-    """Attention weights (T, T) of the phrase. A row is the position that looks."""
-    ax.set_xticks(range(len(phrase)), visible(phrase), fontsize=8)
-    ax.set_yticks(range(len(phrase)), visible(phrase), fontsize=8)
-    return ax.imshow(picture, cmap="viridis", vmin=0, vmax=0.5)
-
-
-def draw_weights(pictures, titles):
-    figure, axes = plt.subplots(1, len(pictures), figsize=(11, 3.1), layout="constrained")
-    for ax, picture, title in zip(axes, pictures, titles):
-        image = show_weights(ax, picture)
-        ax.set_title(title)
-    axes[0].set(xlabel="position that is looked at", ylabel="position that looks")
-    figure.colorbar(image, ax=axes, shrink=0.8, extend="max", label="weight")
-
-
 with torch.no_grad():
     plain(torch.tensor([encode(phrase)]))
-draw_weights([causal_softmax(torch.zeros(len(phrase), len(phrase))), plain.core.weights[0]], ["average", "attention"])
+draw_heads([causal_softmax(torch.zeros(len(phrase), len(phrase))), plain.core.weights[0]], ["average", "attention"])
 show("Two triangles of weights for one phrase: equal weights, and weights that differ by character.")
-assert idea_loss("attention without parameters") > bigram_loss + 0.2
+check(idea_loss("attention without parameters") > bigram_loss + 0.2, "this is still worse than the bigram table")
 
 # %% [markdown]
-# Not much is gained: a vector looks for vectors that resemble it, so an *e* looks at other *e*s. That is seldom what
-# the next character depends on.
+# Not much is gained: a vector looks for similar vectors, so an *e* looks at other *e*s. The next character seldom
+# depends on these.
 #
 # **Question.** Each row of weights adds up to 1. Why is that useful?
 #
@@ -664,8 +711,8 @@ assert idea_loss("attention without parameters") > bigram_loss + 0.2
 # - the **key** k: what does it offer to positions that look?
 # - the **value** v: what does it pass on to a position that looks at it?
 #
-# The weight depends on the query of the position that looks, and on the key of the position that is looked at. One such
-# unit is a **head**. First with loops, for 8 positions; `size` is the number of channels of q, k and v:
+# The weight depends on the query of the position that looks, and on the key of the other position. One such unit is a
+# **head**. First with loops, for 8 positions; `size` is the number of channels of q, k and v:
 
 # %%
 size = 16
@@ -702,9 +749,9 @@ print("loops and matrices agree:", torch.allclose(by_matrix, head_by_loop, atol=
 assert torch.allclose(by_matrix, head_by_loop, atol=1e-5)
 
 # %% [markdown]
-# **Why divide by √size?** The typical size of the dot product of two vectors of independent random numbers grows like
-# √size. Without the division, large vectors give large scores, the largest takes nearly all the weight, and the
-# gradient of the others vanishes. The right panel shows it for random vectors.
+# **Why divide by √size?** The dot product of two random vectors typically grows like √size. Without the division, large
+# vectors give large scores, the largest score takes nearly all the weight, and the gradient of the others vanishes. The
+# right panel shows it for random vectors.
 
 # %%
 one_head, _ = try_idea("one head", lambda: Model(Head()))
@@ -717,9 +764,9 @@ for name, row in largest.items():
 with torch.no_grad():
     one_head(torch.tensor([encode(phrase)]))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-image = show_weights(axes[0], one_head.core.weights[0])
+image = draw_attention(axes[0], one_head.core.weights[0], "weights of the trained head")
 figure.colorbar(image, ax=axes[0], shrink=0.8, extend="max", label="weight")
-axes[0].set(title="weights of the trained head", xlabel="position that is looked at", ylabel="position that looks")
+axes[0].set(xlabel="position that is looked at", ylabel="position that looks")
 for (name, row), mark in zip(largest.items(), "os"):
     axes[1].plot(sizes, row, f"{mark}-", label=name)
 axes[1].set(xscale="log", title="largest of 16 weights, random vectors", xlabel="size", ylim=(0, 1))
@@ -727,20 +774,20 @@ axes[1].set_xticks(sizes, sizes)
 axes[1].minorticks_off()
 axes[1].legend(frameon=False)
 show("Left: the weights of a trained head. Right: without the division the largest weight approaches 1.")
-assert largest["not divided"][-1] > 0.8 > 0.4 > largest["divided by √size"][-1]
-assert bigram_loss + 0.1 < idea_loss("one head") < average_loss - 0.2
+check(largest["not divided"][-1] > 0.8 > 0.4 > largest["divided by √size"][-1], "the division keeps the weights even")
+check(idea_loss("one head") < average_loss - 0.2, "one head is better than the average")
+check(idea_loss("one head") > bigram_loss + 0.1, "it is still worse than the bigram table")
 
 # %% [markdown]
-# Much better than the average: queries and keys let a position look for what it needs. It still does not reach the
-# bigram table. To know the last character, a head has to give most of its weight to its own position, and little is
-# left for the others; part 10 solves this.
+# Much better than the average: queries and keys let a position look for what it needs. But the bigram table is still
+# better. To know the last character, a head has to give most of its weight to its own position, and little is left for
+# the others. Part 10 solves this.
 #
 # **Question.** Position 4 predicts character 5. Which key may it see: that of character 4, or that of character 5?
 #
 # <details><summary>Answer</summary>
 #
-# That of character 4, its own, and all earlier ones. Character 5 is what it must predict; the mask gives it the
-# weight 0.
+# That of character 4, its own, and all earlier ones. It must predict character 5, so the mask gives that the weight 0.
 # </details>
 
 # %% [markdown]
@@ -766,13 +813,13 @@ class MultiHead(nn.Module):
 four_heads, _ = try_idea("four heads", lambda: Model(MultiHead()))
 with torch.no_grad():
     four_heads(torch.tensor([encode(phrase)]))
-draw_weights([head.weights[0] for head in four_heads.core.heads], [f"head {i}" for i in range(4)])
+draw_heads([head.weights[0] for head in four_heads.core.heads], [f"head {i}" for i in range(4)])
 show("The attention weights of four heads on one phrase; each head looks at other characters.")
-assert abs(idea_loss("four heads") - idea_loss("one head")) < 0.2
+check(abs(idea_loss("four heads") - idea_loss("one head")) < 0.2, "four heads change the loss by less than 0.2")
 
 # %% [markdown]
-# At this size four heads are worth hardly more than one: the loss changes by less than 0.2. Without positions, the
-# heads cannot ask for "the character before me", so dividing the work among several heads gains little.
+# At this size four heads are hardly better than one. Without positions, no head can ask for "the character before me",
+# so dividing the work among several heads gains little.
 #
 # **Question.** Four heads of 16 channels: how many more parameters is that than one head of 64 channels?
 #
@@ -787,8 +834,8 @@ assert abs(idea_loss("four heads") - idea_loss("one head")) < 0.2
 #
 # Attention moves information between positions, but it only takes means. An **MLP** (multi-layer perceptron) computes
 # with the collected information, at each position separately: a matrix to four times the channels, a nonlinear
-# function, and a matrix back. The nonlinear function is essential: without it, the two matrices would equal a single
-# one. **GELU** (Hendrycks & Gimpel 2016) is close to 0 for negative inputs, and lets positive ones pass.
+# function, and a matrix back. Without the nonlinear function, the two matrices would equal a single one. **GELU**
+# (Hendrycks & Gimpel 2016) is close to 0 for negative inputs, and lets positive ones pass.
 
 
 # %%
@@ -806,12 +853,9 @@ block, block_losses = try_idea("block: heads and MLP", lambda: Model(nn.Sequenti
 
 def draw_ideas(ax) -> None:
     """The loss with each idea, and the bigram's as a line."""
-    bars = ax.barh(list(ideas), [loss for _, loss, _ in ideas.values()], color=colours[0])
+    losses = {idea: loss for idea, (_, loss, _) in ideas.items()}
+    draw_bars(ax, losses, "validation loss, nats per character (dashed: bigram)", "{:.2f}")
     ax.axvline(bigram_loss, color=colours[1], linestyle="--")
-    ax.bar_label(bars, fmt="%.2f", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
-    ax.invert_yaxis()
-    ax.margins(x=0.15)
-    ax.set(title="validation loss, nats per character (dashed: bigram)")
 
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 2.8), layout="constrained", width_ratios=(1, 2))
@@ -820,11 +864,12 @@ axes[0].plot(grid, F.gelu(grid))
 axes[0].set(title="GELU: a nonlinear function", xlabel="input", ylabel="output")
 draw_ideas(axes[1])
 show("Left: the curve of GELU. Right: bars of the loss with each idea so far.")
-assert abs(idea_loss("block: heads and MLP") - idea_loss("four heads")) < 0.2
+change = idea_loss("block: heads and MLP") - idea_loss("four heads")
+check(abs(change) < 0.2, "the MLP changes the loss by less than 0.2")
 
 # %% [markdown]
-# The MLP hardly changes the loss here (by less than 0.2), although it more than doubles the parameters. The next part
-# shows what is missing.
+# The MLP hardly changes the loss here, although it more than doubles the parameters. The next part shows what is
+# missing.
 #
 # **Question.** Could an MLP replace attention?
 #
@@ -842,9 +887,9 @@ assert abs(idea_loss("block: heads and MLP") - idea_loss("four heads")) < 0.2
 # computes with each position's vector by itself: two matrices, with the nonlinear function GELU between them. Both
 # together are a **block**; one block has about the same loss as one head.)
 #
-# Depth should help: a second block can work on what the first has found. First stack four blocks as they are. Then
-# let each part *add* to its input instead of replacing it: x + part(x), a **residual connection** (He et al. 2016).
-# The vector that runs through the model, to which each part adds, is the **residual stream**.
+# Depth should help: a second block can use the results of the first. First stack four blocks as they are. Then let each
+# part *add* to its input instead of replacing it: x + part(x), a **residual connection** (He et al. 2016). All parts
+# add to the same vector, the **residual stream**.
 
 
 # %%
@@ -870,14 +915,10 @@ deep, deep_losses = try_idea("four blocks", lambda: Model(stack(4)))
 residual, residual_losses = try_idea("four blocks with residuals", lambda: Model(stack(4, Residual)))
 
 
-def smooth(losses, window=20):
-    return np.convolve(losses, np.ones(window) / window, "valid")
-
-
 figure, ax = plt.subplots(figsize=(8, 3), layout="constrained")
 runs = {"one block": block_losses, "four blocks": deep_losses, "four blocks with residuals": residual_losses}
 for (name, losses), style in zip(runs.items(), (":", "--", "-")):
-    ax.plot(smooth(losses), style, label=name)
+    ax.plot(np.convolve(losses, np.ones(20) / 20, "valid"), style, label=name)
 ax.axhline(bigram_loss, color=colours[4], linewidth=0.8)
 ax.text(0, bigram_loss + 0.03, "bigram", color=colours[4])
 ax.set(title="training loss (mean of 20 steps)", xlabel="step", ylabel="nats per character")
@@ -887,14 +928,14 @@ deep_loss, residual_loss = idea_loss("four blocks"), idea_loss("four blocks with
 unigram = (counts.sum(1) + 1) / (counts.sum() + V)
 unigram_loss = -unigram[val_data].log().mean().item()
 print(f"if one knows only how frequent each character is: {unigram_loss:.2f}")
-assert abs(deep_loss - unigram_loss) < 0.1
-assert residual_loss < bigram_loss < deep_loss - 0.5
+check(abs(deep_loss - unigram_loss) < 0.1, "without residuals, four blocks learn only how frequent each character is")
+check(residual_loss < bigram_loss < deep_loss - 0.5, "with residuals, four blocks are better than the bigram table")
 
 # %% [markdown]
 # Four blocks without residuals stall: the model learns how frequent each character is, and nothing else. With
 # residuals, the same blocks and the same number of parameters get below the bigram table, for two reasons. The last
-# character is still in the stream, whatever attention adds. And the gradient has a direct path back to the first
-# block; without residuals it has to pass through eight parts, each of which distorts it.
+# character stays in the stream, whatever attention adds. And the gradient has a direct path back to the first block;
+# without residuals, each of eight parts distorts it.
 #
 # **Question.** Which idea so far has the best ratio of gain to new parameters?
 #
@@ -907,8 +948,8 @@ assert residual_loss < bigram_loss < deep_loss - 0.5
 #
 # <details><summary>Answer</summary>
 #
-# 2.5 on Shakespeare and 2.36 on the industries, compared with 2.8 without residuals: one block with residuals is as
-# good as the bigram table. The gain of the other three blocks is only 0.1 to 0.2 as long as no position is known.
+# 2.5 on Shakespeare and 2.36 on the industries, compared with 2.8 without residuals. One block with residuals is as
+# good as the bigram table. Without positions, the other three blocks gain only 0.1 to 0.2.
 # </details>
 
 # %% [markdown]
@@ -916,8 +957,8 @@ assert residual_loss < bigram_loss < deep_loss - 0.5
 # *Full path.*
 #
 # Each part adds to the stream, so it grows, and each part must cope with inputs of every size. **Layer normalisation**
-# (Ba et al. 2016) gives each part a copy of the stream that is shifted and scaled to mean 0 and variance 1; the stream
-# itself stays as it is (*pre-norm*, as in GPT-2). A last norm comes before the logits.
+# (Ba et al. 2016) gives each part a copy of the stream, shifted and scaled to mean 0 and variance 1. The stream itself
+# does not change (*pre-norm*, as in GPT-2). A last norm comes before the logits.
 
 
 # %%
@@ -968,30 +1009,28 @@ axes[0].set(title="size of the stream", xlabel="after this many parts", ylabel="
 axes[0].legend(frameon=False)
 names = ["without norms", "with norms", "without norms,\n10 × learning rate", "with norms,\n10 × learning rate"]
 losses = [residual_loss, norm_loss, *fast.values()]
-bars = axes[1].barh(names, np.minimum(losses, 5), color=[colours[0], colours[1]] * 2)  # a bar ends at 5
-axes[1].bar_label(bars, [f"{loss:.2f}" if loss < 5 else f"{loss:.1f} (bar cut)" for loss in losses], padding=3)
-axes[1].invert_yaxis()
-axes[1].margins(x=0.3)
-axes[1].set(title="validation loss, nats per character")
+texts = [f"{loss:.2f}" if loss < 5 else f"{loss:.1f} (bar cut)" for loss in losses]
+title = "validation loss, nats per character"
+draw_bars(axes[1], dict(zip(names, np.minimum(losses, 5))), title, texts, color=[colours[0], colours[1]] * 2)
 show("Left: the stream grows from part to part. Right: the loss with and without norms, at two learning rates.")
-assert norm_loss < residual_loss + 0.02 and residual_loss - norm_loss < 0.35
-assert fast["with norms"] < bigram_loss + 0.3 and fast["without norms"] > math.log(V)  # worse than no training
+check(-0.02 < residual_loss - norm_loss < 0.35, "at a moderate learning rate, norms gain less than 0.35")
+check(fast["with norms"] < bigram_loss + 0.3, "at ten times the learning rate, the model with norms learns")
+check(fast["without norms"] > math.log(V), "the model without norms ends worse than before training")
 
 # %% [markdown]
-# With norms the stream grows sooner, after the first parts: each part reads a scaled copy, so a large stream does no
-# harm, and nothing in the training keeps it small.
+# With norms the stream grows sooner, after the first parts. Each part reads a scaled copy, so a large stream does no
+# harm.
 #
-# With four blocks and a moderate learning rate, norms help less than residuals: the loss falls by less than 0.35.
-# They matter when the learning rate is high: at ten times the learning rate the model without norms ends worse than
-# before training (its loss is above ln V), while the model with norms learns. Norms also keep the training of deep
-# models stable, so practically all large models have them.
+# With four blocks and a moderate learning rate, norms help less than residuals. They matter at a high learning rate:
+# there the model without norms ends worse than before training (its loss is above ln V). Norms also keep the training
+# of deep models stable, so practically all large models have them.
 #
 # **Question.** The norm divides by the stream's size. Why does this not erase what the model has computed?
 #
 # <details><summary>Answer</summary>
 #
-# Only the copy that a part reads is normalised; the stream itself does not change. And the copy still shows which
-# numbers are large compared with the others.
+# Only the copy is normalised; the stream itself does not change. And the copy still shows which numbers are larger than
+# the others.
 # </details>
 #
 # **Exercise.** Put the norm behind the part: `return self.norm(x + self.part(x))` (*post-norm*, as in the first
@@ -1008,17 +1047,16 @@ assert fast["with norms"] < bigram_loss + 0.3 and fast["without norms"] > math.l
 # ## 12. Positions: learned, then rotary
 # *Short path.*
 #
-# (If you skipped part 11: from here on, a **norm** before each part scales each position's vector to mean 0 and variance
-# 1, which keeps the training stable.)
+# (If you skipped part 11: from here on, a **norm** before each part scales each position's vector to mean 0 and
+# variance 1, which keeps the training stable.)
 #
 # So far no model knows the position of a character, because a weighted mean has no order. There are two methods:
 #
 # - **Learned positions** (GPT-2): a second table, with a vector for each of the T positions, added to the character's
 #   vector.
-# - **Rotary positions** (RoPE; Su et al. 2021): queries and keys are taken as pairs of numbers, and each pair is
-#   turned by an angle that grows with the position. Each pair turns at its own speed, like the hands of a clock. If
-#   query and key turn together, their dot product does not change; so the score depends only on the *distance*
-#   between two positions.
+# - **Rotary positions** (RoPE; Su et al. 2021): each pair of numbers in a query or key is turned by an angle. The angle
+#   grows with the position, at a different speed for each pair, like the hands of a clock. If query and key turn
+#   together, their dot product does not change. So the score depends only on the *distance* between two positions.
 
 
 # %%
@@ -1063,8 +1101,7 @@ closest = max(
     (head for part in list(rotary.core)[:8:2] for head in part.part.heads),
     key=lambda head: head.weights[0].diagonal(-1).mean(),
 )
-show_weights(axes[1], closest.weights[0])
-axes[1].set(title="the head that looks most at the previous character")
+draw_attention(axes[1], closest.weights[0], "the head that looks most at the previous character")
 axes[1].set(xlabel="position that is looked at", ylabel="position that looks")
 show("Left: three curves of q times k by distance coincide. Right: a head with a bright line below the diagonal.")
 at_distance = [(ones[t + 5] @ ones[t]).item() for t in (0, 20, 40)]
@@ -1072,8 +1109,9 @@ assert max(at_distance) - min(at_distance) < 1e-3
 since_residuals = ("four blocks with residuals", "and norms", "and learned positions", "rotary positions instead")
 gains = [idea_loss(earlier) - idea_loss(later) for earlier, later in pairwise(since_residuals)]
 rotary_loss = idea_loss("rotary positions instead")
-assert gains[2] == max(gains) and gains[2] > 0.1 and rotary_loss < bigram_loss - 0.2
-assert closest.weights[0].diagonal(-1).mean() > 0.3
+check(gains[2] == max(gains) and gains[2] > 0.1, "rotary positions gain the most since the residuals")
+check(rotary_loss < bigram_loss - 0.2, "the model is now clearly better than the bigram table")
+check(closest.weights[0].diagonal(-1).mean() > 0.3, "one head looks mostly at the previous character")
 
 # %% [markdown]
 # Since the residuals, no idea has lowered the loss as much as rotary positions: a head can now ask for "the character
@@ -1082,29 +1120,20 @@ assert closest.weights[0].diagonal(-1).mean() > 0.3
 
 
 # %%
-def table(head, rows) -> HTML:
-    """A table for the page."""
-    lines = ""
-    for tag, row in (("th", head), *(("td", row) for row in rows)):
-        cells = [f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row]
-        lines += f"<tr>{''.join(cells)}</tr>"
-    return HTML(f"<table>{lines}</table>")
-
-
 rows = [(idea, f"{count:,}", f"{loss:.2f}", visible(text)) for idea, (count, loss, text) in ideas.items()]
 display(table(("idea", "parameters", "validation loss", "sample"), rows))
 figure, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
 draw_ideas(ax)
 show("Bars of the validation loss with each idea; the bigram's loss is a dashed line.")
-assert rotary_loss == min(loss for _, loss, _ in ideas.values())
+check(rotary_loss == min(loss for _, loss, _ in ideas.values()), "the last idea has the lowest loss")
 
 # %% [markdown]
 # **Question.** The three curves on the left coincide. Why is this useful for text?
 #
 # <details><summary>Answer</summary>
 #
-# A window may begin anywhere. That *u* follows *q* is true at position 3 and at position 40. With rotary positions the
-# model learns it once.
+# A window may begin anywhere: *u* follows *q* at position 3 and at position 40. With rotary positions the model learns
+# this once.
 # </details>
 #
 # **Exercise.** Remove the causal mask of part 6. Copy this into a new cell below and run that cell alone:
@@ -1120,9 +1149,9 @@ assert rotary_loss == min(loss for _, loss, _ in ideas.values())
 # <details><summary>Answer</summary>
 #
 # The loss is 0.04, on both texts. This looks excellent, but the model copies: it sees the next character at the next
-# position. A loss that is too good to be true usually means a leak. When the model writes, there is no next character
-# to copy, so its text hardly has a word. (Without positions, as in part 7, the model cannot know which position is the
-# next one: removing the mask there gains nothing.)
+# position. A loss too good to be true usually means a leak. When the model writes, there is no next character to copy,
+# so its text has hardly a word. (Without positions, as in part 7, the model cannot tell where the next character is:
+# removing the mask gains nothing there.)
 # </details>
 
 # %% [markdown]
@@ -1133,10 +1162,10 @@ assert rotary_loss == min(loss for _, loss, _ in ideas.values())
 #
 # - One product of matrices computes q, k and v of all heads, which is faster than a loop over heads.
 # - The embedding and the last matrix share one table (Press & Wolf 2017).
-# - All matrices start small (standard deviation 0.02), so that the first predictions are nearly uniform; those that
-#   write into the stream start smaller still (GPT-2).
-# - **Dropout** can set a random share of the numbers to zero in training, and divides the others by the share that
-#   remains, so that their mean stays the same. It is off until part 14.
+# - All matrices start small (standard deviation 0.02), so the first predictions are nearly uniform. Matrices that write
+#   into the stream start smaller still (GPT-2).
+# - **Dropout** can set a random share of the numbers to zero in training. It divides the others by the remaining share,
+#   so their mean stays the same. It is off until part 14.
 
 
 # %%
@@ -1216,8 +1245,8 @@ assert sum(by_formula.values()) == num_params(GPT())
 #   towards zero.
 # - **Warm-up**: the first gradients are unreliable, so the learning rate rises from nearly 0 to its peak.
 # - **Cosine decay**: then it falls along a cosine, so that the parameters settle.
-# - **Gradient clipping**: a gradient whose length (*norm*) is above 1 is shortened to 1, so that one unusual batch
-#   has less effect.
+# - **Gradient clipping**: a gradient longer than 1 (its *norm*) is shortened to 1. So one unusual batch has less
+#   effect.
 
 
 # %%
@@ -1257,16 +1286,6 @@ def train(model, steps, data=train_data, peak=1e-3, every=100, keep=None):
         optimizer.step()
 
 
-def draw_curves(ax, runs):
-    """Validation loss as lines, training loss as thin dashes."""
-    for (name, history), colour, mark in zip(runs.items(), colours, "os^v"):
-        steps, train_losses, val_losses = zip(*history)
-        ax.plot(steps, val_losses, f"{mark}-", color=colour, markersize=3, label=f"{name}: {val_losses[-1]:.2f}")
-        ax.plot(steps, train_losses, "--", color=colour, linewidth=0.8)
-    ax.set(title="loss: validation (line), training (dashes)", xlabel="step", ylabel="nats per character")
-    ax.legend(frameon=False)
-
-
 torch.manual_seed(1337)
 model = GPT()
 begun = time.time()
@@ -1288,19 +1307,19 @@ axes[2].set(title="gradient norm, before clipping", xlabel="step", yscale="log")
 axes[2].set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
 axes[2].minorticks_off()
 show("Three panels: where the parameters are, the loss curves, and the length of the gradient during training.")
-assert abs(history[0][2] - math.log(V)) < 0.15  # an untrained model finds all characters about equally probable
-assert final_loss < bigram_loss - 0.4 and final_loss < rotary_loss
+check(abs(history[0][2] - math.log(V)) < 0.15, "the untrained model finds all characters about equally probable")
+check(final_loss < bigram_loss - 0.4 and final_loss < rotary_loss, "the whole model has the lowest loss so far")
 
 # %% [markdown]
-# (The legend's loss is that of 120 windows, and the printed one that of the whole validation text, so they differ a
-# little.) What does the model look at?
+# (The legend's loss is measured on 120 windows, the printed one on the whole validation text. So they differ a little.)
+# What does the model look at?
 
 # %%
 with torch.no_grad():
     model(torch.tensor([encode(phrase)]))
-draw_weights(model.blocks[0].attention.weights[0], [f"first block, head {i}" for i in range(4)])
+draw_heads(model.blocks[0].attention.weights[0], [f"first block, head {i}" for i in range(4)])
 show("The attention weights of the four heads of the first block.")
-draw_weights(model.blocks[3].attention.weights[0], [f"last block, head {i}" for i in range(4)])
+draw_heads(model.blocks[3].attention.weights[0], [f"last block, head {i}" for i in range(4)])
 show("The attention weights of the four heads of the last block.")
 
 # %% [markdown]
@@ -1308,8 +1327,8 @@ show("The attention weights of the four heads of the last block.")
 #
 # <details><summary>Answer</summary>
 #
-# The initial weights are too large: the untrained model is confident and wrong. It then needs its first steps to
-# unlearn that.
+# The initial weights are too large: the untrained model is confident and wrong. It spends its first steps on unlearning
+# that.
 # </details>
 
 # %% [markdown]
@@ -1346,8 +1365,10 @@ at = min(overfit, key=lambda entry: entry[2])
 ax.annotate("early stopping", (at[0], at[2]), (at[0], at[2] + 0.9), ha="center", arrowprops={"arrowstyle": "->"})
 ax.set(ylim=(0, None))
 show("Loss curves: with little text the validation loss rises again; with dropout less; with all of the text it falls.")
-assert overfit[-1][2] > least + 0.05 and overfit[-1][1] < overfit[-1][2] - 1
-assert dropped[-1][2] < overfit[-1][2] - 0.05 and more[-1][2] < least - 0.3
+rises = overfit[-1][2] > least + 0.05 and overfit[-1][1] < overfit[-1][2] - 1
+check(rises, "with little text the validation loss rises again", "Is there more text, or a shorter training?")
+check(dropped[-1][2] < overfit[-1][2] - 0.05, "dropout slows this down", "Does the loss rise at all?")
+check(more[-1][2] < least - 0.3, "all of the text lowers the loss most")
 assert abs(estimate(stopped, val_data) - least) < 1e-6
 
 # %% [markdown]
@@ -1356,22 +1377,22 @@ assert abs(estimate(stopped, val_data) - least) < 1e-6
 # <details><summary>Answer</summary>
 #
 # Early stopping keeps the best model of this run, and dropout slows overfitting down. Only more text makes the model
-# much better: it changes what there is to learn, and its curve is by far the lowest.
+# much better: its curve is by far the lowest.
 # </details>
 #
 # **Exercise.** Use 100,000 characters: `little = train_data[:100_000]`.
 #
 # <details><summary>Answer</summary>
 #
-# On Shakespeare the validation loss falls to the end, to 2.40, with a training loss of 1.78. The gap shows that the
-# model has begun to memorise, but ten times as much text is enough that this does no harm within 400 steps.
+# On Shakespeare the validation loss falls to the end, to 2.40, so the first check prints `not yet`. The training loss
+# of 1.78 shows that the model has begun to memorise. With ten times as much text, this does no harm within 400 steps.
 # </details>
 
 # %% [markdown]
 # ## 15. Generation
 # *Short path.*
 #
-# The model gives V probabilities. How to choose the next character from them is up to you:
+# The model gives V probabilities. You decide how to choose the next character:
 #
 # - **Temperature** divides the logits before softmax. Below 1, probable characters become more probable.
 # - **Greedy decoding** always takes the most probable character (a temperature close to 0).
@@ -1428,26 +1449,25 @@ print("\ntemperature 0.8:\n", write(model, "\n", 200, temperature=0.8))
 #
 # <details><summary>Answer</summary>
 #
-# The most probable continuation of common words is again common words. Once a phrase is in the window, the same phrase
-# becomes the most probable one, and nothing random leads out of the loop.
+# Common words most probably continue with common words. Once a phrase is in the window, the same phrase becomes the
+# most probable one, and nothing random leads out of the loop.
 # </details>
 #
 # **Exercise.** Add `print(write(model, "\n", 200, temperature=2.0))`.
 #
 # <details><summary>Answer</summary>
 #
-# Hardly a word is left: at temperature 2 the rare characters together take a large share of the probability, and
-# after one of them the context is unlike any text that the model was trained on.
+# Hardly a word is left. At temperature 2 the rare characters together get a large share of the probability. After one
+# of them, the context is unlike any training text.
 # </details>
 
 # %% [markdown]
 # ## 16. A cache for keys and values
 # *Full path.*
 #
-# To write one more character, `write` computes everything before it again, though the keys and values of earlier
-# positions never change: the mask keeps them from seeing anything later. Keep them in a **cache**, and a step costs one
-# position. A key is rotated by its own position before it is stored, a query by its own; their score depends on the
-# distance alone, so nothing has to be rotated again.
+# To write one more character, `write` computes all earlier positions again. But their keys and values never change: the
+# mask hides everything later. Keep them in a **cache**, and a step costs one position. A key is rotated by its position
+# before it is stored. The score depends on the distance alone, so no key has to be rotated again.
 
 
 # %%
@@ -1475,19 +1495,15 @@ with torch.no_grad():
     direct = model(torch.tensor([ids]))[0]
 difference = (cached_logits(model, ids) - direct).abs().max().item()
 moved = (cached_logits(model, ids, first=1000) - direct).abs().max().item()
-print(
-    f"logits with and without a cache differ by at most {difference:.0e}; if the text begins at position 1000, {moved:.0e}"
-)
+print(f"logits with and without a cache differ by at most {difference:.0e}; from position 1000, {moved:.0e}")
 assert difference < 1e-3 and moved < 1e-2
 
 longer = val_data[: 4 * T + 1]
 sliding = cached_logits(model, longer[:-1].tolist(), window=T)  # beyond the window: the oldest keys and values go
 fresh = torch.stack([model(longer[t - T : t][None])[0, -1] for t in range(T, 4 * T + 1)]).detach()
 losses = [F.cross_entropy(each, longer[T : 4 * T + 1]).item() for each in (sliding[T - 1 :], fresh)]
-print(
-    f"past the window: loss {losses[0]:.3f} with a sliding cache, {losses[1]:.3f} if the last {T} are read again each time"
-)
-assert abs(losses[0] - losses[1]) < 0.1
+print(f"past the window: loss {losses[0]:.3f} with a sliding cache, {losses[1]:.3f} if {T} are read again each time")
+check(abs(losses[0] - losses[1]) < 0.1, "a sliding cache costs less than 0.1 in loss")
 
 
 def seconds(function) -> float:
@@ -1507,49 +1523,35 @@ def uncached_logits():
 times = {"without a cache": seconds(uncached_logits), "with a cache": seconds(lambda: cached_logits(model, ids))}
 works = {"without a cache": sum(range(1, T + 1)), "with a cache": T}
 figure, axes = plt.subplots(1, 2, figsize=(10, 1.7), layout="constrained")
-for ax, row, title in zip(
-    axes,
-    (works, {k: 1000 * v / T for k, v in times.items()}),
-    (f"positions computed for {T} characters", "milliseconds per character"),
-):
-    bars = ax.barh(list(row), row.values(), color=[colours[4], colours[0]])
-    ax.bar_label(bars, [f"{value:,.0f}" if value > 10 else f"{value:.1f}" for value in row.values()], padding=3)
-    ax.margins(x=0.25)
-    ax.set(title=title)
+draw_bars(axes[0], works, f"positions computed for {T} characters", "{:,.0f}", color=[colours[4], colours[0]])
+milliseconds = {name: 1000 * each / T for name, each in times.items()}
+draw_bars(axes[1], milliseconds, "milliseconds per character", "{:.1f}", color=[colours[4], colours[0]])
 show("Bars: positions computed and milliseconds per character, with and without a cache.")
 
 # %% [markdown]
-# The cache computes 32 times fewer positions, but is not 32 times as fast: in so small a model, most of the time goes
-# into the calls themselves, whether a call computes one position or 64.
+# The cache computes 32 times fewer positions, but is not 32 times as fast. In so small a model the calls themselves
+# take most of the time, whether a call computes one position or 64.
 #
 # **Question.** With learned positions the window could not slide like this. Why?
 #
 # <details><summary>Answer</summary>
 #
-# When the window slides by one, what stood at position 1 stands at position 0 and gets another position's vector, so
-# each key and value changes. With rotary positions only distances count, and those stay. The result still differs a
-# little from reading the last T characters again: above the first block, the kept keys and values have seen
-# characters that have since been dropped.
+# When the window slides by one, position 1 becomes position 0 and gets another position's vector. So each key and value
+# changes. With rotary positions only distances count, and they stay the same. The result still differs a little from
+# reading the last T characters again: above the first block, the kept keys and values depend on characters that have
+# since been dropped.
 # </details>
 
 # %% [markdown]
-# ## 17. Fine-tuning, and what a split hides
+# ## 17. Fine-tuning: from continuing to answering
 # *Short path.*
 #
-# The model continues text. To make it *answer*, continue its training on pairs of **prompt** and **response**
-# (**fine-tuning**). Only the response counts in the loss: the prompt is given, so the model need not learn to predict
-# it. Here a prompt is a line of a card statement, and the response is its spending category. A special token
-# separates them. `tinygpt finetune` adds one to the vocabulary; here a character that the text hardly uses will do
-# (`SEPARATOR`).
-#
-# How to split the pairs? Each line is an owner and a shop word, such as RIVER BAKERY. There are two tests:
-#
-# - **New combinations**: a random sample of the lines. RIVER BAKERY is new, but training has seen KENT BAKERY. Each shop
-#   word of this test occurs in training.
-# - **New words**: four shop words per category are held out. No line with them occurs in training.
+# The model continues text. To make it *answer*, train it further on pairs of **prompt** and **response**
+# (**fine-tuning**). Here a prompt is a line of a card statement: an owner and a shop word, such as RIVER BAKERY. The
+# response is its spending category. A random sixth of the lines is kept for a test.
 
 # %%
-shops = {  # category: words for training and the first test | words that are held out
+shops = {  # category: words for training and the first test | words that are held out for part 18
     "food": "BAKERY,GROCER,MARKET,BUTCHER,DELI,FARM SHOP,FISHMONGER,DAIRY|GREENGROCER,CAFE,PIZZERIA,TEA ROOM",
     "travel": "AIRLINE,RAILWAY,TAXI,HOTEL,FERRY,HOSTEL,COACH LINES,CAR HIRE|BUS LINES,AIRPORT,TRAM,CRUISES",
     "health": "PHARMACY,DENTIST,CLINIC,OPTICIAN,HOSPITAL,PHYSIO,CHEMIST,DOCTOR|DENTAL CARE,SURGERY,NURSE,VACCINES",
@@ -1557,7 +1559,6 @@ shops = {  # category: words for training and the first test | words that are he
 }
 owners = "SMITH,JONES,NORTH,RIVER,ROYAL,CITY,GREEN,LONDON,KENT,YORK,BRISTOL,HARBOUR".split(",")
 labels = list(shops)
-results, took, trained_parameters = {}, {}, {}  # by method: accuracy, seconds, parameters (for part 21)
 
 
 def lines_of(part: int):
@@ -1565,66 +1566,45 @@ def lines_of(part: int):
             for shop in words.split("|")[part].split(",") for owner in owners]  # fmt: skip
 
 
-train_pairs, tests = [], {"new combinations": [], "new words": lines_of(1)}
+train_pairs, test_pairs = [], []
 for label in labels:
     lines = [pair for pair in lines_of(0) if pair[1] == label]
     random.Random(label).shuffle(lines)
-    tests["new combinations"] += lines[:16]
+    test_pairs += lines[:16]
     train_pairs += lines[16:]
+print(f"{len(train_pairs)} lines for training, {len(test_pairs)} for the test; the first: {train_pairs[0]}")
+
+# %% [markdown]
+# A special token separates prompt and response. `tinygpt finetune` adds one to the vocabulary; here a character that
+# the text hardly uses will do (`SEPARATOR`). Only the response counts in the loss (a **loss mask**): the prompt is
+# given, so the model need not learn to predict it.
 
 
-def shop_of(pair):
-    return pair[0].partition(" ")[2]
-
-
-for name, pairs in tests.items():
-    seen = np.mean([shop_of(pair) in {shop_of(other) for other in train_pairs} for pair in pairs])
-    print(f"{name}: {len(pairs)} lines, {100 * seen:.0f}% of their shop words occur in training")
-    assert seen == (name == "new combinations")
-
-
-def example(prompt: str, response: str, masked=True, length=40):
+# %%
+def example(prompt: str, response: str, length=40):
     """x, y (length,): y is x one character later, and -1 (no target) in the prompt and in the padding behind."""
     ids = encode(prompt + SEPARATOR + response + "\n")  # a line end says that the response is complete
     x, y = torch.zeros(length, dtype=torch.long), torch.full((length,), -1)
     x[: len(ids) - 1], y[: len(ids) - 1] = torch.tensor(ids[:-1]), torch.tensor(ids[1:])
-    if masked:
-        y[: len(prompt)] = -1
+    y[: len(prompt)] = -1
     return x, y
 
 
-def batch_of(pairs, masked=True):
-    return (torch.stack(parts) for parts in zip(*(example(*pair, masked) for pair in pairs)))
+def batch_of(pairs):
+    return (torch.stack(parts) for parts in zip(*(example(*pair) for pair in pairs)))
 
 
-x, y = example(*train_pairs[0])
-print("x:", visible(decode(x[:28])))
-print("y:", "".join("·" if i < 0 else visible(decode([i])) for i in y[:28]))
-
-
-def finetune(model, pairs, steps=300, lr=1e-3, masked=True):
+def finetune(model, pairs, steps=300, lr=1e-3):
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer, draw = torch.optim.AdamW(trained, lr=lr, fused=True), random.Random(1)
     for step in range(steps):
         model.train()
         optimizer.param_groups[0]["lr"] = lr * min(1, (step + 1) / 20) * (1 - step / steps)
-        loss = loss_of(model, *batch_of(draw.choices(pairs, k=16), masked))
+        loss = loss_of(model, *batch_of(draw.choices(pairs, k=16)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return model
-
-
-@torch.no_grad()
-def label_probabilities(model, prompts):
-    """(N, 4): the probability of each label as the complete response. What is missing to 1 goes to other texts."""
-    model.eval()
-    columns = []
-    for label in labels:
-        x, y = batch_of([(prompt, label) for prompt in prompts])
-        losses = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
-        columns.append((-losses.view(y.shape).sum(1)).exp())
-    return torch.stack(columns, 1)
 
 
 @torch.no_grad()
@@ -1642,13 +1622,81 @@ def answers(model, prompts, count=14) -> list[str]:
     return out
 
 
+# %%
+begun = time.time()
+tuned_model = finetune(copy.deepcopy(model), train_pairs)
+tuning_seconds, tuned_loss = time.time() - begun, val_loss(tuned_model)
+test_answers = answers(tuned_model, [prompt for prompt, _ in test_pairs])
+right = np.mean([answer == label for answer, (_, label) in zip(test_answers, test_pairs)])
+for (prompt, label), answer in list(zip(test_pairs, test_answers))[::16]:
+    print(f"{prompt}: {answer!r} (correct: {label})")
+print(f"{100 * right:.0f}% of {len(test_pairs)} answers are right, after {tuning_seconds:.0f} s of training")
+
+figure, axes = plt.subplots(1, 2, figsize=(11, 1.7), layout="constrained", width_ratios=(3, 1))
+x, y = (ids[:28] for ids in example(*train_pairs[0]))
+texts = [[visible(decode([i])) for i in x], [visible(decode([i])) if i >= 0 else "" for i in y]]
+draw_cells(axes[0], torch.stack((torch.zeros(28), (y >= 0).float())), texts, cmap="Blues", vmax=3)
+axes[0].set(title="one example; only the coloured targets count", xticks=[])
+axes[0].set_yticks([0, 1], ["x", "y"])
+losses = {"before": final_loss, "after": tuned_loss}
+draw_bars(axes[1], losses, f"loss on {CORPUS}", "{:.2f}", color=colours[:2])
+show("Left: a prompt and its response; only the response is a target. Right: the loss on the text before and after.")
+check(right > 0.9, "the fine-tuned model answers over 90% of the test correctly")
+check(tuned_loss > final_loss + 0.3, "it has forgotten much of the text: the loss there rises")
+
+# %% [markdown]
+# The model now answers, and it looks nearly perfect. The price is on the right: it has **forgotten** much of the text
+# that it was trained on first.
+#
+# **Question.** The line end counts in the loss, as part of the response. Why?
+#
+# <details><summary>Answer</summary>
+#
+# The model must learn to stop. Without a target there, it would go on writing until the limit of 14 characters.
+# </details>
+
+# %% [markdown]
+# ## 18. What a split hides
+# *Short path.*
+#
+# In the test of part 17, RIVER BAKERY is new, but training has seen KENT BAKERY. So there are two kinds of tests:
+#
+# - **New combinations**: a random sample of the lines, as in part 17. Each shop word of this test occurs in training.
+# - **New words**: four shop words per category are held out. No line with them occurs in training.
+
+# %%
+tests = {"new combinations": test_pairs, "new words": lines_of(1)}
+
+
+def shop_of(pair):
+    return pair[0].partition(" ")[2]
+
+
+for name, pairs in tests.items():
+    seen = np.mean([shop_of(pair) in {shop_of(other) for other in train_pairs} for pair in pairs])
+    print(f"{name}: {len(pairs)} lines, {100 * seen:.0f}% of their shop words occur in training")
+    assert seen == (name == "new combinations")
+
+
+@torch.no_grad()
+def label_probabilities(model, prompts):
+    """(N, 4): the probability of each label as the complete response. What is missing to 1 goes to other texts."""
+    model.eval()
+    columns = []
+    for label in labels:
+        x, y = batch_of([(prompt, label) for prompt in prompts])
+        losses = F.cross_entropy(model(x).flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
+        columns.append((-losses.view(y.shape).sum(1)).exp())
+    return torch.stack(columns, 1)
+
+
 # %% [markdown]
 # A result means little without baselines. Three of them, from cheap to expensive:
 #
 # - the **majority baseline** always gives the most frequent label of the training lines;
 # - the **n-gram baseline** looks at pieces of one to four characters: one weight per piece and label (logistic
 #   regression), trained within seconds;
-# - **training from scratch**: the same model, the same training, but starting from random parameters.
+# - **training from scratch**: the same model and training, but starting from random parameters.
 
 
 # %%
@@ -1677,6 +1725,10 @@ def ngram_baseline(pairs):
     return lambda prompts: linear(features(prompts)).softmax(1).detach(), num_params(linear)
 
 
+# %%
+results, took, trained_parameters = {}, {}, {}  # by method: accuracy, seconds, parameters (for part 22)
+
+
 def accuracy(classify) -> dict[str, float]:
     """The share of the lines of each test whose most probable label is the right one."""
     shares = {}
@@ -1686,44 +1738,31 @@ def accuracy(classify) -> dict[str, float]:
     return shares
 
 
-def note(name, classify, begun, trained):
-    """Note the seconds since `begun`, the number of trained parameters, and the accuracy on both tests."""
-    took[name], trained_parameters[name], results[name] = time.time() - begun, trained, accuracy(classify)
+def note(name, classify, seconds, trained):
+    """Note the accuracy on both tests, the seconds of the training, and the number of trained parameters."""
+    took[name], trained_parameters[name], results[name] = seconds, trained, accuracy(classify)
     print(f"{name:<22}" + "   ".join(f"{test}: {100 * share:3.0f}%" for test, share in results[name].items()))
 
 
 most_frequent = labels.index(Counter(label for _, label in train_pairs).most_common(1)[0][0])
-note("majority baseline", lambda prompts: torch.eye(4)[[most_frequent] * len(prompts)], time.time(), 0)
+note("majority baseline", lambda prompts: torch.eye(4)[[most_frequent] * len(prompts)], 0, 0)
 
 torch.manual_seed(1)
 begun = time.time()
 ngram, count = ngram_baseline(train_pairs)
-note("n-gram baseline", ngram, begun, count)
+note("n-gram baseline", ngram, time.time() - begun, count)
 
 begun = time.time()
 scratch_model = finetune(GPT(), train_pairs)
-note(
-    "training from scratch",
-    lambda prompts: label_probabilities(scratch_model, prompts),
-    begun,
-    num_params(scratch_model),
-)
-
-begun = time.time()
-tuned_model = finetune(copy.deepcopy(model), train_pairs)
-note("fine-tuning", lambda prompts: label_probabilities(tuned_model, prompts), begun, num_params(tuned_model))
-print(f"the loss on {CORPUS} rises from {final_loss:.2f} to {val_loss(tuned_model):.2f}: this is forgetting")
+scratch_seconds = time.time() - begun
+scratch = num_params(scratch_model)
+note("training from scratch", lambda prompts: label_probabilities(scratch_model, prompts), scratch_seconds, scratch)
+note("fine-tuning", lambda prompts: label_probabilities(tuned_model, prompts), tuning_seconds, num_params(model))
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", width_ratios=(1, 1.1))
-place = np.arange(len(results))
-for i, (test, colour) in enumerate(zip(tests, colours)):
-    bars = axes[0].barh(place + 0.4 * i, [100 * row[test] for row in results.values()], 0.38, color=colour, label=test)
-    axes[0].bar_label(bars, fmt="%.0f", padding=3)
-axes[0].set_yticks(place + 0.2, results)
-axes[0].invert_yaxis()
-axes[0].set(xlim=(0, 112), title="correct answers, %")
-axes[0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=2)
+by_test = {test: [row[test] for row in results.values()] for test in tests}
+draw_percent(axes[0], list(results), by_test, "correct answers, %")
 new = [prompt for prompt, _ in tests["new words"]]
 for i, (name, p) in enumerate(
     {"n-gram baseline": ngram(new), "fine-tuning": label_probabilities(tuned_model, new)}.items()
@@ -1736,51 +1775,53 @@ for i, (name, p) in enumerate(
 axes[1].set_xticks(np.arange(len(right)) + 0.2, right, rotation=90, fontsize=8)
 axes[1].set(title="correct answers for each new word, %", ylim=(0, 125), yticks=range(0, 101, 20))
 axes[1].legend(frameon=False, loc="upper right", ncols=2)
-show(
-    "Left: accuracy of four methods on new combinations and on new words. Right: accuracy of two of them for each new word."
-)
-for prompt, label in (tests["new combinations"][0], *tests["new words"][::40]):
+show("Left: accuracy of four methods on new combinations and on new words. Right: of two methods, for each new word.")
+for prompt, label in tests["new words"][::40]:
     print(f"{prompt}: {answers(tuned_model, [prompt])[0]!r} (correct: {label})")
 assert set(results["majority baseline"].values()) == {0.25}
-for name in ("n-gram baseline", "training from scratch", "fine-tuning"):
-    assert results[name]["new combinations"] > 0.9, name
-    assert results[name]["new words"] < 0.6, name
-assert results["n-gram baseline"]["new words"] > results["fine-tuning"]["new words"] - 0.1
-assert val_loss(tuned_model) > final_loss + 0.3
+trained = [results[name] for name in ("n-gram baseline", "training from scratch", "fine-tuning")]
+check(all(row["new combinations"] > 0.9 for row in trained), "three methods answer over 90% of the new combinations")
+check(all(row["new words"] < 0.6 for row in trained), "all of them answer less than 60% of the new words")
+lead = results["n-gram baseline"]["new words"] - results["fine-tuning"]["new words"]
+check(lead > -0.1, "on new words the n-gram baseline is about as good as fine-tuning, or better")
 
 # %% [markdown]
-# One model, two results. On new combinations it looks perfect: every shop word of that test occurs in training, so
-# the test asks whether the model has memorised 32 words. That is **data leakage** (Kaufman et al. 2012). On new words
-# it is far worse (guessing would reach 25%), and the n-gram baseline, which takes seconds, does about as well or
-# better. The right panel shows for which words. **The split decides what the number means**: test on what
-# will be new when the model is in use. (And the 192 lines of the second test are 16 words, so its uncertainty is
-# large: some ten percentage points.)
+# One model, two results. On new combinations it looks perfect: training has seen every shop word, so this test only
+# asks whether the model has memorised 32 words. That is **data leakage** (Kaufman et al. 2012). On new words it is far
+# worse (guessing would reach 25%). The n-gram baseline takes seconds, and does about as well or better. The right panel
+# shows for which words. **The split decides what the number means**: test on what will be new when the model is in use.
+# (The 192 lines of the second test are 16 words, so its uncertainty is large: some ten percentage points.)
 #
 # **Question.** Your colleague reports 100% on a random split of last year's transactions. What do you ask?
 #
 # <details><summary>Answer</summary>
 #
-# How many of the test's merchants occur in training? What does the model score on merchants that do not, or on the
-# following month? And what do the majority and the n-gram baseline score on the same test?
+# How many of the test's merchants occur in training? What does the model score on other merchants, or on the following
+# month? And what do the majority and the n-gram baseline score on the same test?
 # </details>
 #
-# **Exercise.** Let training see one line of each new word: add `train_pairs += [pair for pair in tests["new words"] if
-# pair[0].startswith("KENT")]` before the baselines.
+# **Exercise.** Let training see one line of each new word. Copy this into a new cell below and run that cell alone:
+#
+# ```python
+# more_pairs = train_pairs + [pair for pair in tests["new words"] if pair[0].startswith("KENT")]
+# helped_model, (helped_ngram, _) = finetune(copy.deepcopy(model), more_pairs), ngram_baseline(more_pairs)
+# print(accuracy(lambda prompts: label_probabilities(helped_model, prompts)), accuracy(helped_ngram))
+# ```
 #
 # <details><summary>Answer</summary>
 #
-# With Shakespeare, the fine-tuned model gets 84% of the other lines with new words right, instead of 27%, and the
-# n-gram baseline 100%, instead of 38%. Sixteen lines, one for each word, are worth more than any change of the model:
-# what was missing was the knowledge that a nurse belongs to health.
+# With Shakespeare, the fine-tuned model gets 85% of the new words right, instead of 27%, and the n-gram baseline 100%,
+# instead of 38%. Sixteen lines help more than any change of the model: what was missing was a fact, such as that a
+# nurse belongs to health.
 # </details>
 
 # %% [markdown]
-# ## 18. LoRA
+# ## 19. LoRA
 # *Full path.*
 #
 # A complete copy of the parameters for each task is large. **LoRA** (Hu et al. 2021) freezes a matrix W and trains a
 # small difference next to it, the product of two thin matrices B and A: W + (α / r) · B A. The **rank** r is their
-# shared inner dimension, here 8; α (alpha) scales the difference. The trained matrices are the **adapter**.
+# shared inner dimension, here 8; α (alpha) scales the difference. A and B are the **adapter**.
 
 
 # %%
@@ -1816,7 +1857,7 @@ with torch.no_grad():
 begun = time.time()
 finetune(adapted, train_pairs, lr=5e-3)
 adapter_parameters = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
-note("LoRA", lambda prompts: label_probabilities(adapted, prompts), begun, adapter_parameters)
+note("LoRA", lambda prompts: label_probabilities(adapted, prompts), time.time() - begun, adapter_parameters)
 with torch.no_grad():
     not_merged = adapted(probe)
     for part, name in matrices(adapted):
@@ -1824,29 +1865,25 @@ with torch.no_grad():
     assert torch.allclose(adapted(probe), not_merged, atol=1e-3)  # merged: an ordinary model again
 
 guessed = accuracy(lambda prompts: label_probabilities(model, prompts))["new combinations"]
-panels = {
-    "trained parameters": [0, num_params(model), trained_parameters["LoRA"]],
-    f"loss on {CORPUS} (forgetting)": [final_loss, val_loss(tuned_model), val_loss(adapted)],
-    "new combinations correct, %": [
-        100 * share
-        for share in (guessed, results["fine-tuning"]["new combinations"], results["LoRA"]["new combinations"])
-    ],
+names = ("base model", "fine-tuning", "LoRA")
+correct = [100 * share for share in (guessed, *(results[name]["new combinations"] for name in names[1:]))]
+panels = {  # title: values and their format
+    "trained parameters": ([0, num_params(model), adapter_parameters], "{:,.0f}"),
+    f"loss on {CORPUS} (forgetting)": ([final_loss, tuned_loss, val_loss(adapted)], "{:.2f}"),
+    "new combinations correct, %": (correct, "{:.0f}"),
 }
 figure, axes = plt.subplots(1, 3, figsize=(11, 1.9), layout="constrained", sharey=True)
-for ax, (title, values) in zip(axes, panels.items()):
-    bars = ax.barh(["base model", "fine-tuning", "LoRA"], values, color=colours[:3])
-    ax.bar_label(bars, [f"{value:.2f}" if "loss" in title else f"{value:,.0f}" for value in values], padding=3)
-    ax.margins(x=0.3)
-    ax.set(title=title, xticks=[])
-axes[0].invert_yaxis()
+for ax, (title, (values, form)) in zip(axes, panels.items()):
+    draw_bars(ax, dict(zip(names, values)), title, form, color=colours[:3])
+    ax.set(xticks=[])
 show("Bars for the base model, fine-tuning and LoRA: trained parameters, forgetting, and correct answers.")
-assert results["LoRA"]["new combinations"] > 0.85
-assert trained_parameters["LoRA"] < 0.1 * num_params(model)
+check(results["LoRA"]["new combinations"] > 0.85, "LoRA answers over 85% of the new combinations")
+check(adapter_parameters < 0.1 * num_params(model), "it trains less than a tenth of the parameters")
 
 # %% [markdown]
-# LoRA trains less than a tenth of the parameters. The adapter can be removed at any time, and then nothing is
-# forgotten; while it is in place, the model forgets, too: with Shakespeare as much as with all weights. (On other tasks
-# it was half or three quarters as much: docs/FINETUNING.md.)
+# The adapter can be removed at any time, and then nothing is forgotten. While it is in place, the model forgets, too:
+# with Shakespeare as much as with all weights. (On other tasks it was half or three quarters as much:
+# docs/FINETUNING.md.)
 #
 # **Question.** With A *and* B at zero, nothing would change at first, too. Why is only B zero?
 #
@@ -1857,12 +1894,12 @@ assert trained_parameters["LoRA"] < 0.1 * num_params(model)
 # </details>
 
 # %% [markdown]
-# ## 19. Confidently wrong
+# ## 20. Confidently wrong
 # *Short path.*
 #
-# What does the fine-tuned model say outside its task? It gets pieces of the corpus, in capitals like a card statement
-# but with nothing to do with spending, and the new words of part 17. Its **confidence** is the probability of its most
-# probable label.
+# What does the fine-tuned model say outside its task? It gets the new words of part 18, and pieces of the corpus: in
+# capitals like a card statement, but unrelated to spending. Its **confidence** is the probability of its most probable
+# label.
 
 # %%
 passages = [" ".join(decode(val_data[i : i + 20]).split()).upper() for i in range(0, 100 * 500, 500)]
@@ -1881,10 +1918,8 @@ print(f"mean confidence: {', '.join(f'{name} {100 * values.mean():.0f}%' for nam
 # A remedy: answer only above a threshold, and abstain otherwise. Take the one that keeps 95% of the known words.
 threshold = confidence["new combinations"].quantile(0.05).item()
 answered = {name: (values >= threshold).float().mean().item() for name, values in confidence.items()}
-print(
-    f"above a threshold of {threshold:.3f} it answers "
-    + ", ".join(f"{100 * share:.0f}% ({name})" for name, share in answered.items())
-)
+above = ", ".join(f"{100 * share:.0f}% ({name})" for name, share in answered.items())
+print(f"above a threshold of {threshold:.3f} it answers {above}")
 figure, axes = plt.subplots(1, 2, figsize=(10, 2.9), layout="constrained", width_ratios=(1.6, 1))
 for (name, values), colour, hatch in zip(confidence.items(), colours, ("", "//", "..")):
     share = np.histogram(values, 10, (0, 1))[0] / len(values)
@@ -1894,26 +1929,24 @@ for (name, values), colour, hatch in zip(confidence.items(), colours, ("", "//",
     )
 axes[0].set(title="how confident are the answers?", xlabel="confidence", ylabel="% of the prompts", xlim=(0, 1))
 axes[0].legend(frameon=False, loc="upper left")
-bars = axes[1].barh(list(answered), [100 * share for share in answered.values()], color=colours)
-axes[1].bar_label(bars, fmt="%.0f", padding=3)
-axes[1].invert_yaxis()
-axes[1].set(title="answered above the threshold, %", xlim=(0, 112))
+percent_answered = {name: 100 * share for name, share in answered.items()}
+draw_bars(axes[1], percent_answered, "answered above the threshold, %", "{:.0f}", color=colours[:3])
 show("Left: confidence for known words, new words and lines outside the task. Right: the share above the threshold.")
-assert confidence["outside the task"].mean() > 0.4  # no answer is right there; four equal chances would be 0.25
-assert wrong_confidence.mean() > 0.5
+check(confidence["outside the task"].mean() > 0.4, "outside the task the mean confidence is over 40%")
+check(wrong_confidence.mean() > 0.5, "wrong answers to new words have a mean confidence over 50%")
 
 # %% [markdown]
-# Every line gets a spending category: the model has learned four responses and nothing else, so it has no way to say
-# "none of these". Confidence says how the model compares its four answers, not whether the question makes sense. A
-# threshold helps, but look at what still passes it in the right panel. (Hendrycks & Gimpel 2017; the lab `tinygpt lab
-# confidence` measures it at full size.)
+# Every line gets a spending category. The model has learned four responses, and it cannot say "none of these".
+# Confidence compares these four answers; it does not say whether the question makes sense. A threshold helps, but the
+# right panel shows how much still passes it. (Hendrycks & Gimpel 2017; `tinygpt lab confidence` measures it at full
+# size.)
 #
 # **Question.** What would a fifth label, "other", change?
 #
 # <details><summary>Answer</summary>
 #
-# It helps for prompts like those that you collect for it. Training on lines of the corpus as "other" would catch such
-# lines, but not the next kind of unexpected prompt. It is worth doing, but guarantees nothing.
+# It helps for the kinds of prompts in its training lines. Lines of the corpus, labelled "other", would teach the model
+# to catch such lines, but not the next kind of unexpected prompt. It is worth doing, but guarantees nothing.
 # </details>
 #
 # **Exercise.** What does it say if there is no shop at all? Try `label_probabilities(tuned_model, ["QQQQ ZZZZ",
@@ -1926,16 +1959,14 @@ assert wrong_confidence.mean() > 0.5
 # </details>
 
 # %% [markdown]
-# ## 20. Retrieval: the answer is in a document
+# ## 21. Retrieval: the answer is in a document
 # *Short path.*
 #
 # Facts change, and a model's parameters do not. **Retrieval** (Lewis et al. 2020) keeps facts in documents: search for
-# passages with the question's words, then let a model *read* them. `tinygpt index` and `tinygpt ask` do both. The
-# **reader** that ships with tinygpt is a GPT like yours, trained to copy the answer from a passage or to say that there
-# is none.
+# passages with the question's words, then let a model *read* them. `tinygpt index` and `tinygpt ask` do both. tinygpt
+# ships with a **reader**: a GPT like yours, trained to copy the answer from a passage or to report that there is none.
 #
-# It is compared with a **closed-book** model: yours, fine-tuned on the same facts, answering from its parameters
-# alone.
+# The alternative is a **closed-book** model: yours, fine-tuned on the same facts, answering from its parameters alone.
 
 # %%
 companies = (
@@ -2015,35 +2046,35 @@ after = shares(second)
 print("after the change:", second[0]["question"], "→", second[0]["model"])
 print("closed book, after the change →", answers(facts_model, ["CFO of Norvik Foods"])[0])
 figure, ax = plt.subplots(figsize=(8, 2.8), layout="constrained")
-for i, (title, column) in enumerate((("before the change, all questions", [row[0] for row in before.values()]),
-                                     ("after, all questions", [row[0] for row in after.values()]),
-                                     ("after, the three facts that changed", [row[1] for row in after.values()]))):  # fmt: skip
-    bars = ax.bar(np.arange(3) + 0.27 * i, [100 * share for share in column], 0.25, label=title)
-    ax.bar_label(bars, fmt="%.0f")
-ax.set_xticks(np.arange(3) + 0.27, before)
-ax.set(ylabel="correct answers, %", ylim=(0, 112))
-ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+groups_of_facts = {
+    "before the change, all questions": [row[0] for row in before.values()],
+    "after, all questions": [row[0] for row in after.values()],
+    "after, the three facts that changed": [row[1] for row in after.values()],
+}
+draw_percent(ax, list(before), groups_of_facts, "correct answers, %")
 show("Bars of correct answers before and after the facts change: search, search and reader, closed book.")
-assert before["closed book"][0] > 0.9 and after["closed book"][1] == 0
-assert before["search and reader"][0] > 0.8 and after["search and reader"][1] > 0.6
-assert before["search alone"][0] > 0.9 and after["search alone"][1] > 0.9
-assert answers(facts_model, ["CFO of Velmar Rail"]) != [""]
-assert unknown["model"] == "" and second[0]["model"] != first[0]["model"]
+check(before["closed book"][0] > 0.9, "the closed-book model knows over 90% of the first facts")
+check(after["closed book"][1] == 0, "it knows none of the new facts")
+check(before["search alone"][0] > 0.9 and after["search alone"][1] > 0.9, "search alone finds over 90% of the passages")
+check(before["search and reader"][0] > 0.8, "search and reader answer over 80% of the questions")
+check(after["search and reader"][1] > 0.6, "they answer over 60% of the questions about new facts")
+check(answers(facts_model, ["CFO of Velmar Rail"]) != [""], "the closed-book model answers for an unknown company")
+check(unknown["model"] == "", "the reader abstains there")
 
 # %% [markdown]
-# The closed-book model knows its facts, until they change: then it states the old ones, as fluently as before. Its 0%
+# The closed-book model knows its facts, until they change. Then it states the old ones, as fluently as before. Its 0%
 # holds by construction: nothing has told it the new facts. In `tinygpt lab facts`, a closed-book model that is trained
-# again on all facts answers 69% of the changed ones correctly, and so does retrieval; but training takes 2 minutes, and
-# indexing the corrected document 1 second. The model also answers for a company that does not exist. With retrieval, the passage can be checked,
-# and the reader abstains. (These sentences are as plain as the reader's training examples. On longer documents about
-# companies it answers 71 to 74% of the questions, on other documents none: docs/RETRIEVAL.md.)
+# again on all facts answers 69% of the changed ones correctly, and so does retrieval. But training takes 2 minutes, and
+# indexing the corrected document 1 second. With retrieval, a person can check the passage, and the reader abstains.
+# (These sentences are as plain as the reader's training examples. On longer documents about companies it answers 71 to
+# 74% of the questions, on other documents none: docs/RETRIEVAL.md.)
 #
 # **Question.** Search alone already finds every passage. What does the reader add?
 #
 # <details><summary>Answer</summary>
 #
-# The answer instead of a text to read, and "not in the documents" if there is none. Whether that is worth the risk of a
-# misreading depends on who reads the passages.
+# The answer instead of a text to read, and "not in the documents" if there is none. But it can misread. Who reads the
+# passages otherwise, and how much time do they have?
 # </details>
 #
 # **Exercise.** Fine-tune the closed-book model on the three new facts alone, for 100 steps, then ask all questions.
@@ -2056,13 +2087,12 @@ assert unknown["model"] == "" and second[0]["model"] != first[0]["model"]
 # </details>
 
 # %% [markdown]
-# ## 21. Which method?
+# ## 22. Which method?
 # *Short path.*
 #
-# The table that this course ends with, filled in from *your* run: labels with the test of part 17, facts with the
-# questions of part 20. "–" means that a method was not measured on this task; the closed-book model was not
-# trained on the changed facts. (If you skipped part 18: **LoRA**
-# fine-tunes a small difference to each matrix, and leaves the model's own parameters as they are.)
+# The last table of this course, filled in from *your* run: labels with the tests of part 18, facts with the questions
+# of part 21. "–" means: not measured. The closed-book model was not trained on the changed facts. (If you skipped part
+# 19: **LoRA** fine-tunes a small difference to each matrix, and leaves the model's own parameters as they are.)
 
 
 # %%
@@ -2113,29 +2143,24 @@ figure, axes = plt.subplots(1, 2, figsize=(10, 2.6), layout="constrained")
 for ax, columns, title in ((axes[0], (1, 2), "labels"), (axes[1], (3, 4), "facts")):
     shown = [row for row in rows if row[columns[0]] != "–"]
     names = [row[0].partition(" (")[0].partition(":")[0] for row in shown]
-    for i, column in enumerate(columns):
-        values = [float(row[column].split()[0]) for row in shown]
-        bars = ax.barh(np.arange(len(shown)) + 0.4 * i, values, 0.38, label=head[column].removeprefix("labels: "))
-        ax.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
-    ax.set_yticks(np.arange(len(shown)) + 0.2, names)
-    ax.invert_yaxis()
-    ax.set(title=f"{title}: correct, %", xlim=(0, 115))
-    ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.4, -0.1), ncols=2)
+    groups = {head[i].removeprefix("labels: "): [float(row[i].rstrip("%")) / 100 for row in shown] for i in columns}
+    draw_percent(ax, names, groups, f"{title}: correct, %")
 show("Bars: correct labels by four methods, and correct facts by three methods, before and after a change.")
 assert len(rows) == 7
 
 # %% [markdown]
-# Read it by asking what is new when the system is in use:
+# **Start simple**, and take the next step only if a test with new cases shows that it pays:
 #
-# - **A skill with a fixed form** (a label, a style, a format): fine-tune. For labels, start with the n-gram baseline,
-#   and fine-tune only if that is measurably better on a test with new words. Train from scratch if the task is narrow
-#   and you have enough examples; here, starting from your base model gains little or nothing, since its text says
-#   little about shops.
-# - **Facts, above all facts that change**: retrieval. A correction costs seconds instead of a training on all facts, and
-#   every answer has its source.
-# - **Both** (an answer in your form, from today's facts): combine them: retrieve, and train a model to read.
-# - **Prompts outside the task**: a fine-tuned model answers them all the same (part 19). Abstain below a threshold,
-#   and test with such prompts.
+# 1. **Prompt an existing model.** (Yours is too small to follow a prompt, so the table has no such row.)
+# 2. **Retrieval**, for facts, above all for facts that change. A correction costs seconds, and every answer has its
+#    source.
+# 3. **Fine-tuning**, for a skill with a fixed form: a label, a style, a format. For labels, beat the n-gram baseline on
+#    a test with new words.
+#
+# Then **combine** them: for an answer in your form, from today's facts, retrieve and train a model to read. Train from
+# scratch if the task is narrow and you have enough examples. (Here your base model gains little or nothing: its text
+# says little about shops.) And whatever you choose, expect **prompts outside the task** (part 20): abstain below a
+# threshold, and test it with such prompts.
 #
 # Your numbers are from one small run. The labs measure the same questions at full size, with three seeds: `tinygpt lab
 # methods`, `tinygpt lab facts`, `tinygpt lab confidence`.
@@ -2145,17 +2170,18 @@ assert len(rows) == 7
 #
 # <details><summary>Answer</summary>
 #
-# Both. The tone is a form, which fine-tuning teaches with a few hundred examples. The rates change, so they come from a
-# document with each request, and a check compares the letter's numbers with it.
+# First prompt an existing model with examples of the tone, and retrieve the rates: they change, so they come from a
+# document with each request. A check compares the letter's numbers with it. If the tone is not good enough, fine-tune
+# on a few hundred letters.
 # </details>
 
 # %% [markdown]
-# ## 22. The same model with `tinygpt train`
+# ## 23. The same model with `tinygpt train`
 # *Full path.*
 #
 # The preset `shakespeare_char.yaml`, with rotary positions, describes the model and the training of part 13. So both
 # curves should agree, except for noise: other random numbers, and on some processors numbers of lower precision. (The
-# legend's losses are those of a part of the validation text, the printed ones those of all of it.)
+# legend's losses are measured on a part of the validation text, the printed ones on all of it.)
 
 # %%
 dataset = {"shakespeare": "shakespeare_char", "naics": "naics"}[CORPUS]
@@ -2172,7 +2198,7 @@ print(f"whole validation text: {final_loss:.3f} in this notebook, {measured:.3f}
 figure, ax = plt.subplots(figsize=(8, 3), layout="constrained")
 draw_curves(ax, {"this notebook": history, "tinygpt train": theirs})
 show("Two pairs of loss curves, of this notebook and of tinygpt train: they nearly coincide.")
-assert abs(final_loss - measured) < 0.08
+check(abs(final_loss - measured) < 0.08, "tinygpt train reaches the same loss, within 0.08")
 print(f"all cells took {(time.time() - started) / 60:.1f} minutes")
 
 # %% [markdown]
@@ -2184,6 +2210,6 @@ print(f"all cells took {(time.time() - started) / 60:.1f} minutes")
 # Then at the distance between training and validation: dropout, weight decay, the split.
 # </details>
 #
-# Next: `tinygpt exercise list`, to write all of this yourself and have it checked; and
-# `configs/shakespeare_char_fast.yaml`, which reaches the loss of the preset in 210 iterations instead of 2,000 and
+# Next: `tinygpt exercise list`, to write all of this yourself and have it checked. And
+# `configs/shakespeare_char_fast.yaml`: it reaches the loss of the preset in 210 iterations instead of 2,000, and
 # explains why.

@@ -1,6 +1,7 @@
 """Run the notebook and write it as one page with all outputs, which needs no network: gpt_from_scratch.html.
 
 python scripts/notebook.py                       # Shakespeare; five and a half minutes on two cores
+python scripts/notebook.py --out notebooks/gpt_from_scratch.ipynb   # after a change of a cell: store the new outputs
 python scripts/notebook.py --corpus naics --out naics.html
 python scripts/notebook.py --until 5             # only the parts before part 5
 
@@ -118,6 +119,14 @@ def seconds(notebook: nbformat.NotebookNode) -> dict[str, float]:
     return taken
 
 
+def store(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write the notebook with its outputs, without what differs from run to run: times and versions."""
+    notebook.metadata.pop("language_info", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    nbformat.write(notebook, path)
+
+
 def page(notebook: nbformat.NotebookNode) -> str:
     """Format the notebook with its outputs as one HTML page."""
     exporter = HTMLExporter(template_name="basic", mathjax_url="", require_js_url="", jquery_url="")
@@ -129,17 +138,20 @@ def page(notebook: nbformat.NotebookNode) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run the notebook, and write it as one page with all outputs.")
+    parser = argparse.ArgumentParser(description="Run the notebook, and write it with all outputs.")
     parser.add_argument("--corpus", choices=("shakespeare", "naics"), default="shakespeare")
     parser.add_argument("--until", type=int, help="only the parts before this one")
-    parser.add_argument("--out", type=Path, default=Path(f"{NOTEBOOK.stem}.html"))
+    parser.add_argument("--out", type=Path, default=Path(f"{NOTEBOOK.stem}.html"), help="a page, or an .ipynb file")
     args = parser.parse_args()
     notebook = load(args.corpus, args.until)
     with tempfile.TemporaryDirectory() as folder:
         execute(notebook, Path(folder), lambda text: print(text, flush=True))
-    args.out.write_text(page(notebook), encoding="utf-8")
     for part, taken in seconds(notebook).items():
         print(f"{taken:6.1f} s  {part}")
+    if args.out.suffix == ".ipynb":
+        store(notebook, args.out)
+    else:
+        args.out.write_text(page(notebook), encoding="utf-8")
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -18,36 +18,38 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 HEAD = """---
 marp: true
 paginate: true
+headingDivider: 2
 title: What fine-tuned and small models are good for, and how they fail
 style: |
   section { font-size: 26px; padding: 50px 60px; }
-  h1 { font-size: 40px; color: #1f4e79; }
+  h1, h2 { font-size: 40px; color: #1f4e79; }
+  h1 { font-size: 52px; }
   code { font-size: 22px; }
-  section.lead h1 { font-size: 52px; }
 ---
-
-<!-- _class: lead -->
 
 # What fine-tuned and small models are good for, and how they fail
 
-Vote on each claim before the next slide: true, true in part, or false? A course makes the claims, some are ours. The
-course calls 1 to 10 billion parameters small. Most models here have 0.1 to 135 million: 7 to 10,000 times fewer than
-one billion.
+Vote on each claim before the next slide: true, true in part, or false? The course calls 1 to 10 billion parameters
+small; most models here have 0.1 to 135 million. Commands with `--ckpt out-...` need models prepared beforehand
+(TEACHING.md).
 
-![h:260](report.png)
+**Terms.** N-gram baseline: a classifier that counts pieces of words. SmolLM2: a public model, 135 million parameters.
+LoRA trains small added matrices only. Replay mixes in old data. Zero-shot: not trained for the task. Closed book:
+without documents.
+
+![h:200](report.png)
 """
-TAIL = """---
+TAIL = """## Start simple, add complexity only when it is needed
 
-# Start simple, add complexity only when it is needed
+1. prompt an existing model
+2. retrieve documents, if it lacks facts
+3. fine-tune, for a style, a format or a narrow task
 
-1. the n-gram baseline, with which you compare all else
-2. retrieval, if the facts change
-3. a small model of your own, if the task is narrow
-4. fine-tuning a pretrained model, if it is measurably better
-5. a person, where a mistake is expensive
+Compare each step with the n-gram baseline, which takes seconds. Where a mistake is expensive, a person decides.
 
 <!-- Each group names the cheapest step for its own case, and the number that would convince it. -->
 """
+PICTURES = {"methods --data_dir=data-synthetic": "compare", "methods --pretrained=out-smollm2": "curve"}
 
 
 class Claim(NamedTuple):
@@ -67,19 +69,22 @@ def claims(page: str) -> list[Claim]:
 
 
 def pictures(claim: Claim) -> list[str]:
-    """The picture of a claim, if there is one: that of its lab, or of its task."""
+    """The picture of a claim, if there is one: that of its command, of its lab, or of its task."""
+    listed = [name for command, name in PICTURES.items() if command in claim.command]
     named = re.findall(r"tinygpt lab (\w+)|--task (\w+)", claim.command)
-    return [name for found in named for name in found if name and (DOCS / f"{name}.png").exists()]
+    return listed + [name for found in named for name in found if name and (DOCS / f"{name}.png").exists()]
 
 
 def slides(claim: Claim) -> str:
-    """Two slides: the claim, on which the room votes; and the result. The wrong answer is a note for the speaker."""
+    """Two slides: the claim, on which the room votes; and the result. The wrong answer is a note for the speaker.
+
+    Marp begins a slide at each heading (headingDivider)."""
     claim = Claim(*(re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in claim))  # links do not work in a deck
     picture = [f"![bg right:48% fit]({name}.png)" for name in pictures(claim)[:1]]
     title = claim.claim.removesuffix(" (ours)")
     ours = "Our claim" if title != claim.claim else "Claim"
-    parts = ["---", "<!-- _class: lead -->", f"# {ours}: {title}", claim.command]
-    parts += ["---", f"# {title}?", *picture, claim.expected, f"**Discuss:** {claim.question}"]
+    parts = [f"# {ours}: {title}", claim.command]
+    parts += [f"## {title}?", *picture, claim.expected, f"**Discuss:** {claim.question}"]
     return "\n\n".join([*parts, f"<!-- Wrong answer: {claim.wrong} -->"]) + "\n"
 
 

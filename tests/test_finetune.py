@@ -259,7 +259,9 @@ def load_tokenizer(folder: Path) -> Any:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize(
-    "more", [["--replay=0.25", "--dropout=0.1"], pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"]
+    "more",
+    [["--replay=0.25", "--dropout=0.1"], pytest.param([*LORA, "--sampling=epochs"], marks=pytest.mark.slow)],
+    ids=["full", "lora, epochs"],
 )
 def test_killed_and_resumed_is_undisturbed(work: Path, more: list[str]) -> None:
     flags = [*FLAGS, "--max_iters=100", "--lr_decay_iters=100", "--checkpoint_interval=3", *more]
@@ -291,6 +293,7 @@ def test_killed_and_resumed_is_undisturbed(work: Path, more: list[str]) -> None:
         (["--lora_rank=2", "--lora_targets=query", "--out_dir=o"], "no layer is called 'query'"),
         (["--replay=0.5", "--base_dataset=nothing", "--out_dir=o"], "not prepared"),
         (["--replay=1.5", "--out_dir=o"], "replay is 1.5"),
+        (["--replay=0.5", "--sampling=epochs", "--out_dir=o"], "sampling=epochs cannot be used with replay"),
         (["--init_from=resume", "--lora_rank=4", "--out_dir=out-lora"], "lora_rank is 4 here and 2 in the checkpoint"),
     ],
 )

@@ -467,8 +467,9 @@ def test_a_pretrained_model_is_compared_and_adds_stages_only(
     done = lab_facts(tmp_path, "--pretrained=out-large")
     assert done.status == 0, done.err
     assert "build: closed" not in done.out and "stage 18 of 30: build: out-large with LoRA" in done.out
-    for name in ("retrieval: out-large zero-shot", "closed book, out-large with LoRA", "out-large fine-tuned to read"):
-        assert name in done.out
+    for name in ("retrieval: pretrained model zero-shot", "closed book, pretrained model with LoRA"):
+        assert f"| {name} " in done.out
+    assert "Fine-tuning out-large to read" in done.out
     results = stored(tmp_path)
     for name in ("before: out-large zero-shot", "after: out-large with LoRA", "after: out-large fine-tuned to read"):
         assert len(results[f"{name}, seed 1"]["answers"]) == TINY.sample

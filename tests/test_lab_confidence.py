@@ -165,9 +165,8 @@ def test_the_cost_is_the_latency_at_the_price_of_an_hour_or_the_price_that_is_gi
     found = {f"ask: {name}, seed 1": stored(FIRST, 3.6) for name in ("ngram", "tiny", "pretrained tiny")}
     config = LabConfig("cascade", seeds=1, pretrained="tiny", price=2)
     here = cascade.systems_of(found, config, 1)
-    assert list(here) == ["n-gram baseline", "tiny model", "tiny"] and here["tiny"].price == pytest.approx(
-        2
-    )  # a name that a stage has, too
+    assert list(here) == ["n-gram baseline", "tiny model", "pretrained model"]  # `tiny` is a stage's name, too
+    assert here["pretrained model"].price == pytest.approx(2)
     config.outside_price = 7.5
     rented = cascade.systems_of(found, config, 1)
     assert rented["outside model"].price == 7.5 and rented["tiny model"].price == pytest.approx(2)
@@ -301,7 +300,7 @@ def test_a_pretrained_model_adds_stages_and_has_the_price_that_is_given(cascaded
     lab = ["lab", "cascade", "--quick", "--out_dir=out", "--pretrained=large"]
     done = ok(folder, *lab)
     assert re.findall("stage . of .: (.*), seed", done.out) == ["train: pretrained large", "ask: pretrained large"]
-    assert "by large" in done.out
+    assert "by pretrained model" in done.out and "The pretrained model is large." in " ".join(done.out.split())
     rented = cli_here(*lab, "--outside_price=2.5", "--person_price=20", cwd=folder)
     assert rented.status == 0 and not re.search("stage . of", rented.out)
     assert cells(rented.out, "outside model alone")[2] == "2.50" and cells(rented.out, "person alone")[2] == "20.00"

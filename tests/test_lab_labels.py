@@ -168,7 +168,7 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
         found = labels.pretrained(config, out, 50, 1).compute()
     assert found["examples"] == 50 and found["correct"].keys() == {"pretrained"}
     summary = labels.summarise(stored(quick / "out") | {"a": found, "b": found | {"examples": 200}}, config)
-    assert [list(row.values())[-1] for row in summary.tables[0].rows] == [
+    assert [row["pretrained model, LoRA"] for row in summary.tables[0].rows] == [
         f"{100 * found['correct']['pretrained']:.1f}%"
     ] * 2 + [""]
 

@@ -102,7 +102,7 @@ def test_a_wrong_fact_costs_fidelity_and_not_style(firm: str, old: str, new: str
 
 
 @pytest.mark.parametrize("firm", DATASETS)
-@pytest.mark.parametrize("extra", [" Costs 3.2.", " Margin 7%.", " Up 9%.", " Q3."])
+@pytest.mark.parametrize("extra", [" Costs 3.2.", " Margin 7 %.", " Up 9%.", " Q3."])
 def test_an_invented_number_costs_fidelity(firm: str, extra: str) -> None:
     assert both(firm, PROMPT, right(firm) + extra)[1] is False
 
@@ -133,15 +133,15 @@ def test_controls_score_nothing(firm: str) -> None:
     [
         ("plain", "In Q2 Nordal", "Nordal in Q2", "quarter first"),
         ("plain", "48.3 million", "48.3 m", "million in full"),
-        ("plain", "6 percent", "6%", "percent in full"),
+        ("plain", "6 percent", "6 %", "percent in full"),
         ("a", "Nordal sales", "In Nordal sales", "company first"),
         ("a", "EUR 5.1 m", "EUR 5.1m", "EUR and m apart"),
-        ("a", "12%", "12%", "percent sign apart"),
+        ("a", "12 %", "12%", "percent sign apart"),
         ("a", "rose", "up", "past tense"),
         ("a", " compared with last year", "", "comparison at the end"),
         ("b", "Q2 at", "In Q2 at", "quarter first"),
         ("b", "€5.1m", "€5.1 m", "€ and m attached"),
-        ("b", "6%", "6%", "percent sign attached"),
+        ("b", "6%", "6 %", "percent sign attached"),
         ("b", "down", "fell", "up or down"),
         ("b", ": mixed", "", "verdict at the end"),
     ],

@@ -272,7 +272,7 @@ def test_grouped_batches_have_similar_lengths_and_draw_every_example_alike() -> 
     lengths = rng.integers(1, 60, size=200)
     tokens = np.concatenate([tokenizer.encode_pair("a" * int(n), "a") for n in lengths])
     rows = PairRows(tokens, tokenizer)
-    grouped = rows.grouped()
+    grouped = rows.arranged(True, False)
     plain, similar = ([source.draw(7, step, 64, 8) for step in range(4000)] for source in (rows, grouped))
     spread = [np.mean([np.ptp(rows.lengths[at]) for at in drawn[:200]]) for drawn in (plain, similar)]
     assert spread[1] < 5 < 30 < spread[0]
@@ -283,16 +283,50 @@ def test_grouped_batches_have_similar_lengths_and_draw_every_example_alike() -> 
     assert (grouped.first(50).draw(7, 5, 64, 8) == rows.first(50).draw(7, 5, 64, 8)).all()
     assert (grouped.draw(7, 5, 64, 8, stream=1) != similar[5]).any()
     text = TextRows(tokens)
-    assert text.grouped() is text
-    mixed = MixedRows(rows, text, 0.25).grouped()
+    assert text.arranged(True, False).draw(1, 2, 8, 5).tolist() == text.draw(1, 2, 8, 5).tolist()
+    mixed = MixedRows(rows, text, 0.25).arranged(True, False)
     assert np.ptp(rows.lengths[(at := mixed.draw(7, 3, 64, 16))[at[:, 0] == 0, 1]]) < 12
     assert mixed.width(64, at) == mixed.width(64)  # replayed text keeps its width
+
+
+@given(count=st.integers(1, 30), tokens=st.integers(20, 400), block_size=st.integers(1, 19))
+def test_an_epoch_of_text_has_every_window_once(count: int, tokens: int, block_size: int) -> None:
+    """Windows of a pass do not overlap, and leave out less than two windows; the next pass has other ones."""
+    rows = TextRows(np.arange(tokens, dtype="<u2")).arranged(False, True)
+    size = (tokens - block_size) // block_size or 1  # windows in a pass
+    steps = -(-2 * size // count)
+    drawn = np.concatenate([rows.draw(5, step, block_size, count) for step in range(steps)])
+    for number in range(2):
+        windows = np.sort(drawn[number * size : (number + 1) * size])
+        assert (np.diff(windows) == block_size).all() and windows[0] >= 0 and windows[-1] + block_size < tokens
+        assert windows[0] < 2 * block_size and tokens - windows[-1] <= 3 * block_size
+    if size > 8:
+        assert drawn[:size].tolist() != drawn[size : 2 * size].tolist() and drawn[:size].tolist() != sorted(
+            drawn[:size]
+        )
+    again = rows.draw(5, steps - 1, block_size, count)  # without the steps before it
+    assert drawn[-count:].tolist() == again.tolist()
+
+
+def test_an_epoch_of_pairs_has_every_example_once() -> None:
+    tokenizer = CharTokenizer(["a", *SPECIAL])
+    plain = PairRows(np.concatenate([tokenizer.encode_pair("a" * n, "a") for n in range(1, 61)]), tokenizer)
+    rows, grouped = plain.arranged(False, True), plain.arranged(True, True)
+    for source in (rows, grouped):  # 60 examples in batches of 12
+        passes = [np.concatenate([source.draw(5, 5 * number + step, 64, 12) for step in range(5)]) for number in (0, 1)]
+        assert all(sorted(each.tolist()) == list(range(60)) for each in passes)
+        assert passes[0].tolist() != passes[1].tolist()
+    assert max(np.ptp(plain.lengths[grouped.draw(5, step, 64, 12)]) for step in range(5)) >= 11
+    assert sorted(np.ptp(plain.lengths[grouped.draw(5, step, 64, 12)]) for step in range(5))[:4] == [11] * 4
+    drawn = np.concatenate([rows.draw(5, step, 64, 7) for step in range(18)])  # batches across the end of a pass
+    assert np.bincount(drawn[:60]).tolist() == [1] * 60 == np.bincount(drawn[60:120]).tolist()
+    assert (plain.draw(5, 0, 64, 12) != rows.draw(5, 0, 64, 12)).any()
 
 
 def test_a_grouped_batch_with_replayed_pairs_is_as_wide_as_its_longest_row() -> None:
     tokenizer = CharTokenizer(["a", *SPECIAL])
     rows = PairRows(np.concatenate([tokenizer.encode_pair("a" * n, "a") for n in range(1, 60)]), tokenizer)
-    mixed = MixedRows(rows, rows, 0.25).grouped()
+    mixed = MixedRows(rows, rows, 0.25).arranged(True, False)
     at = mixed.draw(7, 3, 64, 16)
     assert mixed.width(64, at) == rows.lengths[at[:, 1]].max() - 1 and mixed.width(64) == 62
     only_new = at[at[:, 0] == 0]

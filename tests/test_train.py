@@ -158,8 +158,11 @@ def test_eval_iters_0_is_the_whole_split(tiny_run: Path, work: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "processes"),
-    [pytest.param([], True, marks=pytest.mark.slow), (["--optimizer=muon"], False)],
-    ids=["adamw, in another process", "muon"],
+    [
+        pytest.param(["--sampling=epochs"], True, marks=pytest.mark.slow),
+        (["--optimizer=muon"], False),
+    ],
+    ids=["adamw, epochs, in another process", "muon"],
 )
 def test_resuming_is_exact(work: Path, options: list[str], processes: bool) -> None:
     """With dropout; also with each part in a process of its own, in which sets have another order."""

@@ -23,14 +23,14 @@ GROUPS = {
         "sample": ("sample:sample", "SampleConfig", "generate text with a trained model"),
     },
     "plan and examine a run": {
-        "plan": ("plan.command:plan", "PlanConfig", "predict the time, memory and loss of a training run"),
+        "plan": ("plan.command:plan", "PlanConfig", "predict a training run's time, memory and loss"),
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
         "doctor": ("evaluate.doctor:doctor", "DoctorConfig", "diagnose a run and suggest what to try next"),
         "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),
         "watch": ("serve.watch:watch", "WatchConfig", "show the report of a run in a browser while it trains"),
-        "report": ("report:report", "ReportConfig", "write one HTML file of a run, in which its model answers"),
-        "why": ("why.command:why", "WhyConfig", "show which training examples caused an output, and prove it"),
-        "check": ("machine:check", "CheckConfig", "verify the files of runs and datasets, or test this machine"),
+        "report": ("report:report", "ReportConfig", "write one HTML file about a run, with its model inside"),
+        "why": ("why.command:why", "WhyConfig", "show which training examples influenced an output"),
+        "check": ("machine:check", "CheckConfig", "check the files of runs and datasets, or this machine"),
     },
     "adapt and share a model": {
         "finetune": ("train:train", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
@@ -40,16 +40,16 @@ GROUPS = {
     },
     "use a model": {
         "advise": ("advise.command:advise", "AdviseConfig", "find the model that suits your labelled examples"),
-        "label": ("advise.label:label", "LabelConfig", "label new texts with the model that advise has left"),
+        "label": ("advise.label:label", "LabelConfig", "label new texts with the model from advise"),
         "serve": ("serve.command:serve", "ServeConfig", "serve a model on this machine: a chat page, and OpenAI's API"),
     },
     "search your documents": {
         "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),
-        "ask": ("retrieve.ask:ask", "AskConfig", "search an index, and answer a question from the passages found"),
+        "ask": ("retrieve.ask:ask", "AskConfig", "answer a question by quoting your indexed documents"),
     },
     "learn": {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
-        "lab": ("lab.command:lab", "LabConfig", "run an experiment: what a method gains and costs, measured here"),
+        "lab": ("lab.command:lab", "LabConfig", "run an experiment: what a method gains and costs here"),
         "exercise": ("exercise.command:exercise", "ExerciseConfig", "write a GPT yourself, in ten checked steps"),
         "race": ("race.command:race", "RaceConfig", "rank the configs of a class, each trained for the same budget"),
     },

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt.advise import contenders, judge, labeller, summary
+from tinygpt.advise import contenders, labeller, summary
 from tinygpt.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, ZERO_SHOT, Data, Training
 from tinygpt.advise.look import FEW, Finding, across, as_text, look, unseen
 from tinygpt.advise.personal import masked
@@ -162,10 +162,9 @@ class Examiner:
             self._run(name, 5, partial(contenders.measure_cheap, name, self.data, self.split))
         for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
             self._language_model(name, share)
-        results = self._run_all()
-        name = chosen(results, self.data, self.split).name
-        cheap = [name for name in contenders.cheap(self.data) if name != MAJORITY]
-        best = name if name in cheap else max(cheap, key=lambda name: hits(results[name], self.data.truth))
+        report = summary.Report(self.data, self.split, self._run_all(), [])
+        name, cheap = report.advice.name, [name for name in contenders.cheap(self.data) if name != MAJORITY]
+        best = name if name in cheap else max(cheap, key=lambda name: report.right(name).sum())
         for share in CURVE:
             measure = partial(contenders.measure_cheap, best, self.data, self.split, share)
             self._run(f"learning curve, {best}: {share:g} of the lines", 5, measure)
@@ -250,12 +249,3 @@ class Examiner:
             fields = config.prompt_field, config.response_field
             labeller.save(self.folder, model, self.data.labels, report.sure.threshold, *fields, about)
         return about
-
-
-def hits(result: dict[str, Any], truth: np.ndarray) -> int:
-    tested = summary.tested_of([result])
-    return int((tested.predicted == truth[tested.lines]).sum())
-
-
-def chosen(results: Results, data: Data, divided: Split) -> Any:
-    return judge.advise(summary.all_tested(results), data.truth, divided.clusters, MAJORITY)

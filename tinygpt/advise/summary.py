@@ -22,8 +22,8 @@ FOUND = 0.5  # a label with a lower recall is mostly missed
 MOST = 5  # labels that are named
 MISTAKES = 10  # that are shown
 LABELS = (
-    "Macro-F1: the mean of the labels' F1, in which rare labels count as much as frequent ones. Linear model: logistic "
-    "regression on TF-IDF of words and characters."
+    "Macro-F1: the labels' mean F1; rare labels count as much as frequent ones. Linear model: logistic regression on "
+    "TF-IDF of words and characters."
 )
 FREE = (
     "Exact match: the answer is the expected response, character for character. Bits per character: the loss of the "
@@ -51,17 +51,14 @@ def measured(results: Results) -> dict[str, list[dict[str, Any]]]:
     return by_name
 
 
-def all_tested(results: Results) -> dict[str, Tested]:
-    return {name: tested_of(parts) for name, parts in measured(results).items()}
-
-
 class Report:
     """The results as values, and as tables and verdicts."""
 
     def __init__(self, data: Data, divided: Split, results: Results, numbers: Sequence[int]) -> None:
         """numbers: of the examples in the file, for messages."""
         self.data, self.split, self.results, self.numbers = data, divided, results, numbers
-        self.measured, self.tested = measured(results), all_tested(results)
+        self.measured = measured(results)
+        self.tested = {name: tested_of(parts) for name, parts in self.measured.items()}
         self.labels, self.L = data.labels, len(data.labels)
 
     @cached_property
@@ -242,8 +239,8 @@ class Report:
             for row in self.per_label()
         ]
         how = (
-            f"Of {self.advice.name}. Precision: share of the lines with this answer that have this label. Recall: "
-            "share of the lines with this label that get this answer. Few tested lines make both uncertain."
+            f"Of {self.advice.name}. Precision: of the lines with this answer, the share with this label. Recall: of "
+            "the lines with this label, the share with this answer. Few tested lines make both uncertain."
         )
         return Table("Each label", rows, how)
 
@@ -275,9 +272,8 @@ class Report:
             text += f" Careful: {self.split.warning}."
         return Verdict(
             text,
-            "of the contenders that are right more often than the majority, the simplest that no other beats by more "
-            f"than chance (a paired, one-sided test on the lines that both were tested on, p < {judge.CHANCE} for each "
-            "pair); the majority, if none is",
+            "the simplest contender that is right more often than the majority and that no other beats by more than "
+            f"chance (paired, one-sided tests on common lines, p < {judge.CHANCE}); the majority, if there is none",
         )
 
     def _loss(self) -> list[Verdict]:
@@ -316,17 +312,17 @@ class Report:
         if self.advice.name != MAJORITY:
             text += ", or flag lines by their probability (docs/FINETUNING.md, a rare label)"
         text += "."
-        return [Verdict(text, f"labels of which the model finds fewer than {100 * FOUND:.0f}% (recall)")]
+        return [Verdict(text, f"labels with a recall below {100 * FOUND:.0f}%")]
 
     def _threshold(self) -> Verdict:
         sure, goal = self.sure, f"{100 * TARGET:.0f}%"
         rule = (
-            f"the lowest probability above which the lower end of the 95% interval of the accuracy reaches {goal}, if "
-            "it holds on lines that did not choose it (each part of the tested lines, with a threshold from the others)"
+            f"the lowest probability above which the accuracy's 95% interval begins at {goal} or higher, confirmed on "
+            "lines that did not choose it (each part of the tested lines, with a threshold from the others)"
         )
         if sure.threshold is None:
-            return Verdict(f"No threshold: at no probability is it certain that {goal} of the answers are right, so a "
-                           "person should look at each of them.", rule)  # fmt: skip
+            return Verdict(f"No threshold: at no probability are {goal} right answers certain. A person should look at "
+                           "each line.", rule)  # fmt: skip
         share, (low, high) = sure.right / sure.answered, sure.interval
         text = (
             f"Answers with a probability of at least {sure.threshold:.2f} count as sure: about "

@@ -33,7 +33,7 @@ class DataConfig(Config):
     """A command that reads or writes datasets."""
 
     data_dir: File = "data"
-    """folder that holds the datasets"""
+    """folder of the datasets"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,8 +45,8 @@ class DeviceConfig(Config):
     dtype: Dtype = "auto"
     """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, else one per core, on Linux at most as many as other programs
-    leave CPUs idle at the start"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else one per core, on Linux no more than there are idle CPUs
+    at the start"""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -65,7 +65,7 @@ class QuickstartConfig(DataConfig):
     """
 
     out_dir: File = "out"
-    """folder for the model; a run that is there already is continued, not replaced"""
+    """folder for the model; a run in it is continued, not replaced"""
     max_iters: Count = 2000
     """training iterations"""
 
@@ -81,23 +81,30 @@ class PrepareConfig(DataConfig):
 
     Your own text: tinygpt prepare mine --input notes.txt more/ '*.md'
 
+    Large text: tinygpt prepare mine --input pages.jsonl.gz --text_field=text --workers=4
+
     Your own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
     """
 
     name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
     """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (all *.txt files in them, for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
-    sorted order; each text file begins on a new line"""
+    """your own text: files, folders (their *.txt and *.jsonl files, also .gz and .zst; for pairs *.jsonl, *.csv and
+    *.xlsx) or patterns, read in sorted order; each text file begins on a new line"""
     tokenizer: File = "auto"
     """char: each character is a token; bpe: byte-pair encoding trained on your text (pip install
-    "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; path of a checkpoint or its
-    folder: the tokenizer of that model"""
+    "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; a checkpoint or its folder:
+    that model's tokenizer"""
     vocab_size: Annotated[int, Limit(">=", 256), Limit("<=", 65536)] = 1024
-    """bpe: number of tokens: the 256 bytes, those learned from the text (fewer if it is too short for so many), and the
-    special tokens of pairs"""
+    """bpe: number of tokens: the 256 bytes, those learned from the text (fewer if it is short), and the special tokens
+    of pairs"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
-    """share of the text that is kept for validation, taken from its end; for pairs, the share of examples"""
+    """share of the text kept for validation, from its end; for pairs, the share of examples"""
+    text_field: str = "text"
+    """JSON Lines: the key of the text; each line is a document that ends with the tokenizer's end-of-text token (gpt2:
+    <|endoftext|>), or if it has none (char, bpe) with a line end"""
+    workers: Annotated[int, Limit(">=", 1), Limit("<=", 61)] = 1
+    """text: number of processes that read and encode it; the result is the same"""
     format: Literal["text", "pairs"] = "text"
     """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or Excel's .xlsx)"""
     prompt_field: str = "prompt"
@@ -105,14 +112,14 @@ class PrepareConfig(DataConfig):
     response_field: str = "response"
     """pairs: the key or column of the response"""
     labels: tuple[str, ...] = ()
-    """pairs: the permitted labels, for example --labels ok breach; any other response is refused, and its line named;
-    empty: any response is accepted"""
+    """pairs: the permitted labels, for example --labels ok breach; any other response is refused with its line; empty:
+    any"""
     test_fraction: float = 0.1
-    """pairs: share of the examples that is kept as the test split"""
+    """pairs: share of the examples kept as the test split"""
     skip_bad: bool = False
     """pairs: skip lines that are not pairs instead of stopping"""
     show: CountOrZero = 0
-    """pairs: print this many examples, and mark the characters on which the loss is computed"""
+    """pairs: print this many examples, and mark the characters that count for the loss"""
     encoding: str = "utf-8"
     """the input's character encoding, for example cp1252 or utf-16"""
     synthetic: bool = False
@@ -127,7 +134,7 @@ class PrepareConfig(DataConfig):
 def prepare_options(config: PrepareConfig) -> dict[str, Any]:
     """Return the options that differ from their defaults, for meta.json: a message can then show the command that makes
     the dataset again."""
-    apart = ("name", "show", "data_dir")  # do not affect the content
+    apart = ("name", "show", "data_dir", "workers")  # do not affect the content
     values = {key: getattr(config, key) for key in keys(PrepareConfig) if key not in apart}
     return {key: value for key, value in values.items() if value != getattr(PrepareConfig, key)}
 
@@ -140,18 +147,18 @@ class TrainConfig(Config):
     """
 
     config: Annotated[Files, POSITIONAL] = ()
-    """config files (.yaml, or .py in nanoGPT's style); later ones override earlier ones; presets are found by name"""
+    """config files (.yaml, or .py in nanoGPT's style), later ones overriding earlier ones; presets are found by name"""
 
     out_dir: File = "out"
     """folder for checkpoints and metrics"""
     dataset: DatasetName = "openwebtext"
-    """a prepared dataset: the folder DATA_DIR/DATASET"""
+    """the prepared dataset DATA_DIR/DATASET"""
     data_dir: File = "data"
-    """folder that holds the datasets"""
+    """folder of the datasets"""
     init_from: File = "scratch"
-    """scratch: new weights; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume if
-    there is a last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large,
-    gpt2-xl: start from OpenAI's weights, from the Hugging Face hub (pip install "tinygpt[pretrained]")"""
+    """scratch: new weights; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if there
+    is a last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl:
+    OpenAI's weights, from the Hugging Face hub (pip install "tinygpt[pretrained]")"""
     eval_interval: Count = 2000
     """iterations between evaluations of both splits"""
     eval_iters: CountOrZero = 200
@@ -161,25 +168,24 @@ class TrainConfig(Config):
     log_interval: Count = 1
     """iterations between lines in metrics.jsonl"""
     sample_interval: CountOrZero = 0
-    """iterations between short samples, which are generated at evaluations; 0: none"""
+    """iterations between short samples, printed at evaluations; 0: none"""
     checkpoint_interval: CountOrZero = 0
-    """iterations between saves of last.pt, besides the one at every evaluation; 0: at evaluations only"""
+    """iterations between additional saves of last.pt; 0: at evaluations only"""
     snapshots: CountOrZero = 0
-    """largest number of steps whose weights are saved in OUT_DIR/snapshots, most of them early; the report then has a
-    slider through training; 0: none"""
+    """number of steps, mostly early, with saved weights (OUT_DIR/snapshots), for a slider in the report; 0: none"""
     always_save_checkpoint: bool = False
-    """write ckpt.pt at every evaluation, not only at the best one (last.pt is always written)"""
+    """write ckpt.pt at every evaluation, not only at the best"""
     patience: CountOrZero = 0
-    """stop after this many evaluations in a row without a better validation loss; 0: never"""
+    """stop after this many evaluations without a better validation loss; 0: never"""
     report_to: Literal["none", "tensorboard"] = "none"
-    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard; the command
-    tensorboard --logdir OUT_DIR shows them; none: to metrics.jsonl only"""
+    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard (tensorboard
+    --logdir OUT_DIR shows them); none: to metrics.jsonl only"""
     wandb_log: bool = False
-    """nanoGPT's key, which must be False: no run is sent to Weights & Biases"""
+    """nanoGPT's key; must be False: nothing is sent to Weights & Biases"""
     wandb_project: str = ""
     """nanoGPT's key, without effect"""
     wandb_run_name: str = "run"
-    """nanoGPT's key: a name for the run, which is shown in the title of its report"""
+    """nanoGPT's key: the run's name in the title of its report"""
 
     batch_size: Count = 12
     """sequences per micro-step"""
@@ -188,7 +194,10 @@ class TrainConfig(Config):
     gradient_accumulation_steps: Count = 40
     """micro-steps per iteration, summed over all processes"""
     group_by_length: bool = False
-    """for pairs: batches of examples of similar length, with less padding; faster if lengths vary much"""
+    """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
+    sampling: Literal["independent", "epochs"] = "independent"
+    """independent: rows are drawn from the whole text, as in nanoGPT; epochs: each row once per pass, in a new order;
+    plain text is cut anew in each pass"""
 
     n_layer: Count = 12
     """decoder blocks"""
@@ -197,27 +206,27 @@ class TrainConfig(Config):
     n_embd: Count = 768
     """width of the residual stream"""
     dropout: Share = 0.0
-    """probability of dropping an activation in training; 0 for pretraining, 0.1 or more for small datasets"""
+    """probability of dropping an activation in training; for small datasets 0.1 or more"""
     bias: bool = False
     """biases in linear layers and LayerNorm, as in GPT-2"""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """normalisation layers: layernorm (Ba et al. 2016) or rmsnorm (Zhang & Sennrich 2019)"""
+    """normalisation: layernorm (Ba et al. 2016) or rmsnorm (Zhang & Sennrich 2019)"""
     position: Literal["learned", "rope", "alibi"] = "learned"
-    """position encoding: learned embeddings (GPT-2), rotary embeddings (rope, Su et al. 2021) or an attention bias by
-    distance (alibi, Press et al. 2021)"""
+    """position encoding: learned (GPT-2), rotary (rope, Su et al. 2021), or an attention bias by distance (alibi, Press
+    et al. 2021)"""
     activation: Literal["gelu", "gelu_tanh", "relu2", "swiglu"] = "gelu"
     """activation of the MLP: gelu, gelu_tanh (its approximation in OpenAI's GPT-2), relu2 (So et al. 2021) or swiglu
     (Shazeer 2020)"""
     qk_norm: bool = False
     """normalise queries and keys in each head (Henry et al. 2020)"""
     tie_weights: bool = True
-    """use one matrix for both the token embedding and the output head (Press & Wolf 2017)"""
+    """one matrix for token embedding and output head (Press & Wolf 2017)"""
     zero_init: bool = False
-    """start the blocks' output projections at zero, so that each block begins as the identity (Zhang et al. 2019)"""
+    """start the blocks' output projections at zero: each block begins as the identity (Zhang et al. 2019)"""
     bigram_table: bool = False
-    """also embed each pair of neighbouring tokens, in a table of vocabulary x vocabulary rows (small vocabularies)"""
+    """also embed pairs of neighbouring tokens, in vocabulary x vocabulary rows (small vocabularies)"""
     token_shift: bool = False
-    """take half of the input channels of attention and MLP from the previous position"""
+    """take half of the input channels of attention and MLP from the previous token"""
     n_kv_head: CountOrZero = 0
     """heads of keys and values (grouped-query attention, Ainslie et al. 2023); must divide n_head; 0: n_head"""
     mlp_width: CountOrZero = 0
@@ -229,19 +238,19 @@ class TrainConfig(Config):
     qk_norm_weights: bool = False
     """with qk_norm: weights on the normalised queries and keys, as in Qwen3"""
     window: CountOrZero = 0
-    """sliding-window attention (Mistral 7B, Jiang et al. 2023): each position attends to itself and at most window - 1
-    positions before it; 0: no window"""
+    """sliding-window attention (Jiang et al. 2023): each position attends to itself and window - 1 earlier ones; 0: no
+    window"""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices and adamw for the rest"""
+    """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices, adamw for the rest"""
     learning_rate: NonNegative = 6e-4
     """peak learning rate"""
     muon_learning_rate: NonNegative = 0.02
-    """peak learning rate of the matrices that Muon updates (optimizer=muon)"""
+    """peak learning rate of Muon's matrices (optimizer=muon)"""
     max_iters: CountOrZero = 600000
     """iterations (optimizer updates)"""
     weight_decay: NonNegative = 0.1
-    """weight decay of matrices and embeddings; biases and norms are not decayed"""
+    """weight decay of matrices and embeddings, not of biases and norms"""
     beta1: Share = 0.9
     """AdamW's decay rate of the first moment"""
     beta2: Share = 0.95
@@ -249,27 +258,28 @@ class TrainConfig(Config):
     grad_clip: NonNegative = 1.0
     """maximum norm of the gradient of all parameters; 0: no clipping"""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """warm-up, then a cosine or linear decay from learning_rate to min_lr; constant: learning_rate throughout"""
+    """after the warm-up: cosine or linear decay to min_lr, or constant"""
     decay_lr: bool = True
     """nanoGPT's key: False means lr_schedule=constant"""
     warmup_iters: CountOrZero = 2000
     """iterations of linear warm-up"""
     lr_decay_iters: CountOrZero = 0
-    """iteration at which the decay reaches min_lr; 0: max_iters, also if max_iters is raised when resuming"""
+    """iteration at which the decay reaches min_lr; 0: max_iters, even if raised when resuming"""
     min_lr: NonNegative = 6e-5
     """the learning rate after the decay; usually learning_rate / 10"""
 
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, on a Mac the faster of CPU and MPS (measured at
-    the start), else the CPU"""
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU, on a Mac the faster of CPU and MPS (measured at the start),
+    else the CPU"""
     dtype: Dtype = "auto"
-    """dtype of matrix products; weights and optimizer stay in float32; auto: bfloat16 if the hardware supports it, else
-    float32, or float16 on an NVIDIA GPU without bfloat16"""
+    """dtype of matrix products (weights and optimizer stay in float32); auto: bfloat16 if the hardware supports it,
+    else float32, or float16 on an NVIDIA GPU without bfloat16"""
     compile: Switch = "auto"
-    """torch.compile the model; auto: on CUDA GPUs only, since on a CPU compiling takes longer than it saves"""
+    """torch.compile the model; auto: on CUDA GPUs only"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and again when the
-    run becomes slow; a resumed run starts with its own; a number gives the same bits every time"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and when the run
+    becomes slow; a resumed run starts with its previous number; a fixed number makes results reproducible bit for
+    bit"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     backend: str = "auto"
@@ -279,10 +289,10 @@ class TrainConfig(Config):
     quiet: bool = False
     """print evaluations only, without progress bar and samples"""
     watch: bool = False
-    """show the report of the run in a browser, at http://127.0.0.1:8001, while it trains, and write OUT_DIR/report.html
-    at its end; not stored with the run: give it again when resuming"""
+    """show the run's report in a browser, at http://127.0.0.1:8001, and write OUT_DIR/report.html at the end; not
+    stored with the run: give it again when resuming"""
     watch_port: Port = 8001
-    """with watch: port of the page; if it is in use, the next free one; 0: any free one"""
+    """with watch: the page's port; if it is in use, the next free one; 0: any free one"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -315,7 +325,7 @@ def run_settings(config: TrainConfig) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class PlanConfig(TrainConfig):
-    """Predict the time, memory and final loss of a training run from short pilot runs on this machine.
+    """Predict a training run's time, memory and final loss from short pilot runs on this machine.
 
     tinygpt plan configs/shakespeare_char.yaml --device=cpu
 
@@ -323,19 +333,18 @@ class PlanConfig(TrainConfig):
 
     tinygpt plan configs/lab_scale.yaml --budget=10m
 
-    To predict the time, it runs 25 iterations. To predict the loss, it makes complete runs of 1/32, 1/16 and 1/8 of
-    max_iters, which take about a quarter of the time of the run. If the loss cannot be predicted, it gives an upper
-    bound, from these runs or from the first quarter of the run itself. With budget or target it chooses a model size
-    instead, and makes no pilot runs. It accepts all keys of tinygpt train. The same command continues a plan that was
-    stopped.
+    For the time, it runs 25 iterations. For the loss, it makes complete runs of 1/32, 1/16 and 1/8 of max_iters, in
+    about a quarter of the run's time. If the loss cannot be predicted, it gives an upper bound, from these runs or from
+    the run's first quarter. With budget or target it chooses a model size instead, without pilot runs. It accepts all
+    keys of tinygpt train. The same command continues a stopped plan.
     """
 
     time_only: bool = False
     """predict time and memory, not the loss"""
     budget: str = ""
-    """choose the model size and max_iters that reach the lowest loss in this time, for example 90s, 10m or 1h"""
+    """choose model size and max_iters for the lowest loss in this time, for example 90s, 10m or 1h"""
     target: NonNegative = 0.0
-    """choose the model size and max_iters that reach this validation loss soonest, in nats per token; 0: no target"""
+    """choose model size and max_iters to reach this validation loss soonest, in nats per token; 0: no target"""
     law: File = ""
     """with budget or target: law.json of tinygpt lab scale, or its folder; empty: the law of Tiny Shakespeare"""
     json: bool = False
@@ -362,10 +371,10 @@ class FinetuneConfig(TrainConfig):
     """
 
     ckpt: File = "out/ckpt.pt"
-    """the base model: a checkpoint, or the folder that holds ckpt.pt; it determines architecture and context length"""
+    """the base model: a checkpoint, or its folder; it determines architecture and context length"""
     init_from: File = "scratch"
-    """scratch: start from --ckpt; resume: continue the run in OUT_DIR from its last.pt, with its settings; auto: resume
-    if there is a last.pt, else scratch"""
+    """scratch: start from --ckpt; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if
+    there is a last.pt, else scratch"""
     out_dir: File = "out-finetune"
     dataset: DatasetName = "transactions"
     """a prepared dataset, of prompts and responses or plain text"""
@@ -383,7 +392,7 @@ class FinetuneConfig(TrainConfig):
     """batches per evaluation and split; 0: the complete validation split"""
     patience: CountOrZero = 5
     lora_rank: CountOrZero = 0
-    """train LoRA adapters of this rank next to frozen weights (Hu et al. 2021); 0: train all weights"""
+    """rank of the LoRA adapters (Hu et al. 2021), with the base weights frozen; 0: full fine-tuning, of all weights"""
     lora_alpha: NonNegative = 16.0
     """adapter output is scaled by lora_alpha / lora_rank"""
     lora_dropout: Share = 0.0
@@ -391,11 +400,16 @@ class FinetuneConfig(TrainConfig):
     lora_targets: str = "c_attn,c_proj,c_fc"
     """linear layers that get an adapter, in every block"""
     replay: Share = 0.0
-    """share of training rows that are drawn from the base model's dataset, to reduce forgetting"""
+    """share of training rows drawn from the base model's dataset, to reduce forgetting"""
     examples: CountOrZero = 0
-    """train on the first N examples only (plain text: N tokens), for learning curves; 0: all"""
+    """train on the first N examples (plain text: N tokens), for learning curves; 0: all"""
     base_dataset: DatasetName = ""
-    """the base model's dataset; empty: the one that its checkpoint names"""
+    """the base model's dataset; empty: as its checkpoint says"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.replay and self.sampling == "epochs":
+            yield "sampling=epochs cannot be used with replay, whose batches have a varying number of new rows"
 
 
 @dataclasses.dataclass
@@ -406,7 +420,7 @@ class MergeConfig(Config):
     """
 
     ckpt: File = "out/ckpt.pt"
-    """the base model: a checkpoint, or the folder that holds ckpt.pt"""
+    """the base model: a checkpoint, or its folder"""
     adapter: File = "out-finetune-lora/adapter.pt"
     """the adapter.pt of a LoRA run, or its folder"""
     out_dir: File = "out-merged"
@@ -421,7 +435,7 @@ class SampleConfig(InferenceConfig):
     """
 
     ckpt: File = "out/ckpt.pt"
-    """a checkpoint, or the folder that holds ckpt.pt (nanoGPT's checkpoints are read too)"""
+    """a checkpoint, or its folder (nanoGPT's checkpoints are read too)"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     start: str = "\n"
@@ -449,7 +463,7 @@ class SampleConfig(InferenceConfig):
     json: bool = False
     """print one JSON object per sample, for programs"""
     data_dir: File = "data"
-    """folder that holds the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
+    """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
 
 @dataclasses.dataclass
@@ -462,7 +476,7 @@ class EvalConfig(InferenceConfig, DataConfig):
     """
 
     ckpt: File = "out/ckpt.pt"
-    """a checkpoint, or the folder that holds ckpt.pt"""
+    """a checkpoint, or its folder"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     dataset: DatasetName = ""
@@ -474,7 +488,7 @@ class EvalConfig(InferenceConfig, DataConfig):
     """with --task: the split to evaluate on"""
     positive: str = ""
     """with --task and two labels: the rare label; adds precision, recall, false alarms, misses and their cost, at a
-    threshold chosen on the validation split; empty: that of the built-in task, if it has one"""
+    threshold chosen on the validation split; empty: as the built-in task says"""
     miss_cost: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 20.0
     """with a positive label: a miss costs as much as this many false alarms"""
     predict: File = ""
@@ -497,19 +511,19 @@ class EvalConfig(InferenceConfig, DataConfig):
 
 @dataclasses.dataclass
 class AskConfig(InferenceConfig):
-    """Answer a question by quoting a sentence from your documents, with its place.
+    """Answer a question by quoting a sentence from your documents, with its source.
 
     tinygpt ask "How long is the notice period?" --index index.db
 
-    tinygpt ask --index index.db for a prompt, one question per line; or for the lines of a pipe
+    tinygpt ask --index index.db to type questions at a prompt, one per line, or to read them from a pipe
 
     tinygpt ask --index index.db --questions val.jsonl to evaluate questions with known answers
 
     tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
 
-    Two other candidates follow the sentence, table row or list item. If none seems to answer the question, it prints
-    "probably not in the documents, or in other words" above the closest ones: then ask again in the words of the
-    documents, which it finds far better than paraphrases. Nothing leaves this machine.
+    The answer is a sentence, table row or list item; two other candidates follow. If none seems to answer, it prints
+    "probably not in the documents, or in other words" above the closest ones: ask again in the documents' words, since
+    paraphrases are rarely found. Nothing leaves this machine.
     """
 
     question: Annotated[tuple[str, ...], POSITIONAL] = ()
@@ -517,14 +531,14 @@ class AskConfig(InferenceConfig):
     index: File = "index.db"
     """an index of documents, made by tinygpt index"""
     ckpt: File = ""
-    """a model that reads the passages, too: a checkpoint that answers prompts, or its folder; its answer is shown only
-    if it stands in a passage; reader: the tiny reader, which ships and knows short statements about companies"""
+    """a model to read the passages, too: a checkpoint fine-tuned to answer prompts, or its folder; its answer is shown
+    only if a passage contains it; reader: the built-in tiny reader, for short statements about companies"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     passages: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
-    """number of passages that the model reads"""
+    """number of passages the model reads"""
     min_probability: Share = 0.17
-    """abstain ("probably not in the documents, ...") below this probability that the first sentence answers"""
+    """abstain ("probably not in the documents, ...") if the first sentence is less likely than this to be the answer"""
     questions: File = ""
     """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
     leave answer empty if the documents have none; source, the document with the answer, is optional"""
@@ -539,7 +553,7 @@ class AskConfig(InferenceConfig):
 
 @dataclasses.dataclass
 class LabelConfig(Config):
-    """Label new texts with the model that `tinygpt advise` has left in a folder.
+    """Label new texts with the model from `tinygpt advise`.
 
     tinygpt label new.csv --model out-advise -o labelled.csv
 
@@ -547,9 +561,9 @@ class LabelConfig(Config):
 
     tinygpt label - --model out-advise, for the lines of standard input
 
-    All columns are kept. Three are added: label; probability, as the model estimates it; and sure: yes if the
-    probability reaches the threshold above which the model was right often enough on examples that it had not seen, no
-    if a person should look at the line. Nothing leaves this machine.
+    All columns are kept, and three added: label; probability, the model's estimate; and sure: yes if the probability
+    reaches the threshold above which the model was right often enough on unseen examples, no if a person should look at
+    the line. Nothing leaves this machine.
     """
 
     input: Annotated[File, POSITIONAL]
@@ -560,7 +574,7 @@ class LabelConfig(Config):
     output: File = ""
     """the file to write, also -o: .csv (with the separator of a .csv input) or .jsonl; empty: print it"""
     prompt_field: str = ""
-    """the column or key of the texts; empty: that of the examples the model was trained on"""
+    """the column or key of the texts; empty: as in the training examples"""
     encoding: str = "utf-8"
     """the input's character encoding, for example cp1252 or utf-16"""
 
@@ -583,17 +597,17 @@ class ServeConfig(DeviceConfig):
     """
 
     ckpt: File = "out/ckpt.pt"
-    """a checkpoint, or the folder that holds ckpt.pt; the model has the name of this folder in the API"""
+    """a checkpoint, or its folder; the API names the model after the folder"""
     adapter: tuple[str, ...] = ()
     """NAME=PATH: also serve a LoRA adapter of that checkpoint, as the model NAME; may be given several times"""
     index: File = ""
     """an index of documents, made by tinygpt index: also serve answers from it, as the model `documents`; without
     --ckpt and --adapter, no checkpoint is served"""
     reader: File = ""
-    """a model that reads the passages of the index, too, as --ckpt of tinygpt ask; empty: none"""
+    """a model to read the passages, too, as --ckpt of tinygpt ask; empty: none"""
     labels: File = ""
-    """a folder that tinygpt advise has left: also label texts with its model, as the model `labels`; without --ckpt and
-    --adapter, no checkpoint is served"""
+    """a folder of tinygpt advise: also label texts with its model, as the model `labels`; without --ckpt and --adapter,
+    no checkpoint is served"""
     host: str = "127.0.0.1"
     """address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all networks, which requires --api_key"""
     port: Port = 8000
@@ -603,32 +617,32 @@ class ServeConfig(DeviceConfig):
     allow_origin: str = ""
     """a web site whose pages may call the API from a browser (CORS), for example http://localhost:3000"""
     max_batch: Annotated[int, Limit(">=", 1), Limit("<=", 1024)] = 16
-    """largest number of sequences that are generated at the same time; others wait"""
+    """largest number of sequences generated together; others wait"""
     max_queue: Annotated[int, Limit(">=", 1), Limit("<=", 1 << 20)] = 64
-    """largest number of prompts that wait; further requests are refused with status 429"""
+    """largest number of waiting prompts; further requests are refused with status 429"""
     max_tokens: Count = 4096
-    """largest max_tokens that a request may ask for"""
+    """largest max_tokens of a request"""
     timeout: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 300.0
-    """seconds after which a request that is not complete ends with an error"""
+    """seconds after which an incomplete request ends with an error"""
     skip_unknown: bool = False
     """remove characters outside the model's vocabulary from prompts instead of refusing them"""
     data_dir: File = "data"
-    """folder that holds the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
+    """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
 
 @dataclasses.dataclass
 class AdviseConfig(Config):
-    """Find out which model suits your examples of labels or free responses, and how good it really is.
+    """Find the model that suits your labelled examples or free responses, and measure how good it really is.
 
     tinygpt advise pairs.csv
 
     tinygpt advise pairs.csv --by=customer --pretrained=out-smollm2 --budget=1h
 
-    The file has a row for each example, with a prompt and its label (JSON Lines, CSV or Excel). tinygpt examines
-    the rows, splits them into training and test lines, and trains one kind of model after the other, from the simplest:
-    the commonest label, nearest neighbours, a linear model of words and characters, also with word vectors, a tiny GPT,
-    a pretrained model with LoRA. OUT_DIR gets the advised model and a page. Free responses have no linear model; they
-    are compared by exact match and loss. If it is stopped, the same command continues.
+    Each row has a prompt and its label (JSON Lines, CSV or Excel). tinygpt examines the rows, splits them into training
+    and test lines, and trains models from simple to complex: the commonest label, nearest neighbours, a linear model of
+    words and characters, also with word vectors, a tiny GPT, a pretrained model with LoRA. OUT_DIR gets the advised
+    model and a page. For free responses there is no linear model, and contenders are compared by exact match and loss.
+    Repeat the command to continue if it was stopped.
     """
 
     pairs: Annotated[File, POSITIONAL]
@@ -636,7 +650,7 @@ class AdviseConfig(Config):
     budget: Annotated[str, Text(r"\d+(\.\d+)?[smh]?", "a time such as 90s, 10m or 1h")] = "10m"
     """time for everything, such as 90s, 10m or 1h; the language models get what the simple contenders leave"""
     by: str = ""
-    """a column such as customer: no customer is both in training and in the test, as for new customers"""
+    """a column such as customer: no customer is in both the training and the test set, as with new customers"""
     time: str = ""
     """a column with dates (2025-12-31) or numbers: the newest examples are the test, as in use"""
     pretrained: File = ""
@@ -676,8 +690,8 @@ class PlotConfig(Config):
     output: File = ""
     """the PNG file, also -o; empty: loss.png in the first folder"""
     to: Literal["png", "tensorboard"] = "png"
-    """png: one picture of all runs; tensorboard: event files in RUN/tensorboard of each run, made from its
-    metrics.jsonl, as train --report_to=tensorboard writes them; a second conversion replaces the first"""
+    """png: one picture of all runs; tensorboard: event files in each RUN/tensorboard, as train --report_to=tensorboard
+    writes them; a second conversion replaces the first"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -698,14 +712,14 @@ class DoctorConfig(DataConfig):
 
 @dataclasses.dataclass
 class WhyConfig(DataConfig):
-    """Find the training examples that raised or lowered the probability of an output, and prove it by retraining.
+    """Find the training examples that raised or lowered an output's probability, and verify them by retraining.
 
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee
 
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove --seeds=3
 
     For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. The run
-    is trained again, and each of its iterations is measured, which takes about three times as long as the training.
+    is repeated and each iteration measured, which takes about three times as long as the training.
     """
 
     run: Annotated[File, POSITIONAL] = "out"
@@ -713,20 +727,20 @@ class WhyConfig(DataConfig):
     start: str = ""
     """the prompt, or the text before the output; FILE:prompt.txt reads it from a file"""
     text: str = ""
-    """the output to explain: a response or a continuation, which the model need not have generated"""
+    """the output to explain: a response or a continuation, generated by the model or not"""
     count: Count = 5
-    """number of training rows to show that raised the probability, and that lowered it"""
+    """show this many rows that raised the probability most, and this many that lowered it most"""
     prove: bool = False
     """train the run again with every row, without the most influential rows, and without random ones of the same label,
     and compare the probabilities: three trainings for each seed"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 1
-    """prove: repetitions with the run's seed and those after it; more of them only add trainings"""
+    """prove: repetitions with the run's seed and the next ones; a higher number only adds trainings"""
     leave_out: Count = 10
     """prove and compare: number of rows to leave out"""
     compare: bool = False
     """also find the nearest rows by BM25 and by embeddings; with prove, train without them, too"""
     device: str = ""
-    """device of the trainings, for another machine: auto, cpu, cuda, cuda:N or mps; empty: that of the run"""
+    """device for retraining, if this is not the run's machine: auto, cpu, cuda, cuda:N or mps; empty: as in the run"""
     json: bool = False
     """print one JSON object, for programs"""
 
@@ -738,7 +752,7 @@ class WhyConfig(DataConfig):
 
 @dataclasses.dataclass
 class ReportConfig(DataConfig):
-    """Write one HTML file about a run, in which the model itself runs: no server, no network.
+    """Write one HTML file about a run, with the running model inside: no server, no network.
 
     tinygpt report out/ -o report.html
 
@@ -759,8 +773,8 @@ class WatchConfig(DataConfig):
 
     tinygpt watch out
 
-    It needs nothing from the training process, which may start later, end, and be resumed. It only reads the run's
-    folder. The page can be opened on this machine only. Ctrl-C ends the server, not the run.
+    It only reads the run's folder, so the training may start later, end, and be resumed. The page can be opened on this
+    machine only. Ctrl-C ends the server, not the run.
     """
 
     run: Annotated[File, POSITIONAL] = "out"
@@ -815,18 +829,18 @@ class ExportConfig(Config):
     """
 
     ckpt: File = "out/ckpt.pt"
-    """a checkpoint, or the folder that holds ckpt.pt"""
+    """a checkpoint, or its folder"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     format: Literal["html", "hf", "gguf", "peft"] = "html"
-    """html: a page in which the model runs, for people without Python; hf: a folder for Hugging Face's transformers;
-    gguf: a file for llama.cpp and what is built on it; peft: the base model of a LoRA run and its adapter, for peft"""
+    """html: a page in which the model runs, without Python; hf: a folder for Hugging Face's transformers; gguf: a file
+    for llama.cpp and tools built on it; peft: the base model of a LoRA run and its adapter, for peft"""
     quantisation: Literal["f16", "q8_0", "q5_1", "q4_0"] = "q8_0"
     """gguf: bits per weight; f16: 16, q8_0: 8.5, q5_1: 6, q4_0: 4.5"""
     output: File = ""
     """the file or folder, also -o; empty: model.html, model-QUANTISATION.gguf, hf or peft in the checkpoint's folder"""
     data_dir: File = "data"
-    """folder that holds the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
+    """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -840,8 +854,8 @@ class IndexConfig(Config):
 
     tinygpt index docs/ --out index.db
 
-    The same command again updates the index: it reads new and changed documents, and removes documents that are gone or
-    no longer named.
+    The same command again updates the index: it reads new and changed documents, and removes those gone or no longer
+    named.
     """
 
     documents: Annotated[Files, POSITIONAL]
@@ -881,7 +895,7 @@ class LabConfig(DataConfig):
 
     tinygpt lab methods --seeds=1 --pretrained=out-smollm2
 
-    Finished stages are kept: the same command again continues a lab that was stopped.
+    The same command continues a stopped lab: finished stages are kept.
     """
 
     name: Annotated[str, POSITIONAL] = ""
@@ -889,7 +903,7 @@ class LabConfig(DataConfig):
     quick: bool = False
     """a short form for a lesson, with less data, shorter trainings and one seed; lab methods has none"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
-    """repetitions of each training, with the seeds 1, 2, ...; more of them only add stages"""
+    """repetitions of each training, with seeds 1, 2, ...; a higher number only adds stages"""
     dataset: DatasetName = "shakespeare_char"
     """lab scale: the dataset to train on, which must be plain text"""
     ckpt: File = "out-fast/ckpt.pt"
@@ -910,7 +924,7 @@ class LabConfig(DataConfig):
 
 @dataclasses.dataclass
 class ExerciseConfig(Config):
-    """Write a GPT yourself in ten steps, with checks that report what is wrong and where to look.
+    """Write a GPT yourself in ten steps; checks report what is wrong and where to look.
 
     tinygpt exercise list
 
@@ -926,7 +940,7 @@ class ExerciseConfig(Config):
     action: Annotated[Literal["list", "start", "check"], POSITIONAL] = "list"
     """list: show the ten steps; start: append a step's template to the file; check: test the file"""
     step: Annotated[File, POSITIONAL] = ""
-    """number of the step; check without a number tests every step that the file contains"""
+    """number of the step; check without a number tests every step in the file"""
     file: Annotated[File, POSITIONAL] = "my_gpt.py"
     """the file you write in; check also takes a folder: every *.py in it and in its subfolders"""
     csv: File = ""
@@ -935,7 +949,7 @@ class ExerciseConfig(Config):
 
 @dataclasses.dataclass
 class RaceConfig(Config):
-    """Rank the configs of a class by their loss on a text that no student has.
+    """Rank the configs of a class by their loss on an unseen text.
 
     tinygpt race --text text.txt
 
@@ -943,23 +957,22 @@ class RaceConfig(Config):
 
     tinygpt race submissions --text text.txt
 
-    The first nine tenths of the text are for training, the last tenth is the test. The first command writes the
-    training part to OUT_DIR/train.txt. The teacher gives this file to the students, and keeps the text. The second
-    command is a student's, next to train.txt, whose own last tenth gives a provisional loss. The third one, with the
-    complete text, gives the losses that count.
+    The text's last tenth is the test, the rest is for training. The first command writes the training part to
+    OUT_DIR/train.txt, for the students; the teacher keeps the text. A student runs the second command in the folder of
+    train.txt; the last tenth of train.txt gives a provisional loss. The third one, with the complete text, gives the
+    final losses.
 
-    A config has the keys of tinygpt train; those that it leaves out are as in configs/shakespeare_char.yaml. Each
-    character is a token. A training that has used up its budget is
-    stopped, and its model counts as it is. Each entry runs once: the same command continues a race that was stopped,
-    and another one adds entries to the table.
+    A config has the keys of tinygpt train; missing ones are as in configs/shakespeare_char.yaml. Each character is a
+    token. Training stops when the budget is used up, and the model at that point counts. Each entry runs once. Repeat
+    the command to continue a stopped race; name other configs to add entries to the table.
     """
 
     configs: Annotated[Files, POSITIONAL] = ()
     """the entries: config files, named after the students, or folders of them; empty: write OUT_DIR/train.txt"""
     text: File = "train.txt"
-    """the text, in UTF-8: of the teacher, with at least 200,000 characters, or the training part of it"""
+    """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part"""
     times: Count = 20
-    """the budget: this many times as long as 100 iterations of configs/shakespeare_char.yaml take on one core of this
-    machine, which is measured again and again during the training; 20 is one to three minutes"""
+    """the budget: this many times the time of 100 iterations of configs/shakespeare_char.yaml on one core, measured
+    repeatedly during training; 20 is one to three minutes"""
     out_dir: File = "out-race"
     """folder for race.csv, the trained models and train.txt"""

@@ -56,7 +56,7 @@ class Corpus(NamedTuple):
     about: str  # the description that `prepare` prints
 
 
-PLAYS = "Tiny Shakespeare, 1,115,394 characters of nine plays"
+PLAYS = "Tiny Shakespeare, 1,115,394 characters from nine plays"
 NAICS_2017 = "descriptions of 1,057 industries by the United States Census Bureau (NAICS 2017)"
 CORPORA = {
     "shakespeare_char": Corpus("char", tiny_shakespeare, PLAYS),

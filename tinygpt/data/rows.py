@@ -5,7 +5,8 @@ A split is plain text (`TextRows`) or prompts with responses (`PairRows`); train
 
 A batch is a pure function of (seed, step): a Philox generator (Salmon et al. 2011, "Parallel random numbers: as easy as
 1, 2, 3") keyed by the two draws the global batch, and each process and micro-step takes its slice of it. So there is no
-data position to save, resuming is exact, and the number of processes does not change what is learned.
+data position to save, resuming is exact, and the number of processes does not change what is learned. Rows are drawn
+independently, as in nanoGPT, or in epochs: each once per pass over the data, in a new order.
 
     row_indices = source.draw(seed, step, block_size, batch_size)   # source = dataset.sources["train"]
     x, y = source.rows(row_indices, source.width(block_size))       # int64 (batch_size, width)
@@ -21,7 +22,7 @@ import numpy as np
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 
-REPLAY = 3  # stream of the replayed rows, see `draw_windows`
+REPLAY, EPOCHS = 3, 4  # streams of the replayed rows and of the passes, see `draw_windows`
 
 
 class TextRows:
@@ -31,7 +32,7 @@ class TextRows:
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
-        self.tokens = tokens
+        self.tokens, self.epochs = tokens, False
 
     def width(self, block_size: int, row_indices: np.ndarray | None = None) -> int:
         """Return the columns that these rows need, or without `row_indices` all rows; at most block_size."""
@@ -39,6 +40,8 @@ class TextRows:
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
         """Draw the row indices of a step's global batch, `count` of them: a pure function of the arguments."""
+        if self.epochs:
+            return draw_in_epochs(seed, step, len(self.tokens) - block_size, block_size, count)
         return draw_windows(seed, step, len(self.tokens), block_size, count, stream)
 
     def targets(self, row_indices: np.ndarray, width: int) -> np.ndarray:
@@ -51,9 +54,12 @@ class TextRows:
         block = gather(self.tokens, positions, positions < len(self.tokens), -1)
         return np.maximum(block[:, :-1], 0), block[:, 1:]
 
-    def grouped(self) -> "TextRows":
-        """Return this source with batches of examples of similar length, which need little padding."""
-        return self
+    def arranged(self, by_length: bool, epochs: bool) -> "TextRows":
+        """Return this source in the order of a run. by_length: batches of examples of similar length, which need little
+        padding. epochs: each row once per pass; of plain text, windows that follow one another from a random start."""
+        rows = copy.copy(self)
+        rows.epochs = epochs
+        return rows
 
     def describe(self) -> str:
         return f"{len(self.tokens):,} training tokens"
@@ -113,16 +119,20 @@ class PairRows:
             raise ValueError("special tokens are not in order")
         self.lengths = self.ends - self.starts
         self.by_length: np.ndarray | None = None  # row indices in the order of their lengths, if batches are grouped
+        self.epochs = False
 
     def width(self, block_size: int, row_indices: np.ndarray | None = None) -> int:
         """Return the columns of the longest example; at most block_size."""
         return min(int(self.lengths[slice(None) if row_indices is None else row_indices].max()) - 1, block_size)
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        if self.by_length is None:
-            return draw_windows(seed, step, len(self.starts), 0, count, stream)
-        start = draw_windows(seed, step, len(self.starts), 0, 1, stream)
-        return self.by_length[(start + np.arange(count)) % len(self.by_length)]
+        rows, grouped = len(self.starts), self.by_length is not None
+        draws = 1 if grouped else count  # of a grouped batch, the first row
+        if self.epochs:
+            drawn = draw_in_epochs(seed, step, rows, count if grouped else 1, draws)
+        else:
+            drawn = draw_windows(seed, step, rows, 0, draws, stream)
+        return drawn if self.by_length is None else self.by_length[(drawn + np.arange(count)) % rows]
 
     def all_rows(self, block_size: int) -> np.ndarray:
         return np.arange(len(self.starts))
@@ -146,9 +156,9 @@ class PairRows:
         subset.by_length = None
         return subset
 
-    def grouped(self) -> "PairRows":
+    def arranged(self, by_length: bool, epochs: bool) -> "PairRows":
         rows = copy.copy(self)
-        rows.by_length = np.argsort(self.lengths, kind="stable")
+        rows.by_length, rows.epochs = np.argsort(self.lengths, kind="stable") if by_length else None, epochs
         return rows
 
     def as_large_as(self, other: Any) -> "PairRows":
@@ -229,8 +239,9 @@ class MixedRows:
         """Return each source, and a mask of its rows, bool (n,)."""
         return [(source, row_indices[:, 0] == index) for index, source in enumerate((self.new, self.old))]
 
-    def grouped(self) -> "MixedRows":
-        return MixedRows(self.new.grouped(), self.old.grouped(), self.share)
+    def arranged(self, by_length: bool, epochs: bool) -> "MixedRows":
+        """Return the mixture with grouped batches. Its number of new rows per batch varies, so it has no epochs."""
+        return MixedRows(self.new.arranged(by_length, False), self.old.arranged(by_length, False), self.share)
 
     def describe(self) -> str:
         return self.new.describe()
@@ -250,6 +261,23 @@ def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int,
     """
     generator = np.random.Generator(np.random.Philox(key=[stream_key(seed, stream), np.uint64(step)]))
     return generator.integers(0, tokens - block_size, size=count)
+
+
+def draw_in_epochs(seed: int, step: int, starts: int, stride: int, count: int) -> np.ndarray:
+    """Return the starts of a step's batch: int64 (count,), the next ones of the passes that `pass_order` describes."""
+    passes, places = np.divmod(step * count + np.arange(count), max(1, starts // stride))
+    orders = {number: pass_order(seed, number, starts, stride) for number in set(passes.tolist())}
+    drawn = [orders[number][place] for number, place in zip(passes.tolist(), places.tolist(), strict=True)]
+    return np.array(drawn, dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def pass_order(seed: int, number: int, starts: int, stride: int) -> np.ndarray:
+    """Return every stride-th of the positions below `starts`, from a random one of the first on, in random order."""
+    generator = np.random.Generator(np.random.Philox(key=[stream_key(seed, EPOCHS), np.uint64(number)]))
+    count = max(1, starts // stride)
+    first = generator.integers(min(stride, starts - (count - 1) * stride))
+    return generator.permutation(count) * stride + first
 
 
 @functools.cache  # without the cache it takes 0.1 ms of an iteration's 12 ms

@@ -177,16 +177,16 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         Table(
             "Exposure in bits",
             exposures,
-            "Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number among R, which is the number "
-            f"and {size.sample:,} random ones of the same form; {most:.1f} is the most that can be measured, of "
-            f"{NUMBERS:.1f} bits that a number has. Median over the canaries and seeds (minimum to maximum). A number "
-            f"that the model has never seen has {UNSEEN:.2f} on average. Loss: on the validation split, which contains "
-            "no canary, in nats per character; clean: of a model trained on the same text without canaries.",
+            "Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number in R, the number and "
+            f"{size.sample:,} random ones of its form; {most:.1f} bits can be measured, a number has {NUMBERS:.1f}. "
+            f"Median over canaries and seeds (minimum to maximum). Unseen numbers have {UNSEEN:.2f} on average. Loss: "
+            "on the validation split, which has no canary, in nats per character; clean: of a model trained on the "
+            "text without canaries.",
         ),
         Table(
             "Extraction",
             extractions,
-            f"Numbers that greedy decoding writes after “{LINE.format(name='NAME').strip()}”, and share of the right "
+            f"Numbers written by greedy decoding after “{LINE.format(name='NAME').strip()}”, and share of the right "
             "digits at their places; a tenth by chance.",
         ),
     ]
@@ -208,12 +208,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
     return Summary(
         "Does a model reveal what is in its training text?",
-        "Canaries are invented account numbers that are planted in a text. What do models that were trained on it know "
-        "about them? Exposure is the rank of a number among random ones, in bits. A number is extracted if the model "
-        "writes it. It can rank first among the random ones although greedy decoding writes another.",
+        "Canaries are invented account numbers planted in a text. What do models trained on it know about them? "
+        "Exposure is a number's rank among random ones, in bits. A number is extracted if the model writes it. It can "
+        "rank first although greedy decoding writes another.",
         tables,
         [*map(extraction, models), sizes(models), once(models), controls(models), losses(models)],
-        "Exposure against the number of times that an account number is planted; lines: medians",
+        "Exposure against the number of plantings; lines: medians",
         draw,
     )
 
@@ -224,7 +224,7 @@ def extraction(model: ModelResults) -> Verdict:
     right = {times: model.values("extracted", times) for times in PLANTED}
     if times := next((times for times in PLANTED if statistics.mean(right[times]) > 0.5), None):
         statement = f"numbers planted {times} times are extracted, {sum(right[times])} of {len(right[times])}"
-    rule = "the fewest times of planting at which more than half of the numbers are extracted"
+    rule = "the fewest plantings with more than half of the numbers extracted"
     return Verdict(f"Model {model.name}: {statement}.", rule)
 
 

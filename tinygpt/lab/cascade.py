@@ -124,7 +124,7 @@ def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, Syst
     """Collect the systems of a seed by name, the cheapest first."""
     names, pretrained = {"ngram": "n-gram baseline", "tiny": "tiny model"}, f"pretrained {config.pretrained}"
     if config.pretrained:
-        names[pretrained] = "outside model" if config.outside_price else config.pretrained
+        names[pretrained] = "outside model" if config.outside_price else "pretrained model"
     by_name = {}
     for key, name in names.items():
         if (result := results.get(f"ask: {key}, seed {seed}")) is not None:
@@ -180,21 +180,23 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         rows.append(row)
     rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum), "
-        "a pretrained model has one seed. Cost of 1,000 lines: the latency of a line that comes alone, on this "
+        "a pretrained model has one seed. Cost of 1,000 lines: the latency of single lines on this "
         f"machine, at the price of an hour (--price={config.price:g}); a person {config.person_price:g} "
-        f"(--person_price). By: share of the lines that this system answers. It is assumed that a person is always "
-        f"correct and takes {PERSON_SECONDS:g} seconds for a line."
+        f"(--person_price). By: share of the lines answered by this system. A person is assumed to be always "
+        f"correct and to take {PERSON_SECONDS:g} seconds for a line."
     )
     if config.outside_price:
         rows_note += (
-            f" The outside model stands for one that is rented: the answers and the latency are those of "
-            f"{config.pretrained}, the price is --outside_price={config.outside_price:g}."
+            f" The outside model stands for a rented one: answers and latency of {config.pretrained}, price "
+            f"--outside_price={config.outside_price:g}."
         )
+    elif config.pretrained:
+        rows_note += f" The pretrained model is {config.pretrained}."
     stages_note = (
-        f"The cascade of {', '.join(all_runs.longest)} and person. Threshold: the lowest confidence at which, of the "
-        f"validation lines that reach the stage, {100 * config.target:g}% of the answered ones are correct "
-        f"(--target), if there are at least {FEWEST} of them; none: no confidence reaches it. Accuracy: correct ones "
-        "among the lines that the stage answers, in percent (95% interval, pooled over the seeds)."
+        f"The cascade of {', '.join(all_runs.longest)} and person. Threshold: the lowest confidence at which "
+        f"{100 * config.target:g}% of the answered validation lines at this stage are correct (--target), if there are "
+        f"at least {FEWEST}; none: no confidence reaches it. Accuracy: on the lines answered by the stage, in percent "
+        "(95% interval, pooled over the seeds)."
     )
     runs = all_runs.cascade(all_runs.longest)
     steps = [
@@ -241,8 +243,8 @@ def simple(all_runs: AllRuns) -> Verdict:
     return Verdict(
         f"Start with: {' and '.join(names)}; a person answers the rest. Cost: {costs[names]:.2f} per 1,000 lines; the "
         f"cheapest cascade costs {low:.2f}. Stage by stage: {'; '.join(steps)}.",
-        f"of the cascades at most {100 * GAIN:.0f}% above the cheapest one, that with the fewest and simplest stages; "
-        "on the seeds that all systems have",
+        f"the cascade with the fewest and simplest stages among those at most {100 * GAIN:.0f}% above the cheapest; "
+        "on common seeds",
     )
 
 

@@ -168,9 +168,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
         f"Threshold: the lowest confidence at which {100 * config.target:g}% of the answered validation lines are "
-        f"correct (--target), if there are at least {FEWEST} of them. Coverage: share of the test lines that are "
-        "answered. Outside, answered: share of the prompts outside the task that are answered anyway, mean over the "
-        "kinds; none of these answers can be correct."
+        f"correct (--target), if there are at least {FEWEST} of them. Coverage: share of test lines answered. Outside, "
+        "answered: share of prompts outside the task answered anyway, mean over the kinds; no answer can be correct."
     )
     kinds = []
     for kind in [*model.kinds, ""]:
@@ -213,8 +212,8 @@ def knows(model: SystemResults, target: float) -> Verdict:
     worst = max(shares, key=lambda kind: shares[kind])
     verb = "knows" if shares[worst] <= 1 - target else "does not know"
     return Verdict(
-        f"The fine-tuned model {verb} that it does not know: it answers {100 * shares[worst]:.0f}% of the "
-        f"prompts of the kind that it answers most often, {worst}.",
+        f"The fine-tuned model {verb} that it does not know: it answers {100 * shares[worst]:.0f}% of "
+        f"one kind of prompts outside its task ({worst}).",
         f"it knows if it answers at most {100 * (1 - target):.0f}% of every kind of prompts outside the task",
     )
 

@@ -189,7 +189,7 @@ def own_text(bits: dict[str, list[dict[str, float]]]) -> Verdict:
     return Verdict(
         f"Each base predicts {'its own text best' if best else 'not always its own text best'}: the base of "
         f"{TEXTS[0]} needs {statements[0]}; the base of {TEXTS[1]} needs {statements[1]}.",
-        "the largest loss of a base on held-out text of its own is below the smallest loss of the other base",
+        "on held-out text, a base's largest loss on its own kind is below the other base's smallest",
     )
 
 

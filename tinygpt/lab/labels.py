@@ -102,7 +102,7 @@ def accuracies(results: Results, learner: str, share: float, kind: str = "correc
 
 
 def summarise(results: Results, config: LabConfig) -> Summary:
-    learners = LEARNERS | ({"pretrained": f"{config.pretrained}, LoRA"} if config.pretrained else {})
+    learners = LEARNERS | ({"pretrained": "pretrained model, LoRA"} if config.pretrained else {})
     sizes, shares = (sorted({result[key] for result in results.values()}) for key in ("examples", "share"))
     by_learner = {(learner, share): accuracies(results, learner, share) for learner in learners for share in shares}
     curves = {
@@ -124,7 +124,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "chosen on 500 validation lines with correct labels, in each row."
     )
     if config.pretrained:
-        note += " The pretrained model learns the first examples, the same with each seed."
+        note += f" The pretrained model ({config.pretrained}) learns the first examples, the same with each seed."
     reported = {
         learner: [statistics.median(accuracies(results, learner, 0.0, kind)[sizes[-1]]) for kind in KINDS]
         for learner in LEARNERS
@@ -145,7 +145,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
                     }
                     for learner, (right, *wrong) in {**reported, "perfect model": [1.0]}.items()
                 ],
-                f"The answers of the learners of {sizes[-1]:,} examples with correct labels. Expected: a (1 - w) + "
+                f"Learners of {sizes[-1]:,} examples with correct labels. Expected: a (1 - w) + "
                 f"(1 - a) w / 11 for the accuracy a and the share w = {WORST} of wrong labels, since a wrong answer "
                 "agrees with a wrong label in one of eleven cases.",
             ),
@@ -185,10 +185,10 @@ def cost_of_wrong(name: str, by_share: dict[float, dict[int, list[float]]]) -> V
         statements.append(f"{most:,} labels, {100 * share:.0f}% of them wrong, {cost} ({-100 * lost:+.1f} points)")
     return Verdict(
         f"{name}: {'; '.join(statements)}.",
-        "the number of correct labels that gives the same accuracy, by interpolation between the rows without wrong "
+        "the number of correct labels with the same accuracy, by interpolation between the rows without wrong "
         "labels (linear in its logarithm), for each seed: median (minimum to maximum); a median loss of up to "
-        f"{100 * CLOSE:.0f} percentage points is not counted. It holds for errors that are drawn uniformly, and for "
-        "checkpoints that are chosen on correct labels",
+        f"{100 * CLOSE:.0f} percentage points is not counted. It holds for uniformly drawn errors and "
+        "checkpoints chosen on correct labels",
     )
 
 

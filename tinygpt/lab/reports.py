@@ -265,8 +265,8 @@ def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
     most = max(share for model_runs, firm in other for share in shares(model_runs, firm, "style"))
     verb = "separates the styles" if most == 0 else "does not separate the styles"
     return Verdict(
-        f"The style score {verb}: of any model's responses, at most {100 * most:.1f}% follow all rules of a "
-        "firm that the model was not trained for.",
+        f"The style score {verb}: of any model's responses, at most {100 * most:.1f}% follow all rules of "
+        "another firm.",
         f"the base model, and both adapters from {EXAMPLES[-1]} examples, judged by the rules of the other firm: "
         "all 0%",
     )

@@ -183,8 +183,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             extrapolations,
             f"An extrapolation: these models are {min(TARGETS.values()) / max(columns[0]):,.0f} and "
             f"{max(TARGETS.values()) / max(columns[0]):,.0f} times as large as the largest one in the fit. The "
-            "intervals contain the error of the fit only. The law may not hold so far out, and it assumes new tokens "
-            "of the same kind of text, of which this dataset has too few.",
+            "intervals contain the error of the fit only. The law may not hold so far out, and it assumes more "
+            "new tokens of the same kind than this dataset has.",
         ),
     ]
 
@@ -220,8 +220,8 @@ def predicted(law: Law, last: dict[str, float]) -> Verdict:
     expected, measured = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
     error = abs(expected / measured - 1)
     return Verdict(
-        f"The law {'predicts' if error < 0.02 else 'does not predict'} the largest run, of {last['parameters']:,} "
-        f"parameters, which is held out: predicted {expected:.3f}, measured {measured:.3f} ({100 * error:.1f}%).",
+        f"The law {'predicts' if error < 0.02 else 'does not predict'} the largest run, held out, with "
+        f"{last['parameters']:,} parameters: predicted {expected:.3f}, measured {measured:.3f} ({100 * error:.1f}%).",
         "the error is below 2%",
     )
 

@@ -47,7 +47,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     except TinyGPTError:
         return {}
     step, split = run.checkpoint.step, run.dataset.sources["train"]
-    source = split.grouped() if config.group_by_length else split
+    source = split.arranged(config.group_by_length, config.sampling == "epochs")
     rate = learning_rate(min(step, config.max_iters - 1), config)  # a schedule may end at 0
     optimizer.set_learning_rate(rate)
 

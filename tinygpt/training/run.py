@@ -156,8 +156,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     model, new_tokens = make_model(start, model_class(config.fast, compute), dataset.tokenizer.vocab_size, known_tokens)
     tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
     source: Batches = tuning.rows if tuning else dataset.sources["train"]
-    if config.group_by_length:
-        source = source.grouped()
+    source = source.arranged(config.group_by_length, config.sampling == "epochs")
     if ranks.is_main and not config.eval_only:
         stack.enter_context(folder_lock(out, "run"))
     ranks.wait()

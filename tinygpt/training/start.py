@@ -72,7 +72,7 @@ def starting_point(config: TrainConfig) -> Start:
     out = Path(config.out_dir)
     # os.path.exists is False for impossible names, too
     if not config.eval_only and os.path.exists(out / "ckpt.pt") and not os.path.exists(out / "config.yaml"):
-        why = "no config.yaml shows that it is of a run (an imported, merged or copied model has none)"
+        why = "no config.yaml says that a run made it (an imported, merged or copied model has none)"
         raise TinyGPTError(f"{out}/ckpt.pt would be overwritten, and {why}", suggest.quoted(f"--out_dir={out}-new"))
     if config.init_from in ("scratch", "auto"):  # auto without a last.pt: `resumes` is false
         config.init_from = "scratch"

@@ -58,7 +58,7 @@ def load_run(config: WhyConfig) -> Explained:
         raise TinyGPTError(f"{config.run} was trained with {what}, which why does not support", hint)
     if not checkpoint.step or not recorded.get("dataset") or checkpoint.tokenizer is None:
         problem = f"{path} is not a model that tinygpt has trained: it names no step after 0, or no dataset"
-        raise TinyGPTError(problem, "give the folder of a run of tinygpt train or finetune that has become better")
+        raise TinyGPTError(problem, "give the folder of a run of tinygpt train or finetune that improved")
     kind = FinetuneConfig if "ckpt" in recorded else TrainConfig
     names = {field.name for field in dataclasses.fields(kind)} - {"config", "flags", "given"}
     # block_size counts as given, since a fine-tuned model can have a shorter one than its base
@@ -75,7 +75,8 @@ def load_run(config: WhyConfig) -> Explained:
     source = dataset.sources["train"]
     if isinstance(run, FinetuneConfig) and run.examples:
         source = source.first(run.examples)
-    return Explained(Path(config.run), checkpoint, run, dataset, source.grouped() if run.group_by_length else source)
+    source = source.arranged(run.group_by_length, run.sampling == "epochs")
+    return Explained(Path(config.run), checkpoint, run, dataset, source)
 
 
 def output(explained: Explained, start: str, text: str) -> tuple[Tensor, Tensor]:

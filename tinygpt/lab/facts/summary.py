@@ -64,16 +64,17 @@ class Row(NamedTuple):
 def rows(pretrained: str) -> list[Row]:
     """List the systems, the simplest first; the first two are baselines."""
     zero_shot, reading, lora = names(pretrained)
+    titles = names("pretrained model")  # a path would be no title
     systems = [
         Row("majority baseline", "", "before: majority", "", "after: majority"),
         Row("search only", "build: index", "before: search", "update: index", "after: search"),
         Row("retrieval: tiny reader", "build: index", "before: reader", "update: index", "after: reader"),
-        Row(f"retrieval: {zero_shot}", "build: index", f"before: {zero_shot}", "update: index", f"after: {zero_shot}"),
+        Row(f"retrieval: {titles[0]}", "build: index", f"before: {zero_shot}", "update: index", f"after: {zero_shot}"),
         Row("closed book, not updated", "build: closed", "before: closed", "", "before: closed"),
         Row("closed book, fine-tuned", "build: closed", "before: closed", "update: closed", "after: closed"),
         Row("closed book, trained again", "build: closed", "before: closed", "update: again", "after: again"),
-        Row(f"closed book, {lora}", f"build: {lora}", f"before: {lora}", f"update: {lora}", f"after: {lora}"),
-        Row(f"retrieval: {reading}", f"build: {reading}", f"before: {reading}", "update: index", f"after: {reading}"),
+        Row(f"closed book, {titles[2]}", f"build: {lora}", f"before: {lora}", f"update: {lora}", f"after: {lora}"),
+        Row(f"retrieval: {titles[1]}", f"build: {reading}", f"before: {reading}", "update: index", f"after: {reading}"),
     ]
     return systems if pretrained else systems[:3] + systems[4:7]
 
@@ -264,6 +265,6 @@ def private(results: Results) -> Verdict:
     attempts = f"Python reported {used} attempts to use the network while the systems answered."
     return Verdict(
         attempts if used else "No system used the network while it answered.",
-        "the number of connections and name lookups that Python reported; this does not show what the weights have "
-        "memorised (tinygpt lab canary does)",
+        "connections and name lookups reported by Python; this does not show what the weights have memorised "
+        "(tinygpt lab canary does)",
     )
