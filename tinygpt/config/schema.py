@@ -282,6 +282,12 @@ class TrainConfig(Config):
     bit"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
+    shard: bool = False
+    """divide weights, gradients and optimizer state among the processes of torchrun (fully_shard), for models that are
+    too large for one device; uses plain PyTorch"""
+    checkpoint_activations: bool = False
+    """keep only the inputs of the blocks for the backward pass, and compute their activations again: less memory, a
+    third more computation; uses plain PyTorch"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
     seed: Seed = 1337
@@ -302,6 +308,10 @@ class TrainConfig(Config):
             yield "watch shows a run while it trains, and cannot be used with eval_only"
         if not self.decay_lr and "lr_schedule" in self.flags and self.lr_schedule != "constant":
             yield f"decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule={self.lr_schedule}"
+        if self.fast == "True" and (self.shard or self.checkpoint_activations):
+            yield "fast=True cannot be used with shard or checkpoint_activations, which need plain PyTorch"
+        if self.shard and self.compile == "True":
+            yield "compile=True cannot be used with shard"
         if self.n_head > 0:
             if self.n_embd % self.n_head:
                 yield f"n_head {self.n_head} does not divide n_embd {self.n_embd}"
@@ -345,6 +355,9 @@ class PlanConfig(TrainConfig):
     """choose model size and max_iters for the lowest loss in this time, for example 90s, 10m or 1h"""
     target: NonNegative = 0.0
     """choose model size and max_iters to reach this validation loss soonest, in nats per token; 0: no target"""
+    processes: CountOrZero = 0
+    """compute the memory of each of so many processes of torchrun, sharded or not, without any pilot; 0: plan a run of
+    one process"""
     law: File = ""
     """with budget or target: law.json of tinygpt lab scale, or its folder; empty: the law of Tiny Shakespeare"""
     json: bool = False
@@ -357,6 +370,10 @@ class PlanConfig(TrainConfig):
             yield "law needs budget or target"
         if self.time_only and choosing:
             yield "time_only cannot be used with budget or target, which run no pilots"
+        if self.processes and (self.time_only or choosing):
+            yield "processes cannot be used with time_only, budget or target"
+        if self.shard and not self.processes:
+            yield "shard needs processes: plan computes the memory of a sharded run"
 
 
 @dataclasses.dataclass
