@@ -1,13 +1,18 @@
 """Measure how well `tinygpt why` predicts what leaving out training rows does: the linear datamodeling score (LDS).
 
-Models are trained again without random halves of the training rows, each half with several seeds. For each of some
+Models are trained again without random halves of the training rows, each half with several seeds. As in `tinygpt why`,
+the rows left out stay in their batches without a loss; Park et al. train on the other rows alone. For each of some
 outputs of the validation split, the sum of the effects of the rows left out is compared with what was measured, by
 Spearman's rank correlation over the halves (Park et al. 2023, "TRAK", section 2). Measured is the log-odds of the
-output, log p - log(1 - p), as in that paper: the log-probability hardly moves where p is near 1. Effects and
-measurements are means over the seeds. BM25, embeddings and, for pairs, the label are scored in the same way.
+output, log p - log(1 - p), as for the classes in that paper: the log-probability hardly moves where p is near 1.
+Effects and measurements are means over the seeds. BM25, embeddings and, for pairs, the label are scored in the same
+way.
 
 Repeatability r is the correlation of two trainings without the same rows, with two seeds. Means over k seeds correlate
-with r_k = k r / (1 + (k - 1) r) (Spearman-Brown); a perfect prediction would reach the ceiling, sqrt(r_k).
+with r_k = k r / (1 + (k - 1) r) (Spearman-Brown). A perfect prediction that does not know the seeds, as BM25 does not,
+would reach the ceiling, about sqrt(r_k). Influence knows them: it is measured in runs with the weights at the start and
+the batches of those that it predicts, so it could pass the ceiling. Its correlation with trainings of another seed says
+how much of it is about the data.
 
 python scripts/bench_why.py pairs            # 300 transactions; 15 minutes on one core; stopped, it continues
 python scripts/bench_why.py text             # 40,000 characters
@@ -113,6 +118,11 @@ def report(results: Results, explained: Explained, halves: list[np.ndarray], see
         r = float(np.mean(repeats))
         ceiling = max(0.0, k * r / (1 + (k - 1) * r)) ** 0.5
         print(f"repeatability of single trainings {r:.2f}; ceiling for means over {k} seeds {ceiling:.2f}")
+        effect = np.array([results[f"effects, seed {seed}"] for seed in seeds])  # (seeds, outputs, rows)
+        sums = np.stack([effect[:, :, half].sum(axis=2) for half in halves], axis=1)  # (seeds, halves, outputs)
+        same = np.mean([rank_correlations(sums[a], odds[a]) for a in range(k)])
+        other = np.mean([rank_correlations(sums[a], odds[b]) for a, b in itertools.permutations(range(k), 2)])
+        print(f"influence in one run, with trainings of its seed {same:.2f}, of another seed {other:.2f}")
     print(f"{'':<26}{'LDS (95% interval)':<24}influence minus it (95% interval)")
     found = {}
     for name, each in scores.items():

@@ -16,7 +16,7 @@ from test_lab_canary import quick, results
 from test_pairs import json_lines
 
 from tinygpt.checkpoint import store
-from tinygpt.config.schema import TrainConfig, WhyConfig
+from tinygpt.config.schema import LabConfig, TrainConfig, WhyConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows, TextRows
 from tinygpt.fast.muon import orthogonalize, wide
@@ -209,7 +209,7 @@ def test_the_proof_shows_what_the_planted_example_does_and_a_random_one_does_not
     said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1], *flags).out
     assert "stage" not in said and "has exactly the weights of the run" in said
     assert "verdict:     the estimate was right: " in said and "seed 1338" in said
-    assert "fell further than without the nearest by BM25 with 0 of 2 seeds" in said
+    assert said.count("fell further than without the nearest by BM25 with 0 of 2 seeds") == 1
     for folder in (copy / "out/why").iterdir():
         assert {path.name for path in folder.iterdir()} <= {"why.json", ".lock"}
 
@@ -315,6 +315,24 @@ def test_runs_that_cannot_be_explained_are_refused(copy: Path, monkeypatch: pyte
     assert "prepared from different text" in refused(copy, "why", "out", *ask)
 
 
+def test_damaged_results_and_diverged_models_are_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ["why", "out", "--start=001 red", "--text=rot"]
+    with monkeypatch.context() as patch:
+        patch.setattr(influence, "slopes", lambda *args: np.nan)
+        done = cli_here(*ask, cwd=copy)
+        assert done.status == 1 and "an effect is NaN: training diverged" in done.err
+    ok(copy, *ask)
+    (kept,) = (copy / "out/why").glob("*/why.json")
+    kept.write_text("{")
+    said = refused(copy, *ask)
+    assert f"try: delete {kept.parent.relative_to(copy)}\n" in said and "--out_dir" not in said
+    changed = store.load(copy / "out/ckpt.pt")
+    changed.model = {name: weight * float("nan") for name, weight in changed.model.items()}
+    store.save(copy / "out/ckpt.pt", changed)
+    done = cli_here(*ask, "--json", cwd=copy)
+    assert done.status == 1 and done.out == "" and "training diverged" in done.err
+
+
 def test_a_batch_without_any_target_is_refused(copy: Path) -> None:
     one = ["--batch_size=1", "--max_iters=200", "--out_dir=one"]
     ok(copy, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN, *one)
@@ -336,6 +354,12 @@ def test_the_lab_ranks_the_wrong_labels_and_trains_again(tmp_path: Path) -> None
     assert "| known wrong labels" in said and " of 1 answers fell further" in said
     line = ok(tmp_path, "why", "out/seed-1/run", "--start=SQ *BLUE HERON ESPRESSO", "--text=coffee").out
     assert "80 training rows" in line
+
+
+def test_each_seed_of_the_lab_explains_other_lines(tmp_path: Path) -> None:
+    size = lab.FULL.answers
+    stages = [stage for stage in lab.stages(LabConfig("why", seeds=3), tmp_path) if stage.name.startswith("answer")]
+    assert sorted(stage.compute.args[-1] for stage in stages) == list(range(3 * size))  # type: ignore[attr-defined]
 
 
 def test_the_verdict_of_the_lab_is_a_sign_test() -> None:

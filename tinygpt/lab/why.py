@@ -2,8 +2,10 @@
 
 The tiny model learns transactions, a share of which has a wrong label. Two questions to the estimates of `tinygpt why`:
 does an answer depend on the lines that they name (the model is trained again without these), and do they find the wrong
-labels, by the harm that a line does to correct validation lines (Koh & Liang 2017, "Understanding black-box predictions
-via influence functions", section 5.4)? They are compared with a text search, and with the loss of a line.
+labels, by the harm that a line does to correct validation lines? They are compared with a text search, and with the
+loss of a line. Koh & Liang 2017, "Understanding black-box predictions via influence functions", section 5.4, ask the
+second question, too, of the influence of a line on its own loss, which needs no correct lines, and is not measured
+here.
 """
 
 import math
@@ -60,7 +62,8 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
         yield Stage(f"train, seed {seed}", seconds, partial(fit, own, size, seed))
         yield Stage(f"wrong labels, seed {seed}", 8 * seconds, partial(find_wrong, own, size, seed))
         for number in range(size.answers):
-            yield Stage(f"answer {number + 1}, seed {seed}", 5 * seconds, partial(explain, own, size, seed, number))
+            line = (seed - 1) * size.answers + number  # another one with each seed, for the sign test
+            yield Stage(f"answer {number + 1}, seed {seed}", 5 * seconds, partial(explain, own, size, seed, line))
 
 
 def fit(folder: Path, size: Size, seed: int) -> None:
@@ -102,7 +105,8 @@ def explain(folder: Path, size: Size, seed: int, number: int) -> dict[str, float
     """Explain the model's answer to a validation line; return the changes of its log-probability in nats if the model
     is trained again without each group of lines in GROUPS."""
     explained = loaded(folder)
-    line = explained.dataset.sources["val"].examples(explained.dataset.tokenizer)[-1 - number][0]  # no judge
+    lines = explained.dataset.sources["val"].examples(explained.dataset.tokenizer)
+    line = lines[-1 - number % (len(lines) - size.judges)][0]  # no judge
     answer = TASK.labels[int(classifier(folder / "run", TASK.labels)([line]).argmax())]
     encoded = output(explained, line, answer)
     (estimate,), model = effects(explained, [encoded])

@@ -178,6 +178,8 @@ def seconds_of(explained: Explained) -> float:
 def traced(explained: Explained, encoded: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
     """Train again, and return the effects of the rows; and whether the weights are those of ckpt.pt, bit for bit."""
     estimate, model = effects(explained, [encoded])
+    if not np.isfinite(estimate).all():
+        raise diverged("an effect is", float(estimate[~np.isfinite(estimate)][0]))
     return {"effects": estimate[0].tolist(), "exact": is_the_model(explained, model)}
 
 
@@ -269,9 +271,8 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
     verdict = f"{chance}, which can be chance" if proved["agrees"] else "the estimate is not confirmed"
     print(f"verdict:     {'the estimate was right' if proved['right'] else verdict}: {result}")
     for name, further in proved["further_than"].items():
-        print(f"compared:    it fell further than without {name} with {further} of {len(seeds)} seeds")
-    for name, further in proved["further_than"].items():
-        print(f"compared:    it fell further than without {name} with {further} of {len(seeds)} seeds")
+        fewer = f" ({proved['left_out'][name]})" if proved["left_out"][name] != count else ""
+        print(f"compared:    it fell further than without {name}{fewer} with {further} of {len(seeds)} seeds")
     print("rule:        it falls with every seed, further than without the random ones (one-sided t-test, p < 0.05)")
     if proved["agrees"] and not proved["right"]:
         print(f"next:        the same command with --seeds={len(seeds) + 2}")

@@ -6,25 +6,28 @@ row i, the first-order change of L at this iteration is rate_t / N_t * <grad L, 
 
     effect_i = change of the log-probability = - sum over the iterations that draw i of rate_t / N_t <grad L, P_t g_i>
 
-(Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent", whose TracInIdeal is the change
-that each iteration made, to first order). The paper goes on to use a few checkpoints, since a training of weeks cannot
-be repeated. Here it can, bit for bit, so the run is trained again and every iteration is measured, with the optimizer's
-own state. This finds what a few snapshots miss: an example that is forgotten and learned again between two of them.
-<grad L, P g_i> for all rows of a batch is one pass in forward mode: the derivative of their losses along the direction
-P grad L. No row's gradient is stored.
+(Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent": the first-order approximation of
+its TracInIdeal, the change of L in the iterations that draw i, for batches and with P). The paper goes on to use a few
+checkpoints, since the outputs are not known while a model is trained, and a long training is not repeated. Here it is,
+bit for bit, and every iteration is measured, with the optimizer's own state. This finds what a few snapshots miss: an
+example that is forgotten and learned again between two of them. <grad L, P g_i> for all rows of a batch is one pass in
+forward mode: the derivative of their losses along the direction P grad L. No row's gradient is stored.
 
 What is approximated:
 
 - A change is taken to last: what later iterations make of it is ignored, so sizes are rough, and often too large. Read
   the effects as a ranking, and prove it.
-- AdamW: P divides by the root of the second moment after the update, with its bias correction (LESS, Xia et al. 2024,
-  does so, too). P and the clipping are taken not to depend on row i: of rows that teach the same, each gets its share,
-  although without one of them AdamW moves nearly as far. Weight decay does not depend on i.
+- AdamW: P divides by the root of the second moment after the update, with its bias correction. (LESS, Xia et al. 2024,
+  divides by that after an update with row i alone, at a few checkpoints, and normalises the result.) P and the clipping
+  are taken not to depend on row i: of rows that teach the same, each gets its share, although without one of them AdamW
+  moves nearly as far. In the first iterations P is large where the rows of a batch cancel. Weight decay does not depend
+  on i.
 - Momentum applies a gradient over many iterations. rate_t is the sum of their learning rates, weighted as momentum
   weights the gradient (`applied_rates`); the rest is taken from iteration t.
 - Muon orthogonalises the momentum of a matrix, which is not a linear function. P is its derivative, that of the
   Newton-Schulz iteration (fast/muon.py), at the momentum after the update. So what only changes the length of the
-  momentum has no effect, as in the training. It is exact for a small change; half of the rows are none.
+  momentum has no effect, as in the training. It is exact for a small change; half of the rows are none. Nesterov's
+  look-ahead, which counts the newest gradient about twice as much, is left out of rate_t and of P.
 - Dropout is off in both gradients: they are those of the model in use, and not those of one mask. Both are in float32,
   also where the run computes in bfloat16.
 """
