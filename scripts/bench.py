@@ -2,6 +2,7 @@
 
     python scripts/bench.py --nanogpt ../nanoGPT                  # everything, about 30 minutes on two cores
     python scripts/bench.py --nanogpt ../nanoGPT --rows step,flops --dtype float32
+    python scripts/bench.py --device=cuda --nanogpt ../nanoGPT    # a GPU instead: scripts/bench_gpu.py
     python scripts/bench.py --quick                               # a test of this script; its figures mean nothing
 
 Without a checkout of nanoGPT only tinygpt is measured, and nanoGPT's training is assumed to take NANOGPT_SECONDS. All
@@ -379,11 +380,11 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
     return {"steps": steps, "muon": muon, "decode": decode, **loaded}
 
 
-def serve(kind: str, dtype: str) -> None:
+def serve(functions_of_worker: Callable[[], dict[str, Callable[..., Any]]]) -> None:
     """Answer requests until stdin ends: for each line of JSON, [name, *arguments], write a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the output of the programs must not mix with the answers
-    functions = nanogpt_worker() if kind == "nanogpt" else tinygpt_worker(dtype)
+    functions = functions_of_worker()
     for line in sys.stdin:
         name, *arguments = json.loads(line)
         print(json.dumps(functions[name](*arguments)), file=answers, flush=True)
@@ -392,11 +393,11 @@ def serve(kind: str, dtype: str) -> None:
 class Worker:
     """A process that runs `serve`."""
 
-    def __init__(self, kind: str, dtype: str, cwd: Path) -> None:
+    def __init__(self, kind: str, script: list[str], cwd: Path) -> None:
         self.kind = kind
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the worker)
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--worker", kind, "--dtype", dtype],
+            [sys.executable, *script],
             cwd=cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
 
@@ -449,7 +450,8 @@ class Bench:
 
     def worker(self, kind: str, dtype: str = "float32") -> Worker:
         if (kind, dtype) not in self.workers:
-            self.workers[kind, dtype] = Worker(kind, dtype, self.folder / ("nanogpt" if kind == "nanogpt" else ""))
+            script = [str(Path(__file__).resolve()), "--worker", kind, "--dtype", dtype]
+            self.workers[kind, dtype] = Worker(kind, script, self.folder / ("nanogpt" if kind == "nanogpt" else ""))
         return self.workers[kind, dtype]
 
     def close(self) -> None:
@@ -981,10 +983,17 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test this script")
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="JSON file for all raw figures")
     parser.add_argument("--picture", type=Path, default=Path("docs/bench.png"), help="PNG file of loss against seconds")
+    parser.add_argument("--device", default="cpu", help="cuda: measure a GPU, see scripts/bench_gpu.py --help")
     parser.add_argument("--worker", choices=("nanogpt", "tinygpt"), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args, others = parser.parse_known_args()
+    if args.device != "cpu":
+        import bench_gpu
+
+        return bench_gpu.main()
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     if args.worker:
-        serve(args.worker, args.dtype)
+        serve(nanogpt_worker if args.worker == "nanogpt" else functools.partial(tinygpt_worker, args.dtype))
         return 0
     rows = args.rows.split(",")
     if unknown := set(rows) - set(ROWS):

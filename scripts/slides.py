@@ -30,9 +30,14 @@ style: |
 # What fine-tuned and small models are good for, and how they fail
 
 Vote on each claim before the next slide: true, true in part, or false? The course calls 1 to 10 billion parameters
-small; most models here have 0.1 to 135 million.
+small; most models here have 0.1 to 135 million. Commands with `--ckpt out-...` need models prepared beforehand
+(TEACHING.md).
 
-![h:260](report.png)
+**Terms.** N-gram baseline: a classifier that counts pieces of words. SmolLM2: a public model, 135 million parameters.
+LoRA trains small added matrices only. Replay mixes in old data. Zero-shot: not trained for the task. Closed book:
+without documents.
+
+![h:200](report.png)
 """
 TAIL = """## Start simple, add complexity only when it is needed
 

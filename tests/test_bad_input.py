@@ -102,7 +102,7 @@ MISTAKES: list[tuple[Any, ...]] = [
     ("MINE", "input.txt: empty", "--input", b"\xef\xbb\xbf"),
     (
         "prepare mine --input=folder",
-        r"folder: a folder without any \*.txt file",
+        r"folder: a folder without any \*.txt or \*.jsonl or .* file",
         r"'\*.md'",
         lambda work: (work / "folder").mkdir(),
     ),

@@ -46,3 +46,24 @@ def test_tokenizers_are_compared_and_finished_runs_are_kept(tmp_path: Path) -> N
     assert done.stdout.count(" to ") == 4  # the range of two seeds
     table = subprocess.run([*script, "--table"], cwd=tmp_path, capture_output=True, text=True)
     assert table.stdout.strip() in done.stdout
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_prints_a_text_to_send_in(tmp_path: Path) -> None:
+    """On the processor, without compilation: all of tinygpt's part but what only CUDA has."""
+    command = [sys.executable, SCRIPT.with_name("bench_gpu.py"), "--device=cpu", "--quick", "--compile=False"]
+    command += ["--cases", "shakespeare_char_gpu", "--batch_size=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (case,) = json.loads((tmp_path / "bench_gpu.json").read_text())["cases"]
+    assert len(case["rounds"]["tinygpt"]) == 2 and case["tokens"] == 3 * 16
+    assert "system: " in done.stdout and "| shakespeare_char_gpu       | tinygpt |" in done.stdout
+    assert "0.0 M parameters, 48 tokens per step, float32; large products: " in done.stdout
+    assert str(tmp_path) not in done.stdout and str(Path.home()) not in done.stdout
+
+
+@pytest.mark.slow
+def test_bench_passes_a_gpu_on(tmp_path: Path) -> None:
+    command = [sys.executable, SCRIPT, "--device=cuda:99", "--cases", "shakespeare_char_gpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "--device=cuda:99: PyTorch sees no GPU here" in done.stdout

@@ -163,6 +163,9 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
         "n_embd": 8,
         "rope_base": 1e4,
         "threads": "2",
+        "fast": "auto",
+        "compile": "auto",
+        "sampling": "independent",
         "wandb_log": False,
     }
     at_least_1 = ("batch_size", "block_size", "gradient_accumulation_steps", "n_layer", "eval_interval", "log_interval")

@@ -354,6 +354,9 @@ def test_the_loss_of_a_pilot_is_that_of_tinygpt_eval(planned: Path, tmp_path: Pa
         (["--budget=1s"], "--budget=1s"),
         (["--target=1.5"], "needs the scaling law of tiny"),
         (["--budget=10m", "--law=nowhere"], "nowhere"),
+        (["--shard=True"], "shard needs processes"),
+        (["--processes=2", "--time_only"], "processes cannot be used with time_only"),
+        (["--processes=3"], "3 processes cannot share 8 sequences per iteration evenly"),
     ],
 )
 def test_mistakes(work: Path, flags: list[str], message: str) -> None:
@@ -363,6 +366,24 @@ def test_mistakes(work: Path, flags: list[str], message: str) -> None:
 def test_several_processes_are_refused(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "one process" in refused(work, "plan", *SMALL)
+
+
+@pytest.mark.parametrize(
+    ("flags", "state", "saving"),
+    [
+        (["--optimizer=adamw"], 12 * 3840, None),
+        (["--optimizer=adamw", "--shard=True"], 6 * 3840, 18 * 3840),
+        (["--optimizer=muon", "--shard=True"], 6 * 3840 - 2 * 3072, 18 * 3840 - 6 * 3072),
+    ],
+)
+def test_the_memory_of_two_processes(work: Path, flags: list[str], state: float, saving: float | None) -> None:
+    """Of 3,840 parameters, 3,072 are in the block's matrices, for which Muon has one moment."""
+    out = ok(work, "plan", *SMALL, *flags, "--processes=2", "--json").out
+    parts = json.loads(out)["memory_mb"]
+    assert parts["weights and optimizer state"] == pytest.approx(state / 1e6)
+    assert parts["training"] == pytest.approx(sum(list(parts.values())[:3]))
+    assert parts.get("saving (process 0, in main memory)") == (pytest.approx(saving / 1e6) if saving else None)
+    assert not (work / "out").exists()
 
 
 def test_short_runs_and_repeated_data_have_no_loss() -> None:

@@ -27,6 +27,7 @@ from tinygpt.data.tokenizer import GPT2Tokenizer
 from tinygpt.errors import TinyGPTError
 
 PATIENT = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+TEXTS = "*.txt, *.jsonl, *.txt.gz, *.jsonl.gz, *.txt.zst, *.jsonl.zst"
 FILES = {"train.bin", "val.bin", "meta.json", ".lock"}
 
 
@@ -190,7 +191,7 @@ def test_files_of_a_folder_that_are_left_out_are_noted(tmp_path: Path) -> None:
     for name in ("a.txt", "b.md", "sub/c.md", "d.png", ".hidden", ".git/e.md", "sub/.f/g.md", "~$h.docx"):
         (tmp_path / "my texts" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "my texts" / name).write_text("some text" * 9)
-    says = "note: of my texts only *.txt are read; left out {}".format
+    says = f"note: of my texts only {TEXTS} are read; left out {{}}".format
     both = [says("3 other files (.md, .png)")]
     assert left_out(tmp_path, "my texts") == left_out(tmp_path, "my texts/") == both
     assert left_out(tmp_path, "my texts", "my texts/b.md") == [says("2 other files (.md, .png)")]
@@ -203,7 +204,7 @@ def test_the_note_names_at_most_five_endings_of_files_that_are_left_out(tmp_path
     for name in ("a.txt", "b.x1", "c.x2", "d.x3", "LICENSE", "e.X5", "README", "g.X5"):
         (tmp_path / "in[1]" / name).write_text("some text" * 9)
     (note,) = left_out(tmp_path, "in[1]")
-    assert note == "note: of in[1] only *.txt are read; left out 7 other files (.X5, .x1, .x2, .x3, LICENSE, ...)"
+    assert note == f"note: of in[1] only {TEXTS} are read; left out 7 other files (.X5, .x1, .x2, .x3, LICENSE, ...)"
 
 
 def test_the_note_on_files_that_are_left_out_is_also_for_pairs(tmp_path: Path) -> None:

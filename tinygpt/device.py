@@ -182,8 +182,9 @@ def first_line(error: Exception) -> str:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
-def keep_freed_memory() -> None:
-    """Ask glibc to keep the blocks that a training step frees, for the next step. Other allocators are not changed.
+def keep_freed_memory(keep: bool = True) -> None:
+    """Ask glibc to keep the blocks that a training step frees, for the next step; without `keep`, to give those of a
+    megabyte or more back at once: fragments add half to the memory of a sharded run. Other allocators are not changed.
 
     By default it gives large ones back to the kernel, and every step takes thousands of page faults to get the same
     memory again: a fifth of the time of nanoGPT's step (docs/dev/EXPERIMENTS.md).
@@ -192,7 +193,9 @@ def keep_freed_memory() -> None:
     trim threshold alone, every block of 128 KB or more would come from mmap. Older versions reject one above 32 MB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt and (mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)):
+    if mallopt and not keep:
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
+    elif mallopt and (mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)):
         mallopt(M_TRIM_THRESHOLD, 1 << 30)  # free memory to keep at the top of the heap
 
 

@@ -13,6 +13,7 @@ import math
 from typing import Any
 
 EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI, and the extra that installs it
+    "backports": ("backports.zstd", "zstd"),
     "docx": ("python-docx", "retrieve"),
     "gguf": ("gguf", "pretrained"),
     "huggingface_hub": ("huggingface_hub", "pretrained"),

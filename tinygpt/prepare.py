@@ -1,13 +1,15 @@
 """`tinygpt prepare`: convert text to token files, in two passes and constant memory.
 
 The first pass collects the vocabulary and counts the characters. The second encodes the text and writes it as a
-training and a validation split. Both read the text in blocks, see data/text_files.py. data/pairs.py prepares pairs.
+training and a validation split. Both read the text in blocks, see data/text_files.py, and work on several at a time in
+`workers` processes, see data/parallel.py. data/pairs.py prepares pairs.
 
     prepare(PrepareConfig("mine", input=("notes.txt",)))
 """
 
+import contextlib
+import functools
 import itertools
-import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,8 +21,18 @@ from tinygpt.data import preview
 from tinygpt.data.bpe import train_bpe, training_pieces
 from tinygpt.data.corpora import CORPORA
 from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
+from tinygpt.data.parallel import in_order
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.text_files import InputText, input_files, notes_on_unread, require_encoding
+from tinygpt.data.text_files import (
+    TEXT_FILES,
+    InputText,
+    Lines,
+    input_files,
+    is_json_lines,
+    notes_on_unread,
+    plain,
+    require_encoding,
+)
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import (
     OWN_TOKENIZERS,
@@ -29,6 +41,7 @@ from tinygpt.data.tokenizer import (
     CharTokenizer,
     GPT2Tokenizer,
     Tokenizer,
+    cut_safely,
     describe,
     tokenizer_from_dict,
 )
@@ -44,13 +57,15 @@ def prepare(config: PrepareConfig) -> None:
     folder = Path(config.data_dir) / config.name
     check_request(config)
     pairs = config.format == "pairs" or config.name in TASKS
-    paths = input_files(config.input, PAIR_FILES, UNREADABLE) if pairs else input_files(config.input)
-    for line in notes_on_unread(config.input, paths, PAIR_FILES if pairs else (".txt",)):
+    paths = input_files(config.input, *((PAIR_FILES, UNREADABLE) if pairs else (TEXT_FILES,)))
+    for line in notes_on_unread(config.input, paths, PAIR_FILES if pairs else TEXT_FILES):
         print(line)
     if pairs:
         model_tokenizer = None if config.tokenizer in OWN_TOKENIZERS else tokenizer_for_pairs(config.tokenizer)
         return prepare_pairs(config, paths, model_tokenizer)
-    text = InputText(paths, config.encoding)
+    if config.text_field != PrepareConfig.text_field and not any(map(is_json_lines, paths)):
+        raise TinyGPTError("--text_field applies only to JSON Lines", "drop it, or give *.jsonl files to --input")
+    text = InputText(paths, config.encoding, config.text_field, config.workers)
     if text.paths:
         tokenizer = make_tokenizer(text, config)  # finds a mistake in the text before anything is written
     with folder_lock(folder, "dataset"):
@@ -63,10 +78,11 @@ def prepare(config: PrepareConfig) -> None:
             tokenizer = make_tokenizer(text, config)
         train = train_characters(text, config)  # the second pass
         characters = {"train": train, "val": text.characters - train}
-        groups = itertools.groupby(by_split(text.blocks("encoding"), train), key=operator.itemgetter(0))
-        pieces = ((split, ids) for split, part in groups for ids in tokenizer.encode_blocks(block for _, block in part))
         extra = {"options": prepare_options(config), "characters": characters}
-        meta = write_token_files(folder, characters, pieces, tokenizer, text.sha256.hexdigest(), extra)
+        results = in_order(functools.partial(encode, tokenizer), pieces(text, tokenizer, train), config.workers)
+        with contextlib.closing(results):
+            ids = itertools.chain.from_iterable(results)
+            meta = write_token_files(folder, characters, ids, tokenizer, text.sha256.hexdigest(), extra)
     for line in text.notes():
         print(line)
     preview.show_text(folder, tokenizer, meta)
@@ -75,20 +91,23 @@ def prepare(config: PrepareConfig) -> None:
 def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
     """Collect the vocabulary in a first pass, and train BPE in a second. Errors: TinyGPTError for text that cannot be
     decoded or is too short."""
+    default = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
+    name = default if config.tokenizer == "auto" else config.tokenizer
+    tokenizer = None if name in ("char", "bpe") else GPT2Tokenizer() if name == "gpt2" else tokenizer_of_model(name)
+    if tokenizer and len(tokenizer.end_of_text):
+        text.document_end = ""
     seen = text.survey()
     if not 0 < train_characters(text, config) < text.characters:
         problem = f"{text.characters} characters are too few for a training and a validation split"
         hint = "give more text to --input, or another --val_fraction"
         raise TinyGPTError(f"{problem} with val_fraction {config.val_fraction}", hint)
-    default = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
-    name = default if config.tokenizer == "auto" else config.tokenizer
-    if name == "char":
-        return CharTokenizer(map(chr, np.flatnonzero(seen)))
     if name == "bpe":
         train = train_characters(text, config)
-        blocks = (block for split, block in by_split(text.blocks("reading"), train) if split == "train")
+        parts = by_split(in_order(plain, text.blocks("reading"), text.workers), train)
+        blocks = (block for split, block in parts if split == "train")
         return train_bpe(training_pieces(blocks, train), config.vocab_size)
-    tokenizer = GPT2Tokenizer() if name == "gpt2" else tokenizer_of_model(name)
+    if tokenizer is None:
+        return CharTokenizer(map(chr, np.flatnonzero(seen)))
     if isinstance(tokenizer, CharTokenizer) and (unknown := tokenizer.unknown(seen)):
         other_count = len(unknown) - 1
         others = f" and {other_count:,} other character{'s' * (other_count > 1)}" if other_count else ""
@@ -136,6 +155,34 @@ def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[s
             yield "val", tail
 
 
+def pieces(text: InputText, tokenizer: Tokenizer, train: int) -> Iterator[tuple[Block | Lines, int]]:
+    """Yield the text in pieces to encode, each with the number of characters that the training split still takes."""
+    sized = zip(text.blocks("encoding"), itertools.chain(text.sizes, itertools.repeat(0)))  # noqa: B905 (has no end)
+    anywhere = isinstance(tokenizer, CharTokenizer)
+    for uncut, blocks in itertools.groupby(sized, key=lambda block: anywhere or isinstance(block[0], Lines)):
+        if not uncut:
+            cut = cut_safely((block for block, _ in blocks), tokenizer.cut_before)  # type: ignore[misc]
+            blocks = ((piece, len(piece)) for piece in cut)
+        for piece, size in blocks:
+            yield piece, train
+            train -= size
+
+
+def encode(tokenizer: Tokenizer, item: tuple[Block | Lines, int]) -> list[tuple[str, np.ndarray]]:
+    """Encode a result of `pieces` to ids, uint16 (n,), with their split. BPE encodes each document of JSON Lines apart,
+    so that its ids do not depend on the others."""
+    block, train = item
+    ids: dict[str, list[np.ndarray]] = {"train": [], "val": []}
+    documents = None if isinstance(tokenizer, CharTokenizer) or not isinstance(block, Lines) else block.documents()
+    for text in [plain(block)] if documents is None else documents:
+        for split, part in by_split([text], max(0, train)):
+            ids[split] += tokenizer.encode_blocks([part])
+        train -= len(text)
+        if documents:
+            ids[split].append(tokenizer.end_of_text)
+    return [(split, np.concatenate(parts)) for split, parts in ids.items() if parts]
+
+
 def check_vocab_size(config: PrepareConfig) -> None:
     """Check what a tokenizer that is trained needs. Errors: TinyGPTError."""
     given = "vocab_size" in config.given or config.vocab_size != PrepareConfig.vocab_size
@@ -174,7 +221,7 @@ def check_request(config: PrepareConfig) -> None:
     distinct = {label.strip() for label in config.labels} - {""}
     if config.labels and (len(distinct) < 2 or len(distinct) < len(config.labels)):
         raise TinyGPTError("--labels needs at least two different labels", "for example --labels ok breach")
-    like_pairs = all(name.lower().endswith((".jsonl", ".xlsx")) for name in config.input)
+    like_pairs = all(name.lower().endswith(".xlsx") for name in config.input)
     if config.format != "pairs" and config.name not in built_in and like_pairs:
         raise TinyGPTError(f"{config.input[0]} looks like prompts and responses", "add --format pairs")
     require_encoding(config.encoding)

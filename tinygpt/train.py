@@ -28,6 +28,7 @@ from tinygpt.training.log import Pace, peak_memory, read_metrics
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.processes import StopSignal
 from tinygpt.training.run import Run, log_divergence, micro_steps, out_of_memory, set_up
+from tinygpt.training.sharding import local
 from tinygpt.training.start import choose_compute, starting_point
 from tinygpt.training.watch import Watcher
 
@@ -43,6 +44,7 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
         config, compute = start.config, choose_compute(start.config, start.saved)
         with contextlib.ExitStack() as stack:
             run = set_up(stack, start, compute)
+            del start  # its checkpoint is as large as the run
             stop = stack.enter_context(StopSignal(embedded=callback is not None))
             run.log.callback = lambda entry: stop.ask() if callback and is_true(callback(entry)) else None
             if config.eval_only:
@@ -160,7 +162,8 @@ def forward_backward(
     for micro_step in range(len(x)):
         if run.has_dropout:
             seed_dropout(run.config.seed, run.progress.step, micro_step, run.ranks.rank)
-        accumulating = run.ranks.count > 1 and micro_step < len(x) - 1  # gradients are averaged at the last micro-step
+        # gradients are averaged at the last micro-step; a sharded run cannot keep complete ones until then
+        accumulating = run.ranks.count > 1 and not run.config.shard and micro_step < len(x) - 1
         with run.ddp_model.no_sync() if accumulating else contextlib.nullcontext():
             micro_loss = run.ddp_model(x[micro_step], y[micro_step])[1] * loss_weights[micro_step]
             run.optimizer.backward(micro_loss)
@@ -229,7 +232,8 @@ def evaluate(run: Run) -> bool:
     progress.evaluated_at = progress.step
     progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
     progress.best_val_loss = min(progress.best_val_loss, losses["val"])
-    if config.sample_interval and progress.step % config.sample_interval == 0 and run.ranks.is_main:
+    sampling = run.ranks.is_main or config.shard  # the processes of a sharded run compute together
+    if config.sample_interval and progress.step % config.sample_interval == 0 and sampling:
         show_sample(run)
     return best
 
@@ -240,8 +244,8 @@ def save(run: Run, *names: str) -> None:
     Errors: TinyGPTError if a weight is not finite.
     """
     require_finite_weights(run)
+    state = run.checkpoint()
     if run.ranks.is_main:
-        state = run.checkpoint()
         for name in names:
             store.save(run.out / name, state, run.log.retry_hint)
             if name == "ckpt.pt" and run.tuning and run.tuning.config.lora_rank:
@@ -253,13 +257,15 @@ def save(run: Run, *names: str) -> None:
 def keep_snapshot(run: Run) -> None:
     """Keep the weights of this step for the report's slider. Errors: as in `save`."""
     require_finite_weights(run)
+    state = run.checkpoint()
     if run.ranks.is_main:
-        save_snapshot(run.out, run.checkpoint(), run.log.retry_hint)
+        save_snapshot(run.out, state, run.log.retry_hint)
 
 
 def require_finite_weights(run: Run) -> None:
     """Check that no weight is NaN or infinite. Errors: TinyGPTError, which is also logged."""
-    if not torch.stack([weight.isfinite().all() for weight in run.model.parameters()]).all():
+    finite = torch.stack([local(weight).isfinite().all() for weight in run.model.parameters()]).all()
+    if run.ranks.sum([float(not finite)], run.compute.device)[0]:
         raise log_divergence(run, "a weight is")
 
 
@@ -268,7 +274,8 @@ def show_sample(run: Run, length: int = 200) -> None:
     tokenizer, prompt = run.dataset.tokenizer, run.dataset.sources["val"].prompt()
     sampling = Sampling(temperature=0.8, top_k=200, seed=run.config.seed)
     idx = torch.from_numpy(prompt[None]).to(run.compute.device)
-    ids = [int(row[0]) for row in generate(run.model.eval(), idx, length, sampling, tokenizer.vocab_size)]
+    tokens = generate(run.model.eval(), idx, length, sampling, tokenizer.vocab_size, exact_window=run.config.shard)
+    ids = [int(row[0]) for row in tokens]
     run.model.train()
     text = tokenizer.decode(ids)
     run.metric("sample", text=text, prompt=tokenizer.decode(prompt.tolist()))

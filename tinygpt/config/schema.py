@@ -81,14 +81,16 @@ class PrepareConfig(DataConfig):
 
     Your own text: tinygpt prepare mine --input notes.txt more/ '*.md'
 
+    Large text: tinygpt prepare mine --input pages.jsonl.gz --text_field=text --workers=4
+
     Your own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
     """
 
     name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
     """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (their *.txt files; for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in
-    sorted order; each text file begins on a new line"""
+    """your own text: files, folders (their *.txt and *.jsonl files, also .gz and .zst; for pairs *.jsonl, *.csv and
+    *.xlsx) or patterns, read in sorted order; each text file begins on a new line"""
     tokenizer: File = "auto"
     """char: each character is a token; bpe: byte-pair encoding trained on your text (pip install
     "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; a checkpoint or its folder:
@@ -98,6 +100,11 @@ class PrepareConfig(DataConfig):
     of pairs"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text kept for validation, from its end; for pairs, the share of examples"""
+    text_field: str = "text"
+    """JSON Lines: the key of the text; each line is a document that ends with the tokenizer's end-of-text token (gpt2:
+    <|endoftext|>), or if it has none (char, bpe) with a line end"""
+    workers: Annotated[int, Limit(">=", 1), Limit("<=", 61)] = 1
+    """text: number of processes that read and encode it; the result is the same"""
     format: Literal["text", "pairs"] = "text"
     """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or Excel's .xlsx)"""
     prompt_field: str = "prompt"
@@ -127,7 +134,7 @@ class PrepareConfig(DataConfig):
 def prepare_options(config: PrepareConfig) -> dict[str, Any]:
     """Return the options that differ from their defaults, for meta.json: a message can then show the command that makes
     the dataset again."""
-    apart = ("name", "show", "data_dir")  # do not affect the content
+    apart = ("name", "show", "data_dir", "workers")  # do not affect the content
     values = {key: getattr(config, key) for key in keys(PrepareConfig) if key not in apart}
     return {key: value for key, value in values.items() if value != getattr(PrepareConfig, key)}
 
@@ -275,6 +282,12 @@ class TrainConfig(Config):
     bit"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
+    shard: bool = False
+    """divide weights, gradients and optimizer state among the processes of torchrun (fully_shard), for models that are
+    too large for one device; uses plain PyTorch"""
+    checkpoint_activations: bool = False
+    """keep only the inputs of the blocks for the backward pass, and compute their activations again: less memory, a
+    third more computation; uses plain PyTorch"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
     seed: Seed = 1337
@@ -295,6 +308,10 @@ class TrainConfig(Config):
             yield "watch shows a run while it trains, and cannot be used with eval_only"
         if not self.decay_lr and "lr_schedule" in self.flags and self.lr_schedule != "constant":
             yield f"decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule={self.lr_schedule}"
+        if self.fast == "True" and (self.shard or self.checkpoint_activations):
+            yield "fast=True cannot be used with shard or checkpoint_activations, which need plain PyTorch"
+        if self.shard and self.compile == "True":
+            yield "compile=True cannot be used with shard"
         if self.n_head > 0:
             if self.n_embd % self.n_head:
                 yield f"n_head {self.n_head} does not divide n_embd {self.n_embd}"
@@ -338,6 +355,9 @@ class PlanConfig(TrainConfig):
     """choose model size and max_iters for the lowest loss in this time, for example 90s, 10m or 1h"""
     target: NonNegative = 0.0
     """choose model size and max_iters to reach this validation loss soonest, in nats per token; 0: no target"""
+    processes: CountOrZero = 0
+    """compute the memory of each of so many processes of torchrun, sharded or not, without any pilot; 0: plan a run of
+    one process"""
     law: File = ""
     """with budget or target: law.json of tinygpt lab scale, or its folder; empty: the law of Tiny Shakespeare"""
     json: bool = False
@@ -350,6 +370,10 @@ class PlanConfig(TrainConfig):
             yield "law needs budget or target"
         if self.time_only and choosing:
             yield "time_only cannot be used with budget or target, which run no pilots"
+        if self.processes and (self.time_only or choosing):
+            yield "processes cannot be used with time_only, budget or target"
+        if self.shard and not self.processes:
+            yield "shard needs processes: plan computes the memory of a sharded run"
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Dataset:
                 return False
             for split, tokens in self.splits.items():
                 pairs = [new.encode_pair(*pair) for pair in self.sources[split].examples(old)]
-                self.splits[split] = np.concatenate(pairs or list(new.encode_blocks([old.decode(tokens.tolist())])))
+                self.splits[split] = np.concatenate(pairs or list(encoded_again(tokens, old, new)))
         self.tokenizer = new
         self._set_sources()
         return True
@@ -160,6 +161,15 @@ class Dataset:
         largest change, so its hint holds for all."""
         split, source = min(self.sources.items(), key=lambda item: item[1].spare_tokens(block_size))
         source.require(block_size, split)
+
+
+def encoded_again(tokens: np.ndarray, old: Tokenizer, new: Tokenizer) -> Iterator[np.ndarray]:
+    """Encode text with another tokenizer, which also replaces the token at the end of each document."""
+    for document in np.split(tokens, np.flatnonzero(np.isin(tokens, old.end_of_text)) + 1):
+        ended = int(np.isin(document[-1:], old.end_of_text).sum())
+        yield from new.encode_blocks([old.decode(document[: len(document) - ended].tolist())])
+        if ended:
+            yield new.end_of_text if len(new.end_of_text) else new.encode("\n")
 
 
 def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:

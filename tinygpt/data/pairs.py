@@ -22,9 +22,9 @@ from tinygpt.data.bpe import train_bpe
 from tinygpt.data.preview import show_pairs
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.generate import hashed
-from tinygpt.data.text_files import decoding_error
+from tinygpt.data.text_files import decoding_error, json_lines, text_in
 from tinygpt.data.token_files import write_token_files
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer, lone_surrogate
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import byte_order_mark, file_error, folder_lock, replacing
@@ -158,16 +158,6 @@ def entries(path: Path, file: Any, config: Reading) -> Iterator[tuple[str, Entry
             yield f"{where} line {number}", entry
 
 
-def json_lines(file: Any) -> Iterator[tuple[int, Entry]]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
-                entry = None
-            yield number, entry if isinstance(entry, dict) else "not a JSON object"
-
-
 def csv_rows(file: Any, config: Reading) -> Iterator[tuple[int, list[str]]]:
     """Read the rows of a CSV file."""
     first = file.readline()
@@ -236,17 +226,9 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 def text_of(entry: Entry, key: str) -> str:
     """Return a text of an entry, without blanks around it. Errors: ValueError."""
-    if isinstance(entry, str):
-        raise ValueError(entry)
-    if key not in entry:
-        raise ValueError(f"no key {key!r}")
-    text = entry[key]
-    if not isinstance(text, str):
-        raise ValueError(f"{key} is not text")
+    text = text_in(entry, key)
     if isinstance(text, BadCell):
         raise ValueError(f"{key} is {text}")
-    if surrogate := lone_surrogate(text):
-        raise ValueError(f"{key} contains a lone surrogate ({surrogate}), which is half of a character")
     return text.strip()
 
 

@@ -38,6 +38,7 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
     border = "" if isinstance(tokenizer, CharTokenizer) else " (| between two tokens)"
     print(f"the first lines, as tokens and decoded again{border}:")
     start = np.fromfile(folder / "train.bin", dtype=TOKEN, count=60)
+    start = np.split(start, np.flatnonzero(np.isin(start, tokenizer.end_of_text)))[0]  # the first document
     text = tokenizer.decode(start.tolist()).rstrip("\ufffd")  # a part of a character at its end
     for line in list(filter(None, text.split("\n")))[:3]:
         ids = tokenizer.encode(line).tolist()

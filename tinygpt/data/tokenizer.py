@@ -38,8 +38,11 @@ def code_points(text: str) -> np.ndarray:
 
 def lone_surrogate(text: str) -> str:
     """Return the first lone surrogate, a code point that UTF-8 cannot encode, as `U+D83D`; an empty string if none."""
-    match = re.search("[\ud800-\udfff]", text)
-    return f"U+{ord(match[0]):04X}" if match else ""
+    try:
+        text.encode()  # much faster than a search
+    except UnicodeEncodeError as error:
+        return f"U+{ord(text[error.start]):04X}"
+    return ""
 
 
 class PairFormat(NamedTuple):
@@ -60,6 +63,7 @@ class BaseTokenizer:
     vocab_size: int
     pair: PairFormat | None = None  # None: the vocabulary has no special tokens for prompts and responses
     start = np.zeros(0, dtype="<u2")  # ids at the start of every text
+    end_of_text = np.zeros(0, dtype="<u2")  # ids at the end of each document of a dataset
     stop = ""  # special token that ends a generated text; empty: none
     cut_before = ""  # where a text may be cut, see `cut_safely`
 
@@ -77,6 +81,9 @@ class BaseTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # as JSON to a worker process: the libraries' own state is incomplete
+        return tokenizer_from_dict, (self.to_dict(), "")
 
     def encode_prompt(self, prompt: str, skip_unknown: bool = False) -> np.ndarray:
         """Encode an example up to where its response begins."""
@@ -168,9 +175,10 @@ class GPT2Tokenizer(BaseTokenizer):
     cut_before = " \n"  # GPT-2's pattern never lets a token span from a non-space to white space that follows it
 
     def __init__(self) -> None:
-        from tinygpt.data.corpora import gpt2_encoding
+        from tinygpt.data.corpora import GPT2_END_OF_TEXT, gpt2_encoding
 
         self._encoding = gpt2_encoding()
+        self.end_of_text = np.array([GPT2_END_OF_TEXT], dtype="<u2")
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
         return np.array(self._encoding.encode_ordinary(text), dtype="<u2")
@@ -210,6 +218,8 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self._added = {token.content for token in added}
         self.special = {token.content: id for id, token in added_tokens.items() if token.special}
         self.start = np.array(self._encoding.encode("").ids, dtype="<u2")
+        eos_id = self._encoding.token_to_id(eos)
+        self.end_of_text = np.array([] if eos_id is None else [eos_id], dtype="<u2")
         self.stop = eos
         if pair:
             self.pair = PairFormat(*(self.encode_template(pair[name]) for name in PairFormat._fields))

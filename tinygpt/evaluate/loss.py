@@ -39,7 +39,7 @@ def loss_and_error(
     model: AmpModel, source: Rows, row_indices: np.ndarray, compute: device.Compute, ranks: Processes = Processes()
 ) -> tuple[float, float]:
     """Compute `mean_loss` and its standard error, infinite for a single row. The processes share the rows."""
-    sums = loss_sums(model, source, row_indices[ranks.rank :: ranks.count], compute)
+    sums = loss_sums(model, source, row_indices, compute, ranks)
     return ratio(ranks.sum(sums.tolist(), compute.device), source.width(model.config.block_size))
 
 
@@ -73,9 +73,13 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
     return Sampled(mean, error, done, len(row_indices))
 
 
-@torch.inference_mode()
-def loss_sums(model: AmpModel, source: Rows, row_indices: np.ndarray, compute: device.Compute) -> np.ndarray:
-    """Compute sums over rows, float64 (6,), of: loss, targets, rows, loss^2, loss * targets, targets^2."""
+@torch.no_grad()  # fully_shard cannot train with tensors that it has made in inference mode
+def loss_sums(
+    model: AmpModel, source: Rows, row_indices: np.ndarray, compute: device.Compute, ranks: Processes = Processes()
+) -> np.ndarray:
+    """Compute sums over this process's rows, float64 (6,), of: loss, targets, rows, loss^2, loss * targets, targets^2.
+
+    All processes make the same number of forward passes, in which those of a sharded model gather its weights."""
     block_size = model.config.block_size
     width = source.width(block_size)
     # several rows at once are faster: as many as have 4 M logits on a CPU, 256 M (1 GB in float32) on a GPU
@@ -85,13 +89,16 @@ def loss_sums(model: AmpModel, source: Rows, row_indices: np.ndarray, compute: d
     was_training = model.training
     model.eval()
     sums = np.zeros(6)
-    for index in range(0, len(row_indices), batch_size):
-        batch_indices = row_indices[index : index + batch_size]
+    for index in range(0, len(row_indices), batch_size * ranks.count):
+        together = row_indices[index : index + batch_size * ranks.count]
+        own = together[ranks.rank :: ranks.count]
+        batch_indices = own if len(own) else together[:1]
         block = source.rows(batch_indices, source.width(block_size, batch_indices))
         x, y = (torch.from_numpy(np.ascontiguousarray(part)).to(compute.device) for part in block)
         loss, targets = device.to_host(row_losses(model, x, y)), device.to_host((y >= 0).sum(1))
-        with np.errstate(invalid="ignore"):  # the caller refuses a loss that is not finite
-            sums += [loss.sum(), targets.sum(), len(loss), loss @ loss, loss @ targets, targets @ targets]
+        if len(own):
+            with np.errstate(invalid="ignore"):  # the caller refuses a loss that is not finite
+                sums += [loss.sum(), targets.sum(), len(loss), loss @ loss, loss @ targets, targets @ targets]
     model.train(was_training)
     return sums
 
@@ -125,9 +132,13 @@ def row_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
     if is_target.all():
         losses = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction="none")
         return losses.view(y.shape).sum(1)
-    logits = model(x, y, targets_only=True)[0]
-    losses = F.cross_entropy(logits, y[is_target], reduction="none")
+    losses = target_losses(model, x, y)
     return losses.new_zeros(len(y)).index_add_(0, is_target.nonzero()[:, 0], losses)
+
+
+def target_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Compute the cross-entropy of each target in row order: float32 (targets,), for x and y as in `row_losses`."""
+    return F.cross_entropy(model(x, y, targets_only=True)[0], y[y >= 0], reduction="none")
 
 
 def estimate_losses(

@@ -22,8 +22,9 @@ def before(run: Run, tuning: Tuning) -> None:
         name = tuning.config.base_dataset or "the base model's dataset"
         where = f"{name} is not prepared in {run.config.data_dir}, or does not fit this model"
         run.log.print_line(f"note: forgetting is not measured: {where}")
+    state = run.checkpoint()
     if run.ranks.is_main and not measured_before(run):
-        run.log.metric("before", 0, run.seconds(), **measure(run, tuning, run.checkpoint(), {}))
+        run.log.metric("before", 0, run.seconds(), **measure(run, tuning, state, {}))
 
 
 def after(run: Run, tuning: Tuning) -> None:

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 from tinygpt.config import suggest
 from tinygpt.config.schema import PlanConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.law import SHAKESPEARE, SHAPES, Law, read_law
 from tinygpt.plan.pilots import MOST_PASSES
 from tinygpt.terminal import duration, table
-from tinygpt.training.start import Start, choose_compute, make_model, seconds_per_batch
+from tinygpt.training.start import Start, choose_compute, make_model, seconds_per_batch, training_class
 
 START = 5.0  # seconds until the first iteration
 SHARE = 0.9  # of the remaining time for iterations; the other tenth is for EVALUATIONS and their saves
@@ -77,7 +76,7 @@ def choices(config: PlanConfig, run: TrainConfig, dataset: Dataset, seconds: flo
     tokens, batch = len(dataset.splits["train"]), run.batch_size * run.gradient_accumulation_steps * run.block_size
     for width in SHAPES:
         sized = dataclasses.replace(run, **shape(width))
-        gpt_class = model_class(sized.fast, compute)
+        gpt_class = training_class(sized, compute)
         parameters = make_model(Start(sized), gpt_class, dataset.tokenizer.vocab_size)[0].num_params()
         step = seconds_per_batch(sized, dataset, compute) * run.gradient_accumulation_steps
         most_iterations = max(0.0, (seconds - START) * SHARE / step)

@@ -11,17 +11,22 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
+from tinygpt.checkpoint.store import WithoutInit
 from tinygpt.config import suggest
 from tinygpt.config.fields import keys
 from tinygpt.config.schema import PlanConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
-from tinygpt.device import model_class
+from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import FILE, Forecast, Interval, differences, read_plan
 from tinygpt.files import file_lock, replacing, strict_json
+from tinygpt.model import GPT
 from tinygpt.plan import cost, fit, pilots
 from tinygpt.plan.choose import choose
 from tinygpt.plan.cost import Costs
+from tinygpt.plan.memory import plan_memory
 from tinygpt.plan.pilots import Pilot
 from tinygpt.terminal import duration, table
 from tinygpt.training.start import (
@@ -31,6 +36,7 @@ from tinygpt.training.start import (
     require_dataset_choice,
     resumes,
     starting_point,
+    training_class,
 )
 
 FOLDER = ".plan-pilots"  # in OUT_DIR
@@ -45,6 +51,8 @@ class Planned(NamedTuple):
     passes: float  # over the training data
     pairs: bool  # the dataset has prompts and responses
     record: dict[str, Any]  # `settings`, and `data`: SHA-256 of the dataset's files
+    model: GPT  # without weights, if they are new ones
+    compute: Compute
 
     @property
     def out(self) -> Path:
@@ -52,12 +60,16 @@ class Planned(NamedTuple):
 
 
 def plan(config: PlanConfig) -> None:
-    """Predict a run, or choose a model size for --budget or --target. Errors: TinyGPTError for one that cannot be
-    planned, and those of the pilots."""
+    """Predict a run or the memory of its processes, or choose a model size for --budget or --target. Errors:
+    TinyGPTError for one that cannot be planned, and those of the pilots."""
     with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
         run = planned(config)
-        choosing = bool(config.budget or config.target)
-        result = choose(config, run.config, run.flags) if choosing else make_plan(run, config.time_only).as_json()
+        if config.processes:
+            result = plan_memory(run.config, config.processes, run.model, run.compute)
+        elif config.budget or config.target:
+            result = choose(config, run.config, run.flags)
+        else:
+            result = make_plan(run, config.time_only).as_json()
     if config.json:
         print(strict_json(result))
 
@@ -103,7 +115,7 @@ def planned(config: PlanConfig) -> Planned:
     run.flags, run.given = config.flags & run_keys.keys(), config.given & run_keys.keys()
     flags = [f"--{key}={getattr(config, key)}" for key in run_keys if key in config.flags]
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise TinyGPTError("plan predicts runs of one process", "run it without torchrun")
+        raise TinyGPTError("plan runs in one process", "run it without torchrun; --processes=N for the memory of N")
     if resumes(run) or run.eval_only or not run.max_iters:
         raise TinyGPTError("plan predicts a new run of at least one iteration", "drop init_from or eval_only")
     require_dataset_choice(run, "plan")
@@ -111,7 +123,8 @@ def planned(config: PlanConfig) -> Planned:
     start = starting_point(run)
     run, compute = start.config, choose_compute(start.config, {})
     known_tokens = fit_dataset(dataset, start)
-    model, _ = make_model(start, model_class(run.fast, compute), dataset.tokenizer.vocab_size, known_tokens)
+    with torch.device("meta") if start.checkpoint is None else contextlib.nullcontext(), WithoutInit():
+        model, _ = make_model(start, training_class(run, compute), dataset.tokenizer.vocab_size, known_tokens)
     source = dataset.sources["train"]
     passes = run.max_iters * source.passes(run.batch_size * run.gradient_accumulation_steps, run.block_size)
     print(f"device:      {compute.describe()}")
@@ -122,7 +135,8 @@ def planned(config: PlanConfig) -> Planned:
         print(f"model:       {model.num_params():,} parameters")
         print(f"iterations:  {run.max_iters:,}; {passes:.1f} passes over the data")
     data = {key: str(value) for key, value in dataset.meta["sha256"].items()}
-    return Planned(run, flags, passes, dataset.pairs, {"settings": run_settings(run), "data": data})
+    record = {"settings": run_settings(run), "data": data}
+    return Planned(run, flags, passes, dataset.pairs, record, model, compute)
 
 
 def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:

@@ -16,6 +16,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
 from tinygpt.model import GPT, MATRIX, VECTOR, parameter_class
+from tinygpt.training.sharding import checkpoint_activations, divided_like, full, shard
 
 AmpModel = GPT | FlatWeights | Autocast  # model(idx, targets) -> logits, loss
 
@@ -66,7 +67,14 @@ def schedule_note(config: TrainConfig) -> str:
 
 
 def build(model: GPT, config: TrainConfig, compute: Compute) -> tuple[AmpModel, "Optimizer"]:
-    """Wrap `model` so that it computes in compute.dtype, and make the optimizer of its float32 weights."""
+    """Move `model` to its device, make it compute in compute.dtype, and make the optimizer of its float32 weights."""
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
+    if config.shard:  # before it is moved: block by block, since all of it may not fit on the device
+        shard(model, compute)
+    model = model.to(compute.device)
+    if config.shard:
+        return model, TorchOptimizer(model, config, compute)
     if isinstance(model, FastGPT):
         flat = FlatWeights(model, compute.dtype)
         return flat, FlatOptimizer(flat, config)
@@ -113,7 +121,7 @@ class TorchOptimizer:
     def clip(self) -> Tensor:
         """Clip the norm of the gradient to grad_clip. Return the norm before clipping."""
         self.scaler.unscale_(self)  # type: ignore[arg-type]
-        return torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.grad_clip or float("inf"))
+        return full(torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.grad_clip or float("inf")))
 
     def update(self) -> None:
         """Update the weights, unless a float16 gradient overflowed, and clear the gradient."""
@@ -146,7 +154,7 @@ class TorchOptimizer:
     def load(self, moments: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, Any]) -> None:
         """Restore a state whose names and shapes are those of `moments`."""
         for name, weight in self.named.items():
-            state = {part: value.to(weight.device, copy=True) for part, value in moments[name].items()}
+            state = {part: divided_like(value, weight) for part, value in moments[name].items()}
             if "momentum" in state:
                 state = {"momentum_buffer": state["momentum"]}
             else:

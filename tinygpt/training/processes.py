@@ -1,7 +1,8 @@
 """The processes of a run: under torchrun they share its work, and a signal to one of them stops all.
 
 Under `torchrun --nproc_per_node=2 -m tinygpt train ...` each process works on its slice of the same global batch, and
-PyTorch's DistributedDataParallel averages the gradients, so the number of processes does not change the result.
+PyTorch's DistributedDataParallel, or fully_shard (sharding.py), averages the gradients, so the number of processes does
+not change the result.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import dataclasses
 import os
 import signal
 import threading
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +38,11 @@ class Processes:
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def agree(self, value: object, device: torch.device) -> bool:
+        """Return whether all processes give the same value."""
+        digest = zlib.crc32(repr(value).encode())
+        return self.sum([digest], device) == [digest * self.count]
 
     def wait(self) -> None:
         """Wait until every process has made this call."""
@@ -65,9 +72,11 @@ def join_processes(backend: str, device: torch.device) -> Iterator[Processes]:
     if backend == "auto" or (backend == "nccl" and device.type != "cuda"):
         backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        # After a restart torchrun may hand out the store of the dead processes, with their addresses still in it.
+        # After a restart torchrun may hand out the store of the dead processes, with their addresses still in it. A
+        # store of the processes is new, and between nodes the number of restarts differs.
         store, rank, count = next(iter(dist.rendezvous("env://")))
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     except (ValueError, RuntimeError) as error:
         raise TinyGPTError(f"--backend={backend}: {str(error).splitlines()[0]}", "--backend=gloo") from None

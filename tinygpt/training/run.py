@@ -23,10 +23,11 @@ from tinygpt.config.parse import to_yaml
 from tinygpt.config.schema import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches
-from tinygpt.device import model_class
 from tinygpt.errors import TinyGPTError, require_installed
+from tinygpt.fast.model import FastGPT
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
+from tinygpt.terminal import print_error
 from tinygpt.training import watch
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import (
@@ -39,7 +40,8 @@ from tinygpt.training.optimizer import (
     state_of,
 )
 from tinygpt.training.processes import Processes, join_processes
-from tinygpt.training.start import Start, fit_dataset, make_model, new_run_from
+from tinygpt.training.sharding import gather
+from tinygpt.training.start import Start, fit_dataset, make_model, new_run_from, training_class
 from tinygpt.training.tensorboard import TensorBoard, discard_events, import_summary_writer
 from tinygpt.training.tuning import Tuning
 
@@ -72,7 +74,7 @@ class Run:
     source: Batches  # the rows from which batches are drawn
     model: GPT  # with float32 weights, as saved
     amp_model: AmpModel  # the same weights, with matrix products in compute.dtype (automatic mixed precision)
-    ddp_model: Any  # amp_model, compiled if configured, in DistributedDataParallel if there are several processes
+    ddp_model: Any  # amp_model, compiled if configured, in DistributedDataParallel if several processes do not shard it
     optimizer: Optimizer
     compute: device.Compute
     ranks: Processes
@@ -122,15 +124,20 @@ class Run:
     def numeric_settings(self) -> dict[str, str | int]:
         """Return the settings on which the last bits of a result depend."""
         dtype = str(self.compute.dtype).removeprefix("torch.")
-        path = "plain" if type(self.model) is GPT else "fast"
+        path = "fast" if isinstance(self.model, FastGPT) else "plain"
         count = {"threads": torch.get_num_threads()} if self.compute.device.type == "cpu" else {}
         return {"device": self.compute.device.type, "dtype": dtype, "path": path, **count}
 
     def checkpoint(self) -> Checkpoint:
-        """Return the complete state after `progress.step` iterations."""
+        """Return the complete state after `progress.step` iterations. In a sharded run all processes call this, and
+        rank 0 alone gets the tensors."""
+        weights, optimizer = self.model.state_dict(keep_vars=self.config.shard), state_of(self.optimizer)
+        if self.config.shard:
+            weights, moments = gather(weights, self.ranks.is_main), optimizer["moments"]
+            optimizer["moments"] = {name: gather(parts, self.ranks.is_main) for name, parts in moments.items()}
         progress = dataclasses.replace(self.progress, seconds=self.seconds())
         return Checkpoint(
-            model=self.model.state_dict(),
+            model=weights,
             model_args=dataclasses.asdict(self.model.config),
             config=run_settings(self.config) | {"config": list(self.config.config)},
             step=progress.step,
@@ -139,7 +146,7 @@ class Run:
             data={key: str(value) for key, value in self.dataset.meta["sha256"].items()},
             training={
                 "progress": dataclasses.asdict(progress),
-                "optimizer": state_of(self.optimizer),
+                "optimizer": optimizer,
                 **self.numeric_settings(),
                 **(self.tuning.state() if self.tuning else {}),
             },
@@ -152,8 +159,14 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
     dataset = start.dataset(config.dataset)
     check(config, ranks)
+    step = start.checkpoint.step if start.checkpoint is not None and start.resuming else 0
+    if not ranks.agree((step, dataset.meta["sha256"]), compute.device):
+        problem = "the processes start at different iterations, or with different data"
+        raise TinyGPTError(problem, "give all nodes the same --data_dir, and an --out_dir that they share")
     known_tokens = fit_dataset(dataset, start)
-    model, new_tokens = make_model(start, model_class(config.fast, compute), dataset.tokenizer.vocab_size, known_tokens)
+    if compute.device.type == "cpu":
+        device.keep_freed_memory(keep=not config.shard)
+    model, new_tokens = make_model(start, training_class(config, compute), dataset.tokenizer.vocab_size, known_tokens)
     tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
     source: Batches = tuning.rows if tuning else dataset.sources["train"]
     source = source.arranged(config.group_by_length, config.sampling == "epochs")
@@ -162,9 +175,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     ranks.wait()
 
     torch.backends.cuda.matmul.allow_tf32 = True  # for matrix products that remain in float32
-    if compute.device.type == "cpu":
-        device.keep_freed_memory()
-    amp_model, optimizer = build(model.to(compute.device), config, compute)
+    amp_model, optimizer = build(model, config, compute)
     amp_model.train()
     progress = Progress()
     if start.saved:
@@ -172,7 +183,8 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
         load_state(optimizer, start.saved["optimizer"])
     rows = config.batch_size * config.gradient_accumulation_steps // (ranks.count * micro_steps(config, ranks))
     example = torch.zeros((rows, source.width(config.block_size)), dtype=torch.long, device=compute.device)
-    compiled, compile_status = device.compile_model(amp_model, config.compile, compute, example)
+    setting = "False" if config.shard else config.compile
+    compiled, compile_status = device.compile_model(amp_model, setting, compute, example)
     tuner = thread_tuner(config, amp_model, example) if compiled is amp_model else None
     times = tuner.tune(threads.free()) if tuner and not start.saved else {}
     run = Run(
@@ -181,7 +193,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
         source=source,
         model=model,
         amp_model=amp_model,
-        ddp_model=nn.parallel.DistributedDataParallel(compiled) if ranks.count > 1 else compiled,
+        ddp_model=nn.parallel.DistributedDataParallel(compiled) if ranks.count > 1 and not config.shard else compiled,
         optimizer=optimizer,
         compute=compute,
         ranks=ranks,
@@ -202,13 +214,13 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
 
 def check(config: TrainConfig, ranks: Processes) -> None:
     """Check that the processes can share the global batch, and what the run needs later. Errors: TinyGPTError."""
-    rows = config.batch_size * config.gradient_accumulation_steps
-    if rows % (ranks.count * micro_steps(config, ranks)):
-        raise TinyGPTError(
-            f"{ranks.count} processes cannot share {rows} sequences per iteration evenly "
-            f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
-            f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
-        )
+    require_even_split(config, ranks)
+    if config.shard and not torch.distributed.is_initialized():
+        problem = "shard=True divides the model among the processes of torchrun, which has not started this one"
+        if "shard" in config.flags:
+            raise TinyGPTError(problem, "torchrun --standalone --nproc_per_node=2 -m tinygpt ..., or --shard=False")
+        print_error(f"note: {problem}; the run continues without sharding")
+        config.shard = False  # of a config file or of a run that is resumed, which are also for one process
     out = Path(config.out_dir)
     for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(out / name)
@@ -216,6 +228,17 @@ def check(config: TrainConfig, ranks: Processes) -> None:
         import_summary_writer("report_to=tensorboard", ", or --report_to=none")
     if config.watch:
         require_installed("--watch", *watch.PACKAGES, otherwise=", or train without --watch")
+
+
+def require_even_split(config: TrainConfig, ranks: Processes) -> None:
+    """Check that the processes can share the global batch evenly. Errors: TinyGPTError."""
+    rows = config.batch_size * config.gradient_accumulation_steps
+    if rows % (ranks.count * micro_steps(config, ranks)):
+        raise TinyGPTError(
+            f"{ranks.count} processes cannot share {rows} sequences per iteration evenly "
+            f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
+            f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
+        )
 
 
 def micro_steps(config: TrainConfig, ranks: Processes) -> int:
@@ -276,11 +299,11 @@ def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
     config, model, progress, source = run.config, run.model, run.progress, run.source
     rows = run.rows_per_iter
     size = f"{rows} examples" if run.dataset.pairs else f"{rows * run.longest_row:,} tokens"
-    processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
+    processes = f"; {run.ranks.count} processes" * (run.ranks.count > 1) + ", sharded" * config.shard
     shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = not all(weight.requires_grad for weight in model.parameters())
-    path = "plain PyTorch" if type(model) is GPT else "the CPU's fast path (tinygpt/fast)"
+    path = "the CPU's fast path (tinygpt/fast)" if isinstance(model, FastGPT) else "plain PyTorch"
     trained = f", {trainable:,} of them trainable" if frozen else ""
     passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
     for line in (

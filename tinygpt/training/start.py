@@ -220,6 +220,11 @@ def make_model(start: Start, gpt_class: type[GPT], vocab_size: int, known_tokens
     return model, model.config.vocab_size - known_tokens
 
 
+def training_class(config: TrainConfig, compute: Compute) -> type[GPT]:
+    """Choose GPT or FastGPT for a run. Errors: as in `model_class`."""
+    return GPT if config.shard or config.checkpoint_activations else model_class(config.fast, compute)
+
+
 def padded_vocab_size(vocab_size: int) -> int:
     """Round a large vocabulary up to a multiple of 64, which GPUs multiply faster (nanoGPT: 50257 -> 50304)."""
     return vocab_size if vocab_size < 1024 else math.ceil(vocab_size / 64) * 64
@@ -254,8 +259,8 @@ def step_on_one_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -
     """Make a training step of a new model, whose weights stay as they are, so that it always takes the same time."""
     width = dataset.sources["train"].width(config.block_size)
     idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
-    model, _ = make_model(Start(config), model_class(config.fast, compute), dataset.tokenizer.vocab_size)
-    amp_model, optimizer = build(model.to(compute.device), config, compute)
+    model, _ = make_model(Start(config), training_class(config, compute), dataset.tokenizer.vocab_size)
+    amp_model, optimizer = build(model, config, compute)
     amp_model.train()
     optimizer.set_learning_rate(0.0)
 

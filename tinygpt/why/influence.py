@@ -22,8 +22,9 @@ What is approximated:
   although without one of them AdamW moves nearly as far. Weight decay does not depend on i.
 - Momentum applies a gradient over many iterations. rate_t is the sum of their learning rates, weighted as momentum
   weights the gradient (`applied_rates`); the rest is taken from iteration t.
-- Muon orthogonalises the momentum of a matrix with m rows, which is not a linear function. P is a number for each
-  matrix: it gives the momentum the norm of Muon's update, about sqrt(m) (training/optimizer.py).
+- Muon orthogonalises the momentum of a matrix, which is not a linear function. P is its derivative, that of the
+  Newton-Schulz iteration (fast/muon.py), at the momentum after the update. So what only changes the length of the
+  momentum has no effect, as in the training. It is exact for a small change; half of the rows are none.
 - Dropout is off in both gradients: they are those of the model in use, and not those of one mask. Both are in float32,
   also where the run computes in bfloat16.
 """
@@ -34,7 +35,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -42,8 +42,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.device import model_class, to_host
-from tinygpt.evaluate.loss import row_losses
-from tinygpt.fast.muon import MOMENTUM
+from tinygpt.evaluate.loss import target_losses
+from tinygpt.fast.muon import MOMENTUM, orthogonalize, wide
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import Optimizer, learning_rate
 from tinygpt.training.run import Run
@@ -54,7 +54,7 @@ Weights = dict[str, Tensor]  # by name, in the parameters' shapes
 class Tracer:
     """Stands between the loop and the optimizer of a run, and adds up the effects of the tokens of each batch.
 
-    x, y: the output, int64 (1, T). `effects` float64 (tokens,): the change of its log-probability in nats if the loss
+    x, y: the output, int64 (n, T). `effects` float64 (tokens,): the change of its log-probability in nats if the loss
     of a token of the training split is left out.
     """
 
@@ -81,8 +81,7 @@ class Tracer:
         self.optimizer.update()
         gradient = gradient_of(self.model, weights, self.x, self.y)
         rates = {momentum: each[step] for momentum, each in self.rates.items()}
-        scale = preconditioner(self.optimizer, config, rates)
-        direction = {name: scale[name] * part for name, part in gradient.items()}
+        direction = preconditioned(gradient, self.optimizer, config, rates)
         drawn = batch_of(self.source, config, step)
         rate = self.clipped / int(self.source.targets(drawn, config.block_size).sum())
         for part in np.split(drawn, config.gradient_accumulation_steps):
@@ -100,7 +99,7 @@ class Tracer:
 def gradient_of(model: GPT, weights: Weights, x: Tensor, y: Tensor) -> Weights:
     """Compute the gradient of the summed loss of rows, of `model` with these weights."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    loss = row_losses(with_weights(model, leaves), x, y).sum()
+    loss = target_losses(with_weights(model, leaves), x, y).sum()
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
@@ -121,21 +120,24 @@ def applied_rates(config: TrainConfig, momentum: float) -> np.ndarray:
     return applied
 
 
-def preconditioner(optimizer: Optimizer, config: TrainConfig, rates: dict[float, float]) -> Weights:
-    """Return rate times P for each parameter, from the optimizer's state; see the top of this module.
+def preconditioned(gradient: Weights, optimizer: Optimizer, config: TrainConfig, rates: dict[float, float]) -> Weights:
+    """Return rate times P times a gradient, from the optimizer's state; see the top of this module.
 
     rates: by momentum, that of AdamW and of Muon.
     """
     relative = config.muon_learning_rate / config.learning_rate if config.learning_rate else 0.0
-    steps, scale = max(1, optimizer.steps), {}
-    for name, moments in optimizer.moments().items():
+    steps, state, direction = max(1, optimizer.steps), optimizer.moments(), {}
+    for name, part in gradient.items():
+        moments = state[name]
         if "momentum" in moments:
-            momentum = moments["momentum"] / (1 - MOMENTUM**steps)
-            scale[name] = rates[MOMENTUM] * relative * math.sqrt(len(momentum)) / (momentum.norm() + 1e-12)
+            momentum = (moments["momentum"] / (1 - MOMENTUM**steps)).float().requires_grad_()
+            rows, columns = momentum.shape
+            (slope,) = torch.autograd.grad(orthogonalize(wide(momentum)[None])[0], momentum, wide(part))
+            direction[name] = rates[MOMENTUM] * relative * math.sqrt(max(1, rows / columns)) * slope
         else:
             second = moments["exp_avg_sq"] / (1 - config.beta2**steps)
-            scale[name] = rates[config.beta1] / (second.sqrt() + 1e-8)
-    return scale
+            direction[name] = rates[config.beta1] / (second.sqrt() + 1e-8) * part
+    return direction
 
 
 def slopes(model: GPT, weights: Weights, direction: Weights, x: Tensor, y: Tensor) -> np.ndarray:
@@ -143,13 +145,8 @@ def slopes(model: GPT, weights: Weights, direction: Weights, x: Tensor, y: Tenso
 
     Forward-mode differentiation (`torch.func.jvp`) of a batch; PyTorch's fused attention does not have it.
     """
-
-    def losses(weights: Weights) -> Tensor:
-        logits = with_weights(model, weights)(x, y, targets_only=True)[0]
-        return F.cross_entropy(logits, y[y >= 0], reduction="none")
-
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        return to_host(jvp(losses, (weights,), (direction,))[1])
+        return to_host(jvp(lambda moved: target_losses(with_weights(model, moved), x, y), (weights,), (direction,))[1])
 
 
 def batch_of(source: Rows, config: TrainConfig, step: int) -> np.ndarray:

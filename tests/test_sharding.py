@@ -1,0 +1,195 @@
+"""Sharded runs (`--shard`) and activation checkpointing: they learn what other runs learn, and stop as one."""
+
+import functools
+import json
+import signal
+from pathlib import Path
+
+import faults
+import pytest
+import torch
+import torch.distributed.fsdp  # it would take seconds in each child
+from children import Child, answer, nothing, ranks
+from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok, refused, tiny_text
+from test_distributed import BATCH, numbers
+
+from tinygpt import cli
+from tinygpt.checkpoint.store import load
+from tinygpt.training.log import peak_memory
+
+pytestmark = needs_fork
+SHARDED = [*TINY_TRAIN, *BATCH, "--shard=True"]
+
+
+def processes(folder: Path, count: int, *args: str, status: int = 0, before: dict[int, object] | None = None) -> str:
+    """Run a command in forked processes, which end with `status`; return what they print. before: by rank."""
+    children = [
+        Child(
+            list(args),
+            folder / f"{len(list(folder.glob('*.log')))}.log",
+            folder,
+            (before or {}).get(rank, nothing),
+            **place,
+        )
+        for rank, place in enumerate(ranks(count))
+    ]
+    for child in children:
+        child.wait(PATIENCE, otherwise=signal.SIGKILL)
+    output = "".join(child.output for child in children)
+    assert {child.status for child in children} == {status}, output[-4000:]
+    return output
+
+
+def assert_equal_runs(ours: Path, theirs: Path) -> None:
+    """Require equal losses, gradient norms, weights and moments, up to 1e-3."""
+    one, two = numbers(ours), numbers(theirs)
+    assert [line[:2] for line in one] == [line[:2] for line in two]
+    for (_, _, values), (_, _, expected) in zip(one, two, strict=True):
+        assert values == pytest.approx(expected, abs=1e-3)
+    mine, other = load(ours / "last.pt"), load(theirs / "last.pt")
+    assert mine.num_params == other.num_params  # a tied matrix is saved once
+    tolerance = 1e-2 if mine.config["optimizer"] == "muon" else 1e-3  # Muon computes in bfloat16
+    for name, weight in other.model.items():
+        torch.testing.assert_close(mine.model[name], weight, atol=tolerance, rtol=0)
+    moments = mine.training["optimizer"]["moments"]
+    for name, parts in other.training["optimizer"]["moments"].items():
+        torch.testing.assert_close(moments[name], parts, atol=tolerance, rtol=0)
+
+
+def test_a_sharded_run_learns_what_one_process_does(work: Path) -> None:
+    ok(work, *TINY_TRAIN, *BATCH, "--out_dir=one")
+    output = processes(work, 2, *SHARDED, "--out_dir=two")
+    assert "; 2 processes, sharded\n" in output and "plain PyTorch" in output
+    assert_equal_runs(work / "two", work / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "flags"),
+    [
+        (4, ["--tie_weights=False", "--bias=True"]),
+        (2, ["--optimizer=muon"]),
+        (2, ["--dtype=float16"]),
+        (2, ["--dropout=0.2", "--gradient_accumulation_steps=2", "--batch_size=6", "--checkpoint_activations=True"]),
+        (2, ["--bigram_table=True", "--token_shift=True", "--position=alibi"]),
+    ],
+    ids=lambda value: str(value),
+)
+def test_sharding_changes_no_loss_and_no_dropout_mask(work: Path, count: int, flags: list[str]) -> None:
+    """Compared with the same number of processes of which each holds everything."""
+    processes(work, count, *TINY_TRAIN, *BATCH, *flags, "--fast=False", "--out_dir=complete")
+    processes(work, count, *SHARDED, *flags, "--out_dir=sharded")
+    assert_equal_runs(work / "sharded", work / "complete")
+
+
+def test_activation_checkpointing_changes_nothing(work: Path) -> None:
+    for out, flags in (("kept", ["--fast=False"]), ("again", ["--checkpoint_activations=True"])):
+        ok(work, *TINY_TRAIN, "--max_iters=4", *flags, f"--out_dir={out}")
+    assert numbers(work / "again") == numbers(work / "kept")
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_by_other_numbers_of_processes(work: Path) -> None:
+    """4 sharded processes are killed; then 2 others, 2 sharded ones and one end the run as one process would."""
+    flags = ["--max_iters=9", "--checkpoint_interval=2"]
+    ok(work, *TINY_TRAIN, *BATCH, *flags, "--out_dir=one")
+    for count, sharding, killed_at in (
+        (4, ["--shard=True"], 3),
+        (2, ["--shard=False"], 5),
+        (2, ["--shard=True"], 7),
+        (1, [], 0),
+    ):
+        die = functools.partial(faults.on_iteration, killed_at, faults.die)
+        killed = {"status": -signal.SIGKILL, "before": dict.fromkeys(range(count), die)} if killed_at else {}
+        resume = ["train", "--init_from=resume"] if count < 4 else [*TINY_TRAIN, *BATCH, *flags]
+        processes(work, count, *resume, *sharding, "--out_dir=run", **killed)
+    assert_equal_runs(work / "run", work / "one")
+    ok(work, "sample", "--ckpt=run/ckpt.pt", "--max_new_tokens=5")
+
+
+def test_a_weight_that_is_not_finite_in_one_process_stops_all(work: Path) -> None:
+    overflow = functools.partial(faults.diverge, "overflow", 2, 1, nothing)
+    flags = ["--out_dir=two", "--checkpoint_interval=1", "--max_iters=9"]
+    output = processes(work, 2, *SHARDED, *flags, status=1, before={1: overflow})
+    assert output.count("error: iteration 3: a weight is NaN or infinite; training has stopped") == 2
+    assert load(work / "two/last.pt").step == 2
+
+
+DEEP = ["--n_layer=8", "--n_head=8", "--n_embd=512", "--block_size=64"]  # 25 million parameters
+WIDE = ["--n_layer=4", "--n_head=8", "--n_embd=768", "--block_size=32"]  # 28 million
+GPT2 = ["--dataset=gpt2", "--n_layer=2", "--n_head=4", "--n_embd=384", "--block_size=64"]  # 23 million, 50,304 tokens
+MANY = [*DEEP, "--batch_size=32"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "flags"),
+    [
+        *((count, shape) for shape in (DEEP, WIDE) for count in (2, 4)),
+        (2, MANY),
+        (2, [*MANY, "--checkpoint_activations=True"]),
+        (2, [*DEEP, "--gradient_accumulation_steps=4", "--dtype=bfloat16"]),
+        (2, GPT2),
+    ],
+    ids=lambda value: str(value),
+)
+def test_the_memory_of_a_sharded_run_is_that_of_its_plan(tmp_path: Path, count: int, flags: list[str]) -> None:
+    """Peaks within 15%, besides that of a tiny model. -s prints them for docs/dev/SCALING.md."""
+    (tmp_path / "text.txt").write_text(tiny_text())
+    ok(tmp_path, "prepare", "tiny", "--input=text.txt")
+    ok(tmp_path, "prepare", "gpt2", "--input=text.txt", "--tokenizer=gpt2")
+    run = [*TINY_TRAIN[1:], "--max_iters=2", "--eval_interval=2", "--batch_size=8", "--gradient_accumulation_steps=1"]
+    run += ["--shard=True", "--dropout=0"]
+    plan = json.loads(ok(tmp_path, "plan", *run, *flags, f"--processes={count}", "--json").out)["memory_mb"]
+    training, saving = plan["training"], plan["saving (process 0, in main memory)"]
+    besides, peaks = (memory_of_processes(tmp_path, count, "train", *run, *more) for more in ([], flags))
+    measured = [(peak - other) / 1e6 for peak, other in zip(peaks, besides, strict=True)]
+    expected = [max(training, saving)] + [training] * (count - 1)
+    print(f"\n{count} {flags}: planned {[round(mb) for mb in expected]}, measured {[round(mb) for mb in measured]}")
+    assert measured == pytest.approx(expected, rel=0.15)
+
+
+def memory_of_processes(folder: Path, count: int, *args: str) -> list[int]:
+    """Run a command in forked processes; return the peak memory of each in bytes."""
+
+    def work() -> None:
+        assert cli.main([*args, "--quiet"]) == 0
+        answer(peak_memory())
+
+    logs = [folder / f"{len(list(folder.glob('*.log'))) + rank}.log" for rank in range(count)]
+    children = [Child(work, log, folder, **place) for log, place in zip(logs, ranks(count), strict=True)]
+    assert [child.wait(5 * PATIENCE, otherwise=signal.SIGKILL) for child in children] == [0] * count
+    return [child.answers[0] for child in children]
+
+
+@pytest.mark.slow
+def test_samples_and_snapshots_of_a_sharded_run(work: Path) -> None:
+    processes(work, 2, *SHARDED, "--out_dir=two", "--max_iters=2", "--sample_interval=2", "--snapshots=2")
+    assert (work / "two/metrics.jsonl").read_text().count('"kind": "sample"') == 2
+    ok(work, "sample", "--ckpt=two/snapshots/step-2.pt", "--max_new_tokens=5")
+
+
+def test_sharding_without_torchrun_is_refused(work: Path) -> None:
+    message = refused(work, *SHARDED)
+    assert (
+        message.startswith("error: shard=True divides the model among the processes of torchrun")
+        and "torchrun" in message
+    )
+    assert "plain PyTorch" in refused(work, *SHARDED, "--fast=True")
+    assert "compile=True cannot be used with shard" in refused(work, *SHARDED, "--compile=True")
+
+
+def test_processes_that_do_not_start_together_are_refused(work: Path) -> None:
+    """A node without the shared folder would start from scratch while the others resume."""
+    ok(work, *TINY_TRAIN, *BATCH, "--out_dir=shared")
+    auto = [*TINY_TRAIN, *BATCH, "--max_iters=6", "--init_from=auto"]
+    place = ranks(2)
+    children = [
+        Child([*auto, f"--out_dir={out}"], work / f"{out}.log", work, nothing, **place[rank])
+        for rank, out in enumerate(("shared", "own"))
+    ]
+    for child in children:
+        assert child.wait(PATIENCE, otherwise=signal.SIGKILL) == 2, child.output
+        assert "the processes start at different iterations, or with different data" in child.output
+        assert "--out_dir that they share" in child.output
+    assert not (work / "own").exists() and load(work / "shared/last.pt").step == 4
