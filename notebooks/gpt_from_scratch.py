@@ -21,8 +21,9 @@
 # retrieve documents, when do you fine-tune, and when do you train a model of your own?
 #
 # All cells run from top to bottom in five and a half minutes on two processor cores. Once tinygpt is installed, they
-# need no network. Each part ends with a picture and a question; a click on "Answer" opens its answer. In an exercise you
-# change something and run it again. The checks then print `right: ...`, or `not yet: ...` with a hint.
+# need no network. The outputs that you see first are stored from one run; run the cells, and they are yours. Each part
+# ends with a picture and a question; a click on "Answer" opens its answer. In an exercise you change something and run
+# it again. The checks then print `right: ...`, or `not yet: ...` with a hint.
 #
 # - **Short path** (about 4,400 words, 22 minutes of reading without the code): parts 1, 2, 3, 4, 5, 6, 7, 10, 12, 13,
 #   15, 17, 18, 20, 21 and 22.

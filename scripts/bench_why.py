@@ -1,23 +1,61 @@
-"""Measure how well `tinygpt why` predicts what leaving out training rows does: the linear datamodeling score.
+"""Measure how well `tinygpt why` predicts what leaving out training rows does: the linear datamodeling score (LDS).
 
-Models are trained again without random halves of the training rows. For each of some outputs of the validation split,
-the sum of the effects of the rows left out is compared with the log-probability of the output in each model, by
-Spearman's rank correlation (Park et al. 2023, "TRAK", section 2). BM25 and embeddings are scored in the same way. The
-ceiling is the correlation with models that were trained without the same rows, with another seed.
+Models are trained again without random halves of the training rows, each half with several seeds. As in `tinygpt why`,
+the rows left out stay in their batches without a loss; Park et al. train on the other rows alone. For each of some
+outputs of the validation split, the sum of the effects of the rows left out is compared with what was measured, by
+Spearman's rank correlation over the halves (Park et al. 2023, "TRAK", section 2). Measured is the log-odds of the
+output, log p - log(1 - p), as for the classes in that paper: the log-probability hardly moves where p is near 1.
+Effects and measurements are means over the seeds. BM25, embeddings and, for pairs, the label are scored in the same
+way.
 
-python scripts/bench_why.py out --trainings=50 --outputs=20
+Repeatability r is the correlation of two trainings without the same rows, with two seeds. Means over k seeds correlate
+with r_k = k r / (1 + (k - 1) r) (Spearman-Brown). A perfect prediction that does not know the seeds, as BM25 does not,
+would reach the ceiling, about sqrt(r_k). Influence knows them: it is measured in runs with the weights at the start and
+the batches of those that it predicts, so it could pass the ceiling. Its correlation with trainings of another seed says
+how much of it is about the data.
+
+python scripts/bench_why.py pairs            # 300 transactions; 15 minutes on one core; stopped, it continues
+python scripts/bench_why.py text             # 40,000 characters
 """
 
 import argparse
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from tinygpt import terminal
 from tinygpt.config.schema import WhyConfig
+from tinygpt.data.corpora import industry_descriptions
+from tinygpt.data.pairs import tokenizer_of_pairs
+from tinygpt.data.tasks import TASKS
+from tinygpt.data.tokenizer import CharTokenizer
+from tinygpt.experiment.models import train, write_dataset, write_text
+from tinygpt.experiment.stages import Identity, Results, Stage, run
 from tinygpt.why.explained import Explained, load_run, log_probability, output, texts_of
 from tinygpt.why.nearest import similarities
 from tinygpt.why.retrain import effects, retrain
+
+PAIRS, CHARACTERS = 300, 40_000
+SETTINGS = {"n_layer": 1, "dropout": 0.0, "batch_size": 16, "max_iters": 100, "warmup_iters": 10, "threads": 1}
+PRESETS = {"pairs": "lab_classifier", "text": "lab_canary"}
+CONTINUATION = 8  # characters of an output of plain text
+
+
+def fit(folder: Path, kind: str) -> None:
+    """Write the dataset, and train the run."""
+    data = folder / "data" / kind
+    if kind == "pairs":
+        task = TASKS["transactions"].make(1337)
+        splits = task | {"train": task["train"][:PAIRS]}
+        write_dataset(data, splits, TASKS["transactions"].labels, tokenizer_of_pairs(task))
+    else:
+        text = industry_descriptions()[:CHARACTERS]
+        write_text(data, text, CharTokenizer(sorted(set(text))))
+    train("train", PRESETS[kind], folder / "run", data, **SETTINGS)
 
 
 def outputs_of(explained: Explained, count: int) -> list[tuple[str, str]]:
@@ -29,39 +67,92 @@ def outputs_of(explained: Explained, count: int) -> list[tuple[str, str]]:
     half, rows = explained.config.block_size // 2, source.all_rows(explained.config.block_size)[:-1]
     starts = rows[:: max(1, len(rows) // count)][:count].tolist()
     cut = lambda first, last: decode(source.tokens[first:last].tolist())  # noqa: E731
-    return [(cut(start, start + half), cut(start + half, start + half + 8)) for start in starts]
+    return [(cut(start, start + half), cut(start + half, start + half + CONTINUATION)) for start in starts]
+
+
+def stages(folder: Path, halves: list[np.ndarray], seeds: range, count: int) -> Iterator[Stage]:
+    explained = load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))
+    encoded = [output(explained, *pair) for pair in outputs_of(explained, count)]
+
+    def predict(seed: int) -> list[list[float]]:
+        return effects(explained, encoded, seed)[0].tolist()
+
+    def measure(number: int, seed: int) -> list[float]:
+        model = retrain(explained, halves[number], seed)
+        return [log_probability(model, *each) for each in encoded]
+
+    for seed in seeds:  # with more seeds, the same command goes on
+        yield Stage(f"effects, seed {seed}", count, partial(predict, seed))
+        for number in range(len(halves)):
+            yield Stage(f"half {number}, seed {seed}", 1, partial(measure, number, seed))
+
+
+def rank_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Return Spearman's rank correlation over the halves for each output; 0 if a prediction is constant. Both arrays
+    are (halves, outputs)."""
+    return np.nan_to_num([spearmanr(*columns).statistic for columns in zip(predicted.T, measured.T, strict=True)])
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of the mean over outputs."""
+    draws = np.random.default_rng(0).integers(0, len(values), (10_000, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def report(results: Results, explained: Explained, halves: list[np.ndarray], seeds: range, count: int) -> None:
+    outputs, texts = outputs_of(explained, count), texts_of(explained)
+    scores: dict[str, Any] = {"influence": np.mean([results[f"effects, seed {seed}"] for seed in seeds], axis=0)}
+    for pair in outputs:  # the nearer the rows left out, the lower the probability
+        for name, each in similarities(explained, " ".join(pair), texts).items():
+            scores.setdefault(name, []).append(-each)
+    if explained.dataset.labels:
+        labels = np.array([label for _, label in explained.source.examples(explained.dataset.tokenizer)])
+        scores["rows of the same label"] = [-1.0 * (labels == label) for _, label in outputs]
+    logs = np.array([[results[f"half {n}, seed {seed}"] for n in range(len(halves))] for seed in seeds])
+    odds = logs - np.log(-np.expm1(np.minimum(logs, -1e-6)))  # (seeds, halves, outputs)
+    repeats = [rank_correlations(*pair) for pair in itertools.combinations(odds, 2)]
+    k = len(seeds)
+    print(f"{len(halves)} halves of {len(explained.rows)} rows, seeds: {k}, {len(outputs)} outputs")
+    if repeats:
+        r = float(np.mean(repeats))
+        ceiling = max(0.0, k * r / (1 + (k - 1) * r)) ** 0.5
+        print(f"repeatability of single trainings {r:.2f}; ceiling for means over {k} seeds {ceiling:.2f}")
+        effect = np.array([results[f"effects, seed {seed}"] for seed in seeds])  # (seeds, outputs, rows)
+        sums = np.stack([effect[:, :, half].sum(axis=2) for half in halves], axis=1)  # (seeds, halves, outputs)
+        same = np.mean([rank_correlations(sums[a], odds[a]) for a in range(k)])
+        other = np.mean([rank_correlations(sums[a], odds[b]) for a, b in itertools.permutations(range(k), 2)])
+        print(f"influence in one run, with trainings of its seed {same:.2f}, of another seed {other:.2f}")
+    print(f"{'':<26}{'LDS (95% interval)':<24}influence minus it (95% interval)")
+    found = {}
+    for name, each in scores.items():
+        predicted = np.array([np.asarray(each)[:, half].sum(axis=1) for half in halves])
+        found[name] = rank_correlations(predicted, odds.mean(axis=0))
+        cells = [
+            f"{values.mean():5.2f} ({low:5.2f} to {high:5.2f})"
+            for values in (found[name], found["influence"] - found[name])
+            for low, high in [interval(values)]
+        ]
+        print(f"{name:<26}{cells[0]:<24}{cells[1] if name != 'influence' else ''}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
-    parser.add_argument("--trainings", type=int, default=50)
-    parser.add_argument("--outputs", type=int, default=20)
+    parser.add_argument("kind", choices=PRESETS)
+    parser.add_argument("--halves", type=int, default=50)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--outputs", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=Path("out-bench-why"))
     args = parser.parse_args()
-    explained = load_run(WhyConfig(run=args.run))
-    texts = texts_of(explained)
-    outputs = outputs_of(explained, args.outputs)
-    encoded = [output(explained, *pair) for pair in outputs]
-    scores: dict[str, list[np.ndarray]] = {}
-    for pair, (x, y) in zip(outputs, encoded, strict=True):
-        for name, each in similarities(explained, " ".join(pair), texts).items():
-            scores.setdefault(name, []).append(-each)  # the nearer the rows left out, the lower the probability
-        scores.setdefault("influence", []).append(effects(explained, x, y)[0])
+    folder, seeds = args.out / args.kind, range(1337, 1337 + args.seeds)
+    identity = Identity("bench", args.kind, {"outputs": args.outputs, **SETTINGS}, {})
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    run(folder, identity, [Stage("train", 5, partial(fit, folder, args.kind))])
+    explained = load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))
     rows, generator = len(explained.rows), np.random.default_rng(0)
-    halves = [generator.permutation(rows)[: rows // 2] for _ in range(args.trainings)]
-    measured = np.zeros((2, args.trainings, len(outputs)))  # with the run's seed, and with another
-    for number, half in enumerate(terminal.progress(halves, unit="half")):
-        for other in range(2):
-            model = retrain(explained, half, explained.config.seed + other)
-            measured[other, number] = [log_probability(model, *pair) for pair in encoded]
-    predicted = {
-        name: np.array([[each[half].sum() for each in parts] for half in halves]) for name, parts in scores.items()
-    }
-    for name, values in {**predicted, "ceiling": measured[1]}.items():
-        columns = zip(values.T, measured[0].T, strict=True)
-        correlations = np.nan_to_num([spearmanr(*column).statistic for column in columns])
-        half_width = 1.96 * correlations.std(ddof=1) / len(correlations) ** 0.5
-        print(f"{name:<24}{correlations.mean():6.3f} +- {half_width:.3f}")
+    halves = [generator.permutation(rows)[: rows // 2] for _ in range(args.halves)]
+    results = run(folder, identity, list(stages(folder, halves, seeds, args.outputs)))
+    report(results, explained, halves, seeds, args.outputs)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tinygpt.config.fields import keys, meanings
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = (".py", ".yaml", ".sh", ".ps1", ".md", ".js", ".css", ".j2")
 IN_A_LINE = {  # folders that are not listed file by file
-    "notebooks": "gpt_from_scratch: the notebook without its outputs, and the same as text, which can be reviewed",
+    "notebooks": "gpt_from_scratch: the notebook with its outputs, and its cells as text, for reviews",
     "tests": "a file for each subject: a module, a promise, features together",
 }
 

@@ -1,5 +1,5 @@
-"""The notebook runs from top to bottom, its numbers hold, it has no stored outputs, it equals its text form, and the
-page that scripts/notebook.py makes of it is complete and loads nothing."""
+"""The notebook runs from top to bottom, its numbers hold, it equals its text form, its stored outputs are complete, and
+the page that scripts/notebook.py makes of it is complete and loads nothing."""
 
 import base64
 import importlib.util
@@ -59,10 +59,21 @@ def wrong_outputs(notebook: nbformat.NotebookNode) -> list[str]:
     return wrong
 
 
-def test_it_is_stripped() -> None:
-    for cell in nbformat.read(NOTEBOOK, 4).cells:
-        assert not cell.get("outputs") and cell.get("execution_count") is None
-    assert NOTEBOOK.stat().st_size < 140_000
+def test_its_outputs_are_stored() -> None:
+    notebook = nbformat.read(NOTEBOOK, 4)
+    assert not wrong_outputs(notebook), f"run: python scripts/notebook.py --out {NOTEBOOK.relative_to(ROOT)}"
+    check_claims(notebook)
+    assert check_page(script("notebook").page(notebook)) >= PARTS
+    assert NOTEBOOK.stat().st_size < 1_500_000
+
+
+def test_a_missing_output_would_be_noticed() -> None:
+    """Negative control: without the outputs of one cell, with a path, and with a cell that ran again."""
+    for change in ({"outputs": []}, {"outputs": ["/home/ada/tinygpt"]}, {"execution_count": 99}):
+        notebook = nbformat.read(NOTEBOOK, 4)
+        (cell,) = (cell for cell in notebook.cells if cell.source.startswith("class Bigram"))
+        cell.update(change)
+        assert wrong_outputs(notebook) == ["class Bigram(nn.Module):"]
 
 
 def test_it_says_what_its_text_form_says() -> None:

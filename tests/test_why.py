@@ -11,12 +11,16 @@ import pytest
 import torch
 from conftest import Shared, cli_here, ok, refused, tiny_text
 from models import SMALL, every_pair, every_path, shaken, small
+from scipy.stats import binomtest
+from test_lab_canary import quick, results
 from test_pairs import json_lines
 
 from tinygpt.checkpoint import store
-from tinygpt.config.schema import TrainConfig, WhyConfig
+from tinygpt.config.schema import LabConfig, TrainConfig, WhyConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows, TextRows
+from tinygpt.fast.muon import orthogonalize, wide
+from tinygpt.lab import why as lab
 from tinygpt.model import GPT
 from tinygpt.training.start import Start, make_model
 from tinygpt.why import influence
@@ -143,22 +147,30 @@ def test_all_effects_together_are_the_change_that_training_made(
     ok(tmp_path, "train", f"--dataset={name}", *MODEL, *LEARN, *few)
     explained = load_run(WhyConfig(run=str(tmp_path / "out"), data_dir=str(planted / "data")))
     x, y = output(explained, start, text)
-    estimate, model = effects(explained, x, y)
+    (estimate,), model = effects(explained, [(x, y)])
     before, _ = make_model(Start(explained.config), GPT, explained.dataset.tokenizer.vocab_size)
     change = log_probability(model, x, y) - log_probability(before, x, y)
     assert change > 0.02 and -estimate.sum() == pytest.approx(change, rel=0.05)
 
 
 def test_the_preconditioner_is_that_of_the_optimizer() -> None:
-    """Muon: the momentum gets the norm sqrt(rows), times the ratio of the two learning rates. AdamW: by hand."""
+    """Muon: how much a small change of the momentum changes the update along a gradient, for a tall and a wide matrix,
+    times the ratio of the two learning rates. AdamW: by hand."""
     config = TrainConfig(learning_rate=0.01, muon_learning_rate=0.03, beta2=0.9)
-    momentum, square = torch.randn(128, 32), torch.tensor([0.19, 0.76])
-    moments = {"a": {"momentum": momentum}, "b": {"exp_avg": square, "exp_avg_sq": square}}
-    state: Any = SimpleNamespace(steps=2, moments=lambda: moments)
-    scale = influence.preconditioner(state, config, {0.9: 1.0, 0.95: 1.0})
-    corrected = momentum / (1 - 0.95**2)
-    assert float((scale["a"] * corrected).norm()) == pytest.approx(3 * 128**0.5, rel=1e-4)
-    assert scale["b"].tolist() == pytest.approx([1, 0.5])
+    square = torch.tensor([0.19, 0.76])
+    for shape, scale in (((48, 12), 2.0), ((12, 48), 1.0)):
+        momentum, gradient, change = torch.randn(3, *shape)
+        moments = {"a": {"momentum": momentum}, "b": {"exp_avg": square, "exp_avg_sq": square}}
+        state: Any = SimpleNamespace(steps=2, moments=lambda moments=moments: moments)
+        weights = {"a": gradient, "b": torch.ones(2)}
+        direction = influence.preconditioned(weights, state, config, {0.9: 1.0, 0.95: 1.0})
+        update = [
+            wide(orthogonalize(wide(momentum / (1 - 0.95**2) + sign * 1e-3 * change)[None])[0]) for sign in (1, -1)
+        ]
+        along = float(((update[0] - update[1]) / 2e-3 * wide(gradient)).sum())
+        assert float((direction["a"] * change).sum()) == pytest.approx(3 * scale * along, rel=0.02)
+        assert float((direction["a"] * momentum).sum()) == pytest.approx(0, abs=0.02)  # its length has no effect
+        assert direction["b"].tolist() == pytest.approx([1, 0.5])
 
 
 def test_momentum_applies_the_first_gradient_more_and_the_last_one_less() -> None:
@@ -191,12 +203,15 @@ def test_the_proof_shows_what_the_planted_example_does_and_a_random_one_does_not
     assert proof["log_probability"]["nothing"][0] == found["log_probability"]
     assert max(proof["change"]["the most influential"]) < -5 < -1 < min(proof["change"]["random ones"])
     assert proof["change"]["the nearest by BM25"] == proof["change"]["the most influential"]  # the same example
+    assert proof["further_than"].keys() == proof["change"].keys() - {"the most influential", "random ones"}
+    assert proof["further_than"]["the nearest by BM25"] == 0
     # finished trainings are kept, and no model stays
     said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1], *flags).out
     assert "stage" not in said and "has exactly the weights of the run" in said
     assert "verdict:     the estimate was right: " in said and "seed 1338" in said
-    (folder,) = (copy / "out/why").iterdir()
-    assert {path.name for path in folder.iterdir()} <= {"why.json", ".lock"}
+    assert said.count("fell further than without the nearest by BM25 with 0 of 2 seeds") == 1
+    for folder in (copy / "out/why").iterdir():
+        assert {path.name for path in folder.iterdir()} <= {"why.json", ".lock"}
 
 
 def test_random_rows_have_the_labels_of_the_influential_ones(planted: Path) -> None:
@@ -300,8 +315,56 @@ def test_runs_that_cannot_be_explained_are_refused(copy: Path, monkeypatch: pyte
     assert "prepared from different text" in refused(copy, "why", "out", *ask)
 
 
+def test_damaged_results_and_diverged_models_are_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ["why", "out", "--start=001 red", "--text=rot"]
+    with monkeypatch.context() as patch:
+        patch.setattr(influence, "slopes", lambda *args: np.nan)
+        done = cli_here(*ask, cwd=copy)
+        assert done.status == 1 and "an effect is NaN: training diverged" in done.err
+    ok(copy, *ask)
+    (kept,) = (copy / "out/why").glob("*/why.json")
+    kept.write_text("{")
+    said = refused(copy, *ask)
+    assert f"try: delete {kept.parent.relative_to(copy)}\n" in said and "--out_dir" not in said
+    changed = store.load(copy / "out/ckpt.pt")
+    changed.model = {name: weight * float("nan") for name, weight in changed.model.items()}
+    store.save(copy / "out/ckpt.pt", changed)
+    done = cli_here(*ask, "--json", cwd=copy)
+    assert done.status == 1 and done.out == "" and "training diverged" in done.err
+
+
 def test_a_batch_without_any_target_is_refused(copy: Path) -> None:
     one = ["--batch_size=1", "--max_iters=200", "--out_dir=one"]
     ok(copy, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN, *one)
     done = cli_here("why", "one", "--start=001 red", "--text=rot", "--prove", "--leave_out=80", cwd=copy)
     assert done.status == 2 and "has no targets" in done.err and "smaller --leave_out" in done.err
+
+
+# ---- tinygpt lab why --------------------------------------------------------------------------------------------
+
+
+def test_the_lab_ranks_the_wrong_labels_and_trains_again(tmp_path: Path) -> None:
+    folder = quick(tmp_path, "why", lab, lab.Size(lines=80, iterations=10, answers=1, left_out=5, judges=10))
+    stages, said = results(folder), " ".join((folder / "said.txt").read_text(encoding="utf-8").split())
+    wrong = stages["wrong labels, seed 1"]["wrong"]
+    assert wrong["known"] == [True] * 8 + [False] * 72
+    assert all(sum(ranking) == 8 and len(ranking) == 80 for ranking in wrong.values())
+    assert wrong["harm"] != wrong["known"] != wrong["loss"]
+    assert stages["answer 1, seed 1"].keys() == lab.GROUPS.keys() and 0 not in stages["answer 1, seed 1"].values()
+    assert "| known wrong labels" in said and " of 1 answers fell further" in said
+    line = ok(tmp_path, "why", "out/seed-1/run", "--start=SQ *BLUE HERON ESPRESSO", "--text=coffee").out
+    assert "80 training rows" in line
+
+
+def test_each_seed_of_the_lab_explains_other_lines(tmp_path: Path) -> None:
+    size = lab.FULL.answers
+    stages = [stage for stage in lab.stages(LabConfig("why", seeds=3), tmp_path) if stage.name.startswith("answer")]
+    assert sorted(stage.compute.args[-1] for stage in stages) == list(range(3 * size))  # type: ignore[attr-defined]
+
+
+def test_the_verdict_of_the_lab_is_a_sign_test() -> None:
+    for count, wins in ((12, 10), (12, 9), (5, 5), (1, 1)):
+        changes = {"influence": [-1.0] * wins + [1.0] * (count - wins), "random": [0.0] * count}
+        verdict = lab.proves(changes, "random")
+        chance = binomtest(wins, count, alternative="greater").pvalue
+        assert ("not clearly more" not in verdict.text) == (chance < 0.05) and f"{chance:.3f}" in verdict.rule

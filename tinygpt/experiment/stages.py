@@ -74,7 +74,9 @@ def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     expected = {command: name, "version": VERSION, "settings": identity.settings}
     if not path.exists():
         return {**expected, "models": identity.models, "stages": {}}
-    elsewhere = f"use another folder (tinygpt {command} {suggest.quoted(name)} --out_dir=NAME), or delete {folder}"
+    elsewhere = f"delete {folder}"
+    if command != "why":  # whose folder is a part of the run's
+        elsewhere = f"use another folder (tinygpt {command} {suggest.quoted(name)} --out_dir=NAME), or {elsewhere}"
     try:
         content = json.loads(read_text(path, elsewhere))
         actual = {key: content[key] for key in expected}

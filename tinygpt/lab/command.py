@@ -15,10 +15,23 @@ from tinygpt.evaluate.process import ended_by_sigterm
 from tinygpt.experiment.stages import Identity, run
 from tinygpt.experiment.summary import write
 from tinygpt.files import folder_lock
-from tinygpt.lab import arithmetic, canary, cascade, confidence, domain, drift, facts, labels, methods, reports, scale
+from tinygpt.lab import (
+    arithmetic,
+    canary,
+    cascade,
+    confidence,
+    domain,
+    drift,
+    facts,
+    labels,
+    methods,
+    reports,
+    scale,
+    why,
+)
 from tinygpt.lab.definition import Lab
 
-MODULES = (facts, methods, labels, reports, domain, drift, confidence, canary, arithmetic, cascade, scale)
+MODULES = (facts, methods, labels, reports, domain, drift, confidence, canary, arithmetic, cascade, why, scale)
 LABS: dict[str, Lab] = {module.__name__.removeprefix("tinygpt.lab."): module.LAB for module in MODULES}
 BASES = {  # the commands that make the base models of labs
     "ckpt": "tinygpt train configs/shakespeare_char_fast.yaml --device=cpu",

@@ -8,11 +8,15 @@ with open_index(Path("index.db")) as index:
     for passage in search(index, "How long is the warranty?", count=5): print(passage.source, passage.text)
 """
 
+import contextlib
 import re
+import sqlite3
 import unicodedata
 from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
 
-from tinygpt.retrieve.store import Index, Passage
+from tinygpt.retrieve.store import Fingerprint, Index, Passage, create
 
 CANDIDATES = 100  # passages that each ranking contributes
 RANK_CONSTANT = 10
@@ -36,6 +40,18 @@ def search(index: Index, question: str, count: int, query: str = "") -> list[Pas
         passage._replace(score=scores[i], bm25=bm25_scores.get(i, 0.0), similarity=cosines.of(i) if cosines else 0.0)
         for i, passage in zip(ids, index.passages(ids), strict=True)
     ]
+
+
+def word_scores(texts: Sequence[str], question: str) -> list[float]:
+    """Return the BM25 score of each text; 0 for a text without a word of the question."""
+    scores, query = [0.0] * len(texts), " OR ".join(terms(question))
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        create(connection, {})
+        index = Index(connection, Path("memory"))
+        index.add_passages(index.add_source("texts", Fingerprint(0, 0, "")), [("", "", text) for text in texts], None)
+        for number, score in index.words(query, len(texts)) if query else []:
+            scores[number - 1] = score
+    return scores
 
 
 def terms(question: str) -> list[str]:

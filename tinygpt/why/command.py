@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import math
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import mean
 from typing import Any
@@ -55,8 +56,18 @@ def why(config: WhyConfig) -> None:
     before = log_probability(model, x, y)
     if not math.isfinite(before):
         raise diverged("the loss is", before)
-    with contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext():
-        (estimate, repeated), texts = effects(explained, x, y), texts_of(explained)
+    fingerprint = weights_fingerprint(explained.checkpoint.model)
+    query = strict_json([start, config.text, fingerprint, explained.config.device])
+    folder = explained.out / "why" / hashlib.sha256(query.encode()).hexdigest()[:12]
+    identity = Identity("why", "proof", {"start": start, "text": config.text}, {"ckpt.pt": fingerprint})
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext())
+        stack.enter_context(folder_lock(folder, "proof"))
+        stack.enter_context(ended_by_sigterm())
+        finish, texts = partial(run, folder, identity), texts_of(explained)
+        measure = Stage("measure the effects", 2 * seconds_of(explained), partial(traced, explained, (x, y)))
+        traced_run = finish([measure])[measure.name]
+        estimate = np.array(traced_run["effects"])
         order = np.argsort(estimate, kind="stable")
         scores = similarities(explained, f"{start} {config.text}", texts) if config.compare else {}
         near = {name: nearest(each, config.leave_out) for name, each in scores.items()}
@@ -67,7 +78,7 @@ def why(config: WhyConfig) -> None:
             "log_probability": before,
             "tokens": int((y >= 0).sum()),
             "step": explained.checkpoint.step,
-            "exact": is_the_model(explained, repeated),
+            "exact": traced_run["exact"],
             "rows": rows,
             **examples(explained, estimate, order, texts, config.count),
         }
@@ -80,7 +91,7 @@ def why(config: WhyConfig) -> None:
         if config.prove:
             if not len(influential):
                 raise TinyGPTError("no row raised the probability, so no proof can leave one out", "another --text", 1)
-            answer["proof"] = prove(explained, config, estimate, influential, near, (x, y))
+            answer["proof"] = prove(explained, config, estimate, influential, near, (x, y), finish)
             if not config.json:
                 show_proof(answer["proof"], before)
     if config.json:
@@ -136,16 +147,10 @@ def prove(
     influential: np.ndarray,
     near: Groups,
     encoded: tuple[torch.Tensor, torch.Tensor],
+    finish: Callable[[Sequence[Stage]], Results],
 ) -> dict[str, Any]:
-    """Retrain with every row, without the influential ones, and without as many others, for each seed. Finished
-    retrainings are kept in RUN/why, and the same command continues."""
-    fingerprint = weights_fingerprint(explained.checkpoint.model)
-    query = strict_json([prompt_text(config.start), config.text, influential.tolist(), fingerprint])
-    folder = explained.out / "why" / hashlib.sha256(query.encode()).hexdigest()[:12]
-    settings = {"start": prompt_text(config.start), "text": config.text, "leave_out": config.leave_out}
-    identity = Identity("why", "proof", settings, {"ckpt.pt": fingerprint})
+    """Retrain with every row, without the influential ones, and without as many others, for each seed."""
     seeds = [explained.config.seed + number for number in range(config.seeds)]
-    seconds = explained.checkpoint.training.get("progress", {}).get("seconds", 60.0)
     groups: dict[int, Groups] = {}
     stages = []
     for seed in seeds:
@@ -155,12 +160,27 @@ def prove(
         }
         for name, left_out in groups[seed].items():
             measure = partial(measured, explained, left_out, seed, encoded)
-            stages.append(Stage(f"train without {name}, seed {seed}", seconds, measure))
-    with folder_lock(folder, "proof"), ended_by_sigterm():
-        print()
-        results = run(folder, identity, stages)
-    summary = proof(results, groups, seeds, float(estimate[influential].sum()))
+            stages.append(Stage(stage_name(name, left_out, seed), seconds_of(explained), measure))
+    print()
+    summary = proof(finish(stages), groups, seeds, float(estimate[influential].sum()))
     return summary | {"same_label": [same_label(explained, influential, groups[seed][RANDOM]) for seed in seeds]}
+
+
+def stage_name(name: str, left_out: np.ndarray, seed: int) -> str:
+    return f"train without {name}{f' ({len(left_out)})' if len(left_out) else ''}, seed {seed}"
+
+
+def seconds_of(explained: Explained) -> float:
+    """Return how long the run was trained."""
+    return float(explained.checkpoint.training.get("progress", {}).get("seconds", 60.0))
+
+
+def traced(explained: Explained, encoded: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
+    """Train again, and return the effects of the rows; and whether the weights are those of ckpt.pt, bit for bit."""
+    estimate, model = effects(explained, [encoded])
+    if not np.isfinite(estimate).all():
+        raise diverged("an effect is", float(estimate[~np.isfinite(estimate)][0]))
+    return {"effects": estimate[0].tolist(), "exact": is_the_model(explained, model)}
 
 
 def measured(
@@ -202,7 +222,7 @@ def same_label(explained: Explained, ours: np.ndarray, others: np.ndarray) -> in
 def proof(results: Results, groups: dict[int, Groups], seeds: list[int], predicted: float) -> dict[str, Any]:
     """Summarise the retrainings: log-probabilities by what was left out and seed, changes, and the verdict."""
     names = list(groups[seeds[0]])
-    stage = {(name, seed): results[f"train without {name}, seed {seed}"] for name in names for seed in seeds}
+    stage = {(name, seed): results[stage_name(name, groups[seed][name], seed)] for name in names for seed in seeds}
     values = {name: [stage[name, seed]["log_probability"] for seed in seeds] for name in names}
     changes = {
         name: [after - before for after, before in zip(values[name], values["nothing"], strict=True)]
@@ -219,6 +239,7 @@ def proof(results: Results, groups: dict[int, Groups], seeds: list[int], predict
         "log_probability": values,
         "change": changes,
         "predicted_change": predicted,
+        "further_than": {name: int((np.array(changes[name]) > ours).sum()) for name in names[3:]},
         "exact": stage["nothing", seeds[0]]["exact"],
         "agrees": agrees,
         "right": right,
@@ -249,6 +270,9 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
     chance = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"
     verdict = f"{chance}, which can be chance" if proved["agrees"] else "the estimate is not confirmed"
     print(f"verdict:     {'the estimate was right' if proved['right'] else verdict}: {result}")
+    for name, further in proved["further_than"].items():
+        fewer = f" ({proved['left_out'][name]})" if proved["left_out"][name] != count else ""
+        print(f"compared:    it fell further than without {name}{fewer} with {further} of {len(seeds)} seeds")
     print("rule:        it falls with every seed, further than without the random ones (one-sided t-test, p < 0.05)")
     if proved["agrees"] and not proved["right"]:
         print(f"next:        the same command with --seeds={len(seeds) + 2}")

@@ -6,24 +6,28 @@ row i, the first-order change of L at this iteration is rate_t / N_t * <grad L, 
 
     effect_i = change of the log-probability = - sum over the iterations that draw i of rate_t / N_t <grad L, P_t g_i>
 
-(Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent", whose TracInIdeal is the change
-that each iteration made, to first order). The paper goes on to use a few checkpoints, since a training of weeks cannot
-be repeated. Here it can, bit for bit, so the run is trained again and every iteration is measured, with the optimizer's
-own state. This finds what a few snapshots miss: an example that is forgotten and learned again between two of them.
-<grad L, P g_i> for all rows of a batch is one pass in forward mode: the derivative of their losses along the direction
-P grad L. No row's gradient is stored.
+(Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent": the first-order approximation of
+its TracInIdeal, the change of L in the iterations that draw i, for batches and with P). The paper goes on to use a few
+checkpoints, since the outputs are not known while a model is trained, and a long training is not repeated. Here it is,
+bit for bit, and every iteration is measured, with the optimizer's own state. This finds what a few snapshots miss: an
+example that is forgotten and learned again between two of them. <grad L, P g_i> for all rows of a batch is one pass in
+forward mode: the derivative of their losses along the direction P grad L. No row's gradient is stored.
 
 What is approximated:
 
 - A change is taken to last: what later iterations make of it is ignored, so sizes are rough, and often too large. Read
   the effects as a ranking, and prove it.
-- AdamW: P divides by the root of the second moment after the update, with its bias correction (LESS, Xia et al. 2024,
-  does so, too). P and the clipping are taken not to depend on row i: of rows that teach the same, each gets its share,
-  although without one of them AdamW moves nearly as far. Weight decay does not depend on i.
+- AdamW: P divides by the root of the second moment after the update, with its bias correction. (LESS, Xia et al. 2024,
+  divides by that after an update with row i alone, at a few checkpoints, and normalises the result.) P and the clipping
+  are taken not to depend on row i: of rows that teach the same, each gets its share, although without one of them AdamW
+  moves nearly as far. In the first iterations P is large where the rows of a batch cancel. Weight decay does not depend
+  on i.
 - Momentum applies a gradient over many iterations. rate_t is the sum of their learning rates, weighted as momentum
   weights the gradient (`applied_rates`); the rest is taken from iteration t.
-- Muon orthogonalises the momentum of a matrix with m rows, which is not a linear function. P is a number for each
-  matrix: it gives the momentum the norm of Muon's update, about sqrt(m) (training/optimizer.py).
+- Muon orthogonalises the momentum of a matrix, which is not a linear function. P is its derivative, that of the
+  Newton-Schulz iteration (fast/muon.py), at the momentum after the update. So what only changes the length of the
+  momentum has no effect, as in the training. It is exact for a small change; half of the rows are none. Nesterov's
+  look-ahead, which counts the newest gradient about twice as much, is left out of rate_t and of P.
 - Dropout is off in both gradients: they are those of the model in use, and not those of one mask. Both are in float32,
   also where the run computes in bfloat16.
 """
@@ -34,7 +38,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -42,8 +45,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.device import model_class, to_host
-from tinygpt.evaluate.loss import row_losses
-from tinygpt.fast.muon import MOMENTUM
+from tinygpt.evaluate.loss import target_losses
+from tinygpt.fast.muon import MOMENTUM, orthogonalize, wide
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import Optimizer, learning_rate
 from tinygpt.training.run import Run
@@ -54,7 +57,7 @@ Weights = dict[str, Tensor]  # by name, in the parameters' shapes
 class Tracer:
     """Stands between the loop and the optimizer of a run, and adds up the effects of the tokens of each batch.
 
-    x, y: the output, int64 (1, T). `effects` float64 (tokens,): the change of its log-probability in nats if the loss
+    x, y: the output, int64 (n, T). `effects` float64 (tokens,): the change of its log-probability in nats if the loss
     of a token of the training split is left out.
     """
 
@@ -81,8 +84,7 @@ class Tracer:
         self.optimizer.update()
         gradient = gradient_of(self.model, weights, self.x, self.y)
         rates = {momentum: each[step] for momentum, each in self.rates.items()}
-        scale = preconditioner(self.optimizer, config, rates)
-        direction = {name: scale[name] * part for name, part in gradient.items()}
+        direction = preconditioned(gradient, self.optimizer, config, rates)
         drawn = batch_of(self.source, config, step)
         rate = self.clipped / int(self.source.targets(drawn, config.block_size).sum())
         for part in np.split(drawn, config.gradient_accumulation_steps):
@@ -100,7 +102,7 @@ class Tracer:
 def gradient_of(model: GPT, weights: Weights, x: Tensor, y: Tensor) -> Weights:
     """Compute the gradient of the summed loss of rows, of `model` with these weights."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    loss = row_losses(with_weights(model, leaves), x, y).sum()
+    loss = target_losses(with_weights(model, leaves), x, y).sum()
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
 
@@ -121,21 +123,24 @@ def applied_rates(config: TrainConfig, momentum: float) -> np.ndarray:
     return applied
 
 
-def preconditioner(optimizer: Optimizer, config: TrainConfig, rates: dict[float, float]) -> Weights:
-    """Return rate times P for each parameter, from the optimizer's state; see the top of this module.
+def preconditioned(gradient: Weights, optimizer: Optimizer, config: TrainConfig, rates: dict[float, float]) -> Weights:
+    """Return rate times P times a gradient, from the optimizer's state; see the top of this module.
 
     rates: by momentum, that of AdamW and of Muon.
     """
     relative = config.muon_learning_rate / config.learning_rate if config.learning_rate else 0.0
-    steps, scale = max(1, optimizer.steps), {}
-    for name, moments in optimizer.moments().items():
+    steps, state, direction = max(1, optimizer.steps), optimizer.moments(), {}
+    for name, part in gradient.items():
+        moments = state[name]
         if "momentum" in moments:
-            momentum = moments["momentum"] / (1 - MOMENTUM**steps)
-            scale[name] = rates[MOMENTUM] * relative * math.sqrt(len(momentum)) / (momentum.norm() + 1e-12)
+            momentum = (moments["momentum"] / (1 - MOMENTUM**steps)).float().requires_grad_()
+            rows, columns = momentum.shape
+            (slope,) = torch.autograd.grad(orthogonalize(wide(momentum)[None])[0], momentum, wide(part))
+            direction[name] = rates[MOMENTUM] * relative * math.sqrt(max(1, rows / columns)) * slope
         else:
             second = moments["exp_avg_sq"] / (1 - config.beta2**steps)
-            scale[name] = rates[config.beta1] / (second.sqrt() + 1e-8)
-    return scale
+            direction[name] = rates[config.beta1] / (second.sqrt() + 1e-8) * part
+    return direction
 
 
 def slopes(model: GPT, weights: Weights, direction: Weights, x: Tensor, y: Tensor) -> np.ndarray:
@@ -143,13 +148,8 @@ def slopes(model: GPT, weights: Weights, direction: Weights, x: Tensor, y: Tenso
 
     Forward-mode differentiation (`torch.func.jvp`) of a batch; PyTorch's fused attention does not have it.
     """
-
-    def losses(weights: Weights) -> Tensor:
-        logits = with_weights(model, weights)(x, y, targets_only=True)[0]
-        return F.cross_entropy(logits, y[y >= 0], reduction="none")
-
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        return to_host(jvp(losses, (weights,), (direction,))[1])
+        return to_host(jvp(lambda moved: target_losses(with_weights(model, moved), x, y), (weights,), (direction,))[1])
 
 
 def batch_of(source: Rows, config: TrainConfig, step: int) -> np.ndarray:

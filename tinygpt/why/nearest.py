@@ -5,16 +5,12 @@ with them, because a text search needs no training.
         nearest(scores, count=10)
 """
 
-import contextlib
-import sqlite3
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from tinygpt.retrieve import embeddings
-from tinygpt.retrieve.search import terms
-from tinygpt.retrieve.store import Fingerprint, Index, create
+from tinygpt.retrieve.search import word_scores
 from tinygpt.why.explained import Explained
 
 
@@ -23,18 +19,12 @@ def similarities(explained: Explained, query: str, texts: Sequence[str]) -> dict
 
     BM25 is that of `tinygpt ask`. The embeddings are wordllama's if it is installed, else the model's hidden states.
     """
-    words = np.zeros(len(texts))
-    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        create(connection, {})
-        index = Index(connection, Path("memory"))
-        index.add_passages(index.add_source("train", Fingerprint(0, 0, "")), [("", "", text) for text in texts], None)
-        for number, score in index.words(" OR ".join(terms(query)), len(texts)) if terms(query) else []:
-            words[number - 1] = score
     table = embeddings.installed()
     loaded = embeddings.load(embeddings.WORDLLAMA if table else str(explained.out / "ckpt.pt"))
     assert loaded is not None
-    cosines = loaded.vectors(texts) @ loaded.vectors([query])[0]
-    return {"BM25": words, f"{'wordllama' if table else 'the model'}'s embeddings": cosines.astype(np.float64)}
+    cosines = (loaded.vectors(texts) @ loaded.vectors([query])[0]).astype(np.float64)
+    name = f"{'wordllama' if table else 'the model'}'s embeddings"
+    return {"BM25": np.array(word_scores(texts, query)), name: cosines}
 
 
 def nearest(scores: np.ndarray, count: int) -> np.ndarray:
