@@ -104,7 +104,7 @@ class PrepareConfig(DataConfig):
     """JSON Lines: the key of the text; each line is a document that ends with the tokenizer's end-of-text token (gpt2:
     <|endoftext|>), or if it has none (char, bpe) with a line end"""
     workers: Annotated[int, Limit(">=", 1), Limit("<=", 61)] = 1
-    """text: number of processes that read and encode it; the result is the same"""
+    """text: number of processes that parse and encode it; the result is the same"""
     format: Literal["text", "pairs"] = "text"
     """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or Excel's .xlsx)"""
     prompt_field: str = "prompt"
@@ -287,7 +287,7 @@ class TrainConfig(Config):
     too large for one device; uses plain PyTorch"""
     checkpoint_activations: bool = False
     """keep only the inputs of the blocks for the backward pass, and compute their activations again: less memory, a
-    third more computation; uses plain PyTorch"""
+    fifth to a third more computation; uses plain PyTorch"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
     seed: Seed = 1337
