@@ -292,7 +292,7 @@ def tinygpt_worker(dtype: str) -> dict[str, Callable[..., Any]]:
         """The state of `tinygpt train` before the first iteration. With eval_only it writes no files."""
         config = parse(TrainConfig, [preset, "--device=cpu", f"--dtype={dtype}", "--eval_only", "--quiet", *flags])
         kind, build_variant = variants[variant]
-        changes = {"model_class": lambda *_: kind, "build": build_variant}
+        changes = {"training_class": lambda *_: kind, "build": build_variant}
         with mock.patch.multiple(training_run, **changes):
             return training_run.set_up(contextlib.ExitStack(), Start(config), compute)
 

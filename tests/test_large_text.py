@@ -289,7 +289,7 @@ def test_nothing_is_left_when_it_ends_early(ended_by: str, moment: str, tmp_path
     ok(tmp_path, "prepare", "mine", "--input=a.txt")
     before = listing(tmp_path / "data")
     line = json.dumps({"text": "".join(random.Random(1).choices("abcdefgh \n", k=9000))})
-    (tmp_path / "b.jsonl").write_text(f"{line}\n" * 6_000)
+    (tmp_path / "b.jsonl").write_text(f"{line}\n" * 15_000)
     command = [sys.executable, "-m", "tinygpt", "prepare", "mine", "--input=b.jsonl", "--workers=2"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
     try:

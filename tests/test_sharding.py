@@ -135,6 +135,8 @@ MANY = [*DEEP, "--batch_size=32"]
 )
 def test_the_memory_of_a_sharded_run_is_that_of_its_plan(tmp_path: Path, count: int, flags: list[str]) -> None:
     """Peaks within 15%, besides that of a tiny model. -s prints them for docs/dev/SCALING.md."""
+    if peak_memory() > 0.5e9:
+        pytest.skip("forked processes begin with the memory of this one: run this test alone")
     (tmp_path / "text.txt").write_text(tiny_text())
     ok(tmp_path, "prepare", "tiny", "--input=text.txt")
     ok(tmp_path, "prepare", "gpt2", "--input=text.txt", "--tokenizer=gpt2")
