@@ -30,6 +30,7 @@ from bench import markdown, say
 
 from tinygpt.data.corpora import tiny_shakespeare
 
+ROOT = str(Path(__file__).parent.parent)  # the Python of --map reads GPT-2's merges through tinygpt's own module
 MAP = """
 import sys
 import numpy as np
@@ -125,7 +126,7 @@ def main() -> None:
             if args.map:
                 methods["datasets.map"] = [args.map, "-c", MAP, str(text), str(workers)]
             for method, command in methods.items():
-                variables = {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+                variables = {"HF_DATASETS_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ROOT}
                 seconds, cpu, peak = run(command, folder, **variables)
                 same = checksum(folder / "data/mine") if method == "tinygpt" else ""
                 rates = [f"{seconds:.1f}", f"{megabytes / seconds:.1f}", f"{cpu:.1f}", f"{megabytes / cpu:.1f}"]

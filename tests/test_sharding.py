@@ -2,20 +2,21 @@
 
 import functools
 import json
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import faults
 import pytest
 import torch
 import torch.distributed.fsdp  # it would take seconds in each child
-from children import Child, answer, nothing, ranks
+from children import Child, nothing, ranks
 from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok, refused, tiny_text
 from test_distributed import BATCH, numbers
 
-from tinygpt import cli
 from tinygpt.checkpoint.store import load
-from tinygpt.training.log import peak_memory
 
 pytestmark = needs_fork
 SHARDED = [*TINY_TRAIN, *BATCH, "--shard=True"]
@@ -61,6 +62,7 @@ def test_a_sharded_run_learns_what_one_process_does(work: Path) -> None:
     output = processes(work, 2, *SHARDED, "--out_dir=two")
     assert "; 2 processes, sharded\n" in output and "plain PyTorch" in output
     assert_equal_runs(work / "two", work / "one")
+    assert "; torchrun --standalone --nproc_per_node=2 -m tinygpt train" in ok(work, "check", "two").out
 
 
 @pytest.mark.slow
@@ -135,8 +137,6 @@ MANY = [*DEEP, "--batch_size=32"]
 )
 def test_the_memory_of_a_sharded_run_is_that_of_its_plan(tmp_path: Path, count: int, flags: list[str]) -> None:
     """Peaks within 15%, besides that of a tiny model. -s prints them for docs/dev/SCALING.md."""
-    if peak_memory() > 0.5e9:
-        pytest.skip("forked processes begin with the memory of this one: run this test alone")
     (tmp_path / "text.txt").write_text(tiny_text())
     ok(tmp_path, "prepare", "tiny", "--input=text.txt")
     ok(tmp_path, "prepare", "gpt2", "--input=text.txt", "--tokenizer=gpt2")
@@ -151,17 +151,27 @@ def test_the_memory_of_a_sharded_run_is_that_of_its_plan(tmp_path: Path, count: 
     assert measured == pytest.approx(expected, rel=0.15)
 
 
+PEAK = """
+import sys
+from tinygpt import cli
+from tinygpt.training.log import peak_memory
+status = cli.main(sys.argv[1:])
+print(peak_memory())
+sys.exit(status)
+"""
+
+
 def memory_of_processes(folder: Path, count: int, *args: str) -> list[int]:
-    """Run a command in forked processes; return the peak memory of each in bytes."""
-
-    def work() -> None:
-        assert cli.main([*args, "--quiet"]) == 0
-        answer(peak_memory())
-
-    logs = [folder / f"{len(list(folder.glob('*.log'))) + rank}.log" for rank in range(count)]
-    children = [Child(work, log, folder, **place) for log, place in zip(logs, ranks(count), strict=True)]
-    assert [child.wait(5 * PATIENCE, otherwise=signal.SIGKILL) for child in children] == [0] * count
-    return [child.answers[0] for child in children]
+    """Run a command in new processes, since forked ones begin with the memory of this one; return the peak of each."""
+    command = [sys.executable, "-c", PEAK, *args, "--quiet"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    runs = [
+        subprocess.Popen(command, cwd=folder, env=environment | place, stdout=subprocess.PIPE, text=True)
+        for place in ranks(count)
+    ]
+    printed = [run.communicate(timeout=5 * PATIENCE)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0] * count
+    return [int(output.splitlines()[-1]) for output in printed]
 
 
 @pytest.mark.slow

@@ -62,8 +62,8 @@ def planted(shared: Shared) -> Path:
 
 @pytest.fixture
 def copy(planted: Path, tmp_path: Path) -> Path:
-    """A copy of `planted`, to write in."""
-    return Path(shutil.copytree(planted, tmp_path / "work"))
+    """A copy of `planted` without answers of other tests, to write in."""
+    return Path(shutil.copytree(planted, tmp_path / "work", ignore=shutil.ignore_patterns("why")))
 
 
 def answer(folder: Path, run: str, start: str, text: str, *flags: str) -> dict[str, Any]:

@@ -28,8 +28,8 @@ CROWDED = 10  # parameters per training token; with more of them there is too li
 RULES = {
     "too early": f"a trend needs {IN_A_ROW} evaluations",
     "trend unknown": f"a trend needs {IN_A_ROW} evaluations, each with its standard error",
-    "diverged": "the loss is NaN or infinite; or the training loss lost over half its improvement;  "
-    "or both losses exceed those of the best step by more than two standard errors in three consecutive evaluations",
+    "diverged": "the loss is NaN or infinite; or the training loss has lost over half its improvement; or "
+    "both losses exceed those of the best step by more than two standard errors in three consecutive evaluations",
     "overfitting": "the validation loss exceeds its minimum by more than two standard errors in three consecutive "
     "evaluations",
     "still improving": "the validation loss is below all values before the last three evaluations by more than two "
