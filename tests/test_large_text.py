@@ -51,7 +51,7 @@ def inputs(folder: Path) -> list[list[str]]:
     parts = [documents(40, seed) for seed in range(3 + (zstd is not None))]
     (folder / "in").mkdir()
     (folder / "in/a.jsonl").write_bytes(b"\xef\xbb\xbf" + records(parts[0]) + b"\n")
-    (folder / "in/b.jsonl.gz").write_bytes(gzip.compress(records(parts[1], ensure_ascii=False)))
+    (folder / "in/b.ndjson.gz").write_bytes(gzip.compress(records(parts[1], ensure_ascii=False)))
     packed = "".join(parts[2]).encode()
     (folder / "in/c.txt.gz").write_bytes(gzip.compress(packed[:500]) + gzip.compress(packed[500:]))  # two members
     if zstd:

@@ -36,7 +36,7 @@ def shard(model: GPT, compute: Compute) -> None:
     mesh = init_device_mesh(compute.device.type, (torch.distributed.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=compute.dtype, reduce_dtype=torch.float32)
     for unit in (*model.transformer["h"], model):  # the last one: embeddings, norm and head
-        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
 
 
 def gather(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
