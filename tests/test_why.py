@@ -19,6 +19,7 @@ from tinygpt.checkpoint import store
 from tinygpt.config.schema import LabConfig, TrainConfig, WhyConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows, TextRows
+from tinygpt.evaluate.loss import tensors
 from tinygpt.fast.muon import orthogonalize, wide
 from tinygpt.lab import why as lab
 from tinygpt.model import GPT
@@ -124,7 +125,7 @@ def test_the_derivative_of_a_batch_is_that_of_autograd_row_by_row(options: dict[
     rows = source.all_rows(16)
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     direction = {name: torch.randn_like(weight) for name, weight in weights.items()}
-    x, y = influence.tensors(source, model.config, rows)
+    x, y = tensors(source, model.config.block_size, rows)
     y[:, ::3] = -1
     expected = []
     for row, column in (y >= 0).nonzero().tolist():
@@ -208,7 +209,7 @@ def test_the_proof_shows_what_the_planted_example_does_and_a_random_one_does_not
     # finished trainings are kept, and no model stays
     said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1], *flags).out
     assert "stage" not in said and "has exactly the weights of the run" in said
-    assert "verdict:     the estimate was right: " in said and "seed 1338" in said
+    assert "verdict:     these rows matter more than random ones: " in said and "seed 1338" in said
     assert said.count("fell further than without the nearest by BM25 with 0 of 2 seeds") == 1
     for folder in (copy / "out/why").iterdir():
         assert {path.name for path in folder.iterdir()} <= {"why.json", ".lock"}
@@ -288,6 +289,7 @@ def test_rows_left_out_lose_their_targets_and_nothing_else_changes(planted: Path
     [
         (["out", "--start=001 red"], "--text is empty"),
         (["nowhere", "--start=001 red", "--text=rot"], "nowhere/ckpt.pt: no such file"),
+        (["out/last.pt", "--start=001 red", "--text=rot"], "out/last.pt is a file; why explains the model ckpt.pt"),
         (["out", "--text=rot"], "the prompt is empty"),
         (["out", "--start=001 red", "--text=r\u00f6t"], "U+00F6"),
         (["out", "--start=001 red 001 red 001 red", "--text=rot"], "--start and --text have 29 tokens"),

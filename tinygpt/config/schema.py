@@ -736,7 +736,7 @@ class WhyConfig(DataConfig):
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove --seeds=3
 
     For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. The run
-    is repeated and each iteration measured, which takes about three times as long as the training.
+    is repeated and each iteration measured, which takes two to three times as long as the training.
     """
 
     run: Annotated[File, POSITIONAL] = "out"
@@ -757,7 +757,7 @@ class WhyConfig(DataConfig):
     compare: bool = False
     """also find the nearest rows by BM25 and by embeddings; with prove, train without them, too"""
     device: str = ""
-    """device for retraining, if this is not the run's machine: auto, cpu, cuda, cuda:N or mps; empty: as in the run"""
+    """device for retraining, if this is not the run's machine: auto, cpu, cuda or cuda:N; empty: as in the run"""
     json: bool = False
     """print one JSON object, for programs"""
 

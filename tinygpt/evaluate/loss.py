@@ -73,6 +73,12 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
     return Sampled(mean, error, done, len(row_indices))
 
 
+def tensors(source: Rows, block_size: int, row_indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the inputs and targets of rows, int64 (rows, T)."""
+    x, y = source.rows(row_indices, source.width(block_size, row_indices))
+    return torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.ascontiguousarray(y))
+
+
 @torch.no_grad()  # fully_shard cannot train with tensors that it has made in inference mode
 def loss_sums(
     model: AmpModel, source: Rows, row_indices: np.ndarray, compute: device.Compute, ranks: Processes = Processes()
@@ -93,8 +99,7 @@ def loss_sums(
         together = row_indices[index : index + batch_size * ranks.count]
         own = together[ranks.rank :: ranks.count]
         batch_indices = own if len(own) else together[:1]
-        block = source.rows(batch_indices, source.width(block_size, batch_indices))
-        x, y = (torch.from_numpy(np.ascontiguousarray(part)).to(compute.device) for part in block)
+        x, y = (part.to(compute.device) for part in tensors(source, block_size, batch_indices))
         loss, targets = device.to_host(row_losses(model, x, y)), device.to_host((y >= 0).sum(1))
         if len(own):
             with np.errstate(invalid="ignore"):  # the caller refuses a loss that is not finite

@@ -9,7 +9,6 @@ here.
 """
 
 import math
-import operator
 import random
 import statistics
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ import torch
 from tinygpt.config.schema import LabConfig, WhyConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.evaluate.classify import label_scores
-from tinygpt.evaluate.loss import row_losses
+from tinygpt.evaluate.loss import row_losses, tensors
 from tinygpt.experiment.models import classifier, right, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage, every_seed
 from tinygpt.experiment.summary import Summary, Table, Verdict, percent, spread
@@ -33,7 +32,6 @@ from tinygpt.model import GPT
 from tinygpt.retrieve.search import word_scores
 from tinygpt.why.command import random_rows
 from tinygpt.why.explained import Explained, load_run, log_probability, output, texts_of
-from tinygpt.why.influence import tensors
 from tinygpt.why.nearest import nearest
 from tinygpt.why.retrain import effects, retrain
 
@@ -80,10 +78,10 @@ def loaded(folder: Path) -> Explained:
 def find_wrong(folder: Path, size: Size, seed: int) -> dict[str, Any]:
     """Rank the training lines by suspicion in each of RANKINGS, and train again without as many as are wrong."""
     explained = loaded(folder)
-    judges = tensors(explained.dataset.sources["val"], explained.config, np.arange(size.judges))
+    judges = tensors(explained.dataset.sources["val"], explained.config.block_size, np.arange(size.judges))
     harm, model = effects(explained, [judges])
     with torch.no_grad():
-        loss = row_losses(model.eval(), *tensors(explained.source, explained.config, explained.rows)).numpy()
+        loss = row_losses(model.eval(), *tensors(explained.source, explained.config.block_size, explained.rows)).numpy()
     truth = dict(TASK.make(1337)["train"])
     examples = explained.source.examples(explained.dataset.tokenizer)
     wrong = np.array([truth[prompt] != label for prompt, label in examples])
@@ -119,11 +117,11 @@ def explain(folder: Path, size: Size, seed: int, number: int) -> dict[str, float
 
 def summarise(results: Results, config: LabConfig) -> Summary:
     size = QUICK if config.quick else FULL
-    found, planted = every_seed(results, "wrong labels"), round(WRONG * size.lines)
+    each_seed, planted = every_seed(results, "wrong labels"), round(WRONG * size.lines)
     answers = [result for stage, result in results.items() if stage.startswith("answer ")]
     changes = {name: [answer[name] for answer in answers] for name in GROUPS}
-    shares = {name: [statistics.mean(each["wrong"][name][:planted]) for each in found] for name in RANKINGS}
-    accuracies = {name: [each["accuracy"][name] for each in found] for name in (*RANKINGS, "none")}
+    shares = {name: [statistics.mean(each["wrong"][name][:planted]) for each in each_seed] for name in RANKINGS}
+    accuracies = {name: [each["accuracy"][name] for each in each_seed] for name in (*RANKINGS, "none")}
     rows = [
         {
             "ranked by": RANKINGS.get(name, "trained on all lines"),
@@ -136,7 +134,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     def draw(axes: Any) -> None:
         inspected = 100 * np.arange(1, size.lines + 1) / size.lines
         for name in ("harm", "loss"):
-            curve = np.mean([np.cumsum(each["wrong"][name]) / planted for each in found], axis=0)
+            curve = np.mean([np.cumsum(each["wrong"][name]) / planted for each in each_seed], axis=0)
             axes.plot(inspected, 100 * curve, label=RANKINGS[name])
         axes.plot(inspected, inspected, ":", color="gray", label="at random")
         axes.set(xlabel="training lines inspected (%)", ylabel="wrong labels found (%)")
@@ -168,12 +166,14 @@ def summarise(results: Results, config: LabConfig) -> Summary:
 
 def proves(changes: dict[str, list[float]], other: str) -> Verdict:
     """Judge whether the influential lines mattered more than others, by a sign test over the answers."""
-    count, wins = len(changes[other]), sum(map(operator.lt, changes["influence"], changes[other]))
+    pairs = list(zip(changes["influence"], changes[other], strict=True))
+    count, wins = len(pairs), sum(ours < min(theirs, 0) for ours, theirs in pairs)
     chance = sum(math.comb(count, k) for k in range(wins, count + 1)) / 2**count
     return Verdict(
         f"The most influential lines mattered {'more' if chance < 0.05 else 'not clearly more'} than {GROUPS[other]}: "
         f"{wins} of {count} answers fell further without them.",
-        f"more: chance gives so many with a probability below 0.05 (sign test), here {chance:.3f}",
+        f"more: chance gives so many with a probability below 0.05, here {chance:.3f} (sign test, as if the answers of "
+        "one model were independent)",
     )
 
 
@@ -183,8 +183,9 @@ def detects(shares: dict[str, list[float]], accuracies: dict[str, list[float]]) 
     without, none = (100 * statistics.median(accuracies[name]) for name in ("harm", "none"))
     finds = "about as many as" if abs(harm - loss) < CLOSE else "more than" if harm > loss else "fewer than"
     return Verdict(
-        f"The harm to correct lines finds {harm:.0f}% of the wrong labels, {finds} the highest loss ({loss:.0f}%). "
-        f"Without the lines that it names, the accuracy changes from {none:.1f} to {without:.1f}%.",
+        f"The harm to correct lines finds {harm:.0f}% of the wrong labels, {finds} the highest loss ({loss:.0f}%); "
+        f"chance finds {100 * WRONG:.0f}%. Without the lines that it names, the accuracy changes from {none:.1f} to "
+        f"{without:.1f}%.",
         f"about as many: less than {CLOSE} percentage points apart; medians over the seeds",
     )
 

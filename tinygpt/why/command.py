@@ -4,6 +4,7 @@ tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinygpt import device, terminal
+from tinygpt import terminal
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.config.schema import WhyConfig
 from tinygpt.data.prompts import prompt_text
@@ -25,12 +26,14 @@ from tinygpt.experiment.stages import Identity, Results, Stage, run
 from tinygpt.files import folder_lock, strict_json
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT
+from tinygpt.training.start import choose_compute
 from tinygpt.why.explained import Explained, load_run, log_probability, output, places_of, texts_of
 from tinygpt.why.influence import exposures_of
 from tinygpt.why.nearest import nearest, similarities
 from tinygpt.why.retrain import effects, retrain
 
 Groups = dict[str, np.ndarray]  # the numbers of the training rows that a retraining leaves out
+SEEDS = 5  # enough to exclude chance; advised as one number, since adding seeds until a test succeeds is no test
 INFLUENTIAL, RANDOM = "the most influential", "random ones"
 WIDTH = 90  # characters of an example
 # Student's t of which 95% are below, by the number of seeds; about 1.8 for more
@@ -48,10 +51,10 @@ def why(config: WhyConfig) -> None:
     if config.prove and 2 * config.leave_out > rows:
         problem = f"--leave_out={config.leave_out} needs as many other training rows, but there are {rows} in all"
         raise TinyGPTError(problem, f"--leave_out={max(1, rows // 4)}")
-    compute = device.choose(explained.config.device, "float32", explained.config.threads)
+    compute = choose_compute(explained.config, explained.checkpoint.training)  # as the run that is trained again
     if compute.device.type == "mps":
-        raise TinyGPTError("PyTorch has no forward-mode derivatives on MPS", "--device=cpu")
-    model = explained.checkpoint.for_inference(compute)
+        raise TinyGPTError("why does not support MPS", "--device=cpu")
+    model = explained.checkpoint.for_inference(dataclasses.replace(compute, dtype=torch.float32))
     refuse_diverged(model, str(explained.out / "ckpt.pt"))
     before = log_probability(model, x, y)
     if not math.isfinite(before):
@@ -60,10 +63,8 @@ def why(config: WhyConfig) -> None:
     query = strict_json([start, config.text, fingerprint, explained.config.device])
     folder = explained.out / "why" / hashlib.sha256(query.encode()).hexdigest()[:12]
     identity = Identity("why", "proof", {"start": start, "text": config.text}, {"ckpt.pt": fingerprint})
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext())
-        stack.enter_context(folder_lock(folder, "proof"))
-        stack.enter_context(ended_by_sigterm())
+    printing = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
+    with printing, folder_lock(folder, "proof"), ended_by_sigterm():
         finish, texts = partial(run, folder, identity), texts_of(explained)
         measure = Stage("measure the effects", 2 * seconds_of(explained), partial(traced, explained, (x, y)))
         traced_run = finish([measure])[measure.name]
@@ -85,7 +86,7 @@ def why(config: WhyConfig) -> None:
         influential = order[: min(config.leave_out, int((estimate < 0).sum()))]
         if near:
             answer["compared"] = len(influential)
-            answer["in_common"] = {name: len(np.intersect1d(influential, found)) for name, found in near.items()}
+            answer["in_common"] = {name: len(np.intersect1d(influential, rows)) for name, rows in near.items()}
         if not config.json:
             show(answer, config)
         if config.prove:
@@ -115,12 +116,13 @@ def examples(
 def show(answer: dict[str, Any], config: WhyConfig) -> None:
     """Print the output's probability and the examples."""
     tokens = f"{answer['tokens']} token{'s' * (answer['tokens'] > 1)}"
-    log_probability = f"log-probability {answer['log_probability']:.3f} nats, {tokens}"
+    nats = f"log-probability {answer['log_probability']:.3f} nats, {tokens}"
     print(f"output:      {terminal.cut(terminal.escaped(config.text), WIDTH)}")
-    print(f"probability: {answer['probability']:.3g} ({log_probability}) after {answer['step']:,} iterations")
+    print(f"probability: {answer['probability']:.3g} ({nats}) after {answer['step']:,} iterations")
     if not answer["exact"]:
-        differs = "the model has other weights than ckpt.pt (another machine, version, number of threads or processes)"
-        print(f"note: trained again, {differs}, so the effects are those in a similar run")
+        causes = "another machine, version, number of threads or processes, or the run was resumed with other settings"
+        print(f"note: trained again, the model has other weights than ckpt.pt ({causes})")
+        print("      so the effects are those in a similar run")
     for title in ("raised", "lowered"):
         entries = answer[title]
         print(f"\n{len(entries)} of {answer['rows']:,} training rows {title} the probability most:")
@@ -156,7 +158,7 @@ def prove(
     for seed in seeds:
         others = random_rows(explained, influential, seed)
         groups[seed] = {"nothing": influential[:0], INFLUENTIAL: influential, RANDOM: others} | {
-            f"the nearest by {name}": found for name, found in near.items()
+            f"the nearest by {name}": rows for name, rows in near.items()
         }
         for name, left_out in groups[seed].items():
             measure = partial(measured, explained, left_out, seed, encoded)
@@ -268,11 +270,12 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
     if matched < count:
         print(f"note:        only {matched} of the {count} random rows have the label of an influential one")
     chance = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"
-    verdict = f"{chance}, which can be chance" if proved["agrees"] else "the estimate is not confirmed"
-    print(f"verdict:     {'the estimate was right' if proved['right'] else verdict}: {result}")
+    verdict = f"{chance}, which can be chance" if proved["agrees"] else "not confirmed that these rows matter more"
+    print(f"verdict:     {'these rows matter more than random ones' if proved['right'] else verdict}: {result}")
     for name, further in proved["further_than"].items():
         fewer = f" ({proved['left_out'][name]})" if proved["left_out"][name] != count else ""
         print(f"compared:    it fell further than without {name}{fewer} with {further} of {len(seeds)} seeds")
-    print("rule:        it falls with every seed, further than without the random ones (one-sided t-test, p < 0.05)")
-    if proved["agrees"] and not proved["right"]:
-        print(f"next:        the same command with --seeds={len(seeds) + 2}")
+    print("rule:        it falls with every seed, further than without the random ones; one-sided t-test, p < 0.05 for")
+    print("             a number of seeds that was chosen before")
+    if proved["agrees"] and len(seeds) < SEEDS:
+        print(f"next:        the same command with --seeds={SEEDS}")

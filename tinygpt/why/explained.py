@@ -5,6 +5,7 @@ x, y = output(explained, "SQ *BLUE HERON", "coffee")     # int64 (1, T) each; y 
 log_probability(model, x, y)                             # in nats
 """
 
+import csv
 import dataclasses
 import os
 from collections import defaultdict
@@ -48,6 +49,9 @@ class Explained(NamedTuple):
 def load_run(config: WhyConfig) -> Explained:
     """Open a run and its dataset. Errors: TinyGPTError if it cannot be explained, with the reason."""
     path = Path(config.run, "ckpt.pt")
+    if Path(config.run).is_file():
+        problem = f"{config.run} is a file; why explains the model ckpt.pt of a run's folder"
+        raise TinyGPTError(problem, suggest.command("why", str(Path(config.run).parent)))
     checkpoint = store.load(path)
     recorded = checkpoint.config
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -135,7 +139,7 @@ def places_of(explained: Explained, numbers: list[int]) -> dict[int, str]:
 
 def lines_of_pairs(dataset: Dataset) -> dict[tuple[str, str], list[str]]:
     """Find the lines of each pair in the files that the dataset was made of; none if they are gone or unreadable."""
-    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
     try:
         options = PrepareConfig(dataset.name, **dataset.meta.get("options", {}))
         for path in input_files(options.input, PAIR_FILES) if options.input else []:
@@ -143,9 +147,9 @@ def lines_of_pairs(dataset: Dataset) -> dict[tuple[str, str], list[str]]:
                 raw.read(byte_order_mark(raw.peek(3), path, options.encoding))
                 for place, entry in entries(path, raw, options):
                     try:
-                        found[pair_of(entry, options)].append(place)
+                        places[pair_of(entry, options)].append(place)
                     except ValueError:  # a line that prepare has left out
                         continue
-    except (TinyGPTError, OSError, ValueError, TypeError):
-        found.clear()
-    return found
+    except (TinyGPTError, OSError, ValueError, TypeError, csv.Error):
+        places.clear()
+    return places

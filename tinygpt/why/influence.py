@@ -45,11 +45,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.device import model_class, to_host
-from tinygpt.evaluate.loss import target_losses
+from tinygpt.evaluate.loss import target_losses, tensors
 from tinygpt.fast.muon import MOMENTUM, orthogonalize, wide
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import Optimizer, learning_rate
 from tinygpt.training.run import Run
+from tinygpt.why.explained import Explained
 
 Weights = dict[str, Tensor]  # by name, in the parameters' shapes
 
@@ -88,15 +89,10 @@ class Tracer:
         drawn = batch_of(self.source, config, step)
         rate = self.clipped / int(self.source.targets(drawn, config.block_size).sum())
         for part in np.split(drawn, config.gradient_accumulation_steps):
-            x, y = tensors(self.source, config, part)
+            x, y = tensors(self.source, config.block_size, part)
             targets = y.numpy() >= 0
             slope = slopes(self.model, weights, direction, x.to(self.x.device), y.to(self.x.device))
             np.add.at(self.effects, positions_of(self.source, part, y.shape[1])[targets], -rate * slope)
-
-    def of_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Add up the effects of the tokens of each row: float64 (rows,)."""
-        sums = np.append(0.0, np.cumsum(self.effects))
-        return np.array([sums[end] - sums[start] for start, end in spans_of(self.source, rows, self.run.config)])
 
 
 def gradient_of(model: GPT, weights: Weights, x: Tensor, y: Tensor) -> Weights:
@@ -157,22 +153,22 @@ def batch_of(source: Rows, config: TrainConfig, step: int) -> np.ndarray:
     return source.draw(config.seed, step, config.block_size, config.batch_size * config.gradient_accumulation_steps)
 
 
-def exposures_of(explained: Any, seed: int) -> np.ndarray:
+def exposures_of(explained: Explained, seed: int) -> np.ndarray:
     """Count the targets of each training row in all iterations of a run with this seed: int64 (rows,)."""
     source, config = explained.source, dataclasses.replace(explained.config, seed=seed)
-    counts = np.zeros(len(source.tokens) + 1, dtype=np.int64)  # of token i at i + 1
+    counts = np.zeros(len(source.tokens), dtype=np.int64)
     for step in range(explained.checkpoint.step):
         rows = batch_of(source, config, step)
         width = source.width(config.block_size, rows)
-        np.add.at(counts, positions_of(source, rows, width)[source.rows(rows, width)[1] >= 0] + 1, 1)
-    sums = np.cumsum(counts)
-    return np.array([sums[end] - sums[start] for start, end in spans_of(source, explained.rows, config)])
+        np.add.at(counts, positions_of(source, rows, width)[source.rows(rows, width)[1] >= 0], 1)
+    return sums_of_rows(counts, explained)
 
 
-def tensors(source: Rows, config: Any, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets of rows. config: anything with a block_size."""
-    x, y = source.rows(rows, source.width(config.block_size, rows))
-    return torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(np.ascontiguousarray(y))
+def sums_of_rows(values: np.ndarray, explained: Explained) -> np.ndarray:
+    """Add up a value per token of the split, (tokens,), over the targets of each training row: (rows,)."""
+    sums = np.append(0, np.cumsum(values))
+    spans = spans_of(explained.source, explained.rows, explained.config)
+    return np.array([sums[end] - sums[start] for start, end in spans])
 
 
 def positions_of(source: Rows, rows: np.ndarray, width: int) -> np.ndarray:

@@ -20,8 +20,7 @@ def similarities(explained: Explained, query: str, texts: Sequence[str]) -> dict
     BM25 is that of `tinygpt ask`. The embeddings are wordllama's if it is installed, else the model's hidden states.
     """
     table = embeddings.installed()
-    loaded = embeddings.load(embeddings.WORDLLAMA if table else str(explained.out / "ckpt.pt"))
-    assert loaded is not None
+    loaded = embeddings.WordLlama() if table else embeddings.HiddenStates(str(explained.out / "ckpt.pt"))
     cosines = (loaded.vectors(texts) @ loaded.vectors([query])[0]).astype(np.float64)
     name = f"{'wordllama' if table else 'the model'}'s embeddings"
     return {"BM25": np.array(word_scores(texts, query)), name: cosines}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import Rows
+from tinygpt.device import is_out_of_memory
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
 from tinygpt.train import loop
@@ -27,7 +28,7 @@ from tinygpt.training.processes import StopSignal
 from tinygpt.training.run import Run, set_up
 from tinygpt.training.start import choose_compute, starting_point
 from tinygpt.why.explained import Explained
-from tinygpt.why.influence import Tracer, batch_of, positions_of, spans_of
+from tinygpt.why.influence import Tracer, batch_of, positions_of, spans_of, sums_of_rows
 
 
 def retrain(explained: Explained, left_out: np.ndarray, seed: int) -> GPT:
@@ -57,7 +58,7 @@ def effects(
             tracers.append(Tracer(run, explained.source, x, y))
             run.optimizer = tracers[-1]  # type: ignore[assignment]
         go()
-        return np.stack([tracer.of_rows(explained.rows) for tracer in tracers]), run.model
+        return np.stack([sums_of_rows(tracer.effects, explained) for tracer in tracers]), run.model
 
 
 @contextlib.contextmanager
@@ -70,7 +71,14 @@ def repeated(explained: Explained, seed: int) -> Iterator[tuple[Run, Callable[[]
         stop = stack.enter_context(StopSignal())
 
         def go() -> None:
-            if status := loop(run, stop):
+            try:
+                status = loop(run, stop)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = f"out of memory on {run.compute.device}: why needs more memory than the training"
+                raise TinyGPTError(problem, "--device=cpu, or a machine with more memory", 1) from None
+            if status:
                 raise TinyGPTError(
                     "stopped", "the same command starts again, with the trainings that a proof has stored", status
                 )
@@ -87,7 +95,7 @@ def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
     changes: dict[str, Any] = {"out_dir": out, "seed": seed, "max_iters": step, "quiet": False, "report_to": "none"}
     changes["lr_decay_iters"] = config.lr_decay_iters or config.max_iters  # the schedule stays that of the whole run
     changes |= {"eval_interval": step, "eval_iters": 1, "always_save_checkpoint": False}
-    changes |= {"snapshots": 0, "sample_interval": 0, "checkpoint_interval": 0, "eval_only": False}
+    changes |= {"snapshots": 0, "sample_interval": 0, "checkpoint_interval": 0, "eval_only": False, "shard": False}
     changes["threads"] = str(threads) if type(threads) is int and threads > 0 else config.threads  # for the same bits
     return dataclasses.replace(config, **changes)
 
