@@ -17,23 +17,21 @@ What is approximated:
 
 - A change is taken to last: what later iterations make of it is ignored, so sizes are rough, and often too large. Read
   the effects as a ranking, and prove it.
-- AdamW: P divides by the root of the second moment after the update, with its bias correction. (LESS, Xia et al. 2024,
-  divides by that after an update with row i alone, at a few checkpoints, and normalises the result.) P and the clipping
-  are taken not to depend on row i: of rows that teach the same, each gets its share, although without one of them AdamW
-  moves nearly as far. In the first iterations P is large where the rows of a batch cancel. Weight decay does not depend
-  on i.
+- AdamW's update is m / sqrt(v), with the moments m and v after the update and their bias correction. A small change d
+  of the gradient g of iteration t changes m in this and later iterations by d in all, and v by 2 g d. With g taken to
+  be m, its mean, the updates change by P d = (1 - m^2 / v) d / sqrt(v) in all. So where all rows pull in one direction,
+  none of them has an effect, since AdamW would move as far without it; where they disagree, P is 1 / sqrt(v) as in LESS
+  (Xia et al. 2024; there after an update with row i alone, at a few checkpoints, and normalised). Without the factor,
+  effects are less accurate (docs/dev/LABS.md). The clipping is taken not to depend on row i, and weight decay does not.
 - Momentum applies a gradient over many iterations. rate_t is the sum of their learning rates, weighted as momentum
   weights the gradient (`applied_rates`); the rest is taken from iteration t.
-- Muon orthogonalises the momentum of a matrix, which is not a linear function. P is its derivative, that of the
-  Newton-Schulz iteration (fast/muon.py), at the momentum after the update. So what only changes the length of the
-  momentum has no effect, as in the training. It is exact for a small change; half of the rows are none. Nesterov's
-  look-ahead, which counts the newest gradient about twice as much, is left out of rate_t and of P.
+- Muon's matrices are left out: P is 0 there, and only embeddings, head and vectors count, which AdamW trains. The
+  derivative of the orthogonalisation is large where the momentum is small, and made the effects less accurate.
 - Dropout is off in both gradients: they are those of the model in use, and not those of one mask. Both are in float32,
   also where the run computes in bfloat16.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -46,7 +44,6 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.device import model_class, to_host
 from tinygpt.evaluate.loss import target_losses, tensors
-from tinygpt.fast.muon import MOMENTUM, orthogonalize, wide
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import Optimizer, learning_rate
 from tinygpt.training.run import Run
@@ -69,7 +66,7 @@ class Tracer:
         self.model = model_class(run.config.fast, run.compute)(run.model.config).to(device).eval()
         self.effects = np.zeros(len(source.tokens))
         self.clipped = 1.0
-        self.rates = {momentum: applied_rates(run.config, momentum) for momentum in (run.config.beta1, MOMENTUM)}
+        self.rates = applied_rates(run.config)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.optimizer, name)
@@ -84,8 +81,7 @@ class Tracer:
         weights = {name: weight.detach().clone() for name, weight in self.run.model.named_parameters()}
         self.optimizer.update()
         gradient = gradient_of(self.model, weights, self.x, self.y)
-        rates = {momentum: each[step] for momentum, each in self.rates.items()}
-        direction = preconditioned(gradient, self.optimizer, config, rates)
+        direction = preconditioned(gradient, self.optimizer, config, self.rates[step])
         drawn = batch_of(self.source, config, step)
         rate = self.clipped / int(self.source.targets(drawn, config.block_size).sum())
         for part in np.split(drawn, config.gradient_accumulation_steps):
@@ -107,36 +103,34 @@ def with_weights(model: GPT, weights: Weights) -> Any:
     return lambda *args, **options: functional_call(model, weights, args, options)
 
 
-def applied_rates(config: TrainConfig, momentum: float) -> np.ndarray:
+def applied_rates(config: TrainConfig) -> np.ndarray:
     """Return the learning rate by which the gradient of each iteration is applied in all: float64 (max_iters,).
 
-    Iteration s applies the share (1 - momentum) * momentum^(s - t) / (1 - momentum^(s + 1)) of the gradient of t.
+    Iteration s applies the share (1 - beta1) * beta1^(s - t) / (1 - beta1^(s + 1)) of the gradient of t.
     """
-    applied, later = np.zeros(config.max_iters), 0.0
+    applied, later, momentum = np.zeros(config.max_iters), 0.0, config.beta1
     for step in reversed(range(config.max_iters)):
         later = learning_rate(step, config) / (1 - momentum ** (step + 1)) + momentum * later
         applied[step] = (1 - momentum) * later
     return applied
 
 
-def preconditioned(gradient: Weights, optimizer: Optimizer, config: TrainConfig, rates: dict[float, float]) -> Weights:
-    """Return rate times P times a gradient, from the optimizer's state; see the top of this module.
-
-    rates: by momentum, that of AdamW and of Muon.
-    """
-    relative = config.muon_learning_rate / config.learning_rate if config.learning_rate else 0.0
+def preconditioned(gradient: Weights, optimizer: Optimizer, config: TrainConfig, rate: float) -> Weights:
+    """Return rate times P times a gradient, from the optimizer's state; see the top of this module."""
     steps, state, direction = max(1, optimizer.steps), optimizer.moments(), {}
     for name, part in gradient.items():
-        moments = state[name]
-        if "momentum" in moments:
-            momentum = (moments["momentum"] / (1 - MOMENTUM**steps)).float().requires_grad_()
-            rows, columns = momentum.shape
-            (slope,) = torch.autograd.grad(orthogonalize(wide(momentum)[None])[0], momentum, wide(part))
-            direction[name] = rates[MOMENTUM] * relative * math.sqrt(max(1, rows / columns)) * slope
+        if "momentum" in state[name]:
+            direction[name] = torch.zeros_like(part)
         else:
-            second = moments["exp_avg_sq"] / (1 - config.beta2**steps)
-            direction[name] = rates[config.beta1] / (second.sqrt() + 1e-8) * part
+            first = state[name]["exp_avg"] / (1 - config.beta1**steps)
+            second = state[name]["exp_avg_sq"] / (1 - config.beta2**steps)
+            direction[name] = rate / (second.sqrt() + 1e-8) * share_of_change(first, second) * part
     return direction
+
+
+def share_of_change(first: Tensor, second: Tensor) -> Tensor:
+    """Return by how much less AdamW's update changes with a gradient than if the second moment did not change."""
+    return 1 - (first.square() / (second + 1e-16)).clamp(max=1)
 
 
 def slopes(model: GPT, weights: Weights, direction: Weights, x: Tensor, y: Tensor) -> np.ndarray:
