@@ -193,10 +193,21 @@ def busy_processes(count: int) -> Iterator[None]:
 # ---- workers: processes that stay loaded --------------------------------------------------------------------------
 
 
+def nanogpt_batch(dataset: str, block_size: int, batch_size: int) -> Any:
+    """Draw a batch as nanoGPT's train.py does: inputs and targets, int64 (batch_size, block_size)."""
+    import numpy as np
+    import torch
+
+    data = np.memmap(f"data/{dataset}/train.bin", dtype=np.uint16, mode="r")
+    ix = torch.randint(len(data) - block_size, (batch_size,))
+    x = torch.stack([torch.from_numpy(data[i : i + block_size].astype(np.int64)) for i in ix])
+    y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + block_size].astype(np.int64)) for i in ix])
+    return x, y
+
+
 def nanogpt_worker() -> dict[str, Callable[..., Any]]:
     """nanoGPT's functions: an iteration of train.py and the generation of sample.py, with model.py of this folder."""
     sys.path.insert(0, os.getcwd())
-    import numpy as np
     import torch
     from model import GPT, GPTConfig
 
@@ -209,14 +220,7 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
 
     def steps(count: int, block_size: int, batch_size: int) -> float:
         model, optimizer = training(block_size)
-
-        def get_batch() -> Any:
-            data = np.memmap("data/shakespeare_char/train.bin", dtype=np.uint16, mode="r")
-            ix = torch.randint(len(data) - block_size, (batch_size,))
-            x = torch.stack([torch.from_numpy(data[i : i + block_size].astype(np.int64)) for i in ix])
-            y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + block_size].astype(np.int64)) for i in ix])
-            return x, y
-
+        get_batch = functools.partial(nanogpt_batch, "shakespeare_char", block_size, batch_size)
         ahead = [get_batch()]  # nanoGPT's loop draws the next batch between the forward and the backward pass
         start = time.perf_counter()
         for step in range(count):

@@ -33,7 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import Worker, markdown, say, serve, shown
+from bench import Worker, markdown, nanogpt_batch, say, serve, shown
 from scaling import Shape
 
 CASES = {  # name: preset and flags of tinygpt, dataset
@@ -42,7 +42,7 @@ CASES = {  # name: preset and flags of tinygpt, dataset
 }
 QUICK = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=2"]
 SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "dropout", "batch_size", "gradient_accumulation_steps")
-SETTINGS += ("learning_rate", "weight_decay", "beta1", "beta2", "grad_clip", "dataset")
+SETTINGS += ("learning_rate", "weight_decay", "beta1", "beta2", "grad_clip", "log_interval", "dataset")
 PEAKS = {  # FLOP/s of dense products in bfloat16 or float16 with float32 sums, as stated by NVIDIA
     "H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12, "T4": 65e12,
@@ -53,7 +53,6 @@ ROUND = 3.0  # seconds
 def nanogpt_worker() -> dict[str, Callable[..., Any]]:
     """nanoGPT's functions: an iteration of train.py, with model.py of this folder."""
     sys.path.insert(0, os.getcwd())
-    import numpy as np
     import torch
     from model import GPT, GPTConfig
 
@@ -62,6 +61,8 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
     def start(device: str, dtype: str, compiled: bool, vocab_size: int, c: dict[str, Any]) -> float:
         nonlocal step
         began, kind = time.perf_counter(), torch.device(device).type
+        if ":" in device:
+            torch.cuda.set_device(device)
         torch.manual_seed(1337)
         torch.backends.cuda.matmul.allow_tf32 = True
         shape = {name: c[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
@@ -70,20 +71,17 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
         betas = (c["beta1"], c["beta2"])
         optimizer = model.configure_optimizers(c["weight_decay"], c["learning_rate"], betas, kind)
         fast = torch.compile(model) if compiled else model
-        T = c["block_size"]
 
         def get_batch() -> Any:
-            data = np.memmap(f"data/{c['dataset']}/train.bin", dtype=np.uint16, mode="r")
-            ix = torch.randint(len(data) - T, (c["batch_size"],))
-            x = torch.stack([torch.from_numpy(data[i : i + T].astype(np.int64)) for i in ix])
-            y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + T].astype(np.int64)) for i in ix])
+            x, y = nanogpt_batch(c["dataset"], c["block_size"], c["batch_size"])
             if kind == "cuda":
                 x, y = x.pin_memory(), y.pin_memory()
             return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
-        ahead = [get_batch()]
+        ahead, iteration = [get_batch()], 0
 
         def one() -> None:
+            nonlocal iteration
             for _ in range(c["gradient_accumulation_steps"]):
                 with torch.autocast(kind, getattr(torch, dtype), enabled=dtype != "float32"):
                     loss = fast(*ahead.pop())[1] / c["gradient_accumulation_steps"]
@@ -94,6 +92,9 @@ def nanogpt_worker() -> dict[str, Callable[..., Any]]:
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
+            if iteration % c["log_interval"] == 0:
+                loss.item()
+            iteration += 1
 
         step = one
         return first_step(step, began)
@@ -115,17 +116,25 @@ def tinygpt_worker() -> dict[str, Callable[..., Any]]:
     from tinygpt.training.start import Start
 
     run: Run
+    ahead: tuple[torch.Tensor, torch.Tensor, list[float]]
 
     def start(name: str, compiled: bool, *flags: str) -> float:
-        nonlocal run
+        nonlocal run, ahead
         began, compute = time.perf_counter(), device.choose(name, "auto")
+        if compute.device.index is not None:
+            torch.cuda.set_device(compute.device)
         more = [f"--device={name}", f"--compile={compiled}", "--eval_only", "--quiet"]  # eval_only: writes no files
         run = set_up(contextlib.ExitStack(), Start(parse(TrainConfig, [*flags, *more])), compute)
+        ahead = batch(run, 0)
         return first_step(step, began)
 
     def step() -> None:
+        nonlocal ahead
         run.optimizer.set_learning_rate(learning_rate(run.progress.step, run.config))
-        require_finite_loss(run, *forward_backward(run, *batch(run, run.progress.step)))
+        loss, norm = forward_backward(run, *ahead)
+        ahead = batch(run, run.progress.step + 1)
+        if run.progress.step % run.config.log_interval == 0 or run.compute.device.type == "cpu":
+            require_finite_loss(run, loss, norm)
         run.optimizer.update()
         run.progress.step += 1
 
@@ -144,7 +153,8 @@ def tinygpt_worker() -> dict[str, Callable[..., Any]]:
             "dtype": str(run.compute.dtype).removeprefix("torch."),
             "compiled": run.compiled,
             "machine": machine,
-            "peaks": [peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", gpu)],
+            # a variant of a card, such as H100 NVL, has another peak
+            "peaks": [peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b(?! (NVL|Ti|D|Laptop)\b)", gpu)],
         }
 
     def large_products(size: int, count: int) -> float:
@@ -206,6 +216,7 @@ def measure(case: str, folder: Path, args: argparse.Namespace) -> tuple[list[str
     with contextlib.ExitStack() as stack:
 
         def worker(kind: str, cwd: Path) -> Worker:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled" / f"{case}-{kind}")
             made = Worker(kind, [__file__, "--worker", kind], cwd)
             stack.callback(made.close)
             return made
@@ -293,7 +304,6 @@ def main(arguments: list[str] | None = None) -> int:
     made, texts = [], []
     with tempfile.TemporaryDirectory(prefix="tinygpt-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")
         if args.nanogpt:
             (folder / "nanogpt").mkdir()
             shutil.copy(args.nanogpt / "model.py", folder / "nanogpt")

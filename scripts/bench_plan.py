@@ -115,7 +115,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     for key, goal in GOALS.items():
         lines.append(
             f"\n{key}: {made[key]} of {len(results)} predicted; of these, {close[key]} within {100 * goal:.0f}% and "
-            f"{inside[key]} inside the 80% interval"
+            f"{inside[key]} inside the interval"
         )
     return "\n".join(lines)
 

@@ -84,15 +84,16 @@ def memory(pid: int) -> int:
 def run(command: list[str], cwd: Path, **variables: str) -> tuple[float, float, float]:
     """Run a command; return its seconds, the CPU seconds and the peak of memory in MB of all its processes."""
     before, began, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
-    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=cwd, env={**os.environ, **variables}, text=True, **output) as process:  # type: ignore
-        while process.poll() is None:
-            peak = max(peak, memory(process.pid))
-            time.sleep(0.2)
-        errors = process.stderr.read()
-    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command[:5])} ended with {process.returncode}:\n{errors[-2000:]}")
+    env = {**os.environ, **variables}
+    with tempfile.TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=errors) as process:
+            while process.poll() is None:
+                peak = max(peak, memory(process.pid))
+                time.sleep(0.2)
+        seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command[:5])} ended with {process.returncode}:\n{errors.read()[-2000:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds, cpu, peak / 1e6
 

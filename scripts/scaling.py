@@ -75,9 +75,10 @@ def activations(shape: Shape, rows: int) -> float:
 
 def communication(shape: Shape, gpus: int, method: str) -> float:
     """Bytes that a GPU sends per step. DistributedDataParallel: an all-reduce of the float32 gradients. fully_shard:
-    the weights are gathered for the forward and for the backward pass, the gradients scattered, all in bfloat16."""
+    the weights are gathered in bfloat16 for the forward and for the backward pass (those of the embeddings and the
+    head only once, which is neglected here), the gradients scattered in float32."""
     share = (gpus - 1) / gpus
-    return share * shape.parameters * (2 * 4 if method == "DistributedDataParallel" else 3 * 2)
+    return share * shape.parameters * (2 * 4 if method == "DistributedDataParallel" else 2 + 2 + 4)
 
 
 def memory(shape: Shape, gpus: int, method: str, rows: int = 1) -> float:

@@ -22,7 +22,8 @@ IRRELEVANT = {*SESSION, "config", "out_dir", "quiet", "report_to", "wandb_log", 
 
 
 class Interval(NamedTuple):
-    """A prediction and its 80% interval, which should contain the results of four in five runs."""
+    """A prediction and its interval: of the loss, one of 80%; of the time, that of fast and of slow blocks of
+    iterations; of the memory, 5% to either side."""
 
     value: float
     low: float
@@ -50,7 +51,7 @@ class Forecast(NamedTuple):
 
     def lines(self) -> list[str]:
         """Format for the terminal."""
-        lines = ["predictions, with 80% intervals:", f"time:        {time_text(self.predicted_seconds)}"]
+        lines = ["predictions, with intervals (of the loss: 80%):", f"time:        {time_text(self.predicted_seconds)}"]
         if self.unsteady:
             lines.append("note:        the time per iteration varied by more than 30%, so the interval is wide")
         if self.predicted_memory_mb:

@@ -168,7 +168,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     spreads = ": median (minimum to maximum) of the seeds" if len(seeds(config)) > 1 else ""
     flops = "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter."
     tables = [
-        Table("Loss by size and length", grid, f"Validation loss in nats per token, on the complete split{spreads}."),
+        Table(
+            "Loss by size and length",
+            grid,
+            f"Validation loss in nats per token, on the complete split{spreads}. A pass is the training split or, if "
+            f"it is longer, {MOST_TOKENS:,} tokens.",
+        ),
         Table(
             "The law: loss = E + A / N^alpha + B / D^beta",
             [figures],
