@@ -133,7 +133,8 @@ def ranks(count: int) -> list[dict[str, str]]:
     """The environment of each of `count` processes that train together, as torchrun sets it."""
     if count == 1:
         return [{}]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    place |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
     return [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 

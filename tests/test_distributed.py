@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok
 from tinygpt.checkpoint.store import load
 from tinygpt.files import folder_lock
 from tinygpt.training.log import read_metrics
+from tinygpt.training.processes import Processes
+from tinygpt.training.run import Run
 
 BATCH = ["--batch_size=12", "--gradient_accumulation_steps=1", "--dropout=0", "--max_iters=4", "--eval_interval=2"]
 
@@ -66,11 +70,11 @@ def test_two_processes_learn_what_one_does(work: Path) -> None:
 
 @needs_fork
 def test_an_uneven_split_is_refused_in_one_sentence(work: Path) -> None:
-    for child in two_processes(work, *TINY_TRAIN, *BATCH, "--batch_size=5"):
+    for child in two_processes(work, *TINY_TRAIN, *BATCH, "--batch_size=2", "--gradient_accumulation_steps=3"):
         (said, way_out) = child.output.splitlines()[-2:]
         assert child.status == 2, child.output
-        assert said.startswith("error: 2 processes cannot share 5 sequences per iteration evenly"), child.output
-        assert "multiple of 2" in way_out and "Traceback" not in child.output
+        assert said.startswith("error: 2 processes cannot share 6 sequences per iteration evenly"), child.output
+        assert "make gradient_accumulation_steps a multiple of 2" in way_out and "Traceback" not in child.output
     assert not (work / "out").exists()
 
 
@@ -99,3 +103,9 @@ def test_the_command_that_resumes_several_processes_works(work: Path) -> None:
     resumed = torchrun(work, f"--max_iters={step + 2}", launch=shlex.split(suggested))
     assert resumed.returncode == 0 and "; 2 processes" in resumed.stdout, resumed.stderr
     assert load(work / "two/last.pt").step == step + 2
+
+
+def test_the_command_that_resumes_a_run_of_two_nodes_is_for_one_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: Any = SimpleNamespace(config=SimpleNamespace(), out="out", ranks=Processes(0, 16))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert vars(Run)["resume_command"].fget(run).startswith("torchrun --standalone --nproc_per_node=8 -m tinygpt train")

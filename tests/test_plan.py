@@ -386,6 +386,13 @@ def test_the_memory_of_two_processes(work: Path, flags: list[str], state: float,
     assert not (work / "out").exists()
 
 
+def test_the_memory_on_a_gpu_is_computed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    out = ok(work, "plan", *SMALL, "--device=mps", "--processes=2").out
+    assert "computed for the GPU, not measured on one\n" in out and "not predicted" not in out
+    assert "GPU" not in ok(work, "plan", *SMALL, "--processes=2").out
+
+
 def test_short_runs_and_repeated_data_have_no_loss() -> None:
     assert "needs 20 (max_iters=640)" in pilots.refusal(TrainConfig(max_iters=210), 1, pairs=False)
     assert "fewer than 80 iterations" in pilots.refusal(TrainConfig(max_iters=79), 40, pairs=True)
@@ -433,11 +440,15 @@ def test_an_interrupted_plan_of_which_only_plan_json_is_left(planned: Path, work
     assert [pilot["loss"] for pilot in found["pilots"]] == [pilot["loss"] for pilot in measured]
 
 
-def test_another_plan_does_not_use_the_pilots_of_an_interrupted_one(
-    planned: Path, work: Path, pilot_here: None
-) -> None:
-    for flags, uses in (([], True), (["--n_embd=32"], False)):
-        interrupted(planned, work, costs={"step": 1e6}, pilots=[])
+def test_only_intact_measurements_of_the_same_plan_are_used_again(planned: Path, work: Path, pilot_here: None) -> None:
+    for flags, change, uses in (
+        ([], {}, True),
+        (["--n_embd=32"], {}, False),
+        ([], {"costs": {"unknown": 1}}, False),
+        ([], {"pilots": [{"iterations": 25}]}, False),
+        ([], {"pilots": None}, False),
+    ):
+        interrupted(planned, work, **{"costs": {"step": 1e6}, "pilots": []} | change)
         made = json.loads(ok(work, *PLAN, *flags, "--time_only", "--json").out)
         assert (made["predicted_seconds"]["value"] > 1e6) is uses  # the measurement of the interrupted plan
 

@@ -179,8 +179,9 @@ def test_a_mac_whose_gpu_fails_trains_on_the_cpu(
 def test_timing_changes_nothing_that_the_run_computes(
     optimizer: str, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The CPU stands in for MPS. The weights are those of a run without timing."""
-    flags = [*TINY_TRAIN, f"--optimizer={optimizer}"]
+    """The CPU stands in for MPS. The weights are those of a run without timing, even with `shard` in a file."""
+    (work / "shard.yaml").write_text("shard: true\n")
+    flags = [*TINY_TRAIN, "shard.yaml", f"--optimizer={optimizer}"]
     assert cli_here(*flags, "--out_dir=plain", cwd=work).status == 0
     pretend_mps(monkeypatch)
     monkeypatch.setattr(device, "choose", lambda name, *_: CPU if name == "auto" else STAND_IN)

@@ -27,7 +27,7 @@ from tinygpt.data.tokenizer import GPT2Tokenizer
 from tinygpt.errors import TinyGPTError
 
 PATIENT = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-TEXTS = "*.txt, *.jsonl, *.txt.gz, *.jsonl.gz, *.txt.zst, *.jsonl.zst"
+TEXTS = "*.txt, *.txt.gz, *.txt.zst, *.jsonl, *.ndjson, *.jsonl.gz, *.ndjson.gz, *.jsonl.zst, *.ndjson.zst"
 FILES = {"train.bin", "val.bin", "meta.json", ".lock"}
 
 
@@ -161,7 +161,9 @@ def test_all_65536_symbols(tmp_path: Path) -> None:
 
 
 def test_files_folders_and_patterns(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.txt", "sub/deep/d.txt", "sub/c.txt", "sub/e.md", "f.md"):
+    visible = ("b.txt", "a.txt", "sub/deep/d.txt", "sub/c.txt", "sub/e.md", "f.md", ".notes/g.txt", ".notes/sub/h.txt")
+    hidden = ("sub/._c.txt", "sub/.ipynb_checkpoints/i.txt", ".notes/sub/._h.txt", ".notes/~$g.txt")
+    for name in visible + hidden:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(Path(name).stem * 3)
 
@@ -178,6 +180,8 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
     assert letters("**/*.md") == "fe"
     assert letters("f.md", "sub", "*.txt") == "fcdab"
     assert letters("[ab].txt") == "ab"
+    assert letters(".notes") == "gh"  # a hidden folder itself, without what is hidden in it
+    assert letters(".notes", "sub/.ipynb_checkpoints/i.txt") == "ghi"
 
 
 def left_out(folder: Path, *inputs: str) -> list[str]:

@@ -34,6 +34,7 @@ from tinygpt.training.start import choose_compute, starting_point
 from tinygpt.training.watch import Watcher
 
 Callback = Callable[[dict[str, Any]], object]
+SAMPLE = 200  # tokens of a sample in the log
 
 
 def train(config: TrainConfig, callback: Callback | None = None) -> int:
@@ -273,12 +274,12 @@ def require_finite_weights(run: Run) -> None:
         raise log_divergence(run, "a weight is")
 
 
-def show_sample(run: Run, length: int = 200) -> None:
+def show_sample(run: Run) -> None:
     """Print and log a short sample; prompt and seed are the same at every evaluation."""
     tokenizer, prompt = run.dataset.tokenizer, run.dataset.sources["val"].prompt()
     sampling = Sampling(temperature=0.8, top_k=200, seed=run.config.seed)
     idx = torch.from_numpy(prompt[None]).to(run.compute.device)
-    tokens = generate(run.model.eval(), idx, length, sampling, tokenizer.vocab_size, exact_window=run.config.shard)
+    tokens = generate(run.model.eval(), idx, SAMPLE, sampling, tokenizer.vocab_size, exact_window=run.config.shard)
     ids = [int(row[0]) for row in tokens]
     run.model.train()
     text = tokenizer.decode(ids)

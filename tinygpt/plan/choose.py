@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 from tinygpt.config import suggest
 from tinygpt.config.schema import PlanConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
+from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.law import SHAKESPEARE, SHAPES, Law, read_law
 from tinygpt.plan.pilots import MOST_PASSES
 from tinygpt.terminal import duration, table
-from tinygpt.training.start import Start, choose_compute, make_model, seconds_per_batch, training_class
+from tinygpt.training.start import Start, make_model, seconds_per_batch, training_class
 
 START = 5.0  # seconds until the first iteration
 SHARE = 0.9  # of the remaining time for iterations; the other tenth is for EVALUATIONS and their saves
@@ -40,14 +41,15 @@ class SizedRun(NamedTuple):
     loss: float  # in nats per token
 
 
-def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[str, Any]:
-    """Print the possible model sizes and the best one; return them for --json. Errors: TinyGPTError if none fits."""
+def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str], compute: Compute) -> dict[str, Any]:
+    """Print the possible model sizes and the best one; return them for --json. compute: where sizes are timed. Errors:
+    TinyGPTError if none fits."""
     seconds = budget_seconds(config.budget) if config.budget else math.inf
     dataset = Dataset(run.data_dir, run.dataset)
     if run.init_from != "scratch" or dataset.pairs:
         problem = "a size can be chosen for a new model of plain text only"
         raise TinyGPTError(problem, "the same command without --budget and --target")
-    candidates = list(choices(config, run, dataset, seconds))
+    candidates = list(choices(config, run, dataset, seconds, compute))
     if not candidates:
         needs = f"each needs at least {FEWEST} iterations, and at most {MOST_PASSES} passes over the data"
         other = "another target" if config.target else "a larger budget"
@@ -70,10 +72,12 @@ def choose(config: PlanConfig, run: TrainConfig, flags: Sequence[str]) -> dict[s
     return {"choices": records, "best": best._asdict(), "command": suggest.command("train", *command)}
 
 
-def choices(config: PlanConfig, run: TrainConfig, dataset: Dataset, seconds: float) -> Iterator[SizedRun]:
+def choices(
+    config: PlanConfig, run: TrainConfig, dataset: Dataset, seconds: float, compute: Compute
+) -> Iterator[SizedRun]:
     """Yield the sizes whose best run fits into the time: as long as it allows, or just until it reaches the target."""
-    law, compute = chosen_law(config, run), choose_compute(run, {})
-    tokens, batch = len(dataset.splits["train"]), run.batch_size * run.gradient_accumulation_steps * run.block_size
+    law, tokens = chosen_law(config, run), len(dataset.splits["train"])
+    batch = run.batch_size * run.gradient_accumulation_steps * run.block_size
     for width in SHAPES:
         sized = dataclasses.replace(run, **shape(width))
         gpt_class = training_class(sized, compute)

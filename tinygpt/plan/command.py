@@ -67,7 +67,7 @@ def plan(config: PlanConfig) -> None:
         if config.processes:
             result = plan_memory(run.config, config.processes, run.model, run.compute)
         elif config.budget or config.target:
-            result = choose(config, run.config, run.flags)
+            result = choose(config, run.config, run.flags, run.compute)
         else:
             result = make_plan(run, config.time_only).as_json()
     if config.json:
@@ -128,14 +128,13 @@ def planned(config: PlanConfig) -> Planned:
     source = dataset.sources["train"]
     passes = run.max_iters * source.passes(run.batch_size * run.gradient_accumulation_steps, run.block_size)
     print(f"device:      {compute.describe()}")
-    if compute.device.type != "cpu":
+    if compute.device.type != "cpu" and not config.processes:
         print("note:        the memory is that of the process; the memory of the GPU is not predicted")
     print(f"dataset:     {dataset.folder}: {source.describe()}")
     if not (config.budget or config.target):
         print(f"model:       {model.num_params():,} parameters")
         print(f"iterations:  {run.max_iters:,}; {passes:.1f} passes over the data")
-    data = {key: str(value) for key, value in dataset.meta["sha256"].items()}
-    record = {"settings": run_settings(run), "data": data}
+    record = {"settings": run_settings(run), "data": dataset.meta["sha256"]}
     return Planned(run, flags, passes, dataset.pairs, record, model, compute)
 
 
@@ -143,7 +142,8 @@ def unfinished(run: Planned) -> tuple[Costs | None, tuple[Pilot, ...]]:
     """Return what an interrupted plan of the same run has measured; remove the files of any other plan."""
     content = read_plan(run.out)
     if content and not content["predicted_seconds"] and not differences(content, **run.record):
-        return Costs(**content["costs"]), tuple(Pilot(**pilot) for pilot in content["pilots"])
+        with contextlib.suppress(KeyError, TypeError):  # damaged, or of another version
+            return Costs(**content["costs"]), tuple(Pilot(**pilot) for pilot in content["pilots"])
     shutil.rmtree(run.out / FOLDER, ignore_errors=True)
     return None, ()
 
@@ -161,7 +161,7 @@ def loss_pilots(run: Planned, costs: Costs, finished: tuple[Pilot, ...], predict
     for config, length in zip(configs, lengths, strict=True):
         matching = [pilot for pilot in finished if pilot.iterations == length]
         if not matching:
-            pilot = pilots.run_pilot(config, run.out / FOLDER / "log.txt")
+            pilot = pilots.run_pilot(config, run.out / FOLDER / "log.txt", run.compute)
             finished, matching = (*finished, pilot), [pilot]
             store(run, costs, finished)
         print(f"             {length:>7,} iterations: validation loss {matching[0].loss:.4f}", flush=True)

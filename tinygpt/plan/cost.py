@@ -27,6 +27,7 @@ WARM_UP, STEPS = 5, 20  # iterations; the first ones are slower
 SAVE_AT = 15  # the iteration before which last.pt is saved once more
 TIME_ERROR = 0.08  # relative, at least
 MEMORY_ERROR = 0.05  # relative
+SHORTEST_BLOCK = 0.5  # seconds
 UNSTEADY = 0.3  # (slow - fast) / mean time per iteration, above which the speed counts as unsteady
 Block = tuple[int, float]  # a number of consecutive iterations without an evaluation, and their seconds
 
@@ -123,13 +124,13 @@ def with_blocks(costs: Costs, blocks: Sequence[Block]) -> Costs:
     return costs._replace(step=step, blocks=[*costs.blocks, *blocks])
 
 
-def blocks_of(folder: Path, seconds: float = 0.5) -> list[Block]:
+def blocks_of(folder: Path) -> list[Block]:
     """Divide the iterations of a pilot, which evaluates only at its start and its end, into blocks of at least
-    `seconds`."""
+    SHORTEST_BLOCK."""
     first, *entries = [e for e in read_metrics(folder) if e["kind"] == "train" and e["step"] >= WARM_UP] or [{}]
     blocks: list[Block] = []
     for entry in entries:
-        if (took := entry["seconds"] - first["seconds"]) >= seconds or (entry is entries[-1] and not blocks):
+        if (took := entry["seconds"] - first["seconds"]) >= SHORTEST_BLOCK or (entry is entries[-1] and not blocks):
             blocks.append((entry["step"] - first["step"], took))
             first = entry
     return blocks

@@ -21,6 +21,8 @@ def plan_memory(config: TrainConfig, processes: int, model: GPT, compute: Comput
     ranks = Processes(0, processes)
     require_even_split(config, ranks)
     parts = memory(config, ranks, model, compute.dtype.itemsize)
+    if compute.device.type != "cpu":
+        print("note:        the memory is computed for the GPU, not measured on one")
     print(f"memory of each of {processes} processes{', sharded' * config.shard}, besides Python and PyTorch:")
     print("\n".join(table({"": "<42", "MB": ">10,.0f"}, [(f"  {name}", mb) for name, mb in parts.items()])))
     return {"processes": processes, "memory_mb": parts}

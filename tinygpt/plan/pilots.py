@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
+from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import ngram_baselines
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.files import writing
 from tinygpt.plan.cost import Block, blocks_of, explaining
 from tinygpt.train import train
-from tinygpt.training.start import choose_compute
 
 PARTS = (32, 16, 8)  # the pilots have 1/32, 1/16 and 1/8 of the iterations of the run
 BEGINNING = 4  # without a prediction, the only pilot is the first quarter of the run itself, which costs about as much
@@ -101,15 +101,14 @@ def pilot(config: TrainConfig, length: int, folder: Path, warm_up: int, decay: i
     )  # fmt: skip
 
 
-def run_pilot(config: TrainConfig, log: Path) -> Pilot:
-    """Train a pilot, or continue one that was stopped; what it prints goes into the log. Errors: TinyGPTError for a
-    pilot that diverges, or that a signal stops."""
+def run_pilot(config: TrainConfig, log: Path, compute: Compute) -> Pilot:
+    """Train a pilot, or continue one that was stopped; what it prints goes into the log. compute: for its loss.
+    Errors: TinyGPTError for a pilot that diverges, or that a signal stops."""
     log.parent.mkdir(parents=True, exist_ok=True)  # it was removed, if only plan.json is left of an interrupted plan
     with explaining(config), writing(log), open(log, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         status = train(config)
     if status:
         problem = f"stopped in the pilot of {config.max_iters:,} iterations"
         raise TinyGPTError(problem, "the same command continues it", status)
-    dataset, compute = Dataset(config.data_dir, config.dataset), choose_compute(config, {})
-    loss = validation_loss(Path(config.out_dir, "last.pt"), dataset, compute)
+    loss = validation_loss(Path(config.out_dir, "last.pt"), Dataset(config.data_dir, config.dataset), compute)
     return Pilot(config.max_iters, loss, blocks_of(Path(config.out_dir)))

@@ -70,14 +70,14 @@ def race(config: RaceConfig) -> int:
 
 
 def config_files(items: Sequence[str]) -> Iterator[Path]:
-    """Yield the configs that the command names: files, patterns, and those in folders without the hidden ones."""
+    """Yield the configs that the command names: files, patterns, and those in folders, but not __MACOSX."""
     for item in items:
         if not (is_folder := Path(item).is_dir()) and "*" not in item:
             yield Path(item)
             continue
         for path in input_files([item], (".yaml", ".py"), hint="put the students' config files into it"):
             inside = path.relative_to(item).parts if is_folder else ()
-            if not any(part.startswith((".", "__")) for part in inside):
+            if not any(part.startswith("__") for part in inside):
                 yield path
 
 

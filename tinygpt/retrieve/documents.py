@@ -272,11 +272,10 @@ READERS |= {".csv": table, ".pdf": pdf, ".docx": word}
 PLAIN = {"", ".rst", ".log", ".text", ".adoc", ".org", ".debian"}  # endings of other files that are plain text
 
 
-def is_plain_text(path: Path, folder: Path) -> bool:
+def is_plain_text(path: Path) -> bool:
     """Return whether a file of a folder is plain text without one of the endings of READERS: LICENSE, README.Debian."""
-    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     is_candidate = path.suffix.lower() in PLAIN or re.search(r"(^|\.)[A-Z][A-Z-]{2,}(\.|$)", path.name)
-    if is_hidden or not is_candidate or not path.is_file():
+    if not is_candidate or not path.is_file():
         return False
     try:
         with open(path, "rb") as file:

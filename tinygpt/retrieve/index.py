@@ -69,9 +69,9 @@ def existing(config: IndexConfig, out: Path) -> list[Path]:
         if os.path.isdir(item):
             for _ in os.walk(item, onerror=functools.partial(unreadable_folder, item)):
                 pass
-        accepts = functools.partial(documents.is_plain_text, folder=Path(item))
         try:
-            found = input_files([item], tuple(documents.READERS), hint=documents.FORMATS, accepts=accepts)
+            endings, accepts = tuple(documents.READERS), documents.is_plain_text
+            found = input_files([item], endings, hint=documents.FORMATS, accepts=accepts)
             paths = {path.resolve(): path for path in found} | paths
         except TinyGPTError:
             if not out.exists() or not was_named(out, item):

@@ -141,8 +141,10 @@ class TorchOptimizer:
         for name, weight in self.named.items():
             muon = isinstance(self.owner[weight], torch.optim.Muon)
             parts = {"momentum": "momentum_buffer"} if muon else {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
-            state = self.owner[weight].state.get(weight, {})
-            moments[name] = {part: state.get(key, torch.zeros_like(weight)).detach() for part, key in parts.items()}
+            state = self.owner[weight].state.get(weight)  # none before the first update
+            moments[name] = {
+                part: state[key].detach() if state else torch.zeros_like(weight) for part, key in parts.items()
+            }
         return moments
 
     @property

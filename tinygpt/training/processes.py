@@ -31,6 +31,11 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def on_this_node(self) -> int:
+        """Return the number of processes on this node, as torchrun gives it."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+
     def sum(self, values: list[float], device: torch.device) -> list[float]:
         """Add each value over all processes; every process gets the sums."""
         if self.count == 1:

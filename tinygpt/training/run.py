@@ -108,7 +108,7 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        return suggest.resume(vars(self.config), self.out, processes=self.ranks.count)
+        return suggest.resume(vars(self.config), self.out, processes=self.ranks.on_this_node)
 
     @functools.cached_property
     def has_dropout(self) -> bool:
@@ -143,7 +143,7 @@ class Run:
             step=progress.step,
             best_val_loss=progress.best_val_loss,
             tokenizer=self.dataset.tokenizer.to_dict(),
-            data={key: str(value) for key, value in self.dataset.meta["sha256"].items()},
+            data=self.dataset.meta["sha256"],
             training={
                 "progress": dataclasses.asdict(progress),
                 "optimizer": optimizer,
@@ -237,7 +237,7 @@ def require_even_split(config: TrainConfig, ranks: Processes) -> None:
         raise TinyGPTError(
             f"{ranks.count} processes cannot share {rows} sequences per iteration evenly "
             f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
-            f"make gradient_accumulation_steps or batch_size a multiple of {ranks.count}",
+            f"make gradient_accumulation_steps a multiple of {ranks.count}",
         )
 
 

@@ -257,6 +257,7 @@ def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -
 
 def step_on_one_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> Callable[[], None]:
     """Make a training step of a new model, whose weights stay as they are, so that it always takes the same time."""
+    config = dataclasses.replace(config, shard=False)  # one process measures
     width = dataset.sources["train"].width(config.block_size)
     idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
     model, _ = make_model(Start(config), training_class(config, compute), dataset.tokenizer.vocab_size)
