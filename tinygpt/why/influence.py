@@ -27,8 +27,9 @@ What is approximated:
   weights the gradient (`applied_rates`); the rest is taken from iteration t.
 - Muon's matrices are left out: P is 0 there, and only embeddings, head and vectors count, which AdamW trains. The
   derivative of the orthogonalisation is large where the momentum is small, and made the effects less accurate.
-- Dropout is off in both gradients: they are those of the model in use, and not those of one mask. Both are in float32,
-  also where the run computes in bfloat16.
+- Dropout: the gradients of the rows are those of the iteration's masks (on a GPU, attention can draw others), since P
+  is large where a mask has kept the second moment at 0; that of the output has no mask, as the model in use. Both are
+  in float32, also where the run computes in bfloat16.
 """
 
 import dataclasses
@@ -43,8 +44,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.device import model_class, to_host
-from tinygpt.evaluate.loss import target_losses, tensors
+from tinygpt.evaluate.loss import target_losses
 from tinygpt.model import GPT
+from tinygpt.train import batch, seed_dropout
 from tinygpt.training.optimizer import Optimizer, learning_rate
 from tinygpt.training.run import Run
 from tinygpt.why.explained import Explained
@@ -63,7 +65,7 @@ class Tracer:
         self.run, self.source, self.optimizer = run, source, run.optimizer
         device = run.compute.device
         self.x, self.y = x.to(device), y.to(device)
-        self.model = model_class(run.config.fast, run.compute)(run.model.config).to(device).eval()
+        self.model = model_class(run.config.fast, run.compute)(run.model.config).to(device)
         self.effects = np.zeros(len(source.tokens))
         self.clipped = 1.0
         self.rates = applied_rates(run.config)
@@ -80,15 +82,15 @@ class Tracer:
         config, step = self.run.config, self.run.progress.step
         weights = {name: weight.detach().clone() for name, weight in self.run.model.named_parameters()}
         self.optimizer.update()
-        gradient = gradient_of(self.model, weights, self.x, self.y)
+        gradient = gradient_of(self.model.eval(), weights, self.x, self.y)
         direction = preconditioned(gradient, self.optimizer, config, self.rates[step])
-        drawn = batch_of(self.source, config, step)
-        rate = self.clipped / int(self.source.targets(drawn, config.block_size).sum())
-        for part in np.split(drawn, config.gradient_accumulation_steps):
-            x, y = tensors(self.source, config.block_size, part)
-            targets = y.numpy() >= 0
-            slope = slopes(self.model, weights, direction, x.to(self.x.device), y.to(self.x.device))
-            np.add.at(self.effects, positions_of(self.source, part, y.shape[1])[targets], -rate * slope)
+        x, y, _ = batch(self.run, step)
+        rate = self.clipped / int((y >= 0).sum())
+        for micro_step, rows in enumerate(np.split(batch_of(self.source, config, step), len(x))):
+            seed_dropout(config.seed, step, micro_step, 0)
+            targets = to_host(y[micro_step]) >= 0
+            slope = slopes(self.model.train(), weights, direction, x[micro_step], y[micro_step])
+            np.add.at(self.effects, positions_of(self.source, rows, y.shape[-1])[targets], -rate * slope)
 
 
 def gradient_of(model: GPT, weights: Weights, x: Tensor, y: Tensor) -> Weights:
