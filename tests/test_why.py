@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Shared, cli_here, ok, refused, tiny_text
 from models import SMALL, every_pair, every_path, shaken, small
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 from test_lab_canary import quick, results
 from test_pairs import json_lines
 
@@ -25,7 +25,7 @@ from tinygpt.lab import why as lab
 from tinygpt.model import GPT
 from tinygpt.training.start import Start, make_model
 from tinygpt.why import influence
-from tinygpt.why.command import random_rows, same_label
+from tinygpt.why.command import is_positive, random_rows, same_label
 from tinygpt.why.explained import load_run, log_probability, output, texts_of
 from tinygpt.why.nearest import nearest, similarities
 from tinygpt.why.retrain import effects, without
@@ -89,7 +89,7 @@ def test_the_example_that_alone_teaches_an_output_is_found_at_its_line(planted: 
 
 
 def test_a_contradicting_label_lowers_the_probability(planted: Path) -> None:
-    found = answer(planted, "out", DISPUTED, "gelb")
+    found = answer(planted, "out", DISPUTED, "gelb", "--count=20")
     assert [entry["text"] for entry in found["raised"][:2]] == [f"{DISPUTED} -> gelb"] * 2
     assert f"{DISPUTED} -> rot" in [entry["text"] for entry in found["lowered"]]
     equal = sorted(found["raised"][:2], key=lambda entry: int(entry["row"]))
@@ -281,6 +281,14 @@ def test_rows_left_out_lose_their_targets_and_nothing_else_changes(planted: Path
         positions = {int(windows[row]) + 1 + int(column) for row, column in zip(*gone, strict=True)}
         assert positions == {start + 1 + place for start in left_out.tolist() for place in range(size)}
     assert (without(source, left_out[:0], config).rows(windows, size)[1] == y).all()
+
+
+def test_more_than_chance_is_a_one_sided_t_test() -> None:
+    draws = np.random.default_rng(0)
+    for count in [1, *range(2, 11)] * 20:
+        values = draws.normal(0.8, 1.0, count)
+        expected = count > 1 and ttest_1samp(values, 0.0, alternative="greater").pvalue < 0.05
+        assert is_positive(values) == expected, values
 
 
 # ---- what is refused --------------------------------------------------------------------------------------------
