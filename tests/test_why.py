@@ -173,7 +173,7 @@ def test_the_preconditioner_is_the_change_of_the_updates_of_adamw(other: float) 
     gradient = {"a": torch.ones(1), "b": torch.ones(2)}
     direction = influence.preconditioned(gradient, state, TrainConfig(beta1=0.9, beta2=0.99), 1.0)
     assert float(direction["a"]) == pytest.approx(measured, abs=0.05)
-    assert direction["b"].tolist() == [0, 0]
+    assert "b" not in direction  # Muon's matrices are left out
 
 
 def test_momentum_applies_the_first_gradient_more_and_the_last_one_less() -> None:

@@ -118,15 +118,14 @@ def applied_rates(config: TrainConfig) -> np.ndarray:
 
 
 def preconditioned(gradient: Weights, optimizer: Optimizer, config: TrainConfig, rate: float) -> Weights:
-    """Return rate times P times a gradient, from the optimizer's state; see the top of this module."""
-    steps, state, direction = max(1, optimizer.steps), optimizer.moments(), {}
-    for name, part in gradient.items():
-        if "momentum" in state[name]:
-            direction[name] = torch.zeros_like(part)
-        else:
-            first = state[name]["exp_avg"] / (1 - config.beta1**steps)
-            second = state[name]["exp_avg_sq"] / (1 - config.beta2**steps)
-            direction[name] = rate / (second.sqrt() + 1e-8) * share_of_change(first, second) * part
+    """Return rate times P times a gradient, from the optimizer's state; see the top of this module. Without the weights
+    where P is 0."""
+    steps, direction = max(1, optimizer.steps), {}
+    for name, moments in optimizer.moments().items():
+        if "exp_avg" in moments:
+            first = moments["exp_avg"] / (1 - config.beta1**steps)
+            second = moments["exp_avg_sq"] / (1 - config.beta2**steps)
+            direction[name] = rate / (second.sqrt() + 1e-8) * share_of_change(first, second) * gradient[name]
     return direction
 
 
@@ -136,12 +135,16 @@ def share_of_change(first: Tensor, second: Tensor) -> Tensor:
 
 
 def slopes(model: GPT, weights: Weights, direction: Weights, x: Tensor, y: Tensor) -> np.ndarray:
-    """Compute the derivative of the loss of each target along a direction of the weights: float64 (targets,).
+    """Compute the derivative of the loss of each target along a direction of some weights: float64 (targets,).
 
     Forward-mode differentiation (`torch.func.jvp`) of a batch; PyTorch's fused attention does not have it.
     """
+
+    def losses(moved: Weights) -> Tensor:
+        return target_losses(with_weights(model, weights | moved), x, y)
+
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        return to_host(jvp(lambda moved: target_losses(with_weights(model, moved), x, y), (weights,), (direction,))[1])
+        return to_host(jvp(losses, ({name: weights[name] for name in direction},), (direction,))[1])
 
 
 def batch_of(source: Rows, config: TrainConfig, step: int) -> np.ndarray:
