@@ -733,7 +733,7 @@ class WhyConfig(DataConfig):
 
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee
 
-    tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove --seeds=3
+    tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove --seeds=5
 
     For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. The run
     is repeated and each iteration measured, which takes two to three times as long as the training.
@@ -749,9 +749,10 @@ class WhyConfig(DataConfig):
     """show this many rows that raised the probability most, and this many that lowered it most"""
     prove: bool = False
     """train the run again with every row, without the most influential rows, and without random ones of the same label,
-    and compare the probabilities: three trainings for each seed"""
+    and compare the probabilities: three trainings for each seed, five with compare"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 1
-    """prove: repetitions with the run's seed and the next ones; a higher number only adds trainings"""
+    """prove: repetitions with the run's seed and the next ones. 5 can confirm a ranking, 1 cannot; choose the number
+    before you see a result. Finished trainings are kept"""
     leave_out: Count = 10
     """prove and compare: number of rows to leave out"""
     compare: bool = False

@@ -39,7 +39,7 @@ def training_command(config: dict[str, Any]) -> str:
 
 
 def resume(config: dict[str, Any], out: str | Path, *more: str, processes: int = 1) -> str:
-    """Return the command that resumes the run in the folder `out` with `processes` processes; a sharded run: two."""
+    """Return the command that resumes the run in the folder `out` with `processes` processes, if sharded two."""
     processes = max(processes, 2 if config.get("shard") else 1)
     resume_command = command(training_command(config), "--init_from=resume", f"--out_dir={out}", *more)
     if processes > 1:

@@ -256,7 +256,7 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
     seeds, count, matched = proved["seeds"], proved["left_out"][INFLUENTIAL], min(proved["same_label"])
     exact = "has exactly the weights of the run"
     if not proved["exact"]:
-        exact = "has other weights than the run, so the rows below are compared with it"
+        exact = "has other weights than the run, so the changes below are measured from this model"
     print(f"\ncheck: retrained with every row, the model {exact}\n")
     longest = max(map(len, proved["log_probability"])) + len(f" ({count})  ")
     shown = {"trained without": f"<{longest}"} | {f"seed {seed}": ">12.3g" for seed in seeds} | {"change (nats)": ">15"}
@@ -272,13 +272,15 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
     print(f"predicted:   {proved['predicted_change']:+.3f} nats; a rough size, meant as a ranking")
     if matched < count:
         print(f"note:        only {matched} of the {count} random rows have the label of an influential one")
-    chance = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"
-    verdict = f"{chance}, which can be chance" if proved["agrees"] else "not confirmed that these rows matter more"
+    verdict = "not confirmed that these rows matter more"
+    if proved["agrees"]:
+        verdict = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"
+        verdict += ", which can be chance"
     print(f"verdict:     {'these rows matter more than random ones' if proved['right'] else verdict}: {result}")
     for name, further in proved["further_than"].items():
         fewer = f" ({proved['left_out'][name]})" if proved["left_out"][name] != count else ""
         print(f"compared:    it fell further than without {name}{fewer} with {further} of {len(seeds)} seeds")
-    print("rule:        it falls, and further than without the random ones: two one-sided t-tests, p < 0.05 each,")
-    print("             for a number of seeds that was chosen before")
+    print(f"rule:        it falls without {INFLUENTIAL}, and further than without random ones: two one-sided t-tests,")
+    print("             p < 0.05 each, for a number of seeds that was chosen before")
     if proved["agrees"] and not proved["right"] and len(seeds) < SEEDS:
         print(f"next:        the same command with --seeds={SEEDS}")

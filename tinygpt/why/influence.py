@@ -19,17 +19,19 @@ What is approximated:
   the effects as a ranking, and prove it.
 - AdamW's update is m / sqrt(v), with the moments m and v after the update and their bias correction. A small change d
   of the gradient g of iteration t changes m in this and later iterations by d in all, and v by 2 g d. With g taken to
-  be m, its mean, the updates change by P d = (1 - m^2 / v) d / sqrt(v) in all. So where all rows pull in one direction,
-  none of them has an effect, since AdamW would move as far without it; where they disagree, P is 1 / sqrt(v) as in LESS
-  (Xia et al. 2024; there after an update with row i alone, at a few checkpoints, and normalised). Without the factor,
-  effects are less accurate (docs/dev/LABS.md). The clipping is taken not to depend on row i, and weight decay does not.
+  be m, its mean, the updates change by P d = (1 - m^2 / v) d / sqrt(v) in all. So where the gradient is the same in
+  every iteration, no row has an effect, since AdamW would move as far without it; where its sign alternates, P is
+  nearly 1 / sqrt(v) as in LESS (Xia et al. 2024; there after an update with row i alone, at a few checkpoints, and
+  normalised). Without the factor, effects are less accurate (docs/dev/LABS.md). The clipping is taken not to depend on
+  row i, and weight decay does not.
 - Momentum applies a gradient over many iterations. rate_t is the sum of their learning rates, weighted as momentum
-  weights the gradient (`applied_rates`); the rest is taken from iteration t.
+  weights the gradient (`applied_rates`); the rest is taken from iteration t. The change of v lasts longer, but the same
+  rate is used for it, so P is too small near the end of a run.
 - Muon's matrices are left out: P is 0 there, and only embeddings, head and vectors count, which AdamW trains. The
   derivative of the orthogonalisation is large where the momentum is small, and made the effects less accurate.
-- Dropout: the gradients of the rows are those of the iteration's masks (on a GPU, attention can draw others), since P
-  is large where a mask has kept the second moment at 0; that of the output has no mask, as the model in use. Both are
-  in float32, also where the run computes in bfloat16.
+- Dropout: the gradients of the rows are those of the iteration's masks (on a GPU, a compiled model and fused attention
+  can draw others), since P is large where a mask has kept the second moment at 0; that of the output has no mask, as
+  the model in use. Both are in float32, also where the run computes in bfloat16.
 """
 
 import dataclasses
@@ -130,7 +132,7 @@ def preconditioned(gradient: Weights, optimizer: Optimizer, config: TrainConfig,
 
 
 def share_of_change(first: Tensor, second: Tensor) -> Tensor:
-    """Return by how much less AdamW's update changes with a gradient than if the second moment did not change."""
+    """Return the share of the change of AdamW's update that remains since the second moment changes, too: 0 to 1."""
     return 1 - (first.square() / (second + 1e-16)).clamp(max=1)
 
 
