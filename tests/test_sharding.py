@@ -120,23 +120,21 @@ def test_a_weight_that_is_not_finite_in_one_process_stops_all(work: Path) -> Non
 DEEP = ["--n_layer=8", "--n_head=8", "--n_embd=512", "--block_size=64"]  # 25 million parameters
 WIDE = ["--n_layer=4", "--n_head=8", "--n_embd=768", "--block_size=32"]  # 28 million
 GPT2 = ["--dataset=gpt2", "--n_layer=2", "--n_head=4", "--n_embd=384", "--block_size=64"]  # 23 million, 50,304 tokens
-MANY = [*DEEP, "--batch_size=32"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "flags"),
     [
-        *((count, shape) for shape in (DEEP, WIDE) for count in (2, 4)),
-        (2, MANY),
-        (2, [*MANY, "--checkpoint_activations=True"]),
-        (2, [*DEEP, "--gradient_accumulation_steps=4", "--dtype=bfloat16"]),
+        (4, DEEP),
+        (2, WIDE),
+        (2, [*DEEP, "--batch_size=32", "--checkpoint_activations=True"]),
         (2, GPT2),
     ],
     ids=lambda value: str(value),
 )
 def test_the_memory_of_a_sharded_run_is_that_of_its_plan(tmp_path: Path, count: int, flags: list[str]) -> None:
-    """Peaks within 15%, besides that of a tiny model. -s prints them for docs/dev/SCALING.md."""
+    """Peaks within 15%, besides that of a tiny model. -s prints them; docs/dev/SCALING.md has more cases."""
     (tmp_path / "text.txt").write_text(tiny_text())
     ok(tmp_path, "prepare", "tiny", "--input=text.txt")
     ok(tmp_path, "prepare", "gpt2", "--input=text.txt", "--tokenizer=gpt2")
