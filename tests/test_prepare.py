@@ -27,7 +27,7 @@ from tinygpt.data.tokenizer import GPT2Tokenizer
 from tinygpt.errors import TinyGPTError
 
 PATIENT = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-TEXTS = "*.txt, *.txt.gz, *.txt.zst, *.jsonl, *.ndjson, *.jsonl.gz, *.ndjson.gz, *.jsonl.zst, *.ndjson.zst"
+TEXTS = "*.txt, *.jsonl, *.ndjson, *.txt.gz, *.jsonl.gz, *.ndjson.gz, *.txt.zst, *.jsonl.zst, *.ndjson.zst"
 FILES = {"train.bin", "val.bin", "meta.json", ".lock"}
 
 

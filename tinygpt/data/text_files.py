@@ -37,8 +37,7 @@ from tinygpt.files import byte_order_mark, file_error
 BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it fits the cache), with half the memory
 LONGEST_LINE = 1 << 28  # bytes of a line of JSON, which is kept in memory
 BAR_FROM = 20 << 20  # bytes of input from which a progress bar is worth showing
-JSON_LINES = tuple(ending + packed for packed in ("", ".gz", ".zst") for ending in (".jsonl", ".ndjson"))
-TEXT_FILES = (".txt", ".txt.gz", ".txt.zst", *JSON_LINES)
+TEXT_FILES = tuple(ending + packed for packed in ("", ".gz", ".zst") for ending in (".txt", ".jsonl", ".ndjson"))
 INPUT_HINT = "give a text file, a folder or a quoted pattern to --input"
 LOCK_FILE = "~$"  # start of the name of the file that Excel keeps next to an open workbook
 HIDDEN = r"(^|/)(\.|~\$)"
@@ -182,7 +181,7 @@ def text_in(entry: dict[str, Any] | str, key: str) -> str:
 
 
 def is_json_lines(path: Path) -> bool:
-    return path.name.lower().endswith(JSON_LINES)
+    return path.name.lower().endswith(tuple(ending for ending in TEXT_FILES if ".txt" not in ending))
 
 
 def plain(block: Block | Lines) -> Block:
