@@ -66,7 +66,8 @@ def input_files(
         if path.is_dir():
             listed = (*endings, *refused)
             matches = [file for file in visible(path) if file.name.lower().endswith(listed) or accepts(file)]
-            problem = f"a folder without any {' or '.join(f'*{ending}' for ending in endings)} file"
+            unpacked = [f"*{ending}" for ending in endings if not ending.endswith((".gz", ".zst"))]
+            problem = f"a folder without any {' or '.join(unpacked)} file"
             default = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
         elif path.exists():
             matches = [path]

@@ -120,9 +120,8 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
     print(f"output:      {terminal.cut(terminal.escaped(config.text), WIDTH)}")
     print(f"probability: {answer['probability']:.3g} ({nats}) after {answer['step']:,} iterations")
     if not answer["exact"]:
-        causes = "another machine, version, number of threads or processes, or the run was resumed with other settings"
-        print(f"note: trained again, the model has other weights than ckpt.pt ({causes})")
-        print("      so the effects are those in a similar run")
+        print("note: trained again, the model has other weights than ckpt.pt, so these are the effects in a similar run")
+        print("      (another machine, version, number of threads or processes, or a run resumed with other settings)")
     for title in ("raised", "lowered"):
         entries = answer[title]
         print(f"\n{len(entries)} of {answer['rows']:,} training rows {title} the probability most:")
