@@ -120,7 +120,7 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
     print(f"output:      {terminal.cut(terminal.escaped(config.text), WIDTH)}")
     print(f"probability: {answer['probability']:.3g} ({nats}) after {answer['step']:,} iterations")
     if not answer["exact"]:
-        print("note: trained again, the model has other weights than ckpt.pt, so these are the effects in a similar run")
+        print("note: trained again, the model has other weights than ckpt.pt, so these are effects in a similar run")
         print("      (another machine, version, number of threads or processes, or a run resumed with other settings)")
     for title in ("raised", "lowered"):
         entries = answer[title]
