@@ -32,6 +32,7 @@ from tinygpt.data.rows import TextRows
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
 from tinygpt.training import processes as distributed
+from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import TorchOptimizer, build
 from tinygpt.training.start import choose_compute
@@ -50,13 +51,14 @@ class ReadsNothing(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_step_that_logs_nothing_does_not_synchronise(optimizer: str, dtype: torch.dtype) -> None:
-    """The plain path, which a GPU takes, with two micro-steps, dropout and clipping."""
+@pytest.mark.parametrize(("optimizer", "taught"), [*((name, False) for name in OPTIMIZERS), ("adamw", True)])
+def test_a_step_that_logs_nothing_does_not_synchronise(optimizer: str, taught: bool, dtype: torch.dtype) -> None:
+    """The plain path, which a GPU takes, with two micro-steps, dropout and clipping; also with a teacher."""
     config = TrainConfig(optimizer=optimizer, batch_size=2, gradient_accumulation_steps=2, block_size=16)  # type: ignore[arg-type]
     compute = device.Compute(torch.device("cpu"), dtype, "")
     computing, made = build(small(dropout=0.1).train(), config, compute)
     run: Any = SimpleNamespace(config=config, compute=compute, ddp_model=computing, optimizer=made, has_dropout=True)
+    run.teacher = Teacher(small(seed=1), 0.5, 65, "") if taught else None
     run.progress, run.ranks = SimpleNamespace(step=0), distributed.Processes()
     run.source, run.rows_per_iter, run.row_length = TextRows(np.arange(60, dtype=np.uint16)), 4, lambda at: 16
     with ReadsNothing() as counter:

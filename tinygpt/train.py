@@ -160,8 +160,8 @@ def forward_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute and clip the gradient of the share of a global batch that `batch` returns.
 
-    Returns this process's loss, whose average over the processes is the loss of the global batch, and the norm of the
-    gradient before clipping.
+    Returns this process's cross-entropy, whose average over the processes is that of the global batch, and the norm of
+    the gradient before clipping.
     """
     loss = torch.zeros((), device=run.compute.device)
     for micro_step in range(len(x)):
@@ -170,9 +170,11 @@ def forward_backward(
         # gradients are averaged at the last micro-step; a sharded run cannot keep complete ones until then
         accumulating = run.ranks.count > 1 and not run.config.shard and micro_step < len(x) - 1
         with run.ddp_model.no_sync() if accumulating else contextlib.nullcontext():
-            micro_loss = run.ddp_model(x[micro_step], y[micro_step])[1] * loss_weights[micro_step]
-            run.optimizer.backward(micro_loss)
-        loss += micro_loss.detach()
+            logits, micro_loss = run.ddp_model(x[micro_step], y[micro_step])
+            loss += micro_loss.detach() * loss_weights[micro_step]
+            if run.teacher:
+                micro_loss = run.teacher.distilled(micro_loss, logits, x[micro_step], y[micro_step])
+            run.optimizer.backward(micro_loss * loss_weights[micro_step])
     return loss, run.optimizer.clip()
 
 

@@ -290,6 +290,11 @@ class TrainConfig(Config):
     fifth to a third more computation; uses plain PyTorch"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
+    teacher: File = ""
+    """distillation (Hinton et al. 2015): a trained model with the same vocabulary, from whose probabilities the run
+    also learns; a checkpoint, or its folder; empty: none"""
+    teacher_share: Share = 0.5
+    """with teacher: its share of the training loss; the rest is cross-entropy with the text"""
     seed: Seed = 1337
     """seed of the weights, the batches and dropout"""
     quiet: bool = False
@@ -372,6 +377,8 @@ class PlanConfig(TrainConfig):
             yield "time_only cannot be used with budget or target, which run no pilots"
         if self.processes and (self.time_only or choosing):
             yield "processes cannot be used with time_only, budget or target"
+        if self.teacher and (self.processes or choosing):
+            yield "teacher cannot be used with processes, budget or target"
         if self.shard and not self.processes:
             yield "shard needs processes: plan computes the memory of a sharded run"
 

@@ -46,6 +46,8 @@ def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
     if config.init_from != "scratch":
         start = f"the run starts from trained weights ({config.init_from})"
         return f"{start}, and the power law is for training from scratch"
+    if config.teacher:
+        return "the run learns from a teacher, and the power law is for training on text alone"
     if pairs:
         return "the dataset has pairs, and the loss of such a task may fall suddenly, unlike a power law"
     if (length := config.max_iters // PARTS[0]) < SHORTEST:

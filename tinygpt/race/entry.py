@@ -87,6 +87,8 @@ def read_entry(path: str) -> tuple[str, TrainConfig]:
     if config.init_from not in ("scratch", "auto"):
         problem = f"{path}: init_from is {config.init_from}, but all entries of a race start from new weights"
         raise TinyGPTError(problem, "remove the key init_from")
+    if config.teacher:
+        raise TinyGPTError(f"{path}: teacher: no entry of a race learns from a trained model", "remove the key teacher")
     ignored = sorted({"data_dir", "out_dir", *FIXED} & given)
     if ignored:
         print_error(f"note: {path}: a race chooses {', '.join(ignored)} itself")

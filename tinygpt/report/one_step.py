@@ -33,10 +33,11 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     """Make the training step after the best checkpoint, and return its numbers, as plain values for the template.
 
     A batch that is too large for WORK is cut to its first sequences. Replayed sequences (see `finetune --replay`) are
-    left out. Empty for a run without its dataset or optimizer's state, and for a model too large for a page.
+    left out. Empty for a run without its dataset or optimizer's state, for one with a teacher, and for a
+    model too large for a page.
     """
     saved = run.checkpoint.training.get("optimizer")
-    if run.is_large or run.dataset is None or not saved:
+    if run.is_large or run.dataset is None or not saved or run.checkpoint.config.get("teacher"):
         return {}
     config = TrainConfig(**{key: value for key, value in run.checkpoint.config.items() if key in keys(TrainConfig)})
     copies = {name: weight.clone() for name, weight in run.checkpoint.model.items()}  # the run's model shares them

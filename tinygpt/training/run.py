@@ -29,6 +29,7 @@ from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
 from tinygpt.terminal import print_error
 from tinygpt.training import watch
+from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import (
     AmpModel,
@@ -82,6 +83,7 @@ class Run:
     progress: Progress
     compiled: bool  # by torch.compile
     tuning: Tuning | None  # None: not a fine-tuning run
+    teacher: Teacher | None  # None: no distillation
     tuner: threads.ThreadTuner | None  # None: the number of threads is not changed
     saved_at: int  # iterations done when last.pt was written; -1 before that
     started: float = dataclasses.field(default_factory=time.perf_counter)
@@ -122,11 +124,12 @@ class Run:
         self.log.metric(kind, self.progress.step, self.seconds(), **values)
 
     def numeric_settings(self) -> dict[str, str | int]:
-        """Return the settings on which the last bits of a result depend."""
+        """Return what, beside the configuration and the data, a result depends on, if only in its last bits."""
         dtype = str(self.compute.dtype).removeprefix("torch.")
         path = "fast" if isinstance(self.model, FastGPT) else "plain"
         count = {"threads": torch.get_num_threads()} if self.compute.device.type == "cpu" else {}
-        return {"device": self.compute.device.type, "dtype": dtype, "path": path, **count}
+        teacher = {"teacher": self.teacher.fingerprint} if self.teacher else {}
+        return {"device": self.compute.device.type, "dtype": dtype, "path": path, **teacher, **count}
 
     def checkpoint(self) -> Checkpoint:
         """Return the complete state after `progress.step` iterations. In a sharded run all processes call this, and
@@ -170,6 +173,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
     source: Batches = tuning.rows if tuning else dataset.sources["train"]
     source = source.arranged(config.group_by_length, config.sampling == "epochs")
+    teacher = Teacher.of(config, compute, dataset.tokenizer, source.width(config.block_size))
     if ranks.is_main and not config.eval_only:
         stack.enter_context(folder_lock(out, "run"))
     ranks.wait()
@@ -201,6 +205,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
         progress=progress,
         compiled=compiled is not amp_model,
         tuning=tuning,
+        teacher=teacher,
         tuner=tuner,
         saved_at=progress.step if start.saved else -1,
     )
@@ -316,6 +321,9 @@ def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
         f"optimizer:   {config.optimizer}, {describe_schedule(config)}",
     ):
         run.log.print_line(line)
+    if run.teacher:
+        size = f"{run.teacher.model.num_params():,} parameters"
+        run.log.print_line(f"teacher:     {config.teacher}: {size}, {run.teacher.share:.0%} of the loss")
     if len(times) > 1:
         run.log.print_line(f"threads:     forward and backward pass {threads.format_times(times)}")
     if not config.eval_only and (warning := schedule_note(config)):

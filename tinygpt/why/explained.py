@@ -60,6 +60,9 @@ def load_run(config: WhyConfig) -> Explained:
         what = "replayed rows of the base model's data" if recorded.get("replay") else "LoRA adapters"
         hint = "tinygpt finetune with --lora_rank=0 --replay=0 --out_dir=out-why, which trains all weights"
         raise TinyGPTError(f"{config.run} was trained with {what}, which why does not support", hint)
+    if recorded.get("teacher"):
+        problem = f"{config.run} also learned from a teacher's probabilities, which no training row explains"
+        raise TinyGPTError(problem, "a run without the key teacher")
     if not checkpoint.step or not recorded.get("dataset") or checkpoint.tokenizer is None:
         problem = f"{path} is not a model that tinygpt has trained: it names no step after 0, or no dataset"
         raise TinyGPTError(problem, "give the folder of a run of tinygpt train or finetune that improved")
