@@ -278,7 +278,7 @@ def no_gpu() -> None:
 def wrong_kernel() -> None:
     """The fast path's attention forgets the mask."""
     kernel = attention.plain_attention
-    replace(attention, "plain_attention", lambda q, k, v, mask: kernel(q, k, v, torch.zeros(())))
+    replace(attention, "plain_attention", lambda q, k, v, mask, dropout: kernel(q, k, v, torch.zeros(()), dropout))
 
 
 def wrong_decoding() -> None:

@@ -154,6 +154,7 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
     """to_yaml, a file, parse: any text, numbers at full precision, words that YAML could read as another type."""
     in_range = {
         "dropout": 0.1,
+        "teacher_share": 1.0,
         "lora_dropout": 0.1,
         "replay": 0.1,
         "beta1": 0.9,

@@ -90,7 +90,7 @@ def test_a_student_of_the_teacher_alone_agrees_with_it(run_copy: Path) -> None:
     """The text of the run is noise here, in which the teacher has learned nothing to be found: its probabilities are
     learned all the same. Negative control: the run without a teacher."""
     flags = ["--max_iters=150", "--lr_decay_iters=150", "--eval_interval=150", "--dropout=0", "--learning_rate=3e-2"]
-    ok(run_copy, *TINY_TRAIN, *flags, *TAUGHT, "--teacher_share=0.99")
+    ok(run_copy, *TINY_TRAIN, *flags, *TAUGHT, "--teacher_share=1")
     ok(run_copy, *TINY_TRAIN, *flags, "--out_dir=alone", "--seed=8")
     paths = [run_copy / "out/ckpt.pt", run_copy / "student/last.pt", run_copy / "alone/last.pt"]
     teacher, student, alone = (load(path).build_model().eval() for path in paths)
@@ -140,7 +140,7 @@ def test_fine_tuning_with_a_teacher(tuned: Path, tmp_path: Path) -> None:  # noq
         (["--teacher=text.txt"], "text.txt: not a checkpoint"),
         (["--teacher=out/ckpt.pt", "--out_dir=out"], "out contains the teacher, which would be overwritten"),
         (["--teacher=out", "--block_size=32"], "reads 16 tokens, but the rows of this run have 32"),
-        (["--teacher=out", "--teacher_share=1"], "teacher_share is 1"),
+        (["--teacher=out", "--teacher_share=1.5"], "teacher_share is 1.5"),
     ],
 )
 def test_mistakes_get_one_sentence(run_copy: Path, flags: list[str], says: str) -> None:

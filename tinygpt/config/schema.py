@@ -293,7 +293,7 @@ class TrainConfig(Config):
     teacher: File = ""
     """distillation (Hinton et al. 2015): a trained model with the same vocabulary, from whose probabilities the run
     also learns; a checkpoint, or its folder; empty: none"""
-    teacher_share: Share = 0.5
+    teacher_share: Annotated[float, Limit(">=", 0), Limit("<=", 1)] = 0.5
     """with teacher: its share of the training loss; the rest is cross-entropy with the text"""
     seed: Seed = 1337
     """seed of the weights, the batches and dropout"""

@@ -24,21 +24,19 @@ class FastSelfAttention(CausalSelfAttention):
         q, k, v = self.split_heads(self.c_attn(x), B, T, context.rotation)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
-        dropout = self.dropout if self.training else 0.0
-        if k.size(2) > LONGEST or dropout:
-            y = attend(q, k, v, context.mask, dropout)
-        else:
-            y = plain_attention(q, k, v, context.mask)
+        product = attend if k.size(2) > LONGEST else plain_attention
+        y = product(q, k, v, context.mask, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Compute `attend` by plain products: the queries of a group, which share keys, are rows of one product."""
     B, n_head, T, head_dim = q.shape
     scores = (q * head_dim**-0.5).reshape(B, k.size(1), -1, head_dim) @ k.transpose(2, 3)  # (B, kv_heads, group T, S)
     scores = scores.view(B, n_head, T, -1) + (causal_mask(T, q.dtype) if mask is None else mask.to(q.dtype))
-    return (scores.softmax(-1).view(B, k.size(1), -1, k.size(2)) @ v).view(B, n_head, T, head_dim)
+    weights = F.dropout(scores.softmax(-1), dropout)
+    return (weights.view(B, k.size(1), -1, k.size(2)) @ v).view(B, n_head, T, head_dim)
 
 
 @functools.lru_cache(maxsize=2)
