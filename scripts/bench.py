@@ -1,6 +1,6 @@
 """Measure tinygpt and nanoGPT on this machine's processor: speed, loss in a given time, memory.
 
-    python scripts/bench.py --nanogpt ../nanoGPT                  # everything, about 30 minutes on two cores
+    python scripts/bench.py --nanogpt ../nanoGPT                  # all rows but thirty_times, 30 minutes on two cores
     python scripts/bench.py --nanogpt ../nanoGPT --rows step,flops --dtype float32
     python scripts/bench.py --device=cuda --nanogpt ../nanoGPT    # a GPU instead: scripts/bench_gpu.py
     python scripts/bench.py --quick                               # a test of this script; its figures mean nothing
@@ -24,7 +24,9 @@ nanoGPT's recipe for a CPU (4 layers, width 128, context 64, batch 12, 2,000 ite
 - `flops`: the rate of a step's matrix products (three times the forward pass: linear layers, head, attention's two
   products over the full T x T), divided by the rate of 2048^3 products in the same dtype, measured between the rounds.
 - `same_time`, `six_times`: as many iterations of the preset as fit into 1 and 6 times the wall time of nanoGPT's
-  command, estimated from a run of 150. A bar does not count as met if the run takes more than 1% longer than that.
+  command, estimated from a run of 150. A bar does not count as met if a run takes more than 1% longer than that.
+  `thirty_times`: the model of `six_times`, then one that learns from it, in 24 times that time. With `--seeds=3`, the
+  median of three seeds.
 - `step_256`, `step_1024`: steps of the recipe's model with longer contexts, as `step`.
 - `busy`, `busy_other`: commands beside processes that this script starts and ends, which keep a core busy each. A
   command runs as it is and with one thread, in turn, three times, and once with a thread for each CPU, which is stopped
@@ -63,7 +65,7 @@ from unittest import mock
 
 from tinygpt.errors import TinyGPTError
 
-RECIPE, FAST, BEST = (f"configs/shakespeare_char{kind}.yaml" for kind in ("", "_fast", "_best"))
+RECIPE, FAST, BEST, RECORD = (f"configs/shakespeare_char{kind}.yaml" for kind in ("", "_fast", "_best", "_record"))
 NANOGPT_RECIPE = [  # from its README, for a CPU
     "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=10",
     "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000",
@@ -100,6 +102,7 @@ ROWS = {
     "to_loss": Row(f"whole command until loss {TARGET_LOSS}", "s", 6, 12, dtype=EACH),
     "same_time": Row("loss in nanoGPT's time", "nats", 1.52, A100_LOSS, lower=True, dtype=EACH),
     "six_times": Row("loss in 6 x that time", "nats", 1.45, 1.40, lower=True, dtype=EACH),
+    "thirty_times": Row("loss in 30 x that time, two models", "nats", 1.38, 1.36, lower=True, dtype=EACH),
     "sample_command": Row("sample 10 x 500, whole command", "s", 4, 6, dtype="float32"),
     "sample_batch": Row("10 samples, once loaded", "tokens/s", 10, 30, dtype="float32"),
     "sample_stream": Row("one sample streamed, once loaded", "tokens/s", 4, 10, dtype="float32"),
@@ -431,8 +434,8 @@ class Bench:
     Several rows need the same training runs. `trainings` keeps them: nanoGPT's as "nanogpt", tinygpt's as NAME-DTYPE.
     """
 
-    def __init__(self, folder: Path, nanogpt: Path | None, quick: bool, nanogpt_runs: int) -> None:
-        self.folder, self.quick, self.nanogpt_runs = folder, quick, nanogpt_runs
+    def __init__(self, folder: Path, nanogpt: Path | None, quick: bool, nanogpt_runs: int, seeds: int) -> None:
+        self.folder, self.quick, self.nanogpt_runs, self.seeds = folder, quick, nanogpt_runs, seeds
         self.has_nanogpt = nanogpt is not None
         self.trainings: dict[str, dict[str, Any]] = {}
         self.workers: dict[tuple[str, str], Worker] = {}
@@ -483,7 +486,7 @@ class Bench:
 
     def theirs(self, index: int = 0) -> dict[str, Any]:
         """Train nanoGPT's recipe with nanoGPT, once per index."""
-        name = "nanogpt" + (f"-{index + 1}" if index else "")
+        name = numbered("nanogpt", index)
         short = ["--max_iters=40", "--eval_interval=20", "--eval_iters=2"] if self.quick else []
         if name not in self.trainings:
             say("  training nanoGPT's recipe with nanoGPT")
@@ -494,37 +497,54 @@ class Bench:
     def recipe(self, dtype: str) -> dict[str, Any]:
         return self.trainings.get(f"recipe-{dtype}") or self.train("recipe", RECIPE, dtype)
 
-    def within(self, name: str, times: float, shape: list[str], dtype: str) -> Result:
-        """Train the BEST preset for as many iterations as fit into `times` the wall time of nanoGPT's command."""
+    def within(self, name: str, times: float, preset: str, shape: list[str], dtype: str) -> Result:
+        """Train a preset for as many iterations as fit into `times` the wall time of nanoGPT's command, once per seed.
+
+        The row has the median loss. A row with a teacher takes that of six_times with the same seed.
+        """
         reference = self.theirs() if self.has_nanogpt else None
         wall = reference["wall"] if reference else 10 if self.quick else NANOGPT_SECONDS
         budget = wall * (min(times, 2) if self.quick else times)
-        interval = preset_value(BEST, "eval_interval") if times > 1 else 300  # enough points for a curve
+        interval = preset_value(preset, "eval_interval") if times > 1 else 300  # enough points for a curve
 
-        def best(iterations: int, interval: int, *more: str) -> dict[str, Any]:
+        def trained(index: int, iterations: int, interval: int, *more: str) -> dict[str, Any]:
             lengths = [f"--max_iters={iterations}", f"--lr_decay_iters={iterations}", f"--eval_interval={interval}"]
-            done = self.train("best", BEST, dtype, *shape, *lengths, *more)
-            del self.trainings[f"best-{dtype}"]
-            return done | {"iterations": iterations, "interval": interval}
+            if preset == RECORD:
+                lengths.append(f"--teacher=out-{numbered('six_times', index)}-{dtype}/last.pt")
+            key = numbered(name, index)
+            done = self.train(key, preset, dtype, *shape, f"--seed={1337 + index}", *lengths, *more)
+            return done | {"iterations": iterations, "interval": interval, "out": f"out-{key}-{dtype}"}
 
-        pace = best(150, 50, "--log_interval=5")
-        iterations = iterations_within(budget, pace, self.folder / f"out-best-{dtype}", interval)
-        for _ in range(1 if self.quick else 2):  # a shared machine slows down and recovers
-            say(f"  {iterations} iterations of {BEST} should fit into {budget:.0f} s")
-            self.trainings[f"{name}-{dtype}"] = done = best(iterations, interval)
-            over = done["wall"] / budget - 1
-            if over <= 0.01:
-                break
-            iterations = int(iterations * 0.97 * budget / done["wall"])
-        note = (
-            f"{done['iterations']} iterations, {done['wall']:.1f} s of {budget:.1f} s{'' if reference else ' assumed'}"
-        )
-        note += f", {over:.1%} too long" if over > 0.01 else ""
-        theirs = reference["loss"] if reference else None
-        return Result(theirs, done["loss"], done["loss"], done, note, counts=over <= 0.01)
+        pace = trained(0, 150, 50, "--log_interval=5")
+        iterations, runs = iterations_within(budget, pace, self.folder / pace["out"], interval), []
+        for index in range(self.seeds):
+            for _ in range(1 if self.quick else 2):  # a shared machine slows down and recovers
+                say(f"  {iterations} iterations of {preset} should fit into {budget:.0f} s")
+                done = trained(index, iterations, interval)
+                over = done["wall"] / budget - 1
+                if over <= 0.01:
+                    break
+                iterations = int(iterations * 0.97 * budget / done["wall"])
+            runs.append(done | {"over": over})
+        self.trainings[f"{name}-{dtype}"] = runs[0]
+        losses, longest = [done["loss"] for done in runs], max(runs, key=lambda done: done["wall"])
+        note = f"losses {', '.join(f'{loss:.4f}' for loss in losses)}; " if len(runs) > 1 else ""
+        note += f"{longest['iterations']} iterations, {longest['wall']:.1f} s of {budget:.1f} s"
+        note += ("" if reference else " assumed") + (f", {longest['over']:.1%} too long" * (longest["over"] > 0.01))
+        theirs, loss = reference["loss"] if reference else None, statistics.median(losses)
+        return Result(theirs, loss, loss, {"runs": runs}, note, counts=longest["over"] <= 0.01)
 
-    same_time = functools.partialmethod(within, "same_time", 1, SHORT)
-    six_times = functools.partialmethod(within, "six_times", 6, [])
+    def same_time(self, dtype: str) -> Result:
+        return self.within("same_time", 1, BEST, SHORT, dtype)
+
+    def six_times(self, dtype: str) -> Result:
+        return self.within("six_times", 6, BEST, [], dtype)
+
+    def thirty_times(self, dtype: str) -> Result:
+        """Train the teachers in 6 times the time, then the models that learn from them in 24."""
+        if f"six_times-{dtype}" not in self.trainings:
+            self.six_times(dtype)
+        return self.within("thirty_times", 24, RECORD, [], dtype)
 
     # one method per row; it gets the dtype if the row is measured in EACH
 
@@ -786,6 +806,11 @@ def spread(numbers: list[float]) -> str:
     return f"{shown(min(numbers))}..{shown(max(numbers))}"
 
 
+def numbered(name: str, index: int) -> str:
+    """Name the run of a seed: NAME, NAME-2, NAME-3, ..."""
+    return name + (f"-{index + 1}" if index else "")
+
+
 def preset_value(name: str, key: str) -> int:
     """Read a number in a preset of tinygpt, or its default."""
     from tinygpt.config.parse import find_config, read_config
@@ -937,6 +962,7 @@ def draw(path: Path, trainings: dict[str, dict[str, Any]], about: dict[str, Any]
         "fast-curve": "tinygpt, fast preset",
         "same_time": "tinygpt, best preset, short form",
         "six_times": "tinygpt, best preset",
+        "thirty_times": "tinygpt, record preset",
     }
     drawn = {key: training["curve"] for key, training in trainings.items() if training["curve"]}
     panels = {dtype: [key for key in names if f"{key}-{dtype}" in drawn] for dtype in BOTH}
@@ -948,7 +974,7 @@ def draw(path: Path, trainings: dict[str, dict[str, Any]], about: dict[str, Any]
     last = max(curve[-1][0] for curve in shown_curves)
     lowest, highest = (pick(curve[-1][1] for curve in shown_curves) for pick in (min, max))
     limits = (1.5, last * 1.15)
-    ticks = [tick for tick in (2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick < limits[1]]
+    ticks = [tick for tick in (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if tick < limits[1]]
     size = (8, 0.6 + 4 * len(panels))
     figure, rows = pyplot.subplots(len(panels), 1, figsize=size, layout="constrained", sharex=True, squeeze=False)
     for axes, (dtype, keys) in zip(rows.flat, panels.items(), strict=True):
@@ -981,7 +1007,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT to compare with")
     parser.add_argument("--nanogpt_runs", type=int, default=1, help="number of timed trainings of nanoGPT for to_loss")
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"rows to measure, out of {','.join(ROWS)}")
+    most = ",".join(name for name in ROWS if name != "thirty_times")
+    rows = f"rows to measure, out of {','.join(ROWS)}; by default all but thirty_times, which takes an hour for each seed"
+    parser.add_argument("--rows", default=most, help=rows)
+    seeds = "number of seeds of the rows same_time, six_times and thirty_times"
+    parser.add_argument("--seeds", type=int, default=1, help=seeds)
     dtypes = "dtype of the training rows; auto: both where the processor has bfloat16 hardware, else float32"
     parser.add_argument("--dtype", choices=("auto", *BOTH, "both"), default="auto", help=dtypes)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test this script")
@@ -1016,7 +1046,7 @@ def measure(args: argparse.Namespace, rows: list[str]) -> int:
     if about["load"] > 0.5:
         say(f"warning: other programs are running (load {about['load']}), so the figures are not reliable")
     with tempfile.TemporaryDirectory(prefix="tinygpt-bench-") as folder:
-        bench = Bench(Path(folder), args.nanogpt, args.quick, max(1, args.nanogpt_runs))
+        bench = Bench(Path(folder), args.nanogpt, args.quick, max(1, args.nanogpt_runs), max(1, args.seeds))
         dtypes = chosen_dtypes(args.dtype, Path(folder))
         parts = [(name, dtype) for name in rows for dtype in ROWS[name].dtypes(dtypes)]
         with contextlib.closing(bench):
