@@ -1,5 +1,6 @@
-"""Distillation: the loss by hand, one step by torch, resumed and shared runs, fine-tuning, and what is refused."""
+"""Distillation: loss and gradient by hand, resumed runs, two processes, fine-tuning, and what is refused."""
 
+import contextlib
 import math
 import shutil
 from pathlib import Path
@@ -9,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here, needs_fork, ok, refused
-from models import shaken, small
+from models import every_path, ids, shaken, small
 from test_distributed import BATCH, numbers, two_processes
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_train import column, same_weights
 
-from tinygpt.checkpoint.store import load
+from tinygpt.checkpoint.store import load, save
+from tinygpt.config.schema import ReportConfig
 from tinygpt.device import Autocast, Compute
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatWeights
+from tinygpt.model import GPT
+from tinygpt.report.collect import load_run
+from tinygpt.report.one_step import one_step
 from tinygpt.training.distillation import Teacher
 
 TAUGHT = ["--teacher=out/ckpt.pt", "--out_dir=student", "--seed=8"]
@@ -34,30 +39,28 @@ def by_hand(teacher: np.ndarray, student: np.ndarray, targets: np.ndarray, share
 
 
 @pytest.mark.parametrize("ignored", [0, 5], ids=["text", "pairs"])
-@pytest.mark.parametrize("fast", [False, True])
-def test_the_loss_by_hand(fast: bool, ignored: int) -> None:
-    """On both paths; the fast one returns the logits of positions with a target only. The teacher stays as it is."""
-    compute = Compute(torch.device("cpu"), torch.float32, "")
-    kind = FastGPT if fast else small(0).__class__
+@every_path
+def test_the_loss_by_hand(kind: type[GPT], ignored: int) -> None:
+    """The fast path returns the logits of positions with a target only. The teacher gets no gradient."""
+    compute, fast = Compute(torch.device("cpu"), torch.float32, ""), kind is FastGPT
     student, taught_by = (shaken(small(seed, kind)) for seed in (0, 1))
     reference = shaken(small(1))  # the teacher's weights, on the plain path
-    before = {name: weight.clone() for name, weight in taught_by.named_parameters()}
-    idx, targets = torch.randint(65, (3, 16)), torch.randint(65, (3, 16))
+    idx, targets = ids(3, 16), ids(3, 16, seed=1)
     targets[:, :ignored] = -1
     keep = targets >= 0
     model: Any = FlatWeights(student, torch.float32) if fast else Autocast(student, compute)
     logits, loss = model(idx, targets)
     assert logits.dim() == (2 if fast and ignored else 3)
-    mixed = Teacher(taught_by, 0.3, 65, "").distilled(loss, logits, idx, targets)
+    mixed = Teacher(taught_by, 0.3, 65, "").loss(loss, logits, idx, targets)
     chosen = logits if logits.dim() == 2 else logits[keep]
     expected = by_hand(reference(idx)[0][keep].detach().numpy(), chosen.detach().numpy(), targets[keep].numpy(), 0.3)
     assert mixed.item() == pytest.approx(expected, abs=1e-5)
     mixed.backward()
-    assert all(torch.equal(weight, before[name]) for name, weight in taught_by.named_parameters())
+    assert all(weight.grad is None for weight in taught_by.parameters())
     # the gradient of the logits is (share (q - p) + (1 - share) (q - one-hot target)) / N
     logits, loss = model(idx, targets)
     logits.retain_grad()
-    Teacher(taught_by, 0.3, 65, "").distilled(loss, logits, idx, targets).backward()
+    Teacher(taught_by, 0.3, 65, "").loss(loss, logits, idx, targets).backward()
     q = logits.detach().softmax(-1) if logits.dim() == 2 else logits.detach()[keep].softmax(-1)
     p, one = reference(idx)[0][keep].detach().softmax(-1), torch.nn.functional.one_hot(targets[keep], 65)
     wanted = (0.3 * (q - p) + 0.7 * (q - one)) / len(q)
@@ -70,7 +73,7 @@ def test_a_teacher_with_more_rows_than_the_vocabulary() -> None:
     student, teacher = shaken(small(0)), shaken(small(1, vocab_size=80))
     idx, targets = torch.randint(60, (2, 16)), torch.randint(60, (2, 16))
     logits, loss = student(idx, targets)
-    found = Teacher(teacher, 0.999, 60, "").distilled(loss, logits, idx, targets)
+    found = Teacher(teacher, 0.999, 60, "").loss(loss, logits, idx, targets)
     own, theirs = (x[..., :60].flatten(0, 1).detach().numpy() for x in (logits, teacher(idx)[0]))
     divergence = by_hand(theirs, own, targets.flatten().numpy(), 1.0)
     assert found.item() == pytest.approx(0.999 * divergence + 0.001 * loss.item(), abs=1e-5)
@@ -87,38 +90,37 @@ def test_a_share_of_0_changes_nothing_and_half_changes_the_weights(run_copy: Pat
 
 
 def test_a_student_of_the_teacher_alone_agrees_with_it(run_copy: Path) -> None:
-    """The text of the run is noise here, in which the teacher has learned nothing to be found: its probabilities are
-    learned all the same. Negative control: the run without a teacher."""
+    """With teacher_share=1 the student's probabilities approach the teacher's. Negative control: without a teacher."""
     flags = ["--max_iters=150", "--lr_decay_iters=150", "--eval_interval=150", "--dropout=0", "--learning_rate=3e-2"]
     ok(run_copy, *TINY_TRAIN, *flags, *TAUGHT, "--teacher_share=1")
     ok(run_copy, *TINY_TRAIN, *flags, "--out_dir=alone", "--seed=8")
     paths = [run_copy / "out/ckpt.pt", run_copy / "student/last.pt", run_copy / "alone/last.pt"]
     teacher, student, alone = (load(path).build_model().eval() for path in paths)
-    idx = torch.randint(teacher.config.vocab_size, (8, 16))
+    idx = ids(8, 16, vocab_size=teacher.config.vocab_size)
     p, q, r = (model(idx)[0].detach().log_softmax(-1) for model in (teacher, student, alone))
     to_student, to_alone = ((p.exp() * (p - x)).sum(-1).mean().item() for x in (q, r))
     assert to_student < to_alone / 2
 
 
-@pytest.mark.parametrize("changed", [False, True])
-def test_resuming_is_exact_and_another_teacher_is_noted(run_copy: Path, changed: bool) -> None:
+@pytest.mark.parametrize("how", ["here", "elsewhere", "changed", "dropped"])
+def test_resuming_is_exact_and_another_teacher_is_noted(run_copy: Path, how: str) -> None:
+    """A relative path counts from where the run was started."""
     ok(run_copy, *TINY_TRAIN, *TAUGHT, "--out_dir=whole")
     ok(run_copy, *TINY_TRAIN, *TAUGHT, "--max_iters=13")
-    if changed:
+    if how == "changed":
         (run_copy / "out/ckpt.pt").write_bytes((run_copy / "student/last.pt").read_bytes())
-    said = ok(run_copy, "train", "--init_from=resume", "--out_dir=student", "--max_iters=20").out
-    assert ("the teacher of this run was " in said) == changed
-    assert same_weights(run_copy / "whole/last.pt", run_copy / "student/last.pt") != changed
+    here, out = (run_copy / "data", "../student") if how == "elsewhere" else (run_copy, "student")
+    more = ["--teacher="] if how == "dropped" else []
+    said = ok(here, "train", "--init_from=resume", f"--out_dir={out}", "--max_iters=20", *more).out
+    assert ("the teacher's fingerprint of this run was " in said) == (how in ("changed", "dropped"))
+    assert same_weights(run_copy / "whole/last.pt", run_copy / "student/last.pt") == (how in ("here", "elsewhere"))
 
 
 @needs_fork
 def test_two_processes_learn_what_one_does(run_copy: Path) -> None:
-    for name in ("one", "two"):
-        flags = [*TINY_TRAIN, *BATCH, "--teacher=out", f"--out_dir={name}"]
-        if name == "one":
-            ok(run_copy, *flags)
-        else:
-            assert [child.status for child in two_processes(run_copy, *flags)] == [0, 0]
+    flags = [*TINY_TRAIN, *BATCH, "--teacher=out"]
+    ok(run_copy, *flags, "--out_dir=one")
+    assert [child.status for child in two_processes(run_copy, *flags, "--out_dir=two")] == [0, 0]
     for (*_, expected), (*_, found) in zip(numbers(run_copy / "one"), numbers(run_copy / "two"), strict=True):
         assert found == pytest.approx(expected, abs=1e-3)
 
@@ -127,7 +129,7 @@ def test_fine_tuning_with_a_teacher(tuned: Path, tmp_path: Path) -> None:  # noq
     """A fine-tuned model teaches an adapter on the same base, on pairs; a model without the task's tokens cannot."""
     work = Path(shutil.copytree(tuned, tmp_path / "work"))
     args = ["finetune", *FLAGS, "--lora_rank=2", "--out_dir=student"]
-    assert "another vocabulary" in refused(work, *args, "--teacher=out")
+    assert "different vocabularies" in refused(work, *args, "--teacher=out")
     ok(work, *args, "--teacher=out-finetune")
     ok(work, *args, "--out_dir=alone")
     assert not same_weights(work / "student/last.pt", work / "alone/last.pt")
@@ -139,13 +141,30 @@ def test_fine_tuning_with_a_teacher(tuned: Path, tmp_path: Path) -> None:  # noq
         (["--teacher=gone.pt"], "teacher: gone.pt: no such file"),
         (["--teacher=text.txt"], "text.txt: not a checkpoint"),
         (["--teacher=out/ckpt.pt", "--out_dir=out"], "out contains the teacher, which would be overwritten"),
+        (["--teacher=link.pt", "--out_dir=out"], "out contains the teacher, which would be overwritten"),
+        (["--teacher=out/snapshots/step-0.pt", "--out_dir=out"], "out contains the teacher, which"),
         (["--teacher=out", "--block_size=32"], "reads 16 tokens, but the rows of this run have 32"),
         (["--teacher=out", "--teacher_share=1.5"], "teacher_share is 1.5"),
     ],
 )
 def test_mistakes_get_one_sentence(run_copy: Path, flags: list[str], says: str) -> None:
-    said = refused(run_copy, *TINY_TRAIN, "--out_dir=student", *flags)
-    assert says in said and "try: " in said
+    (run_copy / "link.pt").symlink_to("out/ckpt.pt")
+    (run_copy / "out/snapshots").mkdir()
+    (run_copy / "out/snapshots/step-0.pt").write_bytes((run_copy / "out/ckpt.pt").read_bytes())
+    for command in ("train", "plan"):
+        said = refused(run_copy, command, *TINY_TRAIN[1:], "--out_dir=student", *flags)
+        assert says in said and "try: " in said
+
+
+def test_a_teacher_that_diverged_and_one_with_a_shorter_context(run_copy: Path) -> None:
+    """Relative positions do not help: a trained model has not learned longer rows."""
+    state = load(run_copy / "out")
+    state.model["transformer.ln_f.weight"].fill_(math.nan)
+    save(run_copy / "nan.pt", state)
+    result = cli_here(*TINY_TRAIN, "--teacher=nan.pt", "--out_dir=student", cwd=run_copy)
+    assert result.status == 1 and result.err.startswith("error: nan.pt: the weights are NaN")
+    ok(run_copy, *TINY_TRAIN, "--position=rope", "--out_dir=rope", "--max_iters=1")
+    assert "rope reads 16" in refused(run_copy, *TINY_TRAIN, "--block_size=32", "--teacher=rope", "--out_dir=longer")
 
 
 def test_commands_that_cannot_have_a_teacher(run_copy: Path) -> None:
@@ -154,6 +173,9 @@ def test_commands_that_cannot_have_a_teacher(run_copy: Path) -> None:
     assert "teacher cannot be used with" in refused(run_copy, "plan", *TINY_TRAIN[1:], *TAUGHT, "--processes=2")
     (run_copy / "mine.yaml").write_text("teacher: out/ckpt.pt\n")
     (run_copy / "long.txt").write_text("All the world's a stage. " * 10_000)
-    assert "learns from a trained model" in refused(run_copy, "race", "mine.yaml", "--text=long.txt")
+    assert "may learn from a trained model" in refused(run_copy, "race", "mine.yaml", "--text=long.txt")
+    with contextlib.chdir(run_copy):
+        assert one_step(load_run("out", ReportConfig())) and not one_step(load_run("student", ReportConfig()))
     (run_copy / "out/ckpt.pt").unlink()
+    ok(run_copy, "train", "--init_from=resume", "--out_dir=student", "--eval_only")
     assert cli_here("sample", "--ckpt=student", "--max_new_tokens=5", cwd=run_copy).status == 0  # needs no teacher

@@ -342,6 +342,7 @@ def test_the_loss_of_a_pilot_is_that_of_tinygpt_eval(planned: Path, tmp_path: Pa
     ("flags", "message"),
     [
         (["--init_from=resume"], "predicts a new run"),
+        (["--teacher=out", "--budget=10m"], "teacher cannot be used with processes, budget or target"),
         (["--law=law.json"], "law needs budget or target"),
         (["--time_only", "--budget=10m"], "time_only cannot be used"),
         (["--eval_only"], "predicts a new run"),
@@ -397,6 +398,7 @@ def test_short_runs_and_repeated_data_have_no_loss() -> None:
     assert "needs 20 (max_iters=640)" in pilots.refusal(TrainConfig(max_iters=210), 1, pairs=False)
     assert "fewer than 80 iterations" in pilots.refusal(TrainConfig(max_iters=79), 40, pairs=True)
     assert "passes over its data" in pilots.refusal(TrainConfig(max_iters=9000), 40, pairs=False)
+    assert "learns from a teacher" in pilots.refusal(TrainConfig(max_iters=9000, teacher="out"), 4, pairs=False)
     assert not pilots.refusal(TrainConfig(max_iters=9000), 4, pairs=False)
 
 

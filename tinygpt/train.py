@@ -158,7 +158,7 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
 def forward_backward(
     run: Run, x: torch.Tensor, y: torch.Tensor, loss_weights: list[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute and clip the gradient of the share of a global batch that `batch` returns.
+    """Compute and clip the gradient of the share of a global batch that `batch` returns; with a teacher, of its `loss`.
 
     Returns this process's cross-entropy, whose average over the processes is that of the global batch, and the norm of
     the gradient before clipping.
@@ -173,7 +173,8 @@ def forward_backward(
             logits, micro_loss = run.ddp_model(x[micro_step], y[micro_step])
             loss += micro_loss.detach() * loss_weights[micro_step]
             if run.teacher:
-                micro_loss = run.teacher.distilled(micro_loss, logits, x[micro_step], y[micro_step])
+                micro_loss = run.teacher.loss(micro_loss, logits, x[micro_step], y[micro_step])
+            del logits  # as large as many activations
             run.optimizer.backward(micro_loss * loss_weights[micro_step])
     return loss, run.optimizer.clip()
 

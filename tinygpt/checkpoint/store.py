@@ -136,8 +136,9 @@ def load(path: str | Path) -> Checkpoint:
 
 def refuse_overwriting(out: Path, source: str, use: str) -> None:
     """Check that a command does not overwrite its source, which the message calls `use`. Errors: TinyGPTError if so."""
-    folder = folder_of(source)
-    if out.resolve() == folder.resolve():
+    folder = folder_of(Path(source).resolve())
+    run = folder.parent if folder.name == "snapshots" else folder
+    if out.resolve() == run:
         raise TinyGPTError(f"{out} contains {use}, which would be overwritten", suggest.quoted(f"--out_dir={out}-new"))
 
 

@@ -291,10 +291,11 @@ class TrainConfig(Config):
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
     teacher: File = ""
-    """distillation (Hinton et al. 2015): a trained model with the same vocabulary, from whose probabilities the run
-    also learns; a checkpoint, or its folder; empty: none"""
+    """distillation (Hinton et al. 2015): also learn from the probabilities of this trained model, which has the same
+    vocabulary; a checkpoint, or its folder; empty: none. The logged loss remains the cross-entropy"""
     teacher_share: Annotated[float, Limit(">=", 0), Limit("<=", 1)] = 0.5
-    """with teacher: its share of the training loss; the rest is cross-entropy with the text"""
+    """with teacher: weight of the Kullback-Leibler divergence from its probabilities in the loss that is minimised; the
+    cross-entropy has the rest"""
     seed: Seed = 1337
     """seed of the weights, the batches and dropout"""
     quiet: bool = False

@@ -181,14 +181,21 @@ def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:
     """
     if "data_dir" in config.given or config.data_dir != type(config).data_dir:  # the second: made in Python
         return str(config.data_dir)
-    folder, out, name = (str(recorded.get(key) or "") for key in ("data_dir", "out_dir", "dataset"))
-    parts, run = Path(out).parts, folder_of(path)
-    for absolute in (Path(os.path.abspath(run)), run.resolve()):  # the first: the run's folder may be a link
-        if folder and name and parts and absolute.parts[-len(parts) :] == parts:
-            start = Path(*absolute.parts[: -len(parts)])
-            if start != Path.cwd() and (start / folder / name).is_dir():
-                return str(start / folder)
+    folder, name = (str(recorded.get(key) or "") for key in ("data_dir", "dataset"))
+    for start in started_elsewhere(recorded, path):
+        if folder and name and (start / folder / name).is_dir():
+            return str(start / folder)
     return folder if folder and Path(folder).is_dir() else str(config.data_dir)
+
+
+def started_elsewhere(recorded: dict[str, Any], path: str | Path) -> Iterator[Path]:
+    """Yield the folder in which a run was started, derived from its own path, unless it is the present one."""
+    parts, run = Path(str(recorded.get("out_dir") or "")).parts, folder_of(path)
+    for absolute in (Path(os.path.abspath(run)), run.resolve()):  # the first: the run's folder may be a link
+        if parts and absolute.parts[-len(parts) :] == parts:
+            start = Path(*absolute.parts[: -len(parts)])
+            if start != Path.cwd():
+                yield start
 
 
 def _is_dict(value: Any, value_type: type) -> bool:

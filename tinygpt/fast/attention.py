@@ -24,8 +24,8 @@ class FastSelfAttention(CausalSelfAttention):
         q, k, v = self.split_heads(self.c_attn(x), B, T, context.rotation)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
-        product = attend if k.size(2) > LONGEST else plain_attention
-        y = product(q, k, v, context.mask, self.dropout if self.training else 0.0)
+        attention = attend if k.size(2) > LONGEST else plain_attention
+        y = attention(q, k, v, context.mask, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 

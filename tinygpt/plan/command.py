@@ -29,6 +29,7 @@ from tinygpt.plan.cost import Costs
 from tinygpt.plan.memory import plan_memory
 from tinygpt.plan.pilots import Pilot
 from tinygpt.terminal import duration, table
+from tinygpt.training.distillation import Teacher
 from tinygpt.training.start import (
     choose_compute,
     fit_dataset,
@@ -126,6 +127,7 @@ def planned(config: PlanConfig) -> Planned:
     with torch.device("meta") if start.checkpoint is None else contextlib.nullcontext(), WithoutInit():
         model, _ = make_model(start, training_class(run, compute), dataset.tokenizer.vocab_size, known_tokens)
     source = dataset.sources["train"]
+    Teacher.of(run, compute, dataset.tokenizer, source.width(run.block_size))  # only for its errors
     passes = run.max_iters * source.passes(run.batch_size * run.gradient_accumulation_steps, run.block_size)
     print(f"device:      {compute.describe()}")
     if compute.device.type != "cpu" and not config.processes:

@@ -77,7 +77,7 @@ class Clock:
 def read_entry(path: str) -> tuple[str, TrainConfig]:
     """Read a config; return its name in the race, which changes with its settings. Other settings are those of PRESET.
 
-    Errors: TinyGPTError for settings that `tinygpt train` would refuse, and for a start from trained weights.
+    Errors: TinyGPTError for settings that `tinygpt train` would refuse, a start from trained weights, and a teacher.
     """
     try:
         config, given = parse(TrainConfig, [PRESET, path]), read_config(find_config(path)).keys()
@@ -88,7 +88,9 @@ def read_entry(path: str) -> tuple[str, TrainConfig]:
         problem = f"{path}: init_from is {config.init_from}, but all entries of a race start from new weights"
         raise TinyGPTError(problem, "remove the key init_from")
     if config.teacher:
-        raise TinyGPTError(f"{path}: teacher: no entry of a race learns from a trained model", "remove the key teacher")
+        raise TinyGPTError(
+            f"{path}: teacher: no entry of a race may learn from a trained model", "remove the key teacher"
+        )
     ignored = sorted({"data_dir", "out_dir", *FIXED} & given)
     if ignored:
         print_error(f"note: {path}: a race chooses {', '.join(ignored)} itself")

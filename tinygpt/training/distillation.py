@@ -1,13 +1,13 @@
 """Distillation: a run also learns from the probabilities that a trained model, its teacher, gives to every token.
 
     teacher = Teacher.of(config, compute, dataset.tokenizer, width)    # None without the key `teacher`
-    loss = teacher.distilled(cross_entropy, logits, x, y)
+    loss = teacher.loss(cross_entropy, logits, x, y)
 
-Source: Hinton et al. 2015, "Distilling the knowledge in a neural network", at temperature 1; a teacher of the student's
-own size helps, too (Furlanello et al. 2018, "Born-again neural networks").
+Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", at temperature 1; the teacher may have the
+student's size (Furlanello et al. 2018, "Born Again Neural Networks").
 """
 
-import os
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,6 @@ from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT
-from tinygpt.options import POSITIONS
 
 
 class Teacher(NamedTuple):
@@ -31,41 +30,46 @@ class Teacher(NamedTuple):
 
     model: GPT
     share: float
-    tokens: int  # of the vocabulary; the logits of a model may be more
+    vocab_size: int  # of the tokenizer; a model whose vocabulary is padded has more logits
     fingerprint: str  # of the weights
 
     @classmethod
     def of(cls, config: TrainConfig, compute: Compute, tokenizer: Tokenizer, width: int) -> "Teacher | None":
         """Load the teacher of a run, if it has one. width: tokens of the longest row. Errors: TinyGPTError for a
-        teacher that is missing, that the run would overwrite, or that cannot read the run's rows."""
+        teacher that is missing, diverged, or would be overwritten, or that cannot read the run's rows."""
         path = config.teacher
         if not path or config.eval_only:
             return None
-        if not os.path.exists(path):
-            hint = "--teacher=PATH of a trained model, or --teacher= for none"
-            raise TinyGPTError(f"teacher: {path}: no such file", hint)
         store.refuse_overwriting(Path(config.out_dir), path, "the teacher")
-        checkpoint = store.load(path)
+        try:
+            checkpoint = store.load(path)
+        except TinyGPTError as error:
+            hint = "--teacher=PATH of another model, or --teacher= for none"
+            raise TinyGPTError(f"teacher: {error.message}", hint) from None
         if store.tokenizer_of(checkpoint, path, config.data_dir).to_dict() != tokenizer.to_dict():
-            problem = f"teacher: {path} has another vocabulary than this run"
-            raise TinyGPTError(problem, f"a model that was trained on the dataset {config.dataset}")
-        model = checkpoint.for_inference(compute).requires_grad_(False)
+            hint = f"a model that was trained on the dataset {config.dataset}, or fine-tuned on it from the same base"
+            raise TinyGPTError(f"teacher: {path} and this run have different vocabularies", hint)
+        # its weights are cast, so numbers outside the range of float16 are possible, and a run would skip the update
+        dtype = torch.float32 if compute.dtype == torch.float16 else compute.dtype
+        model = checkpoint.for_inference(dataclasses.replace(compute, dtype=dtype), config.fast).requires_grad_(False)
         refuse_diverged(model, path)
-        if width > model.config.block_size and not POSITIONS[model.config.position].relative:
+        if width > model.config.block_size:
             problem = f"teacher: {path} reads {model.config.block_size} tokens, but the rows of this run have {width}"
-            raise TinyGPTError(problem, f"--block_size={model.config.block_size}")
+            raise TinyGPTError(problem, f"a teacher with a longer context, or --block_size={model.config.block_size}")
         return cls(model, config.teacher_share, tokenizer.vocab_size, weights_fingerprint(checkpoint.model))
 
-    def distilled(self, cross_entropy: Tensor, logits: Tensor, idx: Tensor, targets: Tensor) -> Tensor:
-        """Mix the cross-entropy with the mean Kullback-Leibler divergence from the teacher's probabilities at the N
-        positions that have a target, in nats.
+    def loss(self, cross_entropy: Tensor, logits: Tensor, idx: Tensor, targets: Tensor) -> Tensor:
+        """Compute (1 - share) cross-entropy + share KL(teacher ‖ student), in nats, averaged over the N targets.
 
-        logits: the student's, (B, T, V), or (N, V) of those positions; idx and targets int64 (B, T), -1 for no target.
+        logits: the student's, (B, T, V), or (N, V) of the positions with a target; idx and targets int64 (B, T), -1 for
+        no target. KL(p ‖ q) is the sum over the vocabulary of p ln(p / q).
         """
+        only_targets = logits.dim() == 2
         with torch.no_grad():
-            wanted = self.model(idx, targets, targets_only=logits.dim() == 2)[0]
-        own, wanted = (each[..., : self.tokens].log_softmax(-1) for each in (logits, wanted))
-        divergence = F.kl_div(own, wanted, reduction="none", log_target=True).sum(-1)  # (B, T) or (N,)
-        if logits.dim() == 3:
-            divergence = divergence * (targets >= 0) * (targets.numel() / (targets >= 0).sum())  # the mean is that of N
-        return cross_entropy.lerp(divergence.mean(), self.share)
+            teacher_logits, _ = self.model(idx, targets if only_targets else None, targets_only=only_targets)
+        student, teacher = (each[..., : self.vocab_size].log_softmax(-1) for each in (logits, teacher_logits))
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)  # (B, T) or (N,)
+        if only_targets:
+            return cross_entropy.lerp(divergence.mean(), self.share)
+        has_target = targets >= 0  # multiplied, since an index of booleans would wait for a GPU
+        return cross_entropy.lerp((divergence * has_target).sum() / has_target.sum(), self.share)

@@ -124,12 +124,12 @@ class Run:
         self.log.metric(kind, self.progress.step, self.seconds(), **values)
 
     def numeric_settings(self) -> dict[str, str | int]:
-        """Return what, beside the configuration and the data, a result depends on, if only in its last bits."""
+        """Return the settings on which the last bits of a result depend, and the fingerprint of its teacher."""
         dtype = str(self.compute.dtype).removeprefix("torch.")
         path = "fast" if isinstance(self.model, FastGPT) else "plain"
         count = {"threads": torch.get_num_threads()} if self.compute.device.type == "cpu" else {}
-        teacher = {"teacher": self.teacher.fingerprint} if self.teacher else {}
-        return {"device": self.compute.device.type, "dtype": dtype, "path": path, **teacher, **count}
+        teacher = self.teacher.fingerprint if self.teacher else "none"
+        return {"device": self.compute.device.type, "dtype": dtype, "path": path, "teacher": teacher, **count}
 
     def checkpoint(self) -> Checkpoint:
         """Return the complete state after `progress.step` iterations. In a sharded run all processes call this, and
@@ -174,6 +174,8 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     source: Batches = tuning.rows if tuning else dataset.sources["train"]
     source = source.arranged(config.group_by_length, config.sampling == "epochs")
     teacher = Teacher.of(config, compute, dataset.tokenizer, source.width(config.block_size))
+    if teacher and not ranks.agree(teacher.fingerprint, compute.device):
+        raise TinyGPTError("the processes have different teachers", "give all nodes the same file as --teacher")
     if ranks.is_main and not config.eval_only:
         stack.enter_context(folder_lock(out, "run"))
     ranks.wait()
@@ -272,7 +274,9 @@ def note_changes(run: Run, saved: dict[str, Any]) -> None:
     current = run.numeric_settings()
     for key, earlier in saved.items():
         if current.get(key, earlier) != earlier:
-            name = {"path": "code path", "threads": "number of threads"}.get(key, key)
+            name = {"path": "code path", "threads": "number of threads", "teacher": "teacher's fingerprint"}.get(
+                key, key
+            )
             changed = f"the {name} of this run was {earlier} until now and is {current[key]} from here on"
             effect = "the result is not bit-identical to that of an unchanged run"
             run.log.print_line(f"note: {changed}; {effect}", always=True)

@@ -19,7 +19,7 @@ from tinygpt.checkpoint import store
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
 from tinygpt.config.schema import SESSION, FinetuneConfig, TrainConfig
-from tinygpt.data.dataset import Dataset, data_dir
+from tinygpt.data.dataset import Dataset, data_dir, started_elsewhere
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
@@ -65,6 +65,9 @@ def starting_point(config: TrainConfig) -> Start:
     if resumes(config):
         last = load_run_to_resume(config)
         data_folder = data_dir(config, last.config, config.out_dir) if "data_dir" not in config.given else ""
+        for folder in started_elsewhere(last.config, config.out_dir) if config.teacher else ():
+            if "teacher" not in config.given and (folder / config.teacher).exists():
+                config.teacher = str(folder / config.teacher)
         return Start(config, last, True, f"{config.out_dir}/last.pt", data_folder)
     if isinstance(config, FinetuneConfig):
         config.init_from = config.ckpt = base_model(config)
