@@ -88,9 +88,8 @@ def read_entry(path: str) -> tuple[str, TrainConfig]:
         problem = f"{path}: init_from is {config.init_from}, but all entries of a race start from new weights"
         raise TinyGPTError(problem, "remove the key init_from")
     if config.teacher:
-        raise TinyGPTError(
-            f"{path}: teacher: no entry of a race may learn from a trained model", "remove the key teacher"
-        )
+        problem = f"{path}: teacher: no entry of a race may learn from a trained model"
+        raise TinyGPTError(problem, "remove the key teacher")
     ignored = sorted({"data_dir", "out_dir", *FIXED} & given)
     if ignored:
         print_error(f"note: {path}: a race chooses {', '.join(ignored)} itself")

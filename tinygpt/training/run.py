@@ -272,11 +272,10 @@ def thread_tuner(config: TrainConfig, amp_model: AmpModel, example: torch.Tensor
 def note_changes(run: Run, saved: dict[str, Any]) -> None:
     """Print what a resumed run computes differently from now on."""
     current = run.numeric_settings()
+    names = {"path": "code path", "threads": "number of threads", "teacher": "teacher's fingerprint"}
     for key, earlier in saved.items():
         if current.get(key, earlier) != earlier:
-            name = {"path": "code path", "threads": "number of threads", "teacher": "teacher's fingerprint"}.get(
-                key, key
-            )
+            name = names.get(key, key)
             changed = f"the {name} of this run was {earlier} until now and is {current[key]} from here on"
             effect = "the result is not bit-identical to that of an unchanged run"
             run.log.print_line(f"note: {changed}; {effect}", always=True)
