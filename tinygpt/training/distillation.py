@@ -44,7 +44,7 @@ class Teacher(NamedTuple):
         try:
             checkpoint = store.load(path)
         except TinyGPTError as error:
-            hint = "--teacher=PATH of another model, or --teacher= for none"
+            hint = "train it first, or give --teacher=PATH of another model, or --teacher= for none"
             raise TinyGPTError(f"teacher: {error.message}", hint) from None
         if store.tokenizer_of(checkpoint, path, config.data_dir).to_dict() != tokenizer.to_dict():
             hint = f"a model that was trained on the dataset {config.dataset}, or fine-tuned on it from the same base"
