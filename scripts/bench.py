@@ -71,7 +71,8 @@ NANOGPT_RECIPE = [  # from its README, for a CPU
     "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000",
     "--lr_decay_iters=2000", "--dropout=0.0",
 ]  # fmt: skip
-SHORT = ["--block_size=128", "--batch_size=16", "--weight_decay=0.1"]  # the advice in BEST for a run of a minute or two
+# the advice in BEST for a run of a minute or two
+SHORT = ["--block_size=128", "--batch_size=16", "--weight_decay=0.1", "--sampling=independent"]
 TOO_LONG = 0.01  # relative: a run that takes longer does not meet a bar
 NANOGPT_OUT = "nanogpt/out-shakespeare-char"
 NANOGPT_SECONDS = 87.0  # its whole training command on two cores with AVX512, used without a checkout
@@ -435,7 +436,7 @@ class Bench:
     Several rows need the same training runs. `trainings` keeps them: nanoGPT's as "nanogpt", tinygpt's as NAME-DTYPE.
     """
 
-    def __init__(self, folder: Path, nanogpt: Path | None, quick: bool, nanogpt_runs: int, seeds: int) -> None:
+    def __init__(self, folder: Path, nanogpt: Path | None, quick: bool, nanogpt_runs: int, seeds: range) -> None:
         self.folder, self.quick, self.nanogpt_runs, self.seeds = folder, quick, nanogpt_runs, seeds
         self.has_nanogpt = nanogpt is not None
         self.trainings: dict[str, dict[str, Any]] = {}
@@ -506,13 +507,13 @@ class Bench:
         reference = self.theirs() if self.has_nanogpt else None
         wall = reference["wall"] if reference else 10 if self.quick else NANOGPT_SECONDS
         budget = wall * (min(times, 2) if self.quick else times)
-        teachers = [f"{numbered(teacher, index)}-{dtype}" for index in range(self.seeds)] if teacher else []
+        teachers = [f"{numbered(teacher, index)}-{dtype}" for index in range(len(self.seeds))] if teacher else []
         if teachers and not self.quick:
             budget -= max(self.trainings[key]["wall"] for key in teachers)
         interval = preset_value(preset, "eval_interval") if times > 1 else 300  # enough points for a curve
 
         def trained(key: str, index: int, iterations: int, interval: int, *more: str) -> dict[str, Any]:
-            own = [f"--seed={1337 + index}", f"--max_iters={iterations}", f"--lr_decay_iters={iterations}"]
+            own = [f"--seed={self.seeds[index]}", f"--max_iters={iterations}", f"--lr_decay_iters={iterations}"]
             own += [f"--eval_interval={interval}", *(f"--teacher=out-{key}/last.pt" for key in teachers[index:][:1])]
             done = self.train(key, preset, dtype, *flags, *own, *more)
             return done | {"iterations": iterations, "interval": interval, "over": done["wall"] / budget - 1}
@@ -520,7 +521,7 @@ class Bench:
         pace = trained("pace", 0, 150, 50, "--log_interval=5")
         iterations = iterations_within(budget, pace, self.folder / f"out-pace-{dtype}", interval)
         runs = []
-        for index in range(self.seeds):
+        for index in range(len(self.seeds)):
             for _ in range(1 if self.quick else 2):  # a shared machine slows down and recovers
                 say(f"  {iterations} iterations of {preset} should fit into {budget:.0f} s")
                 done = trained(numbered(name, index), index, iterations, interval)
@@ -544,7 +545,7 @@ class Bench:
 
     def thirty_times(self, dtype: str) -> Result:
         """Train the teachers as `six_times` does, and then their students in the rest of the time."""
-        if f"{numbered('six_times', self.seeds - 1)}-{dtype}" not in self.trainings:
+        if f"{numbered('six_times', len(self.seeds) - 1)}-{dtype}" not in self.trainings:
             self.six_times(dtype)
         return self.within("thirty_times", 30, RECORD, dtype, teacher="six_times")
 
@@ -1014,6 +1015,8 @@ def main() -> int:
     parser.add_argument("--rows", default=default, help=help_text)
     help_text = "number of seeds of the rows same_time, six_times and thirty_times"
     parser.add_argument("--seeds", type=int, default=1, help=help_text)
+    help_text = "the first of them; the others follow it (to measure the seeds on several days)"
+    parser.add_argument("--first_seed", type=int, default=1337, help=help_text)
     dtypes = "dtype of the training rows; auto: both where the processor has bfloat16 hardware, else float32"
     parser.add_argument("--dtype", choices=("auto", *BOTH, "both"), default="auto", help=dtypes)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test this script")
@@ -1047,8 +1050,9 @@ def measure(args: argparse.Namespace, rows: list[str]) -> int:
     say(f"{len(rows)} rows{'' if args.quick else ' (without thirty_times about 20 minutes, in two dtypes 30)'}")
     if about["load"] > 0.5:
         say(f"warning: other programs are running (load {about['load']}), so the figures are not reliable")
+    seeds = range(args.first_seed, args.first_seed + max(1, args.seeds))
     with tempfile.TemporaryDirectory(prefix="tinygpt-bench-") as folder:
-        bench = Bench(Path(folder), args.nanogpt, args.quick, max(1, args.nanogpt_runs), max(1, args.seeds))
+        bench = Bench(Path(folder), args.nanogpt, args.quick, max(1, args.nanogpt_runs), seeds)
         dtypes = chosen_dtypes(args.dtype, Path(folder))
         parts = [(name, dtype) for name in rows for dtype in ROWS[name].dtypes(dtypes)]
         with contextlib.closing(bench):
