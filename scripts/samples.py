@@ -16,6 +16,7 @@ import torch
 
 import tinygpt
 from tinygpt import api
+from tinygpt.data.prompts import encode_prompt
 from tinygpt.report.overlap import SHORTEST, TrainingText
 from tinygpt.sample import Sampling, generate
 
@@ -106,13 +107,13 @@ def quotations() -> str:
         cells = []
         for texts in groups:
             shares = [training.share(text) for text in texts if len(text) >= SHORTEST]
-            cells.append(f"{statistics.mean(shares):.1%} ± {statistics.stdev(shares) / len(shares) ** 0.5:.1%}")
+            cells.append(f"{statistics.mean(shares):.2%} ± {statistics.stdev(shares) / len(shares) ** 0.5:.2%}")
         longest = max((b - a for texts in groups for text in texts for a, b in training.stretches(text)), default=0)
         return f"| {name} | {loss} | {' | '.join(cells)} | {longest} |"
 
     for name, path in MODELS.items():
         loss, model = api.evaluate(path, dataset="shakespeare_char", json=True)["loss"], tinygpt.load(path)
-        prompt, groups = torch.tensor([tokenizer.encode("\n")] * SAMPLES), []
+        prompt, groups = torch.tensor([encode_prompt("\n", tokenizer, plain=True)] * SAMPLES), []
         for choice in (Sampling(temperature=temperature, top_k=200) for temperature in TEMPERATURES):
             columns = list(generate(model.model, prompt, LENGTH_QUOTED, choice, tokenizer.vocab_size))
             texts = [tokenizer.decode(ids) for ids in torch.stack(columns, dim=1).tolist()]
