@@ -92,8 +92,8 @@ def blocks() -> list[str]:
 
 
 def without_headings(text: str) -> str:
-    """Remove the lines that name the speaker."""
-    return re.sub(r"(?m)^[A-Z][^\n.,;!?]*:\n", "", text)
+    """Remove the lines that name the speaker: after a blank line, and with a colon at the end."""
+    return re.sub(r"(?:\A|(?<=\n\n))[A-Z][^\n]*:\n", "", text)
 
 
 def quotations() -> str:
