@@ -514,8 +514,8 @@ class Bench:
 
         def trained(key: str, index: int, iterations: int, interval: int, *more: str) -> dict[str, Any]:
             own = [f"--seed={self.seeds[index]}", f"--max_iters={iterations}", f"--lr_decay_iters={iterations}"]
-            own += [f"--eval_interval={interval}", *(f"--teacher=out-{key}/last.pt" for key in teachers[index:][:1])]
-            done = self.train(key, preset, dtype, *flags, *own, *more)
+            own += [f"--teacher=out-{teachers[index]}/last.pt"] if teachers else []
+            done = self.train(key, preset, dtype, *flags, *own, f"--eval_interval={interval}", *more)
             return done | {"iterations": iterations, "interval": interval, "over": done["wall"] / budget - 1}
 
         pace = trained("pace", 0, 150, 50, "--log_interval=5")

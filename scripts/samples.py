@@ -1,4 +1,4 @@
-"""Write docs/SAMPLES.md: what one model writes at each loss, and how much of their text models quote.
+"""Write docs/SAMPLES.md: what a model writes at each loss, and how much models quote from the training text.
 
 python scripts/samples.py            # half an hour or more on two cores; the run is kept in out-samples/
 
@@ -17,8 +17,8 @@ import torch
 import tinygpt
 from tinygpt import api
 from tinygpt.data.prompts import encode_prompt
+from tinygpt.generate import Sampling, generate
 from tinygpt.report.overlap import SHORTEST, TrainingText
-from tinygpt.sample import Sampling, generate
 
 TARGETS = [4.2, 3.3, 2.5, 2.0, 1.9, 1.6, 1.5, 1.4]
 SEEN = [
@@ -26,10 +26,10 @@ SEEN = [
     "which characters are frequent: e, t and the space, but few capitals",
     "which character follows which: pronounceable words that do not exist",
     "short words are right, and lines have the length of verse",
-    "names, a colon, a line of verse; most words exist",
-    "almost every word exists, and neighbouring words go together",
-    "whole clauses are grammatical; the speech has no subject yet",
-    "as good as this preset becomes: grammar for a line or two, no plot",
+    "names, a colon, a line of verse; two of three words exist",
+    "five of six words exist, and neighbouring words go together",
+    "whole clauses are grammatical; the speech has no topic",
+    "near the end of the run: grammar for a line or two, no plot",
 ]
 OUT, PAGE = Path("out-samples"), Path(__file__).parent.parent / "docs/SAMPLES.md"
 PROMPT, LENGTH = "ROMEO:", 220
@@ -37,18 +37,19 @@ HEAD = """# Is my sample normal at this loss?
 
 What one model writes for the prompt `ROMEO:` while its loss falls: the preset `shakespeare_char_best` (0.8 M
 parameters, Tiny Shakespeare), saved when its validation loss reached each value. Each loss below is measured on the
-complete validation split. If your sample looks like one at a higher loss, look at the temperature first (here 0.8,
-top-k 200). Losses of other texts, alphabets and tokenizers cannot be compared with these.
+complete validation split; the share of words that occur in the training text is that of 4,000 generated characters. If
+your sample looks like one at a higher loss, look at the temperature first (here 0.8, top-k 200). Losses of other texts,
+alphabets and tokenizers cannot be compared with these.
 
 """
-MODELS = {"recipe": "out/last.pt", "best preset": "out-best/last.pt", "record": "out-record/last.pt"}
+MODELS = {"recipe": "out/last.pt", "best preset": "out-best/last.pt", "record preset": "out-record/last.pt"}
 TEMPERATURES, SAMPLES, LENGTH_QUOTED = (0.8, 1.0), 100, 500
 QUOTED = f"""## Does a better model only quote more?
 
-How much of {SAMPLES} samples of {LENGTH_QUOTED} characters (top-k 200, after a line feed) occurs word for word in the
-training text: the mean fraction of all stretches of {SHORTEST} characters that do, with its standard error, and the
-longest quotation. The same for pieces of the validation text, which Shakespeare wrote and no model was trained on. The
-headings that name the speaker are removed from all texts: a name of 20 characters would count as a quotation.
+Each model writes {SAMPLES} samples of {LENGTH_QUOTED} characters from a line feed (top-k 200). The table has the share
+of all stretches of {SHORTEST} characters that occur word for word in the training text (the mean of the samples and its
+standard error), and the longest quotation. The last row is the same for the validation text, which Shakespeare wrote
+and no model was trained on. Headings that name the speaker are removed: many names would count as quotations.
 
 | text | loss | quotations at temperature 0.8 | at 1.0 | longest, in characters |
 |---|---|---|---|---|
@@ -86,7 +87,7 @@ def blocks() -> list[str]:
         written = model.generate(PROMPT, 4000, seed=2).split()
         share = sum(word in words for word in written) / len(written)
         sample = f"{PROMPT}{model.generate(PROMPT, LENGTH, seed=2)}"
-        exist = f"Of its words, {100 * share:.0f}% stand in the training text."
+        exist = f"{100 * share:.0f}% of its words occur in the training text."
         texts.append(f"## Loss {loss:.2f}\n\n{seen[0].upper()}{seen[1:]}. {exist}\n\n```text\n{sample}\n```\n")
     return texts
 
@@ -109,10 +110,11 @@ def quotations() -> str:
             shares = [training.share(text) for text in texts if len(text) >= SHORTEST]
             cells.append(f"{statistics.mean(shares):.2%} ± {statistics.stdev(shares) / len(shares) ** 0.5:.2%}")
         longest = max((b - a for texts in groups for text in texts for a, b in training.stretches(text)), default=0)
-        return f"| {name} | {loss} | {' | '.join(cells)} | {longest} |"
+        return f"| {name} | {loss} | {' | '.join((*cells, '')[:2])} | {longest} |"
 
     for name, path in MODELS.items():
-        loss, model = api.evaluate(path, dataset="shakespeare_char", json=True)["loss"], tinygpt.load(path)
+        loss = api.evaluate(path, dataset="shakespeare_char", json=True)["loss"]
+        model = tinygpt.load(path, device="cpu")
         prompt, groups = torch.tensor([encode_prompt("\n", tokenizer, plain=True)] * SAMPLES), []
         for choice in (Sampling(temperature=temperature, top_k=200) for temperature in TEMPERATURES):
             columns = list(generate(model.model, prompt, LENGTH_QUOTED, choice, tokenizer.vocab_size))
@@ -121,8 +123,8 @@ def quotations() -> str:
         rows.append(row(name, f"{loss:.2f}", *groups))
         shown.append(f"{name.capitalize()}:\n\n```text\n{PROMPT}{model.generate(PROMPT, 600, seed=2)}\n```\n")
     pieces = [val[at : at + LENGTH_QUOTED] for at in range(0, len(val), LENGTH_QUOTED)]
-    rows.append(row("the validation text", "", pieces, pieces))
-    return "\n".join([QUOTED.rstrip(), *rows, "", *shown[::2]])
+    rows.append(row("the validation text", "", pieces))
+    return "\n".join([QUOTED.rstrip(), *rows, "", shown[0], shown[-1]])
 
 
 if __name__ == "__main__":

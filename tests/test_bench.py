@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tinygpt.checkpoint.store import load
+
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
 
@@ -26,6 +28,29 @@ def test_pieces_of_the_fast_path_are_measured(tmp_path: Path) -> None:
     assert len({(gain["preset"], gain["piece"]) for gain in gains}) == len(gains) == 15
     assert pieces["value"] == min(gain["ratio"] for gain in gains) > 0
     assert all(f"| {gain['piece']} " in done.stdout for gain in gains)
+
+
+@pytest.mark.slow
+def test_a_student_has_the_teacher_of_its_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from bench import Bench
+
+    bench = Bench(tmp_path, None, quick=True, nanogpt_runs=1, seeds=range(1337, 1339))
+    for row, sampling in ((bench.same_time, "independent"), (bench.thirty_times, "epochs")):
+        assert len(row("float32").raw["runs"]) == 2
+        for index, number in enumerate(("", "-2")):
+            made = load(tmp_path / f"out-{row.__name__}{number}-float32/last.pt").config
+            assert (int(made["seed"]), made["sampling"]) == (1337 + index, sampling)
+            teacher = f"out-six_times{number}-float32/last.pt" if sampling == "epochs" else ""
+            assert made["teacher"] == teacher and (not teacher or (tmp_path / teacher).exists())
+
+
+def test_headings_are_removed_for_the_count_of_quotations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from samples import without_headings
+
+    play = "First Citizen:\nWe are:\nall.\n\nKING RICHARD III:\nNo: go.\n\nAnd\nthen:\n"
+    assert without_headings(play) == "We are:\nall.\n\nNo: go.\n\nAnd\nthen:\n"
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_train import column, same_weights
 
 from tinygpt.checkpoint.store import load, save
-from tinygpt.config.schema import ReportConfig
+from tinygpt.config.schema import ReportConfig, TrainConfig
+from tinygpt.data.dataset import Dataset
 from tinygpt.device import Autocast, Compute
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatWeights
@@ -113,6 +114,7 @@ def test_resuming_is_exact_and_another_teacher_is_noted(run_copy: Path, how: str
     more = ["--teacher="] if how == "dropped" else []
     said = ok(here, "train", "--init_from=resume", f"--out_dir={out}", "--max_iters=20", *more).out
     assert ("the teacher's fingerprint of this run was " in said) == (how in ("changed", "dropped"))
+    assert load(run_copy / "student").config["teacher"] == ("" if how == "dropped" else "out/ckpt.pt")
     assert same_weights(run_copy / "whole/last.pt", run_copy / "student/last.pt") == (how in ("here", "elsewhere"))
 
 
@@ -156,6 +158,25 @@ def test_mistakes_get_one_sentence(run_copy: Path, flags: list[str], says: str) 
         assert says in said and "try: " in said
 
 
+@pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", "bfloat16"), ("float16", "float32")])
+def test_a_teacher_in_low_precision(run_copy: Path, dtype: str, kept: str) -> None:
+    """Weights outside the range of float16 would be infinite."""
+    with contextlib.chdir(run_copy):
+        compute, dataset = Compute(torch.device("cpu"), getattr(torch, dtype), ""), Dataset("data", "text")
+        teacher = Teacher.of("out", TrainConfig(out_dir="student"), compute, dataset, 16)
+    assert teacher and {weight.dtype for weight in teacher.model.parameters()} == {getattr(torch, kept)}
+    ok(run_copy, *TINY_TRAIN, *TAUGHT, f"--dtype={dtype}", "--max_iters=3")
+    losses = column(run_copy / "student", "train", "loss")
+    assert losses and all(map(math.isfinite, losses))
+
+
+def test_a_damaged_teacher_keeps_its_hint(run_copy: Path) -> None:
+    whole = (run_copy / "out/ckpt.pt").read_bytes()
+    (run_copy / "half.pt").write_bytes(whole[: len(whole) // 2])
+    assert "train it first" not in refused(run_copy, *TINY_TRAIN, *TAUGHT, "--teacher=half.pt")
+    assert "train it first" in refused(run_copy, *TINY_TRAIN, *TAUGHT, "--teacher=gone.pt")
+
+
 def test_a_teacher_that_diverged_and_one_with_a_shorter_context(run_copy: Path) -> None:
     """Relative positions do not help: a trained model has not learned longer rows."""
     state = load(run_copy / "out")
@@ -173,9 +194,10 @@ def test_commands_that_cannot_have_a_teacher(run_copy: Path) -> None:
     assert "teacher cannot be used with" in refused(run_copy, "plan", *TINY_TRAIN[1:], *TAUGHT, "--processes=2")
     (run_copy / "mine.yaml").write_text("teacher: out/ckpt.pt\n")
     (run_copy / "long.txt").write_text("All the world's a stage. " * 10_000)
-    assert "may learn from a trained model" in refused(run_copy, "race", "mine.yaml", "--text=long.txt")
+    assert "must not learn from a trained model" in refused(run_copy, "race", "mine.yaml", "--text=long.txt")
     with contextlib.chdir(run_copy):
         assert one_step(load_run("out", ReportConfig())) and not one_step(load_run("student", ReportConfig()))
     (run_copy / "out/ckpt.pt").unlink()
-    ok(run_copy, "train", "--init_from=resume", "--out_dir=student", "--eval_only")
+    said = ok(run_copy, "train", "--init_from=resume", "--out_dir=student", "--eval_only").out
+    assert "fingerprint" not in said
     assert cli_here("sample", "--ckpt=student", "--max_new_tokens=5", cwd=run_copy).status == 0  # needs no teacher

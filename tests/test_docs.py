@@ -19,7 +19,7 @@ import torch
 
 from tinygpt import cli, options
 from tinygpt.config import schema
-from tinygpt.config.parse import parse
+from tinygpt.config.parse import parse, read_config
 from tinygpt.data.tasks import TASKS
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classify import label_indices, ngram_classifier
@@ -192,6 +192,19 @@ def counts() -> tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]:
 
 
 OTHERS = "tokens|characters|passages|training examples|random vectors"  # that numbers in the texts count
+
+
+def test_the_record_preset_is_the_best_preset_with_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from bench import SHORT
+
+    best, record = (ROOT / f"configs/shakespeare_char_{name}.yaml" for name in ("best", "record"))
+    values, changed = read_config(best), read_config(record)
+    differ = {key for key in values | changed if values.get(key) != changed.get(key)}
+    assert differ == {"out_dir", "teacher", "teacher_share", "max_iters"}
+    assert " ".join(SHORT) in best.read_text(encoding="utf-8").replace("\n# ", " ")
+
+
 TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS]
 
 

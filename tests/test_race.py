@@ -22,6 +22,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.race import command, entry
 from tinygpt.race.command import ranks
+from tinygpt.race.entry import changed
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 8, "gradient_accumulation_steps": 1}
 SMALL |= {"learning_rate": 1e-2, "warmup_iters": 2, "max_iters": 20, "eval_interval": 10, "eval_iters": 2}
@@ -150,9 +151,10 @@ def test_the_clock_by_hand(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_that_was_stopped_is_not_that_of_the_first_evaluation(work: Path) -> None:
     """ckpt.pt has the initial weights, as there was no other evaluation."""
-    ok(work, "race", write(work, "eva.yaml", max_iters=10**9, eval_interval=10**9), *RACE)
+    result = ok(work, "race", write(work, "eva.yaml", max_iters=10**9, eval_interval=10**9), *RACE)
     row = rows(work)["eva"]
     assert load(work / "out-race" / row["entry"] / "ckpt.pt").step == 0 < int(row["iterations"])
+    assert f"next: tinygpt sample --ckpt=out-race/{row['entry']}/last.pt" in result.out
     args = ["eval", f"--ckpt=out-race/{row['entry']}/last.pt", "--dataset=test", "--data_dir=out-race/data", "--json"]
     assert float(row["loss"]) == pytest.approx(json.loads(ok(work, *args).out)["loss"], abs=1e-4)
 
@@ -199,6 +201,8 @@ def test_an_iteration_that_takes_much_of_the_budget_is_refused(work: Path) -> No
     result = cli_here("race", "huge.yaml", *RACE, cwd=work)
     assert result.status == 1 and "huge-" in result.out
     assert "failed: an iteration takes about 8% of the budget, more than 5%" in result.out
+    write(work, "wide.yaml", n_embd=2**20)  # 50 TB of weights
+    assert "of the budget, more than 5%" in cli_here("race", "wide.yaml", *RACE, cwd=work).out
 
 
 def test_equal_configs_of_one_name_are_refused_and_hidden_files_left_out(work: Path) -> None:
@@ -249,10 +253,25 @@ def test_students_get_the_first_nine_tenths(work: Path) -> None:
     assert Dataset(str(student / "out-race/data"), "test").meta["characters"]["val"] == CUT - CUT * 9 // 10
 
 
+def test_the_text_is_not_overwritten_and_the_next_command_names_the_race(work: Path) -> None:
+    (work / "train.txt").write_text(TEXT)
+    assert "train.txt would be overwritten" in refused(work, "race", "--text=train.txt", "--out_dir=.")
+    assert (work / "train.txt").read_text() == TEXT
+    said = ok(work, "race", "--text=train.txt", "--out_dir=mine", "--times=7").out
+    assert "next: tinygpt race configs/shakespeare_char.yaml --text=train.txt --times=7 --out_dir=mine" in said
+
+
+@pytest.mark.parametrize(("wanted", "made"), [(0, 20), (2, 2), (500, 20)])
+def test_evaluations_are_short(tmp_path: Path, wanted: int, made: int) -> None:
+    """eval_iters=0 would evaluate the complete validation split."""
+    assert changed(TrainConfig(eval_iters=wanted), tmp_path, "a").eval_iters == made
+
+
 def test_what_a_config_cannot_choose(work: Path) -> None:
     other = {"dataset": "mine", "data_dir": "elsewhere", "out_dir": "mine", "threads": 2, "eval_only": True}
     result = ok(work, "race", write(work, "anna.yaml", **other), write(work, "ben.yaml"), *RACE)
-    assert "note: anna.yaml: a race chooses data_dir, dataset, eval_only, out_dir, threads itself" in result.err
+    ignored = "data_dir, dataset, eval_only, out_dir, threads"
+    assert f"note: anna.yaml: ignored, because the race sets it: {ignored}" in result.err
     assert not (work / "mine").exists() and not (work / "elsewhere").exists()
     assert rows(work)["anna"]["loss"] == rows(work)["ben"]["loss"]
     assert load(work / "out-race" / rows(work)["anna"]["entry"]).config["threads"] == "1"
@@ -260,9 +279,8 @@ def test_what_a_config_cannot_choose(work: Path) -> None:
 
 def test_characters_that_only_the_test_has_are_left_out(work: Path) -> None:
     (work / "text.txt").write_text(TEXT[:-2] + "é\n", encoding="utf-8")
-    assert (
-        "without the characters that training does not have: 'é'" in ok(work, "race", write(work, "a.yaml"), *RACE).err
-    )
+    result = ok(work, "race", write(work, "a.yaml"), *RACE)
+    assert "these characters occur only in the test, and are skipped there: 'é'" in result.err
     assert Dataset(str(work / "out-race/data"), "test").meta["characters"]["val"] == len(TEXT) - CUT - 1
 
 
@@ -296,3 +314,7 @@ def test_a_folder_of_another_race_is_refused(made: Path, tmp_path: Path) -> None
     assert "with times=5" in said and "--out_dir=NAME" in said
     (folder / "text.txt").write_text(TEXT + "More.\n")
     assert "text.txt is not the one that out-race was made with" in refused(folder, "race", "anna.yaml", *RACE)
+    (folder / "text.txt").write_text(TEXT)
+    with open(entry.PRESET, "a") as file:
+        file.write("weight_decay: 0.2\n")
+    assert "shakespeare_char.yaml is not the one that out-race" in refused(folder, "race", "anna.yaml", *RACE)

@@ -299,13 +299,19 @@ def test_an_epoch_of_text_has_every_window_once(count: int, tokens: int, block_s
     for number in range(2):
         windows = np.sort(drawn[number * size : (number + 1) * size])
         assert (np.diff(windows) == block_size).all() and windows[0] >= 0 and windows[-1] + block_size < tokens
-        assert windows[0] < 2 * block_size and tokens - windows[-1] <= 3 * block_size
+        assert windows[0] < block_size and tokens - windows[-1] <= 3 * block_size
     if size > 8:
         assert drawn[:size].tolist() != drawn[size : 2 * size].tolist() and drawn[:size].tolist() != sorted(
             drawn[:size]
         )
     again = rows.draw(5, steps - 1, block_size, count)  # without the steps before it
     assert drawn[-count:].tolist() == again.tolist()
+
+
+def test_each_epoch_of_text_starts_elsewhere() -> None:
+    rows = TextRows(np.arange(4000, dtype="<u2")).arranged(False, True)
+    firsts = {int(rows.draw(5, number, 16, 249).min()) for number in range(8)}  # 249 windows in an epoch
+    assert len(firsts) > 3 and firsts <= set(range(16))
 
 
 def test_an_epoch_of_pairs_has_every_example_once() -> None:

@@ -196,8 +196,8 @@ class TrainConfig(Config):
     group_by_length: bool = False
     """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
     sampling: Literal["independent", "epochs"] = "independent"
-    """independent: rows are drawn from the whole text, as in nanoGPT; epochs: each row once per pass, in a new order;
-    plain text is cut anew in each pass"""
+    """independent: sequences start anywhere in the text, as in nanoGPT; epochs: each sequence once per epoch, in a new
+    order; plain text is cut into sequences anew in each epoch"""
 
     n_layer: Count = 12
     """decoder blocks"""
@@ -294,8 +294,8 @@ class TrainConfig(Config):
     """distillation (Hinton et al. 2015): also learn from the probabilities of this trained model, which has the same
     vocabulary; a checkpoint, or its folder; empty: none. The logged loss remains the cross-entropy"""
     teacher_share: Annotated[float, Limit(">=", 0), Limit("<=", 1)] = 0.5
-    """with teacher: weight of the Kullback-Leibler divergence from its probabilities in the loss that is minimised; the
-    cross-entropy has the rest"""
+    """with teacher: weight of KL(teacher || model), the Kullback-Leibler divergence, in the training loss; the
+    cross-entropy has weight 1 - teacher_share"""
     seed: Seed = 1337
     """seed of the weights, the batches and dropout"""
     quiet: bool = False

@@ -22,7 +22,7 @@ import numpy as np
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 
-REPLAY, EPOCHS = 3, 4  # streams of the replayed rows and of the passes, see `draw_windows`
+REPLAY, EPOCHS = 3, 4  # streams of the replayed rows (`draw_windows`) and of the epochs (`pass_order`)
 
 
 class TextRows:
@@ -266,18 +266,17 @@ def draw_windows(seed: int, step: int, tokens: int, block_size: int, count: int,
 def draw_in_epochs(seed: int, step: int, starts: int, stride: int, count: int) -> np.ndarray:
     """Return the starts of a step's batch: int64 (count,), the next ones of the passes that `pass_order` describes."""
     passes, places = np.divmod(step * count + np.arange(count), max(1, starts // stride))
-    orders = {number: pass_order(seed, number, starts, stride) for number in set(passes.tolist())}
-    drawn = [orders[number][place] for number, place in zip(passes.tolist(), places.tolist(), strict=True)]
-    return np.array(drawn, dtype=np.int64)
+    pairs = zip(passes.tolist(), places.tolist(), strict=True)
+    return np.array([pass_order(seed, number, starts, stride)[place] for number, place in pairs], dtype=np.int64)
 
 
 @functools.lru_cache(maxsize=2)
 def pass_order(seed: int, number: int, starts: int, stride: int) -> np.ndarray:
-    """Return every stride-th of the positions below `starts`, from a random one of the first on, in random order."""
+    """Return every stride-th of the positions below `starts`, from a random one below `stride` on, in random order. The
+    last `starts % stride` tokens of the text are in none."""
     generator = np.random.Generator(np.random.Philox(key=[stream_key(seed, EPOCHS), np.uint64(number)]))
-    count = max(1, starts // stride)
-    first = generator.integers(min(stride, starts - (count - 1) * stride))
-    return generator.permutation(count) * stride + first
+    first = generator.integers(min(stride, starts))
+    return generator.permutation(max(1, starts // stride)) * stride + first
 
 
 @functools.cache  # without the cache it takes 0.1 ms of an iteration's 12 ms

@@ -127,7 +127,7 @@ def planned(config: PlanConfig) -> Planned:
     with torch.device("meta") if start.checkpoint is None else contextlib.nullcontext(), WithoutInit():
         model, _ = make_model(start, training_class(run, compute), dataset.tokenizer.vocab_size, known_tokens)
     source = dataset.sources["train"]
-    Teacher.of(run, compute, dataset.tokenizer, source.width(run.block_size))  # only for its errors
+    Teacher.of(run.teacher, run, compute, dataset, source.width(run.block_size))  # only for its errors
     passes = run.max_iters * source.passes(run.batch_size * run.gradient_accumulation_steps, run.block_size)
     print(f"device:      {compute.describe()}")
     if compute.device.type != "cpu" and not config.processes:

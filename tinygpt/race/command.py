@@ -23,7 +23,7 @@ from tinygpt.evaluate.process import ended_by_sigterm
 from tinygpt.experiment.models import write_text
 from tinygpt.experiment.stages import Identity, Stage, forget, run, stored
 from tinygpt.files import folder_lock, read_text, replacing
-from tinygpt.race.entry import TEST, TRAIN, read_entry, run_entry
+from tinygpt.race.entry import TEST, TRAIN, preset_fingerprint, read_entry, run_entry
 from tinygpt.terminal import print_error, table
 
 LEAST = 200_000  # characters of the teacher's text; its test then has 20,000
@@ -55,14 +55,18 @@ def race(config: RaceConfig) -> int:
         return hand_out(text[:train], len(text) - train, config)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     settings = {"text": config.text, "times": config.times}
-    identity = Identity("race", "CONFIG", settings, {config.text: fingerprint})
+    fixed = {config.text: fingerprint, "configs/shakespeare_char.yaml": preset_fingerprint()}
+    identity = Identity("race", "CONFIG", settings, fixed)
     with folder_lock(folder, "race"), ended_by_sigterm():
         for name, stage in stored(folder, identity)["stages"].items():
             if name in entries and "failed" in stage["result"]:
                 forget(folder, identity, name)
         write_datasets(folder / "data", text[:train], text[train:])
-        runs = {name: partial(run_entry, name, entry, folder, config.times) for name, entry in entries.items()}
-        results = run(folder, identity, [Stage(name, config.times * UNIT_SECONDS, run) for name, run in runs.items()])
+        seconds, times = config.times * UNIT_SECONDS, config.times
+        stages = [
+            Stage(name, seconds, partial(run_entry, name, entry, folder, times)) for name, entry in entries.items()
+        ]
+        results = run(folder, identity, stages)
         every = {name: stage["result"] for name, stage in stored(folder, identity)["stages"].items()}
         print(f"\nloss in nats per character on the last {len(text) - train:,} characters of {config.text}\n")
         show(every, folder)
@@ -84,10 +88,13 @@ def config_files(items: Sequence[str]) -> Iterator[Path]:
 def hand_out(train: str, test: int, config: RaceConfig) -> int:
     """Write the students' part of the text. test: number of the other characters."""
     path = Path(config.out_dir, "train.txt")
+    if path.resolve() == Path(config.text).resolve():
+        raise TinyGPTError(f"{config.text} would be overwritten by its first nine tenths", "another --out_dir")
     with folder_lock(path.parent, "race"), replacing(path) as file:
         file.write(train.encode())
     print(f"written: {path}, {len(train):,} characters for the students; the other {test:,} are the test")
-    print(f"\nnext: {suggest.command('race', 'configs/shakespeare_char.yaml', f'--text={config.text}')}")
+    flags = [f"--{key}={getattr(config, key)}" for key in ("text", "times", "out_dir") if key in config.flags]
+    print(f"\nnext: {suggest.command('race', 'configs/shakespeare_char.yaml', *flags)}")
     return 0
 
 
@@ -97,7 +104,7 @@ def write_datasets(folder: Path, train: str, test: str) -> None:
     known = set(train)
     if unknown := sorted(set(test) - known):
         listed = ", ".join(map(repr, unknown[:5])) + " ..." * (len(unknown) > 5)
-        print_error(f"note: the test is measured without the characters that training does not have: {listed}")
+        print_error(f"note: these characters occur only in the test, and are skipped there: {listed}")
     test, tokenizer = "".join(character for character in test if character in known), CharTokenizer(sorted(known))
     write_text(folder / TRAIN, train, tokenizer)
     write_text(folder / TEST, train + test, tokenizer, len(train))
@@ -131,6 +138,8 @@ def show(results: dict[str, dict[str, Any]], folder: Path) -> None:
     print("\n".join(table(columns, ([row[column] for column in columns] for row in rows))))
     for name, reason in failed.items():
         print(f"{name} {reason}")
-    print(f"\nentries within {TIE} of the first one of a rank share it\nwritten: {path}")
+    print(f"\nentries within {TIE} of the best loss of a rank share that rank\nwritten: {path}")
     if ranked:
-        print(f"\nnext: {suggest.command('sample', f'--ckpt={folder / next(iter(ranked))}')}")
+        first = next(iter(ranked))
+        model = folder / first / results[first].get("model", "")
+        print(f"\nnext: {suggest.command('sample', f'--ckpt={model}')}")

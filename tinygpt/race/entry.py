@@ -15,8 +15,10 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tinygpt import device
-from tinygpt.checkpoint.store import load
+from tinygpt.checkpoint.store import WithoutInit, load
 from tinygpt.config.parse import find_config, parse, read_config
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
@@ -74,6 +76,11 @@ class Clock:
         self.began = time.perf_counter()
 
 
+def preset_fingerprint() -> str:
+    """Return the checksum of PRESET, on which the budget and the defaults of all entries depend."""
+    return hashlib.sha256(find_config(PRESET).read_bytes()).hexdigest()
+
+
 def read_entry(path: str) -> tuple[str, TrainConfig]:
     """Read a config; return its name in the race, which changes with its settings. Other settings are those of PRESET.
 
@@ -88,11 +95,11 @@ def read_entry(path: str) -> tuple[str, TrainConfig]:
         problem = f"{path}: init_from is {config.init_from}, but all entries of a race start from new weights"
         raise TinyGPTError(problem, "remove the key init_from")
     if config.teacher:
-        problem = f"{path}: teacher: no entry of a race may learn from a trained model"
+        problem = f"{path}: teacher: an entry of a race must not learn from a trained model"
         raise TinyGPTError(problem, "remove the key teacher")
     ignored = sorted({"data_dir", "out_dir", *FIXED} & given)
     if ignored:
-        print_error(f"note: {path}: a race chooses {', '.join(ignored)} itself")
+        print_error(f"note: {path}: ignored, because the race sets it: {', '.join(ignored)}")
     own = {key: value for key, value in vars(config).items() if key in given and key not in ignored}
     digest = hashlib.sha256(strict_json(own).encode()).hexdigest()
     stem = unicodedata.normalize("NFC", Path(path).stem)
@@ -107,7 +114,7 @@ def run_entry(name: str, config: TrainConfig, folder: Path, times: int) -> dict[
         fixed, config = changed(parse(TrainConfig, [PRESET]), folder, name), changed(config, folder, name)
         if (ratio := work(config) / work(fixed)) > times * UNIT * LARGEST:
             problem = f"an iteration takes about {ratio / UNIT / times:.0%} of the budget, more than {LARGEST:.0%}"
-            raise TinyGPTError(problem, "a smaller model, batch or context")
+            raise TinyGPTError(problem, "use a smaller model, batch or context")
         clock = Clock(fixed, times)
         print(f"  the budget is now about {duration(times * clock.unit)}", flush=True)
         with writing(log), open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
@@ -127,15 +134,17 @@ def run_entry(name: str, config: TrainConfig, folder: Path, times: int) -> dict[
 
 
 def changed(config: TrainConfig, folder: Path, name: str) -> TrainConfig:
-    """Return the config with what the race chooses. Long evaluations are shortened, since nothing could stop them."""
+    """Return the config with what the race sets. Long evaluations (0: complete ones) are shortened, since nothing could
+    stop them."""
     settings: dict[str, Any] = FIXED | {"data_dir": str(folder / "data"), "out_dir": str(folder / name)}
-    return dataclasses.replace(config, **settings, eval_iters=min(config.eval_iters, EVAL_ITERS))
+    return dataclasses.replace(config, **settings, eval_iters=min(config.eval_iters or EVAL_ITERS, EVAL_ITERS))
 
 
 def work(config: TrainConfig) -> float:
     """Estimate the cost of an iteration: parameters times tokens."""
     vocab_size = Dataset(config.data_dir, config.dataset).tokenizer.vocab_size
-    parameters = make_model(Start(config), GPT, vocab_size)[0].num_params()
+    with torch.device("meta"), WithoutInit():  # no memory, since a student's model may be huge
+        parameters = make_model(Start(config), GPT, vocab_size)[0].num_params()
     return parameters * config.batch_size * config.gradient_accumulation_steps * config.block_size
 
 
@@ -149,5 +158,5 @@ def judged(folder: Path, name: str) -> dict[str, Any]:
     if not math.isfinite(loss):
         raise diverged(f"{name}: the loss is", loss)
     last = load(out / "last.pt")
-    row = {"loss": loss, "bits_per_character": bits_per_character(loss, test)}
+    row = {"loss": loss, "bits_per_character": bits_per_character(loss, test), "model": best.name}
     return row | {"parameters": last.build_model().num_params(), "iterations": last.step}

@@ -48,6 +48,8 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     except TinyGPTError:
         return {}
     step, split = run.checkpoint.step, run.dataset.sources["train"]
+    if examples := run.checkpoint.config.get("examples"):
+        split = split.first(examples)
     source = split.arranged(config.group_by_length, config.sampling == "epochs")
     rate = learning_rate(min(step, config.max_iters - 1), config)  # a schedule may end at 0
     optimizer.set_learning_rate(rate)

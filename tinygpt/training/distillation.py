@@ -1,6 +1,6 @@
 """Distillation: a run also learns from the probabilities that a trained model, its teacher, gives to every token.
 
-    teacher = Teacher.of(config, compute, dataset.tokenizer, width)    # None without the key `teacher`
+    teacher = Teacher.of(path, config, compute, dataset, width)    # None without a path
     loss = teacher.loss(cross_entropy, logits, x, y)
 
 Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", at temperature 1; the teacher may have the
@@ -18,7 +18,7 @@ from torch import Tensor
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.config.schema import TrainConfig
-from tinygpt.data.tokenizer import Tokenizer
+from tinygpt.data.dataset import Dataset
 from tinygpt.device import Compute
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import refuse_diverged
@@ -34,19 +34,22 @@ class Teacher(NamedTuple):
     fingerprint: str  # of the weights
 
     @classmethod
-    def of(cls, config: TrainConfig, compute: Compute, tokenizer: Tokenizer, width: int) -> "Teacher | None":
+    def of(cls, path: str, config: TrainConfig, compute: Compute, dataset: Dataset, width: int) -> "Teacher | None":
         """Load the teacher of a run, if it has one. width: tokens of the longest row. Errors: TinyGPTError for a
         teacher that is missing, diverged, or would be overwritten, or that cannot read the run's rows."""
-        path = config.teacher
         if not path or config.eval_only:
             return None
         store.refuse_overwriting(Path(config.out_dir), path, "the teacher")
         try:
             checkpoint = store.load(path)
         except TinyGPTError as error:
-            hint = "train it first, or give --teacher=PATH of another model, or --teacher= for none"
+            first = "" if Path(path).exists() else "train it first, or "
+            hint = f"{first}give --teacher=PATH of a model's ckpt.pt or last.pt, or --teacher= for none"
             raise TinyGPTError(f"teacher: {error.message}", hint) from None
-        if store.tokenizer_of(checkpoint, path, config.data_dir).to_dict() != tokenizer.to_dict():
+        tokenizer = store.tokenizer_of(
+            checkpoint, path, str(dataset.folder.parent)
+        )  # a nanoGPT model's is its dataset's
+        if tokenizer.to_dict() != dataset.tokenizer.to_dict():
             hint = f"a model that was trained on the dataset {config.dataset}, or fine-tuned on it from the same base"
             raise TinyGPTError(f"teacher: {path} and this run have different vocabularies", hint)
         # its weights are cast, so numbers outside the range of float16 are possible, and a run would skip the update
@@ -56,7 +59,7 @@ class Teacher(NamedTuple):
         if width > model.config.block_size:
             problem = f"teacher: {path} reads {model.config.block_size} tokens, but the rows of this run have {width}"
             raise TinyGPTError(problem, f"a teacher with a longer context, or --block_size={model.config.block_size}")
-        return cls(model, config.teacher_share, tokenizer.vocab_size, weights_fingerprint(checkpoint.model))
+        return cls(model, config.teacher_share, dataset.tokenizer.vocab_size, weights_fingerprint(checkpoint.model))
 
     def loss(self, cross_entropy: Tensor, logits: Tensor, idx: Tensor, targets: Tensor) -> Tensor:
         """Compute (1 - share) cross-entropy + share KL(teacher ‖ student), in nats, averaged over the N targets.

@@ -173,7 +173,8 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
     source: Batches = tuning.rows if tuning else dataset.sources["train"]
     source = source.arranged(config.group_by_length, config.sampling == "epochs")
-    teacher = Teacher.of(config, compute, dataset.tokenizer, source.width(config.block_size))
+    width = source.width(config.block_size)
+    teacher = Teacher.of(start.teacher or config.teacher, config, compute, dataset, width)
     if teacher and not ranks.agree(teacher.fingerprint, compute.device):
         raise TinyGPTError("the processes have different teachers", "give all nodes the same file as --teacher")
     if ranks.is_main and not config.eval_only:
@@ -215,7 +216,7 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     if ranks.is_main and not config.eval_only:
         open_folder(run, start.resuming)
     show_start(run, compile_status, times)
-    note_changes(run, start.saved)
+    note_changes(run, {} if config.eval_only else start.saved)
     return run
 
 

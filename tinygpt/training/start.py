@@ -41,7 +41,9 @@ class Start:
     checkpoint: store.Checkpoint | None = None
     resuming: bool = False
     checkpoint_name: str = ""  # in messages
-    data_dir: str = ""  # of a run that is resumed from another folder; the configuration keeps its own
+    # of a run that is resumed from another folder; the configuration keeps its own
+    data_dir: str = ""
+    teacher: str = ""
 
     def dataset(self, name: str) -> Dataset:
         """Open a dataset of the run. Errors: TinyGPTError if it is missing or damaged."""
@@ -65,10 +67,10 @@ def starting_point(config: TrainConfig) -> Start:
     if resumes(config):
         last = load_run_to_resume(config)
         data_folder = data_dir(config, last.config, config.out_dir) if "data_dir" not in config.given else ""
-        for folder in started_elsewhere(last.config, config.out_dir) if config.teacher else ():
-            if "teacher" not in config.given and (folder / config.teacher).exists():
-                config.teacher = str(folder / config.teacher)
-        return Start(config, last, True, f"{config.out_dir}/last.pt", data_folder)
+        elsewhere = started_elsewhere(last.config, config.out_dir) if "teacher" not in config.flags else ()
+        teachers = [folder / config.teacher for folder in elsewhere if config.teacher]
+        teacher = next((str(path) for path in teachers if path.exists()), "")
+        return Start(config, last, True, f"{config.out_dir}/last.pt", data_folder, teacher)
     if isinstance(config, FinetuneConfig):
         config.init_from = config.ckpt = base_model(config)
     require_dataset_choice(config)
