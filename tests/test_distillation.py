@@ -162,7 +162,7 @@ def test_mistakes_get_one_sentence(run_copy: Path, flags: list[str], says: str) 
 def test_a_teacher_in_low_precision(run_copy: Path, dtype: str, kept: str) -> None:
     """Weights outside the range of float16 would be infinite."""
     with contextlib.chdir(run_copy):
-        compute, dataset = Compute(torch.device("cpu"), getattr(torch, dtype), ""), Dataset("data", "text")
+        compute, dataset = Compute(torch.device("cpu"), getattr(torch, dtype), ""), Dataset("data", "tiny")
         teacher = Teacher.of("out", TrainConfig(out_dir="student"), compute, dataset, 16)
     assert teacher and {weight.dtype for weight in teacher.model.parameters()} == {getattr(torch, kept)}
     ok(run_copy, *TINY_TRAIN, *TAUGHT, f"--dtype={dtype}", "--max_iters=3")
