@@ -296,7 +296,9 @@ def test_characters_that_only_the_test_has_are_left_out(work: Path) -> None:
 def test_a_config_that_is_refused(work: Path, settings: dict[str, Any], message: str) -> None:
     write(work, "anna.yaml", **settings)
     write(work, "ben.yaml")
-    assert message in refused(work, "race", "ben.yaml", "anna.yaml", *RACE)
+    (work / "carla.yml").write_text("n_layers: 3\n")
+    said = refused(work, "race", "ben.yaml", "anna.yaml", "carla.yml", *RACE)
+    assert message in said and "carla.yml: n_layers: no such key" in said  # every mistake at once
 
 
 def test_a_text_that_is_too_short_or_missing(work: Path) -> None:

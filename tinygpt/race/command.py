@@ -43,14 +43,18 @@ def race(config: RaceConfig) -> int:
     if len(text) < least:
         problem = f"{config.text} has {len(text):,} characters, but a race needs {least:,}"
         raise TinyGPTError(f"{problem}, since on a short test a difference of {TIE} is chance", "a longer --text")
-    entries = dict[str, TrainConfig]()
+    entries, problems = dict[str, TrainConfig](), list[TinyGPTError]()
     for path in config_files(config.configs):
-        name, entry = read_entry(str(path))
-        if name in entries:
-            raise TinyGPTError(
-                f"{path}: another entry has the same name and settings", "name configs after the students"
-            )
-        entries[name] = entry
+        try:
+            name, entry = read_entry(str(path))
+            if name in entries:
+                problem = f"{path}: another entry has the same name and settings"
+                raise TinyGPTError(problem, "name configs after the students")
+            entries[name] = entry
+        except TinyGPTError as error:
+            problems.append(error)
+    if problems:
+        raise TinyGPTError("; ".join(error.message for error in problems), problems[0].hint)
     if not entries:
         return hand_out(text[:train], len(text) - train, config)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
@@ -79,7 +83,7 @@ def config_files(items: Sequence[str]) -> Iterator[Path]:
         if not (is_folder := Path(item).is_dir()) and "*" not in item:
             yield Path(item)
             continue
-        for path in input_files([item], (".yaml", ".py"), hint="put the students' config files into it"):
+        for path in input_files([item], (".yaml", ".yml", ".py"), hint="put the students' config files into it"):
             inside = path.relative_to(item).parts if is_folder else ()
             if not any(part.startswith("__") for part in inside):
                 yield path
