@@ -170,7 +170,7 @@ def test_a_teacher_in_low_precision(run_copy: Path, dtype: str, kept: str) -> No
     assert losses and all(map(math.isfinite, losses))
 
 
-def test_a_damaged_teacher_keeps_its_hint(run_copy: Path) -> None:
+def test_only_a_missing_teacher_is_to_be_trained_first(run_copy: Path) -> None:
     whole = (run_copy / "out/ckpt.pt").read_bytes()
     (run_copy / "half.pt").write_bytes(whole[: len(whole) // 2])
     assert "train it first" not in refused(run_copy, *TINY_TRAIN, *TAUGHT, "--teacher=half.pt")

@@ -1,5 +1,6 @@
 """Fine-tuning through the command line: what is learned, what is kept, what a killed run loses (nothing)."""
 
+import contextlib
 import functools
 import json
 import os
@@ -22,8 +23,11 @@ from test_pairs import json_lines
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
+from tinygpt.config.schema import ReportConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import MixedRows, TextRows
+from tinygpt.report.collect import load_run
+from tinygpt.report.one_step import one_step
 from tinygpt.training.log import read_metrics
 
 FLAGS = [
@@ -413,3 +417,16 @@ def test_an_adapter_brings_its_longer_context_along(tiny_data: Path, tmp_path: P
     assert {name: model.model_args["block_size"] for name, model in sizes.items()} == dict.fromkeys(sizes, 48)
     cropped = load_model(str(tmp_path / "base"), str(tmp_path / "cropped"))
     assert cropped.model_args["block_size"] == 16  # as long as the base's, whose weights it has
+
+
+def test_the_step_of_a_report_draws_from_the_first_examples(tuned: Path, tmp_path: Path) -> None:
+    """With one example, every row of the batch is that one."""
+    work = Path(shutil.copytree(tuned, tmp_path / "work"))
+    ok(work, "finetune", *FLAGS, "--examples=1", "--max_iters=10", "--out_dir=one")
+    with contextlib.chdir(work):
+        run = load_run("one", ReportConfig())
+        assert run.dataset is not None
+        shown, source = one_step(run), run.dataset.sources["train"]
+        only = np.zeros(1, dtype=np.int64)
+        x, y = (torch.from_numpy(part) for part in source.rows(only, source.width(16, only)))
+        assert shown["loss"] == pytest.approx(run.checkpoint.build_model().eval()(x, y)[1].item(), abs=1e-5)

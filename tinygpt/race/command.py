@@ -66,10 +66,8 @@ def race(config: RaceConfig) -> int:
             if name in entries and "failed" in stage["result"]:
                 forget(folder, identity, name)
         write_datasets(folder / "data", text[:train], text[train:])
-        seconds, times = config.times * UNIT_SECONDS, config.times
-        stages = [
-            Stage(name, seconds, partial(run_entry, name, entry, folder, times)) for name, entry in entries.items()
-        ]
+        jobs = {name: partial(run_entry, name, entry, folder, config.times) for name, entry in entries.items()}
+        stages = [Stage(name, config.times * UNIT_SECONDS, job) for name, job in jobs.items()]
         results = run(folder, identity, stages)
         every = {name: stage["result"] for name, stage in stored(folder, identity)["stages"].items()}
         print(f"\nloss in nats per character on the last {len(text) - train:,} characters of {config.text}\n")

@@ -46,9 +46,8 @@ class Teacher(NamedTuple):
             first = "" if Path(path).exists() else "train it first, or "
             hint = f"{first}give --teacher=PATH of a model's ckpt.pt or last.pt, or --teacher= for none"
             raise TinyGPTError(f"teacher: {error.message}", hint) from None
-        tokenizer = store.tokenizer_of(
-            checkpoint, path, str(dataset.folder.parent)
-        )  # a nanoGPT model's is its dataset's
+        # a nanoGPT model's tokenizer is that of its dataset, which is next to this one
+        tokenizer = store.tokenizer_of(checkpoint, path, str(dataset.folder.parent))
         if tokenizer.to_dict() != dataset.tokenizer.to_dict():
             hint = f"a model that was trained on the dataset {config.dataset}, or fine-tuned on it from the same base"
             raise TinyGPTError(f"teacher: {path} and this run have different vocabularies", hint)
