@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinygpt.checkpoint.store import load
+from tinygpt.device import choose
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
@@ -83,7 +84,8 @@ def test_the_benchmark_of_a_gpu_prints_a_text_to_send_in(tmp_path: Path) -> None
     (case,) = json.loads((tmp_path / "bench_gpu.json").read_text())["cases"]
     assert len(case["rounds"]["tinygpt"]) == 2 and case["tokens"] == 3 * 16
     assert "system: " in done.stdout and "| shakespeare_char_gpu       | tinygpt |" in done.stdout
-    assert "0.0 M parameters, 48 tokens per step, float32; large products: " in done.stdout
+    dtype = str(choose("cpu", "auto").dtype).removeprefix("torch.")
+    assert f"0.0 M parameters, 48 tokens per step, {dtype}; large products: " in done.stdout
     assert str(tmp_path) not in done.stdout and str(Path.home()) not in done.stdout
 
 
