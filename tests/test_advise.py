@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import PATIENCE, needs_fork, ok, refused, until
+from conftest import PATIENCE, commands_here, needs_fork, ok, refused, until
 from scipy import stats
 
 from tinygpt.advise import contenders, judge, labeller, summary
 from tinygpt.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
 from tinygpt.advise.split import Split, parsed_times, split
+from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.share import Z, wilson
 from tinygpt.experiment.models import Model
@@ -436,6 +437,24 @@ def test_free_responses(tmp_path: Path) -> None:
         assert [row["label"] for row in csv.DictReader(file)] == [row["response"] for row in examples[::3]]
 
 
+def test_the_learning_curve_by_hand(tmp_path: Path) -> None:
+    """A line is right if a training line has its topic. The newest 8 of 40 lines are tested; of the others, the newest
+    8 have the topics of 2 tested lines, the newest 16 of 5, and all 32 of all."""
+    known, others = TOPICS[:8], TOPICS[8:]
+    ages = [[*known, *others], [*known[2:5], *others[:5]], [*known[:2], *others[:6]], known]  # the oldest first
+    prompts = [(age + topic + age, topic) for age, topics in zip("uvwx", ages, strict=True) for topic in topics]
+    examples = [
+        {"prompt": prompt, "response": topic[:2], "day": str(day)} for day, (prompt, topic) in enumerate(prompts)
+    ]
+    write(tmp_path / "pairs.csv", examples)
+    curve = advice(tmp_path, "--time=day")["learning_curve"]
+    assert [(point["name"], point["share"], point["right"]) for point in curve] == [
+        (contenders.NEAREST, 0.25, 2 / 8),
+        (contenders.NEAREST, 0.5, 5 / 8),
+        (contenders.NEAREST, 1.0, 8 / 8),
+    ]
+
+
 def test_the_losses_of_free_responses_by_hand() -> None:
     """Two models on ten lines of four characters and an end; the second also on ten others, which do not compare."""
     data = Data([str(n) for n in range(20)], np.arange(20), [f"r{n:03}" for n in range(20)], free=True)
@@ -484,6 +503,29 @@ def test_a_tiny_gpt_writes_free_responses(tmp_path: Path) -> None:
 
 
 # ---- a GPT ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_language_model_never_trains_on_the_lines_that_it_is_tested_on(tmp_path: Path) -> None:
+    """One iteration suffices for this, and for the order of the labels, which is not the alphabetical one."""
+    data = Data([f"{'ba'[n % 2]}{n:02}" for n in range(60)], np.arange(60) % 2, ["second", "first"])
+    divided = split(data.prompts, data.truth, None, None)
+    training = contenders.planned(GPT, data)._replace(iterations=1)
+    for fold, (train_lines, test_lines) in enumerate(divided.folds[:2]):
+        out = tmp_path / f"gpt-{fold}"
+        with commands_here():
+            result = contenders.measure_language_model(training, data, divided, fold, out, PATIENCE)
+        dataset = Dataset(str(out), "data")
+        trained = [
+            prompt for name in ("train", "val") for prompt, _ in dataset.sources[name].examples(dataset.tokenizer)
+        ]
+        assert sorted(trained) == sorted(data.prompts[line] for line in train_lines)
+        assert result["lines"] == test_lines.tolist()
+        tested = [data.prompts[line] for line in test_lines]
+        in_order = Model(out / "model").classify(tested, ["first", "second"]).argmax(axis=1)
+        assert result["predicted"] == (1 - in_order).tolist()
+        labeller.save(out, labeller.GPTState("model/ckpt.pt", training.longest), data.labels, 0.6)
+        answers = labeller.load(out).label(tested)
+        assert [answer.label for answer in answers] == [["first", "second"][index] for index in in_order]
 
 
 @pytest.mark.slow

@@ -551,6 +551,19 @@ def test_questions_with_known_answers_are_measured(untrained: Path) -> None:
     assert [one["answer"] for one in cautious["failures"]] == ["Red.", "blue", "blue"]
 
 
+def test_three_sentences_are_counted_neither_fewer_nor_more(tmp_path: Path) -> None:
+    """One question, with a sentence of each place as its known answer: of four, one is the first, three are shown."""
+    texts = [f"The {colour} pump is heavy." for colour in ("red", "green", "blue", "white")]
+    write(tmp_path, {"a.txt": "\n\n".join(texts)})
+    shown = [one["text"] for one in json.loads(plain(tmp_path, "Which pump is heavy?", "--json"))["sentences"]]
+    ranked = [*shown, *(set(texts) - set(shown))]
+    known = questions(tmp_path, [("Which pump is heavy?", text, "a.txt") for text in ranked])
+    measured = json.loads(plain(tmp_path, known, "--min_probability=0", "--json"))
+    assert (measured["in_first"], measured["in_three"], measured["wrong"]) == (0.25, 0.75, 0.75)
+    expected = [(text, place) for text, place in zip(ranked, (1, 2, 3, 0), strict=True)][1:]
+    assert [(one["answer"], one["place"]) for one in measured["failures"]] == expected
+
+
 def test_only_a_line_feed_ends_a_line_of_questions(untrained: Path) -> None:
     odd = ['{"question": "What colour is\u2028the box?", "answer": ""}', "", " "]
     assert found(untrained, questions(untrained, [KNOWN[0], "", *odd]))["questions"] == 2

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import filelock
 import pytest
@@ -15,8 +15,12 @@ import torch
 from conftest import PATIENCE, TINY_TRAIN, cli, cli_here, listing, needs_fork, ok, refused, tiny_text, trained, until
 
 from tinygpt.checkpoint.store import load, save
+from tinygpt.config.fields import Key, keys
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import FinetuneConfig, TrainConfig
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import learning_rate
+from tinygpt.training.start import ARCHITECTURE, starting_point
 
 
 def entries(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -193,6 +197,38 @@ def test_resuming_without_a_config_takes_the_old_values(run_copy: Path) -> None:
     assert {key for key in old if old[key] != new.config[key]} == {"max_iters"}
 
 
+OF_THE_COMMAND = {"config", "quiet", "out_dir", "wandb_log", "watch", "watch_port"}  # and not of the run
+SMALL = {"n_embd": 8, "n_head": 2, "n_kv_head": 1}  # each divides the one before
+
+
+def another(key: Key) -> Any:
+    """A value of a key that is not its default."""
+    by_type = {bool: (not key.default,), int: (300, 2, 1), float: (0.75, 0.25), str: ("2", "other"), tuple: (("x",),)}
+    limits = [mark for mark in key.marks if hasattr(mark, "problem")]
+    possible = [
+        value
+        for value in get_args(key.type)[::-1] or by_type[key.type]
+        if value != key.default and not any(limit.problem(key.name, value) for limit in limits)
+    ]
+    return possible[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen"),
+    [(TrainConfig, SMALL), (FinetuneConfig, SMALL | {"sampling": "independent"})],  # epochs exclude replay
+)
+def test_resuming_keeps_every_value_that_is_not_the_default(
+    run_copy: Path, kind: type[TrainConfig], chosen: dict[str, Any]
+) -> None:
+    """Of every key of a run, also of those that are added later."""
+    expected = {name: another(key) for name, key in keys(kind).items() if name not in OF_THE_COMMAND} | chosen
+    state = load(run_copy / "out/last.pt")
+    shape = state.model_args | {name: expected[name] for name in ARCHITECTURE}
+    save(run_copy / "out/last.pt", dataclasses.replace(state, model_args=shape, config=expected))
+    resumed = starting_point(parse(kind, ["--init_from=resume", f"--out_dir={run_copy / 'out'}"])).config
+    assert {name: getattr(resumed, name) for name in expected} == expected
+
+
 def test_resuming_takes_a_new_rate_and_decay(run_copy: Path) -> None:
     """The optimizer's state has learning rates too; those of the command count. Here no weight may change."""
     before = load(run_copy / "out/last.pt").model
@@ -213,6 +249,16 @@ def test_decay_lr_alone_means_a_constant_rate_until_a_schedule_is_given(work: Pa
     assert resumed.status == 0 and {*column(work / "out", "train", "lr")} == {0.5}
     resumed = cli_here("train", "--init_from=resume", "--max_iters=30", "--lr_schedule=linear", cwd=work)
     assert resumed.status == 0 and column(work / "out", "train", "lr")[-1] < 0.5
+
+
+def test_a_resumed_run_knows_its_best_loss_and_its_patience(work: Path) -> None:
+    still = ["--learning_rate=0", "--min_lr=0", "--eval_interval=2", "--patience=3"]
+    trained(work, *still, "--max_iters=4")
+    trained(work, *still, "--init_from=resume")
+    assert column(work / "out", "eval", "step") == [0, 2, 4, 6]  # the first is the best; three are not better
+    ckpt, last = load(work / "out/ckpt.pt"), load(work / "out/last.pt")
+    assert (ckpt.step, last.step) == (0, 6)
+    assert ckpt.best_val_loss == last.best_val_loss == column(work / "out", "eval", "val_loss")[0]
 
 
 def test_resuming_with_another_optimizer_is_refused(run_copy: Path) -> None:

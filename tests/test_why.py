@@ -25,7 +25,7 @@ from tinygpt.lab import why as lab
 from tinygpt.model import GPT
 from tinygpt.training.start import Start, make_model
 from tinygpt.why import influence
-from tinygpt.why.command import is_positive, random_rows, same_label
+from tinygpt.why.command import INFLUENTIAL, RANDOM, is_positive, proof, random_rows, same_label, show_proof, stage_name
 from tinygpt.why.explained import load_run, log_probability, output, texts_of
 from tinygpt.why.nearest import nearest, similarities
 from tinygpt.why.retrain import effects, without
@@ -215,6 +215,25 @@ def test_the_proof_shows_what_the_planted_example_does_and_a_random_one_does_not
     assert said.count("fell further than without the nearest by BM25 with 0 of 2 seeds") == 1
     for folder in (copy / "out/why").iterdir():
         assert {path.name for path in folder.iterdir()} <= {"why.json", ".lock"}
+
+
+def test_how_often_it_fell_further_is_counted_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the influential rows it falls by 4, 3 and 2: further than without the nearest ones by BM25 with two of
+    three seeds, and without the others with one."""
+    seeds, values = [1, 2, 3], {"nothing": [-1, -1, -1], INFLUENTIAL: [-5, -4, -3], RANDOM: [-2, -3, -1]}
+    values |= {"the nearest by BM25": [-2, -2, -4], "the nearest by letters": [-6, -4, -2]}
+    rows = {name: np.arange(3 * (name != "nothing")) for name in values}
+    results = {
+        stage_name(name, rows[name], seed): {"log_probability": value, "exact": True}
+        for name, of_seeds in values.items()
+        for seed, value in zip(seeds, of_seeds, strict=True)
+    }
+    found = proof(results, dict.fromkeys(seeds, rows), seeds, -3.0)
+    assert found["further_than"] == {"the nearest by BM25": 2, "the nearest by letters": 1}
+    assert found["agrees"] and found["change"][INFLUENTIAL] == [-4, -3, -2]
+    show_proof(found | {"same_label": [3, 3, 3]}, -1.0)
+    said = capsys.readouterr().out
+    assert "fell further than without the nearest by BM25 with 2 of 3 seeds" in said
 
 
 def test_random_rows_have_the_labels_of_the_influential_ones(planted: Path) -> None:
