@@ -1,6 +1,7 @@
 """README and docs/ are true: generated parts are up to date; commands, links and extras exist; presets are accepted;
 and figures that the code can compute agree with the text."""
 
+import ast
 import dataclasses
 import functools
 import re
@@ -324,6 +325,32 @@ def test_quoted_iterations_of_the_fast_preset_agree_with_it() -> None:
     ]
     assert len(quoted) >= 3
     assert set(quoted) == {(f"{fast.max_iters:,}", f"{recipe.max_iters:,}")}
+
+
+def code_lines(source: str) -> int:
+    """Count the lines with code: not empty, and not only a comment or a part of a docstring."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
+    texts = [node.value for node in nodes if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)]
+    docstrings = {number for text in texts for number in range(text.lineno, (text.end_lineno or text.lineno) + 1)}
+    lines = enumerate(map(str.strip, source.splitlines()), start=1)
+    return sum(line != "" and not line.startswith("#") and number not in docstrings for number, line in lines)
+
+
+def test_lines_of_code_are_counted_without_comments_and_docstrings() -> None:
+    """By hand: the import, the line of the function, its two lines and one after a blank line."""
+    text = '"""A module.\n\nMore."""\nimport os  # why\n\n# why\ndef f():\n    """One."""\n    x = """a\nb"""\n\nf()\n'
+    assert code_lines(text) == 5
+
+
+def test_the_stated_size_of_the_core_is_that_of_the_files_named() -> None:
+    """To the nearest hundred lines."""
+    sentence = re.search(r"the core \(((?:`\w+\.py`[,\sand]*)+)\) has\s+(\d+) lines", PAGES[ROOT / "docs/CODE.md"])
+    readme = re.search(r"The core is (\d+) lines", README)
+    assert sentence and readme
+    names = re.findall(r"\w+\.py", sentence[1])
+    assert {"model.py", "prepare.py", "train.py", "sample.py"} <= set(names)
+    count = sum(code_lines((ROOT / "tinygpt" / name).read_text(encoding="utf-8")) for name in names)
+    assert [int(sentence[2]), int(readme[1])] == [round(count, -2)] * 2, f"the core has {count} lines"
 
 
 @pytest.mark.slow
