@@ -430,3 +430,17 @@ def test_metric_and_verb_are_further_apart_than_a_short_n_gram() -> None:
         if label != "neutral":
             between = re.search(rf"\b(?:{'|'.join(GOOD + BAD)})\b(.*) \w+$", headline, re.IGNORECASE)
             assert between and len(between[1]) >= 6, headline
+
+
+def test_the_examples_in_the_readme_of_the_data_are_examples_of_the_tasks() -> None:
+    """Those of the tables, and the indented lines that end with a label."""
+    page = (ROOT / "data/README.md").read_text(encoding="utf-8")
+    forms = [TASKS[name].make for name in ("headlines", "transactions", "compliance", "sectors", "sql")]
+    pairs = {pair for make in (*forms, transactions.invented) for split in make(1337).values() for pair in split}
+    prompts = {prompt for prompt, _ in pairs}
+    tables = re.findall(r"^\| (?:example|prompt) \| .*`.*$", page, re.MULTILINE)
+    cells = [cell for row in tables for cell in re.findall("`(.*?)`", row)]
+    assert len(cells) == 5 and [cell for cell in cells if cell not in prompts] == []
+    labels = "|".join(label for task in TASKS.values() for label in task.labels)
+    lines = re.findall(rf"^    (\S.*\S) +({labels})$", page, re.MULTILINE)
+    assert len(lines) == 14 and [line for line in lines if line not in pairs] == []
