@@ -5,7 +5,7 @@ python scripts/slides.py --check    # exit 1 if it would change (tests/test_docs
 
 The deck is Markdown for Marp (marp.app), which shows it in an editor or writes HTML or PDF:
 
-npx @marp-team/marp-cli docs/slides.md --html --allow-local-files --output slides.html
+npx @marp-team/marp-cli docs/slides.md --html --allow-local-files --output docs/slides.html
 """
 
 import argparse

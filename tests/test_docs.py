@@ -124,6 +124,29 @@ def test_scripts_and_extras_exist(page: Path) -> None:
         assert set(extras.split(",")) <= set(project["optional-dependencies"]), extras
 
 
+def test_extras_are_installed_without_the_source(tmp_path: Path) -> None:
+    """The lines of the pages, outside a checkout, where tinygpt is installed. Those with Jupyter are left out."""
+    pytest.importorskip("pip")
+    pattern = r'pip install ((?:-e )?"[^"./]*\.?\[[a-z,]+\]")'  # "./tinygpt[report]" installs it
+    lines = {line for text in PAGES.values() for line in re.findall(pattern, text)}
+    lines -= {'"tinygpt[class]"', '"tinygpt[notebook]"'}
+    assert len(lines) > 5
+    install = [sys.executable, "-m", "pip", "install", "--no-index", "--dry-run", *shlex.split(" ".join(lines))]
+    done = subprocess.run(install, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_slides_are_written_where_their_pictures_are() -> None:
+    """By each command for Marp: the HTML refers to the pictures as the Markdown does, by relative paths."""
+    texts = [*PAGES.values(), (ROOT / "scripts/slides.py").read_text(encoding="utf-8")]
+    calls = [found.split() for text in texts for found in re.findall(r"marp-cli\s+([^`\n]+(?:\n[^`\n]+)?)", text)]
+    assert len(calls) == 2
+    for call in calls:
+        deck, page = ROOT / call[0], ROOT / call[call.index("--output") + 1]
+        shown = re.findall(r"!\[.*\]\((.+)\)", PAGES[deck])
+        assert shown and [name for name in shown if not (page.parent / name).exists()] == []
+
+
 def test_every_page_is_linked() -> None:
     for page in PAGES:
         name = str(page.relative_to(ROOT))
