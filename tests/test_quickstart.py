@@ -58,6 +58,21 @@ def test_quickstart_twice(small: Path) -> None:
     assert (small / "out/ckpt.pt").read_bytes() == before
 
 
+def test_the_commands_for_teaching_print_what_is_asked(small: Path) -> None:
+    """The first question of the worksheet and the claim about quickstart ask for three losses."""
+    docs = Path(__file__).parent.parent / "docs"
+    question = (docs / "dev/WORKSHEET.md").read_text(encoding="utf-8").partition("**1. ")[2].partition("a) ")[0]
+    (claim,) = (row for row in (docs / "TEACHING.md").read_text(encoding="utf-8").splitlines() if "Loss 4.16" in row)
+    for text in (question, claim):
+        assert "bigram baseline" in text
+        printed = ""
+        for command in re.findall(r"`tinygpt ([^`]+)`", text):
+            printed += ok(small, *command.split(), *([SHORT] if command == "quickstart" else [])).out
+        if text == question:
+            assert re.search(r"^step +0: .*val loss 4\.\d", printed, re.MULTILINE) and explained(printed) < 4.2
+        assert re.search(r"^bigram +2\.49", printed, re.MULTILINE)
+
+
 @needs_fork
 def test_a_stopped_training_is_not_explained_as_a_result(small: Path) -> None:
     child = Child(["quickstart", "--max_iters=100000"], small / "log", small)
