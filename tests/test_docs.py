@@ -104,6 +104,44 @@ def test_every_lab_is_described_and_used_in_class() -> None:
     assert used == set(LABS)
 
 
+def minutes(text: str) -> float:
+    """The upper end of a time such as `28 s` or `2 to 4 min`."""
+    number, unit = re.findall(r"([\d.]+) (s|min)\b", text)[-1]
+    return float(number) / (60 if unit == "s" else 1)
+
+
+def allowances() -> dict[str, float]:
+    """The minutes that TEACHING.md allows for a lab with --quick on a slow laptop."""
+    page = " ".join(PAGES[ROOT / "docs/TEACHING.md"].split())
+    found = re.search(r"(\d+) for a lab with `--quick` \((.*?)\)", page)
+    assert found
+    named = {name: float(part.split()[-1]) for part in found[2].split(", ") for name in re.findall(r"`(\w+)`", part)}
+    return dict.fromkeys(LABS, float(found[1])) | named
+
+
+def test_the_time_allowed_for_a_lab_is_three_times_that_of_a_server() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", PAGES[ROOT / "docs/LABS.md"], re.MULTILINE)
+    times = {name: minutes(time) for name, time in listed if time != "none"}
+    assert len(times) == len(LABS) - 1
+    assert {name: time for name, time in times.items() if allowances()[name] < 3 * time} == {}
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", PAGES[ROOT / "docs/dev/TEACHING.md"], re.MULTILINE)
+    assert {name: minutes(time) for name, time in rows} == times
+
+
+def test_a_lesson_reads_the_page_of_a_lab_when_it_is_there() -> None:
+    """Each lesson that starts a lab with --quick reads its page after the time allowed for the lab."""
+    gaps = {}
+    for page in ("docs/TEACHING.md", "docs/dev/TEACHING.md"):
+        rows = re.findall(r"^\| (\d+)–\d+ \|(.*)", PAGES[ROOT / page], re.MULTILINE)
+        for place, (begin, text) in enumerate(rows):
+            for name in re.findall(r"`tinygpt lab (\w+) --quick`", text):
+                read = [int(time) for time, later in rows[place:] if f"out-lab-{name}-quick/{name}.html" in later]
+                if read:
+                    gaps[name] = read[0] - int(begin)
+    assert set(gaps) == {"facts", "why", "scale"}
+    assert {name: gap for name, gap in gaps.items() if gap < allowances()[name]} == {}
+
+
 def test_the_readme_is_short() -> None:
     """A newcomer reads it to the end; tables and details belong to docs/."""
     assert len(README.split()) <= 1000
