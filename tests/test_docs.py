@@ -4,6 +4,7 @@ and figures that the code can compute agree with the text."""
 import ast
 import dataclasses
 import functools
+import os
 import re
 import shlex
 import shutil
@@ -145,6 +146,54 @@ def test_a_lesson_reads_the_page_of_a_lab_when_it_is_there() -> None:
 def test_the_readme_is_short() -> None:
     """A newcomer reads it to the end; tables and details belong to docs/."""
     assert len(README.split()) <= 1000
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A checkout whose environment is installed; its programs only write their path and arguments."""
+    if os.name == "nt" or not shutil.which("bash"):
+        pytest.skip("needs bash")
+    folder = tmp_path / "tinygpt"
+    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    programs = {folder / f".venv/bin/{name}" for name in ("python", "tinygpt", "ruff", "mypy")}
+    programs |= {tmp_path / f"bin/{name}" for name in ("chromium", "chromedriver", "node", "uv")}
+    for program in programs:
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text('#!/bin/sh\necho "$PWD/$0 $*"\n')
+        program.chmod(0o755)
+    (folder / "pyproject.toml").touch()
+    for extras in ("offline", "dev,offline"):
+        (folder / f".venv/.installed-{extras}").write_text(str(folder.resolve()))
+    return folder
+
+
+def script_output(clone: Path, *command: str) -> list[str]:
+    env = {name: value for name, value in os.environ.items() if name != "TINYGPT_VENV"}
+    env["PATH"] = f"{clone.parent / 'bin'}{os.pathsep}{env['PATH']}"
+    done = subprocess.run(["bash", *command], cwd=clone, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_scripts_end_as_the_readme_says(clone: Path) -> None:
+    """With the line that activates the environment, and with pytest's own."""
+    quickstart, test = re.findall(r"^bash (scripts/\w+\.sh) .*; ends \"(.+)\"$", README, re.MULTILINE)
+    assert quickstart[0] == "scripts/quickstart.sh" and test[0] == "scripts/test.sh" and "passed" in test[1]
+    assert script_output(clone, quickstart[0])[-1].endswith(quickstart[1])
+    for chosen in ([], ["--all"]):
+        assert script_output(clone, test[0], *chosen)[-1].startswith(f"{clone.resolve()}/.venv/bin/python -m pytest ")
+
+
+def test_ci_runs_the_scripts_of_the_readme(clone: Path) -> None:
+    """In another folder named tinygpt, with the environment inside it; pytest comes last, with the slow tests."""
+    (clone / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", clone / ".ci/run")
+    output = "\n".join(script_output(clone, ".ci/run"))
+    pattern = r"^(/.*/tinygpt)/\.venv/bin/(tinygpt quickstart|python -m pytest)(.*)$"
+    (folder, first, _), (same, last, flags) = re.findall(pattern, output, re.MULTILINE)
+    assert (first, last) == ("tinygpt quickstart", "python -m pytest")
+    assert folder == same != str(clone.resolve())
+    assert output.endswith(f"{last}{flags}") and "not slow" not in flags
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
