@@ -248,7 +248,7 @@ def snapshot(folder: Path, pattern: str = "*.pt") -> dict[str, str]:
 
 
 def leftovers(out: Path) -> list[str]:
-    return [path.name for path in out.glob(".*.tmp")]
+    return [path.name for path in out.glob(".*.tmp*")]
 
 
 def lines_of(out: Path) -> int:

@@ -66,7 +66,7 @@ class Fault:
         fsync, rename, open_descriptor = os.fsync, os.replace, os.open
 
         def open_folder(path: Any, flags: int, *more: Any, **options: Any) -> int:
-            name = "open folder" if os.path.isdir(path) else ""
+            name = "open folder" if os.path.isdir(path) and flags == os.O_RDONLY else ""  # else a file without a name
             return int(self.step(name, lambda: open_descriptor(path, flags, *more, **options)))
 
         def fsync_any(fd: int) -> None:

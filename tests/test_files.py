@@ -166,6 +166,73 @@ def test_a_link_is_not_written_through(path: Path) -> None:
     assert path.read_bytes() == OLD and link.is_symlink()
 
 
+# ---- several writers of a file ----------------------------------------------------------------------------------
+
+WRITE = """
+import sys
+from pathlib import Path
+from tinygpt.files import replacing
+for _ in range(100):
+    with replacing(Path(sys.argv[1])) as file:
+        for _ in range(20):
+            file.write(sys.argv[2].encode() * 1000)
+            file.flush()
+"""
+
+WRITE_AFTER_A_LINE = """
+import sys
+from pathlib import Path
+from tinygpt.files import replacing
+with replacing(Path(sys.argv[1])) as file:
+    file.write(b"first")
+    file.flush()
+    print("written", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_two_writers_at_the_same_time_never_mix_their_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    complete = {letter.encode() * 20_000 for letter in "ab"}
+    writers = [subprocess.Popen([sys.executable, "-c", WRITE, str(path), letter]) for letter in "ab"]
+    while any(writer.poll() is None for writer in writers):
+        with contextlib.suppress(FileNotFoundError):  # before the first is complete
+            assert path.read_bytes() in complete
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert path.read_bytes() in complete and os.listdir(tmp_path) == [path.name]
+
+
+@pytest.fixture
+def first_writer(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that has written to a temporary file, and replaces `path` when it gets a line."""
+    command = [sys.executable, "-c", WRITE_AFTER_A_LINE, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "written\n"
+        yield process
+        process.kill()
+
+
+def test_the_temporary_file_of_a_living_writer_stays(path: Path, first_writer: subprocess.Popen[str]) -> None:
+    write(path)
+    assert path.read_bytes() == NEW
+    first_writer.communicate("\n")
+    assert first_writer.returncode == 0
+    assert path.read_bytes() == b"first" and os.listdir(path.parent) == [path.name]
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(path: Path, first_writer: subprocess.Popen[str]) -> None:
+    first_writer.kill()
+    first_writer.wait()
+    (left,) = path.parent.glob(".*.tmp")
+    assert left.read_bytes() == b"first" and path.read_bytes() == OLD
+    of_others = {path.parent / name for name in (".ckpt.pt.notes.tmp", ".last.pt.tmp", ".ckpt.pt.tmp.txt")}
+    for other in of_others:
+        other.write_text("")
+    (path.parent / ".ckpt.pt.tmp").write_text("of an earlier version")
+    write(path)
+    assert {*path.parent.iterdir()} == {path, *of_others}
+
+
 # ---- Windows: a file that another program has open --------------------------------------------------------------
 
 

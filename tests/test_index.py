@@ -790,13 +790,23 @@ def test_there_is_one_writer(folder: Path) -> None:
     assert re.search(rf"index\.db is in use by process {os.getpid()}", message)
 
 
-def test_what_a_killed_index_left_is_deleted(folder: Path) -> None:
-    """It contains text of the documents."""
+@needs_fork
+def test_what_a_killed_index_left_is_deleted(folder: Path, harness: Any) -> None:
+    """It contains text of the documents, also of those that are gone when the next command has nothing to write."""
     run(folder)
-    left = folder / ".index.db.tmp"
-    left.write_text("secret")
+    document = folder / "docs" / "extinct.txt"
+    document.write_text("The mammoth is extinct.")
+
+    def before() -> None:
+        os.chdir(folder)
+        os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+
+    assert harness.run(["index", "docs", "--embeddings=none"], before).status == -signal.SIGKILL
+    (left,) = folder.glob(".*.tmp")
+    assert b"mammoth" in left.read_bytes()
+    document.unlink()
     run(folder)
-    assert not left.exists()
+    assert not left.exists() and not [path for path in folder.rglob("*.*") if b"mammoth" in path.read_bytes()]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot replace an open file")
@@ -868,7 +878,7 @@ def test_a_killed_process_leaves_the_old_index_or_the_new_one(folder: Path, harn
     else:
         assert (folder / "index.db").read_bytes() == old and found(folder, "Monday")
     run(folder)
-    assert len(found(folder, "mammoth")) == 2 and not list(folder.glob(".*.tmp"))
+    assert len(found(folder, "mammoth")) == 2 and not list(folder.glob(".*.tmp*"))
 
 
 def test_a_full_disk_leaves_the_old_index(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -915,4 +925,4 @@ def test_a_failing_disk_leaves_the_old_index(folder: Path) -> None:
     command = [sys.executable, "-m", "tinygpt", "index", "docs", "--embeddings=none"]
     done = subprocess.run(command, cwd=folder, preexec_fn=limit, capture_output=True, text=True)
     assert done.returncode == 1 and "what was saved before is unchanged" in done.stderr, done.stderr
-    assert (folder / "index.db").read_bytes() == before and not list(folder.glob(".*.tmp"))
+    assert (folder / "index.db").read_bytes() == before and not list(folder.glob(".*.tmp*"))

@@ -1,6 +1,6 @@
 """Atomic file writes, locks of folders and files, and text files.
 
-with replacing(Path("out/ckpt.pt")) as file:   # out/.ckpt.pt.tmp, fsynced, then renamed
+with replacing(Path("out/ckpt.pt")) as file:   # out/.ckpt.pt.RANDOM.tmp, fsynced, then renamed
     torch.save(state, file)
 with folder_lock(Path("out"), "run"): ...
 """
@@ -11,6 +11,8 @@ import errno
 import json
 import math
 import os
+import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -28,25 +30,65 @@ PATIENCE = 2.0  # seconds for which a denied rename is tried again on Windows
 def replacing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` in one step when the block ends, and not at all if it raises.
 
-    The order survives a power loss: write the data, fsync the file, rename it, fsync the folder. Errors: TinyGPTError
-    if `path` is not a regular file, and as in `writing` and `_retry_while_open`.
+    The order survives a power loss: write the data, fsync the file, rename it, fsync the folder. Of several writers at
+    the same time, each has a temporary file of its own, and the last rename counts. Errors: TinyGPTError if `path` is
+    not a regular file, and as in `writing` and `_retry_while_open`.
     """
     refuse_link(path)
     if path.exists() and not path.is_file():
         raise TinyGPTError(f"{path}: is not a regular file", "name another file")
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    with writing(path, retry_hint):
+        remove_leftovers(path)
+        with _writer_lock(temporary):
+            try:
+                with open(temporary, "w+b") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                _retry_while_open(lambda: os.replace(temporary, path), path, retry_hint)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+        sync_folder(path.parent)
+
+
+def target_of(name: str) -> str:
+    """Return the name of the file that a temporary file of `replacing`, or its lock, is for; `name` of any other file.
+    Earlier versions had no random part in it."""
+    match = re.fullmatch(r"\.(.+?)(\.[0-9a-f]{16})?\.tmp(\.lock)?", name)
+    return match[1] if match else name
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the temporary files for `path` of writers that were killed. Errors: as in `remove`."""
+    import filelock
+
+    for other in list(path.parent.iterdir()):
+        if other.name.endswith(".tmp") and target_of(other.name) == path.name:
+            with contextlib.suppress(filelock.Timeout), _writer_lock(other):  # Timeout: its writer is alive
+                remove(other)
+
+
+@contextlib.contextmanager
+def _writer_lock(temporary: Path) -> Iterator[None]:
+    """Hold the lock that a writer holds from before it creates its temporary file until it has renamed it.
+
+    A lock ends with its process, where a process id can be reused, or belong to another machine or container. It is a
+    file of its own: Windows cannot read a locked file, or rename an open one, and SQLite locks the temporary file.
+    Errors: filelock.Timeout if another writer holds it, OSError.
+    """
+    import filelock
+
+    lock = filelock.FileLock(f"{temporary}.lock")
+    lock.acquire(timeout=0)
     try:
-        with writing(path, retry_hint):
-            with open(temporary, "w+b") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            _retry_while_open(lambda: os.replace(temporary, path), path, retry_hint)
-            sync_folder(path.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):  # nobody waits for it, since the temporary file is gone
+            os.unlink(lock.lock_file)
 
 
 @contextlib.contextmanager

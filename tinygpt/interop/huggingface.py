@@ -25,7 +25,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import SampleConfig
 from tinygpt.data.tokenizer import Tokenizer, from_json, lone_surrogate
 from tinygpt.errors import TinyGPTError, library
-from tinygpt.files import read_text, remove, replacing, without_folders
+from tinygpt.files import read_text, remove, replacing, target_of, without_folders
 from tinygpt.interop.architectures import Pretrained, Stock, from_stock, read_errors, to_stock
 from tinygpt.interop.tokenizers import tokenizer_files
 
@@ -182,10 +182,9 @@ def require_own(out: Path, names: set[str]) -> None:
     names: of its files. Temporary files of an export that was killed are accepted as well.
     """
     hint = "choose another folder: -o FOLDER"
-    names = names | {f".{name}.tmp" for name in names}
     if out.exists() and not out.is_dir():
         raise TinyGPTError(f"{out}: is not a folder", hint)
-    others = sorted({path.name for path in out.iterdir()} - names) if out.exists() else []
+    others = sorted({target_of(path.name) for path in out.iterdir()} - names) if out.exists() else []
     if others:
         raise TinyGPTError(f"{out}: holds other files ({others[0]}), which tinygpt would not replace", hint)
     if (out / "config.json").exists() and "tinygpt" not in read_json(out / "config.json", hint):

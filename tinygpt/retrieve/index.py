@@ -22,7 +22,7 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import IndexConfig
 from tinygpt.data.text_files import input_files, notes_on_unread
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import file_error, file_lock, require_closed, require_writable
+from tinygpt.files import file_error, file_lock, remove_leftovers, require_closed, require_writable
 from tinygpt.retrieve import documents, embeddings, passages
 from tinygpt.retrieve.embeddings import Embeddings
 from tinygpt.retrieve.store import Fingerprint, Index, open_index, updated_index
@@ -49,7 +49,7 @@ def index(config: IndexConfig) -> None:
     }
     with file_lock(out, "choose another --out"):
         require_closed(out)
-        out.with_name(f".{out.name}.tmp").unlink(missing_ok=True)  # a killed run leaves it, with text of documents
+        remove_leftovers(out)  # they have text of documents, and an index without a change is not written
         counts = update(config, paths, settings, embedding)
     describe(out, counts)
     for note in notes_on_unread(config.documents, paths, (*documents.READERS, *sorted(documents.PLAIN - {""}))):
