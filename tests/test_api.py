@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -108,6 +109,24 @@ def test_a_callback_stops_the_run_and_the_command_line_resumes_it(tiny_run: Path
     ok(work, "train", "--init_from=resume", "--out_dir=out")
     expected, weights = load(tiny_run / "out/last.pt").model, load(work / "out/last.pt").model
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_objects_work_after_a_change_of_the_folder(models: Path, tmp_path: Path) -> None:
+    with contextlib.chdir(models):
+        run, tuned = api.Run("out"), api.Run("out-lora")
+        model = tinygpt.load("out", adapter="out-lora", device="cpu")
+        picture = api.plot(run, output=os.path.relpath(tmp_path / "loss.png"))
+        verdict, page, png = run.verdict, run._repr_html_(), picture._repr_png_()
+        probabilities = model.classify("001 red")  # the labels of the dataset
+    with contextlib.chdir(tmp_path):
+        assert (run.verdict, run._repr_html_(), picture._repr_png_()) == (verdict, page, png)
+        assert repr(run) == f"<out: {verdict}>" and rows(run) and run.sample is not None
+        assert model.classify("001 red") == probabilities
+        assert tuned.folder == models / "out-lora" and run.load().generate("The ", 9, seed=1)
+        assert tuned.load(device="cpu").classify("001 red").keys() == probabilities.keys()
+        assert api.plot(tuned, output="tuned.png")._repr_png_() != png
+        with pytest.raises(tinygpt.TinyGPTError):
+            api.Run("out")
 
 
 def test_mistakes_are_those_of_the_command_line(work: Path) -> None:

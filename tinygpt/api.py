@@ -69,7 +69,7 @@ class LoadedModel:
         self.tokenizer = tokenizer_of(checkpoint, settings.ckpt, str(data_dir))
         self.compute = choose_for_inference(settings.device, settings.dtype, checkpoint.num_params, settings.threads)
         self.model = checkpoint.for_inference(self.compute)
-        self._data_dir = str(data_dir)
+        self._data_dir = _absolute(data_dir)
 
     def __repr__(self) -> str:
         size, shape = f"{self.model.num_params():,} parameters", self.model.config
@@ -161,11 +161,12 @@ class Run:
     """A run's folder: its losses, samples and verdict, also while it trains. Jupyter shows them as a page."""
 
     def __init__(self, folder: str | Path = "out", *, data_dir: str | Path = "data") -> None:
-        self.folder, self._data_dir = Path(folder), str(data_dir)
+        self.folder, self._data_dir = _absolute(folder), _absolute(data_dir)
+        self._name = str(folder)  # for display: the folder's path may contain the user's name
         read_metrics(self.folder)  # raises TinyGPTError if it is not a run's
 
     def __repr__(self) -> str:
-        return f"<{self.folder}: {self.verdict}>"
+        return f"<{self._name}: {self.verdict}>"
 
     @property
     def losses(self) -> Any:
@@ -209,7 +210,7 @@ class Run:
         newest = self._newest_sample()
         sample = f"<p>sample at step {newest['step']:,}:</p><pre>{html.escape(newest['text'])}</pre>" if newest else ""
         colours = "--run-0:#2458c6;--soft:#646a74;--line:#b9b6b0;--sans:sans-serif"
-        title = f"<b>{html.escape(str(self.folder))}</b>: {html.escape(self.verdict)}"
+        title = f"<b>{html.escape(self._name)}</b>: {html.escape(self.verdict)}"
         return f'<div style="max-width:48em;{colours}"><p>{title}</p>{curve}{sample}</div>'
 
     def _evaluations(self) -> list[dict[str, Any]]:
@@ -271,7 +272,7 @@ def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
     Errors: TinyGPTError without an evaluation, and without matplotlib (the extra `plot`).
     """
     folders = [run.folder if isinstance(run, Run) else run for run in runs]
-    return Picture(draw(_config(schema.PlotConfig, *folders, output=output)))
+    return Picture(_absolute(draw(_config(schema.PlotConfig, *folders, output=output))))
 
 
 def _train(
@@ -284,6 +285,11 @@ def _train(
     if status >= 128:  # a signal, also one during the last evaluation
         raise KeyboardInterrupt if status == 128 + signal.SIGINT else SystemExit(status)
     return Run(settings.out_dir, data_dir=settings.data_dir)
+
+
+def _absolute(path: str | Path) -> Path:
+    """Make a path absolute, so that an object still finds it after os.chdir."""
+    return Path(path).expanduser().absolute()
 
 
 def _require_known(function: str, options: Mapping[str, object], known: tuple[str, ...]) -> None:
