@@ -268,6 +268,37 @@ def test_resuming_with_another_optimizer_is_refused(run_copy: Path) -> None:
     assert listing(run_copy / "out") == before
 
 
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--batch_size=8", "batch_size x gradient_accumulation_steps is 16 here and 8 in the checkpoint"),
+        ("--gradient_accumulation_steps=3", "is 12 here and 8 in the checkpoint"),
+        ("--seed=8", "seed is 8 here and 7 in the checkpoint"),
+        ("--group_by_length=True", "group_by_length is True here and False in the checkpoint"),
+        ("--block_size=5", "block_size is 5 here and"),
+    ],
+)
+def test_an_epoch_cannot_be_continued_with_another_batch(work: Path, flag: str, says: str) -> None:
+    """Its order would be another one: rows would be read twice, and others never."""
+    trained(work, "--sampling=epochs", "--max_iters=3")
+    before = listing(work)
+    command = ["train", "--init_from=resume", "--max_iters=6", flag]
+    message = refused(work, *command)
+    assert says in message and listing(work) == before
+    if "--sampling=independent" in message:
+        ok(work, *command, "--sampling=independent")
+        ok(work, *command, "--max_iters=9", "--sampling=epochs")  # in epochs from here on
+
+
+def test_an_epoch_continues_with_its_batch_in_smaller_pieces(work: Path) -> None:
+    epochs = ["--sampling=epochs", "--dropout=0"]
+    trained(work, *epochs, "--out_dir=whole")
+    trained(work, *epochs, "--max_iters=7")
+    ok(work, "train", "--init_from=resume", "--max_iters=20", "--batch_size=2", "--gradient_accumulation_steps=4")
+    losses = column(work / "whole", "train", "loss")
+    assert column(work / "out", "train", "loss") == pytest.approx(losses, abs=1e-5)
+
+
 def test_auto_resumes_when_there_is_something_to_resume(tiny_run: Path, work: Path) -> None:
     assert "resuming" not in trained(work, "--init_from=auto", "--max_iters=9").out
     assert "resuming after iteration 9" in trained(work, "--init_from=auto").out

@@ -137,11 +137,6 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     if "max_iters" in config.given and config.max_iters < state.step:
         problem = f"the run has done {state.step:,} iterations, so max_iters={config.max_iters:,} leaves nothing to do"
         raise TinyGPTError(problem, f"--max_iters={2 * state.step}")
-    for name in FIXED:
-        value, stored = getattr(config, name, None), state.config.get(name, getattr(config, name, None))
-        if name in config.given and value != stored:
-            hint = f"drop {name}, or start from the weights alone: {from_weights}"
-            raise TinyGPTError(f"{name} is {value} here and {stored} in the checkpoint", hint)
     # not out_dir, since the file may come from a stranger; wandb_log is True in some files of earlier versions
     not_restored = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
     if "lr_schedule" in config.flags:
@@ -149,9 +144,30 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     for field in dataclasses.fields(config):
         if field.name in state.config and field.name not in not_restored:
             setattr(config, field.name, state.config[field.name])
+    stored = fixed_values(vars(config) | state.config)
+    for name, value in fixed_values(vars(config)).items():
+        if value != stored.get(name, value):
+            problem = f"{name} is {value} here and {stored[name]} in the checkpoint"
+            way = f"drop {name}"
+            if name not in FIXED:
+                problem += ", whose epoch would get another order"
+                way = "--sampling=independent"
+            raise TinyGPTError(problem, f"{way}, or start from the weights alone: {from_weights}")
     if problems := list(config.problems()):
         raise TinyGPTError(f"{last} has settings that cannot be used: {'; '.join(problems)}", from_weights)
     return state
+
+
+def fixed_values(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that a resumed run must keep, by name: those of FIXED, and in epochs those on which the rows of
+    a step depend, since rows would be read twice in the epoch that is continued, and others never."""
+    values = {name: settings.get(name) for name in FIXED}
+    if settings["sampling"] == "epochs" and not settings["eval_only"]:
+        counts = [settings["batch_size"], settings["gradient_accumulation_steps"]]
+        rows = math.prod(count for count in counts if isinstance(count, int))  # the file may come from a stranger
+        values["batch_size x gradient_accumulation_steps"] = rows
+        values |= {name: settings[name] for name in ("seed", "group_by_length")}
+    return values
 
 
 def new_run_from(path: str | Path) -> str:
