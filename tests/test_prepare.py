@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli, cli_here, listing
+from conftest import cli, cli_here, listing, ok, refused
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -201,6 +202,55 @@ def test_files_of_a_folder_that_are_left_out_are_noted(tmp_path: Path) -> None:
     assert left_out(tmp_path, "my texts", "my texts/b.md") == [says("2 other files (.md, .png)")]
     assert left_out(tmp_path, "my texts", "my texts/**/*.md") == [says("1 other file (.png)")]
     assert left_out(tmp_path, "my texts/*.txt") == left_out(tmp_path, "my texts/a.txt") == []
+
+
+def folder_of(work: Path, *names: str) -> None:
+    """A folder "some code" of files with text; a NUL in those named *.png, as in every PNG."""
+    for name in names:
+        (work / "some code" / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / "some code" / name).write_text("\x89PNG\0" if name.endswith("png") else f"{Path(name).stem} = 1")
+
+
+def characters(work: Path) -> int:
+    return sum(map(len, Dataset(str(work / "data"), "mine").splits.values()))
+
+
+@pytest.mark.parametrize("ending", [".py", ""])
+def test_a_folder_without_text_files_is_read_if_its_files_have_one_ending(tmp_path: Path, ending: str) -> None:
+    folder_of(tmp_path, f"b{ending}", f"sub/deep/c{ending}", f"sub/a{ending}", ".git/d.md", "sub/.e.txt")
+    result = cli_here("prepare", "mine", "--input=some code/", "--val_fraction=0.3", cwd=tmp_path)
+    assert result.status == 0, result.err
+    (note,) = (line for line in result.out.splitlines() if line.startswith("note: some code has no *.txt"))
+    assert note.endswith("its text files: 3 *.py" if ending else "its text files: 3 without an ending")
+    assert characters(tmp_path) == len("b = 1\na = 1\nc = 1")
+    folder_of(tmp_path, "f.txt")  # an ending that is read anyway
+    assert left_out(tmp_path, "some code") == [
+        f"note: of some code only {TEXTS} are read; left out 3 other files ({ending or 'a, b, c'})"
+    ]
+
+
+def test_pictures_among_the_files_of_one_ending_are_left_out(tmp_path: Path) -> None:
+    folder_of(tmp_path, "b.py", "c.png", "__pycache__/d.png")
+    assert "its text files: 1 *.py\n" in ok(tmp_path, "prepare", "mine", "--input=some code").out
+
+
+def test_a_folder_of_several_endings_is_refused_with_the_pattern_to_type(tmp_path: Path) -> None:
+    folder_of(tmp_path, "b.py", "sub/c.py", "d.csv", "LICENSE", "e.png")
+    before = listing(tmp_path)
+    message = refused(tmp_path, "prepare", "mine", "--input", "some code")
+    assert "its text files: 2 *.py, 1 without an ending, 1 *.csv" in message and "png" not in message
+    assert listing(tmp_path) == before
+    (hint,) = re.findall("try: (.*)", message)
+    pattern = "some code/**/*.py"
+    assert shlex.split(hint) == ["--input", pattern] or os.name == "nt"
+    ok(tmp_path, "prepare", "mine", "--input", pattern)
+    assert characters(tmp_path) == len("b = 1\nc = 1")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.png"])
+def test_a_folder_of_tables_or_pictures_is_not_text(tmp_path: Path, name: str) -> None:
+    folder_of(tmp_path, name)
+    assert "a folder without any *.txt or *.jsonl" in refused(tmp_path, "prepare", "mine", "--input=some code")
 
 
 def test_the_note_names_at_most_five_endings_of_files_that_are_left_out(tmp_path: Path) -> None:

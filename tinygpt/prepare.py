@@ -30,6 +30,7 @@ from tinygpt.data.text_files import (
     input_files,
     is_json_lines,
     notes_on_unread,
+    of_one_ending,
     plain,
     require_encoding,
 )
@@ -57,8 +58,9 @@ def prepare(config: PrepareConfig) -> None:
     folder = Path(config.data_dir) / config.name
     check_request(config)
     pairs = config.format == "pairs" or config.name in TASKS
-    paths = input_files(config.input, *((PAIR_FILES, UNREADABLE) if pairs else (TEXT_FILES,)))
-    for line in notes_on_unread(config.input, paths, PAIR_FILES if pairs else TEXT_FILES):
+    inputs = config.input if pairs else [path for item in config.input for path in of_one_ending(item)]
+    paths = input_files(inputs, *((PAIR_FILES, UNREADABLE) if pairs else (TEXT_FILES,)))
+    for line in notes_on_unread(inputs, paths, PAIR_FILES if pairs else TEXT_FILES):
         print(line)
     if pairs:
         model_tokenizer = None if config.tokenizer in OWN_TOKENIZERS else tokenizer_for_pairs(config.tokenizer)

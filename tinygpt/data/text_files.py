@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt import terminal
+from tinygpt.config import suggest
 from tinygpt.data.parallel import in_order
 from tinygpt.data.tokenizer import CODE_POINTS, Block, code_points, lone_surrogate
 from tinygpt.errors import TinyGPTError, library
@@ -66,8 +67,7 @@ def input_files(
         if path.is_dir():
             listed = (*endings, *refused)
             matches = [file for file in visible(path) if file.name.lower().endswith(listed) or accepts(file)]
-            unpacked = [f"*{ending}" for ending in endings if not ending.endswith((".gz", ".zst"))]
-            problem = f"a folder without any {' or '.join(unpacked)} file"
+            problem = f"a folder without any {uncompressed(endings)} file"
             default = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
         elif path.exists():
             matches = [path]
@@ -80,6 +80,39 @@ def input_files(
         for match in matches:
             paths.setdefault(match.resolve(), match)
     return list(paths.values())
+
+
+def uncompressed(endings: Iterable[str]) -> str:
+    """List patterns for files with these endings, but the compressed ones."""
+    return " or ".join(f"*{ending}" for ending in endings if not ending.endswith((".gz", ".zst")))
+
+
+def of_one_ending(item: str) -> list[str]:
+    """Return the text files of a folder that has none of TEXT_FILES, and print their number; [item] of other input, and
+    of tables alone, which are pairs. Errors: TinyGPTError if the files have several endings."""
+    files = [path for path in visible(Path(item)) if path.is_file()] if os.path.isdir(item) else []
+    if any(path.name.lower().endswith(TEXT_FILES) for path in files):
+        return [item]
+    texts = [path for path in files if starts_as_text(path)]
+    if all(path.suffix.lower() == ".csv" for path in texts):
+        return [item]
+    counts = Counter(f"*{path.suffix}" if path.suffix else "without an ending" for path in texts).most_common()
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in counts[:5]) + ", ..." * (len(counts) > 5)
+    about = f"{Path(item)} has no {uncompressed(TEXT_FILES)} file; its text files: {listed}"
+    if len(counts) > 1:
+        pattern = next(kind for kind, _ in counts if kind[0] == "*")
+        raise TinyGPTError(about, f"--input {suggest.quoted(f'{glob.escape(str(Path(item)))}/**/{pattern}')}")
+    print(terminal.escaped(f"note: {about}"))
+    return list(map(str, texts))
+
+
+def starts_as_text(path: Path) -> bool:
+    """Return whether a file has no NUL near its start, as text in UTF-8."""
+    try:
+        with open(path, "rb") as file:
+            return b"\0" not in file.read(1024)
+    except OSError:
+        return True  # the reader names the problem
 
 
 def visible(folder: Path) -> list[Path]:

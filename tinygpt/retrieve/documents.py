@@ -21,6 +21,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from tinygpt.data.text_files import starts_as_text
 from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import file_error, read_text
 
@@ -275,10 +276,4 @@ PLAIN = {"", ".rst", ".log", ".text", ".adoc", ".org", ".debian"}  # endings of 
 def is_plain_text(path: Path) -> bool:
     """Return whether a file of a folder is plain text without one of the endings of READERS: LICENSE, README.Debian."""
     is_candidate = path.suffix.lower() in PLAIN or re.search(r"(^|\.)[A-Z][A-Z-]{2,}(\.|$)", path.name)
-    if not is_candidate or not path.is_file():
-        return False
-    try:
-        with open(path, "rb") as file:
-            return b"\0" not in file.read(1024)
-    except OSError:
-        return True  # the reader names the problem
+    return bool(is_candidate) and path.is_file() and starts_as_text(path)
