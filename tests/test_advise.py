@@ -327,6 +327,21 @@ def test_from_examples_to_labels(folder: Path) -> None:
         assert "holds results of" in refused(folder, "advise", "pairs.csv", flag)
 
 
+def stages_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "out-advise" / "advise.json").read_text())["stages"])
+
+
+def test_a_model_that_a_slow_pilot_left_out_is_timed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs may have slowed it down. Without time for a pilot there is nothing to repeat."""
+    command, seconds = ["advise", "pairs.csv", "--budget=2m"], iter([60.0, 50.0, math.inf])
+    monkeypatch.setattr(contenders, "pilot", lambda *args: (next(seconds), 0.0))
+    for _ in range(4):  # the third result stays
+        ok(folder, *command)
+        result = stages_of(folder)[f"{GPT}: time pilot"]["result"]
+        assert result["left_out"] and not result["folds"]
+    assert not list(seconds)
+
+
 @pytest.mark.parametrize("flag, how", [("--by=who", "by group"), ("--time=day", "by time: the newest")])
 def test_groups_and_times(folder: Path, flag: str, how: str) -> None:
     values = advice(folder, flag)
@@ -538,6 +553,10 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
     training = contenders.planned(GPT, data)
     each, testing = contenders.pilot(training, data, divided, tmp_path / "pilot", 100)
     assert 0 < each < 5 and 0 < testing < 100
+    path = tmp_path / "pilot/model/metrics.jsonl"
+    entries = [{**entry, "seconds": 1e6 * entry["seconds"]} for entry in map(json.loads, path.read_text().splitlines())]
+    path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))  # of a machine that was busy
+    assert 0 < contenders.pilot(training, data, divided, tmp_path / "pilot", 100)[0] < 5
     assert contenders.pilot(training, data, divided, tmp_path / "no", 1) == (math.inf, 0)
     assert not (tmp_path / "no").exists()
     training = training._replace(iterations=150)
@@ -551,6 +570,17 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
     said = ok(tmp_path, "label", "new.csv", "--model=.").out
     assert [row["label"] for row in csv.DictReader(said.splitlines())] == ["left", "right"]
     assert labeller.load(tmp_path).kind == "gpt"
+
+
+@pytest.mark.slow
+def test_a_model_that_a_slow_pilot_left_out_takes_part_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["advise", "pairs.csv", "--budget=1h", "--time=day", "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(contenders, "pilot", lambda *args: (1e4, 0.0))
+        assert set(json.loads(ok(folder, *command).out)["left_out"]) == {GPT}
+    values = json.loads(ok(folder, *command).out)
+    assert not values["left_out"] and GPT in {row["name"] for row in values["contenders"]}
+    assert labeller.load(folder / "out-advise").about["contender"] == values["advice"]["name"]
 
 
 @pytest.mark.slow

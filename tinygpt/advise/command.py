@@ -190,7 +190,11 @@ class Examiner:
     def _language_model(self, name: str, share: float) -> None:
         """Try a language model for a share of the time that is left, on as many folds as fit."""
         training = contenders.planned(name, self.data, self.config.pretrained)
-        plan = self._run(f"{name}: time pilot", 20, partial(self._plan, training, share))
+        timing = f"{name}: time pilot"
+        earlier = stored(self.folder, self.identity)["stages"].get(timing, {"result": {}})["result"]
+        if earlier.get("too_slow"):  # perhaps only beside other programs
+            forget(self.folder, self.identity, timing)
+        plan = self._run(timing, 20, partial(self._plan, training, share))
         if plan["zero_shot"]:
             untrained = training._replace(iterations=0), self.data, self.split, 0, self.folder, math.inf
             self._run(ZERO_SHOT, 20, partial(contenders.measure_language_model, *untrained))
@@ -204,7 +208,8 @@ class Examiner:
     def _plan(self, training: Training, share: float) -> dict[str, Any]:
         """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each.
 
-        zero_shot: whether it is also tested without training, which takes a part of the time."""
+        zero_shot: whether it is also tested without training, which takes a part of the time. too_slow: of a model that
+        is left out, whether a pilot was the reason, and not a budget without time for one."""
         stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
         slowest = max(stages[name]["seconds"] for name in contenders.cheap(self.data))
         seconds = share * (self._left() - AFTER * slowest)
@@ -217,7 +222,7 @@ class Examiner:
             own = seconds / (folds + FINAL) - testing
             if iterations := contenders.iterations_for(training, lines, own, each):
                 return {"iterations": iterations, "folds": folds, "seconds": own, "zero_shot": zero_shot}
-        left_out = {"zero_shot": False, "left_out": "it needs a larger --budget"}
+        left_out = {"zero_shot": False, "left_out": "it needs a larger --budget", "too_slow": math.isfinite(each)}
         return {"iterations": 0, "folds": 0, "seconds": 0.0, **left_out}
 
     def _left(self) -> float:

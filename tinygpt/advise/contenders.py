@@ -9,6 +9,7 @@ early: with labels that depend on several words at once, the loss rises before i
 import functools
 import io
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -235,6 +236,7 @@ def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: f
     """Measure the seconds of an iteration in a short training, and of the test of a fold; infinity without time."""
     if seconds < 3 * START_UP[training.name]:
         return math.inf, 0.0
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier pilot, which would be continued, with its times
     lines = split.folds[0][0]
     fit_language_model(training, data, split, lines[: 20 * PILOT[training.name]], folder)
     entries = [entry for entry in read_metrics(folder / "model") if entry["kind"] == "train"]
