@@ -342,7 +342,7 @@ def test_a_model_that_a_slow_pilot_left_out_is_timed_again(folder: Path, monkeyp
     assert not list(seconds)
 
 
-@pytest.mark.parametrize("flag, how", [("--by=who", "by group"), ("--time=day", "by time: the newest")])
+@pytest.mark.parametrize("flag, how", [("--by=who", "by group"), ("--time=day", "by time: the test is the newest")])
 def test_groups_and_times(folder: Path, flag: str, how: str) -> None:
     values = advice(folder, flag)
     assert how in values["split"]["how"]
@@ -415,7 +415,7 @@ def test_a_model_that_is_lost_is_made_again(folder: Path) -> None:
 
 def test_two_examples_and_no_file(tmp_path: Path) -> None:
     write(tmp_path / "pairs.csv", rows(2))
-    assert "2 examples are too few" in refused(tmp_path, "advise", "pairs.csv")
+    assert "too few examples (2)" in refused(tmp_path, "advise", "pairs.csv")
     assert "none.csv" in refused(tmp_path, "advise", "none.csv")
 
 

@@ -656,7 +656,7 @@ def test_a_source_that_the_index_does_not_have_is_named(untrained: Path) -> None
         message = refused(untrained, "ask", questions(untrained, [(EMIL, "red", source)]))
         assert f"val.jsonl: the index index.db has no document {source}" in message and "docs/" in message
     done = ok(untrained, "ask", questions(untrained, [(EMIL, "", "thing.txt"), (EMIL, "red", "docs/things.txt")]))
-    assert "2 questions, 1 of them with an answer" in done.out
+    assert "2 questions, 1 with an answer" in done.out
 
 
 def test_the_question_that_a_model_cannot_read_is_named(untrained: Path) -> None:

@@ -123,7 +123,7 @@ MISTAKES: list[tuple[Any, ...]] = [
     ),
     (
         "MINE --val_fraction=0.9",
-        "2 characters are too few for a training and a validation split with val_fraction 0.9",
+        "a text of 2 characters is too short for a training and a validation split with val_fraction 0.9",
         "text",
         b"ab",
     ),
@@ -139,7 +139,7 @@ MISTAKES: list[tuple[Any, ...]] = [
     ("TRAIN --dataset=old", "meta.pkl.*refused: a pickle can run code", "tinygpt prepare old", only_pickle),
     (
         "TRAIN",
-        r"train.bin: has [\d,]+ bytes, which is not a whole number",
+        r"train.bin: has an odd number of bytes \([\d,]+\)",
         AGAIN,
         change("train.bin", lambda d: d[:-1]),
     ),
@@ -239,7 +239,7 @@ MISTAKES: list[tuple[Any, ...]] = [
         "--init_from=out/ckpt.pt --out_dir=out-new",
         lambda work: (work / "out/last.pt").unlink(),
     ),
-    ("RESUME --max_iters=7", "the run has done 20 iterations, so max_iters=7 leaves nothing", "--max_iters=40"),
+    ("RESUME --max_iters=7", "the run is at iteration 20, so max_iters=7 leaves nothing", "--max_iters=40"),
     (
         "train --init_from=resume",
         "out/last.pt has settings that cannot be used: batch_size is 0, but must be at least 1",
@@ -341,6 +341,8 @@ MISTAKES: list[tuple[Any, ...]] = [
         "--help",
         "decay_lr = False\n",
     ),
+    ("train --learning_rate=inf", "learning_rate is inf, but must be finite$", "--help"),
+    ("train mine.yaml", "mine.yaml: out_dir: a path .* NUL", "--help", 'out_dir: "a\\0b"\n'),
     # ---- the command line ---------------------------------------------------------------------------------------
     ("trian", "trian: no such command", "tinygpt train"),
     ("--tyro-print-completion foo", "foo: no such shell", "print-completion bash"),
@@ -460,6 +462,40 @@ def test_what_looks_like_a_mistake_and_is_none(run_copy: Path) -> None:
     result = cli_here(*WORDS["SAMPLE"], "--start=thé ", "--skip_unknown", cwd=run_copy)
     assert (result.status, result.err) == (0, "")
     assert result.out.startswith("th ")
+
+
+def test_one_thing_is_named_in_the_singular(run_copy: Path) -> None:
+    """What the commands print about one line, iteration, layer, document and so on."""
+    (run_copy / "pair.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    (run_copy / "six.jsonl").write_text("{}\n" * 6)
+    (run_copy / "crlf.txt").write_bytes(b"\xef\xbb\xbf" + (run_copy / "text.txt").read_bytes() + b"\r\n")
+    (run_copy / "one.md").write_text("# One\nThe only sentence.\n")
+    (run_copy / "damaged").mkdir()
+    (run_copy / "damaged/a.docx").write_text("none")
+    one = ["--max_iters=31", "--n_head=1", "--batch_size=1", "--gradient_accumulation_steps=1", "--warmup_iters=1"]
+    said = ""
+    for command in (
+        "prepare pair --input=pair.jsonl --format=pairs",
+        "prepare six --input=six.jsonl --format=pairs",
+        "prepare crlf --input=crlf.txt",
+        shlex.join([*TINY_TRAIN, *one, "--log_interval=31", "--out_dir=one"]),
+        shlex.join([*TINY_TRAIN, "--max_iters=1", "--eval_interval=1", "--out_dir=new"]),
+        "train --init_from=resume --out_dir=new --max_iters=1",
+        "check new data/crlf",
+        "doctor new",
+        "why new --start=The --text=k --leave_out=1 --prove --seeds=1",
+        "index one.md",
+        "index damaged --out=damaged.db",
+    ):
+        result = cli_here(*shlex.split(command), cwd=run_copy)
+        assert "Traceback" not in result.err
+        said += f"{result.out}{result.err}"
+    assert "1 head, " in said and "1 more line" in said and "after 1 iteration" in said, said
+    assert not re.findall(
+        r".*(?<![\d.,:])1 (?:\w+ )?(?:line|mark|iteration|layer|head|token|example|evaluation|pair|seed|"
+        r"second|document|file|step|prompt|label|ending|sequence)s\b.*",
+        said,
+    )
 
 
 def test_no_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_any_meta_json_is_read_or_refused(content: st.DataObject, tiny_data: Pat
 
 def test_too_short_for_a_block_says_what_would_fit(folder: Path) -> None:
     tokens = Dataset(str(folder.parent), "tiny").splits["val"]
-    assert f"val has {len(tokens)} tokens; block_size {len(tokens)} needs {len(tokens) + 1}" in complaint(
+    assert f"val has {len(tokens):,} tokens; block_size {len(tokens)} needs {len(tokens) + 1}" in complaint(
         folder, block_size=len(tokens)
     )
     assert f"--block_size={len(tokens) - 1} or less" in complaint(folder, block_size=len(tokens))

@@ -118,6 +118,7 @@ def test_lines_of_a_text_file_and_of_standard_input(work: Path) -> None:
     (work / "new.txt").write_bytes("who is é?".encode("cp1252"))
     assert "is not UTF-8" in refused(work, "label", "new.txt", "--model=model")
     assert labelled(work, "new.txt", "--encoding=cp1252")[0]["question"] == "who is é?"
+    assert "1 line labelled: " in ok(work, "label", "new.txt", "--model=model", "--encoding=cp1252").err
 
 
 def test_columns_that_exist_already_are_kept(work: Path) -> None:

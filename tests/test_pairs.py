@@ -162,8 +162,8 @@ def test_bad_lines_are_named_and_stop_the_run(tmp_path: Path, line: Any, says: s
 @pytest.mark.parametrize(
     ("entries", "flags", "says"),
     [
-        ([], [], "too few"),
-        (pairs(3), [], "too few"),
+        ([], [], "cannot fill the splits"),
+        (pairs(3), [], "cannot fill the splits"),
         (pairs(), ["--test_fraction=0.95"], "leave room for training"),
         (pairs(), ["--tokenizer=gpt2"], "special tokens"),
     ],

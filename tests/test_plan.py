@@ -144,7 +144,7 @@ def test_with_json_standard_output_has_nothing_else(work: Path, pilot_here: None
             "passes over its data",
             marks=pytest.mark.slow,
         ),
-        (["--dataset=tiny", "--learning_rate=1e-3"], "the shortest pilot would have 3 iterations"),
+        (["--dataset=tiny", "--learning_rate=1e-3"], "the shortest pilot would end at iteration 3"),
     ],
 )
 def test_a_loss_that_is_not_predicted_has_a_bound(
@@ -200,7 +200,7 @@ def test_a_bound_that_did_not_hold(run_copy: Path, below: float, verdict: str) -
     plan |= {"predicted_seconds": {"value": 5, "low": 1, "high": 9}, "start": 0.5, "no_loss": "it has pairs"}
     (run_copy / "out/plan.json").write_text(json.dumps(plan))
     said = cli_here("doctor", "out", cwd=run_copy).out
-    result = f"measured {best['val_loss']:.3f}, on 2 batches ({verdict})"
+    result = f"measured {best['val_loss']:.3f}, with eval_iters 2 ({verdict})"
     assert f"predicted:   best validation loss at most {bound:.3f}, {result}\n" in said
 
 

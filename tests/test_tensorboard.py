@@ -271,7 +271,7 @@ def test_old_runs_are_converted_once(run_copy: Path) -> None:
     (run_copy / "out/tensorboard/train/events.out.tfevents.1.other").write_bytes(b"")
     result = cli_here("plot", "out", "other/", "--to", "tensorboard", cwd=run_copy)
     assert result.status == 0, result.err
-    written = "written: out/tensorboard (86 points)\nwritten: other/tensorboard (83 points)\n"
+    written = "written: out/tensorboard (points: 86)\nwritten: other/tensorboard (points: 83)\n"
     assert result.out == written + "next: tensorboard --logdir .\n"
     assert shown(run_copy / "out") == logged(run_copy / "out") and not (run_copy / "out/loss.png").exists()
     points = scalars(readers(run_copy / "other"))

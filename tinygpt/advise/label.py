@@ -123,8 +123,8 @@ def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:
     counts = collections.Counter(answer.label for answer in answers)
     empty, unsure = counts.pop("", 0), sum(not answer.sure for answer in answers)
     names = ", ".join(f"{terminal.cut(terminal.escaped(name), 40)} {count:,}" for name, count in counts.most_common(10))
-    more = f", and {len(counts) - 10:,} other labels" if len(counts) > 10 else ""
-    text = [f"{len(answers):,} lines labelled: {names}{more}"]
+    more = f", and {terminal.counted(len(counts) - 10, 'other label')}" if len(counts) > 10 else ""
+    text = [f"{terminal.counted(len(answers), 'line')} labelled: {names}{more}"]
     text += [f"empty lines, which have no label: {empty:,}"] * bool(empty)
     if labeller.about.get("free"):
         text.append("sure: none, since free responses have no threshold")

@@ -15,6 +15,7 @@ import numpy as np
 
 from tinygpt.data.pairs import normalised
 from tinygpt.errors import TinyGPTError
+from tinygpt.terminal import counted
 
 FOLDS = 5
 CROSS_VALIDATED = 3000  # lines up to which each is tested once; of more, a fifth is tested
@@ -100,9 +101,9 @@ def by_time(times: np.ndarray, clusters: np.ndarray) -> Split:
     train, test = np.flatnonzero(times < first), np.flatnonzero(times >= first)
     if not len(test):
         raise TinyGPTError("all lines have the same time, so none is newer than the others", "drop --time")
-    how = f"by time: the newest {len(test):,} lines are tested, the older ones ({len(train):,}) train"
-    warning = f"only {len(train):,} lines train, since so many have the newest times" if len(train) < len(test) else ""
-    return Split(how, [(train, test)], clusters, times, warning)
+    how = f"by time: the test is the newest {counted(len(test), 'line')}, the older ones ({len(train):,}) train"
+    few = f"only {counted(len(train), 'line')} to train on, since so many have the newest times"
+    return Split(how, [(train, test)], clusters, times, few if len(train) < len(test) else "")
 
 
 def clusters_of(names: Sequence[str]) -> np.ndarray:

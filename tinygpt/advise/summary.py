@@ -15,7 +15,7 @@ from tinygpt.advise.split import Split
 from tinygpt.evaluate.classify import confusion_matrix, quality, rates
 from tinygpt.experiment.stages import Results
 from tinygpt.experiment.summary import Summary, Table, Verdict
-from tinygpt.terminal import cut, duration, escaped
+from tinygpt.terminal import counted, cut, duration, escaped
 
 SHOWN = 60  # characters of a prompt
 FOUND = 0.5  # a label with a lower recall is mostly missed
@@ -292,7 +292,7 @@ class Report:
             lower, higher = lost[best][mine] < lost[other][theirs], lost[best][mine] > lost[other][theirs]
             p = judge.p_value(lower, higher, self.split.clusters[lines])
             texts.append(
-                f"; lower than that of {other} in {lower.sum():,} of {len(lines):,} lines ({judge.shown_p(p)})"
+                f"; lower than that of {other} in {lower.sum():,} of {counted(len(lines), 'line')} ({judge.shown_p(p)})"
             )
         text = f"Loss: {best} has the lowest, {rows[best]:.2f} bits per character of the response{''.join(texts)}."
         if best != self.advice.name:
@@ -306,7 +306,7 @@ class Report:
         if not missed:
             return []
         named = ", ".join(f"{escaped(cut(row['label'], 30))} ({100 * row['recall']:.0f}%)" for row in missed[:MOST])
-        more = f" and {len(missed) - MOST} more labels" if len(missed) > MOST else ""
+        more = f" and {counted(len(missed) - MOST, 'more label')}" if len(missed) > MOST else ""
         text = f"Mostly missed: {named}{more}. If these are the lines that you look for, do not go by the accuracy: "
         text += "label more of them"
         if self.advice.name != MAJORITY:

@@ -89,7 +89,7 @@ class Checkpoint:
         args = GPTConfig.from_dict(self.model_args)
         blocks = {match[1] for name in self.model if (match := re.match(r"transformer\.h\.(\d+)\.", name))}
         if len(blocks) != args.n_layer:  # before a billion layers are built
-            raise TinyGPTError(f"{MISMATCH}: {len(blocks)} blocks, n_layer={args.n_layer}")
+            raise TinyGPTError(f"{MISMATCH}: n_layer={args.n_layer}, number of blocks {len(blocks)}")
         with torch.device("meta"), WithoutInit():  # no weights, since those of the checkpoint are used as they are
             model = gpt_class(args)
         self._fill(model, weights, dtype)

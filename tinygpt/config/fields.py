@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import math
 import operator
 import re
 import reprlib
@@ -34,7 +35,8 @@ class Limit:
             "<=": ("at most", operator.le),
             "<": ("below", operator.lt),
         }[self.sign]
-        problem = f"{name} is {reprlib.repr(value)}, but must be {phrase} {self.bound}"
+        wanted = "finite" if math.isinf(self.bound) else f"{phrase} {self.bound}"
+        problem = f"{name} is {reprlib.repr(value)}, but must be {wanted}"
         return "" if holds(value, self.bound) else problem
 
 

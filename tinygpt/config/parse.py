@@ -159,6 +159,8 @@ def converted(key: Key, value: Any, prefix: str) -> Any:
     if isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print an integer of thousands of digits
         raise TinyGPTError(f"{name}: this number is too large")
     if key.type in (str, tuple):
+        if PATH in key.marks and "\0" in str(value):
+            raise TinyGPTError(f"{name}: a path cannot contain a NUL character")
         if isinstance(value, (float, bool)):  # from a Python config; from YAML it is text as written
             raise TinyGPTError(f"{name}: needs text, not the number {value!r}", f"{key.name} = {str(value)!r}")
         return os.path.expanduser(str(value)) if PATH in key.marks else str(value)

@@ -129,7 +129,7 @@ class Dataset:
         try:
             size = path.stat().st_size
             if size == 0 or size % TOKEN.itemsize:
-                what = "empty" if size == 0 else f"has {size:,} bytes, which is not a whole number of uint16 tokens"
+                what = "empty" if size == 0 else f"has an odd number of bytes ({size:,}), but a token has two"
                 raise TinyGPTError(f"{path}: {what}", f"re-run {self.prepare_command}")
             if size > IN_MEMORY:
                 return np.memmap(path, dtype=TOKEN, mode="r")

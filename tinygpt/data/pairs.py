@@ -122,7 +122,7 @@ def converted(paths: list[Path], config: Reading, convert: Callable[[Entry], T])
             raise TinyGPTError(f"{path}: not CSV ({error})", "write it with a csv library") from None
         except OSError as error:
             raise file_error(path, error) from None
-    shown = problems[:5] + [f"{len(problems) - 5:,} more lines"] * (len(problems) > 5)
+    shown = problems[:5] + [terminal.counted(len(problems) - 5, "more line")] * (len(problems) > 5)
     skip = getattr(config, "skip_bad", None)  # None: the command has no such flag
     if problems and not skip:
         otherwise = "" if skip is None else ", or pass --skip_bad to leave them out"
@@ -130,7 +130,7 @@ def converted(paths: list[Path], config: Reading, convert: Callable[[Entry], T])
     for line in shown:
         terminal.print_error(f"left out: {line}")
     if boms:
-        print(f"note: removed {boms} byte-order mark{'s' * (boms > 1)}")
+        print(f"note: removed {terminal.counted(boms, 'byte-order mark')}")
 
 
 def columns(config: Reading) -> dict[str, str]:
@@ -255,7 +255,7 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
         in_test, in_val = fraction < test_fraction, fraction < test_fraction + val_fraction
         splits["test" if in_test else "val" if in_val else "train"].append(pair)
     if empty := [name for name, part in splits.items() if not part]:
-        what = f"{len(pairs)} pairs are too few: no pair is left for {', '.join(empty)}"
+        what = f"{terminal.counted(len(pairs), 'pair')} cannot fill the splits: no pair is left for {', '.join(empty)}"
         raise TinyGPTError(what, "add pairs with different prompts, or use larger --val_fraction and --test_fraction")
     return splits
 

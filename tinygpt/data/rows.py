@@ -21,6 +21,7 @@ import numpy as np
 
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
+from tinygpt.terminal import counted
 
 REPLAY, EPOCHS = 3, 4  # streams of the replayed rows (`draw_windows`) and of the epochs (`pass_order`)
 
@@ -97,7 +98,7 @@ class TextRows:
         tokens = len(self.tokens)
         if self.spare_tokens(block_size) < 0:
             smaller = f"use --block_size={tokens - 1} or less, or " if tokens > 1 else ""
-            what = f"{where} has {tokens} tokens; block_size {block_size} needs {block_size + 1}"
+            what = f"{where} has {counted(tokens, 'token')}; block_size {block_size} needs {block_size + 1}"
             raise TinyGPTError(what, f"{smaller}prepare more text")
 
 
@@ -177,7 +178,7 @@ class PairRows:
         return self.tokens[: self.responses[0] + 1].astype(np.int64)
 
     def describe(self) -> str:
-        return f"{len(self.starts):,} training examples"
+        return counted(len(self.starts), "training example")
 
     def passes(self, rows_per_iteration: float, block_size: int) -> float:
         return rows_per_iteration / len(self.starts)
@@ -188,7 +189,8 @@ class PairRows:
     def require(self, block_size: int, where: str) -> None:
         if self.spare_tokens(block_size) < 0:
             long, longest = int((self.lengths > block_size + 1).sum()), self.lengths.max()
-            what = f"{long} of {len(self.lengths)} examples in {where} are longer than block_size {block_size}"
+            examples = counted(len(self.lengths), "example")
+            what = f"block_size {block_size} is too short for {long} of {examples} in {where}"
             hint = f"use shorter examples, or a model with block_size {longest - 1} or more"
             raise TinyGPTError(f"{what} (the longest has {longest} tokens)", hint)
 

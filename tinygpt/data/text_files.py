@@ -129,7 +129,7 @@ def notes_on_unread(inputs: Sequence[str], paths: Iterable[Path], read_endings: 
         if endings:
             listed = terminal.escaped(", ".join(endings[:5]) + ", ..." * (len(endings) > 5))
             patterns = ", ".join(f"*{ending}" for ending in read_endings)
-            others = f"{len(files):,} other file{'s' * (len(files) > 1)} ({listed})"
+            others = f"{terminal.counted(len(files), 'other file')} ({listed})"
             notes.append(f"note: of {terminal.escaped(str(folder))} only {patterns} are read; left out {others}")
     return notes
 
@@ -297,8 +297,8 @@ class InputText:
 
     def notes(self) -> list[str]:
         """Return notes for the terminal on what the last pass changed in the text."""
-        notes = [f"note: removed {self.boms} byte-order mark{'s' * (self.boms > 1)}"] if self.boms else []
-        return notes + ([f"note: converted {self.crlf:,} CRLF line endings to LF"] if self.crlf else [])
+        notes = [f"note: removed {terminal.counted(self.boms, 'byte-order mark')}"] if self.boms else []
+        return notes + ([f"note: converted CRLF line endings to LF: {self.crlf:,}"] if self.crlf else [])
 
     def _content(self, path: Path, advance: Callable[[int], Any], digest: bool) -> Iterator[bytes]:
         """Read one file in blocks, decompressed. Errors: TinyGPTError for a file that cannot be read, or is damaged."""

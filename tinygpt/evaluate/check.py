@@ -14,6 +14,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import PROMPT, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError
 from tinygpt.generate import refuse_diverged
+from tinygpt.terminal import counted
 from tinygpt.training.log import read_metrics
 
 
@@ -55,7 +56,8 @@ def check_run(folder: Path, config: CheckConfig) -> bool:
     if (folder / "metrics.jsonl").exists():
         entries = read_metrics(folder)
         lines = len((folder / "metrics.jsonl").read_bytes().splitlines())
-        ok &= print_result(lines == len(entries), f"{folder}/metrics.jsonl: {len(entries):,} of {lines:,} lines intact")
+        intact = f"{len(entries):,} of {counted(lines, 'line')} intact"
+        ok &= print_result(lines == len(entries), f"{folder}/metrics.jsonl: {intact}")
     usable = [next_command(best, folder, data_folder)] if best else []
     usable += [suggest.resume(last.config, folder)] if last and last.training and same_data else []
     print("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
@@ -73,7 +75,7 @@ def check_checkpoint(path: Path) -> tuple[bool, Checkpoint | None]:
     except TinyGPTError as error:
         return print_result(False, error.message, error.hint), None
     loss = f"best validation loss {state.best_val_loss:.4f}"
-    return print_result(True, f"{path}: intact, after {state.step:,} iterations, {loss}"), state
+    return print_result(True, f"{path}: intact, after {counted(state.step, 'iteration')}, {loss}"), state
 
 
 def check_vocabulary(state: Checkpoint, folder: Path, data_folder: str) -> bool:
@@ -101,7 +103,7 @@ def check_dataset(folder: Path) -> bool:
         dataset = Dataset(str(folder.parent), folder.name)
         for split, tokens in dataset.splits.items():
             dataset.verify(split, tokens)  # opening it verifies small files only
-            print_result(True, f"{folder}/{split}.bin: intact, {len(tokens):,} tokens")
+            print_result(True, f"{folder}/{split}.bin: intact, {counted(len(tokens), 'token')}")
         return True
     except TinyGPTError as error:
         return print_result(False, error.message, error.hint)

@@ -30,7 +30,7 @@ from tinygpt.evaluate.share import INTERVALS, by_group, intervals, percent
 from tinygpt.files import drawing, strict_json
 from tinygpt.generate import require_finite
 from tinygpt.model import GPT, KVCache
-from tinygpt.terminal import cut, escaped, progress, table
+from tinygpt.terminal import counted, cut, escaped, progress, table
 
 BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
 BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
@@ -256,7 +256,7 @@ def as_text(report: dict[str, Any]) -> str:
     names = {key: name for key, name in ROWS.items() if key in results}
     figures = [(name, percent(results[key]["accuracy"], n), results[key]["macro_f1"]) for key, name in names.items()]
     lines = [
-        f"{report['task']}, split {report['split']}: {n:,} prompts, {len(report['labels'])} labels; "
+        f"{report['task']}, split {report['split']}: {counted(n, 'prompt')}, {len(report['labels'])} labels; "
         f"loss {report['loss']:.4f} nats per token of the true response\n",
         *table({"": "<26", "  accuracy": "<27", "macro F1": ">8.3f"}, figures),
         *([f"({report['note']})"] if report["note"] else []),
@@ -327,7 +327,7 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
             color = "white" if share[i, j] > 0.5 else "black"
             axes.text(j + 0.5, i + 0.5, f"{confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
         accuracy = 100 * report["results"]["model"]["accuracy"]
-        title = f"{report['task']}, {report['split']}: accuracy {accuracy:.1f}% of {report['n']:,} prompts"
+        title = f"{report['task']}, {report['split']}: accuracy {accuracy:.1f}% of {counted(report['n'], 'prompt')}"
         figure.suptitle(title, fontsize=11, parse_math=False)
         axes.grid(visible=False)
         axes.tick_params(length=0)

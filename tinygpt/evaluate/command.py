@@ -94,13 +94,13 @@ def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[
         path = Path(config.output)
         with file_lock(path, "choose another -o"), replacing(path) as file:
             file.write(text.getvalue().encode())
-        print(f"written: {config.output}, {len(prompts):,} lines")
+        print(f"written: {config.output}, {terminal.counted(len(prompts), 'line')}")
     else:
         sys.stdout.write(text.getvalue())
     if isinstance(tokenizer, CharTokenizer):
         lengths = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
         if changed := [length for length, prompt in zip(lengths, prompts, strict=True) if length < len(prompt)]:
-            lines = f"{len(changed):,} of {len(prompts):,} lines (now empty: {changed.count(0):,})"
+            lines = f"{len(changed):,} of {terminal.counted(len(prompts), 'line')} (now empty: {changed.count(0):,})"
             terminal.print_error(f"note: removed characters outside the model's vocabulary from {lines}")
 
 
@@ -113,7 +113,7 @@ def positive_label(config: EvalConfig, dataset: Dataset) -> str:
             raise TinyGPTError("--miss_cost needs a positive label, whose misses it weighs", "--positive=LABEL")
         return ""
     if len(labels) != 2:
-        what = f"{len(labels)} labels" if labels else "no labels"
+        what = terminal.counted(len(labels), "label") if labels else "no labels"
         raise TinyGPTError(f"--positive is for a task with two labels, but {name!r} has {what}", "drop --positive")
     if positive not in labels:
         problem = f"--positive={positive}: the labels of {name!r} are {' and '.join(map(repr, labels))}"

@@ -20,6 +20,7 @@ from tinygpt.config.schema import DoctorConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.forecast import FILE, compared, differences, read_plan
+from tinygpt.terminal import counted
 from tinygpt.training.log import is_number, number, read_metrics
 
 IN_A_ROW = 3  # evaluations
@@ -74,7 +75,7 @@ def doctor(config: DoctorConfig) -> None:
     print("\n".join(verdict.lines()))
     if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
         done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
-        print(f"unfinished:  {done:,} of {settings['max_iters']:,} iterations are done")
+        print(f"unfinished:  {done:,} of {counted(settings['max_iters'], 'iteration')}")
     plan = read_plan(folder)
     if plan and entries and (changed := differences(plan, settings, data)):
         print(f"note:        {FILE} is of a run with other settings, and is not compared: {', '.join(changed)}")
@@ -129,11 +130,11 @@ def judge(
     best = int(np.argmin(val)) if len(val) else 0
     stopped = unfinished and len(val) - 1 - best >= number(settings, "patience", math.inf)
     if len(val) < IN_A_ROW:
-        counted = f"{len(val)} evaluation{'s' * (len(val) != 1)}"
+        so_many = counted(len(val), "evaluation")
         if not len(val) or (unfinished and not stopped):
-            return verdict("too early", None, f"{counted} so far")
+            return verdict("too early", None, f"{so_many} so far")
         was = f"was {val[0]:.3f} at step {steps[0]:,} and " if len(val) > 1 else ""
-        why = f"{counted}; the validation loss {was}is {val[-1]:.3f} at step {steps[-1]:,}"
+        why = f"{so_many}; the validation loss {was}is {val[-1]:.3f} at step {steps[-1]:,}"
         return verdict("stopped early" if stopped else "trend unknown", None, why)
     if not np.isfinite(error).all():
         return verdict("trend unknown", None, "evaluations have no standard error, so every change may be chance")

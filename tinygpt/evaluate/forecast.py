@@ -101,7 +101,7 @@ def compared(
     if not ends or not plan or not plan["predicted_seconds"] or differences(plan, settings, data):
         return []
     end, rows, bound = ends[-1], [], plan["loss_at_most"]
-    batches = f", on {settings['eval_iters']} batches" if settings.get("eval_iters") else ""
+    batches = f", with eval_iters {settings['eval_iters']}" if settings.get("eval_iters") else ""
     for quantity, key, actual, form, unit, note in (
         ("time", "predicted_seconds", end["seconds"] + plan["start"], "", "", ""),
         ("memory", "predicted_memory_mb", end["memory_mb"], ",.0f", " MB", ""),

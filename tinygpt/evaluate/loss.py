@@ -113,7 +113,7 @@ def ratio(sums: list[float], width: int) -> tuple[float, float]:
     ratio of two sums, as rows have different numbers of targets (Cochran 1977, "Sampling Techniques", section 6.3)."""
     total, count, rows, square, mixed, counts_square = sums
     if not count:
-        raise TinyGPTError(f"no response begins within the first {width} tokens of its example", "a larger block_size")
+        raise TinyGPTError(f"no response begins within a block_size of {width}", "a larger block_size")
     mean = total / count
     if rows < 2:
         return mean, math.inf

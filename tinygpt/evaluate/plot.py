@@ -25,7 +25,7 @@ def convert(folders: list[Path]) -> None:
         with writing(folder / "tensorboard"):
             sink = TensorBoard(folder, entries, written - seconds)
             sink.close()
-        print(f"written: {folder}/tensorboard ({sink.points:,} points)")
+        print(f"written: {folder}/tensorboard (points: {sink.points:,})")
     for folder in dict.fromkeys(folder.parent for folder in folders) if len(folders) > 1 else folders:
         print(f"next: {suggest.tensorboard(folder)}")
 

@@ -21,7 +21,7 @@ from tinygpt.evaluate.classify import encoded, of_equal_length
 from tinygpt.evaluate.share import INTERVALS, by_group, intervals, percent, wilson
 from tinygpt.generate import GREEDY, generate_with_logits, require_finite
 from tinygpt.model import GPT
-from tinygpt.terminal import escaped, progress
+from tinygpt.terminal import counted, escaped, progress
 
 BATCH_TOKENS = 1 << 14  # prompts and responses of a batch, padding included
 BATCH_LOGITS = 1 << 26  # of a batch whose losses are measured: 256 MB
@@ -150,7 +150,7 @@ def as_text(report: dict[str, Any]) -> str:
     n, scores, abstention = report["n"], report["scores"], report["abstention"]
     width = max(21, *(len(name) + 2 for name in scores), 0)
     lines = [
-        f"{report['task']}, split {report['split']}: {n:,} prompts; "
+        f"{report['task']}, split {report['split']}: {counted(n, 'prompt')}; "
         f"loss {report['loss']:.4f} nats per token of the response",
         f"{INTERVALS}\n",
         *(f"{name:<{width}}{percent(share, n)}" for name, share in ({"exact match": report["exact"]} | scores).items()),
@@ -163,7 +163,7 @@ def as_text(report: dict[str, Any]) -> str:
             f"                     {percent(abstention['precision'], given)} of {given:,}: precision of abstention",
         ]
     for group, rates in report["groups"].items():
-        lines.append(f"\n{group}: {rates['n']:,} prompts")
+        lines.append(f"\n{group}: {counted(rates['n'], 'prompt')}")
         lines += [f"  {name:<19}{percent(rate, rates['n'])}" for name, rate in rates.items() if name != "n"]
     for item in report["mistakes"]:
         lines.append(f"\nprompt:    {escaped(item['prompt'])}\nexpected:  {escaped(item['wanted'])}")

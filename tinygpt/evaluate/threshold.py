@@ -18,7 +18,7 @@ import numpy as np
 
 from tinygpt.evaluate.share import INTERVALS, intervals, wilson
 from tinygpt.files import drawing
-from tinygpt.terminal import cut, escaped, table
+from tinygpt.terminal import counted, cut, escaped, table
 
 MISLEADING = 0.9  # accuracy of flagging nothing from which the report warns about accuracy
 Scored = tuple[dict[str, np.ndarray], np.ndarray]  # the scores by each classifier, and the truth
@@ -115,7 +115,7 @@ def as_text(report: dict[str, Any]) -> str:
     """Format for the terminal, in 100 columns."""
     name, share = cut(repr(report["positive"]), 30), report["positives"] / report["n"]
     lines = [
-        f"precision-recall trade-off of {escaped(name)}: {report['positives']:,} of {report['n']:,} prompts "
+        f"precision-recall trade-off of {escaped(name)}: {report['positives']:,} of {counted(report['n'], 'prompt')} "
         f"({100 * share:.1f}%)",
         f"per 1,000 prompts, a miss costs {report['miss_cost']:g} false alarms".rjust(100),
     ]
@@ -178,5 +178,5 @@ def draw_curves(task: str, report: dict[str, Any], curves: dict[str, Curve], pat
         axes.set_ylabel("precision: positive share of flagged prompts")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
         name = cut(escaped(report["positive"]), 24)
-        title = f"{task}, {report['split']}: {name} is {100 * share:.1f}% of {report['n']:,} prompts"
+        title = f"{task}, {report['split']}: {name} is {100 * share:.1f}% of {counted(report['n'], 'prompt')}"
         figure.suptitle(title, fontsize=11, parse_math=False)

@@ -61,7 +61,8 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
         results.append(result)
         check, _ = result.first_failure
         status = "FAIL" if check else "PASS" if outcomes else "NONE"
-        what = f"{result.passed} of {len(outcomes)} steps" if outcomes else "contains no part of these steps"
+        so_many = terminal.counted(len(outcomes), "step")
+        what = f"{result.passed} of {so_many}" if outcomes else "contains no part of these steps"
         print("  ".join(filter(None, (f"  {status}", result.file, what, check))), flush=True)
     results.sort(key=lambda result: result.file)
     show_class(results, steps)

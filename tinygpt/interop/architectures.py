@@ -350,7 +350,7 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     tensors = _plain_names(row, stock.weights)
     blocks = {name.split(".")[2] for name in tensors if re.match(r"\w+\.\w+\.\d+\.", name)}
     if len(blocks) != config.n_layer:  # before the shapes of a model of absurd depth are computed
-        raise _unusable(f"{row.keys['n_layer']} is {config.n_layer}, but the weights have {len(blocks)} layers")
+        raise _unusable(f"{row.keys['n_layer']} is {config.n_layer}, but in the weights it is {len(blocks)}")
     embeddings = f"{row.parts('transformer.wte')[0]}.weight"
     head = tensors.pop("lm_head.weight", None) if config.tie_weights else None
     if head is not None and not torch.equal(head, tensors[embeddings]):

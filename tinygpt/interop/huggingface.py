@@ -221,7 +221,7 @@ PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
 def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable[str] = ()) -> str:
     """Write the README.md of an exported model: its data, its loss, how to use it, and how to reproduce it."""
     config = without_folders({key: value for key, value in checkpoint.config.items() if key != "config"})
-    loss, origin = checkpoint.best_val_loss, f"after {checkpoint.step:,} iterations of training"
+    loss, origin = checkpoint.best_val_loss, f"from iteration {checkpoint.step:,} of training"
     if not checkpoint.step and config.get("init_from"):
         origin = f"imported from {Path(str(config['init_from'])).name} and not trained further"
     facts = [

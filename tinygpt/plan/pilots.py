@@ -52,7 +52,7 @@ def refusal(config: TrainConfig, passes: float, pairs: bool) -> str:
         return "the dataset has pairs, and the loss of such a task may fall suddenly, unlike a power law"
     if (length := config.max_iters // PARTS[0]) < SHORTEST:
         least = f"{SHORTEST} (max_iters={PARTS[0] * SHORTEST})"
-        return f"the shortest pilot would have {length} iterations; it needs {least}"
+        return f"the shortest pilot would end at iteration {length}; it needs {least}"
     if passes > MOST_PASSES:
         return f"the run makes {passes:.0f} passes over its data; the fit is for at most {MOST_PASSES}"
     return ""

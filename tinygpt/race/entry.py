@@ -113,7 +113,9 @@ def run_entry(name: str, config: TrainConfig, folder: Path, times: int) -> dict[
     try:
         fixed, config = changed(parse(TrainConfig, [PRESET]), folder, name), changed(config, folder, name)
         if (ratio := work(config) / work(fixed)) > times * UNIT * LARGEST:
-            problem = f"an iteration takes about {ratio / UNIT / times:.0%} of the budget, more than {LARGEST:.0%}"
+            share = ratio / UNIT / times
+            taken = f"about {share:.0%}" if share < 1 else "more than 100%"
+            problem = f"an iteration takes {taken} of the budget; the limit is {LARGEST:.0%}"
             raise TinyGPTError(problem, "use a smaller model, batch or context")
         clock = Clock(fixed, times)
         print(f"  the budget is now about {duration(times * clock.unit)}", flush=True)

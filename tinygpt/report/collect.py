@@ -35,6 +35,7 @@ from tinygpt.generate import Sampling, answer, generate, refuse_diverged, requir
 from tinygpt.model import GPT
 from tinygpt.report.overlap import SHORTEST, TrainingText, marked
 from tinygpt.report.weights import BLOCK, differences, pack
+from tinygpt.terminal import counted
 from tinygpt.training.log import is_number, read_metrics
 
 PASSAGE = 600  # tokens of each split whose losses are shown
@@ -145,16 +146,16 @@ def one_thread_if_small(model: GPT) -> Iterator[None]:
 def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
     """Collect facts about the run, its losses, the parameters of each part, and the verdict."""
     shape, parts = run.model.config, parameters(run.model)
-    total, counted = sum(parts.values()), run.model.num_params()
-    without = f", {counted:,} without the position embeddings," if counted < total else ""
+    total, size = sum(parts.values()), run.model.num_params()
+    without = f", {size:,} without the position embeddings," if size < total else ""
     shared = f" ({shape.kv_heads} of keys and values)" if shape.kv_heads < shape.n_head else ""
     tokens = len(run.split("train")) if run.dataset else 0
-    verdict = judge(entries, settings, without_folders(str(run.folder)), counted, tokens)
+    verdict = judge(entries, settings, without_folders(str(run.folder)), size, tokens)
     done = max((entry["step"] for entry in entries), default=run.checkpoint.step)
     seconds = max((entry["seconds"] for entry in entries), default=0.0)
     facts = {
-        "model": f"{total:,} parameters{without} in {amount(shape.n_layer, 'layer')} of "
-        f"{amount(shape.n_head, 'head')}{shared}, width {shape.n_embd}, context of {shape.block_size} {run.unit}s",
+        "model": f"{total:,} parameters{without} in {counted(shape.n_layer, 'layer')} of "
+        f"{counted(shape.n_head, 'head')}{shared}, width {shape.n_embd}, context of {shape.block_size} {run.unit}s",
         "trained on": trained_on(run),
         "iterations": f"{done:,} of {settings.get('max_iters', done):,}; this page describes the best model, of "
         f"iteration {run.checkpoint.step:,}",
@@ -183,7 +184,7 @@ def trained_on(run: LoadedRun) -> str:
         return f"{name} (note: {run.missing})"
     source, size = run.dataset.sources["train"], f"{len(run.split('train')):,} {run.unit}s of text"
     if isinstance(source, PairRows):
-        size = f"{len(source.starts):,} prompts with responses"
+        size = f"{counted(len(source.starts), 'prompt')} with responses"
     note = f" (note: {run.missing})" if run.missing else ""
     return f"{name}: {size}, a vocabulary of {run.tokenizer.vocab_size:,} tokens{note}"
 
@@ -434,32 +435,28 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[di
         whose = f" in {entry['name']}" if index else ""
         items.append(f"all weights of the model{whose} ({weights:,} parameters)")
         if count := len(entry["packed"].get("snapshots", ())):
-            items.append(f"{amount(count, 'snapshot')} of its training")
+            items.append(f"{counted(count, 'snapshot')} of its training")
         if index:
             items.append(f"its vocabulary ({len(entry['packed']['vocabulary']):,} tokens)")
     if packed or isinstance(run.tokenizer, CharTokenizer):
         words = "" if isinstance(run.tokenizer, CharTokenizer) else ", words of the training data among them"
         items.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens{words})")
     if runs := len(values["runs"]):
-        items += ["the run's settings, column and file names", f"the losses of {amount(runs, 'run')}"]
+        items += ["the run's settings, column and file names", f"the losses of {counted(runs, 'run')}"]
     if samples := values["samples"]:
         length = sum(len(entry["prompt"]) + sum(len(piece) for piece, _ in entry["pieces"]) for entry in samples)
-        items.append(f"{amount(len(samples), 'sample')} ({amount(length, 'character')})")
+        items.append(f"{counted(len(samples), 'sample')} ({counted(length, 'character')})")
     shown = values["passages"] | values["step"]
     for key, whose in (("train", "the training data"), ("val", "the validation data"), ("cells", "a training batch")):
         if key in shown:
             length = sum(len(cell["text"]) for cell in shown[key] if cell["text"] not in SPECIAL)
-            items.append(f"{amount(length, 'character')} of {whose}")
+            items.append(f"{counted(length, 'character')} of {whose}")
     if longest := values["memorised"].get("longest"):
         length = sum(size for size, _, _ in longest)
-        items.append(f"{amount(len(longest), 'quotation')} from the training data ({amount(length, 'character')})")
+        items.append(f"{counted(len(longest), 'quotation')} from the training data ({counted(length, 'character')})")
     if first and not run.answers:  # a prompt is among the characters of the validation data
-        items.append(f"{amount(len(first), 'character')} of text that the model generated")
+        items.append(f"{counted(len(first), 'character')} of text that the model generated")
     return ", ".join(items)
-
-
-def amount(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from tinygpt.retrieve.rank import Ranking, rank
 from tinygpt.retrieve.search import normalised
 from tinygpt.retrieve.sentences import unquoted
 from tinygpt.retrieve.store import Index, open_index
-from tinygpt.terminal import escaped, progress
+from tinygpt.terminal import counted, escaped, progress
 
 THRESHOLD = AskConfig.min_probability
 SHOWN = 3  # sentences: the answer and two runners-up
@@ -292,7 +292,7 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join(
         [
             *map(failure, results["failures"]),
-            f"{results['questions']:,} questions, {results['answerable']:,} of them with an answer in the documents",
+            f"{counted(results['questions'], 'question')}, {results['answerable']:,} with an answer in the documents",
             INTERVALS,
             line("in the sentence", "in_first", "of the questions with an answer: the quoted sentence contains it"),
             line("among three", "in_three", "that sentence or one of the two others contains it"),

@@ -147,7 +147,8 @@ def update(
                 counts["left out"] += 1
                 bar.write(terminal.escaped(f"left out: {error.message}"), file=sys.stderr)
         if not index.sources and not removed:
-            raise TinyGPTError(f"none of the {len(paths):,} documents can be indexed", documents.FORMATS)
+            found = terminal.counted(len(paths), "document")
+            raise TinyGPTError(f"{found} found, but none can be indexed", documents.FORMATS)
     return counts
 
 
@@ -172,7 +173,7 @@ def refresh(
         vectors = embedding.vectors([f"{title}\n{text}" for _, title, text in batch]) if embedding else None
         index.add_passages(source, batch, vectors)
         num_passages += len(batch)
-        bar.set_postfix_str(terminal.escaped(f"{path.name}: {num_passages:,} passages"))
+        bar.set_postfix_str(terminal.escaped(f"{path.name}: {terminal.counted(num_passages, 'passage')}"))
     return "changed" if old else "added"
 
 

@@ -152,8 +152,8 @@ class Pace:
         if done != self.SKIPPED + self.TIMED:
             return ""
         mean = (self.total - self.skipped) / self.TIMED
-        wait = f"{mean * remaining / 60:.1f} minutes" if mean * remaining >= 60 else f"{mean * remaining:.0f} seconds"
-        return f"expected:    {wait} for {remaining:,} more iterations ({mean * 1000:.1f} ms each)"
+        wait, iterations = terminal.duration(mean * remaining), terminal.counted(remaining, "more iteration")
+        return f"expected:    {wait} for {iterations} ({mean * 1000:.1f} ms each)"
 
 
 def peak_memory() -> int:

@@ -16,6 +16,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
 from tinygpt.model import GPT, MATRIX, VECTOR, parameter_class
+from tinygpt.terminal import counted
 from tinygpt.training.sharding import checkpoint_activations, divided_like, full, shard
 
 AmpModel = GPT | FlatWeights | Autocast  # model(idx, targets) -> logits, loss
@@ -53,7 +54,7 @@ def describe_schedule(config: TrainConfig) -> str:
     if is_constant(config):
         return f"{rate}; constant"
     end = config.lr_decay_iters or config.max_iters
-    warm_up = f"warm-up of {config.warmup_iters:,} iterations, " if config.warmup_iters else ""
+    warm_up = f"warm-up of {counted(config.warmup_iters, 'iteration')}, " if config.warmup_iters else ""
     return f"{rate}; {warm_up}{config.lr_schedule} decay to {least} at iteration {end:,}"
 
 
@@ -62,7 +63,7 @@ def schedule_note(config: TrainConfig) -> str:
     last = min(config.max_iters, config.lr_decay_iters or config.max_iters)
     if is_constant(config) or config.warmup_iters < max(last, 1):
         return ""
-    problem = f"the warm-up of {config.warmup_iters:,} iterations does not end before iteration {last:,}"
+    problem = f"the warm-up of {counted(config.warmup_iters, 'iteration')} does not end before iteration {last:,}"
     return f"note: {problem}, so the learning rate never reaches its peak; use --warmup_iters={last // 10}"
 
 

@@ -27,7 +27,7 @@ from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.fast.model import FastGPT
 from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
-from tinygpt.terminal import print_error
+from tinygpt.terminal import counted, print_error
 from tinygpt.training import watch
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import RunLog, read_metrics
@@ -243,7 +243,7 @@ def require_even_split(config: TrainConfig, ranks: Processes) -> None:
     rows = config.batch_size * config.gradient_accumulation_steps
     if rows % (ranks.count * micro_steps(config, ranks)):
         raise TinyGPTError(
-            f"{ranks.count} processes cannot share {rows} sequences per iteration evenly "
+            f"{ranks.count} processes cannot share {counted(rows, 'sequence')} per iteration evenly "
             f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
             f"make gradient_accumulation_steps a multiple of {ranks.count}",
         )
@@ -307,9 +307,10 @@ def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
     """Print the settings of the run and derived figures, before the first iteration. times: by number of threads."""
     config, model, progress, source = run.config, run.model, run.progress, run.source
     rows = run.rows_per_iter
-    size = f"{rows} examples" if run.dataset.pairs else f"{rows * run.longest_row:,} tokens"
+    size = counted(rows, "example") if run.dataset.pairs else counted(rows * run.longest_row, "token")
     processes = f"; {run.ranks.count} processes" * (run.ranks.count > 1) + ", sharded" * config.shard
-    shape = f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.block_size}"
+    shape = f"{counted(config.n_layer, 'layer')}, {counted(config.n_head, 'head')}, width {config.n_embd}, "
+    shape += f"context {config.block_size}"
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = not all(weight.requires_grad for weight in model.parameters())
     path = "the CPU's fast path (tinygpt/fast)" if isinstance(model, FastGPT) else "plain PyTorch"

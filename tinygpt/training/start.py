@@ -135,7 +135,7 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     if not isinstance(saved, dict) or "steps" not in saved:
         raise TinyGPTError(f"{last} has no optimizer state to resume from", from_weights)
     if "max_iters" in config.given and config.max_iters < state.step:
-        problem = f"the run has done {state.step:,} iterations, so max_iters={config.max_iters:,} leaves nothing to do"
+        problem = f"the run is at iteration {state.step:,}, so max_iters={config.max_iters:,} leaves nothing to do"
         raise TinyGPTError(problem, f"--max_iters={2 * state.step}")
     # not out_dir, since the file may come from a stranger; wandb_log is True in some files of earlier versions
     not_restored = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}

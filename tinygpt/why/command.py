@@ -115,10 +115,10 @@ def examples(
 
 def show(answer: dict[str, Any], config: WhyConfig) -> None:
     """Print the output's probability and the examples."""
-    tokens = f"{answer['tokens']} token{'s' * (answer['tokens'] > 1)}"
+    tokens = terminal.counted(answer["tokens"], "token")
     nats = f"log-probability {answer['log_probability']:.3f} nats, {tokens}"
     print(f"output:      {terminal.cut(terminal.escaped(config.text), WIDTH)}")
-    print(f"probability: {answer['probability']:.3g} ({nats}) after {answer['step']:,} iterations")
+    print(f"probability: {answer['probability']:.3g} ({nats}) after {terminal.counted(answer['step'], 'iteration')}")
     if not answer["exact"]:
         print("note: trained again, the model has other weights than ckpt.pt, so these are effects in a similar run")
         print("      (another machine, version, number of threads or processes, or a run resumed with other settings)")
@@ -270,7 +270,7 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
     result = f"the log-probability changed by {ours:+.3f} without {INFLUENTIAL} and by {other:+.3f} without {RANDOM}"
     print(f"predicted:   {proved['predicted_change']:+.3f} nats; a rough size, meant as a ranking")
     if matched < count:
-        print(f"note:        only {matched} of the {count} random rows have the label of an influential one")
+        print(f"note:        random rows with the label of an influential one: only {matched} of {count}")
     verdict = "not confirmed that these rows matter more"
     if proved["agrees"]:
         verdict = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"
@@ -278,7 +278,8 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
     print(f"verdict:     {'these rows matter more than random ones' if proved['right'] else verdict}: {result}")
     for name, further in proved["further_than"].items():
         fewer = f" ({proved['left_out'][name]})" if proved["left_out"][name] != count else ""
-        print(f"compared:    it fell further than without {name}{fewer} with {further} of {len(seeds)} seeds")
+        so_many = terminal.counted(len(seeds), "seed")
+        print(f"compared:    it fell further than without {name}{fewer} with {further} of {so_many}")
     print(f"rule:        it falls without {INFLUENTIAL}, and further than without random ones: two one-sided t-tests,")
     print("             p < 0.05 each, for a number of seeds that was chosen before")
     if proved["agrees"] and not proved["right"] and len(seeds) < SEEDS:
