@@ -113,10 +113,13 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
         raise TinyGPTError(f"{path}: not an adapter", "tinygpt finetune --lora_rank=8, which writes OUT_DIR/adapter.pt")
     if state["base"] != fingerprint:
         trained_from = state["config"].get("init_from", "out/ckpt.pt")
-        raise TinyGPTError(
-            f"{path} was trained on a base model other than {ckpt} (fingerprints {state['base']} and {fingerprint})",
-            f"give the checkpoint that it was trained from: --ckpt {suggest.quoted(trained_from)}",
-        )
+        problem = f"{path} was trained on a base model other than {ckpt}"
+        hint = f"give the checkpoint that it was trained from: --ckpt {suggest.quoted(trained_from)}"
+        if checkpoint.file_of(trained_from).resolve() == checkpoint.file_of(ckpt).resolve():
+            problem += ", which has been trained further or replaced since"
+            again = suggest.command("finetune", path.with_name("config.yaml"), f"--out_dir={path.parent}-new")
+            hint = f"{again}, or give the older file of the base model as --ckpt"
+        raise TinyGPTError(f"{problem} (fingerprints {state['base']} and {fingerprint})", hint)
     return state
 
 

@@ -127,11 +127,16 @@ def save(path: Path, checkpoint: Checkpoint, retry_hint: str = RUN_AGAIN) -> Non
 
 def load(path: str | Path) -> Checkpoint:
     """Read a checkpoint, or the ckpt.pt of a folder. Errors: as in `read`, also for a file that is not a checkpoint."""
-    path = Path(path)
-    path = path / "ckpt.pt" if path.is_dir() else path
+    path = file_of(path)
     with _read_errors(path):
         state, sealed = _read(path)
         return _from_state(state, path, sealed)
+
+
+def file_of(path: str | Path) -> Path:
+    """Return the checkpoint that a path names: the file itself, or the ckpt.pt of a folder."""
+    path = Path(path)
+    return path / "ckpt.pt" if path.is_dir() else path
 
 
 def refuse_overwriting(out: Path, source: str, use: str) -> None:
