@@ -409,7 +409,7 @@ def test_a_rare_label_is_pointed_out(own: Path) -> None:
         (["--miss_cost=5"], "--miss_cost needs a positive label", "--positive=LABEL"),
         (["--positive=bad", "--miss_cost=0"], "miss_cost is 0.0, but must be above 0", "--help"),
         (["--positive=bad", "--miss_cost=-1"], "miss_cost is -1.0, but must be above 0", "--help"),
-        (["--positive=bad", "--miss_cost=inf"], "miss_cost is inf, but must be below inf", "--help"),
+        (["--positive=bad", "--miss_cost=inf"], "miss_cost is inf, but must be finite", "--help"),
         (["--positive=bad", "--miss_cost=much"], "'much' is not a number", "--help"),
         (["--positive=bad", "--predict=mine.csv"], "cannot be used with predict", "--help"),
     ],

@@ -186,7 +186,7 @@ def test_a_gpt_labels_relative_to_its_folder_and_long_prompts(models: Path, tmp_
         ("new.csv", "question,id\n", [], "new.csv: no texts to label"),
         ("new.csv", "", [], "no column question"),
         ("new.txt", "", [], "new.txt: no texts to label"),
-        ("new.jsonl", '{"question": 3}\n', [], "new.jsonl line 1: question is not text"),
+        ("new.jsonl", '{"question": 3}\n', [], "new.jsonl line 1: the value of 'question' is not text"),
         ("new.jsonl", '{"q": "x"}\n[1]\n', [], "line 1: no key 'question'; new.jsonl line 2: not a JSON object"),
         ("new.ods", "x", [], "tinygpt does not read .ods files"),
         ("new.pdf", "x", [], "new.pdf: not .csv, .xlsx, .jsonl or .txt"),

@@ -221,9 +221,11 @@ def check_request(config: PrepareConfig) -> None:
     if (config.format == "pairs" or config.name in TASKS) and config.tokenizer == "gpt2":
         raise TinyGPTError(NO_SPECIAL, "drop --tokenizer=gpt2, or use --tokenizer=bpe")
     check_vocab_size(config)
-    if config.labels and (config.format != "pairs" or config.name in TASKS):
-        hint = "drop --labels" if config.name in built_in else "drop --labels, or add --format pairs"
-        raise TinyGPTError("--labels applies only to your own pairs", hint)
+    own_pairs = config.format == "pairs" and config.name not in TASKS
+    for key in ("labels", "skip_bad", "prompt_field", "response_field", "test_fraction"):
+        if getattr(config, key) != getattr(PrepareConfig, key) and not own_pairs:
+            hint = f"drop --{key}" if config.name in built_in else f"drop --{key}, or add --format pairs"
+            raise TinyGPTError(f"--{key} applies only to your own pairs", hint)
     distinct = {label.strip() for label in config.labels} - {""}
     if config.labels and (len(distinct) < 2 or len(distinct) < len(config.labels)):
         raise TinyGPTError("--labels needs at least two different labels", "for example --labels ok breach")

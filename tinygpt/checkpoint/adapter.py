@@ -117,7 +117,9 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
         hint = f"give the checkpoint that it was trained from: --ckpt {suggest.quoted(trained_from)}"
         if checkpoint.file_of(trained_from).resolve() == checkpoint.file_of(ckpt).resolve():
             problem += ", which has been trained further or replaced since"
-            again = suggest.command("finetune", path.with_name("config.yaml"), f"--out_dir={path.parent}-new")
+            settings, again = path.with_name("config.yaml"), "make the adapter again"
+            if settings.exists():  # not next to an imported adapter
+                again = suggest.command("finetune", settings, f"--out_dir={path.parent}-new")
             hint = f"{again}, or give the older file of the base model as --ckpt"
         raise TinyGPTError(f"{problem} (fingerprints {state['base']} and {fingerprint})", hint)
     return state

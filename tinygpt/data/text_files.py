@@ -208,9 +208,9 @@ def text_in(entry: dict[str, Any] | str, key: str) -> str:
         raise ValueError(f"no key {key!r}")
     text = entry[key]
     if not isinstance(text, str):
-        raise ValueError(f"{key} is not text")
+        raise ValueError(f"the value of {key!r} is not text")
     if surrogate := lone_surrogate(text):
-        raise ValueError(f"{key} contains a lone surrogate ({surrogate}), which is half of a character")
+        raise ValueError(f"the value of {key!r} contains a lone surrogate ({surrogate}), which is half of a character")
     return text
 
 
