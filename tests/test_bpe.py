@@ -250,7 +250,7 @@ def test_pairs_are_evaluated_and_answered(made: Path) -> None:
     report = json.loads(ok(made, "eval", "--ckpt=out-answers", "--task=answers", "--json").out)
     assert report["labels"] == ["blue", "green", "red"]
     assert ok(made, "sample", "--ckpt=out-answers", "--start=item 7 is red", "--max_new_tokens=4").out.startswith(
-        "<|prompt|>item 7 is red<|response|>"
+        "item 7 is red\n"
     )
 
 

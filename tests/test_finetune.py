@@ -132,6 +132,7 @@ def sampled(folder: Path, *flags: str) -> str:
 def test_adapter_merge_and_checkpoint_are_one_model(work: Path) -> None:
     both = ["--ckpt=out/ckpt.pt", "--adapter=out-lora/adapter.pt"]
     ok(work, "merge", *both, "--out_dir=merged")
+    assert sampled(work, *both).startswith("123 red\n") and "<|" not in sampled(work, *both)
     texts = {sampled(work, *flags) for flags in (both, ["--ckpt=merged"], ["--ckpt=out-lora"])}
     assert len(texts) == 1
     merged, base = load(work / "merged").model, load(work / "out").model
@@ -165,7 +166,7 @@ def test_the_model_answers_and_stops(work: Path) -> None:
     answer = sampled(work, "--ckpt=out-finetune")
     assert sampled(work, "--ckpt=out-finetune", "--stop=@@") == answer  # the end of the response still ends it
     assert sampled(work, "--ckpt=out-finetune", f"--stop={answer[-2]}") != answer
-    assert answer.startswith("<|prompt|>123 red<|response|>") and "<|end|>" not in answer
+    assert answer.startswith("123 red\nr") and "<|" not in answer  # no special token
     plain = sampled(work, "--ckpt=out-finetune", "--plain")
     assert plain.startswith("123 red") and "<|prompt|>123" not in plain
 

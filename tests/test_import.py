@@ -158,7 +158,7 @@ def test_a_prompt_is_asked_with_the_chat_template(imported: Path) -> None:
     for fast_path in ("True", "False"):
         flags = ["--temperature=0", "--max_new_tokens=40", f"--fast={fast_path}", "--json"]
         said = json.loads(ok(imported, "sample", "--ckpt=out-base", "--start=grass 7", *flags).out)
-        assert said["text"] == text and SYSTEM in said["prompt"]
+        assert said["text"] == text and said["prompt"] == "grass 7"
 
 
 # ---- the data ---------------------------------------------------------------------------------------------------

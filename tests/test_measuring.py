@@ -456,7 +456,7 @@ def test_a_lone_surrogate_in_a_pair_is_a_bad_line(tmp_path: Path, key: str, half
     (tmp_path / "p.jsonl").write_text("\n".join([*entries[:6], bad, *entries[6:]]))
     args = ["prepare", "mine", "--input=p.jsonl", "--format=pairs"]
     sentence = failure(cli_here(*args, cwd=tmp_path), status=2)
-    assert sentence.startswith(f"p.jsonl line 7: {key} contains a lone surrogate (U+D")
+    assert sentence.startswith(f"p.jsonl line 7: the value of '{key}' contains a lone surrogate (U+D")
     result = cli_here(*args, "--skip_bad", cwd=tmp_path)
     assert result.status == 0 and "left out: p.jsonl line 7" in result.err
     meta = strict((tmp_path / "data/mine/meta.json").read_text())

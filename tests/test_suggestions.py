@@ -156,6 +156,14 @@ def test_after_preparing_pairs(place: Workplace) -> None:
         assert len(place.follow(said)) == 1
 
 
+def test_what_is_prepared_already_is_not_suggested(place: Workplace) -> None:
+    said = place.ok("prepare", "reports_a", *place.place)
+    assert [command[0] for command in suggested(said)] == ["prepare", "train", "finetune"]
+    place.ok("prepare", "reports", *place.place)
+    said = place.ok("prepare", "reports_a", *place.place)
+    assert [command[0] for command in suggested(said)] == ["train", "finetune"]
+
+
 def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """prepare suggests to train; train, to evaluate; index, to ask."""
     monkeypatch.setitem(reader.SIZES, "reader", {"train": 200, "val": 20, "test": 20})

@@ -24,11 +24,15 @@ def sample(config: SampleConfig) -> None:
     """Print `num_samples` continuations of `start`: a single one is streamed, several are generated as one batch."""
     checkpoint = load_model(config.ckpt, config.adapter)
     tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
-    prompt = encode_prompt(prompt_text(config.start), tokenizer, config.skip_unknown, config.plain)
+    text = prompt_text(config.start)
+    prompt = encode_prompt(text, tokenizer, config.skip_unknown, config.plain)
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
     model = checkpoint.for_inference(compute, config.fast)
+    start = tokenizer.decode(prompt[len(tokenizer.start) :])
     if tokenizer.pair is not None and not config.plain:
         require_room(prompt, model.config.block_size)
+        start = tokenizer.decode(tokenizer.encode(text.strip("\n"), config.skip_unknown))  # without special tokens
+        start += "" if config.json else "\n"
     stops = [config.stop] if config.plain else [tokenizer.stop, config.stop]
     single = config.num_samples == 1 and not config.json
     idx = torch.tensor([prompt], dtype=torch.long, device=compute.device).expand(config.num_samples, -1)
@@ -40,7 +44,7 @@ def sample(config: SampleConfig) -> None:
         rows = generate(model, idx, config.max_new_tokens, sampling, tokenizer.vocab_size, config.exact_window)
         # errors of the first step are raised before any output
         rows = itertools.chain(list(itertools.islice(rows, 1)), rows)
-        start, streams = tokenizer.decode(prompt), [TextStream(tokenizer, stops) for _ in range(config.num_samples)]
+        streams = [TextStream(tokenizer, stops) for _ in range(config.num_samples)]
         if single:
             print_stream(rows, start, streams[0])
         else:

@@ -144,14 +144,15 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         flags = [f"--block_size={width}", f"--out_dir={base}"]
     base_task = base.removeprefix("out-")  # the task that trains the base model, as reports for reports_a
     untrained = not Path(f"{base}/ckpt.pt").exists()
-    if untrained and base_task in TASKS:
-        show("prepare", base_task)
-        show("train", f"configs/{TASKS[base_task].preset}.yaml")
-    elif untrained:
-        print("without a pretrained model, first train a base model, which takes under a minute:")
-        if not (folder.parent / "shakespeare_char" / "meta.json").exists():
-            show("prepare", "shakespeare_char")
-        show("train", "configs/shakespeare_char_fast.yaml", *flags)
+    if untrained:
+        text, recipe = "shakespeare_char", "shakespeare_char_fast"
+        if base_task in TASKS:
+            text, recipe = base_task, TASKS[base_task].preset
+        else:
+            print("without a pretrained model, first train a base model, which takes under a minute:")
+        if not (folder.parent / text / "meta.json").exists():
+            show("prepare", text)
+        show("train", f"configs/{recipe}.yaml", *flags)
     dataset = next(name for name, other in TASKS.items() if other.preset == task.preset)
     show("finetune", preset, f"--ckpt={base}/ckpt.pt", *own_flags(config.name, dataset))
 
