@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -29,7 +30,9 @@ from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed up tiny products
 
-from tinygpt.cli import main
+from tinygpt.cli import COMMANDS, main
+from tinygpt.config import schema
+from tinygpt.config.fields import keys
 from tinygpt.evaluate import process
 from tinygpt.interop import chat
 from tinygpt.training.log import peak_memory
@@ -171,12 +174,28 @@ def listing(folder: Path) -> dict[str, bytes | str]:
     } | {f"{path.relative_to(folder)}/": "" for path in folder.rglob("*/")}
 
 
+def foreign_options(said: str, name: str) -> list[str]:
+    """The options in an error's hint that neither the command `name` has, which printed it, nor the command that the
+    hint names before them."""
+    found = []
+    for alternative in said.partition("  try: ")[2].split(", or "):
+        known = {*keys(getattr(schema, COMMANDS[name][1])), "help"} if name in COMMANDS else set()
+        for command, option in re.findall(r"\b(tinygpt [\w-]+|torchrun|pip install)|(?<![\w-])--(\w+)", alternative):
+            if command and command.split()[-1] not in COMMANDS:
+                break  # followed by options of its own
+            if command:
+                known = {*keys(getattr(schema, COMMANDS[command.split()[1]][1])), "help"}
+            elif option not in known:
+                found.append(f"{alternative}: --{option}")
+    return found
+
+
 def refused(folder: Path, *args: str) -> str:
     """Run a command that must be refused without changing any file; returns its message."""
     before = listing(folder)
     result = cli_here(*args, cwd=folder)
     assert result.status == 2 and len(result.err.splitlines()) <= 2, (args, result.out, result.err)
-    assert listing(folder) == before
+    assert listing(folder) == before and not foreign_options(result.err, args[0])
     return result.err
 
 

@@ -145,7 +145,36 @@ def test_mistakes_are_those_of_the_command_line(work: Path) -> None:
                 call()
             assert caught.value.hint or "[1, 2]" in message
             assert not caught.value.hint or caught.value.hint in traceback.format_exception(caught.value)[-1]
+            assert "--" not in caught.value.hint.partition("tinygpt ")[0]
     assert not (work / "out").exists()
+
+
+def test_a_hint_names_arguments_of_the_function(models: Path, tmp_path: Path) -> None:
+    """Also by other names than on the command line; what a function lacks is left out, complete commands stay."""
+    text, pairs = tinygpt.load(models / "out", device="cpu"), tinygpt.load(models / "out-colours", device="cpu")
+    lora = models / "out-lora"
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    own = {"data_dir": tmp_path / "my data"}
+    for call, hint in (
+        (lambda: text.generate("é"), "leave it out, or start the command with skip_unknown=True"),
+        (lambda: text.logits("é"), "leave it out"),
+        (lambda: text.loss("é"), "leave it out"),
+        (lambda: pairs.generate(""), 'prompt="a prompt", or plain=True'),
+        (lambda: pairs.logits(""), 'text="a prompt"'),
+        (lambda: pairs.generate("0" * 99), "shorten the prompt, or tinygpt train with a larger --block_size"),
+        (lambda: tinygpt.load(models / "out", device="tpu"), "auto, cpu, cuda, cuda:N or mps"),
+        (lambda: tinygpt.load(lora / "adapter.pt"), r'path=.*adapter=".*adapter.pt", or tinygpt merge --ckpt .*'),
+        (lambda: tinygpt.load(models / "out-colours", adapter=lora), r'give the checkpoint .*: path="out"'),
+        (lambda: api.train(learning_rat=1), "learning_rate=VALUE"),
+        (lambda: api.train(dataset="a", out_dir=models / "none", init_from="resume"), r"out_dir=FOLDER of the run, .*"),
+        (lambda: api.prepare("mine", input=tmp_path / "latin.txt", **own), 'save it as UTF-8, or encoding="cp1252"'),
+        (lambda: api.finetune(ckpt=models / "out", dataset="colours", out_dir=models / "out"), r'out_dir=".*/out-new"'),
+        (lambda: api.evaluate(models / "out", dataset="tiny", split="val", data_dir=models / "data"), "drop split"),
+    ):
+        with pytest.raises(tinygpt.TinyGPTError) as caught:
+            call()
+        assert re.fullmatch(hint, caught.value.hint), caught.value.hint
+        assert caught.value.hint in traceback.format_exception(caught.value)[-1]
 
 
 def test_evaluate_returns_what_json_prints(tiny_run: Path, capsys: Any) -> None:

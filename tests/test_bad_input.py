@@ -1,5 +1,6 @@
 """Mistakes on the real command line: a message that names the cause, a hint, exit status 2, and nothing written."""
 
+import json
 import os
 import pickle
 import re
@@ -14,9 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_TRAIN, Result, cli, cli_here, listing, ok
+from conftest import TINY_TRAIN, Result, cli, cli_here, foreign_options, listing, ok
 
 from tinygpt.checkpoint import store as checkpoint
+from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_lock
 
 
@@ -48,6 +50,16 @@ def without_line_ends(work: Path) -> None:
         (work / f"{name}.txt").write_text("ab" * 99)
     ok(work, "prepare", "ab", "--input=a.txt")
     ok(work, *TINY_TRAIN, "--dataset=ab", "--out_dir=words", "--max_iters=0")
+
+
+def answers(work: Path) -> None:
+    """A model of pairs in colours/, and an adapter of it in lora/."""
+    pairs = [{"prompt": f"{n:03}", "response": "red" if n % 2 else "blue"} for n in range(60)]
+    (work / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    ok(work, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
+    ok(work, *TINY_TRAIN, "--dataset=colours", "--out_dir=colours", "--max_iters=2")
+    flags = ["--dataset=colours", "--device=cpu", "--compile=False", "--max_iters=2", "--lora_rank=2"]
+    ok(work, "finetune", "--ckpt=colours", *flags, "--out_dir=lora")
 
 
 class Canary:
@@ -107,18 +119,18 @@ MISTAKES: list[tuple[Any, ...]] = [
         lambda work: (work / "folder").mkdir(),
     ),
     ("MINE", r"input.txt: is binary, not text \(a NUL at offset 5\)", "plain text", b"hello\0you"),
-    ("MINE --encoding=mac-roman", "is binary", "--encoding utf-16", "hello".encode("utf-16-le")),
-    ("MINE", "input.txt: byte 0x92 at offset 7047 is not UTF-8", "--encoding cp1252", b"don't " * 1174 + b"don\x92t"),
-    ("MINE", "byte 0xc3 at offset 4 is not UTF-8", "--encoding cp1252", "fiancé".encode()[:4] + b"\xc3"),
-    ("MINE", "input.txt: is UTF-16 text", "--encoding utf-16", "hello".encode("utf-16")),
-    ("MINE", "binary", "--encoding utf-16", "hello".encode("utf-16-le")),
+    ("MINE --encoding=mac-roman", "is binary", "--encoding=utf-16", "hello".encode("utf-16-le")),
+    ("MINE", "input.txt: byte 0x92 at offset 7047 is not UTF-8", "--encoding=cp1252", b"don't " * 1174 + b"don\x92t"),
+    ("MINE", "byte 0xc3 at offset 4 is not UTF-8", "--encoding=cp1252", "fiancé".encode()[:4] + b"\xc3"),
+    ("MINE", "input.txt: is UTF-16 text", "--encoding=utf-16", "hello".encode("utf-16")),
+    ("MINE", "binary", "--encoding=utf-16", "hello".encode("utf-16-le")),
     ("MINE --encoding=klingon", "klingon: no such encoding", "cp1252", b"abc"),
     ("MINE --encoding=base64", "base64: no such encoding", "cp1252", b"abc"),
     ("MINE", r"input.txt: one distinct character \('a'\), so there is nothing to learn", "text", b"aaaaaaaa"),
     (
         "MINE",
         "70,000 different characters exceed the 65,536 ids of uint16",
-        "--tokenizer gpt2",
+        "--tokenizer=gpt2",
         "".join(map(chr, range(0x10000, 0x10000 + 70_000))).encode(),
     ),
     (
@@ -226,6 +238,19 @@ MISTAKES: list[tuple[Any, ...]] = [
         "--skip_unknown",
     ),
     ("SAMPLE '--start=é' --skip_unknown", "prompt is empty", "--start"),
+    ("why out --start=é --text=a", "'é' .* is not in this model's", "^leave it out$"),
+    ("why out --start=Th --text=é", "'é' .* is not in this model's", "^leave it out$"),
+    ("why colours --text=red", "answers prompts, but the prompt is empty", '^--start="a prompt"$', answers),
+    ("eval --predict a.txt", "not UTF-8", "^--predict FILE", b"caf\xe9"),
+    ("eval --predict a.txt", "is UTF-16 text", "^save it as UTF-8$", "hello".encode("utf-16")),
+    (
+        "train colours",
+        "is the folder of a run",
+        "^colours/config.yaml to .*, or tinygpt finetune --ckpt colours$",
+        answers,
+    ),
+    ("finetune --ckpt=lora/adapter.pt --dataset=tiny", "an adapter, which needs", "^tinygpt merge --ckpt", answers),
+    ("SAMPLE --ckpt=lora/adapter.pt", "an adapter, which needs", "^--ckpt BASE/ckpt.pt --adapter lora", answers),
     ("SAMPLE --start=FILE:prompt.txt", "prompt.txt: no such file", "FILE:"),
     (
         "RESUME",
@@ -396,7 +421,9 @@ def test_a_mistake_gets_one_sentence_and_the_way_out(mistake: tuple[Any, ...], r
             name = next(arg for arg in args if arg.endswith((".txt", ".yaml", ".py"))).removeprefix("--input=")
             (run_copy / name).write_bytes(setup if isinstance(setup, bytes) else setup.encode())
     before = listing(run_copy)
-    sentence, hint = complaint(cli_here(*args, cwd=run_copy))
+    result = cli_here(*args, cwd=run_copy)
+    sentence, hint = complaint(result)
+    assert not foreign_options(result.err, args[0])
     assert re.search(says, sentence)
     assert re.search(way_out, hint)
     assert listing(run_copy) == before
@@ -415,6 +442,20 @@ def test_a_process_of_its_own_says_the_same(command: str, run_copy: Path) -> Non
 def test_a_mistake_without_a_hint_of_its_own_gets_the_help(command: str, run_copy: Path) -> None:
     args = arguments(command)
     assert complaint(cli_here(*args, cwd=run_copy))[1] == f"tinygpt {args[0]} --help"
+
+
+def test_a_hint_of_check_names_no_option_of_another_command(run_copy: Path) -> None:
+    answers(run_copy)
+    shutil.copy(run_copy / "lora/adapter.pt", run_copy / "out/copy.pt")
+    said = cli_here("check", "out", cwd=run_copy).out
+    hint = re.search(r"FAIL +out/copy.pt: an adapter.*\n +try: (.*)", said)
+    assert hint and hint[1].startswith("tinygpt merge --ckpt BASE/ckpt.pt"), said
+
+
+def test_a_traceback_ends_with_the_hint_of_the_command(run_copy: Path) -> None:
+    with pytest.raises(TinyGPTError) as caught:
+        cli_here("why", "out", "--start=é", "--text=a", "--debug", cwd=run_copy)
+    assert caught.value.__notes__ == ["  try: leave it out"]
 
 
 def test_a_folder_in_use_names_the_process_that_has_it(run_copy: Path) -> None:

@@ -387,6 +387,7 @@ def test_conversations_that_a_model_of_pairs_cannot_read(chat: Ask) -> None:
         with pytest.raises(openai.BadRequestError, match=said) as caught:
             chat(messages=messages)
         assert caught.value.param == "messages" and caught.value.type == "invalid_request_error"
+        assert "--start" not in caught.value.message and "--plain" not in caught.value.message  # `sample` has these
 
 
 # ---- streams, as bytes ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ The tests run real commands, collect the suggested commands from the output, and
 blanks in their names and with a data_dir other than the default, and where that matters in folders with ordinary names.
 """
 
+import ast
 import html
 import json
 import re
@@ -27,13 +28,16 @@ from test_pairs import json_lines
 
 from tinygpt import terminal
 from tinygpt.checkpoint.store import load
-from tinygpt.config import suggest
+from tinygpt.cli import COMMANDS
+from tinygpt.config import schema, suggest
+from tinygpt.config.fields import keys
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import FinetuneConfig, TrainConfig
 from tinygpt.data.preview import PRETRAINED_BLOCK_SIZE
 from tinygpt.data.tasks import reader
 from tinygpt.evaluate.doctor import judge
 
+QUOTES = "f\"'"
 SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4"]
 SHORTEN = {  # appended to a suggested command to end it soon; does not affect whether the command works
     "train": ["--max_iters=2", "--eval_interval=2", "--eval_iters=1", "--device=cpu"],
@@ -317,6 +321,24 @@ def test_suggestions_of_the_exercises(place: Workplace) -> None:
     assert found[0] == ["exercise", "start", "1"]
     place.ok(*found[0])
     assert place.run(*found[1]).status == 1  # an unfilled template does not pass
+
+
+def test_every_command_in_the_source_has_the_options_that_follow_it() -> None:
+    """In all texts of the package, also those that no test prints: `tinygpt NAME ... --key`, and suggest.command."""
+    found = 0
+    for path in sorted(Path(suggest.__file__).parent.parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            said = ""
+            if isinstance(node, ast.Constant | ast.JoinedStr):
+                said = ast.unparse(node)
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "suggest.command":
+                said = f"tinygpt {' '.join(ast.unparse(argument).strip(QUOTES) for argument in node.args)}"
+            for name, rest in re.findall(r"tinygpt (\w+)\b((?:(?!tinygpt |, or |`|\\n).)*)", said):
+                options = re.findall(r"(?<![\w-])--(\w+)", rest) if name in COMMANDS else []
+                known = {*keys(getattr(schema, COMMANDS[name][1])), "help"} if options else {}
+                assert {*options} <= {*known}, (path, said)
+                found += len(options)
+    assert found > 100
 
 
 # ---- collecting suggestions --------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import sys
 from typing import Any, NoReturn
 
 from tinygpt import __version__, terminal, threads
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, fitting
 
 # command: (module:function, its configuration in tinygpt.config.schema, one line of help)
 GROUPS = {
@@ -116,20 +116,26 @@ def prepare_streams() -> None:
 def guarded(args: list[str], debug: bool) -> int:
     """Run the command, and print an error that a user can fix as one sentence on standard error.
 
-    A mistake without a hint of its own gets the command's help as a hint.
+    A hint names only options of this command. A mistake without a hint gets the command's help as a hint.
     """
     try:
         return run(args)
     except KeyboardInterrupt:
         return 130
     except (TinyGPTError, OSError) as error:
-        if debug or (isinstance(error, OSError) and error.filename is None):
+        if isinstance(error, OSError) and (debug or error.filename is None):
             raise
+        from tinygpt.config import schema
+        from tinygpt.config.fields import keys
         from tinygpt.files import file_error
 
         problem = error if isinstance(error, TinyGPTError) else file_error(error.filename, error)
-        if problem.status == 2:
-            problem.hint = problem.hint or f"tinygpt {args[0]} --help"
+        if args[0] in COMMANDS:
+            problem.set_hint(fitting(problem.hint, keys(getattr(schema, COMMANDS[args[0]][1]))))
+        if problem.status == 2 and not problem.hint:
+            problem.set_hint(f"tinygpt {args[0]} --help")
+        if debug:
+            raise
         terminal.print_error(problem.text())
         return problem.status
 

@@ -10,6 +10,8 @@ shows how to fix it. `tinygpt/cli.py` is the only place that prints it:
 import importlib
 import importlib.util
 import math
+import re
+from collections.abc import Callable, Container
 from typing import Any
 
 EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI, and the extra that installs it
@@ -35,19 +37,39 @@ EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI
 class TinyGPTError(Exception):
     """`message` says what is wrong, `hint` what to do next; `status` is the exit status.
 
-    2: a mistake in the command, nothing written. 1: a failure while the command ran (a full disk, out of memory, a loss
-    that is not finite).
+    A hint may list alternatives, separated by ", or ". The command that prints it leaves out those that it cannot
+    follow (see `fitting`), so that a shared function can name an option that only some of its callers have.
+
+    Status 2: a mistake in the command, nothing written. 1: a failure while the command ran (a full disk, out of memory,
+    a loss that is not finite).
     """
 
     def __init__(self, message: str, hint: str = "", status: int = 2) -> None:
         super().__init__(message)
-        self.message, self.hint, self.status = message, hint, status
-        if hint:
-            self.add_note(f"  try: {hint}")  # below the message of a traceback
+        self.message, self.status = message, status
+        self.set_hint(hint)
+
+    def set_hint(self, hint: str) -> None:
+        """Replace the hint, which a traceback shows below the message."""
+        self.hint = hint
+        self.__notes__ = [f"  try: {hint}"] if hint else []
 
     def text(self) -> str:
         """Format message and hint, as the command line prints them."""
         return f"error: {self.message}" + (f"\n  try: {self.hint}" if self.hint else "")
+
+
+def fitting(hint: str, options: Container[str], shown: Callable[[str], str] = str) -> str:
+    """Return the alternatives of a hint that name no option (`--key`) but these; a complete command has its own.
+
+    shown: changes an alternative up to such a command.
+    """
+    fit = []
+    for alternative in hint.split(", or "):
+        own, command, rest = re.split(r"(\b(?:tinygpt|torchrun|pip|llama-gguf-split) |$)", alternative, maxsplit=1)
+        if all(name in options for name in re.findall(r"(?<![\w-])--(\w+)", own)):
+            fit.append(shown(own) + command + rest)
+    return ", or ".join(fit)
 
 
 def diverged(subject: str, value: float) -> TinyGPTError:

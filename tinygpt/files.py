@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from tinygpt.errors import TinyGPTError, library
 
+UTF_16 = "save it as UTF-8, or --encoding=utf-16"
 RUN_AGAIN = "run the command again"
 WINDOWS = os.name == "nt"
 PATIENCE = 2.0  # seconds for which a denied rename is tried again on Windows
@@ -281,7 +282,7 @@ def read_text(path: Path, hint: str) -> str:
     return text.replace("\r\n", "\n")
 
 
-def byte_order_mark(start: bytes, path: Path, encoding: str = "utf-8", hint: str = "--encoding utf-16") -> int:
+def byte_order_mark(start: bytes, path: Path, encoding: str = "utf-8", hint: str = UTF_16) -> int:
     """Return the length of UTF-8's byte-order mark at the start of a file, 0 or 3; 0 for other encodings. Errors:
     TinyGPTError with the hint `hint` for UTF-16 where UTF-8 is expected."""
     if codecs.lookup(encoding).name != "utf-8":

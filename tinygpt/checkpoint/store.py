@@ -260,6 +260,7 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
         raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
     if "tinygpt_adapter" in state:
         hint = f"--ckpt BASE/ckpt.pt --adapter {suggest.quoted(str(path))}"
+        hint += f", or {suggest.command('merge', '--ckpt', 'BASE/ckpt.pt', '--adapter', path)}"
         raise TinyGPTError(f"{path}: an adapter, which needs its base model", hint)
     version = state.get("tinygpt_format", 0)
     if version and not sealed:

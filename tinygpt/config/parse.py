@@ -192,7 +192,7 @@ def find_config(name: str) -> Path:
     if path.parent.name in ("", "configs") and path.name in presets:
         return presets[path.name]
     if path.is_dir() and (path / "config.yaml").exists():
-        hint = f"{name}/config.yaml to repeat the run, --ckpt {name} to fine-tune its model"
+        hint = f"{name}/config.yaml to repeat the run, or tinygpt finetune --ckpt {name}"
         raise TinyGPTError(f"{name}: is the folder of a run, not a config file", hint)
     close = get_close_matches(path.stem, [Path(preset).stem for preset in presets], n=1)
     hint = f"configs/{close[0]}.yaml" if close else f"choose one of {', '.join(presets)}"

@@ -123,10 +123,8 @@ def converted(paths: list[Path], config: Reading, convert: Callable[[Entry], T])
         except OSError as error:
             raise file_error(path, error) from None
     shown = problems[:5] + [terminal.counted(len(problems) - 5, "more line")] * (len(problems) > 5)
-    skip = getattr(config, "skip_bad", None)  # None: the command has no such flag
-    if problems and not skip:
-        otherwise = "" if skip is None else ", or pass --skip_bad to leave them out"
-        raise TinyGPTError("; ".join(shown), f"fix them in the file{otherwise}")
+    if problems and not getattr(config, "skip_bad", False):
+        raise TinyGPTError("; ".join(shown), "fix them in the file, or pass --skip_bad=True to leave them out")
     for line in shown:
         terminal.print_error(f"left out: {line}")
     if boms:

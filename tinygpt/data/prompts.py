@@ -25,7 +25,7 @@ def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, p
     """
     answering = tokenizer.pair is not None and not plain
     if answering and not text.strip():
-        raise TinyGPTError("this model answers prompts, but the prompt is empty", '--start "a prompt", or --plain')
+        raise TinyGPTError("this model answers prompts, but the prompt is empty", '--start="a prompt", or --plain=True')
     if not answering and text in ("", "\n"):
         try:
             return tokenizer.start.tolist() or tokenizer.encode("\n").tolist()
@@ -43,4 +43,4 @@ def require_room(prompt: list[int], block_size: int) -> None:
     """Check that a prompt fits the context: cut at its start, it would lack a special token. Errors: TinyGPTError."""
     if len(prompt) > block_size:
         size = f"{len(prompt):,} tokens, including special tokens; the model reads at most {block_size:,}"
-        raise TinyGPTError(f"the prompt has {size}", "shorten the prompt, or train with a larger --block_size")
+        raise TinyGPTError(f"the prompt has {size}", "shorten the prompt, or tinygpt train with a larger --block_size")

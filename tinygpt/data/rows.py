@@ -189,9 +189,11 @@ class PairRows:
     def require(self, block_size: int, where: str) -> None:
         if self.spare_tokens(block_size) < 0:
             long, longest = int((self.lengths > block_size + 1).sum()), self.lengths.max()
-            examples = f"{counted(long, 'example')} of {len(self.lengths):,} in {where}"
+            what = (
+                f"{counted(long, 'example')} of {len(self.lengths):,} in {where}: longer than block_size {block_size}"
+            )
             hint = f"use shorter examples, or a model with block_size {longest - 1} or more"
-            raise TinyGPTError(f"{examples}: longer than block_size {block_size} (the longest has {longest} tokens)", hint)
+            raise TinyGPTError(f"{what} (the longest has {longest} tokens)", hint)
 
 
 class MixedRows:

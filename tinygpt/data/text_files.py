@@ -68,7 +68,7 @@ def input_files(
             listed = (*endings, *refused)
             matches = [file for file in visible(path) if file.name.lower().endswith(listed) or accepts(file)]
             problem = f"a folder without any {uncompressed(endings)} file"
-            default = "name the files, or a pattern like '*.md'; for prompts and responses add --format pairs"
+            default = "name the files, or a pattern like '*.md', or for prompts and responses add --format=pairs"
         elif path.exists():
             matches = [path]
         else:
@@ -153,7 +153,7 @@ def decoding_error(path: Path | str, encoding: str, error: UnicodeError, start: 
         what, where = f"byte 0x{error.object[error.start]:02x}", error.start
     position = "" if start is None else f" at offset {start + where}"
     name, other = ("UTF-8", "cp1252") if codecs.lookup(encoding).name == "utf-8" else (encoding, "utf-8")
-    return TinyGPTError(f"{path}: {what}{position} is not {name}", f"--encoding {other}")
+    return TinyGPTError(f"{path}: {what}{position} is not {name}", f"save it as UTF-8, or --encoding={other}")
 
 
 class Lines(NamedTuple):
@@ -393,5 +393,5 @@ def unpacked(path: Path, file: Any) -> Any:
 
 
 def binary(path: Path, where: str = "") -> TinyGPTError:
-    hint = "save PDF and Word documents as plain text; for UTF-16 add --encoding utf-16"
+    hint = "save PDF and Word documents as plain text, or for UTF-16 add --encoding=utf-16"
     return TinyGPTError(f"{path}: is binary, not text (a NUL{where})", hint)

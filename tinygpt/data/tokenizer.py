@@ -113,7 +113,7 @@ class CharTokenizer(BaseTokenizer):
         self.vocab_size = len(self.symbols)
         if self.vocab_size > MAX_SYMBOLS:
             what = f"{self.vocab_size:,} different characters exceed the {MAX_SYMBOLS:,} ids of uint16"
-            raise TinyGPTError(what, "use --tokenizer gpt2, which encodes any text with 50,257 tokens")
+            raise TinyGPTError(what, "use --tokenizer=gpt2, which encodes any text with 50,257 tokens")
         self.special = {symbol: index for index, symbol in enumerate(self.symbols) if symbol in SPECIAL}
         if len(self.special) == len(SPECIAL):
             self.pair = PairFormat(*(np.array([self.special[name]], dtype="<u2") for name in SPECIAL))
@@ -131,7 +131,7 @@ class CharTokenizer(BaseTokenizer):
             index = int(np.argmin(known))
             character = f"{describe(text[index])}, position {index})"
             what = f"{character} is not in this model's {self.vocab_size}-character vocabulary"
-            raise TinyGPTError(what, "leave it out, or start the command with --skip_unknown")
+            raise TinyGPTError(what, "leave it out, or start the command with --skip_unknown=True")
         return (ids if known.all() else ids[known]).astype("<u2")
 
     def unknown(self, seen: np.ndarray) -> str:

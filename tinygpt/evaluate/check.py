@@ -9,10 +9,11 @@ from pathlib import Path
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, read
 from tinygpt.config import suggest
+from tinygpt.config.fields import keys
 from tinygpt.config.schema import CheckConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import PROMPT, tokenizer_from_dict
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, fitting
 from tinygpt.generate import refuse_diverged
 from tinygpt.terminal import counted
 from tinygpt.training.log import read_metrics
@@ -35,6 +36,7 @@ def check_folders(config: CheckConfig) -> int:
 
 def print_result(ok: bool, text: str, hint: str = "") -> bool:
     """Print one finding, at once since the next check may crash, and return `ok`."""
+    hint = fitting(hint, keys(CheckConfig))
     print(f"{'OK  ' if ok else 'FAIL'}  {text}" + (f"\n      try: {hint}" if hint else ""), flush=True)
     return ok
 

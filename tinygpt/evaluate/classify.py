@@ -85,7 +85,7 @@ def encoded(
     for number, (prompt, ids) in enumerate(zip(prompts, encoded_prompts, strict=True), start=1):
         if len(ids) + extra > block_size:
             problem = f"prompt {number} ({cut(repr(prompt), 40)}) takes {len(ids) + extra} tokens{ending}"
-            raise TinyGPTError(problem, "shorten it, or train with a larger --block_size")
+            raise TinyGPTError(problem, "shorten it, or tinygpt train with a larger --block_size")
     return encoded_prompts
 
 

@@ -121,7 +121,7 @@ def positive_label(config: EvalConfig, dataset: Dataset) -> str:
     for split in ("val", config.split):
         if all(label != positive for _, label in dataset.sources[split].examples(dataset.tokenizer)):
             problem = f"{name}: the split {split} has no example of {positive!r}, so its recall cannot be measured"
-            hint = "prepare it with more examples, or with a larger --val_fraction and --test_fraction"
+            hint = "prepare it with more examples, or tinygpt prepare with a larger --val_fraction and --test_fraction"
             raise TinyGPTError(problem, hint)
     return positive
 

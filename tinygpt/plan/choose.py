@@ -102,7 +102,7 @@ def chosen_law(config: PlanConfig, run: TrainConfig) -> Law:
     law, measured_on = read_law(Path(config.law)) if config.law else (SHAKESPEARE, "shakespeare_char")
     if config.target and measured_on != run.dataset:
         lab = suggest.command("lab", "scale", f"--dataset={run.dataset}")
-        raise TinyGPTError(f"a target needs the scaling law of {run.dataset}", f"{lab}, then --law=out-lab-scale")
+        raise TinyGPTError(f"a target needs the scaling law of {run.dataset}", f"--law=out-lab-scale after {lab}")
     where = measured_on if measured_on == run.dataset else f"{measured_on}; on {run.dataset} it can only rank the sizes"
     print(f"law:         measured with the recipe configs/lab_scale.yaml on {where}")
     return law

@@ -80,7 +80,7 @@ def packed_vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
         raise TinyGPTError(
             f"the model has a subword tokenizer, and a page can hold only byte-level BPE with GPT-2's pattern and at "
             f"most {MOST_TOKENS:,} tokens",
-            "tinygpt export --format=gguf or --format=hf; or prepare the text with --tokenizer=char or --tokenizer=bpe",
+            "tinygpt export --format=gguf or --format=hf, or tinygpt prepare with --tokenizer=char or --tokenizer=bpe",
         )
     special = tokenizer.special
     return {"vocabulary": vocabulary, "special": special, "end": special.get(tokenizer.stop), "merges": merges}

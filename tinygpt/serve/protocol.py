@@ -14,8 +14,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from tinygpt.config.fields import keys
+from tinygpt.config.schema import ServeConfig
 from tinygpt.data.tokenizer import Tokenizer, lone_surrogate
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, fitting
 from tinygpt.generate import Sampling
 from tinygpt.serve.engine import Settings, Token
 
@@ -47,7 +49,8 @@ def refusing(param: str) -> Iterator[None]:
     try:
         yield
     except TinyGPTError as error:
-        raise invalid_field(param, f"{error.message}; try: {error.hint}" if error.hint else error.message) from None
+        hint = fitting(error.hint, keys(ServeConfig))
+        raise invalid_field(param, f"{error.message}; try: {hint}" if hint else error.message) from None
 
 
 # ---- fields of a request ----------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def load_run(config: WhyConfig) -> Explained:
         raise TinyGPTError(f"{config.run} was trained with {what}, which why does not support", hint)
     if recorded.get("teacher"):
         problem = f"{config.run} also learned from a teacher's probabilities, which no training row explains"
-        raise TinyGPTError(problem, "train again with --teacher= --out_dir=out-why, on the training rows alone")
+        raise TinyGPTError(problem, "tinygpt train with --teacher= --out_dir=out-why, on the training rows alone")
     if not checkpoint.step or not recorded.get("dataset") or checkpoint.tokenizer is None:
         problem = f"{path} is not a model that tinygpt has trained: it names no step after 0, or no dataset"
         raise TinyGPTError(problem, "give the folder of a run of tinygpt train or finetune that improved")
