@@ -16,7 +16,7 @@ import contextlib
 import html
 import re
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, overload
@@ -57,11 +57,13 @@ VALUE = r"\"[^\"]*\"|[\w.,:/\\~-]+"  # of an option in a hint
 
 
 @contextlib.contextmanager
-def _arguments(names: Mapping[str, str]) -> Iterator[None]:
+def _arguments(*same: str, **renamed: str) -> Iterator[None]:
     """Give errors a hint for a caller of a function: its arguments in place of the options of the command line.
 
-    names: the argument for each option. Alternatives of a hint that name any other option are left out.
+    same: arguments that are called as the options; renamed: others, by option. Alternatives of a hint that name any
+    other option are left out.
     """
+    names = {name: name for name in same} | renamed
     try:
         yield
     except TinyGPTError as error:
@@ -82,11 +84,6 @@ def as_arguments(words: str, names: Mapping[str, str]) -> str:
     return re.sub(rf"(?<![\w-])--(\w+)(?:=({VALUE})| ({VALUE})(?=$| --))?", argument, words)
 
 
-def _same(names: Iterable[str], **renamed: str) -> dict[str, str]:
-    """Return the names of arguments by option: those of the options, except the renamed ones."""
-    return {name: name for name in names} | renamed
-
-
 class LoadedModel:
     """A trained model with its tokenizer; `tinygpt.load` makes one.
 
@@ -94,7 +91,7 @@ class LoadedModel:
     model: the torch module, whose call with ids, int64 (B, T), returns logits (B, T, V) and None.
     """
 
-    @_arguments(_same((*LOAD, "data_dir"), ckpt="path"))
+    @_arguments(*LOAD, "data_dir", ckpt="path")
     def __init__(self, path: str | Path = "out", *, data_dir: str | Path = "data", **options: Any) -> None:
         """Load a checkpoint, or the best model of a run's folder. options: adapter, device, dtype and threads of
         `tinygpt sample`. Errors: TinyGPTError."""
@@ -117,7 +114,7 @@ class LoadedModel:
     def generate(self, prompt: str = ..., n: int = ..., *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
     @overload
     def generate(self, prompt: str = ..., n: int = ..., *, stream: bool, **options: Any) -> str | Iterator[str]: ...
-    @_arguments(_same(GENERATE, start="prompt", max_new_tokens="n"))
+    @_arguments(*GENERATE, start="prompt", max_new_tokens="n")
     def generate(
         self, prompt: str = "\n", n: int = 500, *, stream: bool = False, **options: Any
     ) -> str | Iterator[str]:
@@ -136,7 +133,7 @@ class LoadedModel:
         text = pieces(rows, TextStream(self.tokenizer, stops))
         return text if stream else "".join(text)
 
-    @_arguments({"start": "text"})
+    @_arguments(start="text")
     @torch.inference_mode()
     def logits(self, text: str) -> torch.Tensor:
         """Compute the logits of the token after each token of a text, float32 (T, V) on the CPU.
@@ -148,7 +145,7 @@ class LoadedModel:
         require_room(ids[0].tolist(), self.model.config.block_size)
         return self.model(ids)[0][0, :, : self.tokenizer.vocab_size].float().cpu()
 
-    @_arguments({})
+    @_arguments()
     def loss(self, text: str, response: str | None = None) -> float:
         """Compute the mean cross-entropy in nats per token: of a text, each token predicted once, or of the response to
         a prompt and its end. A text that is longer than the context is read in pieces of its length.
@@ -167,7 +164,7 @@ class LoadedModel:
             raise TinyGPTError("the text has no second token to predict", "give a longer text")
         return mean_loss(self.model, rows, rows.all_rows(self.model.config.block_size), self.compute)
 
-    @_arguments({"start": "prompt"})
+    @_arguments(start="prompt")
     def classify(self, prompt: str, labels: list[str] | None = None) -> dict[str, float]:
         """Compute the probability of each label as the response to a prompt, the most probable first.
 
@@ -200,7 +197,7 @@ class LoadedModel:
 class Run:
     """A run's folder: its losses, samples and verdict, also while it trains. Jupyter shows them as a page."""
 
-    @_arguments({"data_dir": "data_dir"})
+    @_arguments("data_dir")
     def __init__(self, folder: str | Path = "out", *, data_dir: str | Path = "data") -> None:
         self.folder, self._data_dir = _absolute(folder), _absolute(data_dir)
         self._name = str(folder)  # for display: the folder's path may contain the user's name
@@ -270,7 +267,7 @@ class Picture(NamedTuple):
 Callback = Callable[[dict[str, Any]], object]
 
 
-@_arguments(_same(keys(schema.PrepareConfig)))
+@_arguments(*keys(schema.PrepareConfig))
 def prepare(name: str, **options: Any) -> Dataset:
     """Turn text into token files, as `tinygpt prepare NAME`: `prepare("mine", input=["notes.txt", "letters/"])`.
 
@@ -281,7 +278,7 @@ def prepare(name: str, **options: Any) -> Dataset:
     return Dataset(config.data_dir, config.name)
 
 
-@_arguments(_same(keys(schema.TrainConfig)))
+@_arguments(*keys(schema.TrainConfig))
 def train(config: ConfigFile | None = None, /, *, callback: Callback | None = None, **options: Any) -> Run:
     """Train a model, as `tinygpt train CONFIG`: `train("configs/shakespeare_char.yaml", max_iters=500)`.
 
@@ -293,7 +290,7 @@ def train(config: ConfigFile | None = None, /, *, callback: Callback | None = No
     return _train(schema.TrainConfig, config, callback, options)
 
 
-@_arguments(_same(keys(schema.FinetuneConfig)))
+@_arguments(*keys(schema.FinetuneConfig))
 def finetune(config: ConfigFile | None = None, /, *, callback: Callback | None = None, **options: Any) -> Run:
     """Fine-tune a model, as `tinygpt finetune CONFIG`: `finetune(ckpt="out", dataset="reports_a", lora_rank=8)`.
 
@@ -302,7 +299,7 @@ def finetune(config: ConfigFile | None = None, /, *, callback: Callback | None =
     return _train(schema.FinetuneConfig, config, callback, options)
 
 
-@_arguments(_same(keys(schema.EvalConfig)))
+@_arguments(*keys(schema.EvalConfig))
 def evaluate(ckpt: str | Path = "out/ckpt.pt", **options: Any) -> dict[str, Any]:
     """Measure a model, as `tinygpt eval`, and return what --json prints: `evaluate("out", task="transactions")`.
 
@@ -311,7 +308,7 @@ def evaluate(ckpt: str | Path = "out/ckpt.pt", **options: Any) -> dict[str, Any]
     return measure(_config(schema.EvalConfig, ckpt=ckpt, **options))
 
 
-@_arguments({"output": "output"})
+@_arguments("output")
 def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
     """Draw the loss curves of runs, as `tinygpt plot`: into `output`, or loss.png of the first run.
 
