@@ -179,7 +179,7 @@ BAD = [
     (b'["x"]', "a.jsonl line 4: not a JSON object", "fix"),
     (b"[" * 9999, "a.jsonl line 4: not a JSON object", "fix"),
     (b'{"text": "\\ud83d"}', "a.jsonl line 4: the value of 'text' contains a lone surrogate (U+D83D)", "fix"),
-    (b'{"text": "\x92"}', "a.jsonl line 4: byte 0x92 is not UTF-8", "--encoding cp1252"),
+    (b'{"text": "\x92"}', "a.jsonl line 4: byte 0x92 is not UTF-8", "--encoding=cp1252"),
     (b'{"text": "a\0b"}', "a.jsonl line 4: not a JSON object", "fix"),
     (b'{"text": "' + b"x" * 5000, "a.jsonl line 4: longer than 0 MB", "one JSON object per line"),
 ]

@@ -444,7 +444,7 @@ def test_the_message_for_pairs_in_utf16_names_the_encoding(tmp_path: Path) -> No
     (tmp_path / "p.csv").write_text(content, encoding="utf-16")
     args = ["prepare", "mine", "--input=p.csv", "--format=pairs"]
     result = cli_here(*args, cwd=tmp_path)
-    assert "p.csv: is UTF-16 text" in failure(result, status=2) and "--encoding utf-16" in result.err
+    assert "p.csv: is UTF-16 text" in failure(result, status=2) and "--encoding=utf-16" in result.err
     assert cli_here(*args, "--encoding=utf-16", cwd=tmp_path).status == 0
 
 

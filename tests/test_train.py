@@ -102,7 +102,7 @@ def test_what_is_shown(work: Path) -> None:
         r"^device: +cpu \(\d+ threads?\), float32: as asked$",
         r"^compile: +off",
         r"^dataset: +data/tiny: [\d,]+ training tokens, vocabulary of \d+$",
-        r"^model: +[\d,]+ parameters: 1 layers, 2 heads, width 16, context 16$",
+        r"^model: +[\d,]+ parameters: 1 layer, 2 heads, width 16, context 16$",
         r"^iterations: +30, each with 128 tokens",
         r"^expected: +[\d.]+ s for 5 more iterations \([\d.]+ ms each\)$",
         r"^step +0: train loss \d\.\d{4}, val loss \d\.\d{4}$",
