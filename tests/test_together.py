@@ -342,7 +342,7 @@ def test_no_shorter_block_is_suggested_for_a_text_of_one_token(work: Path) -> No
     (work / "two.txt").write_text("abcdefghij")
     ok(work, "prepare", "two", "--input=two.txt")
     said = refused(work, *TINY_TRAIN, "--dataset=two", "--block_size=1")
-    assert "val has 1 tokens" in said and "or less" not in said and "more text" in said
+    assert "val has 1 token;" in said and "or less" not in said and "more text" in said
 
 
 @pytest.mark.parametrize(
