@@ -291,6 +291,13 @@ def test_model_args_that_contradict_the_weights_are_refused(tmp_path: Path, chan
         load(tmp_path / "ckpt.pt").build_model()
 
 
+def test_an_option_of_another_program_is_refused_by_name(tmp_path: Path) -> None:
+    torch.save(nanogpts(model_args=SHAPE | {"softcap": 30.0}), tmp_path / "ckpt.pt")
+    assert "softcap" in refusal(tmp_path / "ckpt.pt").message
+    torch.save(nanogpts(model_args=SHAPE | {"softcap": 0, "flash": False, "sinks": None}), tmp_path / "ckpt.pt")
+    assert torch.equal(logits(load(tmp_path / "ckpt.pt")), logits(example()))
+
+
 def test_a_missing_weight_is_refused(tmp_path: Path) -> None:
     weights = dict(example().model)
     del weights["transformer.ln_f.weight"]

@@ -333,6 +333,7 @@ REFUSED = [
     ({"llama.rope.scaling.type": "yarn"}, "has llama.rope.scaling.type = yarn"),
     ({"llama.attention.sliding_window": 128}, "has llama.attention.sliding_window = 128"),
     ({"llama.expert_count": 8}, "has llama.expert_count = 8"),
+    ({"llama.attention.causal": False}, "has llama.attention.causal = False"),
     ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, but a head has 16 channels"),
     ({"llama.block_count": 4_000_000_000}, "num_hidden_layers is 4000000000, not a whole number"),
     ({"llama.attention.head_count": 0}, "damaged, or of an unknown form (ZeroDivisionError"),
@@ -362,7 +363,8 @@ def test_files_that_cannot_be_used(intact: Path, tmp_path: Path, changes: dict[s
 
 
 def test_a_copy_without_changes_is_read(intact: Path, tmp_path: Path) -> None:
-    path = changed(intact, tmp_path / "same.gguf", **{"llama.expert_count": 0, "llama.vocab_size": None})
+    changes = {"llama.expert_count": 0, "llama.vocab_size": None, "llama.attention.causal": True}
+    path = changed(intact, tmp_path / "same.gguf", **changes)
     assert read_file(path).stock.config == read_file(intact).stock.config
 
 

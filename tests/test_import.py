@@ -363,6 +363,7 @@ def test_what_cannot_be_imported_is_refused_in_one_sentence(work: Path) -> None:
         changed("code", auto_map={"AutoModelForCausalLM": "modeling.Model"}): "remote code",
         changed("large", vocab_size=151_936): "uint16",
         changed("scaled", rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}): "rope",
+        changed("capped", final_logit_softcapping=30): "final_logit_softcapping",
     }
     for source, what in cases.items():
         assert what in refused(work, "import", source, "--out_dir=out-new"), source

@@ -26,6 +26,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+NEUTRAL = (None, False, "", "none")  # values with which an unknown option of another tool changes nothing; False is 0
 MOST_BIGRAM_TOKENS = 256  # of a new model with bigram_table, which has a row for each pair of them
 
 

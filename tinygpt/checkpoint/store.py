@@ -34,7 +34,8 @@ from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
 from tinygpt.device import Compute, model_class
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import RUN_AGAIN, file_error, folder_of, replacing
-from tinygpt.model import GPT, GPTConfig
+from tinygpt.model import GPT
+from tinygpt.options import NEUTRAL, GPTConfig
 
 FORMAT = 1
 LONGEST_CONTEXT = 1 << 20  # tokens; more in a file is a mistake or an attack
@@ -292,7 +293,8 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
 def _check_model_args(args: dict[str, Any], path: Path, version: str) -> None:
     """Check a model's sizes and options. version: the version of tinygpt that wrote the file, empty for nanoGPT's."""
     shape, config_keys = GPTConfig.from_dict(args), keys(TrainConfig)
-    newer = [str(name)[:40] for name in args if version and name not in vars(shape)]
+    unknown = {name: value for name, value in args.items() if name not in vars(shape)}
+    newer = [str(name)[:40] for name, value in unknown.items() if version or value not in NEUTRAL]
     for name, default in vars(GPTConfig()).items():
         value = getattr(shape, name)
         if type(value) not in ((int, float) if type(default) is float else (type(default),)):
@@ -301,7 +303,10 @@ def _check_model_args(args: dict[str, Any], path: Path, version: str) -> None:
             newer.append(f"{name}={value[:40]}")
     if newer:
         problem = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
-        raise TinyGPTError(f"{path} was written by tinygpt {version[:20]}: {problem}", "upgrade tinygpt")
+        author = f"tinygpt {version[:20]}" if version else "another program"
+        raise TinyGPTError(
+            f"{path} was written by {author}: {problem}", "upgrade tinygpt" if version else "use that one"
+        )
     run = TrainConfig(**{name: value for name, value in vars(shape).items() if name in config_keys})
     if shape.vocab_size < 1 or shape.block_size > LONGEST_CONTEXT or any(run.problems()):
         raise TinyGPTError(f"{path}: not a checkpoint (its model_args are impossible)")

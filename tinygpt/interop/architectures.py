@@ -28,7 +28,7 @@ from torch import Tensor
 from tinygpt.data.tokenizer import MAX_SYMBOLS
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT, QK_EPS
-from tinygpt.options import GPTConfig
+from tinygpt.options import NEUTRAL, GPTConfig
 
 Options = dict[str, set[Any]]  # field of GPTConfig: values of it
 Check = Callable[[Any, GPTConfig], bool]  # whether the GPT can express this value of a key of config.json
@@ -68,7 +68,6 @@ class StockClass:
     keys: dict[str, str] = dataclasses.field(default_factory=lambda: LLAMA_KEYS)  # field of GPTConfig: config.json's
     checked: dict[str, Check] = dataclasses.field(default_factory=lambda: PLAIN_ROPE)  # keys that change the function
     biases: dict[str, str] = dataclasses.field(default_factory=dict)  # part of a block: key that gives it biases
-    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)  # keys with one value that a GPT can express
     missing: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the class takes for a key that is absent
 
     @property
@@ -83,6 +82,28 @@ class StockClass:
         return self.layers[re.sub(r"\.\d+\.", ".N.", layer)].replace(".N.", f".{number}.").split()
 
 
+HARMLESS = {  # keys of a config.json that are read elsewhere, or change no logits
+    *("architectures", "model_type", "auto_map", "trust_remote_code", "tie_word_embeddings", "tinygpt"),
+    *("transformers_version", "dtype", "torch_dtype", "_name_or_path", "_attn_implementation_autoset"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "tokenizer_class", "prefix"),
+    *("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "summary_first_dropout", "initializer_range"),
+    *("use_cache", "gradient_checkpointing", "reorder_and_upcast_attn", "pretraining_tp", "torchscript"),
+    *("return_dict", "output_attentions", "output_hidden_states", "output_past", "chunk_size_feed_forward"),
+    *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p", "num_beams"),
+    *("num_beam_groups", "num_return_sequences", "repetition_penalty", "length_penalty", "task_specific_params"),
+    *("id2label", "label2id", "_num_labels", "problem_type", "finetuning_task"),
+    *("summary_activation", "summary_proj_to_labels", "summary_type", "summary_use_proj"),
+    *("n_ctx", "n_special", "predict_special_tokens", "max_sequence_length", "max_window_layers", "is_llama_config"),
+    *("transformers.js_config", "unsloth_fixed", "unsloth_version"),
+    "sliding_window",  # only Mistral's class reads it, and Qwen3's if use_sliding_window is true
+}
+USUAL: dict[str, tuple[Any, ...]] = {  # values of other keys that change nothing, if not NEUTRAL
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"), (None, 1)),
+    "partial_rotary_factor": (None, 1),
+    "is_causal": (True,),
+    "scale_attn_weights": (True,),
+    "pruned_heads": (None, {}),
+}
 EVERYWHERE = {"dropout", "zero_init"}  # of training
 EVERYWHERE |= {"tie_weights", "rope_base", "qk_norm_weights"}  # the last two without effect where a class lacks them
 UNGATED: Options = {"activation": {"gelu", "gelu_tanh", "relu2"}}
@@ -108,6 +129,7 @@ LLAMA_KEYS: dict[str, str] = {
     "mlp_width": "intermediate_size",
     "norm_eps": "rms_norm_eps",
     "activation": "hidden_act",
+    "rope_base": "rope_theta",
 }
 GPT_BLOCK, STOCK_BLOCK = "transformer.h.N", "model.layers.N"
 BLOCK = [f"{GPT_BLOCK}.{part}" for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")]
@@ -139,11 +161,9 @@ def _plain_rope(rope: dict[str, Any], _: GPTConfig) -> bool:
     return all(key == "rope_theta" or value == ROPE_VALUES.get(key) for key, value in rope.items())
 
 
-NOT_QUANTISED: dict[str, Check] = {"quantization_config": lambda value, _: value is None}
-PLAIN_ROPE: dict[str, Check] = NOT_QUANTISED | {
+PLAIN_ROPE: dict[str, Check] = {
     "rope_parameters": _plain_rope,
     "rope_scaling": _plain_rope,
-    "partial_rotary_factor": lambda value, _: value == 1,
     "head_dim": lambda value, config: not value or value == config.head_dim,
     "layer_types": lambda value, config: not value or value == ["full_attention"] * config.n_layer,
 }
@@ -155,8 +175,7 @@ ROWS = (
         options=(LEARNED | UNGATED,),
         keys=GPT2_KEYS,
         layers=GPT2_LAYERS,
-        checked=NOT_QUANTISED,
-        fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        checked={},
         missing={"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "tie_word_embeddings": True},
     ),
     StockClass(
@@ -173,7 +192,6 @@ ROWS = (
         options=(ROPE | SWIGLU | QK_NORM,),
         layers=LLAMA_LAYERS | QK_NORMS,
         biases=ATTENTION_BIAS,
-        fixed={"use_sliding_window": False},
         missing={**LLAMA_MISSING, "head_dim": 128},
     ),
     StockClass(
@@ -264,12 +282,12 @@ def _stock_config(row: StockClass, config: GPTConfig, tied: bool) -> dict[str, A
     values = {**dataclasses.asdict(config), "n_kv_head": config.kv_heads, "mlp_width": config.hidden_width}
     values["activation"] = next(stock for stock, activation in ACTIVATION.items() if activation == config.activation)
     result: dict[str, Any] = {"architectures": [row.name], "model_type": row.model_type}
-    result |= {key: values[field] for field, key in row.keys.items()} | row.fixed
+    result |= {key: values[field] for field, key in row.keys.items()}
     result |= dict.fromkeys(row.biases.values(), config.bias)
     if row.learned:
         result |= {f"{part}_pdrop": 0.0 for part in ("attn", "embd", "resid")}
     else:  # rope_theta is read by transformers 4, rope_parameters by 5
-        result |= {"head_dim": config.head_dim, "rope_theta": config.rope_base, "rope_scaling": None}
+        result |= {"head_dim": config.head_dim, "rope_scaling": None}
         result["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_base}
     tokens = {f"{role}_token_id": None for role in ("bos", "eos", "pad")}
     return {**result, "tie_word_embeddings": tied, **tokens, "torch_dtype": "float32"}
@@ -418,11 +436,12 @@ def _row(config: dict[str, Any]) -> StockClass:
 
 
 def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
-    """Translate a config.json. Errors: TinyGPTError for any field that changes the function and that a GPT lacks."""
-    values, keys, rope = {**row.missing, **config}, row.keys, dict[str, Any]()
-    for key in ("rope_parameters", "rope_scaling"):  # of transformers 5 and 4
-        values[key] = values.get(key) or row.missing.get(key) or {}
-        rope |= values[key]
+    """Translate a config.json. Errors: TinyGPTError for any field that may change the function and that a GPT lacks."""
+    ropes = {key: config.get(key) or {} for key in ("rope_parameters", "rope_scaling")}  # of transformers 5 and 4
+    if not any(ropes.values()):
+        ropes["rope_parameters"] = row.missing.get("rope_parameters", {})
+    values, keys = {**row.missing, **config, **ropes}, row.keys
+    rope = ropes["rope_parameters"] | ropes["rope_scaling"]
     rope.setdefault("rope_theta", values.get("rope_theta") or 10000.0)
     fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
     sizes: dict[str, Any] = {field: size(values, keys[field]) for field in fields}
@@ -452,10 +471,12 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
         window=window if window < context else 0,
     )
     refused = [] if activation in row.options[0]["activation"] else [keys["activation"]]
-    refused += [key for key, only in row.fixed.items() if values.get(key, only) != only]
     refused += [key for key, fits in row.checked.items() if key in values and not fits(values[key], result)]
+    known = {*HARMLESS, *keys.values(), *row.biases.values(), *row.checked}
+    refused += [key for key, value in config.items() if key not in known and value not in USUAL.get(key, NEUTRAL)]
     for key in refused:
-        raise _unusable(f"config.json: {key} is {shown(values[key])}, which a GPT of tinygpt cannot express")
+        what = f"config.json: {shown(key)} is {shown(values[key])}, which a GPT of tinygpt cannot express"
+        raise TinyGPTError(what, "choose another model; a key that changes no logits can be deleted from config.json")
     return result
 
 

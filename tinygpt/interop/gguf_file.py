@@ -26,7 +26,7 @@ from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import replacing
 from tinygpt.interop.architectures import STOCK, Pretrained, Stock, StockClass, read_errors
 from tinygpt.interop.tokenizers import tokenizer_files
-from tinygpt.options import GPTConfig
+from tinygpt.options import NEUTRAL, GPTConfig
 from tinygpt.terminal import escaped, progress
 
 # ---- architectures: keys of the header and names of the tensors ---------------------------------------------------
@@ -48,7 +48,7 @@ KEYS = {  # of the header, without the architecture: field of GPTConfig
 ROPE_KEYS = {"attention.head_count_kv": "n_kv_head", "attention.key_length": "head_dim", "rope.freq_base": "rope_theta"}
 FLOATS = {"rope.freq_base", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"}
 DERIVED = {"vocab_size", "rope.dimension_count", "attention.value_length"}  # follow from the others
-NEUTRAL = ("", "none", 0, False)  # values with which an unknown key changes nothing
+USUAL = {"attention.causal": (True,)}  # values of other keys that change nothing, if not NEUTRAL
 IMPLIED = {"architectures", "model_type", "vocab_size", "tie_word_embeddings", "torch_dtype", "rope_parameters"}
 IMPLIED |= {f"{role}_token_id" for role in ("bos", "eos", "pad")}  # of config.json: by tensors and tokenizer
 
@@ -144,7 +144,7 @@ def _config(path: Path, header: dict[str, Any]) -> dict[str, Any]:
     sizes = {key.removeprefix(prefix): content for key, content in header.items() if key.startswith(prefix)}
     keys, row = _keys(model_type), _row(model_type)
     for key, content in sizes.items():
-        if key not in {*keys, *DERIVED} and content not in NEUTRAL:
+        if key not in {*keys, *DERIVED} and content not in USUAL.get(key, NEUTRAL):
             shown = escaped(f"{prefix}{key} = {str(content)[:40]}")[:100]
             raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", ANOTHER)
     heads, width = sizes["attention.head_count"], sizes["embedding_length"]
@@ -430,12 +430,12 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
 
 def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
     """List as `option=value`, under tinygpt's names, what a config.json has and GGUF cannot store."""
-    written = {*_keys(row.model_type).values(), row.keys["activation"], *row.biases.values(), *row.fixed, *IMPLIED}
+    written = {*_keys(row.model_type).values(), row.keys["activation"], *row.biases.values(), *IMPLIED}
     fields, usual = {key: field for field, key in row.keys.items()}, vars(GPTConfig())
     return [
         f"{fields.get(key, key)}={value}"
         for key, value in {**config, **(config.get("rope_parameters") or {})}.items()
-        if key not in written and value not in ([usual[fields[key]]] if key in fields else [*NEUTRAL, None, "default"])
+        if key not in written and value not in ([usual[fields[key]]] if key in fields else [*NEUTRAL, "default"])
     ]
 
 
