@@ -176,6 +176,34 @@ def test_a_run_of_version_0_1_is_not_resumed_but_its_weights_are_used(run_of_ver
     ok(run_of_version_0_2, "train", "--dataset=tiny", "--device=cpu", "--batch_size=2", "--max_iters=1", *flags)
 
 
+DEFAULTS: dict[str, Any] = {  # a new option joins them; a default never changes, since files leave it out
+    **{"block_size": 1024, "vocab_size": 50304, "n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.0},
+    **{"bias": False, "norm": "layernorm", "position": "learned", "activation": "gelu", "qk_norm": False},
+    **{"tie_weights": True, "zero_init": False, "bigram_table": False, "token_shift": False, "n_kv_head": 0},
+    **{"mlp_width": 0, "rope_base": 10000.0, "norm_eps": 1e-5, "qk_norm_weights": False, "window": 0},
+}
+
+
+def test_the_defaults_of_options_never_change() -> None:
+    assert vars(GPTConfig()) == DEFAULTS
+
+
+def test_an_older_version_reads_a_checkpoint_that_uses_no_new_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = dataclasses.make_dataclass("Newer", [("sinks", int, 0), ("capped", bool, True)], bases=(GPTConfig,))
+    usual = newer.from_dict(SHAPE)
+    saved = {"usual": usual, "sinks=4": dataclasses.replace(usual, sinks=4, capped=False)}
+    with monkeypatch.context() as newer_version:
+        newer_version.setattr(GPTConfig, "from_dict", newer.from_dict)
+        for name, shape in saved.items():
+            save(tmp_path / name, dataclasses.replace(example(), model_args=vars(shape)))
+            assert GPTConfig.from_dict(load(tmp_path / name).model_args) == shape
+    assert load(tmp_path / "usual").model_args == vars(GPTConfig.from_dict(SHAPE))
+    assert torch.equal(logits(load(tmp_path / "usual")), logits(example()))
+    assert "uses sinks, capped, which" in refusal(tmp_path / "sinks=4").message
+
+
 # ---- damage -----------------------------------------------------------------------------------------------------
 
 

@@ -123,7 +123,9 @@ class WithoutInit(TorchFunctionMode):
 def save(path: Path, checkpoint: Checkpoint, retry_hint: str = RUN_AGAIN) -> None:
     """Write a checkpoint, atomically and sealed. Errors: TinyGPTError for a full disk; the old file is unchanged, and
     the hint ends with `retry_hint`."""
-    write(path, {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint)}, retry_hint)
+    model_args = GPTConfig.from_dict(checkpoint.model_args).to_dict()
+    state = {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint), "model_args": model_args}
+    write(path, state, retry_hint)
 
 
 def load(path: str | Path) -> Checkpoint:
