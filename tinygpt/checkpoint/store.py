@@ -282,7 +282,7 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
         weights = {name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")}
         progress = {"step": int(state.get("iter_num", 0)), "best_val_loss": float(state.get("best_val_loss", math.inf))}
         state = {"model": weights, "model_args": args, "config": config} | progress
-    state = state | {"model": from_8_bits(state["model"])}
+    state = state | {"model": from_8_bits(state["model"]), "model_args": vars(GPTConfig.from_dict(args))}
     names = [field.name for field in dataclasses.fields(Checkpoint)]
     checkpoint = Checkpoint(**{name: state[name] for name in names if name in state})
     types: dict[str, Any] = {"step": int, "best_val_loss": (int, float), "data": dict, "training": dict}
