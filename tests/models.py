@@ -68,33 +68,19 @@ def parametrized(cases: list[dict[str, Any]], everyday: int) -> Any:
 
 
 every_option = parametrized(OPTIONS, len(OPTIONS))  # one option at a time
-# Pairwise: every pair of values is in one of the cases. The first four contain every value.
-every_pair = parametrized(
-    pairwise(
-        [
-            {},
-            MODERN
-            | {"qk_norm_weights": True, "n_kv_head": 1, "tie_weights": False, "norm_eps": 0.1, "rope_base": 50.0},
-            {
-                "position": "alibi",
-                "activation": "relu2",
-                "bias": True,
-                "token_shift": True,
-                "bigram_table": True,
-                "window": 10,
-            },
-            {
-                "activation": "gelu_tanh",
-                "bias": True,
-                "zero_init": True,
-                "qk_norm": True,
-                "n_kv_head": 1,
-                "mlp_width": 40,
-            },
-        ]
-    ),
-    everyday=4,
-)
+EVERYDAY: list[dict[str, Any]] = [  # contain every value
+    {},
+    MODERN | {"qk_norm_weights": True, "n_kv_head": 1, "tie_weights": False, "norm_eps": 0.1, "rope_base": 50.0},
+    {
+        **{"position": "alibi", "activation": "relu2", "bias": True, "token_shift": True, "bigram_table": True},
+        **{"window": 10},
+    },
+    {
+        **{"activation": "gelu_tanh", "bias": True, "zero_init": True, "qk_norm": True, "n_kv_head": 1},
+        **{"mlp_width": 40},
+    },
+]
+every_pair = parametrized(pairwise(EVERYDAY), len(EVERYDAY))  # every pair of values is in one of the cases
 every_path = pytest.mark.parametrize("kind", [GPT, FastGPT], ids=["plain", "fast"])
 
 

@@ -105,6 +105,7 @@ def test_every_choice_is_exported_exactly_or_refused_by_name(options: dict[str, 
         assert any(f"{name}={value}" in error.message for name, value in options.items()), error
         return
     assert apart(gpt, in_transformers(stock)) < 1e-5
+    assert largest(gpt(ids(2, 100))[0] - rebuilt(stock)(ids(2, 100))[0]) < 1e-5  # and it is read again
 
 
 @every_row

@@ -439,6 +439,13 @@ def test_values_out_of_range_name_the_key(kind: type, flag: str) -> None:
     assert flag[2:].partition("=")[0] in complaint(*name, flag, kind=kind)
 
 
+def test_every_number_of_a_run_has_a_lower_limit() -> None:
+    numbers = [key.name for key in keys(FinetuneConfig).values() if key.type in (int, float)]
+    assert {"n_layer", "norm_eps", "lora_alpha"} <= {*numbers}
+    for name in numbers:
+        assert f"{name} is -1" in complaint(f"--{name}=-1", kind=FinetuneConfig)
+
+
 @pytest.mark.parametrize(
     "args",
     [["--n_layer=two"], ["--n_layer=1.5"], ["--quiet=maybe"], ["--norm=batchnorm"], ["--n_layer="]],

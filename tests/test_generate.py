@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import every_option, ids, shaken, small
 from torch import Tensor
 
-from tinygpt.generate import Sampling, generate, probabilities
+from tinygpt.errors import TinyGPTError
+from tinygpt.generate import Sampling, generate, probabilities, refuse_diverged
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
 
@@ -256,3 +258,17 @@ def test_a_bfloat16_model_generates_with_a_cache_of_its_own_dtype(options: dict[
     close = model(torch.cat((prompt(), made), dim=1))[0][:, 2:-1].softmax(-1)
     chosen = close.gather(-1, made[..., None])[..., 0]
     assert (chosen > 0.9 * close.amax(-1)).all()  # the most probable, up to rounding
+
+
+@every_option
+@torch.inference_mode()
+def test_a_head_that_overflows_is_refused(options: dict[str, Any]) -> None:
+    """Also if an option bounds the logits, so that infinite ones become finite."""
+    model = shaken(small(**options))
+    refuse_diverged(model, "ckpt.pt")
+    model.transformer["ln_f"].weight *= 1e30
+    model.lm_head.weight *= 1e15
+    model.lm_head.weight[:, 1:] = 0  # no sum of infinite terms, which could be NaN
+    assert model.residual(ids(1, 16)).isfinite().all()
+    with pytest.raises(TinyGPTError, match="the logits are"):
+        refuse_diverged(model, "ckpt.pt")

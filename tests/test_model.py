@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from models import CHOICES, NEEDS, SIZES, SMALL, every_pair, every_path, ids, largest, shaken, small
+from models import CHOICES, EVERYDAY, NEEDS, SIZES, SMALL, every_pair, every_path, ids, largest, shaken, small
 
 from tinygpt.checkpoint.resize import set_block_size
 from tinygpt.checkpoint.store import Checkpoint
@@ -167,6 +167,9 @@ def test_every_field_has_choices() -> None:
     fields = {field.name for field in dataclasses.fields(GPTConfig)}
     assert CHOICES.keys() == fields - SIZES - {"dropout"}, "add the choices of a new field to CHOICES in models.py"
     assert all(getattr(SMALL, name) in values and len(values) > 1 for name, values in CHOICES.items())
+    for name, values in CHOICES.items():
+        everyday = [case.get(name, getattr(SMALL, name)) for case in EVERYDAY]
+        assert all(value in everyday for value in values), f"add every value of {name} to EVERYDAY in models.py"
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -187,10 +190,11 @@ def test_every_value_of_an_option_makes_another_model(kind: type[GPT], name: str
         assert largest(a - b) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["norm", "position", "activation"])
+@pytest.mark.parametrize("name", CHOICES)
 def test_the_configuration_offers_what_the_model_has(name: str) -> None:
-    assert [*typing.get_args(typing.get_type_hints(TrainConfig)[name])] == CHOICES[name]
-    assert getattr(TrainConfig, name) == getattr(SMALL, name) == CHOICES[name][0]
+    if isinstance(getattr(GPTConfig, name), str):
+        assert [*typing.get_args(typing.get_type_hints(TrainConfig)[name])] == CHOICES[name]
+    assert getattr(TrainConfig, name) == getattr(SMALL, name) == getattr(GPTConfig, name)
 
 
 # ---- losses -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`tinygpt plan`: costs by hand and against real runs, the fit against a known law, refusals, and resuming."""
 
+import functools
 import json
 import os
 import re
@@ -13,8 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from children import Child
 from conftest import cli_here, commands_here, needs_fork, ok, refused, script, tiny_text, trained
+from models import ALONE, ids
+from torch import Tensor
 
 from tinygpt.checkpoint.store import load
 from tinygpt.config.parse import parse
@@ -22,9 +26,13 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.evaluate.doctor import read_run
 from tinygpt.evaluate.forecast import Interval, compared, time_text
 from tinygpt.files import file_lock
+from tinygpt.model import GPT
+from tinygpt.options import GPTConfig
 from tinygpt.plan import choose, cost, fit, pilots
 from tinygpt.plan.cost import Costs
+from tinygpt.plan.memory import memory
 from tinygpt.training.log import read_metrics
+from tinygpt.training.processes import Processes
 
 SMALL = ["--dataset=tiny", "--device=cpu", "--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16"]
 SMALL += ["--batch_size=8", "--gradient_accumulation_steps=1", "--warmup_iters=40", "--learning_rate=1e-2"]
@@ -385,6 +393,39 @@ def test_the_memory_of_two_processes(work: Path, flags: list[str], state: float,
     assert parts["training"] == pytest.approx(sum(list(parts.values())[:3]))
     assert parts.get("saving (process 0, in main memory)") == (pytest.approx(saving / 1e6) if saving else None)
     assert not (work / "out").exists()
+
+
+@functools.cache
+def kept_and_planned(many_tokens: bool, **options: Any) -> tuple[int, float]:
+    """The bytes that a forward pass keeps for the backward pass, besides the weights, and those of the plan."""
+    sizes = {"block_size": 16, "n_layer": 1, "n_embd": 16} if many_tokens else {"block_size": 64, "n_embd": 64}
+    config = TrainConfig(**{"n_layer": 3, "n_head": 4, **sizes, **options}, batch_size=8, gradient_accumulation_steps=2)
+    shape = GPTConfig.from_dict(vars(config) | {"vocab_size": 300 if many_tokens else 65})
+    model, kept = GPT(shape), dict[int, Tensor]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    x = ids(8, config.block_size)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(x, x)[1]
+    weights = [*model.parameters()]
+    besides = kept.keys() - {weight.untyped_storage().data_ptr() for weight in weights}
+    gradients = sum(4 * weight.numel() for weight in weights) / 1e6
+    planned = memory(config, Processes(0, 1), model, 4)["gradients and activations"] - gradients
+    assert loss.requires_grad
+    return sum(kept[at].untyped_storage().nbytes() for at in besides), planned
+
+
+@pytest.mark.parametrize("many_tokens", [False, True], ids=["a long context", "a large vocabulary"])
+@pytest.mark.parametrize("options", ALONE, ids=str)
+def test_the_planned_activations_grow_with_an_option_as_those_that_are_kept(
+    options: dict[str, Any], many_tokens: bool
+) -> None:
+    """Within 35%: the plan leaves out the copies that qk_norm, RoPE and RMSNorm make."""
+    (usual, usual_plan), (kept, plan) = kept_and_planned(many_tokens), kept_and_planned(many_tokens, **options)
+    assert 0.8 < (kept / usual) / (plan / usual_plan) < 1.35
 
 
 def test_the_memory_on_a_gpu_is_computed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
