@@ -342,7 +342,7 @@ def test_a_model_that_a_slow_pilot_left_out_is_timed_again(folder: Path, monkeyp
     assert not list(seconds)
 
 
-@pytest.mark.parametrize("flag, how", [("--by=who", "by group"), ("--time=day", "by time: the test is the newest")])
+@pytest.mark.parametrize("flag, how", [("--by=who", "by group"), ("--time=day", "by time: tested on the newest")])
 def test_groups_and_times(folder: Path, flag: str, how: str) -> None:
     values = advice(folder, flag)
     assert how in values["split"]["how"]

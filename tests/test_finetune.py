@@ -362,7 +362,11 @@ def test_examples_that_do_not_fit_are_counted(work: Path) -> None:
     json_lines(work, [{"prompt": f"{n:03} {'a' * 30}", "response": "yes"} for n in range(100)], "long.jsonl")
     ok(work, "prepare", "long", "--input=long.jsonl", "--format=pairs")
     result: Result = cli_here("finetune", *FLAGS, "--dataset=long", "--out_dir=o", cwd=work)
-    assert result.status == 2 and "longer than block_size 16 (the longest has 40 tokens)" in result.err
+    assert (
+        result.status == 2
+        and "too long for block_size 16" in result.err
+        and "(the longest has 40 tokens)" in result.err
+    )
     assert not (work / "o").exists()
 
 

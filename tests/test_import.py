@@ -211,7 +211,7 @@ def test_examples_have_to_fit_in_the_tokens_of_the_model(work: Path) -> None:
     flags = ["--ckpt=out-base", "--dataset=colours", "--device=cpu", "--block_size=24"]
     assert Dataset(str(work / "data"), "colours").sources["train"].width(64) < 24  # in characters they do
     result = cli_here("finetune", *flags, cwd=work)
-    assert result.status == 2 and "longer than block_size 24" in result.err, result.err
+    assert result.status == 2 and "too long for block_size 24" in result.err, result.err
     assert not (work / "out-finetune").exists()
 
 

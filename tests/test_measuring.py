@@ -592,7 +592,7 @@ def test_an_example_longer_than_the_context_is_not_measured_in_part(work: Path) 
     json_lines(work, entries, "long.jsonl")
     assert cli_here("prepare", "long", "--input=long.jsonl", "--format=pairs", cwd=work).status == 0
     sentence = failure(cli_here("eval", "--ckpt=out-pairs", "--dataset=long", cwd=work), status=2)
-    assert "longer than block_size 24" in sentence
+    assert "too long for block_size 24" in sentence
 
 
 # ---- the dataset of a run -----------------------------------------------------------------------------------------

@@ -313,7 +313,7 @@ def test_marks_and_crlf_are_noted_with_a_count(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(codecs.BOM_UTF8 + b"four\r\n" * 1000)
     result = cli_here("prepare", "mine", "--input", "a.txt", "b.txt", cwd=tmp_path)
     assert result.status == 0
-    assert "note: removed 2 byte-order marks\nnote: converted CRLF line endings to LF: 1,002\n" in result.out
+    assert "note: removed 2 byte-order marks\nnote: converted 1,002 CRLF line endings to LF\n" in result.out
     (tmp_path / "c.txt").write_text("one\ntwo\n")
     assert "note" not in cli_here("prepare", "mine", "--input=c.txt", cwd=tmp_path).out
 

@@ -165,7 +165,7 @@ def test_rows_that_do_not_fit_are_refused_by_name() -> None:
     with pytest.raises(TinyGPTError, match="has 1 token;") as caught:
         text_rows(1).require(4, "val")
     assert caught.value.hint == "prepare more text"
-    says = r"(?m)^2 examples of 3 in test: longer than block_size 9 \(the longest has 13 tokens\)$"
+    says = r"(?m)^too long for block_size 9: 2 of 3 examples in test \(the longest has 13 tokens\)$"
     with pytest.raises(TinyGPTError, match=says):
         pairs.require(9, "test")
     with pytest.raises(TinyGPTError, match=r"1 example of 3 in test"):

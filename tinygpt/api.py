@@ -14,7 +14,6 @@ with a complete command line.
 
 import contextlib
 import html
-import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
@@ -36,7 +35,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.prompts import encode_prompt, require_room
 from tinygpt.data.rows import PairRows, Rows, TextRows
 from tinygpt.device import choose_for_inference
-from tinygpt.errors import TinyGPTError, fitting
+from tinygpt.errors import OPTION, TinyGPTError, fitting
 from tinygpt.evaluate import classify, doctor
 from tinygpt.evaluate.command import measure
 from tinygpt.evaluate.loss import mean_loss
@@ -53,35 +52,20 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 LOAD = ("adapter", "device", "dtype", "threads")
 GENERATE = ("temperature", "top_k", "top_p", "seed", "stop", "plain", "skip_unknown")
 ConfigFile = str | Path | Mapping[str, object]  # a config file, or its content
-VALUE = r"\"[^\"]*\"|[\w.,:/\\~-]+"  # of an option in a hint
 
 
 @contextlib.contextmanager
 def _arguments(*same: str, **renamed: str) -> Iterator[None]:
-    """Give errors a hint for a caller of a function: its arguments in place of the options of the command line.
+    """Reword the hints of errors for Python: `seed=1` for `--seed=1`.
 
-    same: arguments that are called as the options; renamed: others, by option. Alternatives of a hint that name any
-    other option are left out.
+    same: arguments with the option's name; renamed: option=argument. Alternatives that name another option are dropped.
     """
     names = {name: name for name in same} | renamed
     try:
         yield
     except TinyGPTError as error:
-        error.set_hint(fitting(error.hint, names, lambda words: as_arguments(words, names)))
+        error.set_hint(fitting(error.hint, names, lambda words: OPTION.sub(lambda option: names[option[1]], words)))
         raise
-
-
-def as_arguments(words: str, names: Mapping[str, str]) -> str:
-    """Return words of a hint with arguments in place of options: `out_dir="x"` for `--out_dir=x` and `--out_dir x`."""
-
-    def argument(match: re.Match[str]) -> str:
-        value = match[2] or match[3] or ""
-        if value and not re.fullmatch(r"[A-Z]+|\".*\"|True|False|-?[\d.]+(e-?\d+)?", value):  # A-Z: a placeholder
-            value = f'"{value}"'
-        return names[match[1]] + (f"={value}" if value else "")
-
-    words = re.sub(r"'(--\w+=)([^']*)'", r'\1"\2"', words)  # quoted for a shell
-    return re.sub(rf"(?<![\w-])--(\w+)(?:=({VALUE})| ({VALUE})(?=$| --))?", argument, words)
 
 
 class LoadedModel:
@@ -201,7 +185,7 @@ class Run:
     def __init__(self, folder: str | Path = "out", *, data_dir: str | Path = "data") -> None:
         self.folder, self._data_dir = _absolute(folder), _absolute(data_dir)
         self._name = str(folder)  # for display: the folder's path may contain the user's name
-        read_metrics(self.folder)  # raises TinyGPTError if it is not a run's
+        read_metrics(Path(folder).expanduser())  # raises TinyGPTError if it is not a run's
 
     def __repr__(self) -> str:
         return f"<{self._name}: {self.verdict}>"

@@ -32,6 +32,7 @@ EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI
     "uvicorn": ("uvicorn", "serve"),
     "wordllama": ("wordllama", "retrieve"),
 }
+OPTION = re.compile(r"(?<![\w-])--(\w+)")  # in a hint
 
 
 class TinyGPTError(Exception):
@@ -60,14 +61,14 @@ class TinyGPTError(Exception):
 
 
 def fitting(hint: str, options: Container[str], shown: Callable[[str], str] = str) -> str:
-    """Return the alternatives of a hint that name no option (`--key`) but these; a complete command has its own.
+    """Drop each alternative of a hint that names an option (`--key`) which is not in `options`.
 
-    shown: changes an alternative up to such a command.
+    From a complete command on (`tinygpt train ...`), an alternative is kept as it is; `shown` changes what precedes.
     """
     fit = []
     for alternative in hint.split(", or "):
         own, command, rest = re.split(r"(\b(?:tinygpt|torchrun|pip|llama-gguf-split) |$)", alternative, maxsplit=1)
-        if all(name in options for name in re.findall(r"(?<![\w-])--(\w+)", own)):
+        if all(name in options for name in OPTION.findall(own)):
             fit.append(shown(own) + command + rest)
     return ", or ".join(fit)
 

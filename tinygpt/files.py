@@ -66,24 +66,26 @@ def remove_leftovers(path: Path) -> None:
     """Delete the temporary files for `path` of writers that were killed. Errors: as in `remove`."""
     import filelock
 
-    for other in list(path.parent.iterdir()):
-        if other.name.endswith(".tmp") and target_of(other.name) == path.name:
-            with contextlib.suppress(filelock.Timeout), _writer_lock(other):  # Timeout: its writer is alive
-                remove(other)
+    for name in {other.name.removesuffix(".lock") for other in path.parent.iterdir()}:  # a lock may be all that is left
+        if name.endswith(".tmp") and target_of(name) == path.name:
+            temporary = path.with_name(name)
+            with contextlib.suppress(filelock.Timeout), _writer_lock(temporary, timeout=0):  # Timeout: it is in use
+                remove(temporary)
 
 
 @contextlib.contextmanager
-def _writer_lock(temporary: Path) -> Iterator[None]:
+def _writer_lock(temporary: Path, timeout: float = -1) -> Iterator[None]:
     """Hold the lock that a writer holds from before it creates its temporary file until it has renamed it.
 
-    A lock ends with its process, where a process id can be reused, or belong to another machine or container. It is a
-    file of its own: Windows cannot read a locked file, or rename an open one, and SQLite locks the temporary file.
-    Errors: filelock.Timeout if another writer holds it, OSError.
+    The lock ends with its process. A process id in the file's name would not do: ids are reused, and differ between
+    containers. The lock is a separate file, since Windows can neither read a locked file nor rename an open one, and
+    SQLite locks the temporary file itself. Errors: filelock.Timeout if it is held after `timeout` seconds (-1: wait for
+    another process that is cleaning up), OSError.
     """
     import filelock
 
     lock = filelock.FileLock(f"{temporary}.lock")
-    lock.acquire(timeout=0)
+    lock.acquire(timeout=timeout)
     try:
         yield
     finally:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tinygpt.terminal import counted
+
 SHORTEST, LONGEST = 0.2, 5.0  # seconds over which the load is measured; importing torch takes one or two
 _start: tuple[float, float] | None = None  # seconds: now, and used by other programs
 _cores = _free = 0  # numbers of threads: PyTorch's default, and the idle CPUs at the first `set_threads`
@@ -77,7 +79,7 @@ def free() -> int:
 
 def format_threads(threads: int) -> str:
     """Format a number of threads: `1 thread`, `2 threads`."""
-    return f"{threads} thread{'s' * (threads > 1)}"
+    return counted(threads, "thread")
 
 
 def format_times(times: dict[int, float]) -> str:

@@ -101,7 +101,7 @@ def by_time(times: np.ndarray, clusters: np.ndarray) -> Split:
     train, test = np.flatnonzero(times < first), np.flatnonzero(times >= first)
     if not len(test):
         raise TinyGPTError("all lines have the same time, so none is newer than the others", "drop --time")
-    how = f"by time: the test is the newest {counted(len(test), 'line')}, the older ones ({len(train):,}) train"
+    how = f"by time: tested on the newest {counted(len(test), 'line')}, trained on the older ones ({len(train):,})"
     few = f"only {counted(len(train), 'line')} to train on, since so many have the newest times"
     return Split(how, [(train, test)], clusters, times, few if len(train) < len(test) else "")
 

@@ -106,7 +106,7 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
     path = Path(adapter) / "adapter.pt" if Path(adapter).is_dir() else Path(adapter)
     if not path.exists() and (Path(adapter) / "ckpt.pt").exists():
         problem = f"{adapter}: contains no adapter, because its run has trained all weights: it is a model of its own"
-        hint = f"--ckpt {suggest.quoted(adapter)}, or tinygpt finetune --lora_rank=8 for an adapter"
+        hint = f"--ckpt={suggest.quoted(adapter)}, or tinygpt finetune --lora_rank=8 for an adapter"
         raise TinyGPTError(problem, hint)
     state = checkpoint.read(path)
     if not isinstance(state, dict) or state.get("tinygpt_adapter") != ADAPTER_FORMAT:
@@ -114,12 +114,13 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
     if state["base"] != fingerprint:
         trained_from = state["config"].get("init_from", "out/ckpt.pt")
         problem = f"{path} was trained on a base model other than {ckpt}"
-        hint = f"give the checkpoint that it was trained from: --ckpt {suggest.quoted(trained_from)}"
+        hint = f"give the checkpoint that it was trained from: --ckpt={suggest.quoted(trained_from)}"
         if checkpoint.file_of(trained_from).resolve() == checkpoint.file_of(ckpt).resolve():
             problem += ", which has been trained further or replaced since"
-            settings, again = path.with_name("config.yaml"), "make the adapter again"
+            settings = path.with_name("config.yaml")
+            again = "make the adapter again"
             if settings.exists():  # not next to an imported adapter
-                again = suggest.command("finetune", settings, f"--out_dir={path.parent}-new")
+                again = suggest.command("finetune", settings, f"--out_dir={path.parent.resolve().name}-new")
             hint = f"{again}, or give the older file of the base model as --ckpt"
         raise TinyGPTError(f"{problem} (fingerprints {state['base']} and {fingerprint})", hint)
     return state

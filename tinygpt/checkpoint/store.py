@@ -262,7 +262,7 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not isinstance(state, dict):
         raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
     if "tinygpt_adapter" in state:
-        hint = f"--ckpt BASE/ckpt.pt --adapter {suggest.quoted(str(path))}"
+        hint = f"--ckpt=BASE/ckpt.pt --adapter={suggest.quoted(str(path))}"
         hint += f", or {suggest.command('merge', '--ckpt', 'BASE/ckpt.pt', '--adapter', path)}"
         raise TinyGPTError(f"{path}: an adapter, which needs its base model", hint)
     version = state.get("tinygpt_format", 0)
@@ -307,7 +307,7 @@ def _check_model_args(args: dict[str, Any], path: Path, version: str) -> None:
         problem = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
         author = f"tinygpt {version[:20]}" if version else "another program"
         raise TinyGPTError(
-            f"{path} was written by {author}: {problem}", "upgrade tinygpt" if version else "use that one"
+            f"{path} was written by {author}: {problem}", "upgrade tinygpt" if version else "use that program"
         )
     run = TrainConfig(**{name: value for name, value in vars(shape).items() if name in config_keys})
     if shape.vocab_size < 1 or shape.block_size > LONGEST_CONTEXT or any(run.problems()):

@@ -89,9 +89,9 @@ class PrepareConfig(DataConfig):
     name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
     """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (their *.txt, *.jsonl and *.ndjson files, also .gz and .zst; without these, text
-    files of one ending; for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in sorted order; each text file begins
-    on a new line"""
+    """your own text: files, folders (their *.txt, *.jsonl and *.ndjson files, also .gz and .zst; if there are none,
+    their text files, if all have the same ending; for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in sorted
+    order; each text file begins on a new line"""
     tokenizer: File = "auto"
     """char: each character is a token; bpe: byte-pair encoding trained on your text (pip install
     "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; a checkpoint or its folder:

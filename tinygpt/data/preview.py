@@ -145,10 +145,9 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     base_task = base.removeprefix("out-")  # the task that trains the base model, as reports for reports_a
     untrained = not Path(f"{base}/ckpt.pt").exists()
     if untrained:
-        text, recipe = "shakespeare_char", "shakespeare_char_fast"
-        if base_task in TASKS:
-            text, recipe = base_task, TASKS[base_task].preset
-        else:
+        text = base_task if base_task in TASKS else "shakespeare_char"
+        recipe = TASKS[text].preset if text in TASKS else "shakespeare_char_fast"
+        if text not in TASKS:
             print("without a pretrained model, first train a base model, which takes under a minute:")
         if not (folder.parent / text / "meta.json").exists():
             show("prepare", text)

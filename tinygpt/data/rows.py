@@ -190,7 +190,7 @@ class PairRows:
         if self.spare_tokens(block_size) < 0:
             long, longest = int((self.lengths > block_size + 1).sum()), self.lengths.max()
             what = (
-                f"{counted(long, 'example')} of {len(self.lengths):,} in {where}: longer than block_size {block_size}"
+                f"too long for block_size {block_size}: {long:,} of {counted(len(self.lengths), 'example')} in {where}"
             )
             hint = f"use shorter examples, or a model with block_size {longest - 1} or more"
             raise TinyGPTError(f"{what} (the longest has {longest} tokens)", hint)

@@ -98,12 +98,12 @@ def of_one_ending(item: str) -> list[str]:
         return [item]
     counts = Counter(f"*{path.suffix}" if path.suffix else "without an ending" for path in texts).most_common()
     listed = ", ".join(f"{count:,} {kind}" for kind, count in counts[:5]) + ", ..." * (len(counts) > 5)
-    about = f"{Path(item)} has no {uncompressed(TEXT_FILES)} file; its text files: {listed}"
+    about = f"{Path(item)} has no {uncompressed(TEXT_FILES)} file; its text files are read: {listed}"
     if len(counts) > 1:
         pattern = next(kind for kind, _ in counts if kind[0] == "*")
         raise TinyGPTError(about, f"--input {suggest.quoted(f'{glob.escape(str(Path(item)))}/**/{pattern}')}")
     print(terminal.escaped(f"note: {about}"))
-    return list(map(str, texts))
+    return [str(path) for path in files if path.suffix == texts[0].suffix]  # also one that is not UTF-8, to be refused
 
 
 def starts_as_text(path: Path) -> bool:
@@ -298,7 +298,9 @@ class InputText:
     def notes(self) -> list[str]:
         """Return notes for the terminal on what the last pass changed in the text."""
         notes = [f"note: removed {terminal.counted(self.boms, 'byte-order mark')}"] if self.boms else []
-        return notes + ([f"note: converted CRLF line endings to LF: {self.crlf:,}"] if self.crlf else [])
+        return notes + (
+            [f"note: converted {terminal.counted(self.crlf, 'CRLF line ending')} to LF"] if self.crlf else []
+        )
 
     def _content(self, path: Path, advance: Callable[[int], Any], digest: bool) -> Iterator[bytes]:
         """Read one file in blocks, decompressed. Errors: TinyGPTError for a file that cannot be read, or is damaged."""

@@ -476,7 +476,8 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
     refused += [key for key, value in config.items() if key not in known and value not in USUAL.get(key, NEUTRAL)]
     for key in refused:
         what = f"config.json: {shown(key)} is {shown(values[key])}, which a GPT of tinygpt cannot express"
-        raise TinyGPTError(what, "choose another model; a key that changes no logits can be deleted from config.json")
+        other = "" if key in known else ", or delete this key from config.json if it changes no logits"
+        raise TinyGPTError(what, f"choose another model{other}")
     return result
 
 

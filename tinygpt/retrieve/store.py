@@ -143,7 +143,7 @@ class Index:
             loaded = embeddings.load(settings["embeddings"])
         except TinyGPTError as error:
             message = f"{self.path}: was made with --embeddings={settings['embeddings']}: {error.message}"
-            raise TinyGPTError(message, f"{error.hint}; or index the documents again") from None
+            raise TinyGPTError(message, f"{error.hint}, or index the documents again") from None
         if loaded and loaded.fingerprint != settings["fingerprint"]:
             message = f"{self.path}: was made with another model; {loaded.name} has changed since then"
             raise TinyGPTError(message, "index the documents again")

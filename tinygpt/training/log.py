@@ -152,8 +152,8 @@ class Pace:
         if done != self.SKIPPED + self.TIMED:
             return ""
         mean = (self.total - self.skipped) / self.TIMED
-        wait, iterations = terminal.duration(mean * remaining), terminal.counted(remaining, "more iteration")
-        return f"expected:    {wait} for {iterations} ({mean * 1000:.1f} ms each)"
+        iterations = terminal.counted(remaining, "more iteration")
+        return f"expected:    {terminal.duration(mean * remaining)} for {iterations} ({mean * 1000:.1f} ms each)"
 
 
 def peak_memory() -> int:

@@ -18,6 +18,8 @@ from tinygpt import device
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
+from tinygpt.config.fields import keys
+from tinygpt.config.parse import converted
 from tinygpt.config.schema import SESSION, FinetuneConfig, TrainConfig
 from tinygpt.data.dataset import Dataset, data_dir, started_elsewhere
 from tinygpt.data.tokenizer import tokenizer_from_dict
@@ -141,18 +143,23 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     not_restored = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
     if "lr_schedule" in config.flags:
         not_restored.add("decay_lr")  # a stored False would make the rate constant
-    for field in dataclasses.fields(config):
-        if field.name in state.config and field.name not in not_restored:
-            setattr(config, field.name, state.config[field.name])
-    stored = fixed_values(vars(config) | state.config)
+    kind: type = type(config)
+    stored = {
+        name: converted(key, state.config[name], f"{last}: ")
+        for name, key in keys(kind).items()
+        if name in state.config and name != "config"
+    }
+    for name in stored.keys() - not_restored:
+        setattr(config, name, stored[name])
+    kept = fixed_values(vars(config) | stored)
     for name, value in fixed_values(vars(config)).items():
-        if value != stored.get(name, value):
-            problem = f"{name} is {value} here and {stored[name]} in the checkpoint"
-            way = f"drop {name}"
+        if value != kept.get(name, value):
+            problem = f"{name} is {value} here and {kept[name]} in the checkpoint"
+            ways = f"drop {name}"
             if name not in FIXED:
-                problem += ", whose epoch would get another order"
-                way = "--sampling=independent"
-            raise TinyGPTError(problem, f"{way}, or start from the weights alone: {from_weights}")
+                problem += ", and would change the order of the epoch that is continued"
+                ways = "keep the checkpoint's value, or --sampling=independent"
+            raise TinyGPTError(problem, f"{ways}, or start from the weights alone: {from_weights}")
     if problems := list(config.problems()):
         raise TinyGPTError(f"{last} has settings that cannot be used: {'; '.join(problems)}", from_weights)
     return state
@@ -163,8 +170,7 @@ def fixed_values(settings: dict[str, Any]) -> dict[str, Any]:
     a step depend, since rows would be read twice in the epoch that is continued, and others never."""
     values = {name: settings.get(name) for name in FIXED}
     if settings["sampling"] == "epochs" and not settings["eval_only"]:
-        counts = [settings["batch_size"], settings["gradient_accumulation_steps"]]
-        rows = math.prod(count for count in counts if isinstance(count, int))  # the file may come from a stranger
+        rows = settings["batch_size"] * settings["gradient_accumulation_steps"]
         values["batch_size x gradient_accumulation_steps"] = rows
         values |= {name: settings[name] for name in ("seed", "group_by_length")}
     return values
