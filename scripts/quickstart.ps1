@@ -8,7 +8,7 @@ if (-not (Test-Path .venv\Scripts\python.exe)) {
     python -m venv .venv
     if ($LASTEXITCODE -ne 0) { throw "the environment .venv was not made" }
 }
-.venv\Scripts\python.exe -m pip install -q --disable-pip-version-check -e ".[offline]"
+.venv\Scripts\python.exe -m pip install -q --disable-pip-version-check -e ".[offline,report]"
 if ($LASTEXITCODE -ne 0) { throw "the installation failed" }
 .venv\Scripts\tinygpt.exe quickstart @args
 if ($LASTEXITCODE -ne 0) { exit $LASTEXITCODE }

@@ -250,7 +250,7 @@ MISTAKES: list[tuple[Any, ...]] = [
         answers,
     ),
     ("finetune --ckpt=lora/adapter.pt --dataset=tiny", "an adapter, which needs", "^tinygpt merge --ckpt", answers),
-    ("SAMPLE --ckpt=lora/adapter.pt", "an adapter, which needs", "^--ckpt BASE/ckpt.pt --adapter lora", answers),
+    ("SAMPLE --ckpt=lora/adapter.pt", "an adapter, which needs", "^--ckpt=BASE/ckpt.pt --adapter=lora", answers),
     ("SAMPLE --start=FILE:prompt.txt", "prompt.txt: no such file", "FILE:"),
     (
         "RESUME",

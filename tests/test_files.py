@@ -220,6 +220,15 @@ def test_the_temporary_file_of_a_living_writer_stays(path: Path, first_writer: s
     assert path.read_bytes() == b"first" and os.listdir(path.parent) == [path.name]
 
 
+def test_a_lock_without_a_temporary_file_is_removed(path: Path) -> None:
+    """A writer that is killed just before it creates the file, or just after the rename, leaves its lock."""
+    (path.parent / f".{path.name}.0123abcd.tmp.lock").touch()
+    (path.parent / f".{path.name}.4567abcd.tmp").mkdir()  # cannot be removed, and prevents nothing
+    write(path)
+    assert path.read_bytes() != OLD
+    assert not list(path.parent.glob("*.lock"))
+
+
 def test_the_next_writer_removes_what_a_killed_one_left(path: Path, first_writer: subprocess.Popen[str]) -> None:
     first_writer.kill()
     first_writer.wait()

@@ -439,6 +439,14 @@ def test_an_adapter_brings_its_longer_context_along(tiny_data: Path, tmp_path: P
     assert cropped.model_args["block_size"] == 16  # as long as the base's, whose weights it has
 
 
+def test_an_epoch_cannot_be_continued_with_other_examples(work: Path) -> None:
+    epochs = ["--sampling=epochs", "--examples=40", "--out_dir=epochs"]
+    ok(work, "finetune", *FLAGS, *epochs, "--max_iters=3")
+    result = cli_here("finetune", *FLAGS, *epochs, "--init_from=resume", "--examples=20", "--max_iters=6", cwd=work)
+    assert result.status == 2 and "examples is 20 here and 40 in the checkpoint" in result.err
+    ok(work, "finetune", *FLAGS, *epochs, "--init_from=resume", "--max_iters=6")
+
+
 def test_the_step_of_a_report_draws_from_the_first_examples(tuned: Path, tmp_path: Path) -> None:
     """With one example, every row of the batch is that one."""
     work = Path(shutil.copytree(tuned, tmp_path / "work"))

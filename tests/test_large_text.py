@@ -311,12 +311,16 @@ def test_nothing_is_left_when_it_ends_early(ended_by: str, moment: str, tmp_path
     finally:
         process.kill()
     until(lambda: not any(map(alive, workers)))
-    after = {name: content for name, content in listing(tmp_path / "data").items() if not name.endswith(".tmp")}
+    after = {
+        name: content
+        for name, content in listing(tmp_path / "data").items()
+        if not name.endswith((".tmp", ".tmp.lock"))
+    }
     assert after.keys() == before.keys() and {**after, "mine/.lock": b""} == {**before, "mine/.lock": b""}
     if ended_by == "kill -9":
         assert process.returncode == -signal.SIGKILL
     else:
-        assert not list((tmp_path / "data/mine").glob(".*.tmp"))
+        assert not list((tmp_path / "data/mine").glob(".*.tmp*"))
         expected = "error: a worker process was ended" if ended_by == "a worker is killed" else ""
         assert process.returncode == (1 if expected else 130)
         assert errors.startswith(expected) and len(errors.splitlines()) == (2 if expected else 0), errors

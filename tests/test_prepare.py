@@ -221,7 +221,7 @@ def test_a_folder_without_text_files_is_read_if_its_files_have_one_ending(tmp_pa
     result = cli_here("prepare", "mine", "--input=some code/", "--val_fraction=0.3", cwd=tmp_path)
     assert result.status == 0, result.err
     (note,) = (line for line in result.out.splitlines() if line.startswith("note: some code has no *.txt"))
-    assert note.endswith("its text files: 3 *.py" if ending else "its text files: 3 without an ending")
+    assert ("its text files: 3 *.py," if ending else "its text files: 3 without an ending,") in note
     assert characters(tmp_path) == len("b = 1\na = 1\nc = 1")
     folder_of(tmp_path, "f.txt")  # an ending that is read anyway
     assert left_out(tmp_path, "some code") == [
@@ -230,19 +230,32 @@ def test_a_folder_without_text_files_is_read_if_its_files_have_one_ending(tmp_pa
 
 
 def test_pictures_among_the_files_of_one_ending_are_left_out(tmp_path: Path) -> None:
-    folder_of(tmp_path, "b.py", "c.png", "__pycache__/d.png")
-    assert "its text files: 1 *.py\n" in ok(tmp_path, "prepare", "mine", "--input=some code").out
+    folder_of(tmp_path, "b.py", "c.PY", "c.png", "__pycache__/d.png")
+    (tmp_path / "some code/py.typed").touch()  # an empty file is not text either
+    (tmp_path / "some code/e.pdf").write_text("%PDF-1.4 1 0 obj")
+    out = ok(tmp_path, "prepare", "mine", "--input=some code").out
+    assert "its text files: 2 *.py," in out and "only *.py are read; left out 4 other files (.png, .pdf, .typed)" in out
+
+
+def test_a_folder_of_one_ending_in_another_encoding(tmp_path: Path) -> None:
+    folder_of(tmp_path, "a.md", "b.md")
+    (tmp_path / "some code/b.md").write_text("b = 2", encoding="utf-16")
+    message = refused(tmp_path, "prepare", "mine", "--input=some code")
+    assert "b.md: is UTF-16 text, not UTF-8" in message
+    (tmp_path / "some code/a.md").write_text("a = 2", encoding="utf-16")
+    ok(tmp_path, "prepare", "mine", "--input=some code", "--encoding=utf-16", "--val_fraction=0.3")
+    assert characters(tmp_path) == len("a = 2\nb = 2")
 
 
 def test_a_folder_of_several_endings_is_refused_with_the_pattern_to_type(tmp_path: Path) -> None:
-    folder_of(tmp_path, "b.py", "sub/c.py", "d.csv", "LICENSE", "e.png")
+    folder_of(tmp_path, "b.py", "sub/c.py", "d.md", "LICENSE", "e.png")
     before = listing(tmp_path)
     message = refused(tmp_path, "prepare", "mine", "--input", "some code")
-    assert "its text files: 2 *.py, 1 without an ending, 1 *.csv" in message and "png" not in message
+    assert "its text files: 2 *.py, 1 without an ending, 1 *.md" in message and "png" not in message
     assert listing(tmp_path) == before
     (hint,) = re.findall("try: (.*)", message)
     pattern = "some code/**/*.py"
-    assert shlex.split(hint) == ["--input", pattern] or os.name == "nt"
+    assert shlex.split(hint)[-3:] == ["--input", pattern, "some code/**/*.md"] or os.name == "nt"
     ok(tmp_path, "prepare", "mine", "--input", pattern)
     assert characters(tmp_path) == len("b = 1\nc = 1")
 

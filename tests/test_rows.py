@@ -168,7 +168,7 @@ def test_rows_that_do_not_fit_are_refused_by_name() -> None:
     says = r"(?m)^too long for block_size 9: 2 of 3 examples in test \(the longest has 13 tokens\)$"
     with pytest.raises(TinyGPTError, match=says):
         pairs.require(9, "test")
-    with pytest.raises(TinyGPTError, match=r"1 example of 3 in test"):
+    with pytest.raises(TinyGPTError, match=r"too long for block_size 10: 1 of 3 examples in test"):
         pairs.require(10, "test")
 
 

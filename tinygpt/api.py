@@ -83,6 +83,7 @@ class LoadedModel:
         settings = _config(schema.SampleConfig, ckpt=path, **options)
         checkpoint = load_model(settings.ckpt, settings.adapter)
         self.path, self.config = Path(settings.adapter or settings.ckpt), checkpoint.config
+        self.name = str(self.path)  # for display
         self.tokenizer = tokenizer_of(checkpoint, settings.ckpt, str(data_dir))
         self.compute = choose_for_inference(settings.device, settings.dtype, checkpoint.num_params, settings.threads)
         self.model = checkpoint.for_inference(self.compute)
@@ -90,7 +91,7 @@ class LoadedModel:
 
     def __repr__(self) -> str:
         size, shape = f"{self.model.num_params():,} parameters", self.model.config
-        return f"<{self.path}: {size}, {counted(shape.n_layer, 'layer')}, context {shape.block_size}>"
+        return f"<{self.name}: {size}, {counted(shape.n_layer, 'layer')}, context {shape.block_size}>"
 
     @overload
     def generate(self, prompt: str = ..., n: int = ..., *, stream: Literal[False] = ..., **options: Any) -> str: ...
@@ -219,7 +220,9 @@ class Run:
 
     def load(self, **options: Any) -> LoadedModel:
         """Load the best model of the run, with the options of `tinygpt.load`."""
-        return LoadedModel(self.folder, data_dir=self._data_dir, **options)
+        loaded = LoadedModel(self.folder, data_dir=self._data_dir, **options)
+        loaded.name = self._name
+        return loaded
 
     def _repr_html_(self) -> str:
         """Show the loss curves (without the extra `report`, the table of losses), the newest sample and the verdict."""
@@ -315,7 +318,9 @@ def _train(
 
 
 def _absolute(path: str | Path) -> Path:
-    """Make a path absolute, so that an object still finds it after os.chdir."""
+    """Make a path absolute, so that an object still finds it after os.chdir. Errors: TinyGPTError for a NUL in it."""
+    if "\0" in str(path):
+        raise TinyGPTError("a path cannot contain a NUL character", "name another file or folder")
     return Path(path).expanduser().absolute()
 
 

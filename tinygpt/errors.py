@@ -66,7 +66,7 @@ def fitting(hint: str, options: Container[str], shown: Callable[[str], str] = st
     From a complete command on (`tinygpt train ...`), an alternative is kept as it is; `shown` changes what precedes.
     """
     fit = []
-    for alternative in hint.split(", or "):
+    for alternative in re.findall(r"(?:, or )?((?:(?<!\w)'[^']*'|(?<!\w)\"[^\"]*\"|(?!, or ).)+)", hint, re.DOTALL):
         own, command, rest = re.split(r"(\b(?:tinygpt|torchrun|pip|llama-gguf-split) |$)", alternative, maxsplit=1)
         if all(name in options for name in OPTION.findall(own)):
             fit.append(shown(own) + command + rest)

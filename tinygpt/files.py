@@ -38,10 +38,13 @@ def replacing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
     refuse_link(path)
     if path.exists() and not path.is_file():
         raise TinyGPTError(f"{path}: is not a regular file", "name another file")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with writing(path, retry_hint):
-        remove_leftovers(path)
-        with _writer_lock(temporary):
+        with contextlib.suppress(OSError, TinyGPTError):  # another user's leftover must not prevent a new file
+            remove_leftovers(path)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a file system without locks; the name is unique all the same
+                stack.enter_context(_writer_lock(temporary))
             try:
                 with open(temporary, "w+b") as file:
                     yield file
@@ -58,7 +61,7 @@ def replacing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
 def target_of(name: str) -> str:
     """Return the name of the file that a temporary file of `replacing`, or its lock, is for; `name` of any other file.
     Earlier versions had no random part in it."""
-    match = re.fullmatch(r"\.(.+?)(\.[0-9a-f]{16})?\.tmp(\.lock)?", name)
+    match = re.fullmatch(r"\.(.+?)(\.[0-9a-f]{8})?\.tmp(\.lock)?", name, re.DOTALL)
     return match[1] if match else name
 
 
@@ -85,7 +88,12 @@ def _writer_lock(temporary: Path, timeout: float = -1) -> Iterator[None]:
     import filelock
 
     lock = filelock.FileLock(f"{temporary}.lock")
-    lock.acquire(timeout=timeout)
+    try:
+        lock.acquire(timeout=timeout)
+    except OSError as error:
+        if not isinstance(error, filelock.Timeout):  # a file system without locks
+            Path(lock.lock_file).unlink(missing_ok=True)
+        raise
     try:
         yield
     finally:

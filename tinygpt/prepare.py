@@ -10,7 +10,7 @@ training and a validation split. Both read the text in blocks, see data/text_fil
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,11 @@ def prepare(config: PrepareConfig) -> None:
     folder = Path(config.data_dir) / config.name
     check_request(config)
     pairs = config.format == "pairs" or config.name in TASKS
-    inputs = config.input if pairs else [path for item in config.input for path in of_one_ending(item)]
+    inputs: Sequence[str] = config.input
+    if not pairs:
+        require_encoding(config.encoding)
+        tables = tuple(ending for ending in (*PAIR_FILES, *UNREADABLE) if ending not in TEXT_FILES)
+        inputs = [path for item in inputs for path in of_one_ending(item, config.encoding, tables)]
     paths = input_files(inputs, *((PAIR_FILES, UNREADABLE) if pairs else (TEXT_FILES,)))
     for line in notes_on_unread(inputs, paths, PAIR_FILES if pairs else TEXT_FILES):
         print(line)

@@ -68,7 +68,9 @@ def input_files(
             listed = (*endings, *refused)
             matches = [file for file in visible(path) if file.name.lower().endswith(listed) or accepts(file)]
             problem = f"a folder without any {uncompressed(endings)} file"
-            default = "name the files, or a pattern like '*.md', or for prompts and responses add --format=pairs"
+            default = "name the files"
+            if endings == TEXT_FILES:
+                default += ", or a pattern like '*.md', or for prompts and responses add --format=pairs"
         elif path.exists():
             matches = [path]
         else:
@@ -87,30 +89,40 @@ def uncompressed(endings: Iterable[str]) -> str:
     return " or ".join(f"*{ending}" for ending in endings if not ending.endswith((".gz", ".zst")))
 
 
-def of_one_ending(item: str) -> list[str]:
-    """Return the text files of a folder that has none of TEXT_FILES, and print their number; [item] of other input, and
-    of tables alone, which are pairs. Errors: TinyGPTError if the files have several endings."""
+def of_one_ending(item: str, encoding: str, tables: tuple[str, ...]) -> list[str]:
+    """Return the text files of a folder that has none of TEXT_FILES, and print which and how many, with a note on what
+    is left out. Return [item] of other input, and of a folder with `tables`, endings of files that may be pairs.
+
+    Errors: TinyGPTError if the files have several endings.
+    """
     files = [path for path in visible(Path(item)) if path.is_file()] if os.path.isdir(item) else []
-    if any(path.name.lower().endswith(TEXT_FILES) for path in files):
+    ascii_based = re.fullmatch(ASCII_BASED, codecs.lookup(encoding).name)
+    texts = [path for path in files if path.stat().st_size and (not ascii_based or starts_as_text(path))]
+    if not texts or any(path.name.lower().endswith((*TEXT_FILES, *tables)) for path in files):
         return [item]
-    texts = [path for path in files if starts_as_text(path)]
-    if all(path.suffix.lower() == ".csv" for path in texts):
-        return [item]
-    counts = Counter(f"*{path.suffix}" if path.suffix else "without an ending" for path in texts).most_common()
-    listed = ", ".join(f"{count:,} {kind}" for kind, count in counts[:5]) + ", ..." * (len(counts) > 5)
-    about = f"{Path(item)} has no {uncompressed(TEXT_FILES)} file; its text files are read: {listed}"
+    spelled = {path.suffix.lower(): path.suffix for path in texts}
+    counts = Counter(path.suffix.lower() for path in texts).most_common()
+    kinds = [f"{count:,} {f'*{suffix}' if suffix else 'without an ending'}" for suffix, count in counts]
+    listed = ", ".join(kinds[:5]) + ", ..." * (len(kinds) > 5)
+    about = f"{Path(item)} has no {uncompressed(TEXT_FILES)} file; its text files: {listed}"
     if len(counts) > 1:
-        pattern = next(kind for kind, _ in counts if kind[0] == "*")
-        raise TinyGPTError(about, f"--input {suggest.quoted(f'{glob.escape(str(Path(item)))}/**/{pattern}')}")
-    print(terminal.escaped(f"note: {about}"))
-    return [str(path) for path in files if path.suffix == texts[0].suffix]  # also one that is not UTF-8, to be refused
+        folder = glob.escape(str(Path(item)))
+        patterns = [suggest.quoted(f"{folder}/**/*{spelled[suffix]}") for suffix, _ in counts[:5] if suffix]
+        raise TinyGPTError(about, f"name those that you want: --input {' '.join(patterns)}")
+    print(terminal.escaped(f"note: {about}, which are read"))
+    # also those that are not in this encoding, which the reader refuses by name
+    read = [path for path in files if path.suffix.lower() == counts[0][0]]
+    for line in notes_on_unread([item], read, [counts[0][0] or " without an ending"]):
+        print(line)
+    return list(map(str, read))
 
 
 def starts_as_text(path: Path) -> bool:
-    """Return whether a file has no NUL near its start, as text in UTF-8."""
+    """Return whether a file has no NUL near its start, as text in UTF-8, and is not a PDF."""
     try:
         with open(path, "rb") as file:
-            return b"\0" not in file.read(1024)
+            start = file.read(1024)
+            return b"\0" not in start and not start.startswith(b"%PDF-")
     except OSError:
         return True  # the reader names the problem
 

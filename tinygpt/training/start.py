@@ -158,7 +158,7 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
             ways = f"drop {name}"
             if name not in FIXED:
                 problem += ", and would change the order of the epoch that is continued"
-                ways = "keep the checkpoint's value, or --sampling=independent"
+                ways = f"keep {name} {kept[name]}, or --sampling=independent"
             raise TinyGPTError(problem, f"{ways}, or start from the weights alone: {from_weights}")
     if problems := list(config.problems()):
         raise TinyGPTError(f"{last} has settings that cannot be used: {'; '.join(problems)}", from_weights)
@@ -172,7 +172,7 @@ def fixed_values(settings: dict[str, Any]) -> dict[str, Any]:
     if settings["sampling"] == "epochs" and not settings["eval_only"]:
         rows = settings["batch_size"] * settings["gradient_accumulation_steps"]
         values["batch_size x gradient_accumulation_steps"] = rows
-        values |= {name: settings[name] for name in ("seed", "group_by_length")}
+        values |= {name: settings.get(name) for name in ("seed", "group_by_length", "examples")}
     return values
 
 

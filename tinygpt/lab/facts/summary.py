@@ -11,7 +11,7 @@ from tinygpt.experiment.summary import Share, Summary, Table, Verdict
 from tinygpt.lab.facts.experiment import TRIES, names
 from tinygpt.lab.facts.systems import outcome
 from tinygpt.lab.facts.world import Question
-from tinygpt.terminal import duration
+from tinygpt.terminal import counted, duration
 
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good
 OUTCOMES = {"right": "C2", "stale": "C1", "wrong": "C3", "abstained": "lightgray"}
@@ -262,7 +262,7 @@ def combined(measured: Measured, pretrained: str) -> Verdict:
 
 def private(results: Results) -> Verdict:
     used = sum(result.get("connections", 0) for result in results.values() if isinstance(result, dict))
-    attempts = f"Python reported {used} attempts to use the network while the systems answered."
+    attempts = f"Python reported {counted(used, 'attempt')} to use the network while the systems answered."
     return Verdict(
         attempts if used else "No system used the network while it answered.",
         "connections and name lookups reported by Python; this does not show what the weights have memorised "
