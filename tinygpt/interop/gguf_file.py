@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from tinygpt.data.corpora import BYTES
 from tinygpt.data.tokenizer import LLAMA3, MAX_SYMBOLS, QWEN2, SPECIAL, CharTokenizer, Tokenizer, from_json, split_by
@@ -400,10 +401,11 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
     llama.cpp's own files; norms, biases and learned positions are float32. llama.cpp computes GPT-2 with the tanh GELU:
     a model with the exact one changes its log probabilities by about 1e-3.
 
-    Errors: TinyGPTError for an architecture, activation or tokenizer that llama.cpp lacks, and for rows that are not
-    multiples of 32.
+    Errors: TinyGPTError for an architecture, activation or tokenizer that llama.cpp lacks, and for quantised rows that
+    are not multiples of 32.
     """
-    gguf, config, plan = library("gguf", "GGUF"), stock.config, _plan(stock, quantisation)
+    gguf, stock = library("gguf", "GGUF"), stock if quantisation == "f16" else _padded(stock)
+    config, plan = stock.config, _plan(stock, quantisation)
     model_type = config["model_type"]
     writer = gguf.GGUFWriter(None, model_type)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
@@ -439,6 +441,25 @@ def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
     ]
 
 
+def _padded(stock: Stock) -> Stock:
+    """Widen the MLPs to a multiple of 32, the length of a quantised block, with channels whose weights are zero.
+
+    Such a channel is zero after every activation, so no logit changes. GPT-2's class keeps its width.
+    """
+    row = _row(stock.config["model_type"])
+    key = row.keys["mlp_width"]
+    missing = 0 if row.learned else -stock.config[key] % 32
+    weights = dict(stock.weights)
+    for name, tensor in weights.items():
+        if ".mlp.down_proj.weight" in name:
+            weights[name] = F.pad(tensor, (0, missing))
+        elif (
+            ".mlp." in name and ".down_proj." not in name
+        ):  # the first layer: matrices (width, n_embd), biases (width,)
+            weights[name] = torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))
+    return Stock({**stock.config, key: stock.config[key] + missing}, weights)
+
+
 def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, Any]]:
     """Return for each tensor its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
     gguf = library("gguf", "GGUF")
@@ -467,7 +488,7 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
             option = "n_embd" if columns == config[row.keys["n_embd"]] else "mlp_width"
             raise TinyGPTError(
                 f"{quantisation} stores rows in blocks of 32 values, and {option}={columns} is not a multiple of 32",
-                f"export as f16, or train with another {option} (configs/portable.yaml has mlp_width: 352)",
+                f"export as f16, or train with {option}={columns + -columns % 32}",
             )
         plan[name] = (array, names[name], gguf.GGMLQuantizationType[type_])
     return plan
