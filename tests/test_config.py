@@ -312,7 +312,7 @@ def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytes
     assert (
         train("configs/shakespeare_char.yaml").dataset == train("shakespeare_char.yaml").dataset == "shakespeare_char"
     )
-    assert "[configs/shakespeare_char.yaml]" in complaint("configs/shakespear_char.yaml")
+    assert "[configs/shakespeare_char.yaml; the presets:" in complaint("configs/shakespear_char.yaml")
     (tmp_path / "shakespeare_char.yaml").write_text("dataset: mine\n")
     assert train("shakespeare_char.yaml").dataset == "mine"  # the user's own file comes first
 
@@ -361,6 +361,24 @@ def test_the_names_of_nanogpts_files_mean_presets_with_their_values(
 def test_other_missing_files_stay_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert f"{name}: no such config file" in complaint(name)
+
+
+@pytest.mark.parametrize("name", ["sql", "sql.yaml", "configs/sql.yaml", "./configs/sql"])
+def test_a_preset_is_found_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(name).dataset == "sql"
+    (tmp_path / "sql").write_text("dataset: mine\n")  # the user's own file comes first
+    assert train("sql").dataset == "mine"
+
+
+def test_a_wrong_name_lists_the_presets_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TinyGPTError) as error:
+        train("nothing_like_it")
+    lines = error.value.hint.splitlines()[1:]
+    presets = {path.stem for folder in configfile.PRESETS for path in folder.glob("*.yaml")}
+    assert {line.split()[0] for line in lines} == {name for name in presets if "lab_" not in name}
+    assert all(re.fullmatch(r" {4}\S+ +# \S.*", line) for line in lines)
 
 
 def test_every_preset_is_valid_and_says_why() -> None:

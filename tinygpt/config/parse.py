@@ -178,9 +178,11 @@ def converted(key: Key, value: Any, prefix: str) -> Any:
 
 
 def find_config(name: str) -> Path:
-    """Return the file itself, or the preset of that name in the package (pip users have no configs/ folder).
+    """Return the file itself, or the preset of that name in the package (pip users have no configs/ folder): `nanogpt`,
+    `nanogpt.yaml` or `configs/nanogpt.yaml`.
 
-    The names of nanoGPT's own files mean presets, too, if there are no such files.
+    The names of nanoGPT's own files mean presets, too, if there are no such files. Errors: TinyGPTError that lists the
+    presets.
     """
     path = Path(name)
     if path.is_file():
@@ -188,15 +190,17 @@ def find_config(name: str) -> Path:
     if preset := NANOGPT.get(path.as_posix()):
         terminal.print_error(f"note: {name}: no such file, so the preset with nanoGPT's values is used: {preset}")
         path = Path(preset)
-    presets = {preset.name: preset for folder in PRESETS for preset in sorted(folder.glob("*.yaml"))}
-    if path.parent.name in ("", "configs") and path.name in presets:
-        return presets[path.name]
+    presets = {preset.stem: preset for folder in PRESETS for preset in sorted(folder.glob("*.yaml"))}
+    if path.parent.name in ("", "configs") and path.suffix in ("", ".yaml") and path.stem in presets:
+        return presets[path.stem]
     if path.is_dir() and (path / "config.yaml").exists():
         hint = f"{name}/config.yaml to repeat the run, or tinygpt finetune --ckpt {name}"
         raise TinyGPTError(f"{name}: is the folder of a run, not a config file", hint)
-    close = get_close_matches(path.stem, [Path(preset).stem for preset in presets], n=1)
-    hint = f"configs/{close[0]}.yaml" if close else f"choose one of {', '.join(presets)}"
-    raise TinyGPTError(f"{name}: no such config file", hint)
+    close = get_close_matches(path.stem, presets, n=1)
+    hint = f"configs/{close[0]}.yaml" if close else "a file of your own"
+    comments = {stem: preset.read_text("utf-8").partition("\n")[0] for stem, preset in presets.items()}
+    listed = [f"{stem:<33} {terminal.cut(comment, 90)}" for stem, comment in comments.items() if "lab_" not in stem]
+    raise TinyGPTError(f"{name}: no such config file", "\n    ".join((f"{hint}; the presets:", *listed)))
 
 
 def read_config(path: Path) -> dict[str, Any]:
