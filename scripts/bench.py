@@ -65,7 +65,8 @@ from unittest import mock
 
 from tinygpt.errors import TinyGPTError
 
-RECIPE, FAST, BEST, RECORD = (f"configs/shakespeare_char{kind}.yaml" for kind in ("", "_fast", "_best", "_record"))
+RECIPE = "configs/nanogpt.yaml"
+FAST, BEST, RECORD = (f"configs/shakespeare_char_{kind}.yaml" for kind in ("fast", "best", "record"))
 NANOGPT_RECIPE = [  # from its README, for a CPU
     "config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=10",
     "--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--max_iters=2000",

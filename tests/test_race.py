@@ -320,4 +320,4 @@ def test_a_folder_of_another_race_is_refused(made: Path, tmp_path: Path) -> None
     (folder / "text.txt").write_text(TEXT)
     with open(entry.PRESET, "a") as file:
         file.write("weight_decay: 0.2\n")
-    assert "shakespeare_char.yaml is not the one that out-race" in refused(folder, "race", "anna.yaml", *RACE)
+    assert "nanogpt.yaml is not the one that out-race" in refused(folder, "race", "anna.yaml", *RACE)

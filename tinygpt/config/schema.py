@@ -989,9 +989,9 @@ class RaceConfig(Config):
     train.txt; the last tenth of train.txt gives a provisional loss. The third one, with the complete text, gives the
     final losses.
 
-    A config has the keys of tinygpt train; missing ones are as in configs/shakespeare_char.yaml. Each character is a
-    token. Training stops when the budget is used up, and the model at that point counts. Each entry runs once. Repeat
-    the command to continue a stopped race; name other configs to add entries to the table.
+    A config has the keys of tinygpt train; missing ones are as in configs/nanogpt.yaml. Each character is a token.
+    Training stops when the budget is used up, and the model at that point counts. Each entry runs once. Repeat the
+    command to continue a stopped race; name other configs to add entries to the table.
     """
 
     configs: Annotated[Files, POSITIONAL] = ()
@@ -999,7 +999,7 @@ class RaceConfig(Config):
     text: File = "train.txt"
     """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part"""
     times: Count = 20
-    """the budget: this many times the time of 100 iterations of configs/shakespeare_char.yaml on one core, measured
-    repeatedly during training; 20 is one to three minutes"""
+    """the budget: this many times the time of 100 iterations of configs/nanogpt.yaml on one core, measured repeatedly
+    during training; 20 is one to three minutes"""
     out_dir: File = "out-race"
     """folder for race.csv, the trained models and train.txt"""

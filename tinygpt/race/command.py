@@ -59,7 +59,7 @@ def race(config: RaceConfig) -> int:
         return hand_out(text[:train], len(text) - train, config)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     settings = {"text": config.text, "times": config.times}
-    fixed = {config.text: fingerprint, "configs/shakespeare_char.yaml": preset_fingerprint()}
+    fixed = {config.text: fingerprint, "configs/nanogpt.yaml": preset_fingerprint()}
     identity = Identity("race", "CONFIG", settings, fixed)
     with folder_lock(folder, "race"), ended_by_sigterm():
         for name, stage in stored(folder, identity)["stages"].items():

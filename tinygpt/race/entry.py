@@ -32,7 +32,7 @@ from tinygpt.threads import mean_seconds
 from tinygpt.train import train
 from tinygpt.training.start import Start, choose_compute, make_model, step_on_one_batch
 
-PRESET = "configs/shakespeare_char.yaml"  # the model of the calibration
+PRESET = "configs/nanogpt.yaml"  # the model of the calibration
 UNIT = 100  # its iterations in the unit of the budget
 SLICE, CALIBRATION = 2.0, 0.3  # seconds of the training, and then of the calibration
 LARGEST = 0.05  # share of the budget that an iteration may take
