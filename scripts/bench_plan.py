@@ -49,8 +49,7 @@ HELD_OUT = {
 BOUNDS = {
     "fast preset": "configs/shakespeare_char_fast.yaml",
     "portable, 800 iterations": "configs/portable.yaml --max_iters=800",
-    "small, context of 32": "configs/nanogpt.yaml --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 "
-    "--max_iters=4000",
+    "small, context of 32": "configs/nanogpt.yaml --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 --max_iters=4000",
     "other corpus, width 96": "configs/nanogpt.yaml --dataset=naics --n_layer=3 --n_head=3 --n_embd=96 "
     "--batch_size=16 --max_iters=1600",
     "byte-pair encoding, small": "configs/shakespeare.yaml --n_layer=2 --n_embd=48 --block_size=32 --batch_size=6 "

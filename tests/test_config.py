@@ -363,6 +363,17 @@ def test_other_missing_files_stay_refused(name: str, tmp_path: Path, monkeypatch
     assert f"{name}: no such config file" in complaint(name)
 
 
+def test_the_preset_nanogpt_is_the_recipe_of_its_readme() -> None:
+    """The keys on which the weights depend have the values of nanoGPT's command line for a CPU."""
+    flags = ["--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--dropout=0.0"]
+    flags += ["--max_iters=2000", "--lr_decay_iters=2000", "--eval_iters=20", "--device=cpu", "--compile=False"]
+    theirs, ours = (vars(train(*args)) for args in (["config/train_shakespeare_char.py", *flags], ["nanogpt"]))
+    apart = {"config", "flags", "given", "out_dir", "device", "compile", "lr_decay_iters", "always_save_checkpoint"}
+    apart |= {"sample_interval", "wandb_project", "wandb_run_name"}
+    assert {key for key in theirs if theirs[key] != ours[key]} <= apart
+    assert ours["lr_decay_iters"] in (0, ours["max_iters"])
+
+
 @pytest.mark.parametrize("name", ["sql", "sql.yaml", "configs/sql.yaml", "./configs/sql"])
 def test_a_preset_is_found_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
