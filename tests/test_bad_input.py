@@ -320,9 +320,9 @@ MISTAKES: list[tuple[Any, ...]] = [
         "seed = 1\n\nos.system('touch executed')\n",
     ),
     ("train mine.py", "mine.py, line 1: not Python", "YAML", "seed: = 1\n"),
-    ("train configs/shakespear_char.yaml", "no such config file", "^configs/shakespeare_char.yaml; the presets:$"),
+    ("train configs/shakespear_char.yaml", "no such config file", "^configs/shakespeare_char.yaml$"),
     ("train mine.yaml", "mine.yaml: not UTF-8 text", "YAML", b"\xff\x00\xfe"),
-    ("train data", "data: no such config file", "^a file of your own; the presets:$"),
+    ("train data", "data: no such config file", "^choose a preset"),
     (
         "train --device=cpu",
         "no config was given, and the default dataset 'openwebtext' is not prepared",
@@ -396,10 +396,10 @@ MISTAKES: list[tuple[Any, ...]] = [
 
 
 def complaint(result: Result) -> tuple[str, str]:
-    """Message and hint of an error. Fails for anything but exactly these two lines, and a list of choices below."""
+    """Message and hint of an error. Fails for anything but exactly these two lines, and a list of choices between."""
     print(result)
     assert result.status == 2
-    found = re.fullmatch(r"error: ([^\n]+)\n(?:  try: ([^\n]+)\n(?: {4}\w+ +# [^\n]+\n)*)?", result.err)
+    found = re.fullmatch(r"error: ([^\n]+)\n(?: {4}\w+ +[^\n]+\n)*(?:  try: ([^\n]+)\n)?", result.err)
     assert found, result.err
     assert result.out == ""
     return found[1], found[2] or ""

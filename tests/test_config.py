@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import shutil
 import string
 import time
 from pathlib import Path
@@ -312,7 +313,7 @@ def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytes
     assert (
         train("configs/shakespeare_char.yaml").dataset == train("shakespeare_char.yaml").dataset == "shakespeare_char"
     )
-    assert "[configs/shakespeare_char.yaml; the presets:" in complaint("configs/shakespear_char.yaml")
+    assert "[configs/shakespeare_char.yaml]" in complaint("configs/shakespear_char.yaml")
     (tmp_path / "shakespeare_char.yaml").write_text("dataset: mine\n")
     assert train("shakespeare_char.yaml").dataset == "mine"  # the user's own file comes first
 
@@ -378,6 +379,11 @@ def test_the_preset_nanogpt_is_the_recipe_of_its_readme() -> None:
 def test_a_preset_is_found_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert train(name).dataset == "sql"
+    (tmp_path / "sql").mkdir()
+    assert train(name).dataset == "sql"
+    (tmp_path / "sql/config.yaml").touch()
+    assert "is the folder of a run" in complaint("sql")
+    shutil.rmtree(tmp_path / "sql")
     (tmp_path / "sql").write_text("dataset: mine\n")  # the user's own file comes first
     assert train("sql").dataset == "mine"
 
@@ -386,10 +392,10 @@ def test_a_wrong_name_lists_the_presets_for_people(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(TinyGPTError) as error:
         train("nothing_like_it")
-    lines = error.value.hint.splitlines()[1:]
+    lines = error.value.message.splitlines()[1:]
     presets = {path.stem for folder in configfile.PRESETS for path in folder.glob("*.yaml")}
     assert {line.split()[0] for line in lines} == {name for name in presets if "lab_" not in name}
-    assert all(re.fullmatch(r" {4}\S+ +# \S.*", line) for line in lines)
+    assert all(re.fullmatch(r" {4}\w+ +\S.{20,79}", line) for line in lines)
 
 
 def test_every_preset_is_valid_and_says_why() -> None:

@@ -220,6 +220,12 @@ def test_the_temporary_file_of_a_living_writer_stays(path: Path, first_writer: s
     assert path.read_bytes() == b"first" and os.listdir(path.parent) == [path.name]
 
 
+def test_a_missing_folder_is_not_created(tmp_path: Path) -> None:
+    with pytest.raises(TinyGPTError, match="no such file"), replacing(tmp_path / "missing/folder/ckpt.pt"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lock_without_a_temporary_file_is_removed(path: Path) -> None:
     """A writer that is killed just before it creates the file, or just after the rename, leaves its lock."""
     (path.parent / f".{path.name}.0123abcd.tmp.lock").touch()

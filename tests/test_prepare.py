@@ -221,7 +221,7 @@ def test_a_folder_without_text_files_is_read_if_its_files_have_one_ending(tmp_pa
     result = cli_here("prepare", "mine", "--input=some code/", "--val_fraction=0.3", cwd=tmp_path)
     assert result.status == 0, result.err
     (note,) = (line for line in result.out.splitlines() if line.startswith("note: some code has no *.txt"))
-    assert ("its text files: 3 *.py," if ending else "its text files: 3 without an ending,") in note
+    assert note.endswith("its text files: 3 *.py" if ending else "its text files: 3 without an ending")
     assert characters(tmp_path) == len("b = 1\na = 1\nc = 1")
     folder_of(tmp_path, "f.txt")  # an ending that is read anyway
     assert left_out(tmp_path, "some code") == [
@@ -234,7 +234,9 @@ def test_pictures_among_the_files_of_one_ending_are_left_out(tmp_path: Path) -> 
     (tmp_path / "some code/py.typed").touch()  # an empty file is not text either
     (tmp_path / "some code/e.pdf").write_text("%PDF-1.4 1 0 obj")
     out = ok(tmp_path, "prepare", "mine", "--input=some code").out
-    assert "its text files: 2 *.py," in out and "only *.py are read; left out 4 other files (.png, .pdf, .typed)" in out
+    assert (
+        "its text files: 2 *.py\n" in out and "only *.py are read; left out 4 other files (.png, .pdf, .typed)" in out
+    )
 
 
 def test_a_folder_of_one_ending_in_another_encoding(tmp_path: Path) -> None:

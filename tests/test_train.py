@@ -229,6 +229,15 @@ def test_resuming_keeps_every_value_that_is_not_the_default(
     assert {name: getattr(resumed, name) for name in expected} == expected
 
 
+def test_a_stored_value_of_the_wrong_type_is_refused(run_copy: Path) -> None:
+    """A last.pt from a stranger, or of a newer version; what the command gives counts instead."""
+    state = load(run_copy / "out/last.pt")
+    save(run_copy / "out/last.pt", dataclasses.replace(state, config=state.config | {"grad_clip": "much"}))
+    message = refused(run_copy, "train", "--init_from=resume", "--max_iters=30")
+    assert "last.pt: grad_clip: 'much' is not a number" in message and "--init_from=out/last.pt" in message
+    ok(run_copy, "train", "--init_from=resume", "--max_iters=30", "--grad_clip=1")
+
+
 def test_resuming_takes_a_new_rate_and_decay(run_copy: Path) -> None:
     """The optimizer's state has learning rates too; those of the command count. Here no weight may change."""
     before = load(run_copy / "out/last.pt").model

@@ -221,7 +221,8 @@ class Run:
     def load(self, **options: Any) -> LoadedModel:
         """Load the best model of the run, with the options of `tinygpt.load`."""
         loaded = LoadedModel(self.folder, data_dir=self._data_dir, **options)
-        loaded.name = self._name
+        if "adapter" not in options:
+            loaded.name = self._name
         return loaded
 
     def _repr_html_(self) -> str:

@@ -40,11 +40,14 @@ def replacing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[IO[bytes]]:
         raise TinyGPTError(f"{path}: is not a regular file", "name another file")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with writing(path, retry_hint):
-        with contextlib.suppress(OSError, TinyGPTError):  # another user's leftover must not prevent a new file
+        path.parent.stat()  # locking would create a folder that is missing
+        with contextlib.suppress(OSError):  # another user's leftover must not prevent a new file
             remove_leftovers(path)
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):  # a file system without locks; the name is unique all the same
+            try:
                 stack.enter_context(_writer_lock(temporary))
+            except OSError:  # a file system without locks; the name is unique all the same
+                Path(f"{temporary}.lock").unlink(missing_ok=True)
             try:
                 with open(temporary, "w+b") as file:
                     yield file
@@ -66,14 +69,26 @@ def target_of(name: str) -> str:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete the temporary files for `path` of writers that were killed. Errors: as in `remove`."""
+    """Delete the temporary files for `path` of writers that were killed, and their locks, which may remain alone.
+
+    Errors: OSError for one that cannot be deleted, after all others are.
+    """
     import filelock
 
-    for name in {other.name.removesuffix(".lock") for other in path.parent.iterdir()}:  # a lock may be all that is left
-        if name.endswith(".tmp") and target_of(name) == path.name:
-            temporary = path.with_name(name)
-            with contextlib.suppress(filelock.Timeout), _writer_lock(temporary, timeout=0):  # Timeout: it is in use
-                remove(temporary)
+    problem: OSError | None = None
+    for name in sorted({other.name.removesuffix(".lock") for other in path.parent.iterdir()}):
+        if not name.endswith(".tmp") or target_of(name) != path.name:
+            continue
+        temporary = path.with_name(name)
+        try:
+            with _writer_lock(temporary, timeout=0):
+                temporary.unlink(missing_ok=True)
+        except filelock.Timeout:
+            pass  # its writer is alive
+        except OSError as error:
+            problem = error
+    if problem:
+        raise problem
 
 
 @contextlib.contextmanager
@@ -88,18 +103,17 @@ def _writer_lock(temporary: Path, timeout: float = -1) -> Iterator[None]:
     import filelock
 
     lock = filelock.FileLock(f"{temporary}.lock")
-    try:
-        lock.acquire(timeout=timeout)
-    except OSError as error:
-        if not isinstance(error, filelock.Timeout):  # a file system without locks
-            Path(lock.lock_file).unlink(missing_ok=True)
-        raise
+    lock.acquire(timeout=timeout)
     try:
         yield
     finally:
-        lock.release()
-        with contextlib.suppress(OSError):  # nobody waits for it, since the temporary file is gone
+        # deleted before it is released: nobody must get a lock on a file that is then deleted
+        with contextlib.suppress(OSError):
             os.unlink(lock.lock_file)
+        lock.release()
+        if WINDOWS:  # which cannot delete an open file
+            with contextlib.suppress(OSError):
+                os.unlink(lock.lock_file)
 
 
 @contextlib.contextmanager

@@ -61,11 +61,10 @@ def prepare(config: PrepareConfig) -> None:
     pairs = config.format == "pairs" or config.name in TASKS
     inputs: Sequence[str] = config.input
     if not pairs:
-        require_encoding(config.encoding)
         tables = tuple(ending for ending in (*PAIR_FILES, *UNREADABLE) if ending not in TEXT_FILES)
         inputs = [path for item in inputs for path in of_one_ending(item, config.encoding, tables)]
     paths = input_files(inputs, *((PAIR_FILES, UNREADABLE) if pairs else (TEXT_FILES,)))
-    for line in notes_on_unread(inputs, paths, PAIR_FILES if pairs else TEXT_FILES):
+    for line in notes_on_unread(inputs, paths, [f"*{ending}" for ending in (PAIR_FILES if pairs else TEXT_FILES)]):
         print(line)
     if pairs:
         model_tokenizer = None if config.tokenizer in OWN_TOKENIZERS else tokenizer_for_pairs(config.tokenizer)

@@ -190,17 +190,17 @@ def find_config(name: str) -> Path:
     if preset := NANOGPT.get(path.as_posix()):
         terminal.print_error(f"note: {name}: no such file, so the preset with nanoGPT's values is used: {preset}")
         path = Path(preset)
-    presets = {preset.stem: preset for folder in PRESETS for preset in sorted(folder.glob("*.yaml"))}
-    if path.parent.name in ("", "configs") and path.suffix in ("", ".yaml") and path.stem in presets:
-        return presets[path.stem]
     if path.is_dir() and (path / "config.yaml").exists():
         hint = f"{name}/config.yaml to repeat the run, or tinygpt finetune --ckpt {name}"
         raise TinyGPTError(f"{name}: is the folder of a run, not a config file", hint)
+    presets = {preset.stem: preset for folder in PRESETS for preset in sorted(folder.glob("*.yaml"))}
+    if path.parent.name in ("", "configs") and path.suffix in ("", ".yaml") and path.stem in presets:
+        return presets[path.stem]
     close = get_close_matches(path.stem, presets, n=1)
-    hint = f"configs/{close[0]}.yaml" if close else "a file of your own"
-    comments = {stem: preset.read_text("utf-8").partition("\n")[0] for stem, preset in presets.items()}
-    listed = [f"{stem:<33} {terminal.cut(comment, 90)}" for stem, comment in comments.items() if "lab_" not in stem]
-    raise TinyGPTError(f"{name}: no such config file", "\n    ".join((f"{hint}; the presets:", *listed)))
+    hint = f"configs/{close[0]}.yaml" if close else "choose a preset, or name a file of your own"
+    comments = {stem: preset.read_text("utf-8").partition("\n")[0][2:] for stem, preset in presets.items()}
+    listed = [f"{stem:<33} {terminal.cut(comment, 80)}" for stem, comment in comments.items() if "lab_" not in stem]
+    raise TinyGPTError("\n    ".join((f"{name}: no such config file; the presets:", *listed)), hint)
 
 
 def read_config(path: Path) -> dict[str, Any]:

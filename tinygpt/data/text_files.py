@@ -96,9 +96,10 @@ def of_one_ending(item: str, encoding: str, tables: tuple[str, ...]) -> list[str
     Errors: TinyGPTError if the files have several endings.
     """
     files = [path for path in visible(Path(item)) if path.is_file()] if os.path.isdir(item) else []
-    ascii_based = re.fullmatch(ASCII_BASED, codecs.lookup(encoding).name)
-    texts = [path for path in files if path.stat().st_size and (not ascii_based or starts_as_text(path))]
-    if not texts or any(path.name.lower().endswith((*TEXT_FILES, *tables)) for path in files):
+    if any(path.name.lower().endswith((*TEXT_FILES, *tables)) for path in files):
+        return [item]
+    texts = [path for path in files if path.stat().st_size and starts_as_text(path, encoding)]
+    if not texts:
         return [item]
     spelled = {path.suffix.lower(): path.suffix for path in texts}
     counts = Counter(path.suffix.lower() for path in texts).most_common()
@@ -109,22 +110,30 @@ def of_one_ending(item: str, encoding: str, tables: tuple[str, ...]) -> list[str
         folder = glob.escape(str(Path(item)))
         patterns = [suggest.quoted(f"{folder}/**/*{spelled[suffix]}") for suffix, _ in counts[:5] if suffix]
         raise TinyGPTError(about, f"name those that you want: --input {' '.join(patterns)}")
-    print(terminal.escaped(f"note: {about}, which are read"))
+    print(terminal.escaped(f"note: {about}"))
     # also those that are not in this encoding, which the reader refuses by name
     read = [path for path in files if path.suffix.lower() == counts[0][0]]
-    for line in notes_on_unread([item], read, [counts[0][0] or " without an ending"]):
+    for line in notes_on_unread([item], read, [f"*{counts[0][0]}" if counts[0][0] else "files without an ending"]):
         print(line)
     return list(map(str, read))
 
 
-def starts_as_text(path: Path) -> bool:
-    """Return whether a file has no NUL near its start, as text in UTF-8, and is not a PDF."""
+def starts_as_text(path: Path, encoding: str = "utf-8") -> bool:
+    """Return whether the start of a file can be text in this encoding: no PDF, and without a NUL where only UTF-16 and
+    its like have some."""
     try:
         with open(path, "rb") as file:
             start = file.read(1024)
-            return b"\0" not in start and not start.startswith(b"%PDF-")
     except OSError:
         return True  # the reader names the problem
+    codec = codecs.lookup(encoding)
+    if re.fullmatch(ASCII_BASED, codec.name):
+        return b"\0" not in start and not start.startswith(b"%PDF-")
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(start)
+    except UnicodeError:
+        return False
+    return True
 
 
 def visible(folder: Path) -> list[Path]:
@@ -132,17 +141,18 @@ def visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not re.search(HIDDEN, path.relative_to(folder).as_posix()))
 
 
-def notes_on_unread(inputs: Sequence[str], paths: Iterable[Path], read_endings: Sequence[str]) -> list[str]:
-    """Make for each folder of `inputs` a note on its files that are not among `paths`. Hidden files do not count."""
+def notes_on_unread(inputs: Sequence[str], paths: Iterable[Path], kinds: Sequence[str]) -> list[str]:
+    """Make for each folder of `inputs` a note on its files that are not among `paths`; kinds: those that are read, for
+    example `*.txt`. Hidden files do not count."""
     read, notes = {path.resolve() for path in paths}, []
     for folder in filter(Path.is_dir, map(Path, inputs)):
         files = [path for path in visible(folder) if os.path.isfile(path) and path.resolve() not in read]
         endings = [ending for ending, _ in Counter(sorted(path.suffix or path.name for path in files)).most_common()]
         if endings:
             listed = terminal.escaped(", ".join(endings[:5]) + ", ..." * (len(endings) > 5))
-            patterns = ", ".join(f"*{ending}" for ending in read_endings)
+            read_kinds = ", ".join(kinds)
             others = f"{terminal.counted(len(files), 'other file')} ({listed})"
-            notes.append(f"note: of {terminal.escaped(str(folder))} only {patterns} are read; left out {others}")
+            notes.append(f"note: of {terminal.escaped(str(folder))} only {read_kinds} are read; left out {others}")
     return notes
 
 

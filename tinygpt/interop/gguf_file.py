@@ -449,13 +449,13 @@ def _padded(stock: Stock) -> Stock:
     row = _row(stock.config["model_type"])
     key = row.keys["mlp_width"]
     missing = 0 if row.learned else -stock.config[key] % 32
+    if not missing:
+        return stock
     weights = dict(stock.weights)
     for name, tensor in weights.items():
         if ".mlp.down_proj.weight" in name:
             weights[name] = F.pad(tensor, (0, missing))
-        elif (
-            ".mlp." in name and ".down_proj." not in name
-        ):  # the first layer: matrices (width, n_embd), biases (width,)
+        elif ".mlp." in name and ".down_proj." not in name:  # the first layer: (width, n_embd), biases (width,)
             weights[name] = torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))
     return Stock({**stock.config, key: stock.config[key] + missing}, weights)
 

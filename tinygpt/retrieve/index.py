@@ -52,7 +52,8 @@ def index(config: IndexConfig) -> None:
         remove_leftovers(out)  # they have text of documents, and an index without a change is not written
         counts = update(config, paths, settings, embedding)
     describe(out, counts)
-    for note in notes_on_unread(config.documents, paths, (*documents.READERS, *sorted(documents.PLAIN - {""}))):
+    endings = (*documents.READERS, *sorted(documents.PLAIN - {""}))
+    for note in notes_on_unread(config.documents, paths, [f"*{ending}" for ending in endings]):
         print(note)
     print(f"seconds: {time.monotonic() - started:.1f}")
     print(f"\nnext: {suggest.command('ask', 'your question', '--index', out)}")

@@ -144,11 +144,14 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     if "lr_schedule" in config.flags:
         not_restored.add("decay_lr")  # a stored False would make the rate constant
     kind: type = type(config)
-    stored = {
-        name: converted(key, state.config[name], f"{last}: ")
-        for name, key in keys(kind).items()
-        if name in state.config and name != "config"
-    }
+    stored: dict[str, Any] = {}
+    for name, key in keys(kind).items():
+        if name in state.config and name != "config":
+            try:
+                stored[name] = converted(key, state.config[name], f"{last}: ")
+            except TinyGPTError as error:
+                if name not in not_restored:
+                    raise TinyGPTError(error.message, from_weights) from None
     for name in stored.keys() - not_restored:
         setattr(config, name, stored[name])
     kept = fixed_values(vars(config) | stored)
