@@ -413,7 +413,7 @@ def test_a_file_with_the_name_of_a_library_module_is_not_imported_by_others(tmp_
         (tmp_path / name).write_text("raise ImportError('a neighbour')\n")
     (tmp_path / "anna.py").write_text(f"{IMPORTS}{solution_of(3)}")
     done = run("check", "3", ".", "--csv=grades.csv", folder=tmp_path)
-    assert done.returncode == 0 and "  PASS  anna.py  1 of 1 steps" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "  PASS  anna.py  1 of 1 step" in done.stdout, done.stdout + done.stderr
     row = {"file": "anna.py", "step 3": "PASS", "steps passed": "1", "first failed check": "", "message": ""}
     assert table(tmp_path / "grades.csv")[0] == row
     assert run("check", "3", ".", "--csv=grades.csv", folder=tmp_path).returncode == 0  # it replaces its own table
