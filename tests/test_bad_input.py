@@ -18,7 +18,8 @@ import torch
 from conftest import TINY_TRAIN, Result, cli, cli_here, foreign_options, listing, ok
 
 from tinygpt.checkpoint import store as checkpoint
-from tinygpt.errors import TinyGPTError
+from tinygpt.config import suggest
+from tinygpt.errors import TinyGPTError, fitting
 from tinygpt.files import folder_lock
 
 
@@ -436,6 +437,14 @@ def test_a_process_of_its_own_says_the_same(command: str, run_copy: Path) -> Non
     """The commands of the table above run in this process; this one starts a new interpreter."""
     args = arguments(command)
     assert cli(*args, cwd=run_copy) == cli_here(*args, cwd=run_copy)
+
+
+def test_a_quoted_word_of_a_hint_is_not_cut() -> None:
+    """A folder may be called "l, or 1"; an apostrophe is no quotation mark."""
+    command = suggest.command("finetune", "l, or 1/config.yaml", "--out_dir=l, or 1-new")
+    assert fitting(f"{command}, or drop --seed, or the model's file as --ckpt", {"ckpt"}) == (
+        f"{command}, or the model's file as --ckpt"
+    )
 
 
 @pytest.mark.parametrize("command", ["prepare", "SAMPLE --temperature=hot", "train --n_layer=0"])
