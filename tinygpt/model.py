@@ -14,6 +14,7 @@ Shapes: B sequences, T positions, C = n_embd, V = vocab_size, S keys (earlier po
 import copy
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -21,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.options import ACTIVATIONS, GATED, NORMS, POSITIONS, GPTConfig, rotate
+from tinygpt.options import ACTIVATIONS, GATED, NORMS, POSITIONS, GPTConfig, Norm, rotate
 
 QK_EPS = 1e-6  # of the normalisation of queries and keys, as in Qwen3
 
@@ -106,11 +107,11 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention moves information between positions, and the MLP transforms it; both add to the residual stream."""
 
-    def __init__(self, config: GPTConfig, layer: int, attention: type[CausalSelfAttention]) -> None:
+    def __init__(self, config: GPTConfig, layer: int, attention: type[CausalSelfAttention], norm: Norm) -> None:
         super().__init__()
-        self.ln_1 = NORMS[config.norm](config)
+        self.ln_1 = norm(config)
         self.attn = attention(config, layer)
-        self.ln_2 = NORMS[config.norm](config)
+        self.ln_2 = norm(config)
         self.mlp = MLP(config)
         self.token_shift, self.layer = config.token_shift, layer
 
@@ -144,6 +145,7 @@ class GPT(nn.Module):
     """Embeddings, n_layer blocks, a final norm, and a linear head over the vocabulary."""
 
     attention: type[CausalSelfAttention] = CausalSelfAttention
+    norms: Mapping[str, Norm] = NORMS
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -154,8 +156,9 @@ class GPT(nn.Module):
             tables["wpe"] = nn.Embedding(config.block_size, config.n_embd)
         if config.bigram_table:
             tables["wbe"] = nn.Embedding(config.vocab_size**2, config.n_embd)
-        blocks = nn.ModuleList(Block(config, layer, self.attention) for layer in range(config.n_layer))
-        self.transformer: Any = nn.ModuleDict({**tables, "h": blocks, "ln_f": NORMS[config.norm](config)})
+        norm = self.norms[config.norm]
+        blocks = nn.ModuleList(Block(config, layer, self.attention, norm) for layer in range(config.n_layer))
+        self.transformer: Any = nn.ModuleDict({**tables, "h": blocks, "ln_f": norm(config)})
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie()
         self.apply(self._init_weights)

@@ -99,7 +99,8 @@ class GPTConfig:
         return unsupported
 
 
-NORMS: dict[str, Callable[[GPTConfig], nn.Module]] = {
+Norm = Callable[[GPTConfig], nn.Module]
+NORMS: dict[str, Norm] = {
     "layernorm": lambda config: nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias),
     "rmsnorm": lambda config: nn.RMSNorm(config.n_embd, eps=config.norm_eps),
 }
@@ -192,7 +193,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     cos, sin = rotation.to(x.dtype)
     first, second = x.split(x.size(-1) // 2, dim=-1)
     # not x.roll, whose forward-mode derivative (`tinygpt why`) is Python code that takes as long as all the rest
-    return x * cos + torch.cat((second, first), dim=-1) * sin
+    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
 
 class Alibi(Position):

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.model import CausalSelfAttention, Context, KVCache, attend
-from tinygpt.options import GPTConfig
+from tinygpt.fast.norm import rms_norm
+from tinygpt.model import QK_EPS, CausalSelfAttention, Context, KVCache, attend
+from tinygpt.options import GPTConfig, rotate
 
 LONGEST = 512  # up to this context plain products are faster than the fused call
 
@@ -28,6 +29,23 @@ class FastSelfAttention(CausalSelfAttention):
         y = attention(q, k, v, context.mask, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+    def split_heads(self, qkv: Tensor, B: int, T: int, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute CausalSelfAttention.split_heads, for queries and keys together."""
+        n_head, kv_heads, _ = self.heads
+        qk, v = qkv.view(B, T, sum(self.heads), -1).split((n_head + kv_heads, kv_heads), dim=2)
+        if self.qk_norm:
+            qk = rms_norm(qk, self.qk_weights(), QK_EPS)
+        qk = qk.transpose(1, 2)
+        q, k = (qk if rotation is None else rotate(qk, rotation)).split((n_head, kv_heads), dim=1)
+        return q, k, v.transpose(1, 2)
+
+    def qk_weights(self) -> Tensor | None:
+        """Return the weights of the norms of queries and keys: (heads, head_dim), or None if they have none."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        norms = (self.q_norm, self.k_norm)
+        return torch.cat([norm.weight.expand(heads, -1) for norm, heads in zip(norms, self.heads, strict=False)])
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from tinygpt.fast.attention import FastSelfAttention, SharedPrefix
 from tinygpt.fast.decoder import Decoder
+from tinygpt.fast.norm import FastRMSNorm
 from tinygpt.model import GPT, KVCache
-from tinygpt.options import GPTConfig
+from tinygpt.options import NORMS, GPTConfig
 
 SHORTEST = 8  # tokens; a shorter common beginning saves less than a second pass through the layers costs
 
@@ -21,6 +22,7 @@ class FastGPT(GPT):
     """The same function as GPT, faster for small models on a CPU."""
 
     attention = FastSelfAttention
+    norms = NORMS | {"rmsnorm": lambda config: FastRMSNorm(config.n_embd, eps=config.norm_eps)}
 
     def forward(
         self,
