@@ -30,16 +30,16 @@ from tinygpt.files import replacing, strict_json
 
 # name: arguments of tinygpt train
 HELD_OUT = {
-    "the preset": "configs/nanogpt.yaml",
+    "nanoGPT's recipe": "configs/nanogpt.yaml",
     "small and long": "configs/nanogpt.yaml --n_layer=2 --n_embd=64 --max_iters=12000 --eval_interval=2000",
     "large": "configs/nanogpt.yaml --n_layer=6 --n_head=6 --n_embd=192 --max_iters=2000",
     "context of 128": "configs/nanogpt.yaml --block_size=128 --max_iters=4000",
     "best recipe, shortened": "configs/shakespeare_char_best.yaml --max_iters=2000",
     "fast recipe, lengthened": "configs/shakespeare_char_fast.yaml --max_iters=4000 --eval_interval=1000",
-    "portable": "configs/portable.yaml --max_iters=5000",
+    "the preset": "configs/shakespeare_char.yaml --max_iters=5000",
     "other corpus": "configs/nanogpt.yaml --dataset=naics --max_iters=5000",
-    "other corpus, portable, small": "configs/portable.yaml --dataset=naics --n_layer=3 --n_head=3 --n_embd=96 "
-    "--mlp_width=256 --max_iters=8000 --eval_interval=1000",
+    "other corpus, the preset, small": "configs/shakespeare_char.yaml --dataset=naics --n_head=3 --n_embd=96 "
+    "--max_iters=8000 --eval_interval=1000",
     "byte-pair encoding": "configs/shakespeare.yaml --max_iters=1000",
     "pairs, from scratch": "configs/sql.yaml",
     "dropout, repeated data": "configs/shakespeare_char_best.yaml --n_layer=3 --n_head=3 --n_embd=96 --dropout=0.1 "
@@ -48,7 +48,7 @@ HELD_OUT = {
 # runs whose loss is not predicted: does its upper bound hold? OUT is replaced by --out_dir
 BOUNDS = {
     "fast preset": "configs/shakespeare_char_fast.yaml",
-    "portable, 800 iterations": "configs/portable.yaml --max_iters=800",
+    "the preset, 800 iterations": "configs/shakespeare_char.yaml --max_iters=800",
     "small, context of 32": "configs/nanogpt.yaml --n_layer=2 --n_head=2 --n_embd=64 --block_size=32 --max_iters=4000",
     "other corpus, width 96": "configs/nanogpt.yaml --dataset=naics --n_layer=3 --n_head=3 --n_embd=96 "
     "--batch_size=16 --max_iters=1600",

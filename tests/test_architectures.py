@@ -217,7 +217,7 @@ def test_the_files_of_openai_have_other_names() -> None:
 def test_an_option_without_a_class_is_refused_by_name(options: dict[str, Any], named: str) -> None:
     with pytest.raises(TinyGPTError) as caught:
         stock_of(small(**options))
-    assert named in caught.value.message and "configs/portable.yaml" in caught.value.hint
+    assert named in caught.value.message and "configs/shakespeare_char.yaml" in caught.value.hint
     assert caught.value.message.count("no model class of transformers has all options of this model") == 1
 
 
@@ -233,7 +233,7 @@ def test_an_option_that_no_class_lists_is_refused(name: str, usual: Any, value: 
     with pytest.raises(TinyGPTError) as caught:
         to_stock(dataclasses.replace(config, sinks=value), gpt.state_dict())
     assert f"the nearest: {name} lacks sinks={value}" in caught.value.message
-    assert "configs/portable.yaml" in caught.value.hint
+    assert "configs/shakespeare_char.yaml" in caught.value.hint
 
 
 def test_as_many_heads_of_keys_as_of_queries_are_no_option() -> None:

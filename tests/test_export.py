@@ -35,13 +35,14 @@ from tinygpt.options import GPTConfig
 transformers = pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")
 
-PORTABLE = Path(__file__).parents[1] / "configs/portable.yaml"
+PRESET = Path(__file__).parents[1] / "configs/shakespeare_char.yaml"
 SHORT = ["--device=cpu", "--max_iters=10", "--eval_interval=10", "--warmup_iters=2", "--quiet"]
 WIDE = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=64"]  # rows of quantised files are multiples of 32
 PLAIN = [*TINY_TRAIN, *WIDE, "--quiet"]
 LLAMA = ["--position=rope", "--norm=rmsnorm", "--activation=swiglu", "--mlp_width=96"]
 CLASSES = {
     "out": "Qwen3ForCausalLM",
+    "out-preset": "ArceeForCausalLM",
     "out-gpt2": "GPT2LMHeadModel",
     "out-bias": "GPT2LMHeadModel",
     "out-llama": "LlamaForCausalLM",
@@ -71,7 +72,8 @@ def runs(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for args in (
         ("prepare", "mine", "--input=pairs.jsonl", "--format=pairs"),
         ("prepare", "bytes", "--input=text.txt", "--tokenizer=gpt2"),
-        ("train", PORTABLE, "--dataset=tiny", "--out_dir=out", *small, *SHORT),
+        ("train", PRESET, "--dataset=tiny", "--out_dir=out-preset", *WIDE, *SHORT),
+        ("train", PRESET, "--dataset=tiny", "--out_dir=out", "--activation=swiglu", "--qk_norm=True", *small, *SHORT),
         (*PLAIN, "--out_dir=out-gpt2"),
         (*PLAIN, "--out_dir=out-bias", "--bias=True"),
         (*PLAIN, "--out_dir=out-llama", *LLAMA, "--bias=True", "--n_kv_head=1", "--tie_weights=False"),
@@ -298,14 +300,14 @@ def test_an_option_that_other_programs_lack_is_named(run_copy: Path) -> None:
         for format in ("hf", "gguf"):
             message = refused(run_copy, "export", "--ckpt=out", f"--format={format}")
             assert "error: no model class" in message and f" lacks {named}" in message
-            assert "configs/portable.yaml" in message
+            assert "configs/shakespeare_char.yaml" in message
 
 
 def test_an_adapter_of_such_a_model_is_refused_as_well(work: Path) -> None:
     ok(work, *TINY_TRAIN, "--token_shift=True", "--quiet", "--max_iters=1", "--out_dir=shifted")
     ok(work, "finetune", "--ckpt=shifted", "--dataset=tiny", "--out_dir=other-lora", "--lora_rank=2", *SHORT)
     message = refused(work, "export", "--ckpt=shifted", "--adapter=other-lora", "--format=peft")
-    assert "token_shift=True" in message and "configs/portable.yaml" in message
+    assert "token_shift=True" in message and "configs/shakespeare_char.yaml" in message
 
 
 FORMATS = "--format=hf", "--format=gguf", "--format=peft --adapter=out-lora", "--format=html"
@@ -320,7 +322,7 @@ def test_a_field_that_no_exporter_knows_is_refused(work: Path, monkeypatch: pyte
     run = load(work / "out")
     save(work / "out/ckpt.pt", dataclasses.replace(run, model_args={**run.model_args, "sinks": 4}))
     message = refused(work, *flags)
-    assert "sinks=4" in message and ("configs/portable.yaml" in message or "html" in format)
+    assert "sinks=4" in message and ("configs/shakespeare_char.yaml" in message or "html" in format)
     save(work / "out/ckpt.pt", dataclasses.replace(run, model_args={**run.model_args, "sinks": 0}))
     ok(work, *flags)
 

@@ -42,6 +42,7 @@ NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
     "config/finetune_shakespeare.py": "configs/gpt2_shakespeare.yaml",
     "config/train_gpt2.py": "configs/gpt2_openwebtext.yaml",
 }
+HEIRS = {"portable": "shakespeare_char"}  # presets of version 0.6.0 that are gone, and what replaces them
 PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a checkout
 ConfigType = TypeVar("ConfigType", bound=Config)
 
@@ -196,7 +197,7 @@ def find_config(name: str) -> Path:
     presets = {preset.stem: preset for folder in PRESETS for preset in sorted(folder.glob("*.yaml"))}
     if path.parent.name in ("", "configs") and path.suffix in ("", ".yaml") and path.stem in presets:
         return presets[path.stem]
-    close = get_close_matches(path.stem, presets, n=1)
+    close = [HEIRS[path.stem]] if path.stem in HEIRS else get_close_matches(path.stem, presets, n=1)
     hint = f"configs/{close[0]}.yaml" if close else "choose a preset, or name a file of your own"
     comments = {stem: preset.read_text("utf-8").partition("\n")[0][2:] for stem, preset in presets.items()}
     listed = [f"{stem:<33} {terminal.cut(comment, 80)}" for stem, comment in comments.items() if "lab_" not in stem]

@@ -846,13 +846,13 @@ class ExportConfig(Config):
 
     tinygpt export --ckpt out/ckpt.pt --format html
 
-    tinygpt export --ckpt out-portable/ckpt.pt --format hf
+    tinygpt export --ckpt out/ckpt.pt --format hf
 
-    tinygpt export --ckpt out-portable/ckpt.pt --format gguf
+    tinygpt export --ckpt out/ckpt.pt --format gguf
 
     tinygpt export --ckpt out-smollm2 --adapter out-finetune-pretrained --format peft
 
-    Some options of the architecture cannot be exported as hf, gguf or peft; configs/portable.yaml avoids them.
+    Some options of the architecture cannot be exported as hf, gguf or peft; configs/shakespeare_char.yaml avoids them.
     """
 
     ckpt: File = "out/ckpt.pt"

@@ -250,7 +250,7 @@ def stock_class(config: GPTConfig) -> StockClass:
     named = [f"{row.name} lacks {' and '.join(options)}" for options, row in nearest]
     raise TinyGPTError(
         f"no model class of transformers has all options of this model; the nearest: {'; '.join(dict.fromkeys(named))}",
-        "train with configs/portable.yaml, which can be exported in every format",
+        "train with configs/shakespeare_char.yaml, which can be exported in every format",
     )
 
 

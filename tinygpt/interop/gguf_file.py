@@ -474,7 +474,7 @@ def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, A
     elif lacking := _unwritten(config, row):
         problem = f"llama.cpp's architecture {model_type} lacks {' and '.join(lacking)}, which this model has"
     if problem:
-        raise TinyGPTError(problem, "export with --format hf, or train with configs/portable.yaml")
+        raise TinyGPTError(problem, "export with --format hf, or train with configs/shakespeare_char.yaml")
     names = {name: target for target, name in _names(model_type, config[_keys(model_type)["block_count"]]).items()}
     plan = {}
     for name, tensor in stock.weights.items():
