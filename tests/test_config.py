@@ -86,7 +86,7 @@ NANOGPT_FLAGS = [  # of the command in its README
 ]
 
 
-@pytest.mark.parametrize("config", ["configs/shakespeare_char.yaml", "config/train_shakespeare_char.py"])
+@pytest.mark.parametrize("config", ["configs/nanogpt.yaml", "config/train_shakespeare_char.py"])
 def test_nanogpts_own_command_line(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     made = train(config, *NANOGPT_FLAGS)

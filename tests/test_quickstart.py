@@ -112,7 +112,7 @@ def test_quickstart_sample_eval_plot_check_in_processes_of_their_own(tmp_path: P
     """With the model of the preset, which is near the loss of equal probabilities at first."""
     done = cli("quickstart", "--max_iters=40", cwd=tmp_path)
     assert done.status == 0, done.err
-    assert "tinygpt train configs/shakespeare_char.yaml" in done.out and "795,904 parameters" in done.out
+    assert "tinygpt train configs/shakespeare_char.yaml" in done.out and "599,040 parameters" in done.out
     losses = [float(loss) for loss in re.findall(r"val loss ([\d.]+)", done.out)]
     assert abs(losses[0] - 4.174) < 0.05 and losses[-1] < 3.5 and abs(explained(done.out) - losses[-1]) < 0.01
     names = {path.name for path in (tmp_path / "out").iterdir()}

@@ -13,6 +13,7 @@ import filelock
 import pytest
 import torch
 from conftest import PATIENCE, TINY_TRAIN, cli, cli_here, listing, needs_fork, ok, refused, tiny_text, trained, until
+from test_suggestions import suggested
 
 from tinygpt.checkpoint.store import load, save
 from tinygpt.config.fields import Key, keys
@@ -361,17 +362,36 @@ def test_starting_from_nanogpts_file(run_copy: Path) -> None:
     assert not (run_copy / "newer").exists()
 
 
+def test_a_run_of_the_preset_before_is_resumed_with_its_heir(work: Path) -> None:
+    """shakespeare_char was nanoGPT's recipe in version 0.6.0: another shape, another optimizer."""
+    flags = [*TINY_TRAIN[1:], "--n_embd=32", "--init_from=auto"]
+    flags = [flag for flag in flags if not flag.startswith(("--n_layer", "--n_head", "--learning_rate", "--min_lr"))]
+    ok(work, "train", "nanogpt", *flags, "--out_dir=out", "--max_iters=10")
+    said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, "--max_iters=10")
+    assert "out has a run of nanoGPT's recipe, which configs/shakespeare_char.yaml was before" in said
+    (line,) = suggested(said)
+    assert line[:2] == ["train", "configs/nanogpt.yaml"] and "--out_dir=out" in line
+    longer = [flag.replace("--max_iters=10", "--max_iters=12") for flag in line]
+    assert "resuming after iteration 10" in ok(work, *longer).out and load(work / "out/last.pt").step == 12
+    for contradiction in ("--n_layer=2", "--optimizer=adamw --n_layer=3"):  # a flag is not the preset's value
+        said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, *contradiction.split())
+        assert "in the checkpoint" in said and "nanogpt" not in said
+    ok(work, "train", "nanogpt", *flags, "--out_dir=other", "--max_iters=2", "--position=alibi")
+    said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, "--out_dir=other")  # no preset's run
+    assert "in the checkpoint" in said and "nanogpt" not in said
+
+
 # ---- options ----------------------------------------------------------------------------------------------------
 
 
 def test_nanogpts_command_line(work: Path) -> None:
     """The one of its README for a CPU, for another dataset and 3 iterations; the preset is found by its name."""
     line = (
-        "train configs/shakespeare_char.yaml --device=cpu --compile=False --eval_iters=20 --block_size=64 "
+        "train nanogpt --device=cpu --compile=False --eval_iters=20 --block_size=64 "
         "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=3 --lr_decay_iters=3 --dropout=0.0"
     )
     assert ok(work, *line.split(), "--dataset=tiny").err == ""
-    assert load(work / "out").model_args["n_embd"] == 128 and load(work / "out/last.pt").step == 3
+    assert load(work / "out-nanogpt").model_args["n_embd"] == 128 and load(work / "out-nanogpt/last.pt").step == 3
 
 
 def test_accumulated_gradients_are_those_of_one_large_batch(work: Path) -> None:

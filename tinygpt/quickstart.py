@@ -24,10 +24,10 @@ vocabulary is the list of characters that occur. The last tenth of the text is t
 measured on it and never trained on it."""
 
 TRAIN = """\
-A GPT with about 0.8 million parameters learns to predict the next character. In each iteration it sees 12 sequences
+A GPT with about 0.6 million parameters learns to predict the next character. In each iteration it sees 32 sequences
 of 64 characters, compares its predictions with the characters that follow, and changes its parameters a little. The
-loss measures how wrong the predictions are: about 4.17 before training, when all 65 characters are equally probable.
-This takes about a minute. Ctrl-C stops and saves; the same quickstart command then continues."""
+loss measures how wrong the predictions are: 4.17 if all 65 characters are equally probable, and before training it is
+hardly another. This takes about a minute. Ctrl-C stops and saves; the same quickstart command then continues."""
 
 SAMPLE = """\
 The model gives each character a probability of being the next one. One character is drawn at random according to these
@@ -50,10 +50,10 @@ try: {report}
 try: {own}"""
 
 
-LEARNED = "It has learned names, line breaks and short words from one megabyte of text, but not what the words mean."
-NOT_YET = (
-    "It has hardly learned anything yet: train it longer, for example with another --out_dir and --max_iters=2000."
+LEARNED = (
+    "From one megabyte of text it has learned names, the form of a play and most of its words, but not what they mean."
 )
+NOT_YET = "It has hardly learned anything yet: train it longer, for example with another --out_dir and --max_iters=850."
 
 
 def quickstart(config: QuickstartConfig) -> int:

@@ -177,7 +177,7 @@ def former_preset(config: TrainConfig, state: store.Checkpoint) -> str:
     if [Path(path).stem for path in config.config] != ["shakespeare_char"]:
         return ""
     stored = vars(config) | state.config | dataclasses.asdict(GPTConfig.from_dict(state.model_args))
-    differing = {name for name in (*ARCHITECTURE, *FIXED) if stored[name] != getattr(config, name)}
+    differing = {name for name in (*ARCHITECTURE, "optimizer") if stored[name] != getattr(config, name)}
     recipe = parse(TrainConfig, ["configs/nanogpt.yaml"])
     if not differing or differing & config.flags or any(stored[name] != getattr(recipe, name) for name in differing):
         return ""
