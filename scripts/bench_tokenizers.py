@@ -5,7 +5,7 @@
     python scripts/bench_tokenizers.py --table                                # the table of the runs that are finished
 
 Characters, BPE trained on the text (512, 1,024 and 4,096 tokens) and GPT-2's vocabulary (`tinygpt[offline]`), on Tiny
-Shakespeare, on naics and on each --text. Shape and recipe are those of configs/shakespeare_char.yaml, with its context
+Shakespeare, on naics and on each --text. Shape and recipe are those of configs/nanogpt.yaml, with its context
 of 64 tokens, so a model with longer tokens reads more characters. Equal time is the time in which the model of
 characters makes --iterations: iterations and samples of all tokenizers are timed alternating, on all texts, with one
 thread, and the median of the ratios to characters says how many iterations the others make. So other work on the
@@ -87,11 +87,11 @@ def prepared(folder: Path, text: str, path: str, tokenizer: str) -> Dataset:
 
 
 def configuration(dataset: Dataset, folder: Path, iterations: int, seed: int) -> TrainConfig:
-    """A run of the preset shakespeare_char with so many iterations, which is evaluated at the end."""
+    """A run of the preset nanogpt with so many iterations, which is evaluated at the end."""
     return parse(
         TrainConfig,
         [
-            *("configs/shakespeare_char.yaml", "--device=cpu", "--threads=1", "--quiet", "--sample_interval=0"),
+            *("configs/nanogpt.yaml", "--device=cpu", "--threads=1", "--quiet", "--sample_interval=0"),
             *(f"--dataset={dataset.name}", f"--data_dir={dataset.folder.parent}", f"--out_dir={folder / 'run'}"),
             *(f"--max_iters={iterations}", f"--warmup_iters={iterations // WARM_UP}", f"--seed={seed}"),
             *(f"--eval_interval={iterations}", "--eval_iters=1"),

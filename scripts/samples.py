@@ -3,7 +3,7 @@
 python scripts/samples.py            # half an hour or more on two cores; the run is kept in out-samples/
 
 The first part is one run of shakespeare_char_best with independent draws. The second part compares the models that the
-three presets have made in out/, out-best/ and out-record/, and is omitted without them.
+three presets have made in out-nanogpt/, out-best/ and out-record/, and is omitted without them.
 """
 
 import re
@@ -42,7 +42,7 @@ loss below is measured on the complete validation split; the share of words that
 top-k 200). Losses of other texts, alphabets and tokenizers cannot be compared with these.
 
 """
-MODELS = {"recipe": "out/last.pt", "best preset": "out-best/last.pt", "record preset": "out-record/last.pt"}
+MODELS = {"nanoGPT's recipe": "out-nanogpt/last.pt", "best preset": "out-best/last.pt", "record preset": "out-record/last.pt"}
 TEMPERATURES, SAMPLES, LENGTH_QUOTED = (0.8, 1.0), 100, 500
 QUOTED = f"""## Does a better model only quote more?
 
