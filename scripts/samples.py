@@ -42,7 +42,11 @@ loss below is measured on the complete validation split; the share of words that
 top-k 200). Losses of other texts, alphabets and tokenizers cannot be compared with these.
 
 """
-MODELS = {"nanoGPT's recipe": "out-nanogpt/last.pt", "best preset": "out-best/last.pt", "record preset": "out-record/last.pt"}
+MODELS = {
+    "nanoGPT's recipe": "out-nanogpt/last.pt",
+    "best preset": "out-best/last.pt",
+    "record preset": "out-record/last.pt",
+}
 TEMPERATURES, SAMPLES, LENGTH_QUOTED = (0.8, 1.0), 100, 500
 QUOTED = f"""## Does a better model only quote more?
 
