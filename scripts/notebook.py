@@ -1,6 +1,6 @@
 """Run the notebook and write it as one page with all outputs, which needs no network: gpt_from_scratch.html.
 
-python scripts/notebook.py                       # Shakespeare; five and a half minutes on two cores
+python scripts/notebook.py                       # Shakespeare; six minutes on two cores
 python scripts/notebook.py --out notebooks/gpt_from_scratch.ipynb   # after a change of a cell: store the new outputs
 python scripts/notebook.py --corpus naics --out naics.html
 python scripts/notebook.py --until 5             # only the parts before part 5
