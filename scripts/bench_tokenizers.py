@@ -61,7 +61,7 @@ TOKENIZERS: dict[str, dict[str, Any]] = {  # name in the table: options of prepa
 CORPUS_TEXTS = {"Tiny Shakespeare": "shakespeare_char", "naics": "naics"}
 SHORTEST_LINE = 100  # characters of a line of HTML
 WARM, TIMED, ROUNDS = 5, 0.5, 3  # iterations before an iteration is timed; CPU seconds for which it is; how often
-WARM_UP = 20  # a twentieth of the iterations is warm-up, as in the preset
+WARM_UP = 20  # a twentieth of the iterations is warm-up, as in nanogpt
 SAMPLED = 200  # tokens
 
 

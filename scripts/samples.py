@@ -126,7 +126,7 @@ def quotations() -> str:
             texts = [tokenizer.decode(ids) for ids in torch.stack(columns, dim=1).tolist()]
             groups.append(list(map(without_headings, texts)))
         rows.append(row(name, f"{loss:.2f}", *groups))
-        shown.append(f"{name.capitalize()}:\n\n```text\n{PROMPT}{model.generate(PROMPT, 600, seed=2)}\n```\n")
+        shown.append(f"{name[0].upper() + name[1:]}:\n\n```text\n{PROMPT}{model.generate(PROMPT, 600, seed=2)}\n```\n")
     pieces = [val[at : at + LENGTH_QUOTED] for at in range(0, len(val), LENGTH_QUOTED)]
     rows.append(row("the validation text", "", pieces))
     rows.append("\nA lower loss brings a few more quotations, still fewer than the validation text has.")

@@ -314,6 +314,7 @@ def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytes
         train("configs/shakespeare_char.yaml").dataset == train("shakespeare_char.yaml").dataset == "shakespeare_char"
     )
     assert "[configs/shakespeare_char.yaml]" in complaint("configs/shakespear_char.yaml")
+    assert "[configs/shakespeare_char.yaml]" in complaint("portable")  # a preset of earlier versions: its heir
     (tmp_path / "shakespeare_char.yaml").write_text("dataset: mine\n")
     assert train("shakespeare_char.yaml").dataset == "mine"  # the user's own file comes first
 

@@ -208,6 +208,16 @@ def test_a_run_can_become_a_float16_run_and_back(work: Path, path: str) -> None:
     assert load(work / "out/last.pt").step == 18
 
 
+def test_queries_and_keys_near_zero_are_normalised_as_in_gpt() -> None:
+    """They are as small as the epsilon of their norm."""
+    models = pair(qk_norm=True, position="rope")
+    for model in models:
+        for block in model.transformer["h"]:
+            block.attn.c_attn.weight.data[: 2 * model.config.n_embd] *= 0.01
+    plain, fast = (model(ids(2, 8))[0] for model in models)
+    assert largest(plain - fast) < 1e-5 * largest(plain)
+
+
 @pytest.mark.parametrize(
     "options",
     [

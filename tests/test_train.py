@@ -363,7 +363,7 @@ def test_starting_from_nanogpts_file(run_copy: Path) -> None:
 
 
 def test_a_run_of_the_preset_before_is_resumed_with_its_heir(work: Path) -> None:
-    """shakespeare_char was nanoGPT's recipe in version 0.6.0: another shape, another optimizer."""
+    """shakespeare_char was nanoGPT's recipe in earlier versions: another shape, another optimizer."""
     flags = [*TINY_TRAIN[1:], "--n_embd=32", "--init_from=auto"]
     flags = [flag for flag in flags if not flag.startswith(("--n_layer", "--n_head", "--learning_rate", "--min_lr"))]
     ok(work, "train", "nanogpt", *flags, "--out_dir=out", "--max_iters=10")
@@ -376,6 +376,12 @@ def test_a_run_of_the_preset_before_is_resumed_with_its_heir(work: Path) -> None
     for contradiction in ("--n_layer=2", "--optimizer=adamw --n_layer=3"):  # a flag is not the preset's value
         said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, *contradiction.split())
         assert "in the checkpoint" in said and "nanogpt" not in said
+    (work / "configs").mkdir()
+    (work / "configs/shakespeare_char.yaml").write_text("n_layer: 3\nn_head: 4\n")  # a file of one's own
+    for config in ("configs/shakespeare_char.yaml", "shakespeare_char_fast"):
+        said = refused(work, "train", config, *flags, "--out_dir=out")
+        assert "in the checkpoint" in said and "nanogpt" not in said
+    (work / "configs/shakespeare_char.yaml").unlink()
     ok(work, "train", "nanogpt", *flags, "--out_dir=other", "--max_iters=2", "--position=alibi")
     said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, "--out_dir=other")  # no preset's run
     assert "in the checkpoint" in said and "nanogpt" not in said

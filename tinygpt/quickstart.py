@@ -26,8 +26,8 @@ measured on it and never trained on it."""
 TRAIN = """\
 A GPT with about 0.6 million parameters learns to predict the next character. In each iteration it sees 32 sequences
 of 64 characters, compares its predictions with the characters that follow, and changes its parameters a little. The
-loss measures how wrong the predictions are: 4.17 if all 65 characters are equally probable, and before training it is
-hardly another. This takes about a minute. Ctrl-C stops and saves; the same quickstart command then continues."""
+loss measures how wrong the predictions are: 4.17 if all 65 characters are equally probable. Before training it is
+slightly higher. This takes about a minute. Ctrl-C stops and saves; the same quickstart command then continues."""
 
 SAMPLE = """\
 The model gives each character a probability of being the next one. One character is drawn at random according to these
@@ -35,7 +35,8 @@ probabilities and appended to the text. This is repeated 500 times."""
 
 LOSS = """
 How to read the result: the validation loss is {loss} nats per character. e^{loss} = {perplexity}, so the model is on
-average as uncertain as if it chose between {perplexity} equally probable characters. Before training it was 65."""
+average as uncertain as if it chose between {perplexity} equally probable characters. Before training it was about
+65."""
 
 END = """
 That was your own model. {learned}
@@ -51,9 +52,13 @@ try: {own}"""
 
 
 LEARNED = (
-    "From one megabyte of text it has learned names, the form of a play and most of its words, but not what they mean."
+    "From one megabyte of text it has learned names and the form of a play. Most words that it writes exist, but it "
+    "does not know what they mean."
 )
-NOT_YET = "It has hardly learned anything yet: train it longer, for example with another --out_dir and --max_iters=850."
+NOT_YET = (
+    "It has hardly learned anything yet: train it longer, for example with another --out_dir and "
+    f"--max_iters={QuickstartConfig.max_iters}."
+)
 
 
 def quickstart(config: QuickstartConfig) -> int:
@@ -84,7 +89,7 @@ def quickstart(config: QuickstartConfig) -> int:
     try:
         if status := train(parse(TrainConfig, args)):
             return status
-        loss = load(out).best_val_loss
+        loss = round(load(out).best_val_loss, 2)  # as printed below
     except TinyGPTError as error:
         if not resumed:
             raise

@@ -4,7 +4,7 @@
     note = threads.set_threads("auto")  # afterwards
 
 The threads of a matrix product busy-wait for each other. If another program takes one of their cores, all wait for the
-thread that shares it: at a load of 2.8 on two cores, 150 iterations of the recipe took 103 s with two threads and 9.5 s
+thread that shares it: at a load of 2.8 on two cores, 150 iterations of nanogpt took 103 s with two threads and 9.5 s
 with one. So no more threads compute than CPUs are idle, and a training run times its steps (`ThreadTuner`).
 """
 

@@ -42,7 +42,7 @@ NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
     "config/finetune_shakespeare.py": "configs/gpt2_shakespeare.yaml",
     "config/train_gpt2.py": "configs/gpt2_openwebtext.yaml",
 }
-HEIRS = {"portable": "shakespeare_char"}  # presets of version 0.6.0 that are gone, and what replaces them
+HEIRS = {"portable": "shakespeare_char"}  # presets of earlier versions that are gone, and what replaces them
 PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a checkout
 ConfigType = TypeVar("ConfigType", bound=Config)
 

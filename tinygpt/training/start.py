@@ -19,7 +19,7 @@ from tinygpt.checkpoint import store
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
 from tinygpt.config.fields import keys
-from tinygpt.config.parse import converted, parse
+from tinygpt.config.parse import PRESETS, converted, find_config, parse
 from tinygpt.config.schema import SESSION, FinetuneConfig, TrainConfig
 from tinygpt.data.dataset import Dataset, data_dir, started_elsewhere
 from tinygpt.data.tokenizer import tokenizer_from_dict
@@ -172,9 +172,10 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
 
 
 def former_preset(config: TrainConfig, state: store.Checkpoint) -> str:
-    """Return the command that resumes a run of version 0.6.0, whose preset shakespeare_char is now nanogpt; empty if
+    """Return the command that resumes a run of earlier versions, whose preset shakespeare_char is now nanogpt; empty if
     this is no such run, or if a flag of the command contradicts it."""
-    if [Path(path).stem for path in config.config] != ["shakespeare_char"]:
+    preset = {(folder / "shakespeare_char.yaml").resolve() for folder in PRESETS}
+    if not config.config or {find_config(path).resolve() for path in config.config} - preset:
         return ""
     stored = vars(config) | state.config | dataclasses.asdict(GPTConfig.from_dict(state.model_args))
     differing = {name for name in (*ARCHITECTURE, "optimizer") if stored[name] != getattr(config, name)}
