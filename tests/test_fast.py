@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY_TRAIN, cli_here
 from models import OPTIMIZERS, every_pair, ids, largest, shaken, small
 from torch import Tensor
@@ -19,6 +20,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.fast import attention
 from tinygpt.fast.decoder import Decoder, Packed, can_pack, pack
 from tinygpt.fast.model import FastGPT
+from tinygpt.fast.norm import rms_norm
 from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
 from tinygpt.training.log import read_metrics
@@ -206,6 +208,22 @@ def test_a_run_can_become_a_float16_run_and_back(work: Path, path: str) -> None:
         assert resumed.status == 0, resumed.err
         assert ("until now and is" in resumed.out) == (iterations < 18)
     assert load(work / "out/last.pt").step == 18
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [0.02, 300.0])
+def test_the_norm_and_its_gradient_do_not_overflow(size: float, dtype: torch.dtype, autocast: bool) -> None:
+    """The square of 300 and the cube of 1 / 0.02 are above the largest number of float16."""
+    torch.manual_seed(0)
+    x = (torch.randn(4, 128) * size).to(torch.float32 if autocast else dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    weight = torch.linspace(0.5, 2, 128)
+    (F.rms_norm(exact, (128,), weight.double(), 1e-5) * torch.linspace(-1, 1, 128)).sum().backward()
+    with torch.autocast("cpu", dtype, enabled=autocast and dtype is not torch.float32):
+        (rms_norm(x, weight.to(x.dtype), 1e-5).float() * torch.linspace(-1, 1, 128)).sum().backward()
+    assert x.grad is not None and exact.grad is not None
+    assert largest(x.grad - exact.grad) < 0.02 * largest(exact.grad)
 
 
 def test_queries_and_keys_near_zero_are_normalised_as_in_gpt() -> None:

@@ -382,6 +382,12 @@ def test_a_run_of_the_preset_before_is_resumed_with_its_heir(work: Path) -> None
         said = refused(work, "train", config, *flags, "--out_dir=out")
         assert "in the checkpoint" in said and "nanogpt" not in said
     (work / "configs/shakespeare_char.yaml").unlink()
+    ok(work, "train", "shakespeare_char", *flags, "--out_dir=new", "--max_iters=2", "--optimizer=adamw")
+    said = refused(work, "train", "shakespeare_char", *flags, "--out_dir=new")  # today's, but for one flag
+    assert "optimizer is muon here and adamw in the checkpoint" in said and "nanogpt" not in said
+    start = ["train", "shakespeare_char", *flags, "--out_dir=on", "--max_iters=2", "--init_from=out/ckpt.pt"]
+    (hint,) = re.findall("try: (.*), or start a new model", refused(work, *start))  # from its weights: the whole shape
+    assert ok(work, *start, *hint.split()).status == 0
     ok(work, "train", "nanogpt", *flags, "--out_dir=other", "--max_iters=2", "--position=alibi")
     said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, "--out_dir=other")  # no preset's run
     assert "in the checkpoint" in said and "nanogpt" not in said

@@ -94,7 +94,8 @@ def quickstart(config: QuickstartConfig) -> int:
         if not resumed:
             raise
         what = f"{out} contains a run that quickstart cannot continue: {error.message}"
-        raise TinyGPTError(what, hint, error.status) from error
+        ways = [error.hint, hint] if error.hint.startswith("tinygpt ") else [hint]
+        raise TinyGPTError(what, ", or ".join(ways), error.status) from error
     print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}"))
 
     args = ["--ckpt", f"{out}/ckpt.pt"]

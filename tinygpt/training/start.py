@@ -178,9 +178,10 @@ def former_preset(config: TrainConfig, state: store.Checkpoint) -> str:
     if not config.config or {find_config(path).resolve() for path in config.config} - preset:
         return ""
     stored = vars(config) | state.config | dataclasses.asdict(GPTConfig.from_dict(state.model_args))
-    differing = {name for name in (*ARCHITECTURE, "optimizer") if stored[name] != getattr(config, name)}
-    recipe = parse(TrainConfig, ["configs/nanogpt.yaml"])
-    if not differing or differing & config.flags or any(stored[name] != getattr(recipe, name) for name in differing):
+    names, recipe = {*ARCHITECTURE, "optimizer"}, parse(TrainConfig, ["configs/nanogpt.yaml"])
+    if any(stored[name] != getattr(config, name) for name in names & config.flags):
+        return ""
+    if any(stored[name] != getattr(recipe, name) for name in names - config.flags):
         return ""
     flags = [f"--{name}={getattr(config, name)}" for name in sorted(config.flags | {"out_dir"})]
     return suggest.command("train", "configs/nanogpt.yaml", *flags)
@@ -206,15 +207,18 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
     """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another shape; with
     `may_resize` another block_size is allowed, a longer one if positions are relative."""
     shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
+    given = {name: getattr(config, name) for name in ARCHITECTURE if name in config.given}
+    length = given.get("block_size", shape["block_size"])
+    if may_resize and (length < shape["block_size"] or POSITIONS[shape["position"]].relative):
+        shape["block_size"] = length
+    if wrong := [name for name in given if given[name] != shape[name]]:
+        flags = [name for name in wrong if name in config.flags]
+        # without flags, a preset's values
+        hint = f"drop {' and '.join(flags)}" if flags else " ".join(f"--{name}={shape[name]}" for name in wrong)
+        hint += ", or start a new model in another --out_dir" * ("ckpt" not in vars(config))
+        raise TinyGPTError(f"{wrong[0]} is {given[wrong[0]]} here and {shape[wrong[0]]} in the checkpoint", hint)
     for name in ARCHITECTURE:
-        value, stored = getattr(config, name), shape[name]
-        resizes = may_resize and name == "block_size" and (value < stored or POSITIONS[shape["position"]].relative)
-        if name in config.given and value != stored and not resizes:
-            hint = f"drop {name}" if name in config.flags else f"--{name}={stored}"  # a preset's
-            hint += ", or start a new model in another --out_dir" * ("ckpt" not in vars(config))
-            raise TinyGPTError(f"{name} is {value} here and {stored} in the checkpoint", hint)
-        if not resizes or name not in config.given:
-            setattr(config, name, stored)
+        setattr(config, name, shape[name])
 
 
 def fit_dataset(dataset: Dataset, start: Start) -> int:
