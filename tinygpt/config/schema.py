@@ -66,7 +66,7 @@ class QuickstartConfig(DataConfig):
 
     out_dir: File = "out"
     """folder for the model; a run in it is continued, not replaced"""
-    max_iters: Count = 850
+    max_iters: Count = 800
     """training iterations"""
 
 
