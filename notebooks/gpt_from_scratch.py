@@ -2180,7 +2180,7 @@ assert len(rows) == 7
 # ## 23. The same model with `tinygpt train`
 # *Full path.*
 #
-# The preset `nanogpt.yaml` is nanoGPT's recipe of 2022. With rotary positions, it describes the model and the training
+# The preset `nanogpt.yaml` is nanoGPT's recipe of 2023. With rotary positions, it describes the model and the training
 # of part 13. So both curves should agree, except for noise: other random numbers, and on some processors numbers of
 # lower precision. (The legend's losses are measured on a part of the validation text, the printed ones on all of it.)
 
