@@ -55,6 +55,7 @@ GROUPS = {
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
+GONE: dict[str, str] = {}  # commands of earlier versions, and what replaces each
 LISTED = "\n".join(
     f"{title}:\n" + "".join(f"  {name:<10} {text}\n" for name, (_, _, text) in commands.items())
     for title, commands in GROUPS.items()
@@ -152,6 +153,8 @@ def run(args: list[str]) -> int:
     if args[0].startswith("--tyro-print-completion"):
         print_completion(args)
     name = args[0]
+    if name in GONE:
+        raise TinyGPTError(f"{name}: is no longer a command", f"tinygpt {GONE[name]}")
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         raise TinyGPTError(f"{name}: no such command", f"tinygpt {close[0] if close else '--help'}")
