@@ -14,7 +14,7 @@ micro-steps of 12 rows, which is the share of one of 8 GPUs) on Tiny Shakespeare
 - Compilation: from the creation of the model to the end of the first step, less a later step. Libraries that
   torch.compile loads are included.
 - Memory: PyTorch's peak of allocated memory during the steps.
-- Share of the peak: 6 FLOP per parameter and token, and attention's (`scripts/scaling.py`), over the GPU's peak for
+- Share of the peak: 6 FLOP per parameter and token, and attention's, over the GPU's peak for
   dense products as its maker states it, and over the rate of large products, measured here.
 """
 
@@ -34,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 from bench import Worker, markdown, nanogpt_batch, say, serve, shown
-from scaling import Shape
 
 CASES = {  # name: preset and flags of tinygpt, dataset
     "shakespeare_char_gpu": (["configs/shakespeare_char_gpu.yaml"], "shakespeare_char"),
@@ -260,8 +259,7 @@ def table(
     products: float,
 ) -> list[str]:
     c, median = facts["config"], {name: statistics.median(times) for name, times in rounds.items()}
-    shape = Shape(facts["parameters"], c["n_layer"], c["n_embd"], c["block_size"])
-    flop = facts["tokens"] * shape.flop_per_token()
+    flop = facts["tokens"] * (6 * facts["parameters"] + 12 * c["n_layer"] * c["n_embd"] * c["block_size"])
     values = {
         "step, ms": {name: 1e3 * seconds for name, seconds in median.items()},
         "tokens per second": {name: facts["tokens"] / seconds for name, seconds in median.items()},

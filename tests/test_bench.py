@@ -55,26 +55,6 @@ def test_headings_are_removed_for_the_count_of_quotations(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_tokenizers_are_compared_and_finished_runs_are_kept(tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers")
-    (tmp_path / "a.html").write_text(f"<h1>Short</h1><pre>code</pre><p>{'Wörter und ' * 900}</p>" * 3)
-    script = [sys.executable, SCRIPT.with_name("bench_tokenizers.py"), "--folder=here", "--iterations=5"]
-    chosen = ["--texts", "naics", "--text=German=a.html", "--tokenizers", "characters", "BPE, 512"]
-    for seeds, runs in (("1", "4 of 4"), ("2", "4 of 8")):
-        done = subprocess.run([*script, *chosen, f"--seeds={seeds}"], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"{runs} runs\n")
-    cells = [json.loads(line) for line in (tmp_path / "here/cells.jsonl").read_text().splitlines()]
-    assert len(cells) == 8 and {cell["vocabulary"] for cell in cells if cell["text"] == "naics"} == {78, 512}
-    assert {cell["iterations"] for cell in cells if cell["tokenizer"] == "characters"} == {5}
-    assert all(cell["read"] == cell["sampled"] == 1 for cell in cells if cell["tokenizer"] == "characters")
-    assert "| naics | characters | 78 | 0.81 M | 1.00 |" in done.stdout and "| German | BPE, 512 | " in done.stdout
-    assert done.stdout.count(" to ") == 4  # the range of two seeds
-    table = subprocess.run([*script, "--table"], cwd=tmp_path, capture_output=True, text=True)
-    assert table.stdout.strip() in done.stdout
-
-
-@pytest.mark.slow
 def test_the_benchmark_of_a_gpu_prints_a_text_to_send_in(tmp_path: Path) -> None:
     """On the processor, without compilation: all of tinygpt's part but what only CUDA has."""
     command = [sys.executable, SCRIPT.with_name("bench_gpu.py"), "--device=cpu", "--quick", "--compile=False"]

@@ -205,8 +205,9 @@ def test_links_and_pictures_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_scripts_and_extras_exist(page: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for script in re.findall(r"\bscripts[/\\](\w+\.\w+)", PAGES[page]):
-        assert (ROOT / "scripts" / script).exists(), script
+    earlier = r"`?.*` at\s`[0-9a-f]{7}"  # measured by a script of an earlier commit
+    for script in re.findall(rf"\bscripts[/\\](\w++\.\w++)(?!{earlier})", PAGES[page]):
+        assert page.name == "CHANGELOG.md" or (ROOT / "scripts" / script).exists(), script
     for extras in re.findall(r"(?:\.|tinygpt|whl)\[([a-z,]+)\]", PAGES[page]):
         assert set(extras.split(",")) <= set(project["optional-dependencies"]), extras
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_MODEL, cli_here, commands_here, ok, refused, script, tiny_text
+from conftest import TINY_MODEL, cli_here, commands_here, ok, refused, tiny_text
 
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import TrainConfig
@@ -150,19 +150,3 @@ def test_the_law_of_tiny_shakespeare_is_that_of_the_measured_losses() -> None:
     parameters, tokens_of, measured = np.array(columns).T
     assert SHAKESPEARE.loss(parameters, tokens_of) == pytest.approx(found.loss(parameters, tokens_of), rel=2e-3)
     assert SHAKESPEARE.loss(parameters, tokens_of) == pytest.approx(measured, rel=0.06)
-
-
-# ---- on paper -------------------------------------------------------------------------------------------------------
-
-
-def test_the_tables_of_the_page_are_those_of_the_script() -> None:
-    page = (Path(__file__).parent.parent / "docs/dev/SCALING.md").read_text(encoding="utf-8")
-    for table in script("scaling").tables().values():
-        assert table in page, "run: python scripts/scaling.py"
-
-
-def test_published_runs_are_computed_within_a_factor_of_one_and_a_half() -> None:
-    scaling = script("scaling")
-    for run in scaling.PUBLISHED.values():
-        hours = scaling.gpu_hours(scaling.MODELS[run.model], run.tokens, scaling.GPUS["A100"])
-        assert 1 / 1.5 < hours / run.gpu_hours < 1.5

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from children import Child
-from conftest import cli_here, commands_here, needs_fork, ok, refused, script, tiny_text, trained
+from conftest import cli_here, commands_here, needs_fork, ok, refused, tiny_text, trained
 from models import ALONE, ids
 from torch import Tensor
 
@@ -547,34 +547,3 @@ def test_times_have_one_unit(interval: Interval, text: str) -> None:
 
 def test_intervals() -> None:
     assert np.isfinite(fit.predict([20, 40, 80], [3.0, 1.0, 0.1], 640)).all()
-
-
-# ---- the table of docs/dev/SCALING.md -------------------------------------------------------------------------------
-
-
-def test_the_table_counts_what_is_near_and_what_is_inside() -> None:
-    bench = script("bench_plan")
-    loss = {"value": 1.5, "low": 1.4, "high": 1.6}
-    predicted = {"predicted_seconds": {"value": 110, "low": 105, "high": 115}, "predicted_loss": loss}
-    predicted["predicted_memory_mb"] = {"value": 300, "low": 280, "high": 320}
-    one = {"predicted": predicted, "actual": {"seconds": 100, "memory_mb": 310, "loss": 1.58}, "cost": 25}
-    other = one | {"predicted": predicted | {"predicted_loss": None}}
-    text = bench.table({"one": one, "other": other})
-    assert "| one | 110 (105 to 115) | 100 (+10.0%) | 300 (280 to 320) | 310 (-3.2%) | 1.500 (1.400 to 1.600) |" in text
-    assert re.search(r"seconds: 2 of 2 predicted.* 2 within 15% and 0 inside", text)
-    assert re.search(r"loss: 1 of 2 predicted.* 0 within 2% and 1 inside", text)
-    configurations = [*bench.HELD_OUT.values(), *bench.BOUNDS.values()]
-    assert [parse(TrainConfig, arguments.split()).max_iters for arguments in configurations]
-
-
-def test_the_table_of_bounds_counts_those_that_hold() -> None:
-    bench = script("bench_plan")
-    results = {
-        name: {"predicted": {"loss_at_most": bound, "no_loss": "it has pairs, and so on"}, "actual": {"best_loss": 1.5}}
-        for name, bound in (("high", 1.6), ("low", 1.4), ("no bound", None))
-    }
-    text = bench.bounds_table(results)
-    assert (
-        "| high | it has pairs | 1.600 | 1.500 | held |\n| low | it has pairs | 1.400 | 1.500 | did not hold |" in text
-    )
-    assert "| no bound | it has pairs | none | 1.500 | did not hold |" in text and "1 of 3 bounds held" in text
