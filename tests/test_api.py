@@ -169,7 +169,7 @@ def test_a_hint_names_arguments_of_the_function(models: Path, tmp_path: Path) ->
         (lambda: pairs.logits(""), 'text="a prompt"'),
         (lambda: pairs.generate("0" * 99), "shorten the prompt, or tinygpt train with a larger --block_size"),
         (lambda: tinygpt.load(models / "out", device="tpu"), "auto, cpu, cuda, cuda:N or mps"),
-        (lambda: tinygpt.load(lora / "adapter.pt"), r"path=.*adapter=.*adapter.pt, or tinygpt merge --ckpt .*"),
+        (lambda: tinygpt.load(lora / "adapter.pt"), r"path=.*adapter=.*adapter.pt, or tinygpt export --.*"),
         (lambda: tinygpt.load(models / "out-colours", adapter=lora), r"give the checkpoint .*: path=out"),
         (lambda: api.train(learning_rat=1), "learning_rate=VALUE"),
         (lambda: api.train(dataset="a", out_dir=models / "none", init_from="resume"), r"out_dir=FOLDER of the run, .*"),

@@ -250,7 +250,12 @@ MISTAKES: list[tuple[Any, ...]] = [
         "^colours/config.yaml to .*, or tinygpt finetune --ckpt colours$",
         answers,
     ),
-    ("finetune --ckpt=lora/adapter.pt --dataset=tiny", "an adapter, which needs", "^tinygpt merge --ckpt", answers),
+    (
+        "finetune --ckpt=lora/adapter.pt --dataset=tiny",
+        "an adapter, which needs",
+        "^tinygpt export --format=checkpoint --ckpt",
+        answers,
+    ),
     ("SAMPLE --ckpt=lora/adapter.pt", "an adapter, which needs", "^--ckpt=BASE/ckpt.pt --adapter=lora", answers),
     ("SAMPLE --start=FILE:prompt.txt", "prompt.txt: no such file", "FILE:"),
     (
@@ -458,7 +463,7 @@ def test_a_hint_of_check_names_no_option_of_another_command(run_copy: Path) -> N
     shutil.copy(run_copy / "lora/adapter.pt", run_copy / "out/copy.pt")
     said = cli_here("check", "out", cwd=run_copy).out
     hint = re.search(r"FAIL +out/copy.pt: an adapter.*\n +try: (.*)", said)
-    assert hint and hint[1].startswith("tinygpt merge --ckpt BASE/ckpt.pt"), said
+    assert hint and hint[1].startswith("tinygpt export --format=checkpoint --ckpt BASE/ckpt.pt"), said
 
 
 def test_a_traceback_ends_with_the_hint_of_the_command(run_copy: Path) -> None:

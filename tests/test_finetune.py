@@ -131,7 +131,7 @@ def sampled(folder: Path, *flags: str) -> str:
 
 def test_adapter_merge_and_checkpoint_are_one_model(work: Path) -> None:
     both = ["--ckpt=out/ckpt.pt", "--adapter=out-lora/adapter.pt"]
-    ok(work, "merge", *both, "--out_dir=merged")
+    ok(work, "export", "--format=checkpoint", *both, "--output=merged")
     assert sampled(work, *both).startswith("123 red\n") and "<|" not in sampled(work, *both)
     texts = {sampled(work, *flags) for flags in (both, ["--ckpt=merged"], ["--ckpt=out-lora"])}
     assert len(texts) == 1
@@ -327,9 +327,12 @@ def test_mistakes_get_one_sentence(work: Path, flags: list[str], says: str) -> N
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["merge", "--adapter=nothing.pt"], "nothing.pt: no such file"),
-        (["merge", "--adapter=out/ckpt.pt"], "not an adapter"),
-        (["merge", "--ckpt=out-finetune", "--adapter=out-lora"], "was trained on a base model other than"),
+        (["export", "--format=checkpoint", "--adapter=nothing.pt"], "nothing.pt: no such file"),
+        (["export", "--format=checkpoint", "--adapter=out/ckpt.pt"], "not an adapter"),
+        (
+            ["export", "--format=checkpoint", "--ckpt=out-finetune", "--adapter=out-lora"],
+            "was trained on a base model other than",
+        ),
         (["sample", "--ckpt=out-lora/adapter.pt", "--start=a"], "an adapter, which needs its base"),
         (["sample", "--ckpt=out-finetune"], "answers prompts, but the prompt is empty"),
         (["sample", "--ckpt=out-finetune", "--start=§"], "is not in this model's"),
@@ -427,7 +430,7 @@ def test_an_adapter_brings_its_longer_context_along(tiny_data: Path, tmp_path: P
 
     ok(tmp_path, "train", *where, *TINY_MODEL, "--position=rope", *short, "--out_dir=base")
     ok(tmp_path, "finetune", *where, "--ckpt=base", "--block_size=48", "--lora_rank=2", *short, "--out_dir=lora")
-    ok(tmp_path, "merge", "--ckpt=base", "--adapter=lora", "--out_dir=merged")
+    ok(tmp_path, "export", "--format=checkpoint", "--ckpt=base", "--adapter=lora", "--output=merged")
     ok(tmp_path, "finetune", *where, "--ckpt=base", "--block_size=8", "--lora_rank=2", *short, "--out_dir=cropped")
     sizes = {
         "complete": load(tmp_path / "lora"),

@@ -268,7 +268,7 @@ def test_lora_on_pairs_answers_is_merged_and_opens_in_transformers(work: Path) -
     assert report["results"]["model"]["accuracy"] > 0.9 > untrained["results"]["model"]["accuracy"]
     asked = ["--start=grass 7", "--temperature=0", "--json"]
     adapted = json.loads(ok(work, "sample", "--ckpt=out-base", "--adapter=out-lora", *asked).out)
-    said = ok(work, "merge", "--ckpt=out-base", "--adapter=out-lora", "--out_dir=out-merged").out
+    said = ok(work, "export", "--format=checkpoint", "--ckpt=out-base", "--adapter=out-lora", "--output=out-merged").out
     assert "next: tinygpt eval --ckpt out-merged/ckpt.pt" in said  # `sample` would need a prompt
     merged = json.loads(ok(work, "sample", "--ckpt=out-merged", *asked).out)
     assert adapted["text"] == merged["text"] == "green"

@@ -9,7 +9,7 @@ Each cell (combination) trains a model of 4,000 parameters for eight iterations 
 - A run that was killed and resumed equals the undisturbed one bit for bit.
 - In float32 without dropout, several processes and accumulated micro-steps give the result of one process with the
   full batch, within 1e-3.
-- check, doctor, eval, sample, report, export and merge work on every result.
+- check, doctor, eval, sample, report and export work on every result.
 """
 
 import functools
@@ -235,7 +235,7 @@ def check_tools(folder: Path, cell: Cell) -> None:
     loss = loss_of(folder, "--ckpt", ckpt)
     if cell.start == "LoRA":
         base_and_adapter = [f"--ckpt={cell.base}/ckpt.pt", "--adapter=run/adapter.pt"]
-        ok(folder, "merge", *base_and_adapter, "--out_dir=merged")
+        ok(folder, "export", "--format=checkpoint", *base_and_adapter, "--output=merged")
         ok(folder, "sample", "--ckpt=merged", "--max_new_tokens=10", *prompt)
         for model in (base_and_adapter, ["--ckpt=merged"]):
             other = loss_of(folder, *model)

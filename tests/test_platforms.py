@@ -418,7 +418,7 @@ def test_every_command_prints_in_any_code_page(tmp_path: Path) -> None:
         ["prepare", "colours", "--input=pairs.jsonl", "--format=pairs", "--show=3"],
         ["finetune", *FLAGS[:-1], "--lora_rank=2", "--out_dir=tuned", "--quiet=False"],
         ["eval", "--ckpt=out", "--adapter=tuned", "--task=colours"],
-        ["merge", "--ckpt=out", "--adapter=tuned", "--out_dir=merged"],
+        ["export", "--format=checkpoint", "--ckpt=out", "--adapter=tuned", "--output=merged"],
         ["exercise", "list"],
         ["train", "--help"],
     ]

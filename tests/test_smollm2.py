@@ -114,7 +114,7 @@ def test_a_short_lora_run_raises_the_accuracy(adapted: Path) -> None:
 
 @pytest.mark.slow
 def test_merged_weights_answer_as_base_and_adapter_do(adapted: Path) -> None:
-    ok(adapted, "merge", "--ckpt=out-base", "--adapter=out-lora", "--out_dir=out-merged")
+    ok(adapted, "export", "--format=checkpoint", "--ckpt=out-base", "--adapter=out-lora", "--output=out-merged")
     prompt = json.loads((adapted / "pairs.jsonl").read_text().splitlines()[0])["prompt"]
     both = said(adapted, "--ckpt=out-base", "--adapter=out-lora", prompt=prompt)
     assert both in LABELS and both == said(adapted, "--ckpt=out-merged", prompt=prompt)

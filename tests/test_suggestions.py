@@ -191,10 +191,10 @@ def test_after_fine_tuning_and_merging(based: Workplace) -> None:
         out = f"tuned-{dataset}{len(more)}"
         based.follow(tuned(based, out, f"--dataset={dataset}", *more), at_least=2)
     adapter = [f"--ckpt={based.prefix}out", f"--adapter={based.prefix}tuned-colours1"]
-    based.follow(based.ok("merge", *adapter, f"--out_dir={based.prefix}merged"))
+    based.follow(based.ok("export", "--format=checkpoint", *adapter, f"--output={based.prefix}merged"))
     based.trained("finetune", *TINY_TRAIN[1:], f"--ckpt={based.prefix}out/ckpt.pt", "--lora_rank=2", out="lora-text")
     adapter = [f"--ckpt={based.prefix}out", f"--adapter={based.prefix}lora-text"]
-    based.follow(based.ok("merge", *adapter, f"--out_dir={based.prefix}merged-text"))
+    based.follow(based.ok("export", "--format=checkpoint", *adapter, f"--output={based.prefix}merged-text"))
 
 
 @needs_fork

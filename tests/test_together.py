@@ -73,7 +73,7 @@ def reading(asked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # n
     flags += ["--device=cpu", "--dtype=float32", "--max_iters=100", "--eval_interval=100", "--patience=0"]
     ok(folder, "finetune", *flags, "--out_dir=out-tuned")
     ok(folder, "finetune", *flags, "--lora_rank=8", "--out_dir=out-lora")
-    ok(folder, "merge", "--ckpt=out-colours", "--adapter=out-lora", "--out_dir=out-merged")
+    ok(folder, "export", "--format=checkpoint", "--ckpt=out-colours", "--adapter=out-lora", "--output=out-merged")
     return folder
 
 
@@ -184,17 +184,17 @@ def test_an_existing_path_that_begins_like_a_pretrained_model_is_a_path(work: Pa
 def test_the_base_model_is_never_overwritten(work: Path) -> None:
     both = ["--ckpt=out/ckpt.pt", "--adapter=out-lora/adapter.pt"]
     for args in (
-        ["merge", *both, "--out_dir=out"],
-        ["merge", "--ckpt=out", "--adapter=out-lora", "--out_dir=./out/"],
-        ["merge", *both, "--out_dir=out-lora"],
+        ["export", "--format=checkpoint", *both, "--output=out"],
+        ["export", "--format=checkpoint", "--ckpt=out", "--adapter=out-lora", "--output=./out/"],
+        ["export", "--format=checkpoint", *both, "--output=out-lora"],
         ["finetune", *FLAGS, "--out_dir=out"],
         [*TINY_TRAIN, "--init_from=out/ckpt.pt", "--out_dir=out"],
     ):
         said = refused(work, *args)
         assert "would be overwritten" in said
-        advised = re.findall(r"--out_dir=(\S+)", said)[-1]
-        ok(work, *args, f"--out_dir={advised}", *SHORT * (args[0] != "merge"))
-        shutil.rmtree(work / advised)
+        (advised,) = re.findall(r"--(?:out_dir|output)=\S+", said)
+        ok(work, *args, advised, *SHORT * (args[0] != "export"))
+        shutil.rmtree(work / advised.partition("=")[2])
 
 
 # ---- the loss ------------------------------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ def test_base_and_adapter_equal_the_lora_run_with_a_padded_vocabulary(work: Path
     small = [*TINY_TRAIN, "--dataset=bpe", "--n_embd=8", *SHORT, "--max_iters=2"]
     ok(work, *small, "--out_dir=base")
     ok(work, "finetune", *small[1:], "--ckpt=base/ckpt.pt", "--lora_rank=2", "--out_dir=lora", "--max_iters=10")
-    ok(work, "merge", "--ckpt=base", "--adapter=lora", "--out_dir=merged")
+    ok(work, "export", "--format=checkpoint", "--ckpt=base", "--adapter=lora", "--output=merged")
     models = (["--ckpt=lora"], ["--ckpt=base", "--adapter=lora"], ["--ckpt=merged"])
     found = [json.loads(ok(work, "eval", *model, "--dtype=float32", "--json").out)["loss"] for model in models]
     assert found[1:] == pytest.approx([found[0]] * 2, abs=1e-6)
@@ -399,7 +399,11 @@ def test_a_full_disk_says_how_to_go_on(work: Path, monkeypatch: pytest.MonkeyPat
     allowed[0] = 3  # and ckpt.pt, last.pt
     result = cli_here(*TINY_TRAIN, "--out_dir=run", cwd=work)
     assert result.status == 1 and "then resume: tinygpt train --init_from=resume --out_dir=run" in result.err
-    for args in (["export", "-o", "m.html"], ["merge", "--adapter=out-lora"], ["exercise", "start", "1"]):
+    for args in (
+        ["export", "-o", "m.html"],
+        ["export", "--format=checkpoint", "--adapter=out-lora"],
+        ["exercise", "start", "1"],
+    ):
         result = cli_here(*args, cwd=work)
         assert result.status == 1 and "then run the command again" in result.err, result.err
 
@@ -412,8 +416,8 @@ def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
         [*TINY_TRAIN, f"--init_from={long}", "--out_dir=new"],
         *([name, f"--ckpt={long}"] for name in ("sample", "eval", "export")),
         ["finetune", *FLAGS[1:], f"--ckpt={long}", "--out_dir=new"],
-        ["merge", f"--ckpt={long}", "--adapter=out-lora"],
-        ["merge", f"--adapter={long}"],
+        ["export", "--format=checkpoint", f"--ckpt={long}", "--adapter=out-lora"],
+        ["export", "--format=checkpoint", f"--adapter={long}"],
         *([name, long] for name in ("doctor", "check", "report", "plot")),
         ["prepare", "mine", f"--input={long}"],
         ["eval", "--ckpt=out-finetune", f"--plot={long}"],
@@ -462,12 +466,19 @@ def test_replay_of_changed_data_is_refused_when_resuming(work: Path) -> None:
     assert "replay: dataset 'tiny' has been prepared from different text" in said
 
 
-def test_merging_leaves_a_run_alone(work: Path) -> None:
+def test_merging_leaves_a_run_alone_and_has_a_folder_of_its_own(work: Path) -> None:
     ok(work, *TINY_TRAIN, "--out_dir=other")
     adapter = ["--ckpt=out", "--adapter=out-lora"]
-    assert "contains a run" in refused(work, "merge", *adapter, "--out_dir=other")
+    assert "contains a run" in refused(work, "export", "--format=checkpoint", *adapter, "--output=other")
     for _ in range(2):  # merging again is possible
-        ok(work, "merge", *adapter, "--out_dir=merged")
+        ok(work, "export", "--format=checkpoint", *adapter, "--output=merged")
+    before = (work / "out-lora/ckpt.pt").read_bytes()
+    ok(work, "export", "--format=checkpoint", *adapter)
+    ok(work, "export", "--format=checkpoint", *adapter, "-o", "one.pt")
+    assert (work / "out-lora/ckpt.pt").read_bytes() == before
+    files = [(work / path).read_bytes() for path in ("merged/ckpt.pt", "out-lora/merged/ckpt.pt", "one.pt")]
+    assert len(set(files)) == 1
+    assert "needs adapter" in refused(work, "export", "--format=checkpoint")
 
 
 def test_text_is_read_from_regular_files_each_once(work: Path) -> None:

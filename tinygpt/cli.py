@@ -34,7 +34,6 @@ GROUPS = {
     },
     "adapt and share a model": {
         "finetune": ("train:train", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
-        "merge": ("finetune.merge:merge", "MergeConfig", "make one checkpoint of a base model and a LoRA adapter"),
         "import": ("convert:import_model", "ImportConfig", "make a checkpoint of a pretrained model"),
         "export": ("convert:export", "ExportConfig", "write a model for a browser, transformers, llama.cpp, peft"),
     },
@@ -55,7 +54,9 @@ GROUPS = {
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
-GONE: dict[str, str] = {}  # commands of earlier versions, and what replaces each
+GONE = {  # commands of earlier versions, and what replaces each
+    "merge": "export --format=checkpoint --ckpt BASE --adapter ADAPTER",
+}
 LISTED = "\n".join(
     f"{title}:\n" + "".join(f"  {name:<10} {text}\n" for name, (_, _, text) in commands.items())
     for title, commands in GROUPS.items()

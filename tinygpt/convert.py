@@ -20,6 +20,7 @@ from tinygpt.config.schema import ExportConfig, ImportConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
+from tinygpt.evaluate.check import next_command
 from tinygpt.evaluate.loss import mean_loss
 from tinygpt.files import folder_lock, folder_of, require_writable
 from tinygpt.interop import gguf_file, huggingface, peft
@@ -143,6 +144,8 @@ def export(config: ExportConfig) -> None:
     name = f"model-{config.quantisation}.gguf" if config.format == "gguf" else config.format
     out = Path(config.output) if config.output else folder / name
     checkpoint = load_model(config.ckpt, config.adapter)
+    if config.format == "checkpoint":
+        return export_checkpoint(config, checkpoint)
     tokenizer = store.tokenizer_of(checkpoint, config.ckpt, config.data_dir)
     if config.format == "gguf":
         return export_gguf(config, out, checkpoint, tokenizer)
@@ -154,6 +157,27 @@ def export(config: ExportConfig) -> None:
     huggingface.write_folder(out, checkpoint, tokenizer, card_notes(config, checkpoint))
     print(f"written: {out}, {megabytes(out)}; README.md there shows how to use it")
     print(f"opens in: transformers, AutoModelForCausalLM.from_pretrained({str(out)!r})")
+
+
+def export_checkpoint(config: ExportConfig, merged: Checkpoint) -> None:
+    """Write base model and adapter as an ordinary checkpoint. Errors: TinyGPTError if it would overwrite a run."""
+    path = Path(config.output) if config.output else folder_of(config.adapter) / "merged"
+    if path.suffix != ".pt":
+        path /= "ckpt.pt"
+    out = path.parent
+    store.refuse_overwriting(out, config.ckpt, "the base model")
+    store.refuse_overwriting(out, config.adapter, "the adapter's run")
+    if (out / "last.pt").exists():
+        what = f"{out} contains a run, whose best model would be overwritten"
+        raise TinyGPTError(what, suggest.quoted(f"--output={out}-merged"))
+    model = merged.build_model()
+    merged.model = model.state_dict()
+    merged.model_args = dataclasses.asdict(model.config)
+    with folder_lock(out, "run"):
+        store.save(path, merged)
+    print(f"written: {path}, {model.num_params():,} parameters: {config.ckpt} merged with {config.adapter}")
+    if path.name == "ckpt.pt":
+        print(f"\nnext: {next_command(merged, out, data_dir(config, merged.config, config.ckpt))}")
 
 
 def export_gguf(config: ExportConfig, path: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:

@@ -147,7 +147,8 @@ def refuse_overwriting(out: Path, source: str, use: str) -> None:
     folder = folder_of(Path(source).resolve())
     run = folder.parent if folder.name == "snapshots" else folder
     if out.resolve() == run:
-        raise TinyGPTError(f"{out} contains {use}, which would be overwritten", suggest.quoted(f"--out_dir={out}-new"))
+        hint = ", or ".join(suggest.quoted(f"{option}={out}-new") for option in ("--out_dir", "--output"))
+        raise TinyGPTError(f"{out} contains {use}, which would be overwritten", hint)
 
 
 def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer:
@@ -263,7 +264,8 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
         raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
     if "tinygpt_adapter" in state:
         hint = f"--ckpt=BASE/ckpt.pt --adapter={suggest.quoted(str(path))}"
-        hint += f", or {suggest.command('merge', '--ckpt', 'BASE/ckpt.pt', '--adapter', path)}"
+        merge = "export", "--format=checkpoint", "--ckpt", "BASE/ckpt.pt", "--adapter"
+        hint += f", or {suggest.command(*merge, path)}"
         raise TinyGPTError(f"{path}: an adapter, which needs its base model", hint)
     version = state.get("tinygpt_format", 0)
     if version and not sealed:

@@ -439,21 +439,6 @@ class FinetuneConfig(TrainConfig):
 
 
 @dataclasses.dataclass
-class MergeConfig(Config):
-    """Merge a base model and a LoRA adapter into one ordinary checkpoint.
-
-    tinygpt merge --ckpt out-fast/ckpt.pt --adapter out-finetune-lora/adapter.pt --out_dir out-merged
-    """
-
-    ckpt: File = "out/ckpt.pt"
-    """the base model: a checkpoint, or its folder"""
-    adapter: File = "out-finetune-lora/adapter.pt"
-    """the adapter.pt of a LoRA run, or its folder"""
-    out_dir: File = "out-merged"
-    """folder for ckpt.pt"""
-
-
-@dataclasses.dataclass
 class SampleConfig(InferenceConfig):
     """Generate text with a trained model.
 
@@ -852,6 +837,8 @@ class ExportConfig(Config):
 
     tinygpt export --ckpt out-smollm2 --adapter out-finetune-pretrained --format peft
 
+    tinygpt export --ckpt out-fast --adapter out-finetune-lora --format checkpoint -o out-merged
+
     Some options of the architecture cannot be exported as hf, gguf or peft; configs/shakespeare_char.yaml avoids them.
     """
 
@@ -859,13 +846,15 @@ class ExportConfig(Config):
     """a checkpoint, or its folder"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
-    format: Literal["html", "hf", "gguf", "peft"] = "html"
+    format: Literal["html", "hf", "gguf", "peft", "checkpoint"] = "html"
     """html: a page in which the model runs, without Python; hf: a folder for Hugging Face's transformers; gguf: a file
-    for llama.cpp and tools built on it; peft: the base model of a LoRA run and its adapter, for peft"""
+    for llama.cpp and tools built on it; peft: the base model of a LoRA run and its adapter, for peft; checkpoint: an
+    ordinary checkpoint of base model and adapter, which are merged"""
     quantisation: Literal["f16", "q8_0", "q5_1", "q4_0"] = "q8_0"
     """gguf: bits per weight; f16: 16, q8_0: 8.5, q5_1: 6, q4_0: 4.5"""
     output: File = ""
-    """the file or folder, also -o; empty: model.html, model-QUANTISATION.gguf, hf or peft in the checkpoint's folder"""
+    """the file or folder, also -o; empty: model.html, model-QUANTISATION.gguf, hf or peft in the checkpoint's folder,
+    merged/ckpt.pt in the adapter's"""
     data_dir: File = "data"
     """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
@@ -873,6 +862,8 @@ class ExportConfig(Config):
         yield from super().problems()
         if "quantisation" in self.given and self.format != "gguf":
             yield f"quantisation needs format=gguf, but format is {self.format}"
+        if self.format == "checkpoint" and not self.adapter:
+            yield "format=checkpoint merges a base model with a LoRA adapter, and needs adapter"
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""Fine-tuning: compare the model before and after, and merge adapters.
+"""Fine-tuning: compare the model before and after.
 
 The training is that of train.py, with training/tuning.py.
 

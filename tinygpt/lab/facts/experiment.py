@@ -258,8 +258,8 @@ class Pretrained(SeedFolder):
     def memorise_changes(self) -> Cost:
         """Merge the adapter into the model, and teach the new facts alone with another one."""
         merged = self.out("merged")
-        files = [f"--ckpt={self.path}", f"--adapter={self.out('closed')}", f"--out_dir={merged}"]
-        seconds = run(self.folder / "merge.log", "merge", *files).seconds
+        files = [f"--ckpt={self.path}", f"--adapter={self.out('closed')}", f"--output={merged}"]
+        seconds = run(self.folder / "merge.log", "export", "--format=checkpoint", *files).seconds
         settings, out = {"ckpt": merged, "max_iters": self.size.changes}, self.out("updated")
         cost = self.teach("finetune", "finetune_lab_facts", "after", "changes", out, **settings)
         written = (merged / "ckpt.pt").stat().st_size
