@@ -1,4 +1,4 @@
-"""`scripts/lab_pages.py` makes the page of each lab and a list of them; a lab that fails does not stop the others."""
+"""`scripts/docs.py --labs` makes the page of each lab and a list of them; a lab that fails does not stop the others."""
 
 import subprocess
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import listing
 
-SCRIPT = Path(__file__).parent.parent / "scripts/lab_pages.py"
+SCRIPT = Path(__file__).parent.parent / "scripts/docs.py"
 
 
 def lab_pages(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *args], cwd=folder, capture_output=True, text=True)
+    return subprocess.run([sys.executable, SCRIPT, "--labs", *args], cwd=folder, capture_output=True, text=True)
 
 
 def test_an_unknown_lab_is_refused(tmp_path: Path) -> None:
