@@ -17,7 +17,7 @@ LAYERS = [  # a module imports from rows above its own, and from its own row wit
     "data options model generate lora device fast",
     "checkpoint training evaluate interop",
     "prepare train sample finetune report exercise retrieve experiment",
-    "quickstart machine lab serve plan convert advise race why",
+    "quickstart machine lab serve plan convert advise why",
     "cli api __main__ __init__",
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names.split()}

@@ -117,6 +117,8 @@ def test_a_lab_says_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
     message = refused(tmp_path, "lab", "drift", "--pretrained=nowhere", "--quick")
     assert "lab drift does not use --pretrained" in message and "lab facts, methods, labels, cascade" in message
     assert "lab canary does not use --target" in refused(tmp_path, "lab", "canary", "--target=0.9")
+    assert "lab race does not use --seeds" in refused(tmp_path, "lab", "race", "--seeds=2")
+    assert "mine.yaml: unexpected argument" in refused(tmp_path, "lab", "facts", "mine.yaml", "--quick")
     message = refused(tmp_path, "lab", "methods")
     assert "--ckpt=out-fast/ckpt.pt: no such model" in message and "shakespeare_char_fast.yaml" in message
     message = refused(tmp_path, "lab", "facts", "--pretrained=nowhere")

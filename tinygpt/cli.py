@@ -50,12 +50,12 @@ GROUPS = {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
         "lab": ("lab.command:lab", "LabConfig", "run an experiment: what a method gains and costs here"),
         "exercise": ("exercise.command:exercise", "ExerciseConfig", "write a GPT yourself, in ten checked steps"),
-        "race": ("race.command:race", "RaceConfig", "rank the configs of a class, each trained for the same budget"),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 GONE = {  # commands of earlier versions, and what replaces each
     "merge": "export --format=checkpoint --ckpt BASE --adapter ADAPTER",
+    "race": "lab race",
 }
 LISTED = "\n".join(
     f"{title}:\n" + "".join(f"  {name:<10} {text}\n" for name, (_, _, text) in commands.items())

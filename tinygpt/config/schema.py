@@ -914,10 +914,23 @@ class LabConfig(DataConfig):
     tinygpt lab methods --seeds=1 --pretrained=out-smollm2
 
     The same command continues a stopped lab: finished stages are kept.
+
+    lab race ranks the configs of a class by their loss on an unseen text. Its last tenth is the test:
+
+    tinygpt lab race --text text.txt for the teacher: writes the rest to OUT_DIR/train.txt, for the students
+
+    tinygpt lab race mine.yaml for a student, next to train.txt: a provisional loss
+
+    tinygpt lab race submissions --text text.txt for the teacher: the final losses
+
+    An entry has the keys of tinygpt train; missing ones are as in configs/nanogpt.yaml. Each character is a token.
+    Training stops when the budget is used up, and the model at that point counts. Other entries join the same table.
     """
 
     name: Annotated[str, POSITIONAL] = ""
     """the lab; empty: list them"""
+    entries: Annotated[Files, POSITIONAL] = ()
+    """lab race: config files, named after the students, or folders of them; empty: write OUT_DIR/train.txt"""
     quick: bool = False
     """a short form for a lesson, with less data, shorter trainings and one seed; lab methods has none"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
@@ -936,6 +949,13 @@ class LabConfig(DataConfig):
     """lab cascade: price of 1,000 answers of a person; 50 is 10 seconds per answer at 18 per hour"""
     target: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.95
     """lab confidence, lab cascade: accuracy on the answered validation lines, for which the thresholds are chosen"""
+    text: File = "train.txt"
+    """lab race: the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part"""
+    times: Count = 20
+    """lab race: the budget, this many times the time of 100 iterations of configs/nanogpt.yaml on one core, measured
+    repeatedly during training; 20 is one to three minutes"""
+    own_rank: bool = False
+    """lab race: write OUT_DIR/NAME.txt for each entry, with its own rank and loss, and show no table"""
     out_dir: File = ""
     """folder for results and trained models; empty: out-lab-NAME, with --quick out-lab-NAME-quick"""
 
@@ -963,34 +983,3 @@ class ExerciseConfig(Config):
     """the file you write in; check also takes a folder: every *.py in it and in its subfolders"""
     csv: File = ""
     """when checking a folder: also write the results to this CSV file, one row per file"""
-
-
-@dataclasses.dataclass
-class RaceConfig(Config):
-    """Rank the configs of a class by their loss on an unseen text.
-
-    tinygpt race --text text.txt
-
-    tinygpt race mine.yaml
-
-    tinygpt race submissions --text text.txt
-
-    The text's last tenth is the test, the rest is for training. The first command writes the training part to
-    OUT_DIR/train.txt, for the students; the teacher keeps the text. A student runs the second command in the folder of
-    train.txt; the last tenth of train.txt gives a provisional loss. The third one, with the complete text, gives the
-    final losses.
-
-    A config has the keys of tinygpt train; missing ones are as in configs/nanogpt.yaml. Each character is a token.
-    Training stops when the budget is used up, and the model at that point counts. Each entry runs once. Repeat the
-    command to continue a stopped race; name other configs to add entries to the table.
-    """
-
-    configs: Annotated[Files, POSITIONAL] = ()
-    """the entries: config files, named after the students, or folders of them; empty: write OUT_DIR/train.txt"""
-    text: File = "train.txt"
-    """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part"""
-    times: Count = 20
-    """the budget: this many times the time of 100 iterations of configs/nanogpt.yaml on one core, measured repeatedly
-    during training; 20 is one to three minutes"""
-    out_dir: File = "out-race"
-    """folder for race.csv, the trained models and train.txt"""

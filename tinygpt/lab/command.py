@@ -25,6 +25,7 @@ from tinygpt.lab import (
     facts,
     labels,
     methods,
+    race,
     reports,
     scale,
     why,
@@ -39,25 +40,26 @@ BASES = {  # the commands that make the base models of labs
 }
 
 
-def lab(config: LabConfig) -> None:
+def lab(config: LabConfig) -> int:
     """List the labs, or run one. Errors: TinyGPTError for an unknown lab, and those of its stages."""
+    abouts = {name: entry.about for name, entry in LABS.items()} | {"race": race.ABOUT}
     if not config.name:
-        width = max(map(len, LABS))
         print("Labs, experiments on this machine:\n")
-        for name, entry in LABS.items():
-            print(f"  {name:<{width}}  {entry.about}")
+        for name, about in abouts.items():
+            print(f"  {name:<{max(map(len, abouts))}}  {about}")
         print(f"\nnext: {suggest.command('lab', 'facts', '--quick')}")
-        return
-    if config.name not in LABS:
-        raise TinyGPTError(f"{config.name}: no such lab", f"choose one of {', '.join(LABS)}")
-    chosen, folder = LABS[config.name], Path(config.out_dir or f"out-lab-{config.name}{'-quick' * config.quick}")
+        return 0
+    if config.name not in abouts:
+        raise TinyGPTError(f"{config.name}: no such lab", f"choose one of {', '.join(abouts)}")
+    refuse_other_keys(config)
+    if config.name == "race":
+        return race.race(config)
+    chosen = LABS[config.name]
+    folder = Path(config.out_dir or f"out-lab-{config.name}{'-quick' if config.quick else ''}")
     for package in ("jinja2", "matplotlib"):  # imported now: what is wrong must not appear at the end
         library(package, "a lab")
     if config.quick and not chosen.quick:
         raise TinyGPTError(f"lab {config.name} has no quick form", f"tinygpt lab {config.name} --seeds=1")
-    for key in sorted(config.given - chosen.keys):
-        using = ", ".join(name for name, lab in LABS.items() if key in lab.keys)
-        raise TinyGPTError(f"lab {config.name} does not use --{key}", f"drop it; it is for lab {using}")
     if chosen.ngrams:
         require_installed("the n-gram baseline", "sklearn")
     bases = {key: getattr(config, key) for key in chosen.models if key != "pretrained" or config.pretrained}
@@ -82,3 +84,14 @@ def lab(config: LabConfig) -> None:
         for path in (*write(summary, folder, config.name, live), *more):
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")
+    return 0
+
+
+def refuse_other_keys(config: LabConfig) -> None:
+    """Refuse keys of other labs. Errors: TinyGPTError that names these labs."""
+    keys = {name: entry.keys for name, entry in LABS.items()} | {"race": race.KEYS}
+    for key in sorted(config.given - keys[config.name]):
+        using = ", ".join(name for name in keys if key in keys[name])
+        raise TinyGPTError(f"lab {config.name} does not use --{key}", f"drop it; it is for lab {using}")
+    if config.entries and config.name != "race":
+        raise TinyGPTError(f"{config.entries[0]}: unexpected argument", f"tinygpt lab {config.name}")
