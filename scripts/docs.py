@@ -109,7 +109,7 @@ def first_line(path: Path) -> str:
 def tree() -> str:
     """List the folders, with one line per file."""
     lines = []
-    for folder in ("tinygpt", "configs", "scripts", "docs", "notebooks", "data", "tests"):
+    for folder in ("tinygpt", "configs", "scripts", "docs", "notebooks", "data", "data/make", "tests"):
         lines.append(f"{folder}/")
         if folder in IN_A_LINE:
             lines[-1] = f"{lines[-1]:<29}{IN_A_LINE[folder]}"

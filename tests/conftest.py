@@ -155,9 +155,9 @@ def free_port() -> int:
     raise AssertionError
 
 
-def script(name: str) -> ModuleType:
-    """Import a file of scripts/, which is not a package."""
-    path = Path(__file__).parent.parent / "scripts" / f"{name}.py"
+def script(name: str, folder: str = "scripts") -> ModuleType:
+    """Import a file of a folder that is not a package."""
+    path = Path(__file__).parent.parent / folder / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"{name}_script", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

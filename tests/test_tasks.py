@@ -243,14 +243,14 @@ def test_what_the_script_takes_from_the_index() -> None:
     add("transit/route/bus", "network", "OCTA", "us")
     add("transit/route/bus", "network", "MHD", "001")
     add("operators/man_made/water_works", "operator", "City of Austin", "us")
-    lines = [line for line in script("merchants").table(index).splitlines() if not line.startswith("#")]
+    lines = [line for line in script("merchants", "data/make").table(index).splitlines() if not line.startswith("#")]
     assert lines == ["Costa\tgb", "OCTA\tus", "Shell\t001 ie us"]
 
 
 @pytest.mark.skipif(not INDEX.exists(), reason="needs npm install --no-save name-suggestion-index@8.0.20260918")
 def test_the_script_makes_the_table_again() -> None:
     index = json.loads((INDEX / "dist/json/nsi.json").read_text(encoding="utf-8"))["nsi"]
-    assert script("merchants").table(index) == merchants.TABLE.read_text(encoding="utf-8")
+    assert script("merchants", "data/make").table(index) == merchants.TABLE.read_text(encoding="utf-8")
     notice = merchants.TABLE.with_suffix(".LICENSE").read_text(encoding="utf-8")
     assert notice == (INDEX / "LICENSE.md").read_text(encoding="utf-8")
     for (label, _), names in BRANDS.items():

