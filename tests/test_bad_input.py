@@ -385,8 +385,9 @@ MISTAKES: list[tuple[Any, ...]] = [
     ("train mine.yaml", "mine.yaml: out_dir: a path .* NUL", "--help", 'out_dir: "a\\0b"\n'),
     # ---- the command line ---------------------------------------------------------------------------------------
     ("trian", "trian: no such command", "tinygpt train"),
-    ("--tyro-print-completion foo", "foo: no such shell", "print-completion bash"),
-    ("--tyro-print-completion", "needs a shell", "print-completion bash"),
+    ("--print-completion foo", "foo: no such shell", "--print-completion bash, or zsh"),
+    ("--print-completion", "needs a shell", "--print-completion bash"),
+    ("--tyro-print-completion=bash", "no longer", "^tinygpt --print-completion bash$"),
     ("train -x", "-x: no such option", "--help"),
     ("train --max_iters", "--max_iters needs a value", "--max_iters=VALUE"),
     ("sample 'my out'", "my out: unexpected argument", "^--ckpt 'my out'$"),

@@ -4,8 +4,10 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 import shutil
 import string
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -505,25 +507,23 @@ def test_any_command_line_is_parsed_or_refused(args: list[str]) -> None:
 # ---- help -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("command", "kind"), [(name, getattr(schema, entry[1])) for name, entry in cli.COMMANDS.items()]
-)
-def test_help_explains_every_option(
-    command: str, kind: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "1000")
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert not stop.value.code
-    shown = capsys.readouterr().out
-    assert f"usage: tinygpt {command}" in shown and "(default: " in shown
-    assert "(default: )" not in shown and "(default: '')" not in shown and "{," not in shown
-    assert all(text in shown for text in meanings(kind).values())  # each in one line, since a line is long enough
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [(name, getattr(schema, entry[1])) for name, entry in cli.COMMANDS.items()]
+)
+def test_help_explains_every_option(command: str, kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(command, capsys)
+    assert shown.startswith(f"usage: tinygpt {command}") and "\n  tinygpt " in shown
+    assert "(default: )" not in shown and "(default: ()" not in shown and "{,True" not in shown
+    assert all(text in " ".join(shown.split()) for text in meanings(kind).values())
     for key in keys(kind).values():
-        if POSITIONAL not in key.marks:
-            assert f"--{key.name}" in shown
-        elif not get_args(key.type):
-            assert key.name.upper() in shown
+        assert (key.name.upper() if POSITIONAL in key.marks else f"--{key.name}") in shown
 
 
 def test_a_sink_that_is_empty_is_none(tmp_path: Path) -> None:
@@ -547,28 +547,51 @@ def test_help_names_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_help_shows(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command's own keys first, limits, the names of arguments, a line end, and the name of no sink."""
-    monkeypatch.setenv("COLUMNS", "200")
-    for command, first, later, shown in (
-        ("plan", "--budget", "--out_dir", []),
-        ("finetune", "--ckpt", "--n_layer", []),
-        ("train", "", "", ["--batch_size INT>=1", "--dropout FLOAT>=0,<1", "--report_to {none,tensorboard}"]),
-        ("report", "", "", ["[RUNS ...]"]),
-        ("sample", "", "", [r"(default: '\n')"]),
+    """Groups, the command's own keys first, switches, limits, the names of arguments, and a line end."""
+    for columns in ("80", "1000"):
+        monkeypatch.setenv("COLUMNS", columns)
+        shown = {command: help_of(command, capsys) for command in cli.COMMANDS}
+        widest = max(len(line) for text in shown.values() for line in text.splitlines() if "  tinygpt " not in line)
+        assert widest <= min(int(columns), 120)
+    for command, earlier, later in (
+        ("plan", "--json", "--out_dir"),
+        ("finetune", "--ckpt", "--n_layer"),
+        ("train", "--max_iters", "--watch"),
+        ("train", "--watch", "\ntext:"),
+        ("train", "\nmodel:", "--n_layer"),
+        ("train", "--n_layer", "\noptimizer:"),
     ):
-        with pytest.raises(SystemExit):
-            cli.main([command, "--help"])
-        out = capsys.readouterr().out
-        options = ["", *re.findall(r"^\W*(--\w+) ", out, re.MULTILINE), ""]
-        assert options.index(first) <= options.index(later) and all(text in out for text in shown)
+        assert 0 < shown[command].index(earlier) < shown[command].index(later)
+    for part in ("--batch_size INT>=1 ", "--dropout FLOAT>=0,<1 ", "--quiet  ", "--tie_weights {True,False}"):
+        assert part in shown["train"]
+    assert "[RUNS ...]" in shown["report"] and r"(default: '\n')" in shown["sample"]
+    assert "-o PATH, --output PATH" in shown["report"]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish", "powershell"])
 def test_completion_knows_the_commands_and_their_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["--tyro-print-completion", shell])
+    assert cli.main(["--print-completion", shell]) == 0
     out = capsys.readouterr().out
-    assert not stop.value.code and all(text in out for text in ("finetune", "--lora_rank", "--max_new_tokens"))
+    assert all(text in out for text in ("finetune", "lora_rank", "max_new_tokens"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs bash")
+def test_bash_completes_commands_options_choices_and_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").touch()
+    cli.main(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    for line, completed in {
+        "fine": "finetune",
+        "train --n_la": "--n_layer",
+        "train mi": "mine.yaml",
+        "train --norm rms": "rmsnorm",
+        "sample --ckpt mi": "mine.yaml",
+        "prepare x --input mi": "mine.yaml",
+    }.items():
+        words = shlex.join(["tinygpt", *line.split()])
+        ask = f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_tinygpt; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.split() == [completed], (line, done)
 
 
 def test_a_home_folder_in_flags_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

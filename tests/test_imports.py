@@ -21,7 +21,7 @@ LAYERS = [  # a module imports from rows above its own, and from its own row wit
     "cli api __main__ __init__",
 ]
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names.split()}
-HEAVY = {"torch", "tensorboard", "numpy", "tiktoken", "yaml", "tqdm", "requests", "tyro", "filelock"}
+HEAVY = {"torch", "tensorboard", "numpy", "tiktoken", "yaml", "tqdm", "requests", "shtab", "filelock"}
 HEAVY |= {"transformers", "matplotlib", "sklearn", "jinja2", "gguf", "tokenizers", "safetensors", "huggingface_hub"}
 HEAVY |= {"starlette", "uvicorn"}
 
@@ -114,12 +114,12 @@ imported = []
 def note(*names):
     imported.append([name for name in names if name in sys.modules])
 parse(TrainConfig, ["configs/shakespeare_char.yaml", "--seed=1"])
-note("tyro")
+note("argparse")
 lines = ["--help", "--version", "trian", "no", "report --help", "export --help", "doctor --help"]
 for line in [*lines, "train --help", "prepare --help", "sample -h", "sample --help"]:
     with contextlib.suppress(SystemExit):
         main(line.split())
-    note("torch", "numpy", "tiktoken", "requests", "jinja2")
+    note("torch", "numpy", "tiktoken", "requests", "jinja2", "shtab")
 status = main(["prepare", "mine", "--input=text.txt"])
 note("torch")
 print(status, imported)

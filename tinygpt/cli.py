@@ -10,7 +10,6 @@ import difflib
 import os
 import pkgutil
 import sys
-from typing import Any, NoReturn
 
 from tinygpt import __version__, terminal, threads
 from tinygpt.errors import TinyGPTError, fitting
@@ -22,7 +21,7 @@ GROUPS = {
         "train": ("train:train", "TrainConfig", "train a GPT on a prepared dataset"),
         "sample": ("sample:sample", "SampleConfig", "generate text with a trained model"),
     },
-    "plan and examine a run": {
+    "examine a run": {
         "plan": ("plan.command:plan", "PlanConfig", "predict a training run's time, memory and loss"),
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
         "doctor": ("evaluate.doctor:doctor", "DoctorConfig", "diagnose a run and suggest what to try next"),
@@ -32,7 +31,7 @@ GROUPS = {
         "why": ("why.command:why", "WhyConfig", "show which training examples influenced an output"),
         "check": ("machine:check", "CheckConfig", "check the files of runs and datasets, or this machine"),
     },
-    "adapt and share a model": {
+    "adapt a model": {
         "finetune": ("train:train", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
         "import": ("convert:import_model", "ImportConfig", "make a checkpoint of a pretrained model"),
         "export": ("convert:export", "ExportConfig", "write a model for a browser, transformers, llama.cpp, peft"),
@@ -41,8 +40,6 @@ GROUPS = {
         "advise": ("advise.command:advise", "AdviseConfig", "find the model that suits your labelled examples"),
         "label": ("advise.label:label", "LabelConfig", "label new texts with the model from advise"),
         "serve": ("serve.command:serve", "ServeConfig", "serve a model on this machine: a chat page, and OpenAI's API"),
-    },
-    "search your documents": {
         "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),
         "ask": ("retrieve.ask:ask", "AskConfig", "answer a question by quoting your indexed documents"),
     },
@@ -56,6 +53,7 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 GONE = {  # commands of earlier versions, and what replaces each
     "merge": "export --format=checkpoint --ckpt BASE --adapter ADAPTER",
     "race": "lab race",
+    "--tyro-print-completion": "--print-completion bash",
 }
 LISTED = "\n".join(
     f"{title}:\n" + "".join(f"  {name:<10} {text}\n" for name, (_, _, text) in commands.items())
@@ -67,9 +65,10 @@ Train tiny GPTs on your own machine, and see what they do.
 
 {LISTED}
 options:
-  -h, --help   this text; tinygpt COMMAND --help explains a command and each of its options
-  --version    the version
-  --debug      with any command: show the traceback of an error
+  -h, --help                 this text; tinygpt COMMAND --help explains a command and each of its options
+  --version                  the version
+  --debug                    with any command: show the traceback of an error
+  --print-completion SHELL   a script that completes commands, options and paths in bash, zsh, tcsh, fish or powershell
 
 example:
   tinygpt prepare shakespeare_char
@@ -151,9 +150,10 @@ def run(args: list[str]) -> int:
     if args[0] == "--version":
         print(f"tinygpt {__version__}")
         return 0
-    if args[0].startswith("--tyro-print-completion"):
-        print_completion(args)
-    name = args[0]
+    if args[0].startswith("--print-completion"):
+        print(completion(args))
+        return 0
+    name = args[0].partition("=")[0]
     if name in GONE:
         raise TinyGPTError(f"{name}: is no longer a command", f"tinygpt {GONE[name]}")
     if name not in COMMANDS:
@@ -168,17 +168,22 @@ def run(args: list[str]) -> int:
     return pkgutil.resolve_name(f"tinygpt.{target}")(config) or 0
 
 
-def print_completion(args: list[str]) -> NoReturn:
-    """Print the shell completion script of the whole command tree, as tyro makes it, and exit."""
-    import tyro
+def completion(args: list[str]) -> str:
+    """Return the script that completes commands, options and paths in a shell. `args`: --print-completion SHELL."""
+    import argparse
+
+    import shtab
 
     from tinygpt.config import schema
-    from tinygpt.config.parse import for_tyro
+    from tinygpt.config.help import described
 
-    shell = " ".join(args).replace("=", " ").split()[1:]
-    if shell not in (["bash"], ["zsh"], ["tcsh"], ["fish"]):
-        problem = f"{' '.join(shell)}: no such shell" if shell else "--tyro-print-completion needs a shell"
-        raise TinyGPTError(problem, "tinygpt --tyro-print-completion bash, or zsh, tcsh, fish")
-    tree: dict[str, Any] = {name: for_tyro(getattr(schema, entry[1])) for name, entry in COMMANDS.items()}
-    tyro.extras.subcommand_cli_from_dict(tree, args=args, prog="tinygpt", use_underscores=True)
-    raise SystemExit
+    shells = shtab.SUPPORTED_SHELLS
+    shell = " ".join(args).partition("--print-completion")[2].strip(" =")
+    if shell not in shells:
+        problem = f"{shell}: no such shell" if shell else "--print-completion needs a shell"
+        raise TinyGPTError(problem, f"tinygpt --print-completion {shells[0]}, or {', '.join(shells[1:])}")
+    parser = argparse.ArgumentParser("tinygpt")
+    commands = parser.add_subparsers()
+    for name, (_, config_name, text) in COMMANDS.items():
+        described(getattr(schema, config_name), commands.add_parser(name, help=text, add_help=False))
+    return shtab.complete(parser, shell)

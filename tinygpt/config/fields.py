@@ -58,6 +58,13 @@ POSITIONAL = "positional"  # annotates a key that is given without --key
 PATH = "path"  # annotates a key whose value is a path: a leading ~ is the home folder, also in `--key=~/x` and in files
 
 
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Annotates the first key of a group in --help; the group ends at the next one, or with the class."""
+
+    title: str
+
+
 @dataclasses.dataclass(kw_only=True)
 class Config:
     """The configuration of a command. The keys are the fields of its subclasses."""
@@ -80,7 +87,7 @@ class Key(NamedTuple):
 
     name: str
     type: Any  # str, int, float, bool, a Literal of strings, or tuple for several strings
-    marks: tuple[Any, ...]  # Limit, Text, POSITIONAL, PATH
+    marks: tuple[Any, ...]  # Limit, Text, Group, POSITIONAL, PATH
     default: Any  # REQUIRED: none
 
 
@@ -95,6 +102,23 @@ def keys(config_class: type) -> dict[str, Key]:
         if name not in Config.__annotations__:
             by_name[name] = Key(name, plain, tuple(marks), getattr(config_class, name, REQUIRED))
     return by_name
+
+
+def groups(config_class: type) -> dict[str, list[Key]]:
+    """Return the keys of a configuration by the title of their group in --help, the positional ones first.
+
+    A subclass that changes a key's default leaves the key in its group.
+    """
+    titles: dict[str, str] = {}
+    for base_class in reversed(config_class.__mro__):
+        title = "options"
+        for name, hint in inspect.get_annotations(base_class).items():
+            title = next((mark.title for mark in get_args(hint)[1:] if isinstance(mark, Group)), title)
+            titles.setdefault(name, title)
+    found: dict[str, list[Key]] = {"arguments": [], "options": []}
+    for key in keys(config_class).values():
+        found.setdefault("arguments" if POSITIONAL in key.marks else titles[key.name], []).append(key)
+    return found
 
 
 def meanings(config_class: type) -> dict[str, str]:

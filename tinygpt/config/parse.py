@@ -6,8 +6,8 @@ A config file is YAML, or Python in nanoGPT's style, which is parsed and never e
 through the same function, `converted`, so a key has one type, one range and one error message.
 """
 
+import argparse
 import ast
-import dataclasses
 import itertools
 import operator
 import os
@@ -16,11 +16,11 @@ import time
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from tinygpt import terminal
 from tinygpt.config import suggest
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, Config, Key, Limit, keys, meanings
+from tinygpt.config.fields import PATH, POSITIONAL, REQUIRED, Config, Key, keys
 from tinygpt.config.schema import FinetuneConfig, PlanConfig, Switch, TrainConfig, run_settings
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
@@ -53,10 +53,10 @@ def parse(config_class: type[ConfigType], args: list[str], prog: str = "tinygpt"
     Errors: TinyGPTError for an unreadable file, an unknown key, a value of the wrong type, and all values out of range.
     """
     if "-h" in args or "--help" in args:
-        import tyro
+        from tinygpt.config.help import described
 
-        plain = (tyro.conf.FlagConversionOff,)  # --quiet {True,False}, not --quiet, --no-quiet
-        tyro.cli(for_tyro(config_class), args=["--help"], prog=prog, use_underscores=True, config=plain)  # which exits
+        print(described(config_class, argparse.ArgumentParser(prog, add_help=False)).format_help(), end="")
+        raise SystemExit
     texts, flags = split_arguments(config_class, args, prog)
     values, from_files = positional_values(config_class, texts, flags, prog), {}
     for path in map(find_config, values.get("config", ())):
@@ -316,36 +316,3 @@ def to_yaml(config: Any) -> str:
 
     values = {key: value for key, value in run_settings(config).items() if key != "config"}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-
-
-def for_tyro(config_class: type) -> type:
-    """Translate a configuration class for tyro."""
-    import tyro
-
-    texts = meanings(config_class)
-    fields: list[Any] = []
-    for key in keys(config_class).values():
-        marks: list[Any] = [tyro.conf.Positional] if POSITIONAL in key.marks else []
-        hint = None
-        if key.default in ("", ()) or (key.type is tuple and key.default is REQUIRED):
-            hint = ""  # not "(default: )"
-        elif isinstance(key.default, str) and not key.default.isprintable():
-            hint = f"(default: {key.default!r})"  # a line end would break the table
-        marks.append(tyro.conf.arg(help=texts[key.name], metavar=metavar(key), help_behavior_hint=hint))
-        plain = tuple[str, ...] if key.type is tuple else key.type
-        default = [] if key.default is REQUIRED else [key.default]
-        fields.append((key.name, Annotated[(plain, *marks)], *default))
-    return dataclasses.make_dataclass(config_class.__name__, fields, namespace={"__doc__": config_class.__doc__})
-
-
-def metavar(key: Key) -> str | None:
-    """Return the placeholder for a key's value in --help; None: tyro's own."""
-    if get_args(key.type):
-        return None
-    if POSITIONAL in key.marks:
-        name = f"{key.name.upper()} ..." if key.type is tuple else key.name.upper()
-        return name if key.default is REQUIRED else f"[{name}]"
-    if key.type is tuple:
-        return "FILE ..." if PATH in key.marks else "STR ..."
-    limits = [f"{mark.sign}{mark.bound}" for mark in key.marks if isinstance(mark, Limit) and mark.bound < LARGEST]
-    return f"{key.type.__name__.upper()}{','.join(limits)}" if limits else None

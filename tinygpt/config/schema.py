@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from tinygpt.config.fields import DATASET_NAME, LARGEST, PATH, POSITIONAL, Config, Limit, Text, keys
+from tinygpt.config.fields import DATASET_NAME, LARGEST, PATH, POSITIONAL, Config, Group, Limit, Text, keys
 
 Count = Annotated[int, Limit(">=", 1), Limit("<", LARGEST)]
 CountOrZero = Annotated[int, Limit(">=", 0), Limit("<", LARGEST)]
@@ -40,7 +40,7 @@ class DataConfig(Config):
 class DeviceConfig(Config):
     """A command that computes with a trained model."""
 
-    device: str = "auto"
+    device: Annotated[str, Group("machine")] = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU if there is one, else the CPU"""
     dtype: Dtype = "auto"
     """dtype of the model; auto: float32, but for more than 20 M parameters bfloat16, if the hardware supports it"""
@@ -53,7 +53,7 @@ class DeviceConfig(Config):
 class InferenceConfig(DeviceConfig):
     """A command that can choose between the two implementations of a model."""
 
-    fast: Switch = "auto"
+    fast: Annotated[Switch, Group("machine")] = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
 
 
@@ -79,11 +79,10 @@ class PrepareConfig(DataConfig):
     Built-in tasks of prompts and responses: transactions, headlines, compliance, sectors, reports, reports_a,
     reports_b, sql, reader, reader_long.
 
-    Your own text: tinygpt prepare mine --input notes.txt more/ '*.md'
-
-    Large text: tinygpt prepare mine --input pages.jsonl.gz --text_field=text --workers=4
-
-    Your own pairs: tinygpt prepare mine --input pairs.jsonl --format pairs --show 3
+    tinygpt prepare shakespeare_char
+    tinygpt prepare mine --input notes.txt more/ '*.md'      # your own text
+    tinygpt prepare mine --input pages.jsonl.gz --text_field=text --workers=4      # large text
+    tinygpt prepare mine --input pairs.jsonl --format pairs --show 3      # your own pairs
     """
 
     name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
@@ -142,65 +141,48 @@ def prepare_options(config: PrepareConfig) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class TrainConfig(Config):
-    """Train a GPT on a prepared dataset and write OUT_DIR/{ckpt.pt, last.pt, metrics.jsonl, config.yaml}.
+    """Train a GPT on a prepared dataset. OUT_DIR gets its checkpoints and metrics.
 
     tinygpt train configs/shakespeare_char.yaml --device=cpu --max_iters=500
+    tinygpt train --init_from=resume      # continue the run in out
     """
 
     config: Annotated[Files, POSITIONAL] = ()
-    """config files (.yaml, or .py in nanoGPT's style), later ones overriding earlier ones; presets are found by name"""
+    """presets, or config files (.yaml, or .py in nanoGPT's style); later ones override earlier ones"""
 
+    dataset: DatasetName = "openwebtext"
+    """a prepared dataset, DATA_DIR/DATASET"""
     out_dir: File = "out"
     """folder for checkpoints and metrics"""
-    dataset: DatasetName = "openwebtext"
-    """the prepared dataset DATA_DIR/DATASET"""
-    data_dir: File = "data"
-    """folder of the datasets"""
+    max_iters: CountOrZero = 600000
+    """iterations (optimizer updates)"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU, on a Mac the faster of CPU and MPS, else the CPU"""
+    watch: bool = False
+    """show the run's report in a browser, and write OUT_DIR/report.html at the end; not stored with the run: give it
+    again when resuming"""
     init_from: File = "scratch"
-    """scratch: new weights; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if there
-    is a last.pt, else scratch; a checkpoint's path: start from its weights; gpt2, gpt2-medium, gpt2-large, gpt2-xl:
-    OpenAI's weights, from the Hugging Face hub (pip install "tinygpt[pretrained]")"""
-    eval_interval: Count = 2000
-    """iterations between evaluations of both splits"""
-    eval_iters: CountOrZero = 200
-    """batches per evaluation and split; 0: the complete validation split, each token once"""
-    eval_only: bool = False
-    """evaluate once and stop"""
-    log_interval: Count = 1
-    """iterations between lines in metrics.jsonl"""
-    sample_interval: CountOrZero = 0
-    """iterations between short samples, printed at evaluations; 0: none"""
-    checkpoint_interval: CountOrZero = 0
-    """iterations between additional saves of last.pt; 0: at evaluations only"""
-    snapshots: CountOrZero = 0
-    """number of steps, mostly early, with saved weights (OUT_DIR/snapshots), for a slider in the report; 0: none"""
-    always_save_checkpoint: bool = False
-    """write ckpt.pt at every evaluation, not only at the best"""
-    patience: CountOrZero = 0
-    """stop after this many evaluations without a better validation loss; 0: never"""
-    report_to: Literal["none", "tensorboard"] = "none"
-    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard (tensorboard
-    --logdir OUT_DIR shows them); none: to metrics.jsonl only"""
-    wandb_log: bool = False
-    """nanoGPT's key; must be False: nothing is sent to Weights & Biases"""
-    wandb_project: str = ""
-    """nanoGPT's key, without effect"""
-    wandb_run_name: str = "run"
-    """nanoGPT's key: the run's name in the title of its report"""
+    """scratch: new weights; resume: continue the run in OUT_DIR, with its settings; auto: resume if there is one, else
+    scratch; a checkpoint: start from its weights, or from OpenAI's: gpt2, gpt2-medium, gpt2-large, gpt2-xl (pip install
+    "tinygpt[pretrained]")"""
 
+    block_size: Annotated[Count, Group("text")] = 1024
+    """context length in tokens"""
     batch_size: Count = 12
     """sequences per micro-step"""
-    block_size: Count = 1024
-    """context length in tokens"""
     gradient_accumulation_steps: Count = 40
     """micro-steps per iteration, summed over all processes"""
-    group_by_length: bool = False
-    """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
     sampling: Literal["independent", "epochs"] = "independent"
     """independent: sequences start anywhere in the text, as in nanoGPT; epochs: each sequence once per epoch, in a new
     order; plain text is cut into sequences anew in each epoch"""
+    group_by_length: bool = False
+    """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
+    seed: Seed = 1337
+    """seed of the weights, the batches and dropout"""
+    data_dir: File = "data"
+    """folder of the datasets"""
 
-    n_layer: Count = 12
+    n_layer: Annotated[Count, Group("model")] = 12
     """decoder blocks"""
     n_head: Count = 12
     """attention heads per block; must divide n_embd"""
@@ -242,22 +224,8 @@ class TrainConfig(Config):
     """sliding-window attention (Jiang et al. 2023): each position attends to itself and window - 1 earlier ones; 0: no
     window"""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices, adamw for the rest"""
-    learning_rate: NonNegative = 6e-4
+    learning_rate: Annotated[NonNegative, Group("optimizer")] = 6e-4
     """peak learning rate"""
-    muon_learning_rate: NonNegative = 0.02
-    """peak learning rate of Muon's matrices (optimizer=muon)"""
-    max_iters: CountOrZero = 600000
-    """iterations (optimizer updates)"""
-    weight_decay: NonNegative = 0.1
-    """weight decay of matrices and embeddings, not of biases and norms"""
-    beta1: Share = 0.9
-    """AdamW's decay rate of the first moment"""
-    beta2: Share = 0.95
-    """AdamW's decay rate of the second moment"""
-    grad_clip: NonNegative = 1.0
-    """maximum norm of the gradient of all parameters; 0: no clipping"""
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """after the warm-up: cosine or linear decay to min_lr, or constant"""
     decay_lr: bool = True
@@ -268,11 +236,59 @@ class TrainConfig(Config):
     """iteration at which the decay reaches min_lr; 0: max_iters, even if raised when resuming"""
     min_lr: NonNegative = 6e-5
     """the learning rate after the decay; usually learning_rate / 10"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw (Loshchilov & Hutter 2019), or muon (Jordan et al. 2024) for the blocks' matrices, adamw for the rest"""
+    muon_learning_rate: NonNegative = 0.02
+    """peak learning rate of Muon's matrices (optimizer=muon)"""
+    weight_decay: NonNegative = 0.1
+    """weight decay of matrices and embeddings, not of biases and norms"""
+    beta1: Share = 0.9
+    """AdamW's decay rate of the first moment"""
+    beta2: Share = 0.95
+    """AdamW's decay rate of the second moment"""
+    grad_clip: NonNegative = 1.0
+    """maximum norm of the gradient of all parameters; 0: no clipping"""
+    teacher: File = ""
+    """distillation (Hinton et al. 2015): also learn from the probabilities of this trained model, which has the same
+    vocabulary; a checkpoint, or its folder; empty: none. The logged loss remains the cross-entropy"""
+    teacher_share: Annotated[float, Limit(">=", 0), Limit("<=", 1)] = 0.5
+    """with teacher: weight of KL(teacher || model), the Kullback-Leibler divergence, in the training loss; the
+    cross-entropy has weight 1 - teacher_share"""
 
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU, on a Mac the faster of CPU and MPS (measured at the start),
-    else the CPU"""
-    dtype: Dtype = "auto"
+    eval_interval: Annotated[Count, Group("evaluation")] = 2000
+    """iterations between evaluations of both splits"""
+    eval_iters: CountOrZero = 200
+    """batches per evaluation and split; 0: the complete validation split, each token once"""
+    eval_only: bool = False
+    """evaluate once and stop"""
+    patience: CountOrZero = 0
+    """stop after this many evaluations without a better validation loss; 0: never"""
+    log_interval: Count = 1
+    """iterations between lines in metrics.jsonl"""
+    sample_interval: CountOrZero = 0
+    """iterations between short samples, printed at evaluations; 0: none"""
+    quiet: bool = False
+    """print evaluations only, without progress bar and samples"""
+    watch_port: Port = 8001
+    """with watch: the page's port; if it is in use, the next free one; 0: any free one"""
+
+    always_save_checkpoint: Annotated[bool, Group("files")] = False
+    """write ckpt.pt at every evaluation, not only at the best"""
+    checkpoint_interval: CountOrZero = 0
+    """iterations between additional saves of last.pt; 0: at evaluations only"""
+    snapshots: CountOrZero = 0
+    """number of steps, mostly early, with saved weights (OUT_DIR/snapshots), for a slider in the report; 0: none"""
+    report_to: Literal["none", "tensorboard"] = "none"
+    """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard (tensorboard
+    --logdir OUT_DIR shows them); none: to metrics.jsonl only"""
+    wandb_log: bool = False
+    """nanoGPT's key; must be False: nothing is sent to Weights & Biases"""
+    wandb_project: str = ""
+    """nanoGPT's key, without effect"""
+    wandb_run_name: str = "run"
+    """nanoGPT's key: the run's name in the title of its report"""
+
+    dtype: Annotated[Dtype, Group("machine")] = "auto"
     """dtype of matrix products (weights and optimizer stay in float32); auto: bfloat16 if the hardware supports it,
     else float32, or float16 on an NVIDIA GPU without bfloat16"""
     compile: Switch = "auto"
@@ -291,21 +307,6 @@ class TrainConfig(Config):
     fifth to a third more computation; uses plain PyTorch"""
     backend: str = "auto"
     """torch.distributed's backend under torchrun; auto: nccl on GPUs, gloo elsewhere"""
-    teacher: File = ""
-    """distillation (Hinton et al. 2015): also learn from the probabilities of this trained model, which has the same
-    vocabulary; a checkpoint, or its folder; empty: none. The logged loss remains the cross-entropy"""
-    teacher_share: Annotated[float, Limit(">=", 0), Limit("<=", 1)] = 0.5
-    """with teacher: weight of KL(teacher || model), the Kullback-Leibler divergence, in the training loss; the
-    cross-entropy has weight 1 - teacher_share"""
-    seed: Seed = 1337
-    """seed of the weights, the batches and dropout"""
-    quiet: bool = False
-    """print evaluations only, without progress bar and samples"""
-    watch: bool = False
-    """show the run's report in a browser, at http://127.0.0.1:8001, and write OUT_DIR/report.html at the end; not
-    stored with the run: give it again when resuming"""
-    watch_port: Port = 8001
-    """with watch: the page's port; if it is in use, the next free one; 0: any free one"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -345,9 +346,7 @@ class PlanConfig(TrainConfig):
     """Predict a training run's time, memory and final loss from short pilot runs on this machine.
 
     tinygpt plan configs/shakespeare_char.yaml --device=cpu
-
     tinygpt plan configs/shakespeare_char.yaml --max_iters=20000 --time_only
-
     tinygpt plan configs/lab_scale.yaml --budget=10m
 
     For the time, it runs 25 iterations. For the loss, it makes complete runs of 1/32, 1/16 and 1/8 of max_iters, in
@@ -390,34 +389,21 @@ class FinetuneConfig(TrainConfig):
     """Fine-tune a trained model on a few thousand examples and write OUT_DIR/{ckpt.pt, last.pt, ...}.
 
     tinygpt finetune configs/finetune_transactions.yaml --ckpt out-fast/ckpt.pt
-
     tinygpt finetune configs/finetune_transactions_lora.yaml --ckpt out-fast/ckpt.pt
-
     tinygpt finetune configs/finetune_transactions_pretrained.yaml --ckpt out-smollm2
     """
 
     ckpt: File = "out/ckpt.pt"
     """the base model: a checkpoint, or its folder; it determines architecture and context length"""
-    init_from: File = "scratch"
-    """scratch: start from --ckpt; resume: continue the run in OUT_DIR from last.pt, with its settings; auto: resume if
-    there is a last.pt, else scratch"""
-    out_dir: File = "out-finetune"
     dataset: DatasetName = "transactions"
     """a prepared dataset, of prompts and responses or plain text"""
-    batch_size: Count = 32
-    gradient_accumulation_steps: Count = 1
-    learning_rate: NonNegative = 1e-3
-    min_lr: NonNegative = 0.0
-    """the learning rate after the decay"""
-    lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
-    warmup_iters: CountOrZero = 20
+    out_dir: File = "out-finetune"
     max_iters: CountOrZero = 1000
-    eval_interval: Count = 100
-    """iterations between evaluations"""
-    eval_iters: CountOrZero = 0
-    """batches per evaluation and split; 0: the complete validation split"""
-    patience: CountOrZero = 5
-    lora_rank: CountOrZero = 0
+    init_from: File = "scratch"
+    """scratch: start from --ckpt; resume: continue the run in OUT_DIR, with its settings; auto: resume if there is one,
+    else scratch"""
+
+    lora_rank: Annotated[CountOrZero, Group("fine-tuning")] = 0
     """rank of the LoRA adapters (Hu et al. 2021), with the base weights frozen; 0: full fine-tuning, of all weights"""
     lora_alpha: NonNegative = 16.0
     """adapter output is scaled by lora_alpha / lora_rank"""
@@ -431,6 +417,19 @@ class FinetuneConfig(TrainConfig):
     """train on the first N examples (plain text: N tokens), for learning curves; 0: all"""
     base_dataset: DatasetName = ""
     """the base model's dataset; empty: as its checkpoint says"""
+
+    batch_size: Count = 32
+    gradient_accumulation_steps: Count = 1
+    learning_rate: NonNegative = 1e-3
+    lr_schedule: Literal["cosine", "linear", "constant"] = "linear"
+    min_lr: NonNegative = 0.0
+    """the learning rate after the decay"""
+    warmup_iters: CountOrZero = 20
+    eval_interval: Count = 100
+    """iterations between evaluations"""
+    eval_iters: CountOrZero = 0
+    """batches per evaluation and split; 0: the complete validation split"""
+    patience: CountOrZero = 5
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -482,7 +481,6 @@ class EvalConfig(InferenceConfig, DataConfig):
     """Evaluate a model on the complete validation split and compare it with n-gram baselines.
 
     tinygpt eval --ckpt out/ckpt.pt
-
     tinygpt eval --ckpt out-finetune/ckpt.pt --task transactions
     """
 
@@ -525,11 +523,8 @@ class AskConfig(InferenceConfig):
     """Answer a question by quoting a sentence from your documents, with its source.
 
     tinygpt ask "How long is the notice period?" --index index.db
-
-    tinygpt ask --index index.db to type questions at a prompt, one per line, or to read them from a pipe
-
-    tinygpt ask --index index.db --questions val.jsonl to evaluate questions with known answers
-
+    tinygpt ask --index index.db      # questions at a prompt, one per line, or from a pipe
+    tinygpt ask --index index.db --questions val.jsonl      # evaluate questions with known answers
     tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
 
     The answer is a sentence, table row or list item; two other candidates follow. If none seems to answer, it prints
@@ -567,10 +562,8 @@ class LabelConfig(Config):
     """Label new texts with the model from `tinygpt advise`.
 
     tinygpt label new.csv --model out-advise -o labelled.csv
-
     tinygpt label new.xlsx --model out-advise --prompt_field Message -o labelled.csv
-
-    tinygpt label - --model out-advise, for the lines of standard input
+    tinygpt label - --model out-advise      # the lines of standard input
 
     All columns are kept, and three added: label; probability, the model's estimate; and sure: yes if the probability
     reaches the threshold above which the model was right often enough on unseen examples, no if a person should look at
@@ -595,11 +588,8 @@ class ServeConfig(DeviceConfig):
     """Serve a model on this machine: a chat page, and an API for clients of OpenAI's protocol.
 
     tinygpt serve --ckpt out/ckpt.pt
-
     tinygpt serve --ckpt out-reports --adapter a=out-reports-a --adapter b=out-reports-b
-
     tinygpt serve --index index.db
-
     tinygpt serve --labels out-advise
 
     Only programs on this machine reach the server; --host allows other machines, and then requires --api_key. Prompts
@@ -646,7 +636,6 @@ class AdviseConfig(Config):
     """Find the model that suits your labelled examples or free responses, and measure how good it really is.
 
     tinygpt advise pairs.csv
-
     tinygpt advise pairs.csv --by=customer --pretrained=out-smollm2 --budget=1h
 
     Each row has a prompt and its label (JSON Lines, CSV or Excel). tinygpt examines the rows, splits them into training
@@ -726,7 +715,6 @@ class WhyConfig(DataConfig):
     """Find the training examples that raised or lowered an output's probability, and verify them by retraining.
 
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee
-
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove --seeds=5
 
     For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. The run
@@ -766,9 +754,8 @@ class WhyConfig(DataConfig):
 class ReportConfig(DataConfig):
     """Write one HTML file about a run, with the running model inside: no server, no network.
 
-    tinygpt report out/ -o report.html
-
-    tinygpt report out/ out-mine/ for the curves of several runs in one figure, and their models side by side
+    tinygpt report out -o report.html
+    tinygpt report out out-mine      # curves in one figure, models side by side
     """
 
     runs: Annotated[Files, POSITIONAL] = ("out",)
@@ -805,11 +792,8 @@ class ImportConfig(Config):
     """Make a checkpoint of a pretrained model: OUT_DIR/ckpt.pt, which every command accepts.
 
     tinygpt import smollm2 --out_dir out-smollm2
-
     tinygpt import path/to/folder --out_dir out-base
-
     tinygpt import path/to/model.gguf --out_dir out-base
-
     tinygpt import path/to/peft-adapter --ckpt out-base --out_dir out-adapter
 
     It reads GPT-2, Llama (SmolLM2, TinyLlama, ...), Mistral, Qwen3, Arcee and Apertus models with at most 65,536
@@ -830,11 +814,8 @@ class ExportConfig(Config):
     """Write a model in the format of another tool.
 
     tinygpt export --ckpt out/ckpt.pt --format html
-
     tinygpt export --ckpt out/ckpt.pt --format hf
-
     tinygpt export --ckpt out/ckpt.pt --format gguf
-
     tinygpt export --ckpt out-smollm2 --adapter out-finetune-pretrained --format peft
 
     tinygpt export --ckpt out-fast --adapter out-finetune-lora --format checkpoint -o out-merged
@@ -909,8 +890,7 @@ class CheckConfig(DataConfig):
 class LabConfig(DataConfig):
     """Run an experiment on this machine, and get a table, a picture, a page and a verdict.
 
-    tinygpt lab for the list of labs
-
+    tinygpt lab      # the list of labs
     tinygpt lab methods --seeds=1 --pretrained=out-smollm2
 
     The same command continues a stopped lab: finished stages are kept.
@@ -965,11 +945,8 @@ class ExerciseConfig(Config):
     """Write a GPT yourself in ten steps; checks report what is wrong and where to look.
 
     tinygpt exercise list
-
     tinygpt exercise start 4
-
     tinygpt exercise check 4 my_gpt.py
-
     tinygpt exercise check submissions --csv grades.csv
 
     Checks run the files with your permissions, not in a sandbox. Exit status of check: 0 if all checks passed, else 1.
