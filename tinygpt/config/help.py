@@ -1,6 +1,6 @@
 """The text of --help, and completion in a shell: argparse describes each command from its configuration.
 
-described(TrainConfig, argparse.ArgumentParser("tinygpt train", add_help=False)).print_help()
+    print(help_text(TrainConfig, "tinygpt train"))
 
 argparse parses nothing here: `tinygpt/config/parse.py` does.
 """
@@ -36,6 +36,11 @@ class Formatter(argparse.HelpFormatter):
             for paragraph in paragraphs
         ]
         return "\n\n".join(filled)
+
+
+def help_text(config_class: type, prog: str) -> str:
+    """Return what --help shows of the command `prog`."""
+    return described(config_class, argparse.ArgumentParser(prog, add_help=False)).format_help()
 
 
 def described(config_class: type, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

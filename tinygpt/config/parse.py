@@ -6,7 +6,6 @@ A config file is YAML, or Python in nanoGPT's style, which is parsed and never e
 through the same function, `converted`, so a key has one type, one range and one error message.
 """
 
-import argparse
 import ast
 import itertools
 import operator
@@ -53,9 +52,9 @@ def parse(config_class: type[ConfigType], args: list[str], prog: str = "tinygpt"
     Errors: TinyGPTError for an unreadable file, an unknown key, a value of the wrong type, and all values out of range.
     """
     if "-h" in args or "--help" in args:
-        from tinygpt.config.help import described
+        from tinygpt.config.help import help_text
 
-        print(described(config_class, argparse.ArgumentParser(prog, add_help=False)).format_help(), end="")
+        print(help_text(config_class, prog), end="")
         raise SystemExit
     texts, flags = split_arguments(config_class, args, prog)
     values, from_files = positional_values(config_class, texts, flags, prog), {}
