@@ -84,7 +84,7 @@ def test_each_claim_has_a_command_a_number_and_a_question(row: list[str]) -> Non
     _, command, expected, question, wrong = row
     quoted = re.findall(r"`tinygpt ([^`]+)`", command)
     assert quoted and re.search(r"\d", expected) and question.endswith("?") and wrong.startswith('"')
-    assert f"\n| {question} | " in PAGES[ROOT / "docs/dev/SOLUTIONS.md"]
+    assert f"\n| {question} | " in PAGES[ROOT / "docs/SOLUTIONS.md"]
     for line in quoted:
         test_commands_of_the_pages_are_understood(shlex.split(line))
 
@@ -121,21 +121,18 @@ def test_the_time_allowed_for_a_lab_is_three_times_that_of_a_server() -> None:
     times = {name: minutes(time) for name, time in listed if time != "none"}
     assert len(times) == len(LABS) - 1
     assert {name: time for name, time in times.items() if allowances()[name] < 3 * time} == {}
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", PAGES[ROOT / "docs/dev/TEACHING.md"], re.MULTILINE)
-    assert {name: minutes(time) for name, time in rows} == times
 
 
 def test_a_lesson_reads_the_page_of_a_lab_when_it_is_there() -> None:
     """Each lesson that starts a lab with --quick reads its page after the time allowed for the lab."""
     gaps = {}
-    for page in ("docs/TEACHING.md", "docs/dev/TEACHING.md"):
-        rows = re.findall(r"^\| (\d+)–\d+ \|(.*)", PAGES[ROOT / page], re.MULTILINE)
-        for place, (begin, text) in enumerate(rows):
-            for name in re.findall(r"`tinygpt lab (\w+) --quick`", text):
-                read = [int(time) for time, later in rows[place:] if f"out-lab-{name}-quick/{name}.html" in later]
-                if read:
-                    gaps[name] = read[0] - int(begin)
-    assert set(gaps) == {"facts", "why", "scale"}
+    rows = re.findall(r"^\| (\d+)–\d+ \|(.*)", PAGES[ROOT / "docs/TEACHING.md"], re.MULTILINE)
+    for place, (begin, text) in enumerate(rows):
+        for name in re.findall(r"`tinygpt lab (\w+) --quick`", text):
+            read = [int(time) for time, later in rows[place:] if f"out-lab-{name}-quick/{name}.html" in later]
+            if read:
+                gaps[name] = read[0] - int(begin)
+    assert set(gaps) == {"facts", "why"}
     assert {name: gap for name, gap in gaps.items() if gap < allowances()[name]} == {}
 
 
@@ -234,10 +231,10 @@ def test_slides_are_written_where_their_pictures_are() -> None:
 def test_every_page_is_linked() -> None:
     for page in PAGES:
         name = str(page.relative_to(ROOT))
-        if page.parent == ROOT / "docs/dev":  # records for developers, each linked from the page that it belongs to
-            assert any(f"](dev/{page.name})" in text for text in PAGES.values()), name
-        else:
-            assert name in ("README.md", "CHANGELOG.md") or f"]({name})" in README, name
+        listed = name in ("README.md", "CHANGELOG.md") or f"]({name})" in README
+        assert listed or f"]({page.name})" in PAGES[ROOT / "docs/PERFORMANCE.md"] + PAGES[ROOT / "docs/TEACHING.md"], (
+            name
+        )
 
 
 @pytest.mark.parametrize("option", ["norm", "position", "activation"])
@@ -383,8 +380,7 @@ def contradictions(figure: str, texts: dict[Path, str]) -> list[str]:
     value, wrong = FIGURES[figure]["value"], []
     for path, _, stated in statements(figure, texts):
         unit = 10.0 ** -len(stated.partition(".")[2])
-        same = abs(float(stated) - float(value)) <= unit / 2 + 1e-9 if stated[0].isdigit() else stated == value
-        if not same:
+        if abs(float(stated) - float(value)) > unit / 2 + 1e-9:
             wrong.append(f"{path.relative_to(ROOT)} states {stated}, not {value} ({figure} in docs/figures.toml)")
     return wrong
 
@@ -409,7 +405,6 @@ def test_pages_state_the_same_figure(figure: str) -> None:
     [
         ("base_model_transactions", "README.md", "57% right", "58% right"),
         ("invented_all_weights", "docs/slides.md", "98.6% with", "96% with"),
-        ("base_model_training", "tinygpt/data/preview.py", "under a minute", "half a minute"),
     ],
 )
 def test_a_contradiction_would_be_noticed(figure: str, page: str, sentence: str, changed: str) -> None:
@@ -468,10 +463,11 @@ def test_the_quoted_baselines_of_the_headlines_agree_with_eval() -> None:
     prompts = {split: [prompt for prompt, _ in examples[split]] for split in ("train", "test")}
     groups = np.array([TASKS["headlines"].group(prompt) for prompt in prompts["test"]])
     data = (ROOT / "data/README.md").read_text(encoding="utf-8")
-    for kind, name, listed in (("ngram", "n-gram", "character n-grams"), ("word", "word", "words")):
+    for kind, listed in (("ngram", "character n-grams"), ("word", "words")):
         classifier, _ = ngram_classifier(prompts["train"], train, len(labels), kind)
         assert classifier
         right = classifier(prompts["test"]).argmax(axis=1) == test
         assert re.search(rf"^\| {listed}.* {100 * right.mean():.1f}% \|$", data, re.MULTILINE)
-        shares = [f"{100 * right[groups == group].mean():.1f}%" for group in ("new combinations", "new words")]
-        assert f"| {name} baseline | {' | '.join(shares)} |" in PAGES[ROOT / "docs/dev/FINETUNING.md"]
+        if kind == "ngram":
+            share = f"{100 * right[groups == 'new combinations'].mean():.1f}%"
+            assert f"n-gram baseline {share}" in " ".join(PAGES[ROOT / "docs/FINETUNING.md"].split())

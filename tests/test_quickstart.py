@@ -67,7 +67,7 @@ def test_quickstart_twice(small: Path) -> None:
 def test_the_commands_for_teaching_print_what_is_asked(small: Path) -> None:
     """The first question of the worksheet and the claim about quickstart ask for three losses."""
     docs = Path(__file__).parent.parent / "docs"
-    question = (docs / "dev/WORKSHEET.md").read_text(encoding="utf-8").partition("**1. ")[2].partition("a) ")[0]
+    question = (docs / "WORKSHEET.md").read_text(encoding="utf-8").partition("**1. ")[2].partition("a) ")[0]
     (claim,) = (row for row in (docs / "TEACHING.md").read_text(encoding="utf-8").splitlines() if "Loss 4.20" in row)
     for text in (question, claim):
         assert "bigram baseline" in text

@@ -134,7 +134,7 @@ GPT2 = ["--dataset=gpt2", "--n_layer=2", "--n_head=4", "--n_embd=384", "--block_
     ids=lambda value: str(value),
 )
 def test_the_memory_of_a_sharded_run_is_that_of_its_plan(tmp_path: Path, count: int, flags: list[str]) -> None:
-    """Peaks within 20%, besides that of a tiny model. -s prints them; docs/dev/SCALING.md has more cases."""
+    """Peaks within 20%, besides that of a tiny model. -s prints them; docs/EXPERIMENTS.md has the errors."""
     (tmp_path / "text.txt").write_text(tiny_text())
     ok(tmp_path, "prepare", "tiny", "--input=text.txt")
     ok(tmp_path, "prepare", "gpt2", "--input=text.txt", "--tokenizer=gpt2")

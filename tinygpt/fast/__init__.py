@@ -1,6 +1,6 @@
 """The fast path: model and optimizer in a version that is faster for small models on a CPU.
 
-Every part computes the same as the plain core (tests/test_fast.py) and is measurably faster (docs/dev/EXPERIMENTS.md).
+Every part computes the same as the plain core (tests/test_fast.py) and is measurably faster (docs/EXPERIMENTS.md).
 `device.model_class` chooses between the two. The package imports the model and the configuration.
 
     flat = FlatWeights(FastGPT(model_config), torch.bfloat16)

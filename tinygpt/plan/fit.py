@@ -4,7 +4,7 @@
 
 D is the number of iterations, E the irreducible loss. Three noisy pilots determine E, A and alpha only poorly. So all
 pairs of E and alpha on a grid are weighted by how well they fit the pilots, and by a prior on alpha; the prediction is
-the weighted mean. The prior and the noise were chosen on the development runs of docs/dev/SCALING.md, not on the twelve
+the weighted mean. The prior and the noise were chosen on the development runs of docs/EXPERIMENTS.md, not on the twelve
 runs that test the predictions.
 
 A longer run with a schedule of the same shape usually reaches a lower loss, even where the power law does not hold. So

@@ -22,7 +22,7 @@ What is approximated:
   be m, its mean, the updates change by P d = (1 - m^2 / v) d / sqrt(v) in all. So where the gradient is the same in
   every iteration, no row has an effect, since AdamW would move as far without it; where its sign alternates, P is
   nearly 1 / sqrt(v) as in LESS (Xia et al. 2024; there after an update with row i alone, at a few checkpoints, and
-  normalised). Without the factor, effects are less accurate (docs/dev/LABS.md). The clipping is taken not to depend on
+  normalised). Without the factor, effects are worse (docs/EXPERIMENTS.md). The clipping is taken not to depend on
   row i, and weight decay does not.
 - Momentum applies a gradient over many iterations. rate_t is the sum of their learning rates, weighted as momentum
   weights the gradient (`applied_rates`); the rest is taken from iteration t. The change of v lasts longer, but the same
