@@ -43,10 +43,10 @@ step "the three commands"
 "$bin/tinygpt" prepare shakespeare_char
 "$bin/tinygpt" train configs/shakespeare_char.yaml --device=cpu --max_iters=100
 "$bin/tinygpt" sample --ckpt out/ckpt.pt --max_new_tokens=100
-"$bin/tinygpt" check out data/shakespeare_char
+"$bin/tinygpt" doctor out data/shakespeare_char
 
 step "this machine"
-"$bin/tinygpt" check --machine
+"$bin/tinygpt" doctor --machine
 
 step "tests of the installed package"
 pip_install "$wheel[offline,eval,plot]" pytest pytest-timeout hypothesis

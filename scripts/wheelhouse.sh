@@ -68,7 +68,7 @@ Open a terminal in the folder that holds "$house":
 
 Test this machine, in less than a minute:
 
-  ${bin}tinygpt check --machine
+  ${bin}tinygpt doctor --machine
 
 The model of "tinygpt import smollm2", with the extra class:
 

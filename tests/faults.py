@@ -267,7 +267,7 @@ def forbid_sockets() -> None:
     sys.addaudithook(hook)
 
 
-# ---- a faulty machine: one function each, for `tinygpt check --machine` ----------------------------------------------
+# ---- a faulty machine: one function each, for `tinygpt doctor --machine` ---------------------------------------------
 
 
 def no_gpu() -> None:

@@ -459,10 +459,10 @@ def test_a_mistake_without_a_hint_of_its_own_gets_the_help(command: str, run_cop
     assert complaint(cli_here(*args, cwd=run_copy))[1] == f"tinygpt {args[0]} --help"
 
 
-def test_a_hint_of_check_names_no_option_of_another_command(run_copy: Path) -> None:
+def test_a_hint_on_a_file_names_no_option_of_another_command(run_copy: Path) -> None:
     answers(run_copy)
     shutil.copy(run_copy / "lora/adapter.pt", run_copy / "out/copy.pt")
-    said = cli_here("check", "out", cwd=run_copy).out
+    said = cli_here("doctor", "out", cwd=run_copy).out
     hint = re.search(r"FAIL +out/copy.pt: an adapter.*\n +try: (.*)", said)
     assert hint and hint[1].startswith("tinygpt export --format=checkpoint --ckpt BASE/ckpt.pt"), said
 
@@ -546,8 +546,7 @@ def test_one_thing_is_named_in_the_singular(run_copy: Path) -> None:
         shlex.join([*TINY_TRAIN, *one, "--log_interval=31", "--out_dir=one"]),
         shlex.join([*TINY_TRAIN, "--max_iters=1", "--eval_interval=1", "--out_dir=new"]),
         "train --init_from=resume --out_dir=new --max_iters=1",
-        "check new data/crlf",
-        "doctor new",
+        "doctor new data/crlf",
         "why new --start=The --text=k --leave_out=1 --prove --seeds=1",
         "index one.md",
         "index damaged --out=damaged.db",

@@ -200,9 +200,10 @@ def test_the_command_on_a_run_and_the_end_of_training_say_the_same(tiny_data: Pa
     trained = cli_here(*TINY_TRAIN, *flags, cwd=tmp_path).out
     result = cli_here("doctor", "out", flags[0], cwd=tmp_path)
     assert result.status == 0 and result.out.startswith("verdict:     still improving (")
-    assert result.out.replace("=out", f"={tmp_path / 'out'}") in trained
+    verdict, _, files = result.out.partition("files: ")
+    assert verdict.replace("=out", f"={tmp_path / 'out'}") in trained and files.strip() == "intact"
     assert re.search(r"^overfitting: not seen$", result.out, re.MULTILINE)
-    more = shlex.split(result.out.splitlines()[-1].removeprefix("try:"))
+    more = shlex.split(re.findall(r"^try: +(.*)", result.out, re.MULTILINE)[0])
     assert more == ["tinygpt", "train", "--init_from=resume", "--out_dir=out", "--max_iters=40", "--lr_decay_iters=0"]
     assert cli_here(*more[1:], cwd=tmp_path).status == 0  # and it is true
 
@@ -245,3 +246,21 @@ def test_an_unfinished_run_is_continued(run_copy: Path) -> None:
     assert "unfinished" not in finished
     assert re.search(r"^unfinished:  1\d of 20 iterations$", out, re.MULTILINE), out
     assert re.search(r"^try: +tinygpt train --init_from=resume --out_dir=out$", out, re.MULTILINE), out
+
+
+# ---- the files ---------------------------------------------------------------------------------------------------
+
+
+def test_each_damaged_file_is_found(run_copy: Path) -> None:
+    assert cli_here("doctor", "out", "data/tiny", cwd=run_copy).out.count("files:       intact\n") == 2
+    for name in ("out/ckpt.pt", "out/last.pt", "out/metrics.jsonl", "data/tiny/train.bin"):
+        content = (run_copy / name).read_bytes()
+        (run_copy / name).write_bytes(content[:-9])
+        result = cli_here("doctor", "out", "data/tiny", cwd=run_copy)
+        assert result.status == 1 and re.search(rf"^FAIL +{name}: ", result.out, re.MULTILINE), result.out
+        (run_copy / name).write_bytes(content)
+
+
+def test_a_model_without_a_log_has_no_verdict(run_copy: Path) -> None:
+    (run_copy / "out/metrics.jsonl").unlink()
+    assert cli_here("doctor", "out", cwd=run_copy).out == "files:       intact\n"

@@ -1,4 +1,4 @@
-"""`tinygpt check --machine`: a sound machine passes, and each fault fails the check that is meant for it."""
+"""`tinygpt doctor --machine`: a sound machine passes, and each fault fails the check that is meant for it."""
 
 import functools
 import math
@@ -29,7 +29,7 @@ def findings(output: str, word: str) -> list[str]:
 
 def run(folder: Path, fault: Callable[[], None]) -> tuple[int | None, str]:
     """Exit status and output of the command on a machine without a GPU and with this fault."""
-    child = Child(["check", "--machine"], folder / "log", folder, lambda: (faults.no_gpu(), fault())[0])
+    child = Child(["doctor", "--machine"], folder / "log", folder, lambda: (faults.no_gpu(), fault())[0])
     return child.wait(), child.output
 
 
@@ -39,7 +39,7 @@ def test_this_machine_passes_and_nobody_is_named(tmp_path: Path) -> None:
     home.mkdir()
     temporary.mkdir()
     places = {"HOME": str(home), "USERPROFILE": str(home), "TMPDIR": str(temporary), "TEMP": str(temporary)}
-    done = cli("check", "--machine", cwd=home, CUDA_VISIBLE_DEVICES="", **places)
+    done = cli("doctor", "--machine", cwd=home, CUDA_VISIBLE_DEVICES="", **places)
     out = "".join(line for line in done.out.splitlines(keepends=True) if " on mps" not in line)
     assert findings(out, "OK") == CHECKS and "FAIL" not in out and done.status == ("FAIL" in done.out), done
     first, last = map(float, re.findall(r"validation loss ([\d.]+), then ([\d.]+)", out)[0])
@@ -91,6 +91,5 @@ def test_windows_keeps_an_open_file(tmp_path: Path) -> None:
     assert status == 0 and "OK    file replaced while it is open: no" in output, output
 
 
-def test_neither_and_both_are_refused(tmp_path: Path) -> None:
-    for args in ([], ["out", "--machine"]):
-        assert "either folders of runs or datasets, or --machine" in refused(tmp_path, "check", *args)
+def test_the_machine_is_no_folder(tmp_path: Path) -> None:
+    assert "cannot be used with folders" in refused(tmp_path, "doctor", "out", "--machine")

@@ -609,7 +609,7 @@ def moved(work: Path) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    [["eval", "--ckpt=run"], ["check", "run"], pytest.param(["report", "run"], marks=pytest.mark.slow)],
+    [["eval", "--ckpt=run"], ["doctor", "run"], pytest.param(["report", "run"], marks=pytest.mark.slow)],
     ids=str,
 )
 def test_the_data_dir_of_the_run_is_used_unless_another_is_given(moved: Path, command: list[str]) -> None:

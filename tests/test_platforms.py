@@ -410,8 +410,7 @@ def test_every_command_prints_in_any_code_page(tmp_path: Path) -> None:
         [*TINY_TRAIN, "--sample_interval=10"],
         ["sample", "--start=μ", "--max_new_tokens=20"],
         ["eval"],
-        ["doctor"],
-        ["check", "out", "data/tiny"],
+        ["doctor", "out", "data/tiny"],
         ["plot"],
         ["report", "-o", "page.html"],
         ["export", "-o", "model.html"],
@@ -512,7 +511,7 @@ def test_a_command_that_only_prints_reports_why_it_cannot_print(tmp_path: Path, 
 def test_what_a_model_generates_cannot_be_printed(tiny_run: Path) -> None:
     done = shell(tiny_run, "tinygpt sample --max_new_tokens=20 > /dev/full")
     assert done.returncode == 1 and done.stderr == FULL, done
-    done = shell(tiny_run, "tinygpt check out nowhere > /dev/full", PYTHONUNBUFFERED="1")
+    done = shell(tiny_run, "tinygpt doctor out nowhere > /dev/full", PYTHONUNBUFFERED="1")
     assert done.returncode == 1 and done.stderr.endswith(FULL), done
     done = shell(tiny_run, "set -o pipefail; tinygpt sample --max_new_tokens=90000 | head -c 10")
     assert done.returncode == 141 and not done.stderr, done

@@ -114,7 +114,7 @@ def test_a_folder_that_holds_another_model_is_left_alone(tiny_run: Path, small: 
 
 
 @pytest.mark.slow
-def test_quickstart_sample_eval_plot_check_in_processes_of_their_own(tmp_path: Path) -> None:
+def test_quickstart_sample_eval_plot_doctor_in_processes_of_their_own(tmp_path: Path) -> None:
     """With the model of the preset, which is near the loss of equal probabilities at first."""
     done = cli("quickstart", "--max_iters=40", cwd=tmp_path)
     assert done.status == 0, done.err
@@ -129,7 +129,7 @@ def test_quickstart_sample_eval_plot_check_in_processes_of_their_own(tmp_path: P
     assert abs(evaluated["loss"] - losses[-1]) < 0.1 and evaluated["tokens"] == 111_539
     assert cli("plot", "out", cwd=tmp_path).status == 0
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
-    assert cli("check", "out", "data/shakespeare_char", cwd=tmp_path).status == 0
+    assert cli("doctor", "out", "data/shakespeare_char", cwd=tmp_path).status == 0
 
 
 def test_own_text_from_several_files(tmp_path: Path) -> None:

@@ -86,8 +86,11 @@ def test_a_snapshot_is_the_model_of_its_step_in_8_bits(with_snapshots: Path) -> 
         assert (distance < 0.01) == (step == 20), (step, distance)
     assert found[20].stat().st_size < 0.5 * (with_snapshots / "out/last.pt").stat().st_size
     ok(with_snapshots, "sample", "--ckpt", found[4], "--max_new_tokens=20")
-    result = cli_here("check", "out", cwd=with_snapshots)
-    assert result.status == 0 and "out/snapshots/step-4.pt: intact" in result.out
+    with open(found[4], "ab") as file:
+        file.write(b"?")
+    result = cli_here("doctor", "out", cwd=with_snapshots)
+    assert result.status == 1 and "FAIL  out/snapshots/step-4.pt: " in result.out
+    assert "OK    out/snapshots/step-1.pt: intact" in result.out
 
 
 def test_a_resumed_run_writes_the_same_snapshots(work: Path) -> None:

@@ -213,12 +213,15 @@ def test_after_a_signal(based: Workplace) -> None:
         assert load(based.folder / out / "last.pt").step == step + 2
 
 
-def test_suggestions_of_check(based: Workplace) -> None:
+def test_what_can_be_used_of_a_damaged_run(based: Workplace) -> None:
     tuned(based, "lora", "--dataset=free", "--lora_rank=2")
     based.trained(*TINY_TRAIN, "--dataset=colours", out="pairs")
     for run in ("out", "tuned", "lora", "pairs"):
-        said = based.ok("check", f"{based.prefix}{run}", *based.place)
-        assert len(based.follow(said)) == 2
+        with open(based.folder / f"{based.prefix}{run}/metrics.jsonl", "a") as file:
+            file.write("damaged\n")
+        result = cli_here("doctor", f"{based.prefix}{run}", *based.place, cwd=based.folder)
+        assert result.status == 1
+        assert len(based.follow(result.out.partition("files: ")[2])) == 2
 
 
 VERDICTS: dict[str, list[tuple[float, float]]] = {  # training and validation losses of evaluations

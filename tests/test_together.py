@@ -265,15 +265,14 @@ def test_base_and_adapter_equal_the_lora_run_with_a_padded_vocabulary(work: Path
     assert found[1:] == pytest.approx([found[0]] * 2, abs=1e-6)
 
 
-def test_check_passes_for_a_fine_tuned_run(work: Path) -> None:
+def test_the_files_of_a_fine_tuned_run_are_intact(work: Path) -> None:
     """Its vocabulary is that of the base model and the new characters, which is more than the dataset's."""
     for run in ("out-finetune", "out-lora"):
-        said = ok(work, "check", run).out
-        assert "FAIL" not in said and "OK  " in said and "the one it was trained on" in said
-        assert f"tinygpt finetune --init_from=resume --out_dir={run}" in said
+        said = ok(work, "doctor", run).out
+        assert "files:       intact" in said and "not checked" not in said
     json_lines(work, [{"prompt": f"{n:03} pink", "response": "§°"[n % 2]} for n in range(200)])
     ok(work, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
-    result = cli_here("check", "out-finetune", cwd=work)
+    result = cli_here("doctor", "out-finetune", cwd=work)
     assert (
         result.status == 1
         and "resume" not in result.out.partition("can be used:")[2]
@@ -300,7 +299,7 @@ def test_a_checkpoint_whose_logits_are_not_finite_is_refused(work: Path) -> None
     result = cli_here(*TINY_TRAIN, *wild, "--out_dir=wild", cwd=work)
     assert result.status == 1
     assert all(weight.isfinite().all() for weight in load(work / "wild/last.pt").model.values())
-    result = cli_here("check", "wild", cwd=work)
+    result = cli_here("doctor", "wild", cwd=work)
     assert result.status == 1 and "wild/last.pt: the logits are" in result.out and "diverged" in result.out
     for command in (TINY_TRAIN, ["finetune", *FLAGS[1:]], ["finetune", *FLAGS[1:], "--lora_rank=2"]):
         before = listing(work)
@@ -418,7 +417,7 @@ def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
         ["finetune", *FLAGS[1:], f"--ckpt={long}", "--out_dir=new"],
         ["export", "--format=checkpoint", f"--ckpt={long}", "--adapter=out-lora"],
         ["export", "--format=checkpoint", f"--adapter={long}"],
-        *([name, long] for name in ("doctor", "check", "report", "plot")),
+        *([name, long] for name in ("doctor", "report", "plot")),
         ["prepare", "mine", f"--input={long}"],
         ["eval", "--ckpt=out-finetune", f"--plot={long}"],
         ["exercise", "start", "1", long],

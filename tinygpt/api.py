@@ -214,8 +214,8 @@ class Run:
     @property
     def verdict(self) -> str:
         """Return the verdict of `tinygpt doctor` with its reason: finished, still improving, overfitting and others."""
-        config = _config(schema.DoctorConfig, self.folder, data_dir=self._data_dir)
-        verdict, _ = doctor.examine(config, *doctor.read_run(self.folder))
+        config = _config(schema.DoctorConfig, data_dir=self._data_dir)
+        verdict, _ = doctor.examine(self.folder, config, *doctor.read_run(self.folder))
         return f"{verdict.title} ({verdict.why})"
 
     def load(self, **options: Any) -> LoadedModel:

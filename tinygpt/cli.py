@@ -24,12 +24,11 @@ GROUPS = {
     "examine a run": {
         "plan": ("plan.command:plan", "PlanConfig", "predict a training run's time, memory and loss"),
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
-        "doctor": ("evaluate.doctor:doctor", "DoctorConfig", "diagnose a run and suggest what to try next"),
+        "doctor": ("machine:doctor", "DoctorConfig", "diagnose a run and check its files, or this machine"),
         "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),
         "watch": ("serve.watch:watch", "WatchConfig", "show the report of a run in a browser while it trains"),
         "report": ("report:report", "ReportConfig", "write one HTML file about a run, with its model inside"),
         "why": ("why.command:why", "WhyConfig", "show which training examples influenced an output"),
-        "check": ("machine:check", "CheckConfig", "check the files of runs and datasets, or this machine"),
     },
     "adapt a model": {
         "finetune": ("train:train", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
@@ -51,6 +50,7 @@ GROUPS = {
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 GONE = {  # commands of earlier versions, and what replaces each
+    "check": "doctor",
     "merge": "export --format=checkpoint --ckpt BASE --adapter ADAPTER",
     "race": "lab race",
     "--tyro-print-completion": "--print-completion bash",

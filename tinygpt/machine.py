@@ -1,4 +1,4 @@
-"""`tinygpt check --machine`: describe this machine and test it, in less than a minute.
+"""`tinygpt doctor --machine`: describe this machine and test it, in less than a minute.
 
 It is for machines on which nobody has run the tests. It calls the commands' own functions in a temporary folder. All
 that it prints may be sent to others: it names no user, computer or folder.
@@ -24,10 +24,10 @@ import torch
 from tinygpt import __version__, device, files, threads
 from tinygpt.checkpoint import store
 from tinygpt.config.parse import parse
-from tinygpt.config.schema import CheckConfig, PrepareConfig, SampleConfig, TrainConfig
+from tinygpt.config.schema import DoctorConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.check import check_folders, print_result
+from tinygpt.evaluate.check import check_folders
 from tinygpt.prepare import prepare
 from tinygpt.sample import sample
 from tinygpt.train import train
@@ -40,14 +40,17 @@ SMALL += ["--max_iters=60", "--warmup_iters=5", "--eval_interval=20", "--sample_
 EXACT, ROUNDED = 1e-4, 5e-2  # limits for differences of logits; the second in 16 bits or on a GPU, which may use TF32
 
 
-def check(config: CheckConfig) -> int:
-    """Run the command: check folders, or this machine. Returns 0 if every check passes, else 1."""
-    if config.machine == bool(config.folders):
-        raise TinyGPTError("check needs either folders of runs or datasets, or --machine", "tinygpt check out")
+def doctor(config: DoctorConfig) -> int:
+    """Run the command: examine folders, or this machine. Returns 0 if every check passes, else 1."""
     if not config.machine:
         return check_folders(config)
-    names = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
-    computes, passed = [device.choose(name, "auto") for name in names], list[bool]()
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names.append("cuda")
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    computes = [device.choose(name, "auto") for name in names]
+    passed: list[bool] = []
     print(*description(), *(f"device:    {compute.describe()}" for compute in computes), sep="\n", flush=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.chdir(folder):
         for compute in computes:
@@ -94,7 +97,8 @@ def finding(passed: list[bool], name: str) -> Iterator[list[Any]]:
     except Exception as error:  # on an unknown machine anything may fail
         text = (error.strerror or "") if isinstance(error, OSError) else device.first_line(error)  # without the path
         result = [False, f"{type(error).__name__}: {text}".replace(str(Path.home()), "~")]
-    passed.append(print_result(result[0], f"{name}: {result[1]}"))
+    print(f"{'OK  ' if result[0] else 'FAIL'}  {name}: {result[1]}", flush=True)  # the next check may crash
+    passed.append(result[0])
 
 
 def check_device(compute: device.Compute, passed: list[bool]) -> None:

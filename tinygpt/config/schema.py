@@ -701,13 +701,26 @@ class PlotConfig(Config):
 
 @dataclasses.dataclass
 class DoctorConfig(DataConfig):
-    """Diagnose a run: still improving, finished, overfitting, diverged, too little data.
+    """Diagnose a run (still improving, finished, overfitting, diverged, too little data), and check its files.
 
-    tinygpt doctor out/
+    tinygpt doctor out
+
+    tinygpt doctor out data/shakespeare_char checks a dataset, too
+
+    tinygpt doctor --machine tests this machine, in less than a minute
+
+    If files are damaged, it lists what can still be used, and the exit status is 1.
     """
 
-    run: Annotated[File, POSITIONAL] = "out"
-    """the run's folder"""
+    folders: Annotated[Files, POSITIONAL] = ()
+    """folders of runs or of datasets; empty: out"""
+    machine: bool = False
+    """test this machine instead: its devices, the three commands, a resumed run, exact results, speed"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.machine and self.folders:
+            yield "machine tests this machine, and cannot be used with folders"
 
 
 @dataclasses.dataclass
@@ -869,21 +882,6 @@ class IndexConfig(Config):
     """maximum length of a passage, in characters"""
     overlap: CountOrZero = 80
     """maximum overlap of a passage with the one before it, in characters; only whole sentences are repeated"""
-
-
-@dataclasses.dataclass
-class CheckConfig(DataConfig):
-    """Check the integrity of run folders and datasets, and list what can still be used.
-
-    tinygpt check out/ data/shakespeare_char
-
-    tinygpt check --machine tests this machine, in less than a minute.
-    """
-
-    folders: Annotated[Files, POSITIONAL] = ()
-    """folders of runs or of datasets"""
-    machine: bool = False
-    """test this machine instead: its devices, the three commands, a resumed run, exact results, speed"""
 
 
 @dataclasses.dataclass

@@ -23,7 +23,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, folder_of
 
 ENCODED_AGAIN = 1 << 24  # tokens; a larger dataset is not encoded again for a model with another tokenizer
-IN_MEMORY = 1 << 30  # bytes; larger token files are memory-mapped, and their checksum is left to `tinygpt check`
+IN_MEMORY = 1 << 30  # bytes; larger token files are memory-mapped, and their checksum is left to `tinygpt doctor`
 
 
 class Dataset:

@@ -1,114 +1,156 @@
-"""Check the integrity of run folders and datasets (`tinygpt check`; machine.py has its other half).
+"""`tinygpt doctor`: print the verdict on runs (doctor.py), and check the files of runs and datasets.
 
-tinygpt check out/ data/shakespeare_char
+tinygpt doctor out data/shakespeare_char
 """
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, read
 from tinygpt.config import suggest
 from tinygpt.config.fields import keys
-from tinygpt.config.schema import CheckConfig
+from tinygpt.config.schema import DoctorConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import PROMPT, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, fitting
+from tinygpt.evaluate.doctor import examine, is_unfinished, read_run
+from tinygpt.evaluate.forecast import FILE, compared, differences, read_plan
 from tinygpt.generate import refuse_diverged
 from tinygpt.terminal import counted
-from tinygpt.training.log import read_metrics
+from tinygpt.training.log import intact_entry
 
 
-def check_folders(config: CheckConfig) -> int:
-    """Print the findings. Returns 0 if every check passes, else 1."""
-    ok = True
-    for name in config.folders:
-        folder = Path(name)
-        if (folder / "meta.json").exists():
-            ok &= check_dataset(folder)
-        elif any(folder.glob("*.pt")):
-            ok &= check_run(folder, config)
-        else:
-            what = "neither a run (ckpt.pt, last.pt) nor a dataset (meta.json)"
-            raise TinyGPTError(f"{folder}: {what}", "tinygpt check out")
-    return 0 if ok else 1
+def check_folders(config: DoctorConfig) -> int:
+    """Print the verdict on each run, and check the files. Returns 1 if any are damaged, else 0."""
+    all_intact = True
+    for folder in map(Path, config.folders or ["out"]):
+        if len(config.folders) > 1:
+            print(f"{folder}:")
+        without_log = (folder / "meta.json").exists() or any(folder.glob("*.pt"))  # a dataset, an imported model
+        if not without_log or (folder / "metrics.jsonl").exists():
+            diagnose(folder, config)
+        all_intact &= check_files(folder, config)
+    return 0 if all_intact else 1
 
 
-def print_result(ok: bool, text: str, hint: str = "") -> bool:
-    """Print one finding, at once since the next check may crash, and return `ok`."""
-    hint = fitting(hint, keys(CheckConfig))
-    print(f"{'OK  ' if ok else 'FAIL'}  {text}" + (f"\n      try: {hint}" if hint else ""), flush=True)
-    return ok
+def diagnose(folder: Path, config: DoctorConfig) -> None:
+    """Print the verdict on a run."""
+    entries, settings = read_run(folder)
+    verdict, data = examine(folder, config, entries, settings)
+    print("\n".join(verdict.lines()))
+    if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
+        done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
+        print(f"unfinished:  {done:,} of {counted(settings['max_iters'], 'iteration')}")
+    plan = read_plan(folder)
+    if plan and entries and (changed := differences(plan, settings, data)):
+        print(f"note:        {FILE} is of a run with other settings, and is not compared: {', '.join(changed)}")
+    for what, prediction, result in compared(folder, entries, settings, data):
+        print(f"predicted:   {what} {prediction}, measured {result}")
 
 
-def check_run(folder: Path, config: CheckConfig) -> bool:
-    """Check a run's folder: each checkpoint, the dataset, the metrics. Print the commands that can use it."""
-    results = {
-        path.name: check_checkpoint(path) for path in [*sorted(folder.glob("*.pt")), *snapshots(folder).values()]
-    }
-    ok = all(intact for intact, _ in results.values())
-    best, last = (results.get(name, (True, None))[1] for name in ("ckpt.pt", "last.pt"))
+@dataclasses.dataclass
+class Findings:
+    """What a check of the files of a folder found."""
+
+    intact: bool = True
+    lines: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, passed: bool, text: str, hint: str = "") -> bool:
+        """Add the result of one check, and return `passed`."""
+        self.intact &= passed
+        hint = fitting(hint, keys(DoctorConfig))
+        self.lines.append(f"{'OK  ' if passed else 'FAIL'}  {text}" + (f"\n      try: {hint}" if hint else ""))
+        return passed
+
+
+def check_files(folder: Path, config: DoctorConfig) -> bool:
+    """Check the files of a run or a dataset. Print one line if all are intact, else every finding."""
+    findings = Findings()
+    if (folder / "meta.json").exists():
+        check_dataset(folder, findings)
+    else:
+        check_run(folder, config, findings)
+    print(f"files:       {'intact' if findings.intact else 'damaged'}")
+    for line in [] if findings.intact else findings.lines:
+        print(line)
+    for note in findings.notes:
+        print(f"note:        {note}")
+    return findings.intact
+
+
+def check_run(folder: Path, config: DoctorConfig, findings: Findings) -> None:
+    """Check a run's folder: each checkpoint, the dataset, the metrics. Add the commands that can use it."""
+    paths = [*sorted(folder.glob("*.pt")), *snapshots(folder).values()]
+    if not paths:
+        findings.notes.append("there is no checkpoint")
+    states = {path.name: check_checkpoint(path, findings) for path in paths}
+    best = states.get("ckpt.pt")
+    last = states.get("last.pt")
     if best and last and last.step < best.step:
-        print(f"note  last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped")
-        print("      between writing the two; resuming repeats those iterations, with the same result")
+        older = f"last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped between"
+        findings.notes.append(f"{older} writing the two; resuming repeats those iterations, with the same result")
     newest, same_data = last or best, True
     data_folder = data_dir(config, newest.config if newest else {}, folder)
     if newest and newest.tokenizer is not None:
-        ok &= (same_data := check_vocabulary(newest, folder, data_folder))
+        same_data = check_vocabulary(newest, folder, data_folder, findings)
     if (folder / "metrics.jsonl").exists():
-        entries = read_metrics(folder)
-        lines = len((folder / "metrics.jsonl").read_bytes().splitlines())
-        intact = f"{len(entries):,} of {counted(lines, 'line')} intact"
-        ok &= print_result(lines == len(entries), f"{folder}/metrics.jsonl: {intact}")
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines()
+        intact = sum(intact_entry(line) is not None for line in lines)
+        text = f"{folder}/metrics.jsonl: {intact:,} of {counted(len(lines), 'line')} intact"
+        findings.add(intact == len(lines), text)
     usable = [next_command(best, folder, data_folder)] if best else []
     usable += [suggest.resume(last.config, folder)] if last and last.training and same_data else []
-    print("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
-    return ok
+    findings.lines.append("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
 
 
-def check_checkpoint(path: Path) -> tuple[bool, Checkpoint | None]:
-    """Check the checksums, the format and the weights of a file. Returns whether it is intact, and the checkpoint."""
+def check_checkpoint(path: Path, findings: Findings) -> Checkpoint | None:
+    """Check the checksums, the format and the weights of a file. Returns the checkpoint if it is intact."""
     try:
         if path.name == "adapter.pt":
             read(path)
-            return print_result(True, f"{path}: intact"), None
+            findings.add(True, f"{path}: intact")
+            return None
         state = load(path)
         refuse_diverged(state.build_model(), str(path))
     except TinyGPTError as error:
-        return print_result(False, error.message, error.hint), None
+        findings.add(False, error.message, error.hint)
+        return None
     loss = f"best validation loss {state.best_val_loss:.4f}"
-    return print_result(True, f"{path}: intact, after {counted(state.step, 'iteration')}, {loss}"), state
+    findings.add(True, f"{path}: intact, after {counted(state.step, 'iteration')}, {loss}")
+    return state
 
 
-def check_vocabulary(state: Checkpoint, folder: Path, data_folder: str) -> bool:
+def check_vocabulary(state: Checkpoint, folder: Path, data_folder: str, findings: Findings) -> bool:
     """Check that the dataset is the one that the run was trained on; a fine-tuned model's vocabulary may be larger."""
     name = str(state.config.get("dataset", ""))
     try:
         dataset = Dataset(data_folder, name)
     except TinyGPTError as error:
-        print(f"note  the run's dataset was not checked: {error.message}")
+        findings.notes.append(f"the run's dataset was not checked: {error.message}")
         return True
     hint = "sampling works (the checkpoint has its own vocabulary); to resume, prepare the old text again"
     try:
         dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(folder)), str(folder), hint)
     except TinyGPTError as error:
-        return print_result(False, error.message, error.hint)
+        return findings.add(False, error.message, error.hint)
     if state.data and not dataset.has_checksums(state.data):
         problem = f"dataset {name!r}: the same vocabulary, but different text"
-        return print_result(False, problem, "to resume, prepare the old text again")
-    return print_result(True, f"dataset {name!r}: the one it was trained on")
+        return findings.add(False, problem, "to resume, prepare the old text again")
+    return findings.add(True, f"dataset {name!r}: the one it was trained on")
 
 
-def check_dataset(folder: Path) -> bool:
+def check_dataset(folder: Path, findings: Findings) -> None:
     """Check the format and the checksums of a prepared dataset, of any size."""
     try:
         dataset = Dataset(str(folder.parent), folder.name)
         for split, tokens in dataset.splits.items():
             dataset.verify(split, tokens)  # opening it verifies small files only
-            print_result(True, f"{folder}/{split}.bin: intact, {counted(len(tokens), 'token')}")
-        return True
+            findings.add(True, f"{folder}/{split}.bin: intact, {counted(len(tokens), 'token')}")
     except TinyGPTError as error:
-        return print_result(False, error.message, error.hint)
+        findings.add(False, error.message, error.hint)
 
 
 def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:

@@ -1,4 +1,4 @@
-"""`tinygpt doctor`: the verdict on a run, with its rule and the next command to try.
+"""The verdict of `tinygpt doctor` on a run, with its rule and the next command to try.
 
 Two evaluations also differ by chance, by about the standard error that each one notes. Only a difference larger than
 two standard errors counts.
@@ -19,7 +19,6 @@ from tinygpt.config.parse import read_config
 from tinygpt.config.schema import DoctorConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.forecast import FILE, compared, differences, read_plan
 from tinygpt.terminal import counted
 from tinygpt.training.log import is_number, number, read_metrics
 
@@ -67,37 +66,21 @@ class Verdict:
         return [f"{name + ':':<12} {text}" for name, text in (lines | {"try": self.command}).items()]
 
 
-def doctor(config: DoctorConfig) -> None:
-    """Print the verdict on a run."""
-    folder = Path(config.run)
-    entries, settings = read_run(folder)
-    verdict, data = examine(config, entries, settings)
-    print("\n".join(verdict.lines()))
-    if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
-        done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
-        print(f"unfinished:  {done:,} of {counted(settings['max_iters'], 'iteration')}")
-    plan = read_plan(folder)
-    if plan and entries and (changed := differences(plan, settings, data)):
-        print(f"note:        {FILE} is of a run with other settings, and is not compared: {', '.join(changed)}")
-    for what, prediction, result in compared(folder, entries, settings, data):
-        print(f"predicted:   {what} {prediction}, measured {result}")
-
-
 def examine(
-    config: DoctorConfig, entries: list[dict[str, Any]], settings: dict[str, Any]
+    folder: Path, config: DoctorConfig, entries: list[dict[str, Any]], settings: dict[str, Any]
 ) -> tuple[Verdict, dict[str, str]]:
     """Judge a run by what `read_run` returned, its model and its data. Returns the data's checksums, too, if known."""
-    from tinygpt.checkpoint.store import load  # here, because `plot` uses this module without PyTorch
+    from tinygpt.checkpoint.store import load  # here, because `report --png` uses this module without PyTorch
 
     parameters = tokens = 0  # not known
     data: dict[str, str] = {}
     with contextlib.suppress(TinyGPTError):
-        checkpoint = load(config.run)
+        checkpoint = load(folder)
         parameters, data = checkpoint.build_model().num_params(), checkpoint.data
     with contextlib.suppress(TinyGPTError):
-        dataset = Dataset(data_dir(config, settings, config.run), str(settings.get("dataset", "")))
+        dataset = Dataset(data_dir(config, settings, folder), str(settings.get("dataset", "")))
         tokens = len(dataset.splits["train"])
-    return judge(entries, settings, str(Path(config.run)), parameters, tokens), data
+    return judge(entries, settings, str(folder), parameters, tokens), data
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
