@@ -554,7 +554,7 @@ def test_what_help_shows(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         widest = max(len(line) for text in shown.values() for line in text.splitlines() if "  tinygpt " not in line)
         assert widest <= min(int(columns), 120)
     for command, earlier, later in (
-        ("plan", "--json", "--out_dir"),
+        ("plan", "--processes", "--out_dir"),
         ("finetune", "--ckpt", "--n_layer"),
         ("train", "--max_iters", "--watch"),
         ("train", "--watch", "\ntext:"),

@@ -215,7 +215,7 @@ class Run:
     def verdict(self) -> str:
         """Return the verdict of `tinygpt doctor` with its reason: finished, still improving, overfitting and others."""
         config = _config(schema.DoctorConfig, data_dir=self._data_dir)
-        verdict, _ = doctor.examine(self.folder, config, *doctor.read_run(self.folder))
+        verdict = doctor.examine(self.folder, config, *doctor.read_run(self.folder))
         return f"{verdict.title} ({verdict.why})"
 
     def load(self, **options: Any) -> LoadedModel:

@@ -22,7 +22,7 @@ GROUPS = {
         "sample": ("sample:sample", "SampleConfig", "generate text with a trained model"),
     },
     "examine a run": {
-        "plan": ("plan.command:plan", "PlanConfig", "predict a training run's time, memory and loss"),
+        "plan": ("plan.command:plan", "PlanConfig", "predict a training run's time and memory"),
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
         "doctor": ("machine:doctor", "DoctorConfig", "diagnose a run and check its files, or this machine"),
         "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),

@@ -343,43 +343,24 @@ def run_settings(config: TrainConfig) -> dict[str, Any]:
 
 @dataclasses.dataclass
 class PlanConfig(TrainConfig):
-    """Predict a training run's time, memory and final loss from short pilot runs on this machine.
+    """Predict time and memory of a training run from a pilot run of seconds on this machine.
 
     tinygpt plan configs/shakespeare_char.yaml --device=cpu
-    tinygpt plan configs/shakespeare_char.yaml --max_iters=20000 --time_only
-    tinygpt plan configs/lab_scale.yaml --budget=10m
+    tinygpt plan configs/shakespeare_char.yaml --processes=4 --shard=True
 
-    For the time, it runs 25 iterations. For the loss, it makes complete runs of 1/32, 1/16 and 1/8 of max_iters, in
-    about a quarter of the run's time. If the loss cannot be predicted, it gives an upper bound, from these runs or from
-    the run's first quarter. With budget or target it chooses a model size instead, without pilot runs. It accepts all
-    keys of tinygpt train. The same command continues a stopped plan.
+    It runs 25 iterations and two evaluations, and writes nothing. It accepts all keys of tinygpt train.
     """
 
-    time_only: bool = False
-    """predict time and memory, not the loss"""
-    budget: str = ""
-    """choose model size and max_iters for the lowest loss in this time, for example 90s, 10m or 1h"""
-    target: NonNegative = 0.0
-    """choose model size and max_iters to reach this validation loss soonest, in nats per token; 0: no target"""
     processes: CountOrZero = 0
-    """compute the memory of each of so many processes of torchrun, sharded or not, without any pilot; 0: plan a run of
+    """compute the memory of each of so many processes of torchrun, sharded or not, without a pilot; 0: plan a run of
     one process"""
-    law: File = ""
-    """with budget or target: law.json of tinygpt lab scale, or its folder; empty: the law of Tiny Shakespeare"""
     json: bool = False
     """print the predictions as JSON, and everything else on standard error"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        choosing = bool(self.budget or self.target)
-        if self.law and not choosing:
-            yield "law needs budget or target"
-        if self.time_only and choosing:
-            yield "time_only cannot be used with budget or target, which run no pilots"
-        if self.processes and (self.time_only or choosing):
-            yield "processes cannot be used with time_only, budget or target"
-        if self.teacher and (self.processes or choosing):
-            yield "teacher cannot be used with processes, budget or target"
+        if self.teacher and self.processes:
+            yield "teacher cannot be used with processes"
         if self.shard and not self.processes:
             yield "shard needs processes: plan computes the memory of a sharded run"
 

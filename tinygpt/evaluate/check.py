@@ -16,7 +16,6 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import PROMPT, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, fitting
 from tinygpt.evaluate.doctor import examine, is_unfinished, read_run
-from tinygpt.evaluate.forecast import FILE, compared, differences, read_plan
 from tinygpt.generate import refuse_diverged
 from tinygpt.terminal import counted
 from tinygpt.training.log import intact_entry
@@ -38,16 +37,11 @@ def check_folders(config: DoctorConfig) -> int:
 def diagnose(folder: Path, config: DoctorConfig) -> None:
     """Print the verdict on a run."""
     entries, settings = read_run(folder)
-    verdict, data = examine(folder, config, entries, settings)
+    verdict = examine(folder, config, entries, settings)
     print("\n".join(verdict.lines()))
     if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
         done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
         print(f"unfinished:  {done:,} of {counted(settings['max_iters'], 'iteration')}")
-    plan = read_plan(folder)
-    if plan and entries and (changed := differences(plan, settings, data)):
-        print(f"note:        {FILE} is of a run with other settings, and is not compared: {', '.join(changed)}")
-    for what, prediction, result in compared(folder, entries, settings, data):
-        print(f"predicted:   {what} {prediction}, measured {result}")
 
 
 @dataclasses.dataclass

@@ -66,21 +66,17 @@ class Verdict:
         return [f"{name + ':':<12} {text}" for name, text in (lines | {"try": self.command}).items()]
 
 
-def examine(
-    folder: Path, config: DoctorConfig, entries: list[dict[str, Any]], settings: dict[str, Any]
-) -> tuple[Verdict, dict[str, str]]:
-    """Judge a run by what `read_run` returned, its model and its data. Returns the data's checksums, too, if known."""
+def examine(folder: Path, config: DoctorConfig, entries: list[dict[str, Any]], settings: dict[str, Any]) -> Verdict:
+    """Judge a run by what `read_run` returned, its model and its data."""
     from tinygpt.checkpoint.store import load  # here, because `report --png` uses this module without PyTorch
 
     parameters = tokens = 0  # not known
-    data: dict[str, str] = {}
     with contextlib.suppress(TinyGPTError):
-        checkpoint = load(folder)
-        parameters, data = checkpoint.build_model().num_params(), checkpoint.data
+        parameters = load(folder).build_model().num_params()
     with contextlib.suppress(TinyGPTError):
         dataset = Dataset(data_dir(config, settings, folder), str(settings.get("dataset", "")))
         tokens = len(dataset.splits["train"])
-    return judge(entries, settings, str(folder), parameters, tokens), data
+    return judge(entries, settings, str(folder), parameters, tokens)
 
 
 def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -80,8 +80,7 @@ def lab(config: LabConfig) -> int:
         summary = chosen.summarise(results, config)
         print(f"\n{summary.as_text()}\n")
         live = chosen.live(config, folder, results) if chosen.live else None
-        more = [chosen.more(results, config, folder)] if chosen.more else []
-        for path in (*write(summary, folder, config.name, live), *more):
+        for path in write(summary, folder, config.name, live):
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")
     return 0

@@ -21,7 +21,6 @@ class Lab(NamedTuple):
     live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
     quick: bool = False  # has a short form for a lesson
     ngrams: bool = False  # compares with the n-gram baseline, which needs scikit-learn
-    more: Callable[[Results, LabConfig, Path], Path] | None = None  # writes another file into the folder
 
     @property
     def keys(self) -> set[str]:

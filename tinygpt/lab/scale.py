@@ -1,8 +1,8 @@
 """`tinygpt lab scale`: how does the loss depend on the size of the model and on the length of its training?
 
 Models of several sizes are trained for several lengths on one text, each with a complete schedule, and a scaling law is
-fitted (evaluate/law.py). It divides compute, C = 6 N D FLOP for N parameters and D training tokens (Kaplan et al.
-2020), between size and length. The last run needs the most compute and is held out: it tests the law.
+fitted (law.py). It divides compute, C = 6 N D FLOP for N parameters and D training tokens (Kaplan et al. 2020), between
+size and length. The last run needs the most compute and is held out: it tests the law.
 """
 
 import math
@@ -19,12 +19,12 @@ import numpy as np
 from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.law import SHAPES, Law, fit
 from tinygpt.evaluate.loss import validation_loss
 from tinygpt.experiment.models import prepared, train
 from tinygpt.experiment.stages import Results, Stage
 from tinygpt.experiment.summary import Summary, Table, Verdict, spread
 from tinygpt.lab.definition import Lab, seeds
+from tinygpt.lab.law import SHAPES, Law, fit
 from tinygpt.terminal import duration
 
 TOKENS = 2048  # of a batch
@@ -177,7 +177,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         Table(
             "The law: loss = E + A / N^alpha + B / D^beta",
             [figures],
-            f"N: parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
+            f"Here: loss = {law.E:.3f} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}, with N: "
+            f"parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
             f"parentheses, intervals of 80% from {len(samples)} bootstrap samples. Not determined: the interval "
             f"reaches down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the "
             "best size N grows with ten times the compute.",
@@ -259,10 +260,5 @@ def spent(law: Law, samples: Sequence[Law], columns: Sequence[np.ndarray]) -> Ve
     )
 
 
-def law_file(results: Results, config: LabConfig, folder: Path) -> Path:
-    """Write law.json, for `tinygpt plan --law`."""
-    return fit(*columns_of(results, config)).write(folder, dataset=config.dataset)
-
-
 ABOUT = "how the loss depends on size and length: a scaling law"
-LAB = Lab(ABOUT, stages, summarise, settings=("dataset",), others=("data_dir",), quick=True, more=law_file)
+LAB = Lab(ABOUT, stages, summarise, settings=("dataset",), others=("data_dir",), quick=True)

@@ -1,4 +1,4 @@
-"""`tinygpt plan`: predict time, memory and loss of a training run from short pilot runs on this machine.
+"""`tinygpt plan`: predict time and memory of a training run on this machine.
 
 tinygpt plan configs/shakespeare_char.yaml --device=cpu
 """

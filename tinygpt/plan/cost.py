@@ -3,22 +3,20 @@
 It makes WARM_UP + STEPS iterations with two evaluations and their saves, as `tinygpt train` in a process of its own, so
 its start and its peak memory are those of the run. All times are differences of the `seconds` in its metrics.jsonl.
 
-    parts(config, measure(config, folder))      # {"start": Part(1, 3.1), "iterations": Part(2000, 0.0129), ...}
+    parts(config, measure(config))      # {"start": Part(1, 3.1), "iterations": Part(2000, 0.0129), ...}
 """
 
-import contextlib
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from tinygpt.checkpoint.snapshots import snapshot_steps
 from tinygpt.config.parse import to_yaml
 from tinygpt.config.schema import TrainConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.forecast import Interval
 from tinygpt.evaluate.process import ended_by_sigterm, run
 from tinygpt.files import writing
 from tinygpt.training.log import read_metrics
@@ -27,9 +25,15 @@ WARM_UP, STEPS = 5, 20  # iterations; the first ones are slower
 SAVE_AT = 15  # the iteration before which last.pt is saved once more
 TIME_ERROR = 0.08  # relative, at least
 MEMORY_ERROR = 0.05  # relative
-SHORTEST_BLOCK = 0.5  # seconds
 UNSTEADY = 0.3  # (slow - fast) / mean time per iteration, above which the speed counts as unsteady
-Block = tuple[int, float]  # a number of consecutive iterations without an evaluation, and their seconds
+
+
+class Interval(NamedTuple):
+    """A prediction with its lower and upper limit."""
+
+    value: float
+    low: float
+    high: float
 
 
 class Costs(NamedTuple):
@@ -43,7 +47,7 @@ class Costs(NamedTuple):
     sample: float
     memory: int  # peak of the process; 0 on Windows
     checkpoint: int  # size of one
-    blocks: list[Block]
+    blocks: list[float]  # seconds per iteration in each quarter of the pilot
 
 
 class Part(NamedTuple):
@@ -57,22 +61,35 @@ class Part(NamedTuple):
         return self.times * self.each
 
 
-def measure(config: TrainConfig, folder: Path) -> Costs:
-    """Run the time pilot in the folder. Errors: TinyGPTError as in evaluate/process.py; the pilot has printed why."""
+def measure(config: TrainConfig) -> Costs:
+    """Run the time pilot in a temporary folder on the run's disk. Errors: TinyGPTError; the pilot has printed why."""
     length = WARM_UP + STEPS
-    pilot = dataclasses.replace(
-        config, max_iters=length, eval_interval=length, log_interval=1, checkpoint_interval=SAVE_AT,
-        sample_interval=length if config.sample_interval else 0, patience=0, snapshots=0, always_save_checkpoint=True,
-        out_dir=str(folder / "time"), report_to="none", quiet=True,
-    )  # fmt: skip
-    settings = folder / "time.yaml"
-    with writing(settings):
-        folder.mkdir(parents=True, exist_ok=True)
+    disk = next(path for path in Path(config.out_dir).absolute().parents if path.is_dir())
+    with writing(disk), ended_by_sigterm(), TemporaryDirectory(prefix=".plan-", dir=disk) as name:
+        out = Path(name, "time")
+        pilot = dataclasses.replace(
+            config, max_iters=length, eval_interval=length, log_interval=1, checkpoint_interval=SAVE_AT,
+            sample_interval=length if config.sample_interval else 0, patience=0, snapshots=0,
+            always_save_checkpoint=True, out_dir=str(out), report_to="none", quiet=True,
+        )  # fmt: skip
+        settings = Path(name, "time.yaml")
         settings.write_text(to_yaml(pilot), encoding="utf-8")
-    with explaining(pilot, "at the beginning"), ended_by_sigterm():
-        process = run(folder / "time.log", "train", str(settings))
-    size = (folder / "time/last.pt").stat().st_size
-    return costs_of(read_metrics(folder / "time"), process.seconds)._replace(memory=process.memory, checkpoint=size)
+        try:
+            process = run(Path(name, "time.log"), "train", str(settings))
+        except TinyGPTError as error:
+            raise pilot_error(pilot, error) from None
+        costs = costs_of(read_metrics(out), process.seconds)
+        return costs._replace(memory=process.memory, checkpoint=(out / "last.pt").stat().st_size)
+
+
+def pilot_error(pilot: TrainConfig, error: TinyGPTError) -> TinyGPTError:
+    """Return the error to show for a pilot that failed."""
+    log = Path(pilot.out_dir, "metrics.jsonl")
+    if log.exists() and any(entry["kind"] == "diverged" for entry in read_metrics(log.parent)):
+        hint = f"a lower learning_rate than {pilot.learning_rate:g}, or more warmup_iters"
+        return TinyGPTError("the time pilot diverged, and the run would probably diverge, too", hint, 1)
+    problem = f"the time pilot failed with status {error.status}, for the reason above"
+    return TinyGPTError(problem, "fix the cause, and run the same command again", error.status)
 
 
 def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
@@ -88,7 +105,7 @@ def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
     sample = seconds_at["sample", length] - seconds_at["eval", length] if ("sample", length) in seconds_at else 0.0
     end = seconds_at["eval", length] + sample + 2 * save
     warm_up = end - length * step - 2 * (evaluation + sample) - 5 * save
-    blocks = [(5, 5 * statistics.median(steady[i : i + 5])) for i in (0, 5, 10, 14)]
+    blocks = [statistics.median(steady[i : i + 5]) for i in (0, 5, 10, 14)]
     return Costs(max(0.0, seconds - end), max(0.0, warm_up), step, evaluation, save, sample, 0, 0, blocks)
 
 
@@ -116,44 +133,24 @@ def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
     return {name: part for name, part in run_parts.items() if part.times}
 
 
-def with_blocks(costs: Costs, blocks: Sequence[Block]) -> Costs:
-    """Return the costs with the time per iteration that the loss pilots took, if there are any."""
-    if not blocks:
-        return costs
-    step = sum(took for _, took in blocks) / sum(iterations for iterations, _ in blocks)
-    return costs._replace(step=step, blocks=[*costs.blocks, *blocks])
-
-
-def blocks_of(folder: Path) -> list[Block]:
-    """Divide the iterations of a pilot, which evaluates only at its start and its end, into blocks of at least
-    SHORTEST_BLOCK."""
-    first, *entries = [e for e in read_metrics(folder) if e["kind"] == "train" and e["step"] >= WARM_UP] or [{}]
-    blocks: list[Block] = []
-    for entry in entries:
-        if (took := entry["seconds"] - first["seconds"]) >= SHORTEST_BLOCK or (entry is entries[-1] and not blocks):
-            blocks.append((entry["step"] - first["step"], took))
-            first = entry
-    return blocks
-
-
-def fast_and_slow(costs: Costs) -> tuple[float, float]:
-    """Return the seconds per iteration in fast and in slow blocks: about the 10th and the 90th percentile."""
-    times = sorted(took / iterations for iterations, took in costs.blocks)
-    return times[len(times) // 10], times[-1 - len(times) // 10]
-
-
 def unsteady(costs: Costs) -> bool:
     """Return whether the time per iteration varied by more than UNSTEADY."""
-    fast, slow = fast_and_slow(costs)
-    return slow - fast > UNSTEADY * costs.step
+    return max(costs.blocks) - min(costs.blocks) > UNSTEADY * costs.step
 
 
 def seconds(config: TrainConfig, costs: Costs) -> Interval:
-    """Predict the time of the run. The interval is from the speed of fast blocks to that of slow ones, and at least
-    TIME_ERROR to both sides."""
+    """Predict the time of the run. The interval is from the speed of the fastest block of the pilot to that of the
+    slowest one, and at least TIME_ERROR to both sides."""
     total = sum(part.seconds for part in parts(config, costs).values())
-    fast, slow = (total + config.max_iters * (step - costs.step) for step in fast_and_slow(costs))
+    fast = total + config.max_iters * (min(costs.blocks) - costs.step)
+    slow = total + config.max_iters * (max(costs.blocks) - costs.step)
     return Interval(total, min(fast, total * (1 - TIME_ERROR)), max(slow, total * (1 + TIME_ERROR)))
+
+
+def memory_mb(costs: Costs) -> Interval | None:
+    """Predict the peak memory of the run's process, in 10^6 bytes; None on Windows."""
+    mb = costs.memory / 1e6
+    return Interval(mb, mb * (1 - MEMORY_ERROR), mb * (1 + MEMORY_ERROR)) if mb else None
 
 
 def disk(config: TrainConfig, costs: Costs) -> int:
@@ -161,17 +158,3 @@ def disk(config: TrainConfig, costs: Costs) -> int:
     snapshots with one byte instead of twelve per weight, and a line of the log for each logged iteration."""
     snapshots = len(snapshot_steps(config.snapshots, config.max_iters))
     return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
-
-
-@contextlib.contextmanager
-def explaining(config: TrainConfig, why: str = "") -> Iterator[None]:
-    """Replace the error of a pilot that diverges by one that says so. why: the reason; empty: the error's message."""
-    try:
-        yield
-    except TinyGPTError as error:
-        metrics = Path(config.out_dir, "metrics.jsonl")
-        if metrics.exists() and any(entry["kind"] == "diverged" for entry in read_metrics(metrics.parent)):
-            problem = f"the pilot of {config.max_iters:,} iterations diverged ({why or error.message})"
-            hint = f"a lower learning_rate than {config.learning_rate:g}, or more warmup_iters"
-            raise TinyGPTError(f"{problem}, and the run would probably diverge, too", hint, 1) from None
-        raise

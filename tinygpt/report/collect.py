@@ -28,7 +28,6 @@ from tinygpt.data.tokenizer import END, SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
 from tinygpt.evaluate.doctor import evaluations, judge
-from tinygpt.evaluate.forecast import compared
 from tinygpt.evaluate.loss import bits_per_character, loss_and_error, perplexity, short_number
 from tinygpt.files import without_folders
 from tinygpt.generate import Sampling, answer, generate, refuse_diverged, require_finite
@@ -162,8 +161,6 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
         "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
         "machine": machine(run.folder),
     }
-    for what, prediction, result in compared(run.folder, entries, settings, run.checkpoint.data):
-        facts[f"predicted {what}"] = f"{prediction}; measured {result}"
     measured, note = losses(run)
     tables = {"losses": measured, "losses_note": note, "before_after": before_after(entries)}
     return {"facts": facts, "verdict": verdict, "parts": parts, **tables}

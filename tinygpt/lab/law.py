@@ -4,22 +4,13 @@
 
 N is the number of parameters, D the number of training tokens, E the irreducible loss. A and alpha say what the limited
 size adds to the loss, B and beta what the limited training adds.
-
-`tinygpt lab scale` fits a law and writes it to law.json; `tinygpt plan --budget` uses it to choose a size and a length.
 """
 
-import json
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import read_text, replacing, strict_json
-from tinygpt.training.log import is_number
-
-FILE = "law.json"
 LARGEST = 300.0  # upper limit of the logarithm of a number of tokens, so that none overflows
 
 
@@ -48,13 +39,6 @@ class Law(NamedTuple):
         logarithm = (math.log(ratio) + self.alpha * math.log(parameters)) / self.beta
         return math.exp(min(max(logarithm, 0.0), LARGEST))
 
-    def tokens_for(self, loss: float, parameters: float) -> float:
-        """Return the training tokens with which a model of this size reaches a loss; infinity if it never does."""
-        rest = loss - self.E - self.A * parameters**-self.alpha
-        if rest <= 0:
-            return math.inf
-        return math.exp(min(math.log(self.B / rest) / self.beta, LARGEST)) if self.B else 1.0
-
     def best_parameters(self, compute: float) -> float:
         """Return the compute-optimal size for a compute in FLOP (Hoffmann et al. 2022, equation 4)."""
         if not self.B:
@@ -62,33 +46,9 @@ class Law(NamedTuple):
         g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         return float(g * (compute / 6) ** (self.beta / (self.alpha + self.beta)))
 
-    def write(self, folder: Path, **more: Any) -> Path:
-        """Write law.json. Errors: TinyGPTError for a full disk."""
-        with replacing(folder / FILE) as file:
-            file.write(strict_json(self._asdict() | more).encode() + b"\n")
-        return folder / FILE
 
-
-# measured by `tinygpt lab scale` on Tiny Shakespeare, see docs/SCALING.md
-SHAKESPEARE = Law(E=1.1653, A=18.644, B=869.63, alpha=0.35329, beta=0.58386)
 # the model sizes: width (n_embd), and its layers and heads
-SHAPES = {
-    32: (2, 2), 48: (2, 3), 64: (3, 4), 96: (3, 6), 128: (4, 8), 160: (4, 10), 192: (6, 6), 256: (6, 8), 384: (6, 6)
-}  # fmt: skip
-
-
-def read_law(path: Path) -> tuple[Law, str]:
-    """Read the law and the name of its dataset, given law.json or its folder. Errors: TinyGPTError."""
-    path = path / FILE if path.is_dir() else path
-    hint = "tinygpt lab scale, which writes law.json"
-    try:
-        content = json.loads(read_text(path, hint))
-        law = Law(**{name: content[name] for name in Law._fields})
-        if not all(map(is_number, law)) or min(law.alpha, law.beta) <= 0 or min(law[:3]) < 0:
-            raise ValueError
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise TinyGPTError(f"{path} is not a scaling law", hint) from None
-    return law, str(content.get("dataset"))
+SHAPES = {32: (2, 2), 48: (2, 3), 64: (3, 4), 96: (3, 6), 128: (4, 8), 160: (4, 10)}
 
 
 def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
