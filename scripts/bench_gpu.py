@@ -37,7 +37,7 @@ from bench import Worker, markdown, nanogpt_batch, say, serve, shown
 
 CASES = {  # name: preset and flags of tinygpt, dataset
     "shakespeare_char_gpu": (["configs/shakespeare_char_gpu.yaml"], "shakespeare_char"),
-    "124M": (["configs/gpt2_openwebtext.yaml", "--gradient_accumulation_steps=5"], "shakespeare"),
+    "124M": (["gpt2_openwebtext", "--gradient_accumulation_steps=5"], "shakespeare"),
 }
 QUICK = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=2"]
 SETTINGS = ("n_layer", "n_head", "n_embd", "block_size", "dropout", "batch_size", "gradient_accumulation_steps")

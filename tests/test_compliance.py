@@ -266,13 +266,13 @@ def test_the_quoted_figures_of_the_n_gram_baseline() -> None:
 
 
 def test_the_next_command_of_a_model_s_tokenizer_names_the_task(capsys: pytest.CaptureFixture[str]) -> None:
-    """The presets for a model's tokenizer are those of transactions."""
+    """The preset for a model's tokenizer is that of transactions."""
     for name in ("compliance", "transactions"):
         config = PrepareConfig(name, tokenizer="out-base")
         print_next_commands(config, Path("data") / name, CharTokenizer([*"abc", *SPECIAL]), 60)
         own = " --dataset=compliance --out_dir=out-compliance" if name == "compliance" else ""
-        preset = "configs/finetune_transactions_lora.yaml"
-        assert f"next: tinygpt finetune {preset} --ckpt=out-base{own}\n" in capsys.readouterr().out
+        preset = "configs/finetune_transactions.yaml"
+        assert f"next: tinygpt finetune {preset} --ckpt=out-base{own} --lora_rank=8 " in capsys.readouterr().out
 
 
 # ---- your own labels --------------------------------------------------------------------------------------------

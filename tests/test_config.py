@@ -317,6 +317,7 @@ def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytes
     )
     assert "[configs/shakespeare_char.yaml]" in complaint("configs/shakespear_char.yaml")
     assert "[configs/shakespeare_char.yaml]" in complaint("portable")  # a preset of earlier versions: its heir
+    assert "[configs/nanogpt.yaml --dataset=shakespeare " in complaint("configs/shakespeare.yaml")
     (tmp_path / "shakespeare_char.yaml").write_text("dataset: mine\n")
     assert train("shakespeare_char.yaml").dataset == "mine"  # the user's own file comes first
 
@@ -397,13 +398,13 @@ def test_a_wrong_name_lists_the_presets_for_people(tmp_path: Path, monkeypatch: 
         train("nothing_like_it")
     lines = error.value.message.splitlines()[1:]
     presets = {path.stem for folder in configfile.PRESETS for path in folder.glob("*.yaml")}
-    assert {line.split()[0] for line in lines} == {name for name in presets if "lab_" not in name}
+    assert {line.split()[0] for line in lines} == presets
     assert all(re.fullmatch(r" {4}\w+ +\S.{20,79}", line) for line in lines)
 
 
 def test_every_preset_is_valid_and_says_why() -> None:
-    presets = [path for folder in configfile.PRESETS for path in folder.glob("*.yaml")]
-    assert presets
+    presets = [path for folder in (*configfile.PRESETS, *configfile.OTHERS) for path in folder.glob("*.yaml")]
+    assert len({path.stem for path in presets}) == len(presets)
     for path in presets:
         finetune = path.name.startswith("finetune_")
         made = parse(FinetuneConfig if finetune else TrainConfig, [str(path)])

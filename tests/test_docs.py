@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from tinygpt import cli, options
+from tinygpt.config import parse as configfile
 from tinygpt.config import schema
 from tinygpt.config.parse import parse, read_config
 from tinygpt.data.tasks import TASKS
@@ -33,6 +34,7 @@ PAGES = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"),
 README = PAGES[ROOT / "README.md"]
 KEYS = PAGES[ROOT / "docs/CONFIGURATION.md"]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
+OTHERS = [path for folder in configfile.OTHERS for path in folder.glob("*.yaml")]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -276,8 +278,8 @@ def parameter_counts(vocab_size: int, **shape: Any) -> tuple[int, int]:
 
 
 def preset_counts(preset: str, grown: int = 0) -> tuple[int, int]:
-    """Parameter counts of a preset of configs/ on its own dataset, with `grown` tokens added to the vocabulary."""
-    config_of = parse(schema.TrainConfig, [str(ROOT / f"configs/{preset}.yaml")])
+    """Parameter counts of a preset on its own dataset, with `grown` tokens added to the vocabulary."""
+    config_of = parse(schema.TrainConfig, [preset])
     names = {field.name for field in dataclasses.fields(GPTConfig)} & set(vars(config_of))
     vocab_size = 65 if config_of.dataset == "shakespeare_char" else 50257
     return parameter_counts(vocab_size + grown, **{name: getattr(config_of, name) for name in names})
@@ -286,7 +288,7 @@ def preset_counts(preset: str, grown: int = 0) -> tuple[int, int]:
 @functools.cache
 def counts() -> tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]:
     """Parameter counts of the presets by name, and those of other models that the texts mention."""
-    presets = {path.stem: preset_counts(path.stem) for path in PRESETS if not path.stem.startswith("finetune")}
+    presets = {path.stem: preset_counts(path.stem) for path in (*PRESETS, *OTHERS) if "finetune" not in path.stem}
     rope: dict[str, Any] = {"position": "rope"}
     others = [
         preset_counts("shakespeare_char_fast", grown=16),  # fine-tuned on transactions: 13 characters, 3 special tokens
@@ -310,7 +312,13 @@ def test_the_record_preset_is_the_best_preset_with_a_teacher(monkeypatch: pytest
     assert " ".join(SHORT) in best.read_text(encoding="utf-8").replace("\n# ", " ")
 
 
-TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS]
+def test_the_presets_are_at_most_twelve_and_listed() -> None:
+    table = KEYS.partition("| preset |")[2].partition("\n\n")[0]
+    listed = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(listed) == [path.stem for path in PRESETS] and len(PRESETS) <= 12
+
+
+TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS, *OTHERS]
 
 
 def wrong_counts(text: str) -> list[str]:
@@ -341,7 +349,7 @@ def wrong_counts(text: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_parameter_counts_agree_with_the_code(path: Path) -> None:
     assert wrong_counts(path.read_text(encoding="utf-8")) == []
 

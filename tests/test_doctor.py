@@ -13,13 +13,14 @@ import pytest
 from conftest import TINY_TRAIN, cli_here
 
 from tinygpt import cli
+from tinygpt.config import parse as configfile
 from tinygpt.config import schema
 from tinygpt.config.parse import parse
 from tinygpt.evaluate.doctor import IN_A_ROW, RULES, Verdict, evaluations, judge, next_command, read_run
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
 CURVES = json.loads((Path(__file__).parent / "fixtures/curves.json").read_text())
-PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PRESETS = sorted(path for folder in (*configfile.PRESETS, *configfile.OTHERS) for path in folder.glob("*.yaml"))
 SETTINGS = {"max_iters": 2000, "eval_interval": 250, "learning_rate": 1e-3, "n_layer": 4, "dataset": "tiny"}
 
 

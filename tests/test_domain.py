@@ -90,7 +90,7 @@ def test_the_corpus_has_the_training_industries_and_no_other() -> None:
 
 def test_prepare_suggests_commands_that_know_the_task(tmp_path: Path) -> None:
     done = ok(tmp_path, "prepare", "sectors")
-    assert "next: tinygpt finetune configs/finetune_sectors.yaml --ckpt=out-fast/ckpt.pt" in done.out
+    assert "next: tinygpt finetune finetune_sectors --ckpt=out-fast/ckpt.pt" in done.out
     dataset = Dataset(str(tmp_path / "data"), "sectors")
     assert dataset.labels == list(sectors.SECTORS) == list(TASKS["sectors"].labels)
 

@@ -120,7 +120,7 @@ def test_the_law_on_the_page_is_that_of_its_losses() -> None:
     columns: list[tuple[float, float, float]] = []
     for width, layers, losses in rows:
         heads = SHAPES[int(width)][1]
-        args = ["configs/lab_scale.yaml", f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}"]
+        args = ["lab_scale", f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}"]
         config = parse(TrainConfig, args)
         names = {field.name for field in dataclasses.fields(GPTConfig)} & vars(config).keys()
         with torch.device("meta"):

@@ -305,7 +305,7 @@ def test_damaged_8_bits_are_refused(trained: Path, tmp_path: Path, change: str) 
 def test_prepare_writes_documents_and_suggests_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(reader.SIZES, "reader", SPLITS)
     done = ok(tmp_path, "prepare", "reader", "--show=2")
-    assert "next: tinygpt train configs/reader.yaml" in done.out and UNANSWERABLE not in done.out.split("written")[1]
+    assert "next: tinygpt train reader" in done.out and UNANSWERABLE not in done.out.split("written")[1]
     folder = tmp_path / "data/reader"
     documents = {path.name: path.read_text(encoding="utf-8") for path in (folder / "documents").iterdir()}
     assert len(documents) == 100

@@ -80,7 +80,7 @@ def shortened(command: list[str]) -> list[str]:
     """Flags that end a suggested command soon. They do not affect whether it works."""
     if "--init_from=resume" in command:  # a run that has done more than two iterations
         return ["--max_iters=50"]
-    preset = any(word.startswith("configs/") and "finetune" not in word for word in command)
+    preset = any(word.startswith(("configs/", "reader")) and "finetune" not in word for word in command)
     return SHORTEN.get(command[0], []) + SMALL * preset
 
 
@@ -172,7 +172,7 @@ def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pyt
     """prepare suggests to train; train, to evaluate; index, to ask."""
     monkeypatch.setitem(reader.SIZES, "reader", {"train": 200, "val": 20, "test": 20})
     (trained,) = place.follow(place.ok("prepare", "reader", *place.place))
-    assert trained[:2] == ["train", "configs/reader.yaml"]
+    assert trained[:2] == ["train", "reader"]
     followed = place.follow(place.ok(*trained, *shortened(trained)), at_least=2)
     assert [command[0] for command in followed] == ["train", "eval"]  # no prompt of several lines for a shell
     said = place.ok("index", f"{place.data}/reader/documents", f"--out={place.prefix}index.db")
@@ -353,7 +353,7 @@ def test_what_counts_as_a_suggestion() -> None:
 
 
 def test_the_presets_have_the_block_size_that_suggestions_assume() -> None:
-    for preset in ("shakespeare_char", "shakespeare_char_fast", "shakespeare"):
+    for preset in ("shakespeare_char", "shakespeare_char_fast", "nanogpt"):
         made: Any = parse(TrainConfig, [f"configs/{preset}.yaml"])
         assert made.block_size == suggest.PRESET_BLOCK_SIZE
     pretrained: Any = parse(FinetuneConfig, ["configs/finetune_transactions_pretrained.yaml"])

@@ -49,8 +49,8 @@ def main() -> None:
     for task in DATASETS:
         tinygpt("prepare", task, data_dir)
     if args.ckpt is None:
-        tinygpt("train", "configs/reader.yaml", "--device=cpu", data_dir)
-        tinygpt("finetune", "configs/finetune_reader_long.yaml", "--ckpt=out-reader", "--device=cpu", data_dir)
+        tinygpt("train", "reader", "--device=cpu", data_dir)
+        tinygpt("finetune", "finetune_reader_long", "--ckpt=out-reader", "--device=cpu", data_dir)
         args.ckpt = Path("out-reader-long/ckpt.pt")
     trained = load(args.ckpt)
     config = {key: value for key, value in trained.config.items() if key not in ("data_dir", "out_dir", "ckpt")}

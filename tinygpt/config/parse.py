@@ -37,12 +37,18 @@ TEXT_KEYS = {key.name for key in keys(FinetuneConfig).values() if key.type is st
 YAML = "tag:yaml.org,2002:"  # before the names of YAML's own types
 PACKAGE = Path(__file__).parent.parent
 NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
-    "config/train_shakespeare_char.py": "configs/shakespeare_char_gpu.yaml",
-    "config/finetune_shakespeare.py": "configs/gpt2_shakespeare.yaml",
-    "config/train_gpt2.py": "configs/gpt2_openwebtext.yaml",
+    "config/train_shakespeare_char.py": "shakespeare_char_gpu",
+    "config/finetune_shakespeare.py": "gpt2_shakespeare",
+    "config/train_gpt2.py": "gpt2_openwebtext",
 }
-HEIRS = {"portable": "shakespeare_char"}  # presets of earlier versions that are gone, and what replaces them
+HEIRS = {  # presets of earlier versions that are gone, and what replaces them
+    "portable": "configs/shakespeare_char.yaml",
+    "shakespeare": "configs/nanogpt.yaml --dataset=shakespeare --dropout=0.2 --out_dir=out-shakespeare",
+    "finetune_headlines": "configs/finetune_transactions.yaml --dataset=headlines --optimizer=muon "
+    "--muon_learning_rate=0.01 --max_iters=1500 --patience=0 --out_dir=out-finetune-headlines",
+}
 PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a checkout
+OTHERS = [PACKAGE / "lab/configs", PACKAGE / "retrieve", PACKAGE / "config"]  # next to what uses them, and not listed
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
@@ -194,12 +200,15 @@ def find_config(name: str) -> Path:
         hint = f"{name}/config.yaml to repeat the run, or tinygpt finetune --ckpt {name}"
         raise TinyGPTError(f"{name}: is the folder of a run, not a config file", hint)
     presets = {preset.stem: preset for folder in PRESETS for preset in sorted(folder.glob("*.yaml"))}
-    if path.parent.name in ("", "configs") and path.suffix in ("", ".yaml") and path.stem in presets:
-        return presets[path.stem]
-    close = [HEIRS[path.stem]] if path.stem in HEIRS else get_close_matches(path.stem, presets, n=1)
-    hint = f"configs/{close[0]}.yaml" if close else "choose a preset, or name a file of your own"
+    others = {preset.stem: preset for folder in OTHERS for preset in folder.glob("*.yaml")}
+    if path.parent.name in ("", "configs") and path.suffix in ("", ".yaml") and path.stem in presets | others:
+        return (presets | others)[path.stem]
+    hint = HEIRS.get(path.stem, "")
+    if not hint:
+        close = get_close_matches(path.stem, presets, n=1)
+        hint = f"configs/{close[0]}.yaml" if close else "choose a preset, or name a file of your own"
     comments = {stem: preset.read_text("utf-8").partition("\n")[0][2:] for stem, preset in presets.items()}
-    listed = [f"{stem:<33} {terminal.cut(comment, 80)}" for stem, comment in comments.items() if "lab_" not in stem]
+    listed = [f"{stem:<33} {terminal.cut(comment, 80)}" for stem, comment in comments.items()]
     raise TinyGPTError("\n    ".join((f"{name}: no such config file; the presets:", *listed)), hint)
 
 

@@ -370,7 +370,7 @@ class FinetuneConfig(TrainConfig):
     """Fine-tune a trained model on a few thousand examples and write OUT_DIR/{ckpt.pt, last.pt, ...}.
 
     tinygpt finetune configs/finetune_transactions.yaml --ckpt out-fast/ckpt.pt
-    tinygpt finetune configs/finetune_transactions_lora.yaml --ckpt out-fast/ckpt.pt
+    tinygpt finetune configs/finetune_transactions.yaml --ckpt out-fast/ckpt.pt --lora_rank=8 --learning_rate=5e-3
     tinygpt finetune configs/finetune_transactions_pretrained.yaml --ckpt out-smollm2
     """
 

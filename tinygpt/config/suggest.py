@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 CONTROL = r"[\x00-\x1f\x7f-\x9f]"  # characters that could control the terminal
-PRESET_BLOCK_SIZE = 64  # block_size of the presets shakespeare_char, shakespeare_char_fast and shakespeare
+PRESET_BLOCK_SIZE = 64  # block_size of the presets shakespeare_char, shakespeare_char_fast and nanogpt
 
 
 def command(name: str, *arguments: str | Path) -> str:

@@ -15,6 +15,7 @@ from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.token_files import TOKEN
 from tinygpt.data.tokenizer import OWN_TOKENIZERS, CharTokenizer, GPT2Tokenizer, Tokenizer
 
+LORA = ["--lora_rank=8", "--learning_rate=5e-3", "--max_iters=1500", "--weight_decay=0", "--patience=0"]
 PRETRAINED_BLOCK_SIZE = 128  # block_size of the preset finetune_transactions_pretrained
 
 
@@ -44,8 +45,10 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
         ids = tokenizer.encode(line).tolist()
         print(f"  {' '.join(map(str, ids[:14]))}{' ...' * (len(ids) > 14)}\n    -> {bordered(tokenizer, ids)}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
-    preset = "shakespeare_char" if trained or isinstance(tokenizer, CharTokenizer) else "shakespeare"
-    flags = [] if folder.name == preset else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
+    preset = "shakespeare_char" if trained or isinstance(tokenizer, CharTokenizer) else "nanogpt"
+    flags = [] if folder.name == "shakespeare_char" else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
+    if preset == "nanogpt":
+        flags.append("--dropout=0.2")  # for a large vocabulary, and few tokens
     smallest = min(tokens.values())
     if smallest < 2:
         print("\nThis is too little text to train on: use more text or a larger --val_fraction.")
@@ -127,18 +130,22 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         print(f"next: {suggest.command(command, *arguments, *suggest.data_dir_flag(folder.parent))}")
 
     task = TASKS.get(config.name, TASKS["transactions"])
-    preset, base, flags = f"configs/{task.preset}.yaml", task.base, []
+    base = task.base
+    flags: list[str] = []
     print()
     if config.tokenizer == "bpe":  # a vocabulary that no model has yet
         flags = [f"--block_size={width}"] if width > suggest.PRESET_BLOCK_SIZE else []
         return show("train", "configs/shakespeare_char.yaml", *own_flags(config.name, "shakespeare_char"), *flags)
     if config.tokenizer not in OWN_TOKENIZERS:
         characters = isinstance(tokenizer, CharTokenizer)
-        preset = f"configs/finetune_transactions_{'lora' if characters else 'pretrained'}.yaml"
-        flags = [] if characters or width <= PRETRAINED_BLOCK_SIZE else [f"--block_size={width}"]
+        preset = f"configs/finetune_transactions{'' if characters else '_pretrained'}.yaml"
+        if characters:
+            flags = LORA
+        elif width > PRETRAINED_BLOCK_SIZE:
+            flags = [f"--block_size={width}"]
         return show("finetune", preset, f"--ckpt={config.tokenizer}", *own_flags(config.name, "transactions"), *flags)
     if not base:
-        return show("train", preset)
+        return show("train", task.preset)
     if base == "out-fast" and width > suggest.PRESET_BLOCK_SIZE:
         base = f"out-fast-{width}"
         flags = [f"--block_size={width}", f"--out_dir={base}"]
@@ -146,14 +153,14 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
     untrained = not Path(f"{base}/ckpt.pt").exists()
     if untrained:
         text = base_task if base_task in TASKS else "shakespeare_char"
-        recipe = TASKS[text].preset if text in TASKS else "shakespeare_char_fast"
+        recipe = TASKS[text].preset if text in TASKS else "configs/shakespeare_char_fast.yaml"
         if text not in TASKS:
             print("without a pretrained model, first train a base model, which takes under a minute:")
         if not (folder.parent / text / "meta.json").exists():
             show("prepare", text)
-        show("train", f"configs/{recipe}.yaml", *flags)
+        show("train", recipe, *flags)
     dataset = next(name for name, other in TASKS.items() if other.preset == task.preset)
-    show("finetune", preset, f"--ckpt={base}/ckpt.pt", *own_flags(config.name, dataset))
+    show("finetune", task.preset, f"--ckpt={base}/ckpt.pt", *own_flags(config.name, dataset), *task.flags)
 
 
 def own_flags(name: str, dataset: str) -> list[str]:

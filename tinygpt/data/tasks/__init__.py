@@ -25,6 +25,7 @@ class Task:
     make: Make
     preset: str  # trains a model for the task
     base: str = "out-fast"  # folder of the model that the preset starts from; empty: none
+    flags: tuple[str, ...] = ()  # of the training, where the preset is another task's
     positive: str = ""  # of two labels the rare one, for which `tinygpt eval` measures precision and recall
     scores: Scores | None = None  # judges free text by named checks
     synthetic: Make | None = None  # makes the form of the task with invented names
@@ -34,22 +35,31 @@ class Task:
     group: Callable[[str], str] | None = None  # names the group of a prompt; each group gets scores of its own
 
 
+REPORTS = "configs/reports.yaml"
+FIRM = "configs/finetune_reports.yaml"
 _TASKS = (
     Task(
         "transactions",
         transactions.CATEGORIES,
         transactions.with_brands,
-        "finetune_transactions",
+        "configs/finetune_transactions.yaml",
         synthetic=transactions.invented,
     ),
-    Task("headlines", headlines.SENTIMENTS, headlines.make, "finetune_headlines", group=headlines.group),
-    Task("compliance", compliance.LABELS, compliance.make, "compliance", base="", positive="breach"),
+    Task(
+        "headlines",
+        headlines.SENTIMENTS,
+        headlines.make,
+        "configs/finetune_transactions.yaml",
+        flags=("--optimizer=muon", "--muon_learning_rate=0.01", "--max_iters=1500", "--patience=0"),
+        group=headlines.group,
+    ),
+    Task("compliance", compliance.LABELS, compliance.make, "configs/compliance.yaml", base="", positive="breach"),
     Task("sectors", sectors.SECTORS, sectors.make, "finetune_sectors"),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
     Task("reader_long", (), reader.make_long, "finetune_reader_long", "out-reader", abstention=reader.abstention),
-    Task("reports", (), partial(reports.make, "plain"), "reports", base="", scores=reports.SCORES["plain"]),
-    Task("reports_a", (), partial(reports.make, "a"), "finetune_reports", "out-reports", scores=reports.SCORES["a"]),
-    Task("reports_b", (), partial(reports.make, "b"), "finetune_reports", "out-reports", scores=reports.SCORES["b"]),
-    Task("sql", (), sql.make, "sql", base="", scores=sql.scores, database=sql.database, group=sql.group),
+    Task("reports", (), partial(reports.make, "plain"), REPORTS, base="", scores=reports.SCORES["plain"]),
+    Task("reports_a", (), partial(reports.make, "a"), FIRM, "out-reports", scores=reports.SCORES["a"]),
+    Task("reports_b", (), partial(reports.make, "b"), FIRM, "out-reports", scores=reports.SCORES["b"]),
+    Task("sql", (), sql.make, "configs/sql.yaml", base="", scores=sql.scores, database=sql.database, group=sql.group),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
