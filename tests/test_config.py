@@ -22,7 +22,7 @@ from tinygpt.config import parse as configfile
 from tinygpt.config import schema
 from tinygpt.config.fields import PATH, POSITIONAL, Config, Key, Limit, keys, meanings
 from tinygpt.config.parse import parse, read_python, read_yaml, to_yaml
-from tinygpt.config.schema import EvalConfig, FinetuneConfig, PlotConfig, PrepareConfig, SampleConfig, TrainConfig
+from tinygpt.config.schema import EvalConfig, FinetuneConfig, PrepareConfig, ReportConfig, SampleConfig, TrainConfig
 from tinygpt.errors import TinyGPTError
 
 
@@ -622,6 +622,6 @@ def test_what_was_given_is_not_a_setting() -> None:
 
 
 def test_configs_of_every_command_have_valid_defaults() -> None:
-    for kind in (TrainConfig, SampleConfig, EvalConfig, PlotConfig):
+    for kind in (TrainConfig, SampleConfig, EvalConfig, ReportConfig):
         parse(kind, [])
     parse(PrepareConfig, ["shakespeare_char"])

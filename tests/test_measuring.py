@@ -208,9 +208,11 @@ def test_curves_leave_out_losses_that_are_not_finite(work: Path) -> None:
     for loss in ("NaN", "null", "Infinity"):
         entry = f'{{"kind": "eval", "step": 30, "seconds": 1, "train_loss": {loss}, "val_loss": {loss}}}\n'
         (work / "out/metrics.jsonl").write_text(lines + entry)
-        assert cli_here("plot", "out", cwd=work).status == 0
+        assert cli_here("report", "out", "--png=loss.png", cwd=work).status == 0
         (work / "out/metrics.jsonl").write_text(entry)
-        assert "no evaluation with a finite loss" in failure(cli_here("plot", "out", cwd=work), status=2)
+        assert "no evaluation with a finite loss" in failure(
+            cli_here("report", "out", "--png=loss.png", cwd=work), status=2
+        )
 
 
 # ---- generating -------------------------------------------------------------------------------------------------

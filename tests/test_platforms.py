@@ -411,7 +411,7 @@ def test_every_command_prints_in_any_code_page(tmp_path: Path) -> None:
         ["sample", "--start=μ", "--max_new_tokens=20"],
         ["eval"],
         ["doctor", "out", "data/tiny"],
-        ["plot"],
+        ["report", "--png=out/loss.png"],
         ["report", "-o", "page.html"],
         ["export", "-o", "model.html"],
         ["prepare", "colours", "--input=pairs.jsonl", "--format=pairs", "--show=3"],

@@ -127,7 +127,7 @@ def test_quickstart_sample_eval_plot_doctor_in_processes_of_their_own(tmp_path: 
     assert sampled.status == 0 and len(sampled.out) >= 80
     evaluated = json.loads(cli("eval", "--ckpt", "out/ckpt.pt", "--json", cwd=tmp_path).out)
     assert abs(evaluated["loss"] - losses[-1]) < 0.1 and evaluated["tokens"] == 111_539
-    assert cli("plot", "out", cwd=tmp_path).status == 0
+    assert cli("report", "out", "--png=out/loss.png", cwd=tmp_path).status == 0
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
     assert cli("doctor", "out", "data/shakespeare_char", cwd=tmp_path).status == 0
 

@@ -220,7 +220,7 @@ def test_a_run_continues_without_event_files(
     (note,) = [line for line in result.out.splitlines() if line.startswith("note:")]
     reasons = tuple(f"note: the run continues without TensorBoard ({reason}" for reason in SABOTAGE[sabotage])
     assert note.startswith(reasons)
-    assert note.endswith("; afterwards: tinygpt plot out --to tensorboard") and "Traceback" not in result.err
+    assert note.endswith("; afterwards: tinygpt report out --tensorboard") and "Traceback" not in result.err
     assert ", tensorboard/\n" not in result.out
     for column in ("loss", "val_loss"):
         runs = [(folder / "out/metrics.jsonl").read_text().splitlines() for folder in (work, tiny_run)]
@@ -228,7 +228,7 @@ def test_a_run_continues_without_event_files(
         assert ours == theirs
     if (work / "out/tensorboard").is_file():
         (work / "out/tensorboard").unlink()
-    assert cli_here("plot", "out", "--to", "tensorboard", cwd=work).status == 0
+    assert cli_here("report", "out", "--tensorboard", cwd=work).status == 0
     assert shown(work / "out") == logged(work / "out")
 
 
@@ -243,7 +243,7 @@ def test_a_run_continues_if_event_files_cannot_be_made(work: Path) -> None:
 
 @pytest.mark.parametrize("package", [None, SimpleNamespace(__version__="odd")], ids=["missing", "broken"])
 @pytest.mark.parametrize(
-    "args", [[*TINY_TRAIN, ON, "--out_dir=new"], ["plot", "out", "--to", "tensorboard"]], ids=["train", "plot"]
+    "args", [[*TINY_TRAIN, ON, "--out_dir=new"], ["report", "out", "--tensorboard"]], ids=["train", "report"]
 )
 def test_without_the_package_it_says_how_to_get_it(
     args: list[str], package: Any, run_copy: Path, monkeypatch: pytest.MonkeyPatch
@@ -254,10 +254,10 @@ def test_without_the_package_it_says_how_to_get_it(
     monkeypatch.setitem(sys.modules, "tensorboard", package)
     said = refused(run_copy, *args)
     assert "needs the package tensorboard\n" in said and "try: pip install tensorboard" in said
-    assert cli_here("plot", "out", cwd=run_copy).status == 0
+    assert cli_here("report", "out", "--png=loss.png", cwd=run_copy).status == 0
 
 
-# ---- plot --to tensorboard --------------------------------------------------------------------------------------
+# ---- report --tensorboard ---------------------------------------------------------------------------------------
 
 
 def test_old_runs_are_converted_once(run_copy: Path) -> None:
@@ -269,7 +269,7 @@ def test_old_runs_are_converted_once(run_copy: Path) -> None:
     os.utime(run_copy / "other/metrics.jsonl", (1e9, 1e9))
     (run_copy / "out/tensorboard/train").mkdir(parents=True)
     (run_copy / "out/tensorboard/train/events.out.tfevents.1.other").write_bytes(b"")
-    result = cli_here("plot", "out", "other/", "--to", "tensorboard", cwd=run_copy)
+    result = cli_here("report", "out", "other/", "--tensorboard", cwd=run_copy)
     assert result.status == 0, result.err
     written = "written: out/tensorboard (points: 86)\nwritten: other/tensorboard (points: 83)\n"
     assert result.out == written + "next: tensorboard --logdir .\n"
@@ -279,7 +279,7 @@ def test_old_runs_are_converted_once(run_copy: Path) -> None:
     assert max(time for _, time in points) == 1e9
     before = [listing(run_copy / name / "tensorboard").keys() for name in ("out", "other")]
     for _ in range(3):
-        assert cli_here("plot", "other", "--to=tensorboard", cwd=run_copy).out.endswith("--logdir other\n")
+        assert cli_here("report", "other", "--tensorboard", cwd=run_copy).out.endswith("--logdir other\n")
         assert scalars(readers(run_copy / "other")) == points
     assert len(listing(run_copy / "other/tensorboard")) == len(before[1]) + 2, "one more, empty file in each folder"
     assert (run_copy / "out/tensorboard/train/events.out.tfevents.1.other").exists()
@@ -290,7 +290,7 @@ def test_a_link_is_removed_and_its_target_kept(run_copy: Path) -> None:
     link = run_copy / "out/tensorboard/train/events.out.tfevents.9.tinygpt"
     link.symlink_to(run_copy / "text.txt")
     before = (run_copy / "text.txt").read_bytes()
-    assert before and cli_here("plot", "out", "--to=tensorboard", cwd=run_copy).status == 0
+    assert before and cli_here("report", "out", "--tensorboard", cwd=run_copy).status == 0
     assert (run_copy / "text.txt").read_bytes() == before and not link.is_symlink()
 
 
@@ -300,7 +300,7 @@ def test_the_event_files_of_a_run_in_progress_are_not_replaced(work: Path, monke
     def evaluated(run: Any) -> bool:
         best = evaluate(run)
         if run.progress.step == 10:
-            child = Child(["plot", "out", "--to", "tensorboard"], work / "log", work)
+            child = Child(["report", "out", "--tensorboard"], work / "log", work)
             said.append((child.wait(), child.output))
         return best
 
@@ -317,8 +317,8 @@ def test_mistakes_have_their_sentence(run_copy: Path) -> None:
         (["gone"], "gone/metrics.jsonl: no such file"),
         (["out", "gone"], "gone/metrics.jsonl: no such file"),
         (["out", "fresh"], "fresh has no losses yet"),
-        (["out", "-o", "x.png"], "output is the PNG file, and cannot be used with to=tensorboard"),
+        (["out", "-o", "x.html"], "tensorboard cannot be used with output"),
+        (["out", "--png=x.png"], "png cannot be used with tensorboard"),
     ):
-        assert said in refused(run_copy, "plot", *args, "--to=tensorboard")
-    assert "--to: 'svg' is not one of png, tensorboard" in refused(run_copy, "plot", "--to=svg")
+        assert said in refused(run_copy, "report", *args, "--tensorboard")
     assert "'wandb' is not one of none, tensorboard" in refused(run_copy, *TINY_TRAIN, "--report_to=wandb")

@@ -417,7 +417,7 @@ def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
         ["finetune", *FLAGS[1:], f"--ckpt={long}", "--out_dir=new"],
         ["export", "--format=checkpoint", f"--ckpt={long}", "--adapter=out-lora"],
         ["export", "--format=checkpoint", f"--adapter={long}"],
-        *([name, long] for name in ("doctor", "report", "plot")),
+        *([name, long] for name in ("doctor", "report")),
         ["prepare", "mine", f"--input={long}"],
         ["eval", "--ckpt=out-finetune", f"--plot={long}"],
         ["exercise", "start", "1", long],
@@ -491,7 +491,7 @@ def test_text_is_read_from_regular_files_each_once(work: Path) -> None:
 
 def test_a_device_is_not_replaced_by_a_file(work: Path) -> None:
     os.mkfifo(work / "pipe")
-    for args in (["exercise", "start", "1", "pipe"], ["plot", "out", "--output=pipe"], ["export", "-o", "pipe"]):
+    for args in (["exercise", "start", "1", "pipe"], ["report", "out", "--png=pipe"], ["export", "-o", "pipe"]):
         result = cli_here(*args, cwd=work)
         assert result.status == 2 and "not a regular file" in result.err and (work / "pipe").is_fifo()
 

@@ -39,10 +39,10 @@ from tinygpt.errors import OPTION, TinyGPTError, fitting
 from tinygpt.evaluate import classify, doctor
 from tinygpt.evaluate.command import measure
 from tinygpt.evaluate.loss import mean_loss
-from tinygpt.evaluate.plot import draw
 from tinygpt.generate import Sampling, generate
 from tinygpt.report.collect import curves
 from tinygpt.report.curves import draw_curves
+from tinygpt.report.plot import draw
 from tinygpt.sample import TextStream, pieces
 from tinygpt.terminal import counted, table
 from tinygpt.training.log import read_metrics
@@ -298,12 +298,12 @@ def evaluate(ckpt: str | Path = "out/ckpt.pt", **options: Any) -> dict[str, Any]
 
 @_arguments("output")
 def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
-    """Draw the loss curves of runs, as `tinygpt plot`: into `output`, or loss.png of the first run.
+    """Draw the loss curves of runs, as `tinygpt report --png`: into `output`, or loss.png of the first run.
 
     Errors: TinyGPTError without an evaluation, and without matplotlib (the extra `plot`).
     """
     folders = [run.folder if isinstance(run, Run) else run for run in runs]
-    return Picture(_absolute(draw(_config(schema.PlotConfig, *folders, output=output))))
+    return Picture(_absolute(draw(_config(schema.ReportConfig, *folders, png=output or None))))
 
 
 def _train(

@@ -25,9 +25,8 @@ GROUPS = {
         "plan": ("plan.command:plan", "PlanConfig", "predict a training run's time and memory"),
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
         "doctor": ("machine:doctor", "DoctorConfig", "diagnose a run and check its files, or this machine"),
-        "plot": ("evaluate.plot:plot", "PlotConfig", "draw the loss curves of runs, or convert them for TensorBoard"),
         "watch": ("serve.watch:watch", "WatchConfig", "show the report of a run in a browser while it trains"),
-        "report": ("report:report", "ReportConfig", "write one HTML file about a run, with its model inside"),
+        "report": ("report:report", "ReportConfig", "show a run: one HTML file with its model, a PNG, TensorBoard"),
         "why": ("why.command:why", "WhyConfig", "show which training examples influenced an output"),
     },
     "adapt a model": {
@@ -51,6 +50,7 @@ GROUPS = {
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 GONE = {  # commands of earlier versions, and what replaces each
     "check": "doctor",
+    "plot": "report RUN --png FILE, or --tensorboard",
     "merge": "export --format=checkpoint --ckpt BASE --adapter ADAPTER",
     "race": "lab race",
     "--tyro-print-completion": "--print-completion bash",

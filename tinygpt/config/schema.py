@@ -656,31 +656,6 @@ class AdviseConfig(Config):
 
 
 @dataclasses.dataclass
-class PlotConfig(Config):
-    """Draw the loss curves of one or more runs as a PNG file, or convert runs for TensorBoard.
-
-    tinygpt plot out/ out-mine/ --output losses.png
-
-    tinygpt plot out/ out-mine/ --to tensorboard
-
-    The last command writes event files; tensorboard --logdir . shows those of all runs below this folder.
-    """
-
-    runs: Annotated[Files, POSITIONAL] = ("out",)
-    """run folders"""
-    output: File = ""
-    """the PNG file, also -o; empty: loss.png in the first folder"""
-    to: Literal["png", "tensorboard"] = "png"
-    """png: one picture of all runs; tensorboard: event files in each RUN/tensorboard, as train --report_to=tensorboard
-    writes them; a second conversion replaces the first"""
-
-    def problems(self) -> Iterator[str]:
-        yield from super().problems()
-        if self.output and self.to != "png":
-            yield f"output is the PNG file, and cannot be used with to={self.to}"
-
-
-@dataclasses.dataclass
 class DoctorConfig(DataConfig):
     """Diagnose a run (still improving, finished, overfitting, diverged, too little data), and check its files.
 
@@ -749,7 +724,9 @@ class ReportConfig(DataConfig):
     """Write one HTML file about a run, with the running model inside: no server, no network.
 
     tinygpt report out -o report.html
-    tinygpt report out out-mine      # curves in one figure, models side by side
+    tinygpt report out out-mine                       # curves in one figure, models side by side
+    tinygpt report out out-mine --png losses.png      # only the loss curves
+    tinygpt report out out-mine --tensorboard         # event files, which tensorboard --logdir . shows
     """
 
     runs: Annotated[Files, POSITIONAL] = ("out",)
@@ -758,6 +735,18 @@ class ReportConfig(DataConfig):
     """the HTML file, also -o; empty: report.html in the first folder"""
     no_text: bool = False
     """leave out samples and all text of the dataset; the weights remain, and can reproduce memorised text"""
+    png: File = ""
+    """draw the loss curves of the runs into this PNG file instead"""
+    tensorboard: bool = False
+    """write event files in each RUN/tensorboard instead, as train --report_to=tensorboard does; a second conversion
+    replaces the first"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        instead = [name for name in ("png", "tensorboard") if getattr(self, name)]
+        ours = [name for name in ("output", "no_text") if getattr(self, name)]
+        if len(instead) > 1 or (instead and ours):
+            yield f"{instead[0]} cannot be used with {[*instead[1:], *ours][0]}"
 
 
 @dataclasses.dataclass

@@ -17,19 +17,31 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_of, without_folders
 from tinygpt.report.curves import RUN_COLOURS, draw_curves
 from tinygpt.report.page import destination, publish, templates
+from tinygpt.report.plot import convert, draw
 
 if TYPE_CHECKING:
     from tinygpt.report.collect import LoadedRun
 
 
 def report(config: ReportConfig) -> None:
+    """Run the command. Errors: TinyGPTError if nothing can be shown."""
+    folders = [Path(name) for name in config.runs]
+    if config.tensorboard:
+        convert(folders)
+    elif config.png:
+        draw(config)
+    else:
+        write_page(folders, config)
+
+
+def write_page(folders: list[Path], config: ReportConfig) -> None:
     """Write the page of a run, which names what is missing. Errors: TinyGPTError if nothing can be shown."""
     templates()
-    path = destination(config.output, Path(config.runs[0]), "report.html")
-    if len(config.runs) > RUN_COLOURS:
-        what = f"one figure cannot show the curves of {len(config.runs)} runs"
+    path = destination(config.output, folders[0], "report.html")
+    if len(folders) > RUN_COLOURS:
+        what = f"one figure cannot show the curves of {len(folders)} runs"
         raise TinyGPTError(what, f"name at most {RUN_COLOURS} run folders")
-    publish(gather([Path(name) for name in config.runs], config), path)
+    publish(gather(folders, config), path)
 
 
 def export(config: ExportConfig) -> None:

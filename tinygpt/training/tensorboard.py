@@ -42,7 +42,7 @@ class TensorBoard:
         writer = import_summary_writer("TensorBoard")
         threading.excepthook = _excepthook
         self.started, self.points = started, 0
-        self.afterwards = suggest.command("plot", folder, "--to", "tensorboard")
+        self.afterwards = suggest.command("report", folder, "--tensorboard")
         self.writers: dict[str, Any] = {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(folder_lock(folder / "tensorboard", "run"))

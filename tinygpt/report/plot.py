@@ -1,9 +1,9 @@
-"""`tinygpt plot`: draw the loss curves of runs into a PNG (the extra `plot`), or convert runs for TensorBoard."""
+"""`tinygpt report --png` and `--tensorboard`: draw the loss curves of runs (the extra `plot`), or convert runs."""
 
 from pathlib import Path
 
 from tinygpt.config import suggest
-from tinygpt.config.schema import PlotConfig
+from tinygpt.config.schema import ReportConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.doctor import evaluations
 from tinygpt.files import drawing, require_writable, writing
@@ -14,7 +14,7 @@ from tinygpt.training.tensorboard import TensorBoard, import_summary_writer
 def convert(folders: list[Path]) -> None:
     """Write the event files of runs, and print the command that shows them. The last line of metrics.jsonl gets the
     time of the file's last change, so a run that is converted twice has the same points."""
-    import_summary_writer("--to tensorboard")
+    import_summary_writer("--tensorboard")
     runs = {folder: read_metrics(folder) for folder in folders}
     for folder, entries in runs.items():
         if not any(entry["kind"] in ("train", "eval") for entry in entries):
@@ -30,25 +30,18 @@ def convert(folders: list[Path]) -> None:
         print(f"next: {suggest.tensorboard(folder)}")
 
 
-def plot(config: PlotConfig) -> None:
-    """Run the command. Errors: TinyGPTError for a folder without metrics, and for a missing package."""
-    if config.to == "tensorboard":
-        convert([Path(folder) for folder in config.runs])
-    else:
-        draw(config)
-
-
-def draw(config: PlotConfig) -> Path:
+def draw(config: ReportConfig) -> Path:
     """Draw validation losses as lines with a dot at the best, training losses dashed, each run in one colour. Returns
-    the path of the PNG."""
-    folders, runs = [Path(folder) for folder in config.runs], []
+    the path of the PNG: config.png, or loss.png of the first run."""
+    folders = [Path(folder) for folder in config.runs]
+    runs = []
     for folder in folders:
         steps, train, val, _ = evaluations(read_metrics(folder))
         if not steps:
             raise TinyGPTError(f"{folder} has no evaluation with a finite loss", "train until the first evaluation")
         runs.append((folder.name, steps, train, val))
-    path = Path(config.output or folders[0] / "loss.png")
-    require_writable(path, "--output losses.png")
+    path = Path(config.png or folders[0] / "loss.png")
+    require_writable(path, "--png losses.png")
     with drawing(path, "a plot") as (_, axes):
         for index, (name, steps, train, val) in enumerate(runs):
             color, best = f"C{index}", int(val.argmin())
