@@ -34,7 +34,7 @@ PAGES = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"),
 README = PAGES[ROOT / "README.md"]
 KEYS = PAGES[ROOT / "docs/CONFIGURATION.md"]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
-OTHERS = [path for folder in configfile.OTHERS for path in folder.glob("*.yaml")]
+ELSEWHERE = [path for folder in configfile.OTHERS for path in folder.glob("*.yaml")]
 
 
 def commands(text: str) -> list[list[str]]:
@@ -288,7 +288,7 @@ def preset_counts(preset: str, grown: int = 0) -> tuple[int, int]:
 @functools.cache
 def counts() -> tuple[dict[str, tuple[int, int]], list[tuple[int, int]]]:
     """Parameter counts of the presets by name, and those of other models that the texts mention."""
-    presets = {path.stem: preset_counts(path.stem) for path in (*PRESETS, *OTHERS) if "finetune" not in path.stem}
+    presets = {path.stem: preset_counts(path.stem) for path in (*PRESETS, *ELSEWHERE) if "finetune" not in path.stem}
     rope: dict[str, Any] = {"position": "rope"}
     others = [
         preset_counts("shakespeare_char_fast", grown=16),  # fine-tuned on transactions: 13 characters, 3 special tokens
@@ -318,7 +318,7 @@ def test_the_presets_are_at_most_twelve_and_listed() -> None:
     assert sorted(listed) == [path.stem for path in PRESETS] and len(PRESETS) <= 12
 
 
-TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS, *OTHERS]
+TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS, *ELSEWHERE]
 
 
 def wrong_counts(text: str) -> list[str]:
