@@ -22,7 +22,16 @@ from tinygpt.config import parse as configfile
 from tinygpt.config import schema
 from tinygpt.config.fields import PATH, POSITIONAL, Config, Key, Limit, keys, meanings
 from tinygpt.config.parse import parse, read_python, read_yaml, to_yaml
-from tinygpt.config.schema import EvalConfig, FinetuneConfig, PrepareConfig, ReportConfig, SampleConfig, TrainConfig
+from tinygpt.config.schema import (
+    EvalConfig,
+    ExportConfig,
+    FinetuneConfig,
+    PrepareConfig,
+    ReportConfig,
+    SampleConfig,
+    ServeConfig,
+    TrainConfig,
+)
 from tinygpt.errors import TinyGPTError
 
 
@@ -565,7 +574,9 @@ def test_what_help_shows(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         assert 0 < shown[command].index(earlier) < shown[command].index(later)
     for part in ("--batch_size INT>=1 ", "--dropout FLOAT>=0,<1 ", "--quiet  ", "--tie_weights {True,False}"):
         assert part in shown["train"]
-    assert "[RUNS ...]" in shown["report"] and r"(default: '\n')" in shown["sample"]
+    assert (
+        "[RUNS ...]" in shown["report"] and "sample [RUN] " in shown["sample"] and r"(default: '\n')" in shown["sample"]
+    )
     assert "-o PATH, --output PATH" in shown["report"]
 
 
@@ -586,6 +597,7 @@ def test_bash_completes_commands_options_choices_and_paths(tmp_path: Path, capsy
         "train --n_la": "--n_layer",
         "train mi": "mine.yaml",
         "train --norm rms": "rmsnorm",
+        "sample mi": "mine.yaml",
         "sample --ckpt mi": "mine.yaml",
         "prepare x --input mi": "mine.yaml",
     }.items():
@@ -593,6 +605,16 @@ def test_bash_completes_commands_options_choices_and_paths(tmp_path: Path, capsy
         ask = f"COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _shtab_tinygpt; echo ${{COMPREPLY[@]}}"
         done = subprocess.run(["bash", "-c", f"{script}\n{ask}"], cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout.split() == [completed], (line, done)
+
+
+@pytest.mark.parametrize("kind", [SampleConfig, EvalConfig, ExportConfig, ServeConfig])
+def test_a_run_is_the_first_argument_or_ckpt(kind: type[SampleConfig]) -> None:
+    made = parse(kind, ["~/my out"])
+    assert (made.ckpt, made.given, made.flags) == (os.path.expanduser("~/my out"), {"ckpt"}, {"ckpt"})
+    assert made == parse(kind, ["--ckpt", "~/my out"])
+    assert parse(kind, []).ckpt == "out/ckpt.pt" and not parse(kind, []).given
+    assert "the model is out" in complaint("out2", "--ckpt=out", kind=kind)
+    assert "out2: unexpected argument" in complaint("out", "out2", kind=kind)
 
 
 def test_a_home_folder_in_flags_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

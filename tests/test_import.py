@@ -196,7 +196,7 @@ def test_text_is_encoded_at_once_if_a_token_may_contain_several_words(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (work / "theirs" / "tokenizer.json").write_text(tokenizer_json(use_regex=False, size=vocabulary()))
-    assert "--ckpt out-words --temperature 0 --start " in ok(work, "import", "theirs", "--out_dir=out-words").out
+    assert "sample out-words --temperature 0 --start " in ok(work, "import", "theirs", "--out_dir=out-words").out
     text = "the sky is blue and the grass is green\n" * 30
     (work / "text.txt").write_text(text)
     monkeypatch.setattr("tinygpt.data.text_files.BLOCK", 50)
@@ -269,7 +269,7 @@ def test_lora_on_pairs_answers_is_merged_and_opens_in_transformers(work: Path) -
     asked = ["--start=grass 7", "--temperature=0", "--json"]
     adapted = json.loads(ok(work, "sample", "--ckpt=out-base", "--adapter=out-lora", *asked).out)
     said = ok(work, "export", "--format=checkpoint", "--ckpt=out-base", "--adapter=out-lora", "--output=out-merged").out
-    assert "next: tinygpt eval --ckpt out-merged/ckpt.pt" in said  # `sample` would need a prompt
+    assert "next: tinygpt eval out-merged" in said  # `sample` would need a prompt
     merged = json.loads(ok(work, "sample", "--ckpt=out-merged", *asked).out)
     assert adapted["text"] == merged["text"] == "green"
     ok(work, "export", "--ckpt=out-merged", "--format=hf", "-o", "hf")
@@ -381,10 +381,10 @@ def test_a_checkpoint_needs_no_import(work: Path) -> None:
     torch.save({key: state[key] for key in keys} | {"iter_num": 1, "best_val_loss": 2.0}, work / "nanogpt.pt")
     for source in ("out-base", "out-base/ckpt.pt", "out-lora/last.pt", "nanogpt.pt"):
         message = refused(work, "import", source, "--out_dir=new")
-        assert "already is a checkpoint of tinygpt, which needs no import" in message and "sample --ckpt" in message
+        assert "already is a checkpoint of tinygpt, which needs no import" in message and "tinygpt sample " in message
     for source in ("adapter", "adapter/adapter.pt"):
         message = refused(work, "import", source, "--out_dir=new")
-        assert "already is a LoRA adapter" in message and "sample --ckpt BASE --adapter" in message
+        assert "already is a LoRA adapter" in message and "sample BASE --adapter" in message
     for name in ("out-base/ckpt.pt", "adapter/adapter.pt"):
         whole = (work / name).read_bytes()
         (work / name).write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
@@ -415,7 +415,7 @@ def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path) 
         settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
         said = ok(work, "import", folder.name, f"--out_dir=out-{index}")
         assert why in said.out and "it continues text" in said.out, said.out
-        assert f"next: tinygpt sample --ckpt out-{index}\n" in said.out  # without a question
+        assert f"next: tinygpt sample out-{index}\n" in said.out  # without a question
         assert load(work / f"out-{index}").tokenizer["pair"] is None  # type: ignore[index]
 
 

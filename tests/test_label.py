@@ -255,8 +255,8 @@ def test_damaged_foreign_newer_and_ordinary_files_are_refused(work: Path, tiny_r
     torch.save(state, path)  # without the seal
     assert "its seal is missing" in problem()
     path.write_bytes((tiny_run / "out/ckpt.pt").read_bytes())
-    assert "not a model of tinygpt advise" in problem() and "tinygpt eval --ckpt" in problem()
-    assert "tinygpt sample --ckpt" in refused(work, "label", "new.txt", f"--model={tiny_run / 'out'}")
+    assert "not a model of tinygpt advise" in problem() and "tinygpt eval " in problem()
+    assert "tinygpt sample " in refused(work, "label", "new.txt", f"--model={tiny_run / 'out'}")
 
 
 def test_a_classifier_with_word_vectors_names_the_extra(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -634,7 +634,7 @@ def test_the_command_to_try_fits_the_model_and_its_dataset(moved: Path, monkeypa
 
     monkeypatch.chdir(moved)
     labelled, text = load("run"), load("out")
-    assert next_command(labelled, "run", "elsewhere") == "tinygpt eval --ckpt run/ckpt.pt --data_dir=elsewhere"
-    assert next_command(labelled, "run", "data") == "tinygpt sample --ckpt run/ckpt.pt --plain"
-    assert next_command(text, "a b", "data") == "tinygpt sample --ckpt 'a b/ckpt.pt'"
-    assert suggest.next_command({}, "out", True, prompt="1 2") == "tinygpt sample --ckpt out/ckpt.pt --start '1 2'"
+    assert next_command(labelled, "run", "elsewhere") == "tinygpt eval run --data_dir=elsewhere"
+    assert next_command(labelled, "run", "data") == "tinygpt sample run --plain"
+    assert next_command(text, "a b", "data") == "tinygpt sample 'a b'"
+    assert suggest.next_command({}, "out", True, prompt="1 2") == "tinygpt sample out --start '1 2'"

@@ -110,7 +110,7 @@ def test_what_is_shown(work: Path) -> None:
         r"^step 30: train loss \d\.\d{4}, val loss \d\.\d{4} \(best\)$",
         r"^    \| ",
         r"^done in \d+ min \d+ s; best validation loss \d\.\d{4}$",
-        r"^next: tinygpt sample --ckpt out/ckpt\.pt$",
+        r"^next: tinygpt sample out$",
     ):
         assert re.search(pattern, shown, re.MULTILINE), pattern
     assert f"{load(work / 'out').build_model().num_params():,} parameters" in shown

@@ -1,7 +1,7 @@
 """`tinygpt import` and `tinygpt export`: make a checkpoint of another tool's model, or write one in its format.
 
 tinygpt import smollm2 --out_dir out-smollm2
-tinygpt export --ckpt out/ckpt.pt --format gguf
+tinygpt export out --format gguf
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def import_model(config: ImportConfig) -> None:
     print(f"tokenizer:  {tokenizer.vocab_size:,} tokens; {note}")
     print(f"written:    {out}/ckpt.pt")
     prompt = [] if tokenizer.pair is None else ["--temperature", "0", "--start", "What is the capital of France?"]
-    print(f"\nnext: {suggest.command('sample', '--ckpt', out, *prompt)}")
+    print(f"\nnext: {suggest.command('sample', out, *prompt)}")
     print("next: tinygpt prepare transactions")
     print(f"next: {suggest.command('finetune', 'configs/finetune_transactions_pretrained.yaml', f'--ckpt={out}')}")
 
@@ -71,14 +71,14 @@ def refuse_own(source: Path) -> None:
     folder = source.is_dir() and not (source / "config.json").exists()
     for path in [source / "ckpt.pt", source / "adapter.pt"] if folder else [source]:
         if path.suffix == ".pt" and path.exists():
-            what, flags = "checkpoint", ["--ckpt"]
+            what, base = "checkpoint", list[str]()
             if path.name == "adapter.pt":
                 store.read(path)  # it may be damaged
-                what, flags = "LoRA adapter", ["--ckpt", "BASE", "--adapter"]
+                what, base = "LoRA adapter", ["BASE", "--adapter"]
             else:
                 store.load(path)
             problem = f"{path} already is a {what} of tinygpt, which needs no import"
-            raise TinyGPTError(problem, suggest.command("sample", *flags, path))
+            raise TinyGPTError(problem, suggest.command("sample", *base, path))
 
 
 def require_finite_weights(weights: dict[str, Tensor], source: Path) -> None:
@@ -131,7 +131,7 @@ def import_adapter(config: ImportConfig, folder: Path) -> None:
     with folder_lock(out, "run"):
         save_adapter(out / "adapter.pt", run, weights_fingerprint(base.model))
     print(f"written: {out}/adapter.pt, LoRA of rank {run.config['lora_rank']} for {config.ckpt}")
-    print(f"\nnext: {suggest.command('sample', '--ckpt', config.ckpt, '--adapter', out)}")
+    print(f"\nnext: {suggest.command('sample', config.ckpt, '--adapter', out)}")
 
 
 def export(config: ExportConfig) -> None:

@@ -87,7 +87,7 @@ def kept(name: str, data: Data, folder: Path, base: str) -> tuple[Path, str]:
     path = Path(base) if name == ZERO_SHOT else folder / contenders.ckpt(name)
     plain = [one for one in data.prompts if one.isprintable() and one[:5] != "FILE:" and masked(one)[0] == one]
     prompt = min(plain, key=len, default="PROMPT")
-    return path, suggest.command("sample", f"--ckpt={path}", "--temperature=0", "--skip_unknown", f"--start={prompt}")
+    return path, suggest.command("sample", path, "--temperature=0", "--skip_unknown", f"--start={prompt}")
 
 
 def seconds_of(text: str) -> float:

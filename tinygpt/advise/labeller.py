@@ -137,7 +137,7 @@ def checkpoint_hint(path: Path) -> str:
     with contextlib.suppress(TinyGPTError):
         store.load(path)
         quoted = suggest.quoted(str(path))
-        return f"tinygpt eval --ckpt {quoted}, or tinygpt sample --ckpt {quoted}: this is a checkpoint of a GPT"
+        return f"tinygpt eval {quoted}, or tinygpt sample {quoted}: this is a checkpoint of a GPT"
     return ""
 
 

@@ -55,6 +55,7 @@ class Text:
 
 REQUIRED = dataclasses.MISSING
 POSITIONAL = "positional"  # annotates a key that is given without --key
+RUN = "run"  # annotates a key that may also be given without --key, as the first argument: `tinygpt sample out`
 PATH = "path"  # annotates a key whose value is a path: a leading ~ is the home folder, also in `--key=~/x` and in files
 
 
@@ -87,7 +88,7 @@ class Key(NamedTuple):
 
     name: str
     type: Any  # str, int, float, bool, a Literal of strings, or tuple for several strings
-    marks: tuple[Any, ...]  # Limit, Text, Group, POSITIONAL, PATH
+    marks: tuple[Any, ...]  # Limit, Text, Group, POSITIONAL, RUN, PATH
     default: Any  # REQUIRED: none
 
 

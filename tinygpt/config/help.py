@@ -11,7 +11,7 @@ import shutil
 import textwrap
 from typing import Any, get_args
 
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, Key, Limit, groups, meanings
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, RUN, Key, Limit, groups, meanings
 
 NOTE = "--key=VALUE or --key VALUE; a switch needs no value (off: --key=False)"
 WIDEST = 120  # longer lines are hard to read
@@ -45,14 +45,23 @@ def help_text(config_class: type, prog: str) -> str:
 
 def described(config_class: type, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Describe a command by its configuration: the examples in the docstring, its arguments, and its keys in groups."""
-    texts, usage = meanings(config_class), ["%(prog)s"]
+    texts = meanings(config_class)
+    usage = ["%(prog)s"]
+    arguments = parser.add_argument_group("arguments")
     for title, members in groups(config_class).items():
-        group = parser.add_argument_group(title, NOTE if title == "options" else None)
+        group = arguments if title == "arguments" else parser.add_argument_group(title)
         for key in members:
+            if RUN in key.marks:
+                run = key._replace(name="run", marks=(POSITIONAL, PATH))
+                usage.append(placeholder(run))
+                add(arguments, run, texts[key.name])
+                add(group, key._replace(default=""), "the same as RUN")
+                continue
             if POSITIONAL in key.marks:
                 usage.append(placeholder(key))
-            add(group, key, texts[key.name].replace("%", "%%"))
+            add(group, key, texts[key.name])
         if title == "options":
+            group.description = NOTE
             group.add_argument("-h", "--help", action="help", help="show this text")
     parser.usage = " ".join([*usage, "[OPTIONS]"])
     parser.description = config_class.__doc__
@@ -68,7 +77,7 @@ def add(group: Any, key: Key, text: str) -> None:
         options = {"action": "store_true"}
     elif shown is not REQUIRED and shown != "":
         readable = str(shown).isprintable()  # a line end would break the table
-        text += f" (default: {shown if readable else repr(shown)})".replace("%", "%%")
+        text += f" (default: {shown if readable else repr(shown)})"
     if key.type is bool and key.default:
         options["choices"] = ("True", "False")
     elif get_args(key.type):
@@ -80,7 +89,7 @@ def add(group: Any, key: Key, text: str) -> None:
         names = [key.name]
     elif key.name == "output":
         names.insert(0, "-o")
-    action = group.add_argument(*names, help=text, **options)
+    action = group.add_argument(*names, help=text.replace("%", "%%"), **options)
     if PATH in key.marks:
         action.complete = "file"  # for shtab
 

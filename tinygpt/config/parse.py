@@ -19,7 +19,7 @@ from typing import Any, TypeVar, get_args
 
 from tinygpt import terminal
 from tinygpt.config import suggest
-from tinygpt.config.fields import PATH, POSITIONAL, REQUIRED, Config, Key, keys
+from tinygpt.config.fields import PATH, POSITIONAL, REQUIRED, RUN, Config, Key, keys
 from tinygpt.config.schema import FinetuneConfig, PlanConfig, Switch, TrainConfig, run_settings
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
@@ -76,8 +76,8 @@ def parse(config_class: type[ConfigType], args: list[str], prog: str = "tinygpt"
 def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[list[str], dict[str, Any]]:
     """Separate the positional arguments from the flags, whose values are converted.
 
-    A flag is --key=value or --key value; a bare --quiet is True. A key that takes several values collects them from all
-    its occurrences: --input a b --input=c.
+    A flag is --key=value or --key value; a bare --quiet is True; the first argument of `sample out` is the flag
+    --ckpt=out. A key that takes several values collects them from all its occurrences: --input a b --input=c.
     """
     positionals, flags, queue = list[str](), dict[str, Any](), list(args)
     while queue:
@@ -103,6 +103,9 @@ def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[lis
             raise TinyGPTError(f"--{key.name} needs a value", f"--{key.name}=VALUE")
         values = [converted(key, text, "--") for text in texts]
         flags[key.name] = (*flags.get(key.name, ()), *values) if key.type is tuple else values[0]
+    for key in keys(config_class).values():
+        if RUN in key.marks and positionals and key.name not in flags:
+            flags[key.name] = converted(key, positionals.pop(0), "--")
     return positionals, flags
 
 
@@ -132,9 +135,10 @@ def positional_values(config_class: type, texts: list[str], flags: dict[str, Any
         if parsed:
             values[key.name] = tuple(parsed) if key.type is tuple else parsed[0]
     if texts:
-        takes_model = getattr(config_class, "ckpt", "") and "ckpt" not in flags  # import and lab have other arguments
-        hint = f"--ckpt {suggest.quoted(texts[0])}" if takes_model else ""
-        raise TinyGPTError(f"{texts[0]}: unexpected argument", hint)
+        hint = f"--start {suggest.quoted(texts[0])}" if "start" in keys(config_class) else ""
+        run = next((key.name for key in keys(config_class).values() if RUN in key.marks), "")
+        reason = f", since the model is {suggest.quoted(flags[run])}" if run else ""
+        raise TinyGPTError(f"{texts[0]}: unexpected argument{reason}", hint)
     return values
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from tinygpt.config.fields import DATASET_NAME, LARGEST, PATH, POSITIONAL, Config, Group, Limit, Text, keys
+from tinygpt.config.fields import DATASET_NAME, LARGEST, PATH, POSITIONAL, RUN, Config, Group, Limit, Text, keys
 
 Count = Annotated[int, Limit(">=", 1), Limit("<", LARGEST)]
 CountOrZero = Annotated[int, Limit(">=", 0), Limit("<", LARGEST)]
@@ -422,11 +422,11 @@ class FinetuneConfig(TrainConfig):
 class SampleConfig(InferenceConfig):
     """Generate text with a trained model.
 
-    tinygpt sample --ckpt out/ckpt.pt --start "ROMEO:" --max_new_tokens 300
+    tinygpt sample out --start "ROMEO:" --max_new_tokens 300
     """
 
-    ckpt: File = "out/ckpt.pt"
-    """a checkpoint, or its folder (nanoGPT's checkpoints are read too)"""
+    ckpt: Annotated[File, RUN] = "out/ckpt.pt"
+    """a run's folder, or a checkpoint (also nanoGPT's)"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     start: str = "\n"
@@ -461,12 +461,12 @@ class SampleConfig(InferenceConfig):
 class EvalConfig(InferenceConfig, DataConfig):
     """Evaluate a model on the complete validation split and compare it with n-gram baselines.
 
-    tinygpt eval --ckpt out/ckpt.pt
-    tinygpt eval --ckpt out-finetune/ckpt.pt --task transactions
+    tinygpt eval out
+    tinygpt eval out-finetune --task transactions
     """
 
-    ckpt: File = "out/ckpt.pt"
-    """a checkpoint, or its folder"""
+    ckpt: Annotated[File, RUN] = "out/ckpt.pt"
+    """a run's folder, or a checkpoint"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     dataset: DatasetName = ""
@@ -568,8 +568,8 @@ class LabelConfig(Config):
 class ServeConfig(DeviceConfig):
     """Serve a model on this machine: a chat page, and an API for clients of OpenAI's protocol.
 
-    tinygpt serve --ckpt out/ckpt.pt
-    tinygpt serve --ckpt out-reports --adapter a=out-reports-a --adapter b=out-reports-b
+    tinygpt serve out
+    tinygpt serve out-reports --adapter a=out-reports-a --adapter b=out-reports-b
     tinygpt serve --index index.db
     tinygpt serve --labels out-advise
 
@@ -578,8 +578,8 @@ class ServeConfig(DeviceConfig):
     seconds.
     """
 
-    ckpt: File = "out/ckpt.pt"
-    """a checkpoint, or its folder; the API names the model after the folder"""
+    ckpt: Annotated[File, RUN] = "out/ckpt.pt"
+    """a run's folder, or a checkpoint; the API names the model after the folder"""
     adapter: tuple[str, ...] = ()
     """NAME=PATH: also serve a LoRA adapter of that checkpoint, as the model NAME; may be given several times"""
     index: File = ""
@@ -796,18 +796,18 @@ class ImportConfig(Config):
 class ExportConfig(Config):
     """Write a model in the format of another tool.
 
-    tinygpt export --ckpt out/ckpt.pt --format html
-    tinygpt export --ckpt out/ckpt.pt --format hf
-    tinygpt export --ckpt out/ckpt.pt --format gguf
-    tinygpt export --ckpt out-smollm2 --adapter out-finetune-pretrained --format peft
+    tinygpt export out --format html
+    tinygpt export out --format hf
+    tinygpt export out --format gguf
+    tinygpt export out-smollm2 --adapter out-finetune-pretrained --format peft
 
-    tinygpt export --ckpt out-fast --adapter out-finetune-lora --format checkpoint -o out-merged
+    tinygpt export out-fast --adapter out-finetune-lora --format checkpoint -o out-merged
 
     Some options of the architecture cannot be exported as hf, gguf or peft; configs/shakespeare_char.yaml avoids them.
     """
 
-    ckpt: File = "out/ckpt.pt"
-    """a checkpoint, or its folder"""
+    ckpt: Annotated[File, RUN] = "out/ckpt.pt"
+    """a run's folder, or a checkpoint"""
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     format: Literal["html", "hf", "gguf", "peft", "checkpoint"] = "html"

@@ -1,6 +1,6 @@
 """Commands that tinygpt suggests, quoted for the shell of this system, so that they can be copied and pasted.
 
-suggest.command("sample", "--ckpt", "my runs/ckpt.pt")     # tinygpt sample --ckpt 'my runs/ckpt.pt'
+suggest.command("sample", "my run")     # tinygpt sample 'my run'
 """
 
 import os
@@ -58,7 +58,7 @@ def next_command(
     if labelled or not (prompt or "").isprintable():
         return evaluate(config, out)
     flags = ["--start", prompt] if prompt is not None else ["--plain"] if answers_prompts else []
-    return command("sample", "--ckpt", f"{out}/ckpt.pt", *flags)
+    return command("sample", out, *flags)
 
 
 def tensorboard(folder: str | Path) -> str:
@@ -68,7 +68,7 @@ def tensorboard(folder: str | Path) -> str:
 
 def evaluate(config: dict[str, Any], out: str | Path) -> str:
     """Return the command that evaluates the best model of the run in the folder `out`."""
-    return command("eval", "--ckpt", f"{out}/ckpt.pt", *data_dir_flag(str(config.get("data_dir") or "data")))
+    return command("eval", out, *data_dir_flag(str(config.get("data_dir") or "data")))
 
 
 def prepare(name: str, options: Any, folder: str | Path, fallback: str = "") -> str:

@@ -1,6 +1,6 @@
 """`tinygpt eval`: measure a model on a split, next to n-gram baselines.
 
-tinygpt eval --ckpt out/ckpt.pt
+tinygpt eval out
 """
 
 import io

@@ -213,7 +213,7 @@ def show(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
         print(f"{row['entry']} {row['ended']}")
     if ranked:
         model = folder / ranked[0]["entry"] / ranked[0]["model"]
-        print(f"\nnext: {suggest.command('sample', f'--ckpt={model}')}")
+        print(f"\nnext: {suggest.command('sample', model)}")
 
 
 class Clock:

@@ -4,6 +4,6 @@ A request passes through app, protocol and chat into the engine's queue; tokens 
 the client, one by one. `tinygpt watch` serves the report of a run instead (watch, follow); listen and http belong
 to both. Needs the packages starlette and uvicorn (pip install "tinygpt[serve]").
 
-    tinygpt serve --ckpt out/ckpt.pt
+    tinygpt serve out
     curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'
 """
