@@ -389,6 +389,7 @@ def test_killed_and_started_again(folder: Path, harness: Any) -> None:
         ({"who": ""}, ["--by=who"], "example 1 has no who"),
         ({"prompt": " "}, [], "prompt"),
         ({"response": ""}, [], "response"),
+        ({"response": "reply {n}"}, [], "48 different responses in 48 examples are free text, not labels"),
         ({}, ["--pretrained=nowhere"], "nowhere: no such file"),
         ({"prompt": "same"}, [], "all prompts are the same"),
     ],
@@ -419,47 +420,16 @@ def test_two_examples_and_no_file(tmp_path: Path) -> None:
     assert "none.csv" in refused(tmp_path, "advise", "none.csv")
 
 
-# ---- free responses -------------------------------------------------------------------------------------------------
-
-TOPICS = [3 * (a + b) for a in "bdfg" for b in "kmrs"]  # no two have a pair of letters in common
-
-
-def free_rows() -> list[dict[str, str]]:
-    """Prompts of 16 topics in three wordings; the topic decides the response."""
-    return [{"prompt": w + topic + w, "response": f"see {topic[:2].upper()}"} for topic in TOPICS for w in "uvw"]
-
-
-def test_free_responses(tmp_path: Path) -> None:
-    examples = free_rows()
-    write(tmp_path / "pairs.csv", examples)
-    said = ok(tmp_path, "advise", "pairs.csv", *FAST).out
-    assert "48 examples with 16 different free responses" in said and "exact match" in said
-    values = advice(tmp_path)
-    majority, nearest = values["contenders"]
-    assert values["advice"]["name"] == nearest["name"] == contenders.NEAREST
-    assert majority["bits_per_character"] is nearest["bits_per_character"] is None
-    # By hand: a line is right if its topic is among the training lines of its fold.
-    topics = np.arange(48) // 3
-    folds = split([row["prompt"] for row in examples], np.zeros(48, int), None, None).folds
-    assert nearest["accuracy"] == sum(np.isin(topics[test], topics[train]).sum() for train, test in folds) / 48 > 0.9
-    assert values["examples"][0] == {**examples[folds[0][1][0]], "answer": values["examples"][0]["answer"]}
-    # The model that is kept chooses a response.
-    write(tmp_path / "new.csv", [{"prompt": f"now {topic} please"} for topic in TOPICS])
-    command = said.partition("next: tinygpt ")[2].split()
-    assert command == ["label", "new.csv", "--model=out-advise", "-o", "labelled.csv"]
-    ok(tmp_path, *command)
-    with open(tmp_path / "labelled.csv", newline="") as file:
-        assert [row["label"] for row in csv.DictReader(file)] == [row["response"] for row in examples[::3]]
-
-
 def test_the_learning_curve_by_hand(tmp_path: Path) -> None:
     """A line is right if a training line has its topic. The newest 8 of 40 lines are tested; of the others, the newest
     8 have the topics of 2 tested lines, the newest 16 of 5, and all 32 of all."""
-    known, others = TOPICS[:8], TOPICS[8:]
+    topics = [3 * (a + b) for a in "bdfg" for b in "kmrs"]  # no two have a pair of letters in common
+    known, others = topics[:8], topics[8:]
     ages = [[*known, *others], [*known[2:5], *others[:5]], [*known[:2], *others[:6]], known]  # the oldest first
     prompts = [(age + topic + age, topic) for age, topics in zip("uvwx", ages, strict=True) for topic in topics]
     examples = [
-        {"prompt": prompt, "response": topic[:2], "day": str(day)} for day, (prompt, topic) in enumerate(prompts)
+        {"prompt": prompt, "response": topic[:2] if topic in known else "other", "day": str(day)}
+        for day, (prompt, topic) in enumerate(prompts)
     ]
     write(tmp_path / "pairs.csv", examples)
     curve = advice(tmp_path, "--time=day")["learning_curve"]
@@ -468,53 +438,6 @@ def test_the_learning_curve_by_hand(tmp_path: Path) -> None:
         (contenders.NEAREST, 0.5, 5 / 8),
         (contenders.NEAREST, 1.0, 8 / 8),
     ]
-
-
-def test_the_losses_of_free_responses_by_hand() -> None:
-    """Two models on ten lines of four characters and an end; the second also on ten others, which do not compare."""
-    data = Data([str(n) for n in range(20)], np.arange(20), [f"r{n:03}" for n in range(20)], free=True)
-    divided = Split("", [(np.arange(10, 20), np.arange(10)), (np.arange(10), np.arange(10, 20))], alone(20), None)
-    same = {"confidence": [0.0] * 10, "seconds": 0, "per_line": 0, "bytes": 0, "characters": [5] * 10}
-    never, three = [-1] * 10, [0, 1, 2] + [-1] * 7
-    results = {
-        MAJORITY: {key: value for key, value in same.items() if key != "characters"},
-        f"{GPT}, fold 1 of 1": {**same, "lines": list(range(10)), "predicted": three, "bits": [10.0] * 10},
-        contenders.ZERO_SHOT: {**same, "lines": list(range(10)), "predicted": never, "bits": [5.0] * 9 + [20.0]},
-    }
-    results[MAJORITY] |= {"lines": list(range(20)), "predicted": [-1] * 20, "confidence": [0.1] * 20}
-    report = summary.Report(data, divided, results, range(20))
-    figures = [(row["accuracy"], row["bits_per_character"], row["lines"]) for row in report.contenders]
-    assert figures == [(0, None, 20), (0.3, 2.0, 10), (0, 1.3, 10)]
-    assert report.advice.name == GPT  # no other beats the majority, and this one is right more often
-    (loss,) = report._loss()
-    p = stats.binomtest(9, 10, alternative="greater").pvalue
-    assert "zero-shot has the lowest, 1.30 bits per character" in loss.text
-    assert f"lower than that of tiny GPT in 9 of 10 lines (p = {p:.2g})" in loss.text
-
-
-@pytest.mark.slow
-def test_a_tiny_gpt_writes_free_responses(tmp_path: Path) -> None:
-    """Its exact matches and losses are those of decoding; without training, it is the pretrained model of its data."""
-    write(tmp_path / "pairs.csv", free_rows())
-    said = ok(tmp_path, "advise", "pairs.csv", "--budget=1h").out
-    assert "Loss: tiny GPT has the lowest" in said
-    stages = json.loads((tmp_path / "out-advise" / "advise.json").read_text())["stages"]
-    result, ckpt = stages[f"{GPT}, fold 1 of 5"]["result"], tmp_path / "out-advise" / "gpt-1" / "model"
-    model, pairs = Model(ckpt), [(row["prompt"], row["response"]) for row in free_rows()]
-    prompts, expected = zip(*(pairs[line] for line in result["lines"]), strict=True)
-    texts, probabilities = model.responses(prompts, 40)
-    right = np.array(texts) == np.array(expected)
-    assert right.tolist() == [index >= 0 for index in result["predicted"]] and right.any()
-    assert texts[: contenders.EXAMPLES] == result["examples"]
-    assert np.array(result["bits"])[right] == pytest.approx(-np.log2(probabilities[right]), rel=0.01, abs=0.01)
-    labels = sorted(set(expected_of := [response for _, response in pairs]))
-    data = Data([prompt for prompt, _ in pairs], np.array([labels.index(one) for one in expected_of]), labels, True)
-    divided = split(data.prompts, np.zeros_like(data.truth), None, None)
-    base = contenders.planned(contenders.PRETRAINED, data, str(ckpt))
-    assert contenders.zero_shot(base, data) and not contenders.zero_shot(base, data._replace(free=False))
-    untrained = base._replace(iterations=0)
-    again = contenders.measure_language_model(untrained, data, divided, 0, tmp_path / "none", PATIENCE)
-    assert again["predicted"] == result["predicted"] and not (tmp_path / "none").exists()
 
 
 # ---- a GPT ----------------------------------------------------------------------------------------------------------

@@ -68,13 +68,6 @@ def test_clean_examples_have_three_findings_without_advice() -> None:
     assert not any(finding.advice for finding in findings) and findings[2].count == 0
 
 
-def test_free_responses_have_no_labels() -> None:
-    findings = found(PAIRS, [])
-    assert next(iter(findings)) == "examples" and "rare labels" not in findings
-    assert "another label" not in findings["near duplicates"].what
-    assert "share of exact matches on these lines is 92.9%" in findings["different responses"].what
-
-
 def test_many_labels_are_listed_in_part_and_a_majority_is_named() -> None:
     labels = [f"label {number}" for number in range(14)]
     first = look([("some words", labels[0])] * 90 + [("x y z", label) for label in labels[1:-1]], labels)[0]

@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from tinygpt.advise import contenders, labeller, summary
-from tinygpt.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, ZERO_SHOT, Data, Training
+from tinygpt.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, Data, Training
 from tinygpt.advise.look import FEW, Finding, across, as_text, look, unseen
-from tinygpt.advise.personal import masked
 from tinygpt.advise.split import Split, parsed_times, split
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.store import load
@@ -59,8 +58,7 @@ def advise(config: AdviseConfig) -> None:
         models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
         tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
     settings = {key: getattr(config, key) for key in SETTINGS}
-    strata = np.zeros_like(data.truth) if data.free else data.truth
-    divided = split(data.prompts, strata, extra["by"], extra["time"])
+    divided = split(data.prompts, data.truth, extra["by"], extra["time"])
     screen = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
     with folder_lock(folder, "advice"), ended_by_sigterm(), screen:
         print(f"{path}: {data}; budget {duration(budget)}\n")
@@ -71,23 +69,12 @@ def advise(config: AdviseConfig) -> None:
         print(f"\n{text.as_text()}\n")
         for written in write(report.summary, folder, "advise", command="advise"):
             print(f"written: {written}")
-        model, following = kept(report.advice.name, data, folder, config.pretrained)
-        print(f"the model, {report.advice.name}: {model}\n\nnext: {following}")
+        following = suggest.command("label", "new.csv", f"--model={folder}", "-o", "labelled.csv")
+        if report.advice.name == MAJORITY:
+            following = "add examples, and run the same command with another --out_dir"
+        print(f"the model, {report.advice.name}: {folder / labeller.NAME}\n\nnext: {following}")
     if config.json:
         print(strict_json(report.values))
-
-
-def kept(name: str, data: Data, folder: Path, base: str) -> tuple[Path, str]:
-    """Return the advised model and the command that uses it. `tinygpt label` cannot write: it chooses a response."""
-    if name == MAJORITY:
-        return folder / labeller.NAME, "add examples, and run the same command with another --out_dir"
-    if not data.free or name in contenders.cheap(data):
-        command = suggest.command("label", "new.csv", f"--model={folder}", "-o", "labelled.csv")
-        return folder / labeller.NAME, command
-    path = Path(base) if name == ZERO_SHOT else folder / contenders.ckpt(name)
-    plain = [one for one in data.prompts if one.isprintable() and one[:5] != "FILE:" and masked(one)[0] == one]
-    prompt = min(plain, key=len, default="PROMPT")
-    return path, suggest.command("sample", path, "--temperature=0", "--skip_unknown", f"--start={prompt}")
 
 
 def seconds_of(text: str) -> float:
@@ -117,10 +104,13 @@ def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[int], dict[s
     labels = sorted({label for _, label in pairs})
     if len(labels) == 1:
         raise TinyGPTError(f"{path}: all examples have the label {pairs[0][1][:40]!r}", "add examples of another label")
-    free = not labels_of(pairs) and len(labels) * FEW > len(pairs)  # here there may be more labels than in other tasks
+    if not labels_of(pairs) and len(labels) * FEW > len(pairs):  # here there may be more labels than in other tasks
+        problem = f"{path}: {len(labels):,} different responses in {len(pairs):,} examples are free text, not labels"
+        command = suggest.command("prepare", "mine", f"--input={path}", "--format=pairs")
+        raise TinyGPTError(problem, f"{command}, then tinygpt finetune --dataset=mine and tinygpt eval --task=mine")
     index_of = {label: index for index, label in enumerate(labels)}
     truth = np.array([index_of[label] for _, label in pairs])
-    data = Data([prompt for prompt, _ in pairs], truth, labels, free)
+    data = Data([prompt for prompt, _ in pairs], truth, labels)
     by, times = (column_of(entries, name, path) for name in (config.by, config.time))
     return data, numbers, {"by": by, "time": None if times is None else parsed_times(times, config.time)}
 
@@ -183,9 +173,9 @@ class Examiner:
 
     def _look(self) -> list[Any]:
         labels = [self.data.labels[index] for index in self.data.truth]
-        findings = look(list(zip(self.data.prompts, labels, strict=True)), [] if self.data.free else self.data.labels)
+        findings = look(list(zip(self.data.prompts, labels, strict=True)), self.data.labels)
         findings += across(self.data.prompts, self.split.folds)
-        return findings + ([] if self.data.free else unseen(self.data.truth, self.data.labels, self.split.folds))
+        return findings + unseen(self.data.truth, self.data.labels, self.split.folds)
 
     def _language_model(self, name: str, share: float) -> None:
         """Try a language model for a share of the time that is left, on as many folds as fit."""
@@ -195,9 +185,6 @@ class Examiner:
         if earlier.get("too_slow"):  # perhaps only beside other programs
             forget(self.folder, self.identity, timing)
         plan = self._run(timing, 20, partial(self._plan, training, share))
-        if plan["zero_shot"]:
-            untrained = training._replace(iterations=0), self.data, self.split, 0, self.folder, math.inf
-            self._run(ZERO_SHOT, 20, partial(contenders.measure_language_model, *untrained))
         training = training._replace(iterations=plan["iterations"])
         for fold in range(plan["folds"]):
             folder = self.folder / f"{FOLDERS[name]}-{fold + 1}"
@@ -208,21 +195,19 @@ class Examiner:
     def _plan(self, training: Training, share: float) -> dict[str, Any]:
         """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each.
 
-        zero_shot: whether it is also tested without training, which takes a part of the time. too_slow: of a model that
-        is left out, whether a pilot was the reason, and not a budget without time for one."""
+        too_slow: of a model that is left out, whether a pilot was the reason, and not a budget without time for one."""
         stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
         slowest = max(stages[name]["seconds"] for name in contenders.cheap(self.data))
         seconds = share * (self._left() - AFTER * slowest)
         folder = self.folder / f"{FOLDERS[training.name]}-pilot"
         each, testing = contenders.pilot(training, self.data, self.split, folder, seconds)
-        zero_shot = contenders.zero_shot(training, self.data)
-        seconds -= time.monotonic() - began + testing * zero_shot
+        seconds -= time.monotonic() - began
         lines, tested = (len(part) for part in self.split.folds[0])
         for folds in range(min(len(self.split.folds), math.ceil(ENOUGH / tested)), 0, -1):
             own = seconds / (folds + FINAL) - testing
             if iterations := contenders.iterations_for(training, lines, own, each):
-                return {"iterations": iterations, "folds": folds, "seconds": own, "zero_shot": zero_shot}
-        left_out = {"zero_shot": False, "left_out": "it needs a larger --budget", "too_slow": math.isfinite(each)}
+                return {"iterations": iterations, "folds": folds, "seconds": own}
+        left_out = {"left_out": "it needs a larger --budget", "too_slow": math.isfinite(each)}
         return {"iterations": 0, "folds": 0, "seconds": 0.0, **left_out}
 
     def _left(self) -> float:
@@ -232,9 +217,7 @@ class Examiner:
     def _kept(self, name: str) -> bool:
         """Return whether the folder has the advised model, and can load it."""
         with contextlib.suppress(TinyGPTError):
-            if not self.data.free or name in contenders.cheap(self.data):
-                return labeller.load(self.folder).about.get("contender") == name
-            return name == ZERO_SHOT or bool(load(str(self.folder / contenders.ckpt(name))))
+            return labeller.load(self.folder).about.get("contender") == name
         return False
 
     def _keep(self, name: str) -> dict[str, Any]:
@@ -244,13 +227,9 @@ class Examiner:
         iterations = report.measured[name][0].get("iterations", 0)
         row = next(row for row in report.contenders if row["name"] == name)
         about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
-        about["free"] = self.data.free
-        if name == ZERO_SHOT:
-            return about
         limit = max(self._left(), report.measured[name][0]["seconds"])
         arguments = name, self.data, self.split, self.folder, iterations, config.pretrained, limit
         model = contenders.fit_on_all(*arguments)
-        if not self.data.free or name in contenders.cheap(self.data):
-            fields = config.prompt_field, config.response_field
-            labeller.save(self.folder, model, self.data.labels, report.sure.threshold, *fields, about)
+        fields = config.prompt_field, config.response_field
+        labeller.save(self.folder, model, self.data.labels, report.sure.threshold, *fields, about)
         return about

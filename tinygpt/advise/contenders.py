@@ -24,21 +24,19 @@ from tinygpt.advise.split import Split
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.evaluate.classifiers import Classifier, Linear, Majority, Nearest
-from tinygpt.experiment.models import Model, Trained, classifier, train, write_dataset
+from tinygpt.experiment.models import Trained, classifier, train, write_dataset
 from tinygpt.options import MOST_BIGRAM_TOKENS
-from tinygpt.prepare import tokenizer_for_pairs, tokenizer_of_model
+from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.retrieve import embeddings
 from tinygpt.terminal import progress
 from tinygpt.training.log import read_metrics
 
 MAJORITY, NEAREST, LINEAR = "majority", "nearest neighbours", "linear model"
 VECTORS, GPT, PRETRAINED = "linear model with word vectors", "tiny GPT", "pretrained, LoRA"
-ZERO_SHOT = "pretrained, zero-shot"  # without training, of free responses
 ALONE = 20  # lines that are classified one by one, for the time of a line
-EXAMPLES = 3  # free responses of a fold that are shown; a language model writes them one by one
-BATCH = 64  # prompts at a time, since each has a probability for each free response
+BATCH = 64  # prompts at a time
 HELD_OUT = 0.1  # share of the training lines whose loss chooses the weights of a language model
-LONGEST = {GPT: 480, PRETRAINED: 1200}  # characters of a prompt or a free response; more are cut
+LONGEST = {GPT: 480, PRETRAINED: 1200}  # characters of a prompt; more are cut
 SPECIAL_TOKENS = 3  # of a pair
 MOST_PASSES = 60  # of a GPT over the training lines
 GPT_BATCH, PRETRAINED_BATCH = 32, 16
@@ -52,32 +50,27 @@ PRETRAINED_TESTED = 200  # lines, since each takes a large part of a second
 
 
 class Data(NamedTuple):
-    """The examples: prompts, the index of each label, int64 (n,), and the labels, or the distinct free responses."""
+    """The examples: prompts, the index of each label, int64 (n,), and the labels."""
 
     prompts: list[str]
     truth: np.ndarray
     labels: list[str]
-    free: bool = False  # the responses are free text
 
     def pick(self, lines: np.ndarray) -> tuple[list[str], np.ndarray]:
         return [self.prompts[line] for line in lines], self.truth[lines]
 
     def pairs(self, lines: np.ndarray, training: "Training") -> list[tuple[str, str]]:
         """Return (prompt, response) of some lines, cut as a training needs them."""
-        longest, most = training.longest, training.longest_response
-        return [(self.prompts[line][:longest], self.labels[self.truth[line]][:most]) for line in lines]
+        return [(self.prompts[line][: training.longest], self.labels[self.truth[line]]) for line in lines]
 
     def __str__(self) -> str:
-        kind = "different free responses" if self.free else "labels"
-        return f"{len(self.prompts):,} examples with {len(self.labels):,} {kind}"
+        return f"{len(self.prompts):,} examples with {len(self.labels):,} labels"
 
 
 def cheap(data: Data) -> dict[str, Callable[[Sequence[str], np.ndarray, int], Classifier]]:
     """Return the functions that fit the cheap contenders that can be used for these data, by name."""
-    fits: dict[str, Callable[..., Classifier]] = {MAJORITY: Majority.fit, NEAREST: Nearest.fit}
-    if not data.free:
-        fits[LINEAR] = Linear.fit
-    if embeddings.installed() and not data.free:
+    fits: dict[str, Callable[..., Classifier]] = {MAJORITY: Majority.fit, NEAREST: Nearest.fit, LINEAR: Linear.fit}
+    if embeddings.installed():
         fits[VECTORS] = functools.partial(Linear.fit, embed=embeddings.WordLlama().vectors)
     return fits
 
@@ -101,7 +94,7 @@ def measure_cheap(name: str, data: Data, split: Split, subset: float = 1.0) -> d
     results = outcome(split.tested, np.array(predicted), np.array(confidence), statistics.mean(seconds), alone)
     stored = io.BytesIO()
     torch.save(fitted.state(), stored)
-    return results | {"bytes": len(stored.getvalue()), "examples": [data.labels[one] for one in predicted[:EXAMPLES]]}
+    return results | {"bytes": len(stored.getvalue())}
 
 
 def outcome(
@@ -132,7 +125,6 @@ class Training(NamedTuple):
     iterations: int
     context: int  # tokens
     longest: int  # characters of a prompt; longer ones are cut
-    longest_response: int  # likewise
     base: str = ""  # the checkpoint of a pretrained model
 
     def tested(self, count: int) -> np.ndarray:
@@ -154,31 +146,18 @@ class Training(NamedTuple):
 def planned(name: str, data: Data, base: str = "") -> Training:
     """Choose the context of a language model, so that 19 of 20 prompts fit completely; the others are cut."""
     longest = min(LONGEST[name], int(np.quantile([len(prompt) for prompt in data.prompts], 0.95)))
-    longest_response = max(map(len, data.labels))
-    if data.free:
-        longest_response = min(LONGEST[name], longest_response)
     if name == GPT:
-        context = longest + longest_response + SPECIAL_TOKENS
-        return Training(name, PILOT[name], context, longest, longest_response)
-    training = Training(name, PILOT[name], 0, longest, longest_response, base)
+        return Training(name, PILOT[name], longest + max(map(len, data.labels)) + SPECIAL_TOKENS, longest)
+    training = Training(name, PILOT[name], 0, longest, base)
     tokenizer = tokenizer_for_pairs(base).joined(characters(data, training))  # a base model of characters gets new ones
     context = max(len(tokenizer.encode_prompt(prompt[:longest])) for prompt in data.prompts)
-    context += max(len(tokenizer.encode_response(response[:longest_response])) for response in data.labels)
+    context += max(len(tokenizer.encode_response(label)) for label in data.labels)
     return training._replace(context=context)
 
 
 def characters(data: Data, training: Training) -> CharTokenizer:
     """Make a tokenizer of the characters of all lines: a tested response can have others than the training lines."""
     return tokenizer_of_pairs({"all": data.pairs(np.arange(len(data.truth)), training)})
-
-
-def zero_shot(training: Training, data: Data) -> bool:
-    """Return whether the model can be tested without training: it answers prompts, and knows all characters."""
-    if not (data.free and training.base):
-        return False
-    tokenizer = tokenizer_of_model(training.base)
-    grown = tokenizer.joined(characters(data, training))
-    return tokenizer.pair is not None and grown.vocab_size == tokenizer.vocab_size
 
 
 def fit_language_model(
@@ -190,8 +169,7 @@ def fit_language_model(
     parts = {"train": lines[~held_out] if val is not lines else lines, "val": val, "test": val[:1]}
     splits = {part: data.pairs(some, training) for part, some in parts.items()}
     known = characters(data, training)
-    labels, tokenizer = ([], known) if data.free else (data.labels, None)
-    dataset = write_dataset(folder / "data", splits, labels, tokenizer)
+    dataset = write_dataset(folder / "data", splits, data.labels)
     command, preset, settings = training.settings()
     if training.name == GPT and known.vocab_size > MOST_BIGRAM_TOKENS:
         settings["bigram_table"] = False
@@ -201,35 +179,22 @@ def fit_language_model(
 def measure_language_model(
     training: Training, data: Data, split: Split, fold: int, folder: Path, limit: float
 ) -> dict[str, Any]:
-    """Train on a fold (zero iterations: not at all), and test some or all of its tested lines."""
+    """Train on a fold, and test some or all of its tested lines."""
     train_lines, test_lines = split.folds[fold]
-    ckpt, trained = Path(training.base), Trained(0.0, 0, 0, 0, {})
-    if training.iterations:
-        ckpt, trained = folder / "model", fit_language_model(training, data, split, train_lines, folder, limit)
-    results, _ = answered(training, data, test_lines[training.tested(len(test_lines))], ckpt)
+    trained = fit_language_model(training, data, split, train_lines, folder, limit)
+    results, _ = answered(training, data, test_lines[training.tested(len(test_lines))], folder / "model")
     return results | {"seconds": trained.seconds, "bytes": trained.bytes, "iterations": training.iterations}
 
 
 def answered(training: Training, data: Data, lines: np.ndarray, ckpt: Path) -> tuple[dict[str, Any], float]:
     """Test a language model on some lines: the result, without the costs of training, and the seconds that it took."""
-    pairs, texts = data.pairs(lines, training), list[str]()
-    prompts = [prompt for prompt, _ in pairs]
-    if not data.free:
-        classify, began = classifier(ckpt, data.labels), time.monotonic()
-        probabilities = classify(prompts)
-        seconds = time.monotonic() - began
-        predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-        return outcome(lines, predicted, confidence, 0.0, one_by_one(classify, prompts)), seconds
-    model, began = Model(ckpt), time.monotonic()
-    exact, nats = model.matches(pairs)
+    prompts = [prompt for prompt, _ in data.pairs(lines, training)]
+    classify = classifier(ckpt, data.labels)
+    began = time.monotonic()
+    probabilities = classify(prompts)
     seconds = time.monotonic() - began
-    complete = [response == data.labels[index] for (_, response), index in zip(pairs, data.truth[lines], strict=True)]
-    predicted = np.where(exact & complete, data.truth[lines], -1)
-    longest = max(len(model.tokenizer.encode_response(response)) for _, response in pairs)
-    alone = one_by_one(lambda some: texts.extend(model.responses(some, longest)[0]), prompts[:EXAMPLES])
-    results = outcome(lines, predicted, np.zeros(len(lines)), 0.0, alone)
-    characters = [len(response) + 1 for _, response in pairs]  # with the end
-    return results | {"bits": (nats / math.log(2)).tolist(), "characters": characters, "examples": texts}, seconds
+    alone = one_by_one(classify, prompts)
+    return outcome(lines, probabilities.argmax(axis=1), probabilities.max(axis=1), 0.0, alone), seconds
 
 
 def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: float) -> tuple[float, float]:
@@ -243,7 +208,7 @@ def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: f
     first, last = entries[len(entries) // 2], entries[-1]
     results, tested_in = answered(training, data, lines[:PILOT_LINES], folder / "model")
     tested = len(training.tested(len(split.folds[0][1])))
-    testing = tested_in / len(results["lines"]) * tested + results["per_line"] * (EXAMPLES if data.free else ALONE)
+    testing = tested_in / len(results["lines"]) * tested + results["per_line"] * ALONE
     return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"]), testing
 
 

@@ -88,7 +88,7 @@ class Tested(NamedTuple):
     """The answers of a contender on the lines that it was tested on."""
 
     lines: np.ndarray  # indices of the lines, int64 (n,)
-    predicted: np.ndarray  # indices of the responses, int64 (n,); -1 for another text than all examples have
+    predicted: np.ndarray  # indices of the responses, int64 (n,)
     confidence: np.ndarray  # probability of each answer, float64 (n,)
 
 

@@ -126,9 +126,7 @@ def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:
     more = f", and {terminal.counted(len(counts) - 10, 'other label')}" if len(counts) > 10 else ""
     text = [f"{terminal.counted(len(answers), 'line')} labelled: {names}{more}"]
     text += [f"empty lines, which have no label: {empty:,}"] * bool(empty)
-    if labeller.about.get("free"):
-        text.append("sure: none, since free responses have no threshold")
-    elif labeller.threshold is None:
+    if labeller.threshold is None:
         text.append("sure: none, since on new examples this model was not right often enough at any threshold")
     else:
         sure = f"sure (probability {labeller.threshold:.2f} or more): {len(answers) - unsure:,}"

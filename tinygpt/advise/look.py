@@ -38,27 +38,25 @@ class Finding(NamedTuple):
 def look(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
     """Describe examples, and find what is wrong with them; the first three findings are always there.
 
-    pairs: (prompt, response), one or more. labels: those that a response can be; none for free responses.
+    pairs: (prompt, label), one or more. labels: all that there are.
     Errors: TinyGPTError if scikit-learn is not installed.
     """
-    problems = [contradictions(pairs, labels), near(pairs, labels), *too_little(pairs, labels), personal_data(pairs)]
+    problems = [contradictions(pairs), near(pairs), *too_little(pairs, labels), personal_data(pairs)]
     return [*described(pairs, labels), duplicates(pairs), *(finding for finding in problems if finding.count)]
 
 
 def described(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
     n, counts = len(pairs), Counter(response for _, response in pairs)
-    what, advice = f"Examples with free responses: {n:,} ({len(counts):,} distinct responses).", ""
-    if labels:
-        ranked = sorted(labels, key=lambda label: -counts[label])
-        rarest = f"; the rarest: {listed(ranked[-1:], counts)}" if len(labels) > MANY else ""
-        what = f"Examples: {n:,}. Labels: {len(labels):,} ({listed(ranked, counts)}{rarest})."
-        if (share := counts[ranked[0]] / n) >= 0.8:
-            advice = f"Always answering {shown(ranked[0], 30)} has an accuracy of {share:.0%}: compare macro-F1, too."
+    ranked = sorted(labels, key=lambda label: -counts[label])
+    rarest = f"; the rarest: {listed(ranked[-1:], counts)}" if len(labels) > MANY else ""
+    what, advice = f"Examples: {n:,}. Labels: {len(labels):,} ({listed(ranked, counts)}{rarest}).", ""
+    if (share := counts[ranked[0]] / n) >= 0.8:
+        advice = f"Always answering {shown(ranked[0], 30)} has an accuracy of {share:.0%}: compare macro-F1, too."
     ordered = sorted((prompt for prompt, _ in pairs), key=len)
     longest, (middle, high) = len(ordered[-1]), np.percentile([len(prompt) for prompt in ordered], [50, 95])
     size = f"Characters of a prompt: median {middle:,.0f}, 95th percentile {high:,.0f}, longest {longest:,}."
     several = "Look at the longest prompts: several texts may have become one." if longest > 10 * high else ""
-    first = Finding("examples and labels" if labels else "examples", n, what, [], advice)
+    first = Finding("examples and labels", n, what, [], advice)
     return [first, Finding("lengths", n, size, [shown(ordered[0]), shown(ordered[-1])], several)]
 
 
@@ -71,27 +69,26 @@ def duplicates(pairs: Sequence[Pair]) -> Finding:
     return Finding("exact duplicates", count, what, examples, advice)
 
 
-def contradictions(pairs: Sequence[Pair], labels: Sequence[str]) -> Finding:
-    """Find prompts, equal in every character, that occur with several responses."""
+def contradictions(pairs: Sequence[Pair]) -> Finding:
+    """Find prompts, equal in every character, that occur with several labels."""
     responses = defaultdict[str, Counter[str]](Counter)
     for prompt, response in pairs:
         responses[prompt][response] += 1
     several = {prompt: counts for prompt, counts in responses.items() if len(counts) > 1}
     ceiling = 100 * sum(max(counts.values()) for counts in responses.values()) / len(pairs)
-    kind, measure = ("labels", "accuracy") if labels else ("responses", "share of exact matches")
-    what = f"Prompts that occur with different {kind}: {len(several):,}, so the highest possible {measure} on these "
+    what = f"Prompts that occur with different labels: {len(several):,}, so the highest possible accuracy on these "
     examples = [arrow(prompt, " | ".join(counts)) for prompt, counts in [*several.items()][:2]]
-    advice = f"Choose one of the {kind} for each, or add to the prompt what tells the cases apart."
-    return Finding(f"different {kind}", len(several), f"{what}lines is {ceiling:.1f}%.", examples, advice)
+    advice = "Choose one of the labels for each, or add to the prompt what tells the cases apart."
+    return Finding("different labels", len(several), f"{what}lines is {ceiling:.1f}%.", examples, advice)
 
 
-def near(pairs: Sequence[Pair], labels: Sequence[str]) -> Finding:
+def near(pairs: Sequence[Pair]) -> Finding:
     firsts = dict(reversed(pairs))  # the first response to each prompt; other responses are contradictions
     lines = [*{(normalised(pair[0]), pair[1]): pair for pair in firsts.items()}.values()][::-1]
     found = near_duplicates([prompt for prompt, _ in lines])
-    differ = [(i, j) for i, j in found if labels and lines[i][1] != lines[j][1]]
+    differ = [(i, j) for i, j in found if lines[i][1] != lines[j][1]]
     what = f"Prompts that nearly repeat an earlier one (cosine of TF-IDF character trigrams from {THRESHOLD:g}): "
-    what += f"{len(found):,}" + (f", {len(differ):,} of them with another label." if differ else ".")
+    what += f"{len(found):,}, {len(differ):,} of them with another label."
     examples = [arrow(*lines[index]) for pair in (differ or found)[:1] for index in pair]
     advice = "Keep near duplicates in one split: a test on them does not show how a model does on new prompts."
     return Finding("near duplicates", len(found), what, examples, "Check labels that differ. " * bool(differ) + advice)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt.advise import judge, look
-from tinygpt.advise.contenders import FOLDERS, MAJORITY, Data
+from tinygpt.advise.contenders import MAJORITY, Data
 from tinygpt.advise.judge import TARGET, Advice, Sure, Tested
 from tinygpt.advise.look import Finding, as_table
 from tinygpt.advise.split import Split
@@ -24,10 +24,6 @@ MISTAKES = 10  # that are shown
 LABELS = (
     "Macro-F1: the labels' mean F1; rare labels count as much as frequent ones. Linear model: logistic regression on "
     "TF-IDF of words and characters."
-)
-FREE = (
-    "Exact match: the answer is the expected response, character for character. Bits per character: the loss of the "
-    "expected response; the lower, the better. Majority: the commonest response."
 )
 PARTS = 5  # in which the threshold is checked, if a single fold was tested
 
@@ -73,7 +69,7 @@ class Report:
     def sure(self) -> Sure:
         """Choose the threshold of the advised contender."""
         tested = self.tested[self.advice.name]
-        if self.advice.name == MAJORITY or self.data.free:
+        if self.advice.name == MAJORITY:
             return Sure(None, 0, 0, len(tested.lines), (0.0, 1.0))
         part_of = np.zeros(len(self.data.truth), dtype=int)
         for part, (_, test) in enumerate(self.split.folds):
@@ -86,22 +82,15 @@ class Report:
 
     @cached_property
     def contenders(self) -> list[dict[str, Any]]:
-        """Return the figures of each contender; of free responses, the accuracy is the share of exact matches."""
+        """Return the figures of each contender."""
         rows = []
         for name, tested in self.tested.items():
             truth, clusters, right = self.data.truth[tested.lines], self.split.clusters[tested.lines], self.right(name)
-            results, figures = self.measured[name], dict[str, Any]()
-            if self.data.free:
-                figures |= {"accuracy": float(right.mean()), "bits_per_character": None}
-                if "bits" in results[0]:
-                    total = joined(results, "characters").sum()
-                    figures["bits_per_character"] = float(joined(results, "bits").sum() / total)
-            else:
-                figures |= quality(confusion_matrix(truth, tested.predicted, self.L))
-                figures["macro_f1_interval"] = judge.macro_f1_interval(truth, tested.predicted, clusters, self.L)
+            results = self.measured[name]
             rows.append(
                 {"name": name, "lines": len(truth)}
-                | figures
+                | quality(confusion_matrix(truth, tested.predicted, self.L))
+                | {"macro_f1_interval": judge.macro_f1_interval(truth, tested.predicted, clusters, self.L)}
                 | {"accuracy_interval": judge.accuracy_interval(right, clusters)}
                 | {key: float(np.mean([one[key] for one in results])) for key in ("seconds", "per_line", "bytes")}
             )
@@ -130,8 +119,6 @@ class Report:
     def mistakes(self) -> list[dict[str, Any]]:
         """Return the wrong labels of the advised contender with the highest probability."""
         tested, rows = self.tested[self.advice.name], list[dict[str, Any]]()
-        if self.data.free:
-            return rows
         wrong = np.flatnonzero(~self.right(self.advice.name))
         for position in sorted(wrong, key=lambda position: -tested.confidence[position])[:MISTAKES]:
             line, answer = int(tested.lines[position]), int(tested.predicted[position])
@@ -142,15 +129,6 @@ class Report:
             }
             rows.append(row | {"answer": self.labels[answer], "probability": float(tested.confidence[position])})
         return rows
-
-    @cached_property
-    def examples(self) -> list[dict[str, Any]]:
-        """Return some free responses of the advised contender: those to the first tested lines."""
-        result = self.measured[self.advice.name][0]
-        return [
-            {"prompt": self.data.prompts[line], "response": self.labels[self.data.truth[line]], "answer": answer}
-            for line, answer in zip(result["lines"], result.get("examples", []) * self.data.free, strict=False)
-        ]
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -173,13 +151,10 @@ class Report:
             "threshold": self.sure._asdict(),
             "learning_curve": [point | {"right": float(point["right"].mean())} for point in self.curve],
             "mistakes": self.mistakes,
-            "examples": self.examples,
         }
 
     def per_label(self) -> list[dict[str, Any]]:
-        """Return precision, recall and F1 of the advised contender for each label; none for free responses."""
-        if self.data.free:
-            return []
+        """Return precision, recall and F1 of the advised contender for each label."""
         tested = self.tested[self.advice.name]
         columns = rates(confusion_matrix(self.data.truth[tested.lines], tested.predicted, self.L))
         return [
@@ -192,12 +167,12 @@ class Report:
 
     @property
     def summary(self) -> Summary:
-        name, free = self.advice.name, self.data.free
+        name = self.advice.name
         rows = [
             {
                 "contender": row["name"] + " (advised)" * (row["name"] == name),
-                self.measure: shown(row["accuracy"], row["accuracy_interval"]),
-                **({"bits per character": bits(row)} if free else {"macro-F1": macro_f1(row)}),
+                "accuracy": shown(row["accuracy"], row["accuracy_interval"]),
+                "macro-F1": shown(row["macro_f1"], row["macro_f1_interval"]),
                 "lines tested": f"{row['lines']:,}",
                 "training": duration(row["seconds"]) if row["seconds"] else "-",
                 "one line": f"{1000 * row['per_line']:.1f} ms",
@@ -209,28 +184,19 @@ class Report:
             f"Split {self.split.how}. In parentheses: 95% confidence intervals in percent. Training: once. One line: "
             "the time for a line that comes alone. "
         )
-        how += FREE if free else LABELS
+        how += LABELS
         how += "".join(f" Left out: {name}, since {why}." for name, why in self.left_out.items())
-        tables = [Table("Contenders, the simplest first", rows, how)]
-        tables.append(self._example_table() if free else self._label_table())
+        tables = [Table("Contenders, the simplest first", rows, how), self._label_table()]
         if self.mistakes:
             tables.append(self._mistakes_table())
         return Summary(
             "Which model for these data, and how good is it?",
             f"{self.data}: the simplest model that no other beats, tested as it will be used.",
             [*tables, as_table(self.findings)],
-            [self._choice(), *self._missed(), *(self._loss() if free else [self._threshold()]), *self._more_labels()],
-            f"{self.measure.capitalize()} of the contenders, with 95% confidence intervals",
+            [self._choice(), *self._missed(), self._threshold(), *self._more_labels()],
+            "Accuracy of the contenders, with 95% confidence intervals",
             self._draw,
         )
-
-    @property
-    def measure(self) -> str:
-        return "exact match" if self.data.free else "accuracy"
-
-    def _example_table(self) -> Table:
-        rows = [{key: look.shown(text, SHOWN) for key, text in row.items()} for row in self.examples]
-        return Table("Examples", rows, f"Of {self.advice.name}: its answers to the first tested lines.")
 
     def _label_table(self) -> Table:
         rows = [
@@ -262,12 +228,9 @@ class Report:
         row = next(row for row in self.contenders if row["name"] == self.advice.name)
         text = f"Advice: {row['name']}. {shown(row['accuracy'], row['accuracy_interval'])} of the answers are right."
         if row["name"] == MAJORITY:
-            commonest = "response" if self.data.free else "label"
-            text = f"Advice: no model yet. None is right more often than the commonest {commonest} alone."
+            text = "Advice: no model yet. None is right more often than the commonest label alone."
         elif len(self.tested) > 1:
             text += f" Why: {self.advice.why}."
-        if self.data.free and row["accuracy"] < FOUND and row["name"] != MAJORITY:
-            text += " Most of its answers differ from the expected response: a person must check each."
         if self.split.warning:
             text += f" Careful: {self.split.warning}."
         return Verdict(
@@ -275,30 +238,6 @@ class Report:
             "the simplest contender that is right more often than the majority and that no other beats by more than "
             f"chance (paired, one-sided tests on common lines, p < {judge.CHANCE}); the majority, if there is none",
         )
-
-    def _loss(self) -> list[Verdict]:
-        """Compare the language models by their losses on the lines that both were tested on."""
-        lost = {
-            name: joined(results, "bits") / joined(results, "characters")
-            for name, results in self.measured.items()
-            if "bits" in results[0]
-        }
-        if not lost:
-            return []
-        rows = {row["name"]: row["bits_per_character"] for row in self.contenders}
-        best, texts = min(lost, key=lambda name: rows[name]), []
-        for other in (name for name in lost if name != best):
-            lines, mine, theirs = np.intersect1d(self.tested[best].lines, self.tested[other].lines, return_indices=True)
-            lower, higher = lost[best][mine] < lost[other][theirs], lost[best][mine] > lost[other][theirs]
-            p = judge.p_value(lower, higher, self.split.clusters[lines])
-            texts.append(
-                f"; lower than that of {other} in {lower.sum():,} of {counted(len(lines), 'line')} ({judge.shown_p(p)})"
-            )
-        text = f"Loss: {best} has the lowest, {rows[best]:.2f} bits per character of the response{''.join(texts)}."
-        if best != self.advice.name:
-            text += " If a person edits the text, go by the loss rather than by exact matches."
-            text += f" {FOLDERS[best]}-1/model, next to this page, is its model." if best in FOLDERS else ""
-        return [Verdict(text, "the sum of the losses over the sum of the characters; a paired, one-sided sign test")]
 
     def _missed(self) -> list[Verdict]:
         """Warn of labels that are mostly missed, which the accuracy does not show if they are rare."""
@@ -361,15 +300,7 @@ class Report:
         axes.set_yticks(
             range(len(rows)), [row["name"] + "\n(advised)" * (row["name"] == self.advice.name) for row in rows]
         )
-        axes.set(xlabel=f"{self.measure} (%)", ylim=(-0.6, len(rows) - 0.4))
-
-
-def macro_f1(row: dict[str, Any]) -> str:
-    return shown(row["macro_f1"], row["macro_f1_interval"])
-
-
-def bits(row: dict[str, Any]) -> str:
-    return "-" if row["bits_per_character"] is None else f"{row['bits_per_character']:.2f}"
+        axes.set(xlabel="accuracy (%)", ylim=(-0.6, len(rows) - 0.4))
 
 
 def shown(share: float, interval: tuple[float, float]) -> str:

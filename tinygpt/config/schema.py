@@ -614,7 +614,7 @@ class ServeConfig(DeviceConfig):
 
 @dataclasses.dataclass
 class AdviseConfig(Config):
-    """Find the model that suits your labelled examples or free responses, and measure how good it really is.
+    """Find the model that suits your labelled examples, and measure how good it really is.
 
     tinygpt advise pairs.csv
     tinygpt advise pairs.csv --by=customer --pretrained=out-smollm2 --budget=1h
@@ -622,8 +622,7 @@ class AdviseConfig(Config):
     Each row has a prompt and its label (JSON Lines, CSV or Excel). tinygpt examines the rows, splits them into training
     and test lines, and trains models from simple to complex: the commonest label, nearest neighbours, a linear model of
     words and characters, also with word vectors, a tiny GPT, a pretrained model with LoRA. OUT_DIR gets the advised
-    model and a page. For free responses there is no linear model, and contenders are compared by exact match and loss.
-    Repeat the command to continue if it was stopped.
+    model and a page. Repeat the command to continue if it was stopped.
     """
 
     pairs: Annotated[File, POSITIONAL]

@@ -19,7 +19,6 @@ from tinygpt import device
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.data.pairs import tokenizer_of_pairs, write_pairs
-from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import Pair
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import Tokenizer
@@ -89,11 +88,6 @@ class Model:
     def responses(self, prompts: Sequence[str], longest: int) -> tuple[list[str], np.ndarray]:
         """Decode greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
         return respond.responses(self.model, self.tokenizer, prompts, longest, skip_unknown=True)
-
-    def matches(self, pairs: Sequence[Pair]) -> tuple[np.ndarray, np.ndarray]:
-        """Return whether greedy decoding gives each response, bool (n,), and the losses of the responses in nats."""
-        tokens = np.concatenate([self.tokenizer.encode_pair(*pair) for pair in pairs])
-        return respond.matches(self.model, PairRows(tokens, self.tokenizer), self.compute)
 
     @torch.inference_mode()
     def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
