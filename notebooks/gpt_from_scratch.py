@@ -1964,7 +1964,7 @@ check(wrong_confidence.mean() > 0.5, "wrong answers to new words have a mean con
 # *Short path.*
 #
 # Facts change, and a model's parameters do not. **Retrieval** (Lewis et al. 2020) keeps facts in documents: search for
-# passages with the question's words, then let a model *read* them. `tinygpt index` and `tinygpt ask` do both. tinygpt
+# passages with the question's words, then let a model *read* them. `tinygpt ask` does both. tinygpt
 # ships with a **reader**: a GPT like yours, trained to copy the answer from a passage or to report that there is none.
 #
 # The alternative is a **closed-book** model: yours, fine-tuned on the same facts, answering from its parameters alone.
@@ -2008,7 +2008,7 @@ def ask(*asked):
 
 def index() -> float:
     begun = time.time()
-    tinygpt("index", "documents", "--out=index.db", "--embeddings=none")  # keyword search alone
+    tinygpt("ask", "Who?", "documents", "--index=index.db", "--embeddings=none")  # keyword search alone
     return time.time() - begun
 
 

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt.config.schema import IndexConfig
+from tinygpt.config.schema import AskConfig
 from tinygpt.evaluate.share import percent
 from tinygpt.retrieve import rank as ranking
 from tinygpt.retrieve.answer import by_rare_words
 from tinygpt.retrieve.ask import THRESHOLD
-from tinygpt.retrieve.index import index as make_index
+from tinygpt.retrieve.index import index_of
 from tinygpt.retrieve.passages import sentences
 from tinygpt.retrieve.search import search
 from tinygpt.retrieve.store import Index, open_index
@@ -72,7 +72,7 @@ def measure(collections: Path, questions: list[Row], flags: dict[str, Any]) -> l
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "index.db"
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-                make_index(IndexConfig((str(collections / name),), str(out), **flags))
+                index_of(AskConfig(documents=(str(collections / name),), index=str(out), **flags))
             with open_index(out) as index:
                 ranking.rank(index, "warm up")
                 for known in (known for known in questions if known["collection"] == name):

@@ -79,7 +79,7 @@ def write(folder: Path, documents: dict[str, str], index: str = "index.db", size
         path = folder / "docs" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    ok(folder, "index", "docs", f"--out={index}", "--embeddings=none", f"--passage_size={size}", "--overlap=0")
+    ok(folder, "ask", "Who?", "docs", f"--index={index}", "--embeddings=none", f"--passage_size={size}")
 
 
 def make_asked(folder: Path, *flags: str) -> None:
@@ -329,7 +329,7 @@ def test_the_part_that_answers_is_marked(question: str, text: str, kind: str, ma
 def test_the_shipped_reader_adds_its_answer(tmp_path: Path) -> None:
     company = "Chief executive of AUG Foods: Lin Nax. Hana Jipel is the CFO of AUG Foods."
     write(tmp_path, {"a.md": f"# AUG Foods\n\n{company}\n\n# Norvik\n\nNorvik makes toys.\n"}, size=200)
-    ask = ["ask", "--index=index.db", "Who", "is the CFO of AUG Foods?"]
+    ask = ["ask", "--index=index.db", "Who is the CFO of AUG Foods?"]
     lines = ok(tmp_path, *ask, "--ckpt=reader", "--device=cpu").out.splitlines()
     assert lines[0] == '"**Hana Jipel** is the CFO of AUG Foods."' and lines[2] == "model: Hana Jipel"
     assert "model:" not in ok(tmp_path, *ask).out
@@ -365,7 +365,7 @@ def test_a_heading_that_fills_the_context_is_left_out_before_the_text(asked: Pat
     long = asked / "long"
     long.mkdir()
     (long / "a.md").write_text(f"# {'a long heading ' * 20}\n\nThe car of Emil is red.\n", encoding="utf-8")
-    ok(asked, "index", "long", "--out=long.db", "--embeddings=none")
+    ok(asked, "ask", "Who?", "long", "--index=long.db", "--embeddings=none")
     answer = found(asked, EMIL, index="long.db")
     assert answer["model"] == "red" and "passage 1 shortened" in answer["note"]
 
@@ -480,7 +480,7 @@ def until(descriptor: int, end: bytes) -> bytes:
 
 @pytest.mark.slow
 def test_a_long_passage_is_shortened_to_the_sentences_of_the_question(asked: Path) -> None:
-    ok(asked, "index", "docs/more", "--out=long.db", "--embeddings=none", "--passage_size=1000", "--overlap=0")
+    ok(asked, "ask", "Who?", "docs/more", "--index=long.db", "--embeddings=none", "--passage_size=1000")
     answer = found(asked, "Which colour is the hat of Tara?", index="long.db")
     assert answer["model"] == "blue" and answer["note"] == "the model's context has 256 tokens: passage 1 shortened"
     assert answer["answer"] == "The hat of Tara is blue." and answer["sentences"][0]["position"] == "line 1"
@@ -581,7 +581,7 @@ def test_a_word_is_known_however_it_is_written(tmp_path: Path) -> None:
     """Composed or not, in any case: the words that are searched for are those that the score counts."""
     for number, text in enumerate(["Die Straße ist lang.", "Le résumé est court.", "İstanbul is large.", "x", "y"]):
         (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
-    ok(tmp_path, "index", ".", "--embeddings=none")
+    ok(tmp_path, "ask", "Who?", ".", "--index=index.db", "--embeddings=none")
     with open_index(tmp_path / "index.db") as index:
         for question in ("Straße", "re\u0301sume\u0301", "İstanbul"):
             hits = search(index, question, 3)
@@ -616,14 +616,18 @@ def test_answers_are_compared_as_squad_compares_them(text: str, expected: str) -
             "which leaves no room for a passage",
             "shorter question",
         ),
-        ([EMIL, "--index=docs"], "docs: is a folder, not an index", "tinygpt index docs --out index.db"),
+        ([EMIL, "--index=docs"], "docs: is a folder, not an index", "tinygpt ask 'your question' docs"),
         ([EMIL, "--index=index.db", "--adapter=a"], "adapter needs ckpt", "--help"),
-        ([EMIL, "--index=none.db"], "none.db: no such file", "tinygpt index"),
-        ([EMIL, "--index=pairs.jsonl"], "not an index", "tinygpt index"),
+        ([EMIL, "--index=none.db"], "none.db: no such file", "tinygpt ask"),
+        ([EMIL, "--index=pairs.jsonl"], "not an index", "tinygpt ask"),
         ([EMIL, "--index=index.db", "--ckpt=none"], "none", "try"),
         ([EMIL, "--min_probability=1.5"], "min_probability is 1.5", "--help"),
         ([EMIL, "--questions=pairs.jsonl"], "a question and --questions are two tasks", "one of them"),
         (["--questions=none.jsonl"], "none.jsonl: no such file", "--questions"),
+        ([*EMIL.split(), "docs"], "colour: no such file", f"tinygpt ask '{EMIL}' docs\n"),
+        ([EMIL, "dcos"], "dcos: no such file", "give text"),
+        (["docs"], "docs: is a file or folder", "tinygpt ask 'your question' docs, or tinygpt ask - docs"),
+        ([EMIL], "neither documents nor an index is given", "tinygpt ask"),
     ],
 )
 def test_bad_input_is_refused_with_a_hint(args: list[str], says: str, hint: str, untrained: Path) -> None:
@@ -644,28 +648,40 @@ def test_bad_input_is_refused_with_a_hint(args: list[str], says: str, hint: str,
     ],
 )
 def test_an_invalid_line_of_questions_is_named(line: str, says: str, untrained: Path) -> None:
-    message = refused(untrained, "ask", questions(untrained, [KNOWN[0], line]), "--ckpt=out-colours")
+    message = refused(
+        untrained, "ask", "--index=index.db", questions(untrained, [KNOWN[0], line]), "--ckpt=out-colours"
+    )
     assert says in message and '{"question": ' in message
     (untrained / "val.jsonl").write_text("")
-    assert "contains no question" in refused(untrained, "ask", "--questions=val.jsonl", "--ckpt=out-colours")
+    assert "contains no question" in refused(
+        untrained, "ask", "--questions=val.jsonl", "--index=index.db", "--ckpt=out-colours"
+    )
 
 
 def test_a_source_that_the_index_does_not_have_is_named(untrained: Path) -> None:
     """Each right answer would count as wrong: a folder, another folder, a misspelt name."""
     for source in ("docs", "other/things.txt", "thing.txt", "."):
-        message = refused(untrained, "ask", questions(untrained, [(EMIL, "red", source)]))
+        message = refused(untrained, "ask", "--index=index.db", questions(untrained, [(EMIL, "red", source)]))
         assert f"val.jsonl: the index index.db has no document {source}" in message and "docs/" in message
-    done = ok(untrained, "ask", questions(untrained, [(EMIL, "", "thing.txt"), (EMIL, "red", "docs/things.txt")]))
+    done = ok(
+        untrained,
+        "ask",
+        "--index=index.db",
+        questions(untrained, [(EMIL, "", "thing.txt"), (EMIL, "red", "docs/things.txt")]),
+    )
     assert "2 questions, 1 with an answer" in done.out
 
 
 def test_the_question_that_a_model_cannot_read_is_named(untrained: Path) -> None:
     flags = [questions(untrained, [KNOWN[0], ("car " * 50, "", "")]), "--ckpt=out-colours"]
-    assert "error: car car" in (message := refused(untrained, "ask", *flags)) and "no room for a passage" in message
+    assert (
+        "error: car car" in (message := refused(untrained, "ask", "--index=index.db", *flags))
+        and "no room for a passage" in message
+    )
 
 
 def test_a_model_that_only_continues_text_is_refused(untrained: Path, tiny_run: Path) -> None:
-    message = refused(untrained, "ask", EMIL, f"--ckpt={tiny_run / 'out'}")
+    message = refused(untrained, "ask", EMIL, "--index=index.db", f"--ckpt={tiny_run / 'out'}")
     assert "does not answer prompts" in message and "tinygpt import smollm2" in message
 
 
@@ -694,7 +710,7 @@ def test_text_in_a_document_stays_text(trained: bool, request: pytest.FixtureReq
     for attack in ATTACKS if trained else ATTACKS[::4]:
         (folder / "attack").mkdir(exist_ok=True)
         (folder / "attack/a.txt").write_text(f"The car of Emil is red. {attack}\n", encoding="utf-8")
-        ok(folder, "index", "attack", "--out=attack.db", "--embeddings=none")
+        ok(folder, "ask", "Who?", "attack", "--index=attack.db", "--embeddings=none")
         answer = found(folder, EMIL, index="attack.db")
         assert answer.keys() == usual and isinstance(answer["answer"], str)
         for sentence in answer["sentences"]:
@@ -767,10 +783,9 @@ def test_documents_are_served_without_a_model(tmp_path: Path) -> None:
     pytest.importorskip("starlette")
     openai = pytest.importorskip("openai")
     (tmp_path / "terms.txt").write_text("The notice period is six weeks. Coffee is free.\n", encoding="utf-8")
-    ok(tmp_path, "index", "terms.txt", "--embeddings=none")
     question = "How long is the notice period?"
-    expected = json.loads(ok(tmp_path, "ask", question, "--min_probability=0", "--json").out)
-    with serving_here(tmp_path, "--index=index.db") as server:
+    expected = json.loads(ok(tmp_path, "ask", question, "terms.txt", "--min_probability=0", "--json").out)
+    with serving_here(tmp_path, "--documents=terms.txt") as server:
         client = server.client()
         assert [model.id for model in client.models.list()] == ["documents"]
         messages: list[Any] = [{"role": "user", "content": question}]
@@ -786,7 +801,7 @@ def test_an_index_that_is_updated_is_served_without_a_restart(tmp_path: Path) ->
 
     def index(text: str) -> None:
         (tmp_path / "terms.txt").write_text(text, encoding="utf-8")
-        ok(tmp_path, "index", "terms.txt", "--embeddings=none")
+        ok(tmp_path, "ask", "Who?", "terms.txt", "--index=index.db", "--embeddings=none")
 
     index("The notice period is six weeks.\n")
     with serving_here(tmp_path, "--index=index.db") as server:
@@ -812,7 +827,7 @@ def test_an_index_that_is_updated_is_served_without_a_restart(tmp_path: Path) ->
 def test_an_index_whose_embeddings_are_missing_is_refused_at_the_start(tmp_path: Path) -> None:
     pytest.importorskip("starlette")
     (tmp_path / "a.txt").write_text("The notice period is six weeks.\n", encoding="utf-8")
-    ok(tmp_path, "index", "a.txt", "--embeddings=wordllama")
+    ok(tmp_path, "ask", "Who?", "a.txt", "--index=index.db", "--embeddings=wordllama")
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wordllama'] = None")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = cli("serve", "--index=index.db", "--port=0", cwd=tmp_path, PYTHONPATH=path)

@@ -1,4 +1,4 @@
-"""`tinygpt index`: documents become passages that a search finds; after a failure, the old index is still there."""
+"""The index of `tinygpt ask`: documents become passages that a search finds, also after a failure of an update."""
 
 import contextlib
 import ctypes
@@ -45,6 +45,10 @@ five years.</p><script>hidden()</script><h2>Returns</h2><ul><li>Send it back.<li
 <pre>line one
   line two</pre></body></html>"""
 TABLE = 'name;city;staff\nKalor;Velno;12\nTashbel;"Qui; Sen";7\n;;\nA\u2028B;"C\nD";\n'
+
+
+ASK = ["ask", "Who is it?"]
+DEFAULTS = ["--index=index.db", "--embeddings=none"]
 
 
 def pdf(path: Path, *pages: str) -> None:
@@ -115,9 +119,8 @@ def folder(written: Path, tmp_path: Path) -> Path:
 
 
 def run(folder: Path, *args: str, documents: tuple[str, ...] = ("docs",)) -> Result:
-    """Run `tinygpt index`, without vectors unless the arguments say otherwise; it must succeed."""
-    args = args if any(arg.startswith("--embeddings") for arg in args) else (*args, "--embeddings=none")
-    return ok(folder, "index", *documents, *args)
+    """Ask about documents, which makes or updates index.db, without vectors unless the arguments say otherwise."""
+    return ok(folder, *ASK, *documents, *DEFAULTS, *args)
 
 
 def starting_with(code: str, folder: Path) -> str:
@@ -195,32 +198,32 @@ def test_headings(tmp_path: Path) -> None:
 def test_a_pipe_and_an_empty_name_are_refused(tmp_path: Path) -> None:
     """A pipe is empty when it is read again, and one without a writer would be waited for."""
     os.mkfifo(tmp_path / "pipe")
-    done = cli_here("index", "pipe", "--out=own.db", cwd=tmp_path)
+    done = cli_here(*ASK, "pipe", "--index=own.db", cwd=tmp_path)
     assert done.status == 2 and "pipe: is not a regular file" in done.err
     (tmp_path / "pipe").unlink()
-    assert "a file name is empty" in refused(tmp_path, "index", "", "--out=own.db")
+    assert "a file name is empty" in refused(tmp_path, *ASK, "", "--index=own.db")
 
 
 def test_a_link_that_leads_nowhere_is_refused_and_not_read_in_a_folder(folder: Path) -> None:
     for name, target in (("loop.txt", "loop.txt"), ("gone.txt", "nothing.txt"), ("again", ".")):
         (folder / "docs" / name).symlink_to(target)
     for name in ("docs/loop.txt", "docs/gone.txt"):
-        assert f"{name}: no such file" in refused(folder, "index", name)
-    assert "documents: 6 (6 added)" in run(folder).out
+        assert f"{name}: no such file" in refused(folder, *ASK, name)
+    assert "6 documents, 6 new\n" in run(folder).err
 
 
 def test_a_document_that_is_deleted_during_the_command_is_left_out(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stored = index.stored_documents
+    compared = index.compared
 
     def deleting(*args: Any) -> Any:
-        (folder / "docs" / "notes.txt").unlink()
-        return stored(*args)
+        (folder / "docs" / "notes.txt").unlink(missing_ok=True)
+        return compared(*args)
 
-    monkeypatch.setattr(index, "stored_documents", deleting)
+    monkeypatch.setattr(index, "compared", deleting)
     done = run(folder)
-    assert "documents: 5 (5 added, 1 left out)" in done.out and "left out: docs/notes.txt: no such file" in done.err
+    assert "5 documents, 5 new, 1 left out\n" in done.err and "left out: docs/notes.txt: no such file" in done.err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="takes from root what lets it read any file")
@@ -232,7 +235,7 @@ def test_a_folder_that_may_not_be_read_is_named(folder: Path) -> None:
             ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
     def indexed() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tinygpt", "index", "docs", "--embeddings=none"]
+        command = [sys.executable, "-m", "tinygpt", *ASK, "docs", *DEFAULTS]
         return subprocess.run(command, cwd=folder, preexec_fn=without_override, capture_output=True, text=True)
 
     (folder / "docs" / "sub").mkdir()
@@ -379,9 +382,9 @@ def test_the_table_is_read_as_wordllama_reads_it() -> None:
 def test_nothing_is_downloaded(folder: Path) -> None:
     """Without any network: in a process whose sockets raise."""
     code = "import socket; socket.socket.connect = lambda *a: 1 / 0; socket.getaddrinfo = lambda *a: 1 / 0\n"
-    result = cli("index", "docs", "--embeddings=wordllama", cwd=folder, PYTHONPATH=starting_with(code, folder))
+    result = cli(*ASK, "docs", "--embeddings=wordllama", cwd=folder, PYTHONPATH=starting_with(code, folder))
     assert result.status == 0, result.err
-    assert "embeddings: wordllama" in result.out
+    assert "docs" not in result.out or result.out.startswith(("probably", '"'))
 
 
 def test_vectors_find_a_passage_without_a_common_word(folder: Path) -> None:
@@ -424,7 +427,7 @@ def test_another_model_at_the_same_path_is_refused(run_copy: Path) -> None:
     checkpoints.save(path, checkpoint)
     with contextlib.chdir(run_copy), pytest.raises(TinyGPTError, match="another model"):
         found(run_copy, "red house")
-    assert "all documents are indexed again" in run(run_copy, "--embeddings=out/ckpt.pt", documents=("corpus",)).out
+    assert "all documents are indexed again" in run(run_copy, "--embeddings=out/ckpt.pt", documents=("corpus",)).err
     with contextlib.chdir(run_copy):
         assert found(run_copy, "red house")
         path.unlink()
@@ -439,7 +442,7 @@ def test_a_model_with_nan_makes_no_vectors(run_copy: Path) -> None:
     checkpoint = checkpoints.load(str(run_copy / "out/ckpt.pt"))
     checkpoint.model["transformer.wte.weight"][0] = math.nan
     checkpoints.save(run_copy / "out/ckpt.pt", checkpoint)
-    done = cli_here("index", "a.txt", "--embeddings=out/ckpt.pt", cwd=run_copy)
+    done = cli_here(*ASK, "a.txt", "--index=index.db", "--embeddings=out/ckpt.pt", cwd=run_copy)
     assert done.status == 1 and "error: out/ckpt.pt: the weights are NaN" in done.err
     assert not (run_copy / "index.db").exists()
 
@@ -457,7 +460,7 @@ def test_a_question_is_never_parsed_as_a_query(tmp_path: Path) -> None:
 
 def test_only_what_changed_is_read_again(folder: Path) -> None:
     """A file with an unchanged time and size is not read, even if its text has changed: the old text stays."""
-    assert "6 (6 added)" in run(folder).out
+    assert "6 documents, 6 new\n" in run(folder).err
     docs, before = folder / "docs", texts(folder)
     notes, report = docs / "notes.txt", docs / "report.md"
     status, text = notes.stat(), notes.read_text()
@@ -468,7 +471,7 @@ def test_only_what_changed_is_read_again(folder: Path) -> None:
     (docs / "paper.pdf").unlink()
     (docs / "new.md").write_text("A new document.")
     result = run(folder)
-    assert "documents: 6 (1 added, 1 changed, 1 removed, 4 unchanged)" in result.out
+    assert ": 6 documents, 1 new, 1 changed, 1 removed\n" in result.err
     new = {"A new document.", "Kalor Foods sold 999 tonnes of cheese."}
     gone = {"Protons are heavy.", "Electrons are light.", "Kalor Foods sold 412 tonnes of cheese."}
     assert texts(folder) == (before - gone) | new
@@ -486,7 +489,7 @@ def test_an_update_equals_a_new_index(folder: Path) -> None:
             elif path.exists() and draw.random() < 0.3:
                 path.unlink()
         run(folder, "--embeddings=wordllama")
-        run(folder, "--embeddings=wordllama", "--out=fresh.db")
+        run(folder, "--embeddings=wordllama", "--index=fresh.db")
         question = " ".join(draw.choices(["red", "blue", "fish", "town"], k=2))
         with open_index(folder / "index.db") as updated, open_index(folder / "fresh.db") as fresh:
             one, other = (
@@ -499,7 +502,7 @@ def test_an_update_equals_a_new_index(folder: Path) -> None:
 def test_nothing_is_written_when_nothing_changed(folder: Path) -> None:
     run(folder)
     before = (folder / "index.db").stat()
-    assert "(6 unchanged)" in run(folder).out
+    assert run(folder).err == "index: index.db: 6 documents\n"
     assert (folder / "index.db").stat() == before
 
 
@@ -526,14 +529,14 @@ def test_documents_of_an_argument_that_names_nothing_any_more_leave_the_index(fo
         shutil.rmtree(folder / "more")
     else:
         (folder / "more" / "secret.txt").unlink()
-    out = run(folder, documents=arguments).out
-    assert "no document is left there" in out and "1 removed" in out
+    err = run(folder, documents=arguments).err
+    assert "no document is left there" in err and "1 removed" in err
     assert b"zyzzyva" not in (folder / "index.db").read_bytes().lower()
     answer = ok(folder, "ask", "What is the password?", "--index=index.db").out
     assert answer.startswith("probably not in the documents")
-    again = run(folder, documents=arguments).out
+    again = run(folder, documents=arguments).err
     assert "no document is left there" in again and "removed" not in again
-    message = refused(folder, "index", "mroe", "--embeddings=none")  # negative control: it never was in the index
+    message = refused(folder, *ASK, "mroe", *DEFAULTS)  # negative control: it never was in the index
     assert "mroe: no such file" in message
 
 
@@ -555,41 +558,67 @@ def test_plain_text_of_any_name_is_read_in_a_folder_and_the_rest_counted(folder:
     for name in plain + others:
         (folder / "docs" / name).parent.mkdir(exist_ok=True)
         (folder / "docs" / name).write_bytes(b"\0" if name == "binary" else f"Kumquat of {name}.".encode())
-    out = run(folder).out
-    assert f"documents: {6 + len(plain)}" in out and "left out 3 other files" in out
+    err = run(folder).err
+    assert f": {6 + len(plain)} documents" in err and "left out 3 other files" in err
     hits = found(folder, "kumquat", 20)
     assert {Path(hit.source).relative_to("docs").as_posix() for hit in hits} == set(plain)
 
 
 def test_other_settings_rebuild_the_index(folder: Path) -> None:
     run(folder)
-    result = run(folder, "--passage_size=60", "--overlap=0")
-    assert "note: index.db was made with passage_size=400, overlap=80, so all documents are indexed again" in result.out
-    assert "6 (6 added)" in result.out and max(map(len, texts(folder))) <= 60
-    assert "embeddings=none" in run(folder, "--embeddings=wordllama", "--passage_size=60", "--overlap=0").out
-
-
-def test_the_summary_and_the_next_command(folder: Path) -> None:
-    lines = run(folder, "--out=my index.db").out.splitlines()
-    assert lines[0] == "documents: 6 (6 added)"
-    assert re.fullmatch(r"passages: \d+, of up to 400 characters, overlap 80; embeddings: none", lines[1])
-    assert (
-        lines[2].startswith("written: my index.db, 0.") and len([line for line in lines if line.startswith("  ")]) == 3
-    )
-    assert lines[-1] == "next: tinygpt ask 'your question' --index 'my index.db'"
+    for more in (["--passage_size=60"], ["--passage_size=60", "--embeddings=wordllama"]):
+        err = run(folder, *more).err
+        assert "made with other settings" in err and "6 documents, 6 new\n" in err
+    assert max(map(len, texts(folder))) <= 60
 
 
 def test_without_the_extra_the_index_is_searched_for_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that is missing is None in sys.modules."""
     for name in ("wordllama", "pypdf", "docx"):
         monkeypatch.setitem(sys.modules, name, None)
-    result = ok(folder, "index", "docs")
-    assert "note: keyword search only" in result.out and "4 added, 2 left out" in result.out
+    result = ok(folder, *ASK, "docs", "--index=index.db")
+    assert "note: keyword search only" in result.err and "4 documents, 4 new, 2 left out" in result.err
     assert "paper.pdf: PDF needs the package pypdf" in result.err
     assert found(folder, "cheese")[0].text == "Kalor Foods sold 412 tonnes of cheese."
     for args, package in (("docs/paper.pdf", "pypdf"), ("docs --embeddings=wordllama", "wordllama")):
-        result = cli_here("index", *args.split(), cwd=folder)
+        result = cli_here(*ASK, *args.split(), cwd=folder)
         assert result.status == 2 and f'pip install {package} (also in "tinygpt[retrieve]")' in result.err
+
+
+# ---- the place of the index ------------------------------------------------------------------------------------------
+
+
+def test_each_set_of_documents_has_its_own_index(folder: Path) -> None:
+    def place(*names: str) -> str:
+        line = ok(folder, *ASK, *names, "--embeddings=none").err.splitlines()[-1]
+        (path,) = re.findall(r"^index: (.tinygpt.index-\w{8}\.db): ", line)
+        return str(path)
+
+    both = place("docs", "docs/notes.txt")
+    assert both == place("docs/notes.txt", "./docs/") != place("docs")
+    assert len([*(folder / ".tinygpt").glob("*.db")]) == 2
+    (folder / "docs" / "notes.txt").write_text("The password is Zyzzyva.")
+    assert both == place("docs", "docs/notes.txt")
+    answer = ok(folder, "ask", "What is the password?", f"--index={both}")
+    assert "Zyzzyva" in answer.out and answer.err == ""  # without documents, the index is asked as it is
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder: Path) -> None:
+    (folder / ".tinygpt").touch()  # also root cannot make a folder there
+    message = refused(folder, *ASK, "docs")
+    assert "the folder for the index cannot be made here" in message and "--index=FOLDER/index.db" in message
+
+
+@needs_fork
+def test_processes_ask_at_the_same_time(folder: Path) -> None:
+    """They make the index, read it, and update it; each waits for the others, and answers from all documents."""
+    for number in range(3):
+        (folder / "docs" / "new.txt").write_text(f"The mammoth is {number}.")
+        command = [sys.executable, "-m", "tinygpt", "ask", "Where is the mammoth?", "docs", *DEFAULTS, "--json"]
+        children = [subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True) for _ in range(3)]
+        for child in children:
+            out, err = child.communicate(timeout=100)
+            assert child.returncode == 0 and f"The mammoth is {number}." in out and ": 7 documents" in err, err
 
 
 # ---- bad documents ---------------------------------------------------------------------------------------------------
@@ -614,22 +643,23 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_a_bad_document_is_refused_when_named_and_left_out_of_a_folder(folder: Path, name: str) -> None:
     write, problem = BAD[name]
     write(folder / "docs" / name)
-    message = refused(folder, "index", f"docs/{name}", "--embeddings=none")
+    message = refused(folder, *ASK, f"docs/{name}", *DEFAULTS)
     assert f"{name}: {problem}" in message and "try: " in message
     result = run(folder)
-    assert "documents: 6 (6 added, 1 left out)" in result.out
     assert not found(folder, "bad")
-    (line,) = result.err.splitlines()
-    assert line.startswith("left out: ") and f"{name}: {problem}" in line
+    left_out, summary = result.err.splitlines()
+    assert left_out.startswith("left out: ") and f"{name}: {problem}" in left_out
+    assert summary == "index: index.db: 6 documents, 6 new, 1 left out"
+    assert run(folder).err == "index: index.db: 6 documents, 1 left out\n"  # it is not read again
     before = (folder / "index.db").read_bytes()
-    refused(folder, "index", "docs", f"docs/{name}", "--embeddings=none")
+    refused(folder, *ASK, "docs", f"docs/{name}", *DEFAULTS)
     assert (folder / "index.db").read_bytes() == before
 
 
 def test_a_declaration_that_html_does_not_have_ends_no_command(folder: Path) -> None:
     """Older versions of html.parser raise AssertionError; then the document is left out."""
     (folder / "docs" / "declaration.html").write_text("<p>x<![y[z]]>")
-    assert "(7 added)" in (out := run(folder).out) or "(6 added, 1 left out)" in out
+    assert " 7 new\n" in (err := run(folder).err) or " 6 new, 1 left out\n" in err
 
 
 def test_a_docx_that_fills_the_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -646,7 +676,7 @@ def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:
         write(tmp_path / "bad" / name)
     (tmp_path / ".index.db.lock").touch()
     before = listing(tmp_path)
-    result = cli_here("index", "bad", "--embeddings=none", cwd=tmp_path)
+    result = cli_here(*ASK, "bad", *DEFAULTS, cwd=tmp_path)
     assert result.status == 2 and f"{len(BAD)} documents found, but none can be indexed" in result.err
     assert listing(tmp_path) == before
 
@@ -654,7 +684,7 @@ def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:
 def test_a_document_that_becomes_unreadable_is_removed_from_the_index(folder: Path) -> None:
     run(folder)
     (folder / "docs" / "notes.txt").write_bytes(b"\0")
-    assert "5 unchanged, 1 left out" in run(folder).out
+    assert ": 5 documents, 1 left out\n" in run(folder).err
     assert not found(folder, "Monday")
 
 
@@ -664,19 +694,19 @@ def test_a_document_that_becomes_unreadable_is_removed_from_the_index(folder: Pa
         (["nowhere"], "nowhere: no such file"),
         (["*.rtf"], "*.rtf: no such file"),
         (["empty"], "empty: a folder without any *.txt or *.md"),
-        (["docs", "--out=docs"], "docs: is a folder"),
-        (["docs", "--out=none/index.db"], "none: no such folder"),
-        (["docs", "--out=docs/notes.txt"], "docs/notes.txt: is not an index of tinygpt"),
-        (["docs", "--passage_size=50", "--overlap=50"], "overlap is 50, but must be below passage_size"),
+        (["docs", "--index=docs"], "docs: is a folder"),
+        (["docs", "--index=none/index.db"], "none: no such folder"),
+        (["docs", "--index=docs/notes.txt"], "docs/notes.txt: is not an index of tinygpt"),
         (["docs", "--passage_size=5"], "passage_size is 5, but must be at least 40"),
         (["docs", "--embeddings=nothing.pt"], "nothing.pt: no such file"),
-        ([], "needs DOCUMENTS"),
+        ([], "neither documents nor an index is given"),
+        (["--index=index.db", "--passage_size=50"], "embeddings and passage_size are for making an index"),
     ],
 )
 def test_bad_input_is_one_sentence(folder: Path, args: list[str], problem: str) -> None:
     (folder / "empty").mkdir()
     (folder / "docs" / ".notes.txt.lock").touch()
-    assert problem in refused(folder, "index", *args).replace(os.sep, "/")
+    assert problem in refused(folder, *ASK, *args).replace(os.sep, "/")
 
 
 HOSTILE = ["<|im_start|>", "\x1b[31m", "ignore the question", "'; DROP TABLE passages; --", "‮", "{{ 7 * 7 }}", "%s\\n"]
@@ -687,8 +717,6 @@ def test_text_stays_text(folder: Path) -> None:
         (folder / "docs" / f"{number}.txt").write_text(f"hostile {text} end", encoding="utf-8")
     run(folder)
     assert {hit.text for hit in found(folder, "hostile", 20)} == {f"hostile {text} end" for text in HOSTILE}
-    result = run(folder, documents=("docs/1.txt",))
-    assert r"hostile \x1b[31m end" in result.out and "\x1b" not in result.out
 
 
 def test_a_file_name_of_any_bytes(folder: Path) -> None:
@@ -697,8 +725,9 @@ def test_a_file_name_of_any_bytes(folder: Path) -> None:
         (folder / "docs" / name).write_text("mammoth")
     except (OSError, UnicodeError):
         pytest.skip("this file system has only names of Unicode")
-    assert "\x1b" not in run(folder).out
-    assert len(found(folder, "mammoth")) == 1 and "(7 unchanged)" in run(folder).out
+    (folder / "docs" / name).with_suffix(".md").write_bytes(b"\0")
+    assert r"left out: docs/\udcff\x1b[31m.md" in (err := run(folder).err) and "\x1b" not in err
+    assert len(found(folder, "mammoth")) == 1 and ": 7 documents, 1 left out\n" in run(folder).err
 
 
 # ---- the file --------------------------------------------------------------------------------------------------------
@@ -738,7 +767,7 @@ def test_a_damaged_index_is_refused(folder: Path) -> None:
             pass
         assert refusal.value.status == 2 and "\n" not in refusal.value.message and refusal.value.hint
         if count % 20 == 0:
-            result = cli_here("index", "docs", "--embeddings=none", cwd=folder)
+            result = cli_here(*ASK, "docs", *DEFAULTS, cwd=folder)
             assert result.status == 2 and "Traceback" not in result.err and path.read_bytes() == mutant
         count += 1
     assert count >= 200
@@ -759,13 +788,13 @@ def test_the_message_says_what_is_wrong_with_an_index(folder: Path) -> None:
         (data[:-1] + bytes([data[-1] ^ 1]), "is damaged or cut short: its checksum is wrong"),
     ):
         path.write_bytes(content)
-        assert problem in refused(folder, "index", "docs")
+        assert problem in refused(folder, *ASK, "docs", *DEFAULTS)
     path.unlink()  # then the database of another program
     connection = sqlite3.connect(folder / "index.db")
     connection.execute("CREATE TABLE passages (id)")
     connection.commit()
     connection.close()
-    assert "is not an index of tinygpt" in refused(folder, "index", "docs")
+    assert "is not an index of tinygpt" in refused(folder, *ASK, "docs", *DEFAULTS)
 
 
 def test_the_file_is_an_intact_database(folder: Path) -> None:
@@ -783,10 +812,14 @@ def test_the_file_is_an_intact_database(folder: Path) -> None:
     connection.close()
 
 
-def test_there_is_one_writer(folder: Path) -> None:
+def test_there_is_one_writer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks meanwhile waits for it; without a change, nobody has to."""
     run(folder)
+    monkeypatch.setattr(index, "PATIENCE", 0.1)
     with file_lock(folder / "index.db", "index"):
-        message = refused(folder, "index", "docs")
+        run(folder)
+        (folder / "docs" / "notes.txt").unlink()
+        message = refused(folder, *ASK, "docs", *DEFAULTS)
     assert re.search(rf"index\.db is in use by process {os.getpid()}", message)
 
 
@@ -801,7 +834,7 @@ def test_what_a_killed_index_left_is_deleted(folder: Path, harness: Any) -> None
         os.chdir(folder)
         os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
 
-    assert harness.run(["index", "docs", "--embeddings=none"], before).status == -signal.SIGKILL
+    assert harness.run([*ASK, "docs", *DEFAULTS], before).status == -signal.SIGKILL
     (left,) = folder.glob(".*.tmp")
     assert b"mammoth" in left.read_bytes()
     document.unlink()
@@ -832,7 +865,7 @@ def test_wrong_tables_with_a_correct_checksum_are_refused(folder: Path) -> None:
     with pytest.raises(TinyGPTError, match="is damaged"):
         found(folder, "cheese")
     (folder / "docs" / "notes.txt").unlink()
-    assert "is damaged" in refused(folder, "index", "docs", "--embeddings=none")
+    assert "is damaged" in refused(folder, *ASK, "docs", *DEFAULTS)
 
 
 @needs_fork
@@ -871,7 +904,7 @@ def test_a_killed_process_leaves_the_old_index_or_the_new_one(folder: Path, harn
         else:
             index.describe = dying(index.describe)
 
-    child = harness.run(["index", "docs", "--embeddings=none"], before)
+    child = harness.run([*ASK, "docs", *DEFAULTS], before)
     assert child.status == -signal.SIGKILL, child.output
     if moment == "afterwards":
         assert len(found(folder, "mammoth")) == 2
@@ -893,7 +926,7 @@ def test_a_full_disk_leaves_the_old_index(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(store, "create", limited)
     (folder / "docs" / "big.txt").write_text("".join(f"word{number} " for number in range(20_000)))
     before = listing(folder)
-    result = cli_here("index", "docs", "--embeddings=none", "--overlap=0", cwd=folder)
+    result = cli_here(*ASK, "docs", *DEFAULTS, "--passage_size=100", cwd=folder)
     assert result.status == 1 and "index.db: no space left to write it" in result.err
     assert listing(folder) == before
 
@@ -905,7 +938,7 @@ def test_the_temporary_copy_is_written_next_to_the_index(name: str, folder: Path
         (folder / name).mkdir()
     except (OSError, UnicodeError):
         pytest.skip("this file system has only names of Unicode")
-    run(folder, f"--out={name}/index.db")
+    run(folder, f"--index={name}/index.db")
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         (used,) = connection.execute("PRAGMA temp_store_directory").fetchone() or (None,)
     assert name != "it's" or used == str(folder / name)
@@ -922,7 +955,7 @@ def test_a_failing_disk_leaves_the_old_index(folder: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 
-    command = [sys.executable, "-m", "tinygpt", "index", "docs", "--embeddings=none"]
+    command = [sys.executable, "-m", "tinygpt", *ASK, "docs", *DEFAULTS]
     done = subprocess.run(command, cwd=folder, preexec_fn=limit, capture_output=True, text=True)
     assert done.returncode == 1 and "what was saved before is unchanged" in done.stderr, done.stderr
     assert (folder / "index.db").read_bytes() == before and not list(folder.glob(".*.tmp*"))

@@ -446,7 +446,7 @@ def test_the_page_searches_with_the_relevance_of_ask(tmp_path: Path) -> None:
     documents = {f"{name}.md": text for name, text in texts.items()}
     for name, text in documents.items():
         (tmp_path / "docs" / name).write_text(text)
-    ok(tmp_path, "index", "docs", "--out=index.db", "--embeddings=none")
+    ok(tmp_path, "ask", "Who?", "docs", "--index=index.db", "--embeddings=none")
     script = (Path(experiment.__file__).parent / "search.js").read_text(encoding="utf-8")
     code = f"{script}\nreturn Facts.search(Facts.passages(input.documents), input.question, 9)"
     with open_index(tmp_path / "index.db") as index:

@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         TRAIN,
         ["prepare", "colours", "--input=pairs.jsonl", "--format=pairs"],
         ["finetune", *TUNE, "--out_dir=out-lora"],
-        ["index", "docs", "--out=index.db", "--embeddings=none"],
+        ["ask", "Who?", "docs", "--index=index.db", "--embeddings=none"],
     ):
         ok(folder, *command)
     flags = ["--ckpt=out", "--adapter=<b>lora</b>=out-lora", "--index=index.db", "--api_key=key.txt"]

@@ -83,8 +83,7 @@ def test_it_knows_the_capital_of_france_in_bfloat16(smollm2: Path) -> None:
 def test_it_answers_from_a_document(smollm2: Path) -> None:
     text = "Anna Berg has been chief executive of Norvik since 2019. The CFO of Norvik is Lars Holm."
     (smollm2 / "report.txt").write_text(text)
-    ok(smollm2, "index", "report.txt", "--out=report.db", "--embeddings=none")
-    flags = ["--index=report.db", "--ckpt=out-base", "--device=cpu", "--min_probability=0", "--json"]
+    flags = ["report.txt", "--embeddings=none", "--ckpt=out-base", "--device=cpu", "--min_probability=0", "--json"]
     answer = json.loads(ok(smollm2, "ask", "Who is the CFO of Norvik?", *flags).out)
     assert "Lars Holm" in answer["answer"] and 0 < answer["probability"] < 1
 

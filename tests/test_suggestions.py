@@ -169,14 +169,12 @@ def test_what_is_prepared_already_is_not_suggested(place: Workplace) -> None:
 
 
 def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """prepare suggests to train; train, to evaluate; index, to ask."""
+    """prepare suggests to train; train, to evaluate."""
     monkeypatch.setitem(reader.SIZES, "reader", {"train": 200, "val": 20, "test": 20})
     (trained,) = place.follow(place.ok("prepare", "reader", *place.place))
     assert trained[:2] == ["train", "reader"]
     followed = place.follow(place.ok(*trained, *shortened(trained)), at_least=2)
     assert [command[0] for command in followed] == ["train", "eval"]  # no prompt of several lines for a shell
-    said = place.ok("index", f"{place.data}/reader/documents", f"--out={place.prefix}index.db")
-    assert place.follow(said) == [["ask", "your question", "--index", f"{place.prefix}index.db"]]
 
 
 @both

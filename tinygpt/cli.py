@@ -35,11 +35,10 @@ GROUPS = {
         "export": ("convert:export", "ExportConfig", "write a model for a browser, transformers, llama.cpp, peft"),
     },
     "use a model": {
+        "ask": ("retrieve.ask:ask", "AskConfig", "answer a question by quoting your documents"),
         "advise": ("advise.command:advise", "AdviseConfig", "find the model that suits your labelled examples"),
         "label": ("advise.label:label", "LabelConfig", "label new texts with the model from advise"),
         "serve": ("serve.command:serve", "ServeConfig", "serve a model on this machine: a chat page, and OpenAI's API"),
-        "index": ("retrieve.index:index", "IndexConfig", "make a searchable index of documents"),
-        "ask": ("retrieve.ask:ask", "AskConfig", "answer a question by quoting your indexed documents"),
     },
     "learn": {
         "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
@@ -51,6 +50,7 @@ COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.it
 GONE = {  # commands of earlier versions, and what replaces each
     "check": "doctor",
     "plot": "report RUN --png FILE, or --tensorboard",
+    "index": 'ask "your question" DOCUMENTS',
     "merge": "export --format=checkpoint --ckpt BASE --adapter ADAPTER",
     "race": "lab race",
     "--tyro-print-completion": "--print-completion bash",

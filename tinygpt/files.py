@@ -252,21 +252,21 @@ def lock_owner(folder: Path) -> int | None:
     return owner
 
 
-def file_lock(path: Path, hint: str) -> contextlib.AbstractContextManager[None]:
+def file_lock(path: Path, hint: str, patience: float = 0) -> contextlib.AbstractContextManager[None]:
     """Lock a file that `replacing` writes, so that it has one writer. Errors: as in `_lock`."""
-    return _lock(path.with_name(f".{path.name}.lock"), path, hint)
+    return _lock(path.with_name(f".{path.name}.lock"), path, hint, patience)
 
 
 @contextlib.contextmanager
-def _lock(path: Path, locked: Path, hint: str) -> Iterator[None]:
-    """Hold the lock file `path`; the lock ends with its process. Errors: TinyGPTError that names `locked`, the folder
-    or file in use, and the process that holds the lock."""
+def _lock(path: Path, locked: Path, hint: str, patience: float = 0) -> Iterator[None]:
+    """Hold the lock file `path`; the lock ends with its process. Errors: TinyGPTError after `patience` seconds that
+    names `locked`, the folder or file in use, and the process that holds the lock."""
     import filelock
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except filelock.Timeout:
         time.sleep(0.2)  # a process writes its id just after it has taken the lock
         owner = ""

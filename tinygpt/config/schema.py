@@ -503,20 +503,32 @@ class EvalConfig(InferenceConfig, DataConfig):
 class AskConfig(InferenceConfig):
     """Answer a question by quoting a sentence from your documents, with its source.
 
-    tinygpt ask "How long is the notice period?" --index index.db
-    tinygpt ask --index index.db      # questions at a prompt, one per line, or from a pipe
-    tinygpt ask --index index.db --questions val.jsonl      # evaluate questions with known answers
-    tinygpt ask "Who is the CFO of Norvik?" --index index.db --ckpt out-smollm2
+    tinygpt ask "How long is the notice period?" notes/ prices.csv 'minutes/*.md'
+    tinygpt ask - notes/      # questions at a prompt, one per line, or from a pipe
+    tinygpt ask - notes/ --questions val.jsonl      # evaluate questions with known answers
+    tinygpt ask "Who is the CFO of Norvik?" notes/ --ckpt out-smollm2
 
     The answer is a sentence, table row or list item; two other candidates follow. If none seems to answer, it prints
     "probably not in the documents, or in other words" above the closest ones: ask again in the documents' words, since
     paraphrases are rarely found. Nothing leaves this machine.
+
+    The first question makes an index of the documents, a file in the folder .tinygpt with all their text. The next ones
+    read only what has changed, and remove the text of documents that are gone.
     """
 
-    question: Annotated[tuple[str, ...], POSITIONAL] = ()
-    """the question; without one, a prompt (or the lines of standard input)"""
-    index: File = "index.db"
-    """an index of documents, made by tinygpt index"""
+    question: Annotated[str, POSITIONAL] = "-"
+    """the question, in quotes; - or nothing: a prompt, or the lines of standard input"""
+    documents: Annotated[Files, POSITIONAL] = ()
+    """files, folders or quoted patterns; in a folder: *.md, *.html, *.csv and other plain text, and with the extra
+    "retrieve" *.pdf and *.docx"""
+    index: File = ""
+    """the file of the index; with documents, where it is made or updated; without, an index to ask as it is; empty: a
+    file in .tinygpt/ in the current folder, a separate one for each set of documents"""
+    embeddings: File = "auto"
+    """vectors of the passages: wordllama, a static table of word vectors; a checkpoint, the mean of its hidden states;
+    none, keyword search only; auto: wordllama if it is installed, else none"""
+    passage_size: Annotated[int, Limit(">=", 40), Limit("<=", 10000)] = 400
+    """maximum length of a passage, in characters"""
     ckpt: File = ""
     """a model to read the passages, too: a checkpoint fine-tuned to answer prompts, or its folder; its answer is shown
     only if a passage contains it; reader: the built-in tiny reader, for short statements about companies"""
@@ -536,6 +548,8 @@ class AskConfig(InferenceConfig):
         yield from super().problems()
         if self.adapter and not self.ckpt:
             yield "adapter needs ckpt, the model that it adapts"
+        if {"embeddings", "passage_size"} & self.given and not self.documents:
+            yield "embeddings and passage_size are for making an index, and need documents"
 
 
 @dataclasses.dataclass
@@ -570,7 +584,7 @@ class ServeConfig(DeviceConfig):
 
     tinygpt serve out
     tinygpt serve out-reports --adapter a=out-reports-a --adapter b=out-reports-b
-    tinygpt serve --index index.db
+    tinygpt serve --documents notes/ prices.csv
     tinygpt serve --labels out-advise
 
     Only programs on this machine reach the server; --host allows other machines, and then requires --api_key. Prompts
@@ -582,9 +596,11 @@ class ServeConfig(DeviceConfig):
     """a run's folder, or a checkpoint; the API names the model after the folder"""
     adapter: tuple[str, ...] = ()
     """NAME=PATH: also serve a LoRA adapter of that checkpoint, as the model NAME; may be given several times"""
+    documents: Files = ()
+    """files, folders or quoted patterns: also answer questions from them, as the model `documents`, like tinygpt ask;
+    without --ckpt and --adapter, no checkpoint is served"""
     index: File = ""
-    """an index of documents, made by tinygpt index: also serve answers from it, as the model `documents`; without
-    --ckpt and --adapter, no checkpoint is served"""
+    """the file of their index, as --index of tinygpt ask; without --documents, it is served as it is"""
     reader: File = ""
     """a model to read the passages, too, as --ckpt of tinygpt ask; empty: none"""
     labels: File = ""
@@ -799,7 +815,6 @@ class ExportConfig(Config):
     tinygpt export out --format hf
     tinygpt export out --format gguf
     tinygpt export out-smollm2 --adapter out-finetune-pretrained --format peft
-
     tinygpt export out-fast --adapter out-finetune-lora --format checkpoint -o out-merged
 
     Some options of the architecture cannot be exported as hf, gguf or peft; configs/shakespeare_char.yaml avoids them.
@@ -827,30 +842,6 @@ class ExportConfig(Config):
             yield f"quantisation needs format=gguf, but format is {self.format}"
         if self.format == "checkpoint" and not self.adapter:
             yield "format=checkpoint merges a base model with a LoRA adapter, and needs adapter"
-
-
-@dataclasses.dataclass
-class IndexConfig(Config):
-    """Index documents for `tinygpt ask`: split them into passages, and store their words and vectors in one file.
-
-    tinygpt index docs/ --out index.db
-
-    The same command again updates the index: it reads new and changed documents, and removes those gone or no longer
-    named.
-    """
-
-    documents: Annotated[Files, POSITIONAL]
-    """files, folders or quoted patterns; in a folder: *.md, *.html, *.csv and other plain text, and with the extra
-    "retrieve" *.pdf and *.docx"""
-    out: File = "index.db"
-    """where to write the index"""
-    embeddings: File = "auto"
-    """vectors of the passages: wordllama, a static table of word vectors; a checkpoint, the mean of its hidden states;
-    none, keyword search only; auto: wordllama if it is installed, else none"""
-    passage_size: Annotated[int, Limit(">=", 40), Limit("<=", 10000)] = 400
-    """maximum length of a passage, in characters"""
-    overlap: CountOrZero = 80
-    """maximum overlap of a passage with the one before it, in characters; only whole sentences are repeated"""
 
 
 @dataclasses.dataclass

@@ -101,7 +101,7 @@ def show_pairs(
     print(f"  (the loss is computed on the {'green part' if sys.stdout.isatty() else 'part in [ ]'} only)")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
     if task and task.library:
-        print(f"            {folder}/documents/, questions-val.jsonl and questions-test.jsonl, for index and ask")
+        print(f"            {folder}/documents/, questions-val.jsonl and questions-test.jsonl, for tinygpt ask")
     if task and task.database:
         print(f"            {folder}/bank.db, the SQLite database that the responses query")
     print_next_commands(config, folder, tokenizer, max(lengths) - 1)

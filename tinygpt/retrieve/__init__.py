@@ -3,6 +3,5 @@
 A document passes through the modules documents, passages, sentences, embeddings and store; a question passes through
 search and rank. A model on top (answer) is optional: retrieval-augmented generation (Lewis et al. 2020).
 
-tinygpt index docs/ --out index.db
-tinygpt ask "How long is the warranty?" --index index.db
+tinygpt ask "How long is the warranty?" docs/
 """

@@ -6,12 +6,13 @@ is shown only if it is a quotation from one of them. `--questions` measures this
 
 Sources: https://arxiv.org/abs/2005.11401; answers are compared as in SQuAD, https://arxiv.org/abs/1606.05250.
 
-    tinygpt ask "How long is the notice period?" --index index.db
-    tinygpt ask --index index.db --questions val.jsonl
+    tinygpt ask "How long is the notice period?" notes/
+    tinygpt ask - notes/ --questions val.jsonl
 """
 
 import io
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -21,11 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt import terminal
+from tinygpt.config import suggest
 from tinygpt.config.schema import AskConfig
 from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.share import INTERVALS, intervals, percent
 from tinygpt.files import read_text, strict_json
+from tinygpt.retrieve.index import index_of, readable
 from tinygpt.retrieve.questions import answer_in
 from tinygpt.retrieve.rank import Ranking, rank
 from tinygpt.retrieve.search import normalised
@@ -54,12 +57,16 @@ class Outcome(NamedTuple):
 
 def ask(config: AskConfig) -> int:
     """Answer a question or the lines of standard input, or evaluate a file of questions. Returns the exit status."""
-    question = checked_question(" ".join(config.question)) if config.question else ""
+    question = "" if config.question == AskConfig.question else checked_question(config.question)
+    if os.path.exists(question):
+        commands = (suggest.command("ask", first, question, *config.documents) for first in ("your question", "-"))
+        raise TinyGPTError(f"{question}: is a file or folder, and a question comes first", ", or ".join(commands))
     if question and config.questions:
         raise TinyGPTError("a question and --questions are two tasks", "give one of them")
     questions = read_questions(Path(config.questions)) if config.questions else []
-    with open_index(Path(config.index)) as index:
-        respond = Responder(config, index)
+    reader = load_reader(config)
+    with open_index(index_of(config)) as index:
+        respond = Responder(config, index, reader)
         if questions:
             require_sources(questions, index, config.questions)
             results = evaluate(respond, questions)
@@ -74,13 +81,11 @@ def ask(config: AskConfig) -> int:
 class Responder:
     """An index, and a model if there is one, loaded once, that answer questions."""
 
-    def __init__(self, config: AskConfig, index: Index) -> None:
-        self.config, self.index = config, index
-        self.reader: Any = None  # a Reader, if there is a model
-        if config.ckpt:
-            from tinygpt.retrieve.answer import load_reader  # not at once: torch takes a second to import
-
-            self.reader = load_reader(config)
+    def __init__(self, config: AskConfig, index: Index, reader: Any) -> None:
+        """reader: a Reader, or None."""
+        self.config = config
+        self.index = index
+        self.reader = reader
 
     def __call__(self, question: str) -> Outcome:
         """Answer a question. Errors: TinyGPTError as in `search` and `Reader.quoted`."""
@@ -95,6 +100,15 @@ class Responder:
         passages = list(dict.fromkeys(passage for _, passage in ranking.found))[: self.config.passages]
         read = self.reader.quoted(question, passages) if self.reader else None
         return outcome._replace(model=read.text, note=read.note) if read else outcome
+
+
+def load_reader(config: AskConfig) -> Any:
+    """Load the model of --ckpt; None without it. Errors: TinyGPTError."""
+    if not config.ckpt:
+        return None
+    from tinygpt.retrieve import answer  # not at once: torch takes a second to import
+
+    return answer.load_reader(config)
 
 
 def quotation(question: str, ranking: Ranking, number: int) -> dict[str, Any]:
@@ -211,7 +225,7 @@ def require_sources(questions: Sequence[LabelledQuestion], index: Index, name: s
 
     Errors: TinyGPTError that names the first one which is none, and a document.
     """
-    paths = list(index.sources)
+    paths = readable(index)
     for source in dict.fromkeys(entry.source for entry in questions if entry.source and entry.answer):
         if not any(stands_in(source, path) for path in paths):
             hint = f'"source": {json.dumps(paths[0])}, or leave it out' if paths else "index documents first"

@@ -1,69 +1,121 @@
-"""`tinygpt index`: make or update an index of documents.
+"""The index of `tinygpt ask`: made of the documents that the command names, and updated when they have changed.
 
 A document with an unchanged size and modification time is not read again; one with another time but the same SHA-256 is
-not indexed again.
+not indexed again. Without a change, nothing is written, so that any number of processes can ask at the same time.
 
-tinygpt index docs/ --out index.db
+    index_of(AskConfig(documents=("docs/",)))                   # .tinygpt/index-4f9ac91d.db
 """
 
-import fnmatch
 import functools
 import hashlib
+import importlib.util
 import itertools
 import os
 import stat
 import sys
-import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tinygpt import terminal
 from tinygpt.config import suggest
-from tinygpt.config.schema import IndexConfig
+from tinygpt.config.schema import AskConfig
 from tinygpt.data.text_files import input_files, notes_on_unread
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, file_lock, remove_leftovers, require_closed, require_writable
 from tinygpt.retrieve import documents, embeddings, passages
 from tinygpt.retrieve.embeddings import Embeddings
 from tinygpt.retrieve.store import Fingerprint, Index, open_index, updated_index
-from tinygpt.terminal import progress
+from tinygpt.terminal import counted, escaped, progress
 
+FOLDER = Path(".tinygpt")  # of the indexes without a name, in the current folder
 BATCH = 1024  # passages that are embedded and stored together
-SAMPLES, SHOWN = 3, 100  # passages that are shown at the end, and characters of each
+PATIENCE = 60  # seconds to wait for another process that updates the index
+SHOW_AFTER = 2  # seconds after which a progress bar appears
+MISSING = 'tinygpt ask "How long is the notice period?" notes/, or --index=FILE'
 
 
-def index(config: IndexConfig) -> None:
-    """Make or update the index config.out; print what it contains, and the next command."""
-    started, out = time.monotonic(), Path(config.out)
-    if config.overlap >= config.passage_size:
-        message = f"overlap is {config.overlap}, but must be below passage_size, which is {config.passage_size}"
-        raise TinyGPTError(message, f"--overlap={config.passage_size // 5}")
-    paths = existing(config, out)
-    require_writable(out, "--out FOLDER/index.db")
-    embedding = load_embeddings(config.embeddings)
-    settings = {
-        "embeddings": name_of(embedding.name) if embedding else embeddings.NONE,
-        "fingerprint": embedding.fingerprint if embedding else "",
+class Changes(NamedTuple):
+    """What an index lacks."""
+
+    stored: dict[str, Fingerprint]  # its documents; none in a new index
+    is_new: bool
+    todo: dict[Path, Fingerprint]  # documents to read
+    removed: list[str]
+    problems: list[str]  # with documents that cannot be opened
+
+    def __bool__(self) -> bool:
+        return bool(self.is_new or self.todo or self.removed)
+
+
+def index_of(config: AskConfig) -> Path:
+    """Make or update the index of config.documents; print where it lies, and return its path. Without documents, return
+    config.index. Errors: TinyGPTError."""
+    if not config.documents:
+        if not config.index:
+            raise TinyGPTError("neither documents nor an index is given", MISSING)
+        return Path(config.index)
+    out = Path(config.index) if config.index else place(config.documents)
+    settings, paths = settings_of(config), existing(config, out)
+    if out.parent.is_dir():
+        remove_leftovers(out)  # they have text of documents
+    changes = compared(config, out, paths, settings)
+    counts = Counter[str]()
+    if changes:
+        embedding = embeddings.load(settings["embeddings"])
+        if not config.index:
+            make_folder()
+        require_writable(out, "--index=FOLDER/index.db")
+        with file_lock(out, "choose another --index", PATIENCE):
+            require_closed(out)
+            changes = compared(config, out, paths, settings)  # again, since another process may have updated it
+            if changes:
+                counts = update(config, out, settings, changes, embedding)
+                endings = (*documents.READERS, *sorted(documents.PLAIN - {""}))
+                for note in notes_on_unread(config.documents, paths, [f"*{ending}" for ending in endings]):
+                    say(note)
+    for problem in changes.problems:
+        say(f"left out: {problem}")
+    describe(out, counts, len(changes.problems))
+    return out
+
+
+def place(names: tuple[str, ...]) -> Path:
+    """Return the path of the index of these documents, in any order and spelling: `docs/` is `docs`."""
+    spelled = "\n".join(sorted({name_of(Path(name)) for name in names}))
+    return FOLDER / f"index-{hashlib.sha256(spelled.encode()).hexdigest()[:8]}.db"
+
+
+def make_folder() -> None:
+    try:
+        FOLDER.mkdir(exist_ok=True)
+    except OSError as error:
+        problem = "the folder for the index cannot be made here"
+        raise file_error(FOLDER, error, "--index=FOLDER/index.db, in another folder", problem) from None
+
+
+def settings_of(config: AskConfig) -> dict[str, Any]:
+    """Return what the passages and their vectors depend on. Errors: TinyGPTError for a checkpoint."""
+    name = config.embeddings
+    if name == "auto":
+        name = embeddings.WORDLLAMA if embeddings.installed() else embeddings.NONE
+    if name == embeddings.WORDLLAMA:
+        fingerprint = embeddings.WordLlama.fingerprint  # without loading it: most times there is nothing to update
+    else:
+        loaded = embeddings.load(name)
+        fingerprint = loaded.fingerprint if loaded else ""
+    return {
+        "embeddings": name_of(name),
+        "fingerprint": fingerprint,
         "passage_size": config.passage_size,
-        "overlap": config.overlap,
+        "formats": ", ".join(filter(importlib.util.find_spec, ("pypdf", "docx"))),
     }
-    with file_lock(out, "choose another --out"):
-        require_closed(out)
-        remove_leftovers(out)  # they have text of documents, and an index without a change is not written
-        counts = update(config, paths, settings, embedding)
-    describe(out, counts)
-    endings = (*documents.READERS, *sorted(documents.PLAIN - {""}))
-    for note in notes_on_unread(config.documents, paths, [f"*{ending}" for ending in endings]):
-        print(note)
-    print(f"seconds: {time.monotonic() - started:.1f}")
-    print(f"\nnext: {suggest.command('ask', 'your question', '--index', out)}")
 
 
-def existing(config: IndexConfig, out: Path) -> list[Path]:
+def existing(config: AskConfig, out: Path) -> list[Path]:
     """Find the documents that the command names. A note says which argument's documents are gone.
 
-    Errors: TinyGPTError if an argument names no document, and the index never had one of it, or a folder that may not
-    be read: its documents are not gone.
+    Errors: TinyGPTError if an argument names no document, unless it did when the index was made, or a folder that may
+    not be read: its documents are not gone.
     """
     paths: dict[Path, Path] = {}  # by full path
     for item in config.documents:
@@ -74,10 +126,10 @@ def existing(config: IndexConfig, out: Path) -> list[Path]:
             endings, accepts = tuple(documents.READERS), documents.is_plain_text
             found = input_files([item], endings, hint=documents.FORMATS, accepts=accepts)
             paths = {path.resolve(): path for path in found} | paths
-        except TinyGPTError:
-            if not out.exists() or not was_named(out, item):
-                raise
-            print(terminal.escaped(f"note: {item}: no document is left there; the index keeps none of its text"))
+        except TinyGPTError as error:
+            if not was_named(out, item):
+                raise TinyGPTError(error.message, quoted_question(config) or error.hint) from None
+            say(f"note: {item}: no document is left there; the index keeps none of its text")
     return list(paths.values())
 
 
@@ -86,108 +138,121 @@ def unreadable_folder(item: str, error: OSError) -> None:
     problem = file_error(error.filename, error, "change the permissions of the folder")
     if error.filename == item:
         raise problem
-    print(terminal.escaped(f"left out: {problem.message}"), file=sys.stderr)
+    say(f"left out: {problem.message}")
 
 
 def was_named(out: Path, item: str) -> bool:
-    """Return whether an argument names a document of the index, or was an argument of the command that wrote it."""
-    with open_index(out) as index:
-        names = [*index.sources, *index.settings.get("documents", "").split("\n")]
-    path = name_of(Path(item))
-    return any(path in (name, *map(str, Path(name).parents)) or fnmatch.fnmatch(name, path) for name in names)
-
-
-def load_embeddings(name: str) -> Embeddings | None:
-    """Load the embeddings that --embeddings names; print a note if a package is missing."""
-    if name == "auto" and not embeddings.installed():
-        hint = "pip install 'tinygpt[retrieve]' adds semantic search"
-        print(f"note: keyword search only, since the package wordllama is missing; {hint}", flush=True)
-        return None
-    return embeddings.load(embeddings.WORDLLAMA if name == "auto" else name)
-
-
-def stored_documents(out: Path, settings: dict[str, Any]) -> dict[str, Fingerprint] | None:
-    """Return the documents of the index at `out`; None without one, or, with a note, if its settings differ."""
+    """Return whether an argument is one of those with which the index was made."""
     if not out.exists():
-        return None
-    with open_index(out) as old:
-        stored = old.settings
-        different = [f"{name}={stored.get(name)}" for name in settings if stored.get(name) != settings[name]]
-        if different:
-            message = f"{out} was made with {', '.join(different)}"
-            print(f"note: {message}, so all documents are indexed again", flush=True)
-        return None if different else old.sources
+        return False
+    with open_index(out) as index:
+        return name_of(Path(item)) in index.settings.get("documents", "").split("\n")
+
+
+def quoted_question(config: AskConfig) -> str:
+    """Return the command with its question in quotes; empty if the question has some, or is none."""
+    if " " in config.question or config.question == AskConfig.question:
+        return ""
+    words = itertools.takewhile(lambda word: not os.path.exists(word), config.documents)
+    question = " ".join([config.question, *words])
+    rest = config.documents[question.count(" ") :]
+    return suggest.command("ask", question, *rest, *(["--index", config.index] if config.index else []))
+
+
+def compared(config: AskConfig, out: Path, paths: list[Path], settings: dict[str, Any]) -> Changes:
+    """Compare the documents with the index. Errors: TinyGPTError if one that the user names cannot be opened."""
+    stored: dict[str, Fingerprint] = {}
+    is_new = not out.exists()
+    if not is_new:
+        with open_index(out) as index:
+            old = index.settings
+            is_new = any(old.get(name) != value for name, value in settings.items())
+            stored = {} if is_new else index.sources
+    named = {Path(item) for item in config.documents}
+    todo: dict[Path, Fingerprint] = {}
+    problems = []
+    kept = set()
+    for path in paths:
+        try:
+            if not is_untouched(path, stored.get(name_of(path)), path in named):
+                todo[path] = file_fingerprint(path)
+            kept.add(name_of(path))
+        except TinyGPTError as error:
+            if path in named:
+                raise
+            problems.append(error.message)
+    return Changes(stored, is_new, todo, sorted(stored.keys() - kept), problems)
+
+
+def is_untouched(path: Path, old: Fingerprint | None, is_named: bool) -> bool:
+    """Return whether a file has the size and the modification time in the index. One that could not be read, and is
+    named now, is read again."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False  # it was deleted after it was listed; `file_fingerprint` says so
+    if old is None or (is_named and not old.sha256):
+        return False
+    return (old.size, old.mtime) == (status.st_size, status.st_mtime_ns)
 
 
 def update(
-    config: IndexConfig, paths: list[Path], settings: dict[str, Any], embedding: Embeddings | None
-) -> dict[str, int]:
-    """Bring the index up to date with the documents; return how many were added, changed, ...
+    config: AskConfig, out: Path, settings: dict[str, Any], changes: Changes, embedding: Embeddings | None
+) -> Counter[str]:
+    """Bring the index up to date; return how many documents are new, changed and removed.
 
     Errors: TinyGPTError if a document that the user names cannot be read, or no document of the folders.
     """
-    stored = stored_documents(Path(config.out), settings)  # None: make a new index
-    old, named = stored or {}, {Path(item) for item in config.documents}
-    todo = [path for path in paths if not is_untouched(path, old.get(name_of(path)))]
-    removed = old.keys() - {name_of(path) for path in paths}
-    counts = {"added": 0, "changed": 0, "removed": len(removed), "unchanged": len(paths) - len(todo), "left out": 0}
-    if stored is not None and not todo and not removed:
-        return counts
-    writable = updated_index(Path(config.out), settings, new=stored is None)
-    with writable as index, progress(todo, desc="indexing", unit="document") as bar:
+    if changes.is_new and out.exists():
+        say(f"note: {out} was made with other settings, so all documents are indexed again")
+    if config.embeddings == "auto" and embedding is None:
+        hint = "pip install 'tinygpt[retrieve]' adds semantic search"
+        say(f"note: keyword search only, since the package wordllama is missing; {hint}")
+    counts = Counter(new=0, changed=0, removed=len(changes.removed))
+    bar = progress(changes.todo.items(), desc="indexing", unit="document", delay=SHOW_AFTER)
+    with updated_index(out, settings, changes.is_new) as index, bar:
         index.set_documents([name_of(Path(item)) for item in config.documents])
-        for name in removed:
+        for name in changes.removed:
             index.remove_source(name)
-        for path in bar:
+        for path, file in bar:
+            name = name_of(path)
+            old = changes.stored.get(name)
+            if old and old.sha256 == file.sha256:
+                index.update_source(name, file)
+                continue
             try:
-                counts[refresh(index, path, old.get(name_of(path)), config, embedding, bar)] += 1
+                add(index, path, file, config.passage_size, embedding, bar)
+                counts["changed" if old and old.sha256 else "new"] += 1
             except TinyGPTError as error:
-                if path in named:
+                if path in map(Path, config.documents):
                     raise
-                index.remove_source(name_of(path))  # what was stored before the error
-                counts["left out"] += 1
-                bar.write(terminal.escaped(f"left out: {error.message}"), file=sys.stderr)
-        if not index.sources and not removed:
-            found = terminal.counted(len(paths), "document")
+                index.remove_source(name)  # what was stored before the error
+                index.add_source(name, file._replace(sha256=""))
+                bar.write(escaped(f"left out: {error.message}"), file=sys.stderr)
+        if not readable(index) and not changes.removed:
+            found = counted(len(changes.todo), "document")
             raise TinyGPTError(f"{found} found, but none can be indexed", documents.FORMATS)
     return counts
 
 
-def refresh(
-    index: Index, path: Path, old: Fingerprint | None, config: IndexConfig, embedding: Embeddings | None, bar: Any
-) -> str:
-    """Index a document unless its content is unchanged; return added, changed or unchanged. Errors: TinyGPTError."""
-    name = name_of(path)
-    file = fingerprint(path)
-    if old and old.sha256 == file.sha256:
-        index.update_source(name, file)
-        return "unchanged"
-    index.remove_source(name)
-    source = index.add_source(name, file)
+def add(index: Index, path: Path, file: Fingerprint, size: int, embedding: Embeddings | None, bar: Any) -> None:
+    """Index a document in place of its earlier text. Errors: TinyGPTError if it cannot be read."""
+    index.remove_source(name_of(path))
+    source = index.add_source(name_of(path), file)
     rows = (
         (section.position(offset), section.title, text)
         for section in documents.read(path)
-        for text, offset in passages.split(section.text, config.passage_size, config.overlap)
+        for text, offset in passages.split(section.text, size, size // 5)
     )
     num_passages = 0
     while batch := list(itertools.islice(rows, BATCH)):
         vectors = embedding.vectors([f"{title}\n{text}" for _, title, text in batch]) if embedding else None
         index.add_passages(source, batch, vectors)
         num_passages += len(batch)
-        bar.set_postfix_str(terminal.escaped(f"{path.name}: {terminal.counted(num_passages, 'passage')}"))
-    return "changed" if old else "added"
+        bar.set_postfix_str(escaped(f"{path.name}: {counted(num_passages, 'passage')}"))
 
 
-def is_untouched(path: Path, old: Fingerprint | None) -> bool:
-    """Return whether a file has the size and the modification time in the index."""
-    try:
-        status = path.stat()
-    except OSError:
-        return False  # it was deleted after it was listed; `fingerprint` says so
-    return old is not None and (old.size, old.mtime) == (status.st_size, status.st_mtime_ns)
-
-
-def fingerprint(path: Path) -> Fingerprint:
+def file_fingerprint(path: Path) -> Fingerprint:
     """Return size, modification time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
@@ -205,16 +270,20 @@ def name_of(path: str | Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def describe(out: Path, counts: dict[str, int]) -> None:
-    """Print what the index contains, and some of its passages."""
+def readable(index: Index) -> list[str]:
+    """Return the paths of the documents that could be read."""
+    return [path for path, file in index.sources.items() if file.sha256]
+
+
+def describe(out: Path, counts: Counter[str], unopened: int) -> None:
+    """Print where the index lies, and what it contains."""
     with open_index(out) as index:
-        settings = index.settings
-        changes = ", ".join(f"{count:,} {change}" for change, count in counts.items() if count)
-        print(f"documents: {len(index.sources):,} ({changes or 'no changes'})")
-        size = f"of up to {settings['passage_size']} characters, overlap {settings['overlap']}"
-        print(f"passages: {len(index):,}, {size}; embeddings: {settings['embeddings']}")
-        print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")
-        print("some passages:")
-        for passage in index.samples(SAMPLES):
-            text = terminal.cut(" ".join(passage.text.split()), SHOWN)
-            print(terminal.escaped(f"  {passage.place}: {text}"))
+        indexed = len(readable(index))
+        parts = {**counts, "left out": len(index.sources) - indexed + unopened}
+    changes = [f"{count:,} {change}" for change, count in parts.items() if count]
+    say(f"index: {out}: {', '.join([counted(indexed, 'document'), *changes])}")
+
+
+def say(line: str) -> None:
+    """Print a line on standard error: standard output is for answers."""
+    print(escaped(line), file=sys.stderr, flush=True)

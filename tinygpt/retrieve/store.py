@@ -105,7 +105,7 @@ class Index:
 
     @property
     def sources(self) -> dict[str, Fingerprint]:
-        """Return the fingerprints of the documents, by path."""
+        """Return the fingerprints of the documents, by path; one that could not be read has no SHA-256."""
         rows = self._db.execute("SELECT path, size, mtime, sha256 FROM sources ORDER BY path")
         return {path: Fingerprint(*rest) for path, *rest in rows}
 
@@ -217,13 +217,13 @@ def blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:
 def open_index(path: Path) -> Iterator[Index]:
     """Open an index for reading. Errors: TinyGPTError if the file is not an index, or is damaged."""
     if path.is_dir():
-        raise TinyGPTError(f"{path}: is a folder, not an index", suggest.command("index", path, "--out", "index.db"))
+        raise TinyGPTError(f"{path}: is a folder, not an index", suggest.command("ask", "your question", path))
     try:
         with open(path, "rb") as file:
             require_intact(path, file)
             opened = version(os.fstat(file.fileno()))
     except OSError as error:
-        raise file_error(path, error, suggest.command("index", "DOCUMENTS", "--out", path)) from None
+        raise file_error(path, error, suggest.command("ask", "your question", "DOCUMENTS", "--index", path)) from None
     uri = re.sub("^file://(?=[^/])", "file:////", path.absolute().as_uri())  # SQLite takes no host of a share
     try:
         # the server opens the index in one thread and asks it in another
@@ -304,5 +304,5 @@ def checksum(file: IO[bytes]) -> int:
 
 
 def unusable(path: Path, problem: str) -> TinyGPTError:
-    hint = suggest.command("index", "DOCUMENTS", "--out", path.with_name(f"new-{path.name}"))
+    hint = suggest.command("ask", "your question", "DOCUMENTS", "--index", path.with_name(f"new-{path.name}"))
     return TinyGPTError(f"{path}: {problem}", hint)

@@ -57,7 +57,7 @@ def serve(config: ServeConfig) -> None:
                 adapters = Adapters(config.ckpt, paths)
                 models = load_models(config, adapters)
                 prompt = example(config, adapters.checkpoint(), models[0])
-            respond = {DOCUMENTS: opened.enter_context(reader(config))} if config.index else {}
+            respond = {DOCUMENTS: opened.enter_context(reader(config))} if has_documents(config) else {}
             respond |= {LABELS: labeller(config)} if config.labels else {}
             responders = [Responder(name, function, config.max_queue) for name, function in respond.items()]
             state.open(Engine(models, config.max_batch, config.max_queue), responders)
@@ -77,14 +77,22 @@ def serve(config: ServeConfig) -> None:
 
 
 def serves_gpt(config: ServeConfig) -> bool:
-    """Return whether a checkpoint is served: not if --labels or --index is given without one."""
-    return not (config.labels or config.index) or bool({"ckpt", "adapter"} & config.given)
+    """Return whether a checkpoint is served: not if --labels or --documents is given without one."""
+    return not (config.labels or has_documents(config)) or bool({"ckpt", "adapter"} & config.given)
+
+
+def has_documents(config: ServeConfig) -> bool:
+    return bool(config.documents or config.index)
 
 
 def adapters_of(config: ServeConfig) -> dict[str, str]:
     """Return the paths of the adapters by name. Errors: TinyGPTError if a name is missing or not unique."""
     paths_by_name: dict[str, str] = {}
-    taken = {base_name(config.ckpt), *([DOCUMENTS] if config.index else []), *([LABELS] if config.labels else [])}
+    taken = {
+        base_name(config.ckpt),
+        *([DOCUMENTS] if has_documents(config) else []),
+        *([LABELS] if config.labels else []),
+    }
     for text in config.adapter:
         name, equals, path = text.partition("=")
         if not (name and equals and path):
@@ -127,16 +135,21 @@ def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str 
 
 @contextlib.contextmanager
 def reader(config: ServeConfig) -> Iterator[Respond]:
-    """Open the index; yield a function that answers questions from it, as `tinygpt ask` does, with the sentences.
+    """Make or open the index; yield a function that answers questions from it, as `tinygpt ask` does, with the
+    sentences.
 
-    After an update by `tinygpt index` it is opened again, so that no removed document is quoted. Errors: TinyGPTError.
+    After an update by `tinygpt ask` it is opened again, so that no removed document is quoted. Errors: TinyGPTError.
     """
-    from tinygpt.retrieve.ask import ABSTENTION, Responder, checked_question
+    from tinygpt.retrieve.ask import ABSTENTION, Responder, checked_question, load_reader
+    from tinygpt.retrieve.index import index_of
     from tinygpt.retrieve.store import open_index
 
-    ask_config = AskConfig(index=config.index, ckpt=config.reader, device=config.device, dtype=config.dtype)
-    path, opened = Path(config.index).absolute(), contextlib.ExitStack()
-    respond = Responder(ask_config, opened.enter_context(open_index(path)))
+    paths: dict[str, Any] = {"documents": config.documents, "index": config.index, "ckpt": config.reader}
+    ask_config = AskConfig(**paths, device=config.device, dtype=config.dtype)
+    model = load_reader(ask_config)
+    path = index_of(ask_config).absolute()
+    opened = contextlib.ExitStack()
+    respond = Responder(ask_config, opened.enter_context(open_index(path)), model)
     _ = respond.index.embeddings  # now, and not only at the first question
 
     def answer(question: str) -> tuple[str, dict[str, Any]]:

@@ -26,15 +26,15 @@ KNOWS = (
     "closed-book model that is not updated has never seen the changed facts, so it must be wrong about them."
 )
 CHANGES = (
-    "Update: time to index or to train, on this machine. Commands: for the update. Examples: question-answer pairs "
-    "that somebody has to write. Written: the documents, or the checkpoint. Trained: number of parameters. Time to a "
-    "right answer: from a changed document to the first right answer, with the commands index and ask; 'none' if "
+    "Update: time to index and ask, or to train, on this machine. Commands: for the update. Examples: question-answer "
+    "pairs that somebody has to write. Written: the documents, or the checkpoint. Trained: number of parameters. Time "
+    "to a right answer: from a changed document to the first right answer, with the command ask; 'none' if "
     f"{TRIES} attempts failed; for a closed-book model, its update and one answer, right or not."
 )
 COSTS = (
-    "Build: time to index or to train, on this machine. Commands: to build it. Examples: question-answer pairs about "
-    "these companies that somebody has to write. Time per question: mean, with the model loaded. Connections: attempts "
-    "to use the network while the system answered."
+    "Build: time to index and ask, or to train, on this machine. Commands: to build it. Examples: question-answer "
+    "pairs about these companies that somebody has to write. Time per question: mean, with the model loaded. "
+    "Connections: attempts to use the network while the system answered."
 )
 BASELINES = 2  # rows
 EFFORT: dict[str, tuple[str, Callable[[float], str]]] = {  # column: key of a Cost, and how it is shown
