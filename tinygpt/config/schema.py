@@ -80,9 +80,9 @@ class PrepareConfig(DataConfig):
     reports_b, sql, reader, reader_long.
 
     tinygpt prepare shakespeare_char
-    tinygpt prepare mine --input notes.txt more/ '*.md'      # your own text
-    tinygpt prepare mine --input pages.jsonl.gz --text_field=text --workers=4      # large text
-    tinygpt prepare mine --input pairs.jsonl --format pairs --show 3      # your own pairs
+    tinygpt prepare mine --input notes.txt more/ '*.md'                        # your own text
+    tinygpt prepare mine --input pages.jsonl.gz --text_field=text --workers=4  # large text
+    tinygpt prepare mine --input pairs.jsonl --format pairs --show 3           # your own pairs
     """
 
     name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
@@ -100,28 +100,29 @@ class PrepareConfig(DataConfig):
     of pairs"""
     val_fraction: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.1
     """share of the text kept for validation, from its end; for pairs, the share of examples"""
-    text_field: str = "text"
+    encoding: str = "utf-8"
+    """the input's character encoding, for example cp1252 or utf-16"""
+    format: Literal["text", "pairs"] = "text"
+    """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or Excel's .xlsx)"""
+
+    text_field: Annotated[str, Group("text")] = "text"
     """JSON Lines: the key of the text; each line is a document that ends with the tokenizer's end-of-text token (gpt2:
     <|endoftext|>), or if it has none (char, bpe) with a line end"""
     workers: Annotated[int, Limit(">=", 1), Limit("<=", 61)] = 1
-    """text: number of processes that parse and encode it; the result is the same"""
-    format: Literal["text", "pairs"] = "text"
-    """text: one long text; pairs: a prompt and a response per line (JSON Lines) or per row (.csv, or Excel's .xlsx)"""
-    prompt_field: str = "prompt"
-    """pairs: the key or column of the prompt"""
+    """number of processes that parse and encode it; the result is the same"""
+
+    prompt_field: Annotated[str, Group("pairs")] = "prompt"
+    """the key or column of the prompt"""
     response_field: str = "response"
-    """pairs: the key or column of the response"""
+    """the key or column of the response"""
     labels: tuple[str, ...] = ()
-    """pairs: the permitted labels, for example --labels ok breach; any other response is refused with its line; empty:
-    any"""
+    """the permitted labels, for example --labels ok breach; any other response is refused with its line; empty: any"""
     test_fraction: float = 0.1
-    """pairs: share of the examples kept as the test split"""
+    """share of the examples kept as the test split"""
     skip_bad: bool = False
-    """pairs: skip lines that are not pairs instead of stopping"""
+    """skip lines that are not pairs instead of stopping"""
     show: CountOrZero = 0
-    """pairs: print this many examples, and mark the characters that count for the loss"""
-    encoding: str = "utf-8"
-    """the input's character encoding, for example cp1252 or utf-16"""
+    """print this many examples, and mark the characters that count for the loss"""
     synthetic: bool = False
     """for the task transactions: invented merchants instead of real brands"""
 
@@ -144,7 +145,7 @@ class TrainConfig(Config):
     """Train a GPT on a prepared dataset. OUT_DIR gets its checkpoints and metrics.
 
     tinygpt train configs/shakespeare_char.yaml --device=cpu --max_iters=500
-    tinygpt train --init_from=resume      # continue the run in out
+    tinygpt train --init_from=resume  # continue the run in out
     """
 
     config: Annotated[Files, POSITIONAL] = ()
@@ -346,7 +347,7 @@ class PlanConfig(TrainConfig):
     """Predict time and memory of a training run from a pilot run of seconds on this machine.
 
     tinygpt plan configs/shakespeare_char.yaml --device=cpu
-    tinygpt plan configs/shakespeare_char.yaml --processes=4 --shard=True
+    tinygpt plan configs/shakespeare_char.yaml --processes=4 --shard
 
     It runs 25 iterations and two evaluations, and writes nothing. It accepts all keys of tinygpt train.
     """
@@ -422,6 +423,7 @@ class FinetuneConfig(TrainConfig):
 class SampleConfig(InferenceConfig):
     """Generate text with a trained model.
 
+    tinygpt sample out
     tinygpt sample out --start "ROMEO:" --max_new_tokens 300
     """
 
@@ -474,22 +476,23 @@ class EvalConfig(InferenceConfig, DataConfig):
     task: DatasetName = ""
     """a prepared task; with labels: accuracy, F1, confusion matrix and calibration, compared with n-gram, word and
     majority baselines; with free text as responses: exact match"""
-    split: Literal["test", "val"] = "test"
-    """with --task: the split to evaluate on"""
+    json: bool = False
+    """print one JSON object, for programs"""
+
+    split: Annotated[Literal["test", "val"], Group("with --task")] = "test"
+    """the split to evaluate on"""
     positive: str = ""
-    """with --task and two labels: the rare label; adds precision, recall, false alarms, misses and their cost, at a
-    threshold chosen on the validation split; empty: as the built-in task says"""
+    """of two labels, the rare one: adds precision, recall, false alarms, misses and their cost, at a threshold chosen
+    on the validation split; empty: as the built-in task says"""
     miss_cost: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 20.0
     """with a positive label: a miss costs as much as this many false alarms"""
     predict: File = ""
-    """with --task: label each line of this file instead (empty lines too), as CSV with each label's probability"""
+    """label each line of this file instead (empty lines too), as CSV with each label's probability"""
     output: File = ""
-    """file for the labels of --predict, also -o; empty: print them"""
+    """file for the labels of --predict; empty: print them"""
     plot: File = ""
-    """with --task: PNG file for the confusion matrix, or with a positive label for the precision-recall curve; empty:
-    confusion.png or precision_recall.png in the checkpoint's folder"""
-    json: bool = False
-    """print one JSON object, for programs"""
+    """PNG file for the confusion matrix, or with a positive label for the precision-recall curve; empty: confusion.png
+    or precision_recall.png in the checkpoint's folder"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -504,7 +507,7 @@ class AskConfig(InferenceConfig):
     """Answer a question by quoting a sentence from your documents, with its source.
 
     tinygpt ask "How long is the notice period?" notes/ prices.csv 'minutes/*.md'
-    tinygpt ask - notes/      # questions at a prompt, one per line, or from a pipe
+    tinygpt ask - notes/                            # questions at a prompt, one per line, or from a pipe
     tinygpt ask - notes/ --questions val.jsonl      # evaluate questions with known answers
     tinygpt ask "Who is the CFO of Norvik?" notes/ --ckpt out-smollm2
 
@@ -558,7 +561,7 @@ class LabelConfig(Config):
 
     tinygpt label new.csv --model out-advise -o labelled.csv
     tinygpt label new.xlsx --model out-advise --prompt_field Message -o labelled.csv
-    tinygpt label - --model out-advise      # the lines of standard input
+    tinygpt label - --model out-advise  # the lines of standard input
 
     All columns are kept, and three added: label; probability, the model's estimate; and sure: yes if the probability
     reaches the threshold above which the model was right often enough on unseen examples, no if a person should look at
@@ -571,7 +574,7 @@ class LabelConfig(Config):
     model: File = "out-advise"
     """the folder of the model: --out_dir of tinygpt advise"""
     output: File = ""
-    """the file to write, also -o: .csv (with the separator of a .csv input) or .jsonl; empty: print it"""
+    """the file to write: .csv (with the separator of a .csv input) or .jsonl; empty: print it"""
     prompt_field: str = ""
     """the column or key of the texts; empty: as in the training examples"""
     encoding: str = "utf-8"
@@ -675,10 +678,8 @@ class DoctorConfig(DataConfig):
     """Diagnose a run (still improving, finished, overfitting, diverged, too little data), and check its files.
 
     tinygpt doctor out
-
-    tinygpt doctor out data/shakespeare_char checks a dataset, too
-
-    tinygpt doctor --machine tests this machine, in less than a minute
+    tinygpt doctor out data/shakespeare_char  # checks the files of a dataset, too
+    tinygpt doctor --machine                  # tests this machine, in less than a minute
 
     If files are damaged, it lists what can still be used, and the exit status is 1.
     """
@@ -713,20 +714,21 @@ class WhyConfig(DataConfig):
     """the output to explain: a response or a continuation, generated by the model or not"""
     count: Count = 5
     """show this many rows that raised the probability most, and this many that lowered it most"""
-    prove: bool = False
+    json: bool = False
+    """print one JSON object, for programs"""
+    device: str = ""
+    """device for retraining, if this is not the run's machine: auto, cpu, cuda or cuda:N; empty: as in the run"""
+
+    prove: Annotated[bool, Group("proof")] = False
     """train the run again with every row, without the most influential rows, and without random ones of the same label,
     and compare the probabilities: three trainings for each seed, five with compare"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 1
-    """prove: repetitions with the run's seed and the next ones. 5 can confirm a ranking, 1 cannot; choose the number
+    """repetitions with the run's seed and the next ones. 5 can confirm a ranking, 1 cannot; choose the number
     before you see a result. Finished trainings are kept"""
     leave_out: Count = 10
-    """prove and compare: number of rows to leave out"""
+    """number of rows to leave out, also with compare"""
     compare: bool = False
     """also find the nearest rows by BM25 and by embeddings; with prove, train without them, too"""
-    device: str = ""
-    """device for retraining, if this is not the run's machine: auto, cpu, cuda or cuda:N; empty: as in the run"""
-    json: bool = False
-    """print one JSON object, for programs"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
@@ -739,15 +741,15 @@ class ReportConfig(DataConfig):
     """Write one HTML file about a run, with the running model inside: no server, no network.
 
     tinygpt report out -o report.html
-    tinygpt report out out-mine                       # curves in one figure, models side by side
-    tinygpt report out out-mine --png losses.png      # only the loss curves
-    tinygpt report out out-mine --tensorboard         # event files, which tensorboard --logdir . shows
+    tinygpt report out out-mine                   # curves in one figure, models side by side
+    tinygpt report out out-mine --png losses.png  # only the loss curves
+    tinygpt report out out-mine --tensorboard     # event files, which tensorboard --logdir . shows
     """
 
     runs: Annotated[Files, POSITIONAL] = ("out",)
     """run folders: the report describes the first; the curves show all, and their best models can be compared"""
     output: File = ""
-    """the HTML file, also -o; empty: report.html in the first folder"""
+    """the HTML file; empty: report.html in the first folder"""
     no_text: bool = False
     """leave out samples and all text of the dataset; the weights remain, and can reproduce memorised text"""
     png: File = ""
@@ -831,7 +833,7 @@ class ExportConfig(Config):
     quantisation: Literal["f16", "q8_0", "q5_1", "q4_0"] = "q8_0"
     """gguf: bits per weight; f16: 16, q8_0: 8.5, q5_1: 6, q4_0: 4.5"""
     output: File = ""
-    """the file or folder, also -o; empty: model.html, model-QUANTISATION.gguf, hf or peft in the checkpoint's folder,
+    """the file or folder; empty: model.html, model-QUANTISATION.gguf, hf or peft in the checkpoint's folder,
     merged/ckpt.pt in the adapter's"""
     data_dir: File = "data"
     """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
@@ -848,18 +850,17 @@ class ExportConfig(Config):
 class LabConfig(DataConfig):
     """Run an experiment on this machine, and get a table, a picture, a page and a verdict.
 
-    tinygpt lab      # the list of labs
+    tinygpt lab                                     # the list of labs
     tinygpt lab methods --seeds=1 --pretrained=out-smollm2
 
     The same command continues a stopped lab: finished stages are kept.
 
-    lab race ranks the configs of a class by their loss on an unseen text. Its last tenth is the test:
+    lab race ranks the configs of a class by their loss on an unseen text. Its last tenth is the test; the rest becomes
+    OUT_DIR/train.txt, for the students:
 
-    tinygpt lab race --text text.txt for the teacher: writes the rest to OUT_DIR/train.txt, for the students
-
-    tinygpt lab race mine.yaml for a student, next to train.txt: a provisional loss
-
-    tinygpt lab race submissions --text text.txt for the teacher: the final losses
+    tinygpt lab race --text text.txt              # teacher: write train.txt
+    tinygpt lab race mine.yaml                    # student, next to train.txt: a provisional loss
+    tinygpt lab race submissions --text text.txt  # teacher: the final losses
 
     An entry has the keys of tinygpt train; missing ones are as in configs/nanogpt.yaml. Each character is a token.
     Training stops when the budget is used up, and the model at that point counts. Other entries join the same table.
@@ -873,29 +874,31 @@ class LabConfig(DataConfig):
     """a short form for a lesson, with less data, shorter trainings and one seed; lab methods has none"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 3
     """repetitions of each training, with seeds 1, 2, ...; a higher number only adds stages"""
-    dataset: DatasetName = "shakespeare_char"
-    """lab scale: the dataset to train on, which must be plain text"""
-    ckpt: File = "out-fast/ckpt.pt"
-    """lab methods: the small base model, a checkpoint or its folder"""
     pretrained: File = ""
     """an imported model, to compare with (tinygpt import smollm2 --out_dir out-smollm2); empty: leave it out"""
-    price: NonNegative = 0.1
-    """lab facts, lab cascade: price of an hour of this machine, in your currency, for the cost of answers"""
-    outside_price: NonNegative = 0.0
-    """lab cascade: price of 1,000 answers of the pretrained model, as if it were rented; 0: by its time and --price"""
-    person_price: NonNegative = 50.0
-    """lab cascade: price of 1,000 answers of a person; 50 is 10 seconds per answer at 18 per hour"""
-    target: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.95
-    """lab confidence, lab cascade: accuracy on the answered validation lines, for which the thresholds are chosen"""
-    text: File = "train.txt"
-    """lab race: the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part"""
-    times: Count = 20
-    """lab race: the budget, this many times the time of 100 iterations of configs/nanogpt.yaml on one core, measured
-    repeatedly during training; 20 is one to three minutes"""
-    own_rank: bool = False
-    """lab race: write OUT_DIR/NAME.txt for each entry, with its own rank and loss, and show no table"""
     out_dir: File = ""
     """folder for results and trained models; empty: out-lab-NAME, with --quick out-lab-NAME-quick"""
+
+    dataset: Annotated[DatasetName, Group("single labs")] = "shakespeare_char"
+    """scale: the dataset to train on, which must be plain text"""
+    ckpt: File = "out-fast/ckpt.pt"
+    """methods: the small base model, a checkpoint or its folder"""
+    price: NonNegative = 0.1
+    """facts, cascade: price of an hour of this machine, in your currency, for the cost of answers"""
+    outside_price: NonNegative = 0.0
+    """cascade: price of 1,000 answers of the pretrained model, as if it were rented; 0: by its time and --price"""
+    person_price: NonNegative = 50.0
+    """cascade: price of 1,000 answers of a person; 50 is 10 seconds per answer at 18 per hour"""
+    target: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.95
+    """confidence, cascade: accuracy on the answered validation lines, for which the thresholds are chosen"""
+
+    text: Annotated[File, Group("lab race")] = "train.txt"
+    """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part"""
+    times: Count = 20
+    """the budget, this many times the time of 100 iterations of configs/nanogpt.yaml on one core, measured repeatedly
+    during training; 20 is one to three minutes"""
+    own_rank: bool = False
+    """write OUT_DIR/NAME.txt for each entry, with its own rank and loss, and show no table"""
 
 
 @dataclasses.dataclass
