@@ -23,6 +23,8 @@ EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI
     "matplotlib": ("matplotlib", "plot"),
     "openpyxl": ("openpyxl", "excel"),
     "pypdf": ("pypdf", "retrieve"),
+    "pytest": ("pytest", "class"),
+    "pytest_timeout": ("pytest-timeout", "class"),
     "safetensors": ("safetensors", "pretrained"),
     "sklearn": ("scikit-learn", "eval"),
     "starlette": ("starlette", "serve"),

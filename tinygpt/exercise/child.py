@@ -1,97 +1,125 @@
-"""Run the checks of a student's file, in a process of its own: `python -m tinygpt.exercise.child FILE SECONDS N ...`
+"""A plugin for pytest: run the tests of steps.py on the file of `--file`, which they get as the module my_gpt.
 
-It checks steps N of FILE, with a time limit per check; runner.py starts it. The results are lines of JSON on standard
-output, followed by the traceback of a check that exceeds the limit. What the file prints goes to standard error.
+A failed check is reported without the code of the test, and the other checks of its step are skipped. With
+`--results FILE`, each line of FILE is a state of a check in JSON: {"step", "passed", "failed"}. A check is written as
+failed before it runs, because it may end the process. What the student's file prints then goes to standard error.
 """
 
-import faulthandler
-import functools
 import importlib.util
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import pytest
 import torch
 
-from tinygpt.exercise.steps import STEPS, CheckFailed
+from tinygpt.exercise.outline import IMPORTED, LABELS
+from tinygpt.exercise.steps import CheckFailed
 
 LONGEST = 1000  # characters of a value or an exception in a report
 
 
-def main(file: str, limit: float, steps: list[int]) -> None:
-    """Check the steps in order, each up to its first failed check; stop if the file cannot be imported.
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--file", default="my_gpt.py", help="the student's file")
+    parser.addoption("--results", default=os.devnull, help="write the states of the checks to this file")
 
-    A line {"step", "passed", "failed"} is the state of a step: the names of the checks that passed, and the check that
-    failed. A check is written as failed before it runs, because it may end the process.
-    """
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    sys.stdout = sys.stderr
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.file = str(Path(config.option.file).resolve())
+    if config.option.results != os.devnull:
+        sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")  # for pytest itself
+        os.dup2(2, 1)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    torch.set_num_threads(1)
+    if session.config.option.results != os.devnull:
+        sys.stdout = sys.stderr
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if session.config.option.results != os.devnull:
+        sys.stderr.flush()
+        os._exit(exitstatus)  # does not wait for threads that the file has started
+
+
+@pytest.fixture(scope="session")
+def my(request: pytest.FixtureRequest) -> ModuleType:
+    """The student's file, imported as the module my_gpt."""
+    file = request.config.option.file
     sys.argv = [file]
     sys.path.append(os.path.dirname(file))  # at the end: a neighbour's profile.py does not replace the library's
     os.chdir(os.path.dirname(file))
-    torch.set_num_threads(1)
-
-    def write_state(step: int, passed: list[str], **failed: str) -> None:
-        short = {part: text if len(text) <= LONGEST else f"{text[:LONGEST]} ..." for part, text in failed.items()}
-        out.write(json.dumps({"step": step, "passed": passed, "failed": short}) + "\n")
-        out.flush()
-        faulthandler.dump_traceback_later(limit, exit=True, file=out)  # replaces the limit of the previous check
-
-    for step in steps:
-        torch.set_grad_enabled(True)  # the previous step may have changed both
-        torch.set_default_dtype(torch.float32)
-        if not check_step(step, file, functools.partial(write_state, step)):
-            return
+    return load(file)
 
 
-def check_step(step: int, file: str, write_state: Callable[..., None]) -> list[str]:
-    """Import the file, then run the checks of a step up to the first that fails. Returns the names of those passed."""
-    passed: list[str] = []
-    checks = checks_of(step, file)
-    check = next(checks, "")
-    while check:
-        name, look = map(str.strip, check.split("\n"))
-        report = functools.partial(write_state, passed, check=name, look=look)
-        report()
-        finding: dict[str, str] = {}
-        torch.manual_seed(0)
-        try:
-            check = next(checks, "")
-        except CheckFailed as failure:
-            finding = failure.args[0]
-        except BaseException as error:
-            finding = raised(error, file)
-        if finding:
-            report(**finding)
-            return passed
-        passed.append(name)
-    write_state(passed)
-    return passed
+@pytest.fixture(autouse=True)
+def defaults() -> None:
+    """What the file, or an earlier check, may have changed."""
+    torch.manual_seed(0)
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
 
 
-def checks_of(step: int, file: str) -> Iterator[str]:
-    """Yield the checks of a step: the import of the student's file, as the module my_gpt, then those in steps.py."""
-    yield "the file can be imported\nthe code outside functions and classes"
+def load(file: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location("my_gpt", file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["my_gpt"] = module
     spec.loader.exec_module(module)
-    yield from STEPS[step - 1](module)
+    return module
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: Any) -> None:
+    if hasattr(item.cls, "failed"):
+        pytest.skip("an earlier check of this step failed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: Any) -> None:
+    write_state(item, failed=item.function.check)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]:
+    report = yield
+    if report.failed:
+        item.cls.failed = IMPORTED if call.when == "setup" else item.function.check
+        failed = item.cls.failed | describe(call.excinfo.value, item.config.option.file)
+        write_state(item, failed=failed)
+        lines = [f"{label}: {failed[part]}" for part, label in LABELS.items() if part in failed]
+        report.longrepr = "\n".join([failed["check"], *lines])
+    elif report.passed and call.when == "call":
+        write_state(item, passed=[item.function.check["check"]])
+    return report
+
+
+def write_state(item: Any, passed: Sequence[str] = (), failed: dict[str, str] | None = None) -> None:
+    state = {"step": item.cls.step, "passed": passed, "failed": failed or {}}
+    with open(item.config.option.results, "a") as file:
+        file.write(json.dumps(state) + "\n")
+
+
+def describe(error: BaseException, file: str) -> dict[str, str]:
+    """Describe a failed check, or an exception with the line of the student's file in which it was raised."""
+    finding = error.args[0] if isinstance(error, CheckFailed) else raised(error, file)
+    return {part: text if len(text) <= LONGEST else f"{text[:LONGEST]} ..." for part, text in finding.items()}
 
 
 def raised(error: BaseException, file: str) -> dict[str, str]:
-    """Describe an exception, with the line of the student's file in which it was raised."""
-    if isinstance(error, RuntimeError) and isinstance(error.__cause__, StopIteration):  # so a generator passes it on
-        error = error.__cause__
     if isinstance(error, SyntaxError) and error.filename == file:
         return {"got": f"line {error.lineno}: {error.msg}", "expected": "valid Python"}
     frames = traceback.extract_tb(error.__traceback__)
-    line, message = innermost_line(frames, file), str(error)
+    line = innermost_line(frames, file)
+    message = str(error)
     # raised by the template, not by PyTorch
     if type(error) is NotImplementedError and not message and innermost_line(frames[-1:], file):
         return {"got": f"not written yet: {line}", "expected": "your code in place of raise NotImplementedError"}
@@ -105,9 +133,3 @@ def innermost_line(frames: Sequence[traceback.FrameSummary], file: str) -> str:
     """Return the innermost line of the file in a stack; empty if there is none."""
     own = [frame for frame in frames if frame.filename == file]
     return f"line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}" if own else ""
-
-
-if __name__ == "__main__":
-    main(str(Path(sys.argv[1]).resolve()), float(sys.argv[2]), [int(number) for number in sys.argv[3:]])
-    sys.stderr.flush()
-    os._exit(0)  # does not wait for threads that the file has started

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tinygpt.config import suggest
 from tinygpt.config.schema import ExerciseConfig
-from tinygpt.errors import TinyGPTError
+from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.exercise.folder import check_folder
-from tinygpt.exercise.outline import NEEDS, Step, defined, template_steps
-from tinygpt.exercise.runner import LABELS, check_file, side_by_side
+from tinygpt.exercise.outline import LABELS, NEEDS, Step, defined, template_steps
+from tinygpt.exercise.runner import check_file
 from tinygpt.files import read_text, replacing, require_writable
 
 DEFAULT = Path(ExerciseConfig.file)
@@ -31,6 +31,8 @@ def exercise(config: ExerciseConfig) -> int:
         print("\nbegin:  tinygpt exercise start 1\nthen:   tinygpt exercise check 1")
         return 0
     chosen, path = arguments(config, steps)
+    if config.action == "check":
+        require_installed("tinygpt exercise check", "pytest", "pytest_timeout")
     if config.action == "check" and path.is_dir():
         return check_folder(path, chosen, Path(config.csv) if config.csv else None)
     if config.csv:
@@ -75,16 +77,17 @@ def start(step: Step, head: str, path: Path) -> None:
 
 
 def read(path: Path, hint: str = "name the Python file that you write in") -> tuple[str, list[str]]:
-    """Read a Python file; returns its text, and the names of its top-level classes and functions.
+    """Read a Python file; returns its text, and the names that it defines.
 
     Errors: TinyGPTError, with the hint `hint` if it is not a text file, and for invalid Python.
     """
     source = read_text(path, hint)
     try:
-        return source, defined(ast.parse(source))
+        ast.parse(source)
     except SyntaxError as error:
         what = f"{path}, line {error.lineno}: invalid Python ({error.msg})"
         raise TinyGPTError(what, "fix that line first") from None
+    return source, defined(source)
 
 
 def command(action: str, number: int | None, path: Path = DEFAULT) -> str:
@@ -102,7 +105,7 @@ def check(steps: list[Step], path: Path) -> int:
     if not contained:
         what = f"step {number} ({', '.join(steps[0].names)})" if number else "the exercise"
         raise TinyGPTError(f"{path} contains no part of {what}", start_it)
-    [(_, outcomes)] = side_by_side([check_file(path, [step.number for step in contained], quiet=False)])
+    outcomes = check_file(path, [step.number for step in contained], quiet=False)
     for step in contained:
         passed, failed = outcomes[step.number]
         print(f"step {step.number}: {step.title}")

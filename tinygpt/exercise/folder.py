@@ -3,20 +3,22 @@
 check_folder(Path("submissions"), template_steps()[1], table=Path("grades.csv"))
 """
 
-import ast
 import csv
 import io
-import re
+import itertools
+import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from tinygpt import terminal
 from tinygpt.errors import TinyGPTError
-from tinygpt.exercise.outline import Step, defined
-from tinygpt.exercise.runner import LABELS, Checking, StepOutcome, check_file, side_by_side
+from tinygpt.exercise.outline import LABELS, Step, defined
+from tinygpt.exercise.runner import StepOutcome, check_file
 from tinygpt.files import read_text, replacing, require_closed, require_writable
 
+JOBS = min(4, os.cpu_count() or 1)  # processes at a time; each computes with one thread
 SKIPPED = ("__pycache__", "site-packages")  # folders without a student's own files, as are those with a leading dot
 
 
@@ -56,15 +58,15 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     show_unread(folder, paths)  # before a file runs, which may delete the folder
     print(f"Python files: {len(paths)}. They run with your permissions, not in a sandbox.", flush=True)
     results = []
-    for index, outcomes in side_by_side([check_steps_in(path, steps) for path in paths]):
-        result = Result(terminal.escaped(paths[index].relative_to(folder).as_posix()), outcomes)
-        results.append(result)
-        check, _ = result.first_failure
-        status = "FAIL" if check else "PASS" if outcomes else "NONE"
-        so_many = terminal.counted(len(outcomes), "step")
-        what = f"{result.passed} of {so_many}" if outcomes else "contains no part of these steps"
-        print("  ".join(filter(None, (f"  {status}", result.file, what, check))), flush=True)
-    results.sort(key=lambda result: result.file)
+    with ThreadPoolExecutor(JOBS) as pool:
+        for path, outcomes in zip(paths, pool.map(check_steps_in, paths, itertools.repeat(steps)), strict=True):
+            result = Result(terminal.escaped(path.relative_to(folder).as_posix()), outcomes)
+            results.append(result)
+            check, _ = result.first_failure
+            status = "FAIL" if check else "PASS" if outcomes else "NONE"
+            so_many = terminal.counted(len(outcomes), "step")
+            what = f"{result.passed} of {so_many}" if outcomes else "contains no part of these steps"
+            print("  ".join(filter(None, (f"  {status}", result.file, what, check))), flush=True)
     show_class(results, steps)
     if table:
         write_table(table, results, steps)
@@ -91,18 +93,14 @@ def show_unread(folder: Path, paths: list[Path]) -> None:
             print(f"  note: {what}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}")
 
 
-def check_steps_in(path: Path, steps: list[Step]) -> Checking:
-    """Check those of the steps that the file contains. A syntax error elsewhere in the file does not hide them."""
+def check_steps_in(path: Path, steps: list[Step]) -> dict[int, StepOutcome]:
+    """Check those of the steps that the file contains."""
     try:
-        source = read_text(path, "")
+        names = set(defined(read_text(path, "")))
     except TinyGPTError as error:
         return {0: StepOutcome([], {"check": "the file can be read", "got": error.message.removeprefix(f"{path}: ")})}
-    try:
-        names = set(defined(ast.parse(source)))
-    except SyntaxError:
-        names = set(re.findall(r"^(?:class|def)\s+(\w+)", source, re.MULTILINE))
     contained = [step.number for step in steps if names & set(step.names)]
-    return (yield from check_file(path, contained, quiet=True))
+    return check_file(path, contained, quiet=True)
 
 
 def show_class(results: list[Result], steps: list[Step]) -> None:
