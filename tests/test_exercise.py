@@ -301,7 +301,7 @@ CLASS = {  # file: source, the results of its steps, the first failed check, wor
     "anna_17_file/my_helpers.py": ("import math\n", "", "", ""),
     "random.py": ("raise ImportError('a neighbour')\n", "", "", ""),
     "Zoë Müller_18_file/my gpt.py": (solution_of(4).replace(" / math.sqrt(size)", ""), "4 FAIL", "step 4: scores are scaled by 1 / sqrt(head_size)", "0.7311"),
-    "loop.py": (solution_of(1) + "def split(data, val_fraction):\n    import time\n    while True:\n        time.sleep(1)\n" + solution_of(3), "1 PASS, 2 FAIL, 3 PASS", OVERLAP, "got: still running after 20 seconds line "),
+    "loop.py": (solution_of(1) + "def split(data, val_fraction):\n    import time\n    while True:\n        time.sleep(1)\n" + solution_of(3), "1 PASS, 2 FAIL, 3 PASS", OVERLAP, "got: Failed: Timeout (>20.0s) from pytest-timeout. line "),
     "hang.py": (solution_of(1) + WAIT, "1 FAIL", IMPORTED, "in <module>: time.sleep(1)"),
     "segfault.py": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n" + solution_of(1), "1 FAIL", IMPORTED, "the Python process was killed by signal 11"),
     "thread.py": (solution_of(1) + "import threading; threading.Thread(target=threading.Event().wait).start()\n", "1 PASS", "", ""),

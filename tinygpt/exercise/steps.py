@@ -99,8 +99,6 @@ def expect_causal(function: Callable[[Tensor], Tensor], x: Tensor, other: Tensor
 
 
 class TestStep1:
-    step = 1
-
     @check(
         "vocab_size is the number of distinct characters",
         "set(text) contains each character once",
@@ -145,8 +143,6 @@ def batch(my: Any, length: int, block: int, size: int, seed: int = 0) -> Any:
 
 
 class TestStep2:
-    step = 2
-
     @check(
         "the validation part is the end of the data, without overlap",
         "split the data before you draw windows from it",
@@ -205,8 +201,6 @@ LOWEST = (2 * math.log(3 / 2) + math.log(3) + 2 * math.log(1)) / 5
 
 
 class TestStep3:
-    step = 3
-
     @check(
         "logits have shape (B, T, V), and the loss is None without targets",
         "logits = self.table(idx)",
@@ -264,8 +258,6 @@ class TestStep3:
 
 
 class TestStep4:
-    step = 4
-
     @check(
         "each row of attention weights sums to one",
         "softmax over the last dimension, after the mask",
@@ -318,8 +310,6 @@ class TestStep4:
 
 
 class TestStep5:
-    step = 5
-
     @check(
         "attention keeps the shape (B, T, C)",
         "concatenate the heads along the channels, then apply self.c_proj",
@@ -330,7 +320,7 @@ class TestStep5:
 
     @check(
         "no head attends to a later position",
-        "view(B, T, n_head, head_size).transpose(1, 2), because view(B, n_head, T, head_size) mixes positions; the mask",
+        "view(B, T, n_head, head_size).transpose(1, 2), as view(B, n_head, T, head_size) mixes positions; the mask",
     )
     def test_causal(self, my: Any) -> None:
         attention, x = randomise(my.MultiHeadAttention(12, 3)), noise(2, 6, 12)
@@ -389,8 +379,6 @@ def tokens(*shape: int, seed: int = 0) -> Tensor:
 
 
 class TestStep6:
-    step = 6
-
     @check(
         "logits have shape (B, T, V) for every T up to block_size",
         "add the first T rows of self.wpe, not all of them",
@@ -480,8 +468,6 @@ def expect_rates(my: Any, rates: dict[int, float]) -> None:
 
 
 class TestStep7:
-    step = 7
-
     @check(
         "the learning rate rises to the peak, then falls to the minimum",
         "three cases: step < warmup, step > total, and the cosine between them",
@@ -582,8 +568,6 @@ START = torch.zeros(1, 1, dtype=torch.int64)
 
 
 class TestStep8:
-    step = 8
-
     @check(
         "probabilities sum to one, and the temperature divides the logits",
         "softmax(logits / temperature)",
@@ -684,8 +668,6 @@ def pair(my: Any) -> Any:
 
 
 class TestStep9:
-    step = 9
-
     @check(
         "x is the prompt, then the response, padded with end",
         "sequence = prompt + response + [end]; x = sequence[:-1]",
@@ -766,8 +748,6 @@ def trained_adapter(my: Any, layer: nn.Linear) -> Any:
 
 
 class TestStep10:
-    step = 10
-
     @check(
         "A is (rank, in_features) and B is (out_features, rank)",
         "make both in __init__, as nn.Parameter",
