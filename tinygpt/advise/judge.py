@@ -16,6 +16,7 @@ import numpy as np
 
 from tinygpt.evaluate.classify import confusion_matrix, rates
 from tinygpt.evaluate.share import Z, wilson
+from tinygpt.evaluate.threshold import lowest_threshold
 
 CHANCE = 0.05  # one-sided p-value below which a difference is more than chance
 DRAWS = 10_000  # of a permutation test
@@ -178,11 +179,10 @@ def threshold(confidence: np.ndarray, right: np.ndarray, clusters: np.ndarray) -
     differ much, 5%. With 200 lines few get any, since it takes 73 answers that are all right."""
     if not len(confidence):
         return None
-    for level in np.unique(np.quantile(confidence, np.arange(LEVELS) / LEVELS, method="higher")):
-        sure = confidence >= level
-        if accuracy_interval(right[sure], clusters[sure])[0] >= TARGET:
-            return float(level)
-    return None
+    levels = np.quantile(confidence, np.arange(LEVELS) / LEVELS, method="higher")
+    return lowest_threshold(
+        confidence, levels, lambda sure: accuracy_interval(right[sure], clusters[sure])[0] >= TARGET
+    )
 
 
 class Sure(NamedTuple):

@@ -10,7 +10,7 @@ Shapes: scores float64 (n,), positive bool (n,), which is the truth.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,12 @@ def cheapest_threshold(curve: Curve, miss_cost: float) -> float:
     hits, false_alarms = np.append(0, curve.hits), np.append(0, curve.false_alarms)
     costs = false_alarms + miss_cost * (hits[-1] - hits)
     return float(np.append(np.inf, curve.thresholds)[costs.argmin()])
+
+
+def lowest_threshold(confidence: np.ndarray, levels: np.ndarray, holds: Callable[[np.ndarray], bool]) -> float | None:
+    """Return the lowest of the levels at which `holds` is true of the mask of the lines with at least this confidence;
+    None if there is none."""
+    return next((float(level) for level in np.unique(levels) if holds(confidence >= level)), None)
 
 
 def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cost: float) -> dict[str, Any]:

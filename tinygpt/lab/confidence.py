@@ -20,7 +20,7 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.transactions import LINE_WIDTH
-from tinygpt.evaluate.threshold import precision_recall
+from tinygpt.evaluate.threshold import lowest_threshold
 from tinygpt.experiment.models import classifier, ngrams, prepared, right, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage, every_seed
 from tinygpt.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
@@ -101,11 +101,10 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
 def threshold(confidence: Sequence[float], right: Sequence[bool], target: float, fewest: int = FEWEST) -> float:
     """Find the lowest confidence at or above which there are at least `fewest` answers, and a share `target` of them is
     correct; infinity for none."""
-    if not np.any(right):
-        return math.inf
-    curve = precision_recall(np.asarray(confidence), np.asarray(right))
-    enough = (curve.precision >= target) & (curve.hits + curve.false_alarms >= fewest)
-    return float(curve.thresholds[enough].min(initial=math.inf))
+    levels = np.asarray(confidence)
+    correct = np.asarray(right)
+    lowest = lowest_threshold(levels, levels, lambda sure: sure.sum() >= fewest and correct[sure].mean() >= target)
+    return math.inf if lowest is None else lowest
 
 
 class SystemResults:
