@@ -27,7 +27,6 @@ from tinygpt.config.schema import (
     ExportConfig,
     FinetuneConfig,
     PrepareConfig,
-    ReportConfig,
     SampleConfig,
     ServeConfig,
     TrainConfig,
@@ -107,38 +106,16 @@ def test_nanogpts_own_command_line(config: str, tmp_path: Path, monkeypatch: pyt
     assert (made.gradient_accumulation_steps, made.eval_interval, made.log_interval) == (1, 250, 10)
 
 
-NANOGPT_FILES = {  # the content of nanoGPT's seven config files
-    "eval_gpt2.py": (
-        "batch_size=8\neval_iters = 500 # a\neval_only = True\nwandb_log = False\ninit_from = 'gpt2'\n",
-        {},
-    ),
-    "eval_gpt2_medium.py": ("eval_only = True\ninit_from = 'gpt2-medium'\n", {"init_from": "gpt2-medium"}),
-    "eval_gpt2_large.py": ("eval_only = True\ninit_from = 'gpt2-large'\n", {"init_from": "gpt2-large"}),
-    "eval_gpt2_xl.py": ("eval_only = True\ninit_from = 'gpt2-xl'\n", {"init_from": "gpt2-xl", "eval_only": True}),
-    "train_gpt2.py": (
-        "wandb_run_name='gpt2-124M'\ngradient_accumulation_steps = 5 * 8\nmax_iters = 600000\nweight_decay = 1e-1\n",
-        {"gradient_accumulation_steps": 40, "weight_decay": 0.1, "wandb_run_name": "gpt2-124M"},
-    ),
-    "train_shakespeare_char.py": (
-        "out_dir = 'out-shakespeare-char'\ndropout = 0.2\nlearning_rate = 1e-3 # a\nn_embd = 384\nn_head = 6\n# b\n",
-        {"out_dir": "out-shakespeare-char", "dropout": 0.2, "learning_rate": 1e-3, "n_embd": 384},
-    ),
-    "finetune_shakespeare.py": (
-        "import time\n\nwandb_run_name = 'ft-' + str(time.time())\ndecay_lr = False\nlearning_rate = 3e-5\n",
-        {"decay_lr": False, "learning_rate": 3e-5},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", NANOGPT_FILES)
-def test_nanogpts_config_files(name: str, tmp_path: Path) -> None:
-    content, expected = NANOGPT_FILES[name]
-    (tmp_path / name).write_text(content)
+def test_nanogpts_config_files(tmp_path: Path) -> None:
+    """The expressions that occur in them."""
+    path = tmp_path / "train_gpt2.py"
+    path.write_text("wandb_run_name='gpt2-124M'\ngradient_accumulation_steps = 5 * 8\nweight_decay = 1e-1 # a\n# b\n")
+    made = train(str(path))
+    assert (made.wandb_run_name, made.gradient_accumulation_steps, made.weight_decay) == ("gpt2-124M", 40, 0.1)
+    path.write_text("import time\n\nwandb_run_name = 'ft-' + str(time.time())\ndecay_lr = False\n")
     before = time.time()
-    made = train(str(tmp_path / name))
-    assert {key: getattr(made, key) for key in expected} == expected
-    if name.startswith("finetune"):
-        assert made.wandb_run_name.startswith("ft-") and before <= float(made.wandb_run_name[3:]) <= time.time()
+    made = train(str(path))
+    assert not made.decay_lr and before <= float(made.wandb_run_name.removeprefix("ft-")) <= time.time()
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -149,7 +126,9 @@ def strategy(key: Key) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(key.type))
     limits = {mark.sign: mark.bound for mark in key.marks if isinstance(mark, Limit)}
     low, high = limits.get(">=", limits.get(">", 0)), min(limits.get("<=", limits.get("<", math.inf)), 10**9)
+    words = ["true", "null", "1e-3", "off", "0x10", "2020-01-01", "~", "a: b", "# a", "é", "--quiet"]
     text = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t"), max_size=12)
+    text |= st.sampled_from(words)
     return {
         bool: st.booleans(),
         int: st.integers(int(low), int(high)),
@@ -188,14 +167,6 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
     read = parse(FinetuneConfig, [str(path)])
     assert schema.run_settings(read) == schema.run_settings(made) | {"config": (str(path),)}
     assert not read.watch  # a run is watched if the command says so, not because it was watched before
-
-
-@pytest.mark.parametrize(
-    "word", ["true", "null", "1e-3", "off", "0x10", "2020-01-01", "~", "a: b", "# a", "é", "--quiet"]
-)
-def test_text_that_yaml_could_take_for_something_else(word: str, tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(to_yaml(dataclasses.replace(TrainConfig(), wandb_run_name=word)), encoding="utf-8")
-    assert train(str(tmp_path / "a.yaml")).wandb_run_name == word
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "0.0001", "+1e-4", "'1e-4'"])
@@ -247,19 +218,11 @@ def test_python_that_is_only_values(line: str, value: Any) -> None:
         "a = __import__('pathlib').Path('executed').touch()",
         "import os",
         "import time as os",
-        "import time, os",
-        "from time import time",
-        "a = [open('executed', 'w')]",
         'a = f\'{open("executed", "w")}\'',
         "a = str(open('executed', 'w'))",
-        "a = str.format('{}', 1)",
-        "a = (lambda: 1)()",
         "a = 1 if open('executed', 'w') else 2",
         "if True:\n    a = 1",
-        "for a in [1]: pass",
-        "def a(): pass",
         "class a: pass",
-        "@print\ndef a(): pass",
         "assert open('executed', 'w')",
         "del a",
         "a = 'x' * 1000000000",
@@ -267,12 +230,9 @@ def test_python_that_is_only_values(line: str, value: Any) -> None:
         "a = 1 / 0",
         "a = b",
         "a = 1; a += 1",
-        "a = c = 1",
         "a: int = open('executed', 'w')",
         "a, b = 1, 2",
         "time.sleep(9)",
-        "a = time.sleep(9)",
-        "a = b'bytes'",
         "a = None",
         "str = print\na = str(1)\nb = [1]",
     ],
@@ -327,8 +287,8 @@ def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytes
     assert "[configs/shakespeare_char.yaml]" in complaint("configs/shakespear_char.yaml")
     assert "[configs/shakespeare_char.yaml]" in complaint("portable")  # a preset of earlier versions: its heir
     assert "[configs/nanogpt.yaml --dataset=shakespeare " in complaint("configs/shakespeare.yaml")
-    (tmp_path / "shakespeare_char.yaml").write_text("dataset: mine\n")
-    assert train("shakespeare_char.yaml").dataset == "mine"  # the user's own file comes first
+    for name in ("config/train_shakespeare.py", "config/eval_gpt2.py", "train_gpt2.py", "mine/config/train_gpt2.py"):
+        assert f"{name}: no such config file" in complaint(name)
 
 
 NANOGPT_VALUES = {  # of the three files, as they are in nanoGPT
@@ -367,14 +327,6 @@ def test_the_names_of_nanogpts_files_mean_presets_with_their_values(
     (tmp_path / "config").mkdir()
     Path(name).write_text("dataset = 'mine'\n")
     assert train(name).dataset == "mine" and not capsys.readouterr().err  # the user's own file comes first
-
-
-@pytest.mark.parametrize(
-    "name", ["config/train_shakespeare.py", "config/eval_gpt2.py", "train_gpt2.py", "mine/config/train_gpt2.py"]
-)
-def test_other_missing_files_stay_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert f"{name}: no such config file" in complaint(name)
 
 
 def test_the_preset_nanogpt_is_the_recipe_of_its_readme() -> None:
@@ -424,10 +376,7 @@ def test_every_preset_is_valid_and_says_why() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [
-        *("lora_rank: 2", "lora_alpha: 8.0", "lora_targets: c_fc", "replay: 0.1", "ckpt: out/ckpt.pt", "replay: x"),
-        "lora_rank: 0",  # as version 0.1 wrote it
-    ],
+    ["lora_targets: c_fc", "ckpt: out/ckpt.pt", "replay: x", "lora_rank: 0"],  # the last as version 0.1 wrote it
 )
 def test_keys_of_finetune_are_not_keys_of_train(line: str, tmp_path: Path) -> None:
     path, (key, _, value) = tmp_path / "config.yaml", line.partition(": ")
@@ -463,7 +412,7 @@ def test_dataset_names_that_are_fine(name: str) -> None:
     ("kind", "flag"),
     [
         *((TrainConfig, f"--{name}=0") for name in ["batch_size", "block_size", "n_layer", "n_head", "eval_interval"]),
-        *((TrainConfig, f"--{name}=-1") for name in ["max_iters", "eval_iters", "patience", "learning_rate", "window"]),
+        *((TrainConfig, flag) for flag in ["--n_layer=1.5", "--n_layer=", "--quiet=maybe", "--norm=batchnorm"]),
         *((TrainConfig, f"--{name}=1.0") for name in ["dropout", "beta1", "beta2"]),
         *((TrainConfig, f"--{name}=inf") for name in ["learning_rate", "min_lr", "weight_decay", "grad_clip"]),
         *((TrainConfig, f"--{name}=nan") for name in ["learning_rate", "dropout", "beta1", "grad_clip"]),
@@ -479,7 +428,7 @@ def test_dataset_names_that_are_fine(name: str) -> None:
         (SampleConfig, "--max_new_tokens=-1"),
     ],
 )
-def test_values_out_of_range_name_the_key(kind: type, flag: str) -> None:
+def test_values_out_of_range_or_of_the_wrong_type_name_the_key(kind: type, flag: str) -> None:
     name = ["mine"] if kind is PrepareConfig else []
     assert flag[2:].partition("=")[0] in complaint(*name, flag, kind=kind)
 
@@ -489,15 +438,6 @@ def test_every_number_of_a_run_has_a_lower_limit() -> None:
     assert {"n_layer", "norm_eps", "lora_alpha"} <= {*numbers}
     for name in numbers:
         assert f"{name} is -1" in complaint(f"--{name}=-1", kind=FinetuneConfig)
-
-
-@pytest.mark.parametrize(
-    "args",
-    [["--n_layer=two"], ["--n_layer=1.5"], ["--quiet=maybe"], ["--norm=batchnorm"], ["--n_layer="]],
-)
-def test_values_of_the_wrong_type_name_the_key(args: list[str]) -> None:
-    said = complaint(*args)
-    assert args[0][2:].partition("=")[0] in said and "\n" not in said and "│" not in said
 
 
 @given(
@@ -625,13 +565,6 @@ def test_a_home_folder_in_flags_and_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert parse(PrepareConfig, ["mine", "--input", "~/a", "b"]).input == ("/home/me/a", "b")
 
 
-def test_every_key_has_a_help_text() -> None:
-    """The text below each field, without which there is no --help."""
-    for _, name, _ in cli.COMMANDS.values():
-        kind = getattr(schema, name)
-        assert meanings(kind).keys() == keys(kind).keys() and all(meanings(kind).values())
-
-
 def test_what_was_given_is_not_a_setting() -> None:
     """The sets of given keys are empty for a configuration made in Python, kept in its copies, and stored nowhere."""
     for _, name, _ in cli.COMMANDS.values():
@@ -641,9 +574,3 @@ def test_what_was_given_is_not_a_setting() -> None:
     made = train("--seed=1")
     assert made.given == made.flags == dataclasses.replace(made, max_iters=1).given == {"seed"}
     assert not {"given", "flags"} & (schema.run_settings(made) | yaml.safe_load(to_yaml(made))).keys()
-
-
-def test_configs_of_every_command_have_valid_defaults() -> None:
-    for kind in (TrainConfig, SampleConfig, EvalConfig, ReportConfig):
-        parse(kind, [])
-    parse(PrepareConfig, ["shakespeare_char"])
