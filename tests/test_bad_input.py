@@ -124,9 +124,7 @@ MISTAKES: list[tuple[Any, ...]] = [
     ("MINE", "input.txt: byte 0x92 at offset 7047 is not UTF-8", "--encoding=cp1252", b"don't " * 1174 + b"don\x92t"),
     ("MINE", "byte 0xc3 at offset 4 is not UTF-8", "--encoding=cp1252", "fiancé".encode()[:4] + b"\xc3"),
     ("MINE", "input.txt: is UTF-16 text", "--encoding=utf-16", "hello".encode("utf-16")),
-    ("MINE", "binary", "--encoding=utf-16", "hello".encode("utf-16-le")),
     ("MINE --encoding=klingon", "klingon: no such encoding", "cp1252", b"abc"),
-    ("MINE --encoding=base64", "base64: no such encoding", "cp1252", b"abc"),
     ("MINE", r"input.txt: one distinct character \('a'\), so there is nothing to learn", "text", b"aaaaaaaa"),
     (
         "MINE",
@@ -135,19 +133,12 @@ MISTAKES: list[tuple[Any, ...]] = [
         "".join(map(chr, range(0x10000, 0x10000 + 70_000))).encode(),
     ),
     (
-        "MINE --val_fraction=0.9",
-        "a text of 2 characters is too short for a training and a validation split with val_fraction 0.9",
-        "text",
-        b"ab",
-    ),
-    (
         "MINE --skip_bad",
         "--skip_bad applies only to your own pairs",
         "^drop --skip_bad, or add --format pairs$",
         b"abc",
     ),
     ("prepare transactions --skip_bad", "--skip_bad applies only to your own pairs", "^drop --skip_bad$"),
-    ("MINE --response_field=x", "--response_field applies only to your own pairs", "^drop --response_field", b"abc"),
     ("MINE --test_fraction=0.2", "--test_fraction applies only to your own pairs", "^drop --test_fraction", b"abc"),
     ("prepare mine", "'mine' is not a built-in corpus or task .*--input", "tinygpt prepare mine --input"),
     ("prepare shakespeare_char --input=text.txt", "shakespeare_char is a built-in corpus", "another name"),
@@ -193,18 +184,12 @@ MISTAKES: list[tuple[Any, ...]] = [
         "--block_size=9 or less, or prepare more text",
         short,
     ),
-    (
-        "TRAIN --dataset=../tiny",
-        "dataset is '../tiny', but must be the name of a folder inside data/: letters",
-        "--help",
-    ),
     # ---- the checkpoint -----------------------------------------------------------------------------------------
     ("SAMPLE --ckpt=nothing/ckpt.pt", "nothing/ckpt.pt: no such file", "tinygpt train"),
     ("SAMPLE", "out/ckpt.pt: no such file", INTACT, lambda work: (work / "out/ckpt.pt").unlink()),
     ("SAMPLE", r"out/ckpt.pt: damaged \(.*truncated", INTACT, change("ckpt.pt", lambda d: d[: len(d) // 2])),
     ("SAMPLE", r"out/ckpt.pt: damaged \(it is empty", INTACT, change("ckpt.pt", lambda d: b"")),
     ("SAMPLE", r"out/ckpt.pt: damaged \(its checksum does not match", INTACT, change("ckpt.pt", flip(9000))),
-    ("SAMPLE --ckpt=out/nothing", "nothing: no such file", "tinygpt train"),
     (
         "TRAIN",
         "out/ckpt.pt would be overwritten, and no config.yaml",
@@ -240,7 +225,6 @@ MISTAKES: list[tuple[Any, ...]] = [
     ),
     ("SAMPLE '--start=é' --skip_unknown", "prompt is empty", "--start"),
     ("why out --start=é --text=a", "'é' .* is not in this model's", "^leave it out$"),
-    ("why out --start=Th --text=é", "'é' .* is not in this model's", "^leave it out$"),
     ("why colours --text=red", "answers prompts, but the prompt is empty", '^--start="a prompt"$', answers),
     ("eval --predict a.txt", "not UTF-8", "^--predict FILE", b"caf\xe9"),
     ("eval --predict a.txt", "is UTF-16 text", "^save it as UTF-8$", "hello".encode("utf-16")),
@@ -305,9 +289,6 @@ MISTAKES: list[tuple[Any, ...]] = [
     ("train --lerning_rate=1e-3", "--lerning_rate: no such key", "^--learning_rate=VALUE$"),
     ("train mine.yaml", "mine.yaml: lerning_rate: no such key", "^learning_rate: VALUE$", "lerning_rate: 1e-3\n"),
     ("train --xyzzy=1", "--xyzzy: no such key", "^tinygpt train --help$"),
-    ("finetune mine.yaml", "mine.yaml: xyzzy: no such key", "^tinygpt finetune --help$", "xyzzy: 1\n"),
-    ("train mine.yaml", "learning_rate.*1e-x", "--help", "learning_rate: 1e-x\n"),
-    ("train --max_iters=many", "max_iters.*many", "--help"),
     ("train --norm=batchnorm", "--norm: 'batchnorm' is not one of layernorm, rmsnorm", "--help"),
     ("train mine.yaml", "mine.yaml: n_layer: needs one plain value, not list", "n_layer: 1", "n_layer: [1, 2]\n"),
     (
@@ -316,7 +297,6 @@ MISTAKES: list[tuple[Any, ...]] = [
         "plain values",
         "n_layer: 2\nout_dir: !!python/object/apply:os.system ['touch executed']\n",
     ),
-    ("train mine.yaml", "mine.yaml, line 2", "key: value", "a: [1,\n"),
     ("train mine.yaml", "mine.yaml: not a mapping", "key: value", "- 1\n"),
     ("train mine.yaml", "mine.yaml: seed is set twice", "one of the two", "seed: 1\nseed: 2\n"),
     (
@@ -325,8 +305,6 @@ MISTAKES: list[tuple[Any, ...]] = [
         "`key: value`",
         "seed = 1\n\nos.system('touch executed')\n",
     ),
-    ("train mine.py", "mine.py, line 1: not Python", "YAML", "seed: = 1\n"),
-    ("train configs/shakespear_char.yaml", "no such config file", "^configs/shakespeare_char.yaml$"),
     ("train mine.yaml", "mine.yaml: not UTF-8 text", "YAML", b"\xff\x00\xfe"),
     ("train data", "data: no such config file", "^choose a preset"),
     (
@@ -339,24 +317,13 @@ MISTAKES: list[tuple[Any, ...]] = [
         "no config was given",
         "^tinygpt plan configs/shakespeare_char.yaml '--data_dir=my data'$",
     ),
-    (
-        "train --dataset=openwebtext",
-        "dataset 'openwebtext' is not prepared",
-        "^tinygpt prepare openwebtext --input YOUR_TEXT$",
-    ),
     ("train mine.yaml", "dataset 'openwebtext' is not prepared", "^tinygpt prepare openwebtext", "n_layer: 2\n"),
-    (
-        "train --learning_rate=-1 --dropout=1.0 --beta2=2",
-        "dropout is 1.0, .* below 1; learning_rate is -1.0, .* at least 0; beta2 is 2.0, .* below 1$",
-        "--help",
-    ),
     (
         "train mine.yaml --batch_size=0",
         "batch_size is 0, .*; n_layer is 0, .*; n_head 3 does not divide n_embd 10",
         "--help",
         "n_layer: 0\nn_head: 3\nn_embd: 10\n",
     ),
-    ("TRAIN --eval_iters=4000000000000000000", "eval_iters is 4000000000000000000, .* below", "--help"),
     ("eval --predict=text.txt --plot=x.png", r"plot \(the confusion matrix\) cannot", "--help"),
     ("eval --output=x.png", r"output \(the file of labels\) needs predict", "--help"),
     ("eval --predict=text.txt --split=val", "split, positive and miss_cost are for an evaluation", "--help"),
@@ -375,13 +342,6 @@ MISTAKES: list[tuple[Any, ...]] = [
         "decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule=linear",
         "--help",
     ),
-    (
-        "train mine.py --lr_schedule=cosine",
-        "decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule=cosine",
-        "--help",
-        "decay_lr = False\n",
-    ),
-    ("train --learning_rate=inf", "learning_rate is inf, but must be finite$", "--help"),
     ("train mine.yaml", "mine.yaml: out_dir: a path .* NUL", "--help", 'out_dir: "a\\0b"\n'),
     # ---- the command line ---------------------------------------------------------------------------------------
     ("trian", "trian: no such command", "tinygpt train"),
@@ -398,7 +358,6 @@ MISTAKES: list[tuple[Any, ...]] = [
     # ---- the machine --------------------------------------------------------------------------------------------
     ("TRAIN --device=tpu", "--device=tpu: no such device", "cuda"),
     ("TRAIN --out_dir=text.txt", "text.txt: cannot be written: file exists", "another folder"),
-    ("plot data", "data/metrics.jsonl: no such file", "folder of a run"),
 ]
 
 
@@ -548,8 +507,8 @@ def test_one_thing_is_named_in_the_singular(run_copy: Path) -> None:
         "train --init_from=resume --out_dir=new --max_iters=1",
         "doctor new data/crlf",
         "why new --start=The --text=k --leave_out=1 --prove --seeds=1",
-        "index one.md",
-        "index damaged --out=damaged.db",
+        "ask sentence one.md",
+        "ask sentence damaged",
     ):
         result = cli_here(*shlex.split(command), cwd=run_copy)
         assert "Traceback" not in result.err
