@@ -52,7 +52,7 @@ style: |
 # What fine-tuned and small models are good for, and how they fail
 
 Vote on each claim before the next slide: true, true in part, or false? The course calls 1 to 10 billion parameters
-small; most models here have 0.1 to 135 million. Commands with `--ckpt out-...` need models prepared beforehand
+small; most models here have 0.1 to 135 million. Commands with a folder `out-...` need models prepared beforehand
 (TEACHING.md).
 
 **Terms.** N-gram baseline: a classifier that counts pieces of words. SmolLM2: a public model, 135 million parameters.
