@@ -73,13 +73,13 @@ def test_a_model_of_pairs(models: Path) -> None:
             tinygpt.load("out", device="cpu").classify("001 red")
 
 
-def test_classify_is_what_predict_writes(models: Path, tmp_path: Path) -> None:
-    (tmp_path / "lines.txt").write_text("001 red\n")
-    arguments = ["--ckpt=out", "--adapter=out-lora", "--device=cpu", f"--predict={tmp_path}/lines.txt", "--json"]
-    written = json.loads(ok(models, "eval", *arguments).out)
+def test_classify_is_what_label_writes(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "001 red"}\n')
+    written = json.loads(ok(models, "label", tmp_path / "lines.jsonl", "--model=out", "--adapter=out-lora").out)
     with contextlib.chdir(models):
         model = tinygpt.load("out", adapter="out-lora", device="cpu")
-        assert model.classify("001 red") == pytest.approx(written["probabilities"], abs=1e-6)
+        assert model.classify("001 red")[written["label"]] == pytest.approx(written["probability"], abs=1e-6)
+    assert written.keys() == {"prompt", "label", "probability"}
 
 
 def rows(run: api.Run) -> list[dict[str, Any]]:

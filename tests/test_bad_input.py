@@ -226,8 +226,6 @@ MISTAKES: list[tuple[Any, ...]] = [
     ("SAMPLE '--start=é' --skip_unknown", "prompt is empty", "--start"),
     ("why out --start=é --text=a", "'é' .* is not in this model's", "^leave it out$"),
     ("why colours --text=red", "answers prompts, but the prompt is empty", '^--start="a prompt"$', answers),
-    ("eval --predict a.txt", "not UTF-8", "^--predict FILE", b"caf\xe9"),
-    ("eval --predict a.txt", "is UTF-16 text", "^save it as UTF-8$", "hello".encode("utf-16")),
     (
         "train colours",
         "is the folder of a run",
@@ -324,9 +322,6 @@ MISTAKES: list[tuple[Any, ...]] = [
         "--help",
         "n_layer: 0\nn_head: 3\nn_embd: 10\n",
     ),
-    ("eval --predict=text.txt --plot=x.png", r"plot \(the confusion matrix\) cannot", "--help"),
-    ("eval --output=x.png", r"output \(the file of labels\) needs predict", "--help"),
-    ("eval --predict=text.txt --split=val", "split, positive and miss_cost are for an evaluation", "--help"),
     (
         "eval --split=val",
         "--split is for a task, but the loss of 'tiny' is measured on the complete validation split",

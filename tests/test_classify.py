@@ -1,7 +1,5 @@
 """Labelled tasks: scores against one forward pass a label, figures against scikit-learn's and cases by hand."""
 
-import csv
-import io
 import itertools
 import json
 import math
@@ -30,7 +28,6 @@ from tinygpt.evaluate.classify import (
     make_report,
     matrix_lines,
     ngram_classifier,
-    predict_csv,
     probabilities,
     quality,
     rates,
@@ -374,14 +371,3 @@ def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path, monkeypatch: p
     with pytest.raises(TinyGPTError, match="needs the package matplotlib") as caught:
         draw_confusion(report, tmp_path / "picture.png")
     assert "pip install matplotlib" in caught.value.hint and not list(tmp_path.iterdir())
-
-
-def test_predictions_survive_the_csv() -> None:
-    prompts, labels = ['He said "yes, no", and\nleft', "plain", ""], ["a, b", 'the "c"']
-    file = io.StringIO(newline="")
-    predict_csv(file, prompts, labels, np.array([[0.25, 0.75], [0.9, 0.1], [0.5, 0.5]]))
-    rows = list(csv.reader(io.StringIO(file.getvalue(), newline="")))
-    assert rows[0] == ["prompt", "label", "probability", *labels]
-    assert [row[0] for row in rows[1:]] == prompts
-    assert [row[1] for row in rows[1:]] == ['the "c"', "a, b", "a, b"]
-    assert [[float(x) for x in row[2:]] for row in rows[1:]] == [[0.75, 0.25, 0.75], [0.9, 0.9, 0.1], [0.5, 0.5, 0.5]]

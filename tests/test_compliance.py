@@ -28,6 +28,7 @@ from tinygpt.evaluate.threshold import (
     outcome,
     precision_recall,
 )
+from tinygpt.experiment.models import classifier
 
 ROOT = Path(__file__).parents[1]
 SHA256 = "e90a7e588a243e56a9b66e791b857e3e397d5fdbc3b58806c5eadbe8ee2ab2bc"
@@ -354,14 +355,13 @@ def evaluated(folder: Path, *flags: str) -> dict:
 
 @pytest.mark.parametrize("split", ["test", "val"])
 def test_figures_of_eval_equal_scikit_learns(own: Path, split: str) -> None:
-    """From the probabilities that --predict writes. The threshold is that of the validation split."""
+    """The threshold is that of the validation split."""
     dataset = Dataset(str(own / "data"), "mine")
     scores, truth = {}, {}
     for part in ("val", split):
         examples = dataset.sources[part].examples(dataset.tokenizer)
-        (own / f"{part}.txt").write_text("".join(f"{prompt}\n" for prompt, _ in examples))
-        lines = cli_here("eval", "--task=mine", f"--predict={part}.txt", "--json", cwd=own).out.splitlines()
-        scores[part] = np.array([json.loads(line)["probabilities"]["bad"] for line in lines])
+        probabilities = classifier(own / "out", dataset.labels)([prompt for prompt, _ in examples])
+        scores[part] = probabilities[:, dataset.labels.index("bad")]
         truth[part] = np.array([response == "bad" for _, response in examples])
     found = evaluated(own, "--positive=bad", "--miss_cost=3", f"--split={split}")["tradeoff"]
     assert found["positives"] == truth[split].sum() > 5 and found["n"] == len(truth[split]) and found["miss_cost"] == 3
@@ -407,7 +407,6 @@ def test_a_rare_label_is_pointed_out(own: Path) -> None:
         (["--positive=bad", "--miss_cost=-1"], "miss_cost is -1.0, but must be above 0", "--help"),
         (["--positive=bad", "--miss_cost=inf"], "miss_cost is inf, but must be finite", "--help"),
         (["--positive=bad", "--miss_cost=much"], "'much' is not a number", "--help"),
-        (["--positive=bad", "--predict=mine.csv"], "cannot be used with predict", "--help"),
     ],
 )
 def test_what_eval_refuses(own: Path, flags: list[str], says: str, way_out: str) -> None:

@@ -205,16 +205,6 @@ def test_eval_of_the_task_shows_its_progress_on_a_terminal_only(work: Path) -> N
     assert "scoring all labels" in shown and "training the n-gram baseline" in shown
 
 
-def test_predict_labels_lines_as_csv(work: Path) -> None:
-    (work / "new.txt").write_text("777 red\n\n78 b, c\n")
-    flags = ["--ckpt=out-finetune", "--task=colours", "--predict=new.txt"]
-    result = ok(work, "eval", *flags)
-    header, *rows = result.out.splitlines()
-    assert header == "prompt,label,probability,blue,green,red" and len(rows) == 3 and rows[1].startswith(",")
-    ok(work, "eval", *flags, "--output=labels.csv")
-    assert (work / "labels.csv").read_text().splitlines() == [header, *rows]
-
-
 def test_the_next_command_asks_the_model_something(work: Path) -> None:
     """Pairs whose responses are no labels: the command to go on with has a prompt, quoted for the shell."""
     names = [f"{a}{b}{c}" for a in "abcd" for b in "aeou" for c in "lmnr"]
@@ -339,8 +329,6 @@ def test_mistakes_get_one_sentence(work: Path, flags: list[str], says: str) -> N
         (["eval", "--ckpt=out-finetune", "--task=nothing"], "not prepared"),
         (["eval", "--ckpt=out-finetune", "--task=tiny"], "is not a labelled task"),
         (["eval", "--ckpt=out-finetune", "--task=../x"], "task is '../x', but must be the name of a folder"),
-        (["eval", "--ckpt=out-finetune", "--predict=nothing.txt"], "nothing.txt: no such file"),
-        (["eval", "--ckpt=out-finetune", "--predict=data/tiny/train.bin"], "is binary, not text"),
         (["eval", "--ckpt=out", "--task=colours"], "different vocabularies"),
         (["prepare", "transactions", "--input=text.txt"], "is a built-in task"),
         (["prepare", "mine", "--input=nothing.jsonl", "--format=pairs"], "nothing.jsonl: no such file"),

@@ -169,6 +169,19 @@ def test_a_gpt_labels_relative_to_its_folder_and_long_prompts(models: Path, tmp_
     assert "only continues text" in refused(folder, "label", "new.txt", "--model=.")
 
 
+@pytest.mark.parametrize("model", ["out-colours", "out-colours/ckpt.pt"])
+def test_a_run_labels_without_a_threshold(models: Path, tmp_path: Path, model: str) -> None:
+    (tmp_path / "new.csv").write_text("id,prompt\n1,001 red\n2,\n3,007 blue and much more\n")
+    result = ok(models, "label", tmp_path / "new.csv", f"--model={model}")
+    first, empty, cut = rows(result.out)
+    colours = ["blue", "green", "red"]
+    (probabilities,) = classifier(models / "out-colours", colours)(["001 red"])
+    assert list(first) == ["id", "prompt", "label", "probability"] and first["label"] == "red"
+    assert float(first["probability"]) == pytest.approx(probabilities[colours.index("red")], abs=1e-6)
+    assert (empty["label"], empty["probability"]) == ("", "") and cut["label"] in colours
+    assert "no column sure" in result.err and "a person should look" not in result.err
+
+
 # ---- mistakes ----------------------------------------------------------------------------------------------------
 
 
@@ -256,7 +269,7 @@ def test_damaged_foreign_newer_and_ordinary_files_are_refused(work: Path, tiny_r
     assert "its seal is missing" in problem()
     path.write_bytes((tiny_run / "out/ckpt.pt").read_bytes())
     assert "not a model of tinygpt advise" in problem() and "tinygpt eval " in problem()
-    assert "tinygpt sample " in refused(work, "label", "new.txt", f"--model={tiny_run / 'out'}")
+    assert "not trained on a labelled task" in refused(work, "label", "new.txt", f"--model={tiny_run / 'out'}")
 
 
 def test_a_classifier_with_word_vectors_names_the_extra(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

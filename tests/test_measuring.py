@@ -105,8 +105,7 @@ COMMANDS = [
     ["eval", "--json"],
     ["eval", "--ckpt=out-pairs", "--task=colours"],
     ["eval", "--ckpt=out-pairs", "--task=colours", "--json"],
-    ["eval", "--ckpt=out-pairs", "--predict=lines.txt"],
-    ["eval", "--ckpt=out-pairs", "--predict=lines.txt", "--json"],
+    ["label", "lines.txt", "--model=out-pairs"],
     ["eval", "--ckpt=out-free", "--dataset=free"],
     ["eval", "--ckpt=out-free", "--dataset=free", "--json"],
     ["sample"],
@@ -186,7 +185,6 @@ def test_every_json_output_is_strict(work: Path) -> None:
     for args in (
         ["eval", "--json"],
         ["eval", *pairs, "--task=colours", "--json"],
-        ["eval", *pairs, "--predict=lines.txt", "--json"],
         ["sample", "--json", "--max_new_tokens=5"],
         ["sample", "--json", "--num_samples=3", "--max_new_tokens=5"],
     ):
@@ -342,7 +340,6 @@ def test_the_simulated_device_refuses_float64_until_the_tensor_is_on_the_host() 
         [*TRAIN, "--dataset=colours", "--block_size=24", "--eval_only"],
         ["eval", "--json"],
         ["eval", "--ckpt=out-pairs", "--task=colours", "--json"],
-        ["eval", "--ckpt=out-pairs", "--predict=lines.txt"],
         pytest.param(["report", "out"], marks=pytest.mark.slow),
         pytest.param(["report", "out-pairs"], marks=pytest.mark.slow),
         ["export"],
@@ -364,28 +361,28 @@ def test_measurements_are_the_same_on_a_device_without_float64(
 
 
 def predicted(folder: Path, content: bytes, *flags: str) -> list[list[str]]:
-    """Rows that `eval --predict` writes for a file with this content, without the header."""
+    """Rows that `label` writes for a file with this content, without the header."""
     (folder / "lines.txt").write_bytes(content)
-    result = cli_here("eval", "--ckpt=out-pairs", "--predict=lines.txt", "--output=labels.csv", *flags, cwd=folder)
+    result = cli_here("label", "lines.txt", "--model=out-pairs", "--output=labels.csv", *flags, cwd=folder)
     assert result.status == 0, result.err
     with open(folder / "labels.csv", encoding="utf-8", newline="") as file:
         return list(csv.reader(file))[1:]
 
 
-def test_predict_has_one_row_per_line(work: Path) -> None:
+def test_labels_have_one_row_per_line(work: Path) -> None:
     """Empty lines too. Only LF and CRLF end a line, not the other line separators of Unicode and Python."""
     inside = ["\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
     lines = [f"00{n} {mark} red" for n, mark in enumerate(inside)]
     content = "\n".join([lines[0], "", "  ", *lines[1:5]]) + "\r\n\r\n" + "\r\n".join(lines[5:])
     rows = predicted(work, content.encode())
-    expected = [lines[0], "", "", *lines[1:5], "", *lines[5:]]
+    expected = [lines[0], "", "  ", *lines[1:5], "", *lines[5:]]
     assert [row[0] for row in rows] == expected
     assert [row[0] for row in predicted(work, ("\ufeff" + content + "\n").encode())] == expected
     assert [row[0] for row in predicted(work, (content + "\n\n").encode())] == [*expected, ""]
 
 
 def test_a_byte_order_mark_is_not_part_of_the_text(work: Path) -> None:
-    """Files for --predict, prompts and exercises give the same results with and without a byte-order mark."""
+    """Lines to label, prompts and exercises give the same results with and without a byte-order mark."""
     mark = "\ufeff".encode()
     assert predicted(work, mark + b"001 red\n002 blue\n") == predicted(work, b"001 red\n002 blue\n")
     for name, start in (("plain.txt", b""), ("marked.txt", mark)):
@@ -416,8 +413,7 @@ def test_every_command_gives_the_same_message_for_an_unreadable_text_file(
 ) -> None:
     if content is not None:
         (work / "f.txt").write_bytes(content)
-    commands = [["eval", "--ckpt=out-pairs", "--predict=f.txt"], ["sample", "--start=FILE:f.txt"]]
-    commands += [["exercise", "check", "1", "f.txt"]]
+    commands = [["sample", "--start=FILE:f.txt"], ["exercise", "check", "1", "f.txt"]]
     said = {failure(cli_here(*args, cwd=work), status=2) for args in commands}
     assert len(said) == 1 and said.pop().startswith(says)
 
@@ -503,7 +499,6 @@ def test_a_model_that_reads_one_token_has_a_report_and_a_page(work: Path) -> Non
 @pytest.mark.parametrize(
     "args",
     [
-        ["eval", "--ckpt=out-pairs", "--predict=lines.txt", "--output"],
         ["eval", "--ckpt=out-pairs", "--plot"],
         ["report", "--output"],
         ["export", "--output"],
@@ -536,40 +531,6 @@ def test_an_exercise_starts_only_in_an_existing_folder(tmp_path: Path) -> None:
 
 
 # ---- labels -----------------------------------------------------------------------------------------------------
-
-
-def test_predict_writes_json_lines_when_asked(work: Path) -> None:
-    lines = ["001 red", "002 blue", "005 blue"]
-    rows = predicted(work, "\n".join(lines).encode())
-    args = ["eval", "--ckpt=out-pairs", "--predict=lines.txt", "--json"]
-    shown = cli_here(*args, cwd=work)
-    assert (shown.status, shown.err) == (0, "")
-    written = cli_here(*args, "--output=labels.jsonl", cwd=work)
-    assert (written.status, written.out) == (0, "written: labels.jsonl, 3 lines\n")
-    assert (work / "labels.jsonl").read_text() == shown.out
-    found = [strict(line) for line in shown.out.splitlines()]
-    assert [set(entry) for entry in found] == [{"prompt", "label", "probability", "probabilities"}] * 3
-    for entry, row in zip(found, rows, strict=True):
-        assert [entry["prompt"], entry["label"]] == row[:2]
-        assert [entry["probability"], *entry["probabilities"].values()] == pytest.approx(
-            list(map(float, row[2:])), abs=1e-6
-        )
-        assert sum(entry["probabilities"].values()) == pytest.approx(1) and list(entry["probabilities"]) == sorted(
-            COLOURS
-        )
-
-
-def test_predict_reports_how_many_lines_it_changed(work: Path) -> None:
-    (work / "lines.txt").write_text("001 red\n002 blüé\n\nÄÖÜ\n003 red\n")
-    for flags in ([], ["--json"], ["--output=labels.csv"]):
-        result = cli_here("eval", "--ckpt=out-pairs", "--predict=lines.txt", *flags, cwd=work)
-        assert result.status == 0
-        removed = "note: removed characters outside the model's vocabulary"
-        assert result.err == f"{removed} from 2 of 5 lines (now empty: 1)\n"
-    assert (
-        predicted(work, b"001 red\n")
-        and "note" not in cli_here("eval", "--ckpt=out-pairs", "--predict=lines.txt", cwd=work).err
-    )
 
 
 @pytest.mark.parametrize("start", ["ZZZ", "Z Z", " Z\n"])

@@ -246,7 +246,7 @@ def test_exact_match_agrees_with_greedy_decoding(trained: Path, fast: str, monke
 def test_the_report_is_readable(trained: Path) -> None:
     done = cli_here("eval", "--ckpt=out", "--task=copy", cwd=trained)
     assert "exact match" in done.out and "recall" not in done.out and "expected:" in done.out
-    assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "--predict=copy.jsonl")
+    assert "not trained on a labelled task" in refused(trained, "label", "copy.jsonl", "--model=out")
     assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "--plot=matrix.png")
 
 

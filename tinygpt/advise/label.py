@@ -1,4 +1,4 @@
-"""`tinygpt label`: label the texts of a file with the classifier that `tinygpt advise` has left.
+"""`tinygpt label`: label the texts of a file with the classifier that `tinygpt advise` has left, or with a run.
 
 tinygpt label new.csv --model out-advise -o labelled.csv
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt import terminal
-from tinygpt.advise.labeller import GPT, Answer, Labeller, load
+from tinygpt.advise.labeller import GPT, Answer, Labeller, is_run, load, of_run
 from tinygpt.config.schema import LabelConfig
 from tinygpt.data.pairs import PAIR_FILES, converted, distinct, separator_of, text_of
 from tinygpt.data.text_files import decoding_error, require_encoding
@@ -39,15 +39,17 @@ def label(config: LabelConfig) -> None:
         require_writable(out, "-o labelled.csv")
         if config.input != STDIN and out.exists() and source.exists() and out.samefile(source):
             raise TinyGPTError(f"{out} is the input, which would be overwritten", "-o labelled.csv")
-    labeller = load(Path(config.model))
+    from_run = config.adapter or is_run(Path(config.model))
+    labeller = of_run(config) if from_run else load(Path(config.model))
     config = dataclasses.replace(config, prompt_field=config.prompt_field or labeller.prompt_field)
     with contextlib.redirect_stdout(sys.stderr):  # notes about the input; the labels may go to standard output
         entries, prompts, separator = read(config)
     if not entries:
         raise TinyGPTError(f"{shown(config)}: no texts to label", "tinygpt label --help")
     columns = list(dict.fromkeys(itertools.chain.from_iterable(entries)))
-    added = distinct([*columns, *ADDED])[len(columns) :]
-    if taken := [name for name in ADDED if name not in added]:
+    own_columns = ADDED[:2] if from_run else ADDED  # a run has no threshold
+    added = distinct([*columns, *own_columns])[len(columns) :]
+    if taken := [name for name in own_columns if name not in added]:
         terminal.print_error(f"note: the input has {', '.join(map(repr, taken))}; added {', '.join(map(repr, added))}")
     text = io.StringIO(newline="")
     with file_lock(out, "choose another -o") if config.output else contextlib.nullcontext():
@@ -56,7 +58,7 @@ def label(config: LabelConfig) -> None:
         for entry, (name, p, sure) in zip(entries, answers, strict=True):
             probability = (p if as_json else f"{p:.6f}") if name else (None if as_json else "")
             own = name, probability, "yes" if sure else "no"
-            rows.append(entry | dict(zip(added, own, strict=True)))
+            rows.append(entry | dict(zip(added, own, strict=False)))
         if as_json:
             text.writelines(f"{strict_json(row)}\n" for row in rows)
         else:
@@ -126,13 +128,15 @@ def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:
     more = f", and {terminal.counted(len(counts) - 10, 'other label')}" if len(counts) > 10 else ""
     text = [f"{terminal.counted(len(answers), 'line')} labelled: {names}{more}"]
     text += [f"empty lines, which have no label: {empty:,}"] * bool(empty)
-    if labeller.threshold is None:
+    if labeller.about.get("run"):
+        text.append("no column sure: tinygpt advise measures a threshold, but this run has none")
+    elif labeller.threshold is None:
         text.append("sure: none, since on new examples this model was not right often enough at any threshold")
     else:
         sure = f"sure (probability {labeller.threshold:.2f} or more): {len(answers) - unsure:,}"
         text.append(f"{sure}; unsure: {unsure:,}")
     text += [f"written: {output}"] * bool(output)
-    if unsure:
+    if unsure and not labeller.about.get("run"):
         whose = f"the unsure lines ({unsure:,})" if unsure < len(answers) else "all lines"
         text.append(f"next: a person should look at {whose}: sure = no")
     return "\n".join(text)

@@ -17,10 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.checkpoint import store
+from tinygpt.checkpoint.adapter import load_model
 from tinygpt.config import suggest
+from tinygpt.config.schema import LabelConfig
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate import classify
 from tinygpt.evaluate.classifiers import Classifier, restored
+from tinygpt.experiment.models import Model
 
 FORMAT = 1
 NAME = "model.pt"
@@ -108,6 +112,25 @@ def load(folder: Path) -> Labeller:
         raise TinyGPTError(f"{path}: {error.message}", error.hint) from None
 
 
+def is_run(path: Path) -> bool:
+    """Return whether a path is a checkpoint or its folder, rather than a model of `tinygpt advise`."""
+    return path.name != NAME if path.is_file() else (path / "ckpt.pt").is_file() and not (path / NAME).exists()
+
+
+def of_run(config: LabelConfig) -> Labeller:
+    """Load a run on a labelled task; its labels are those of its dataset. Errors: TinyGPTError."""
+    checkpoint = load_model(config.model, config.adapter)
+    name = str(checkpoint.config.get("dataset") or "")
+    folder = data_dir(config, checkpoint.config, config.adapter or config.model)
+    labels = Dataset(folder, name).labels if name else []
+    if not labels:
+        problem = f"{config.model} was not trained on a labelled task"
+        raise TinyGPTError(problem, "tinygpt advise pairs.csv, which leaves a model for labels")
+    state = {"kind": GPT, "labels": labels, "threshold": None, "about": {"run": True}}
+    fields = {"prompt_field": "prompt", "response_field": "response"}
+    return Labeller(state | fields, gpt(Model(checkpoint), labels))
+
+
 def checked(path: Path) -> dict[str, Any]:
     """Read model.pt, and check all but the classifier's own state. Errors: TinyGPTError."""
     again = suggest.command("advise", "pairs.csv", "--out_dir", path.parent)
@@ -144,7 +167,7 @@ def checkpoint_hint(path: Path) -> str:
 def predictor(state: Mapping[str, Any], folder: Path) -> classify.Classifier:
     """Make the function that classifies, from the checked content of model.pt. Errors: TinyGPTError."""
     if state["kind"] == GPT:
-        return gpt(state["state"], folder, state["labels"])
+        return stored_gpt(state["state"], folder, state["labels"])
     embed = None
     if state["state"].get("embedding") is not None:
         from tinygpt.retrieve.embeddings import WordLlama
@@ -153,17 +176,21 @@ def predictor(state: Mapping[str, Any], folder: Path) -> classify.Classifier:
     return restored(state["kind"], state["state"], len(state["labels"]), embed)
 
 
-def gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) -> classify.Classifier:
-    """Load a GPT that classifies. It reads prompts up to the longest ones of the training, or as far as they fit."""
-    from tinygpt.experiment.models import Model
-
+def stored_gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) -> classify.Classifier:
+    """Load a GPT that classifies, and reads prompts up to the longest ones of its training. Errors: TinyGPTError."""
     ckpt, longest = state.get("ckpt"), state.get("longest")
     if not (isinstance(ckpt, str) and type(longest) is int and longest > 0):
         raise TinyGPTError("the stored classifier is impossible", "train it again")
     model = Model(folder / ckpt)
-    tokenizer = model.tokenizer
-    if tokenizer.pair is None:
+    if model.tokenizer.pair is None:
         raise TinyGPTError(f"{folder / ckpt}: a model that only continues text cannot label", "train it again")
+    return gpt(model, labels, longest)
+
+
+def gpt(model: Model, labels: Sequence[str], longest: int | None = None) -> classify.Classifier:
+    """Make the function that classifies with a GPT. It cuts a prompt at `longest` characters, and where the context
+    ends."""
+    tokenizer = model.tokenizer
     room = model.model.config.block_size + 1 - max(len(tokenizer.encode_response(label)) for label in labels)
 
     def fitting(prompt: str) -> str:

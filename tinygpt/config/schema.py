@@ -486,20 +486,9 @@ class EvalConfig(InferenceConfig, DataConfig):
     on the validation split; empty: as the built-in task says"""
     miss_cost: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 20.0
     """with a positive label: a miss costs as much as this many false alarms"""
-    predict: File = ""
-    """label each line of this file instead (empty lines too), as CSV with each label's probability"""
-    output: File = ""
-    """file for the labels of --predict; empty: print them"""
     plot: File = ""
     """PNG file for the confusion matrix, or with a positive label for the precision-recall curve; empty: confusion.png
     or precision_recall.png in the checkpoint's folder"""
-
-    def problems(self) -> Iterator[str]:
-        yield from super().problems()
-        if self.plot if self.predict else self.output:
-            yield "output (the file of labels) needs predict; plot (the confusion matrix) cannot be used with predict"
-        if self.predict and {"split", "positive", "miss_cost"} & self.given:
-            yield "split, positive and miss_cost are for an evaluation, and cannot be used with predict"
 
 
 @dataclasses.dataclass
@@ -556,23 +545,26 @@ class AskConfig(InferenceConfig):
 
 
 @dataclasses.dataclass
-class LabelConfig(Config):
-    """Label new texts with the model from `tinygpt advise`.
+class LabelConfig(DataConfig):
+    """Label new texts with the model from `tinygpt advise`, or with a run that was trained on a labelled task.
 
     tinygpt label new.csv --model out-advise -o labelled.csv
     tinygpt label new.xlsx --model out-advise --prompt_field Message -o labelled.csv
     tinygpt label - --model out-advise  # the lines of standard input
+    tinygpt label new.txt --model out-finetune -o labelled.csv
 
     All columns are kept, and three added: label; probability, the model's estimate; and sure: yes if the probability
     reaches the threshold above which the model was right often enough on unseen examples, no if a person should look at
-    the line. Nothing leaves this machine.
+    the line. A run has no such threshold, so its output has no column sure. Nothing leaves this machine.
     """
 
     input: Annotated[File, POSITIONAL]
     """the texts: .csv, Excel's .xlsx or .jsonl with a column (key) of texts, .txt with one text per line; -: the lines
     of standard input"""
     model: File = "out-advise"
-    """the folder of the model: --out_dir of tinygpt advise"""
+    """the folder of the model: --out_dir of tinygpt advise, or of a run on a labelled task"""
+    adapter: File = ""
+    """a LoRA adapter of that run: adapter.pt, or its folder"""
     output: File = ""
     """the file to write: .csv (with the separator of a .csv input) or .jsonl; empty: print it"""
     prompt_field: str = ""

@@ -27,7 +27,7 @@ from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.classifiers import FEATURES, FIXED_C, Linear
 from tinygpt.evaluate.share import INTERVALS, by_group, intervals, percent
-from tinygpt.files import drawing, strict_json
+from tinygpt.files import drawing
 from tinygpt.generate import require_finite
 from tinygpt.model import GPT, KVCache
 from tinygpt.terminal import counted, cut, escaped, progress, table
@@ -334,24 +334,9 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
         axes.spines[:].set_visible(False)
 
 
-def predict_csv(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
-    """Write probabilities (n, L) as CSV; `file` must be open with newline=""."""
-    answers = zip(prompts, probs, strict=True)
-    rows = ((prompt, labels[row.argmax()], *(f"{p:.6f}" for p in (row.max(), *row))) for prompt, row in answers)
-    write_csv(file, itertools.chain([("prompt", "label", "probability", *labels)], rows))
-
-
 def write_csv(file: TextIO, rows: Iterable[Sequence[str]], separator: str = ",") -> None:
     """Write the rows of a table as CSV; `file` must be open with newline=""."""
     plain = csv.writer(file, lineterminator="\n", delimiter=separator)
     quoted = csv.writer(file, lineterminator="\n", delimiter=separator, quoting=csv.QUOTE_ALL)
     for row in rows:  # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
         (quoted if "\r" in "".join(row) else plain).writerow(row)
-
-
-def predict_json(file: TextIO, prompts: Sequence[str], labels: Sequence[str], probs: np.ndarray) -> None:
-    """Write probabilities (n, L) as JSON Lines: {"prompt", "label", "probability", "probabilities": {label: ...}}."""
-    for prompt, row in zip(prompts, probs.tolist(), strict=True):
-        best = max(row)
-        entry = {"prompt": prompt, "label": labels[row.index(best)], "probability": best}
-        file.write(strict_json(entry | {"probabilities": dict(zip(labels, row, strict=True))}) + "\n")

@@ -3,9 +3,7 @@
 tinygpt eval out
 """
 
-import io
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,12 @@ from tinygpt.config import suggest
 from tinygpt.config.schema import EvalConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.tokenizer import CharTokenizer, tokenizer_from_dict
+from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, diverged
 from tinygpt.evaluate import classify, respond, threshold
 from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
 from tinygpt.evaluate.loss import bits_per_character, mean_loss, perplexity, short_number
-from tinygpt.files import file_lock, folder_of, read_text, replacing, require_writable, strict_json
+from tinygpt.files import folder_of, require_writable, strict_json
 from tinygpt.model import GPT
 
 
@@ -32,14 +30,9 @@ def evaluate(config: EvalConfig) -> None:
 
 
 def measure(config: EvalConfig) -> dict[str, Any]:
-    """Print the accuracy on a labelled task and its baselines, or write the labels of lines; otherwise, print the loss.
-
-    Returns what --json prints; for the labels of lines, an empty dictionary.
-    """
-    prompts = lines_of(Path(config.predict)) if config.predict else []
-    for path, hint in ((config.output, "--output labels.csv"), (config.plot, "--plot confusion.png")):
-        if path:
-            require_writable(Path(path), hint)
+    """Print the accuracy on a labelled task and its baselines, or the loss. Returns what --json prints."""
+    if config.plot:
+        require_writable(Path(config.plot), "--plot confusion.png")
     if config.task in TASKS and not Path(config.ckpt).exists():
         hint = f"tinygpt prepare {config.task}, which prints the command that trains a model for this task"
         raise TinyGPTError(f"{config.ckpt}: no such file or folder", hint)
@@ -64,7 +57,7 @@ def measure(config: EvalConfig) -> dict[str, Any]:
         terminal.print_error(f"note: {dataset.folder} has other text than the one that the model was trained on")
     compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
     model = checkpoint.for_inference(compute, config.fast)
-    if not dataset.labels and (prompts or (config.task and not dataset.pairs)):
+    if config.task and not dataset.pairs:
         raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions, which makes one")
     if config.plot and not dataset.labels:
         raise TinyGPTError(f"--plot draws a confusion matrix, but {name!r} is not a labelled task", "drop --plot")
@@ -72,9 +65,6 @@ def measure(config: EvalConfig) -> dict[str, Any]:
         what = f"--split is for a task, but the loss of {name!r} is measured on the complete validation split"
         raise TinyGPTError(what, f"--task={name}" if dataset.pairs else "drop --split")
     positive = positive_label(config, dataset)
-    if prompts:
-        label_lines(config, model, dataset, prompts)
-        return {}
     if dataset.labels:
         return measure_task(config, model, dataset, positive)
     if not config.task:
@@ -82,26 +72,6 @@ def measure(config: EvalConfig) -> dict[str, Any]:
     report = {"ckpt": config.ckpt, **respond.make_report(model, dataset, config.split, compute)}
     print(strict_json(report) if config.json else respond.as_text(report))
     return report
-
-
-def label_lines(config: EvalConfig, model: GPT, dataset: Dataset, prompts: list[str]) -> None:
-    """Write the probability of each label for each prompt, to --output or the terminal."""
-    tokenizer, labels, text = dataset.tokenizer, dataset.labels, io.StringIO(newline="")
-    total, _ = classify.label_scores(model, tokenizer, prompts, labels, skip_unknown=True)
-    write = classify.predict_json if config.json else classify.predict_csv
-    write(text, prompts, labels, classify.probabilities(total))
-    if config.output:
-        path = Path(config.output)
-        with file_lock(path, "choose another -o"), replacing(path) as file:
-            file.write(text.getvalue().encode())
-        print(f"written: {config.output}, {terminal.counted(len(prompts), 'line')}")
-    else:
-        sys.stdout.write(text.getvalue())
-    if isinstance(tokenizer, CharTokenizer):
-        lengths = [len(tokenizer.encode(prompt, skip_unknown=True)) for prompt in prompts]
-        if changed := [length for length, prompt in zip(lengths, prompts, strict=True) if length < len(prompt)]:
-            lines = f"{len(changed):,} of {terminal.counted(len(prompts), 'line')} (now empty: {changed.count(0):,})"
-            terminal.print_error(f"note: removed characters outside the model's vocabulary from {lines}")
 
 
 def positive_label(config: EvalConfig, dataset: Dataset) -> str:
@@ -173,16 +143,6 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
             raise
         print(f"\nno picture: {error.message}")
     return results
-
-
-def lines_of(path: Path) -> list[str]:
-    """Read the lines of a text file, which end with LF or CRLF, each without blanks around it. Empty lines are kept, so
-    that there is one prediction for each line, in their order."""
-    hint = "--predict FILE, with one prompt per line"
-    lines = [line.strip() for line in read_text(path, hint).removesuffix("\n").split("\n")]
-    if not any(lines):
-        raise TinyGPTError(f"{path}: empty", hint)
-    return lines
 
 
 def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.config.schema import LabConfig
+from tinygpt.data.dataset import Dataset
 from tinygpt.evaluate.process import run
-from tinygpt.experiment.models import prepared, train
+from tinygpt.experiment.models import classifier, prepared, train
 from tinygpt.experiment.stages import Results, Stage
 from tinygpt.experiment.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.lab.definition import Lab, seeds
@@ -89,12 +90,12 @@ def measure(job: TrainingJob, config: LabConfig, folder: Path) -> dict[str, Any]
     model, data = out if job.method.command else job.base, f"--data_dir={config.data_dir}"
     eval_command = ["eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data]
     report = json.loads(run(folder / "eval.log", *eval_command).output)
-    (folder / "outside.txt").write_text(SONNET, encoding="utf-8")
-    outside = run(folder / "eval.log", *eval_command, f"--predict={folder / 'outside.txt'}").output
+    labels = Dataset(config.data_dir, "transactions").labels
+    outside = classifier(Path(model), labels)([line.strip() for line in SONNET.splitlines()])  # (lines, labels)
     figures["accuracy"] = report["results"]["model"]["accuracy"]
     figures["ngram"] = report["results"].get("ngram", {}).get("accuracy")
     figures["confidence"] = sum(bin["count"] * (bin["confidence"] or 0) for bin in report["bins"]) / report["n"]
-    figures["outside"] = statistics.mean(json.loads(line)["probability"] for line in outside.splitlines())
+    figures["outside"] = float(outside.max(axis=1).mean())
     return figures
 
 
