@@ -65,7 +65,7 @@ SHORT = ["--block_size=128", "--batch_size=16", "--weight_decay=0.1", "--samplin
 STEPS = {  # rows of training steps: dataset, preset and flags
     "step": ("shakespeare_char", RECIPE),
     "gpu": ("shakespeare_char", "configs/shakespeare_char_gpu.yaml"),
-    "gpu_124M": ("shakespeare", "configs/gpt2_openwebtext.yaml", "--gradient_accumulation_steps=5"),
+    "gpu_124M": ("shakespeare", "gpt2_openwebtext", "--gradient_accumulation_steps=5"),
 }
 TINY = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=2"]  # --quick
 NANOGPT_SECONDS = 87.0  # its whole training command on two cores with AVX512, used without a checkout
