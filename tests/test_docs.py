@@ -262,6 +262,13 @@ def test_commands_of_the_pages_are_understood(command: list[str]) -> None:
     parse(getattr(schema, kind), args)
 
 
+def test_commands_named_in_sentences_exist() -> None:
+    """The changelog also names those of earlier versions."""
+    texts = [text for page, text in PAGES.items() if page.name != "CHANGELOG.md"]
+    named = {name for text in texts for name in re.findall(r"`tinygpt\s+([a-z]+)", text)}
+    assert len(named) > 10 and named - set(cli.COMMANDS) == set()
+
+
 def test_a_flag_that_does_not_exist_would_be_noticed() -> None:
     with pytest.raises(TinyGPTError, match="no such key"):
         test_commands_of_the_pages_are_understood(["sample", "--ckpt", "out", "--temprature=1"])
