@@ -382,7 +382,7 @@ def test_the_report_has_the_trade_off_and_its_picture(own: Path) -> None:
     assert result.status == 0 and "precision-recall trade-off of 'bad'" in result.out
     assert (own / "out/precision_recall.png").read_bytes().startswith(b"\x89PNG")
     assert not (own / "out/confusion.png").exists()
-    ok(own, "eval", "--task=mine", "--positive=bad", "--plot=x.png")
+    ok(own, "eval", "--task=mine", "--positive=bad", "-o", "x.png")
     assert (own / "x.png").exists()
     plain = cli_here("eval", "--task=mine", cwd=own)
     assert "trade-off" not in plain.out and (own / "out/confusion.png").exists()
@@ -394,7 +394,7 @@ def test_a_rare_label_is_pointed_out(own: Path) -> None:
     assert "is rare" not in cli_here("eval", "--task=mine", cwd=own).out
     table(own, [(f"{n:03} note", "odd" if n % 12 == 0 else "fine") for n in range(400)], "rare.csv")
     ok(own, "prepare", "rare", "--input=rare.csv", "--format=pairs")
-    result = cli_here("eval", "--task=rare", "--plot=rare.png", cwd=own)
+    result = cli_here("eval", "--task=rare", "-o", "rare.png", cwd=own)
     assert result.status == 0 and "'odd' is rare: --positive=odd adds its precision" in result.out, result.err
 
 

@@ -176,7 +176,7 @@ def test_eval_of_the_task(work: Path) -> None:
     result = ok(work, "eval", *flags)
     assert "accuracy" in result.out and "majority" in result.out and (work / "out-finetune/confusion.png").exists()
     assert "\nword baseline   " in result.out and "accuracy in each group" not in result.out
-    ok(work, "eval", *flags, "--plot=elsewhere.png")
+    ok(work, "eval", *flags, "-o", "elsewhere.png")
     assert (work / "elsewhere.png").read_bytes() == (work / "out-finetune/confusion.png").read_bytes()
     found = json.loads(cli_here("eval", *flags, "--json", cwd=work).out)
     assert 0.3 < found["results"]["model"]["accuracy"] <= 1

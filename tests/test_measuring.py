@@ -499,7 +499,7 @@ def test_a_model_that_reads_one_token_has_a_report_and_a_page(work: Path) -> Non
 @pytest.mark.parametrize(
     "args",
     [
-        ["eval", "--ckpt=out-pairs", "--plot"],
+        ["eval", "--ckpt=out-pairs", "--output"],
         ["report", "--output"],
         ["export", "--output"],
     ],

@@ -247,7 +247,7 @@ def test_the_report_is_readable(trained: Path) -> None:
     done = cli_here("eval", "--ckpt=out", "--task=copy", cwd=trained)
     assert "exact match" in done.out and "recall" not in done.out and "expected:" in done.out
     assert "not trained on a labelled task" in refused(trained, "label", "copy.jsonl", "--model=out")
-    assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "--plot=matrix.png")
+    assert "not a labelled task" in refused(trained, "eval", "--ckpt=out", "--task=copy", "-o", "matrix.png")
 
 
 def test_without_a_task_there_is_no_choice_of_split(trained: Path) -> None:

@@ -344,7 +344,7 @@ def test_no_shorter_block_is_suggested_for_a_text_of_one_token(work: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "args", [["eval", "--ckpt=out-finetune", "--plot=gone/x.png"], ["exercise", "start", "1", "gone/a.py"]]
+    "args", [["eval", "--ckpt=out-finetune", "--output=gone/x.png"], ["exercise", "start", "1", "gone/a.py"]]
 )
 def test_a_failed_write_of_a_command_other_than_train_does_not_suggest_resuming(work: Path, args: list[str]) -> None:
     result = cli_here(*args, cwd=work)
@@ -418,7 +418,7 @@ def test_a_path_that_the_system_refuses_is_one_sentence(work: Path) -> None:
         ["export", "--format=checkpoint", f"--adapter={long}"],
         *([name, long] for name in ("doctor", "report")),
         ["prepare", "mine", f"--input={long}"],
-        ["eval", "--ckpt=out-finetune", f"--plot={long}"],
+        ["eval", "--ckpt=out-finetune", f"--output={long}"],
         ["exercise", "start", "1", long],
     ):
         said = refused(work, *args)

@@ -25,6 +25,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text
 
 OTHER_NAMES = {
+    "plot": "output",
     "prompt": "start",
     "lr": "learning_rate",
     "model": "ckpt",

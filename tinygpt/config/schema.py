@@ -486,8 +486,8 @@ class EvalConfig(InferenceConfig, DataConfig):
     on the validation split; empty: as the built-in task says"""
     miss_cost: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 20.0
     """with a positive label: a miss costs as much as this many false alarms"""
-    plot: File = ""
-    """PNG file for the confusion matrix, or with a positive label for the precision-recall curve; empty: confusion.png
+    output: File = ""
+    """PNG file of the confusion matrix, or with a positive label for the precision-recall curve; empty: confusion.png
     or precision_recall.png in the checkpoint's folder"""
 
 

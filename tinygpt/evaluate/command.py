@@ -31,8 +31,8 @@ def evaluate(config: EvalConfig) -> None:
 
 def measure(config: EvalConfig) -> dict[str, Any]:
     """Print the accuracy on a labelled task and its baselines, or the loss. Returns what --json prints."""
-    if config.plot:
-        require_writable(Path(config.plot), "--plot confusion.png")
+    if config.output:
+        require_writable(Path(config.output), "--output confusion.png")
     if config.task in TASKS and not Path(config.ckpt).exists():
         hint = f"tinygpt prepare {config.task}, which prints the command that trains a model for this task"
         raise TinyGPTError(f"{config.ckpt}: no such file or folder", hint)
@@ -59,8 +59,8 @@ def measure(config: EvalConfig) -> dict[str, Any]:
     model = checkpoint.for_inference(compute, config.fast)
     if config.task and not dataset.pairs:
         raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions, which makes one")
-    if config.plot and not dataset.labels:
-        raise TinyGPTError(f"--plot draws a confusion matrix, but {name!r} is not a labelled task", "drop --plot")
+    if config.output and not dataset.labels:
+        raise TinyGPTError(f"--output is the picture of labels, but {name!r} is not a labelled task", "drop --output")
     if "split" in config.given and not (config.task or dataset.labels):
         what = f"--split is for a task, but the loss of {name!r} is measured on the complete validation split"
         raise TinyGPTError(what, f"--task={name}" if dataset.pairs else "drop --split")
@@ -131,7 +131,9 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
         name = labels[counts.argmin()]
         print(f"\n{name!r} is rare: --positive={suggest.quoted(name)} adds its precision, recall and cost")
     folder = folder_of(config.ckpt)
-    picture = Path(config.plot) if config.plot else folder / ("precision_recall.png" if tradeoff else "confusion.png")
+    picture = (
+        Path(config.output) if config.output else folder / ("precision_recall.png" if tradeoff else "confusion.png")
+    )
     try:
         if tradeoff:
             threshold.draw_curves(dataset.name, tradeoff, curves, picture)
@@ -139,7 +141,7 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
             classify.draw_confusion(report, picture)
         print(f"\nwritten: {picture}")
     except TinyGPTError as error:
-        if config.plot:
+        if config.output:
             raise
         print(f"\nno picture: {error.message}")
     return results
