@@ -550,8 +550,8 @@ class LabelConfig(DataConfig):
 
     tinygpt label new.csv --model out-advise -o labelled.csv
     tinygpt label new.xlsx --model out-advise --prompt_field Message -o labelled.csv
-    tinygpt label - --model out-advise  # the lines of standard input
     tinygpt label new.txt --model out-finetune -o labelled.csv
+    tinygpt label - --model out-advise  # the lines of standard input
 
     All columns are kept, and three added: label; probability, the model's estimate; and sure: yes if the probability
     reaches the threshold above which the model was right often enough on unseen examples, no if a person should look at
@@ -601,7 +601,12 @@ class ServeConfig(DeviceConfig):
     labels: File = ""
     """a folder of tinygpt advise: also label texts with its model, as the model `labels`; without --ckpt and --adapter,
     no checkpoint is served"""
-    host: str = "127.0.0.1"
+    skip_unknown: bool = False
+    """remove characters outside the model's vocabulary from prompts instead of refusing them"""
+    data_dir: File = "data"
+    """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
+
+    host: Annotated[str, Group("network")] = "127.0.0.1"
     """address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all networks, which requires --api_key"""
     port: Port = 8000
     """port to listen on; 0: a free one"""
@@ -609,7 +614,8 @@ class ServeConfig(DeviceConfig):
     """a file with a key that each request to the API must send (Authorization: Bearer KEY)"""
     allow_origin: str = ""
     """a web site whose pages may call the API from a browser (CORS), for example http://localhost:3000"""
-    max_batch: Annotated[int, Limit(">=", 1), Limit("<=", 1024)] = 16
+
+    max_batch: Annotated[int, Limit(">=", 1), Limit("<=", 1024), Group("limits")] = 16
     """largest number of sequences generated together; others wait"""
     max_queue: Annotated[int, Limit(">=", 1), Limit("<=", 1 << 20)] = 64
     """largest number of waiting prompts; further requests are refused with status 429"""
@@ -617,10 +623,6 @@ class ServeConfig(DeviceConfig):
     """largest max_tokens of a request"""
     timeout: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 300.0
     """seconds after which an incomplete request ends with an error"""
-    skip_unknown: bool = False
-    """remove characters outside the model's vocabulary from prompts instead of refusing them"""
-    data_dir: File = "data"
-    """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
 
 @dataclasses.dataclass
