@@ -1,8 +1,7 @@
 """Exported GGUF files in llama.cpp's own server: the same tokens, log probabilities, texts and answers.
 
-The server is that of the package xllamacpp, which may conflict with others: `scripts/clients.py llama` installs it in
-an environment of its own and runs these tests. They are skipped where neither this interpreter nor the one that
-TINYGPT_LLAMA_PYTHON names can import it.
+The server is that of the package xllamacpp, which may conflict with others. These tests are skipped where neither this
+interpreter nor the one that TINYGPT_LLAMA_PYTHON names, of an environment of its own, can import it.
 """
 
 import contextlib
@@ -55,7 +54,7 @@ def python_of_llama() -> str:
 @pytest.fixture(autouse=True)
 def needs_llama() -> None:
     if not python_of_llama():
-        pytest.skip("xllamacpp is not installed: python scripts/clients.py llama")
+        pytest.skip("xllamacpp is not installed: see the head of this file")
 
 
 class Server:
