@@ -31,6 +31,7 @@ FOLDER = Path(".tinygpt")  # of the indexes without a name, in the current folde
 BATCH = 1024  # passages that are embedded and stored together
 PATIENCE = 60  # seconds to wait for another process that updates the index
 SHOW_AFTER = 2  # seconds after which a progress bar appears
+ELSEWHERE = "--index=FOLDER/index.db"
 MISSING = 'tinygpt ask "How long is the notice period?" notes/, or --index=FILE'
 
 
@@ -55,17 +56,17 @@ def index_of(config: AskConfig) -> Path:
             raise TinyGPTError("neither documents nor an index is given", MISSING)
         return Path(config.index)
     out = Path(config.index) if config.index else place(config.documents)
-    settings, paths = settings_of(config), existing(config, out)
+    settings = settings_of(config)
+    paths = existing(config, out)
     if out.parent.is_dir():
         remove_leftovers(out)  # they have text of documents
     changes = compared(config, out, paths, settings)
     counts = Counter[str]()
     if changes:
         embedding = embeddings.load(settings["embeddings"])
-        if not config.index:
-            make_folder()
-        require_writable(out, "--index=FOLDER/index.db")
-        with file_lock(out, "choose another --index", PATIENCE):
+        if config.index:
+            require_writable(out, ELSEWHERE)
+        with file_lock(out, ELSEWHERE, PATIENCE):
             require_closed(out)
             changes = compared(config, out, paths, settings)  # again, since another process may have updated it
             if changes:
@@ -75,7 +76,11 @@ def index_of(config: AskConfig) -> Path:
                     say(note)
     for problem in changes.problems:
         say(f"left out: {problem}")
-    describe(out, counts, len(changes.problems))
+    with open_index(out) as index:
+        indexed = len(readable(index))
+        counts["left out"] = len(index.sources) - indexed + len(changes.problems)
+    parts = [f"{count:,} {change}" for change, count in counts.items() if count]
+    say(f"index: {out}: {', '.join([counted(indexed, 'document'), *parts])}")
     return out
 
 
@@ -85,27 +90,19 @@ def place(names: tuple[str, ...]) -> Path:
     return FOLDER / f"index-{hashlib.sha256(spelled.encode()).hexdigest()[:8]}.db"
 
 
-def make_folder() -> None:
-    try:
-        FOLDER.mkdir(exist_ok=True)
-    except OSError as error:
-        problem = "the folder for the index cannot be made here"
-        raise file_error(FOLDER, error, "--index=FOLDER/index.db, in another folder", problem) from None
-
-
 def settings_of(config: AskConfig) -> dict[str, Any]:
     """Return what the passages and their vectors depend on. Errors: TinyGPTError for a checkpoint."""
     name = config.embeddings
     if name == "auto":
         name = embeddings.WORDLLAMA if embeddings.installed() else embeddings.NONE
     if name == embeddings.WORDLLAMA:
-        fingerprint = embeddings.WordLlama.fingerprint  # without loading it: most times there is nothing to update
+        identity = embeddings.WordLlama.fingerprint  # without loading it: most times there is nothing to update
     else:
         loaded = embeddings.load(name)
-        fingerprint = loaded.fingerprint if loaded else ""
+        identity = loaded.fingerprint if loaded else ""
     return {
         "embeddings": name_of(name),
-        "fingerprint": fingerprint,
+        "fingerprint": identity,
         "passage_size": config.passage_size,
         "formats": ", ".join(filter(importlib.util.find_spec, ("pypdf", "docx"))),
     }
@@ -114,8 +111,8 @@ def settings_of(config: AskConfig) -> dict[str, Any]:
 def existing(config: AskConfig, out: Path) -> list[Path]:
     """Find the documents that the command names. A note says which argument's documents are gone.
 
-    Errors: TinyGPTError if an argument names no document, unless it did when the index was made, or a folder that may
-    not be read: its documents are not gone.
+    Errors: TinyGPTError if an argument names no document, unless it did before, when the index of these arguments was
+    made, or a folder that may not be read: its documents are not gone.
     """
     paths: dict[Path, Path] = {}  # by full path
     for item in config.documents:
@@ -127,7 +124,7 @@ def existing(config: AskConfig, out: Path) -> list[Path]:
             found = input_files([item], endings, hint=documents.FORMATS, accepts=accepts)
             paths = {path.resolve(): path for path in found} | paths
         except TinyGPTError as error:
-            if not was_named(out, item):
+            if config.index or not out.exists():
                 raise TinyGPTError(error.message, quoted_question(config) or error.hint) from None
             say(f"note: {item}: no document is left there; the index keeps none of its text")
     return list(paths.values())
@@ -139,14 +136,6 @@ def unreadable_folder(item: str, error: OSError) -> None:
     if error.filename == item:
         raise problem
     say(f"left out: {problem.message}")
-
-
-def was_named(out: Path, item: str) -> bool:
-    """Return whether an argument is one of those with which the index was made."""
-    if not out.exists():
-        return False
-    with open_index(out) as index:
-        return name_of(Path(item)) in index.settings.get("documents", "").split("\n")
 
 
 def quoted_question(config: AskConfig) -> str:
@@ -165,35 +154,25 @@ def compared(config: AskConfig, out: Path, paths: list[Path], settings: dict[str
     is_new = not out.exists()
     if not is_new:
         with open_index(out) as index:
-            old = index.settings
-            is_new = any(old.get(name) != value for name, value in settings.items())
+            is_new = not settings.items() <= index.settings.items()
             stored = {} if is_new else index.sources
-    named = {Path(item) for item in config.documents}
     todo: dict[Path, Fingerprint] = {}
     problems = []
     kept = set()
     for path in paths:
+        old = stored.get(name_of(path))
+        is_named = path in map(Path, config.documents)
         try:
-            if not is_untouched(path, stored.get(name_of(path)), path in named):
-                todo[path] = file_fingerprint(path)
-            kept.add(name_of(path))
+            file = fingerprint(path, None if is_named and old and not old.sha256 else old)
         except TinyGPTError as error:
-            if path in named:
+            if is_named:
                 raise
             problems.append(error.message)
+            continue
+        kept.add(name_of(path))
+        if file != old:
+            todo[path] = file
     return Changes(stored, is_new, todo, sorted(stored.keys() - kept), problems)
-
-
-def is_untouched(path: Path, old: Fingerprint | None, is_named: bool) -> bool:
-    """Return whether a file has the size and the modification time in the index. One that could not be read, and is
-    named now, is read again."""
-    try:
-        status = path.stat()
-    except OSError:
-        return False  # it was deleted after it was listed; `file_fingerprint` says so
-    if old is None or (is_named and not old.sha256):
-        return False
-    return (old.size, old.mtime) == (status.st_size, status.st_mtime_ns)
 
 
 def update(
@@ -211,7 +190,6 @@ def update(
     counts = Counter(new=0, changed=0, removed=len(changes.removed))
     bar = progress(changes.todo.items(), desc="indexing", unit="document", delay=SHOW_AFTER)
     with updated_index(out, settings, changes.is_new) as index, bar:
-        index.set_documents([name_of(Path(item)) for item in config.documents])
         for name in changes.removed:
             index.remove_source(name)
         for path, file in bar:
@@ -252,14 +230,17 @@ def add(index: Index, path: Path, file: Fingerprint, size: int, embedding: Embed
         bar.set_postfix_str(escaped(f"{path.name}: {counted(num_passages, 'passage')}"))
 
 
-def file_fingerprint(path: Path) -> Fingerprint:
-    """Return size, modification time and SHA-256 of a file. Errors: TinyGPTError if it cannot be read."""
+def fingerprint(path: Path, old: Fingerprint | None) -> Fingerprint:
+    """Return size, modification time and SHA-256 of a file, which is not read if size and time are those of `old`.
+    Errors: TinyGPTError if it cannot be read."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+        status = os.stat(path)
+        if old and (old.size, old.mtime) == (status.st_size, status.st_mtime_ns):
+            return old
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
             message = f"{path}: is not a regular file, and a document is read twice"
             raise TinyGPTError(message, "save it as a file first")
         with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
             return Fingerprint(status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
     except OSError as error:
         raise file_error(path, error, documents.FORMATS) from None
@@ -273,15 +254,6 @@ def name_of(path: str | Path) -> str:
 def readable(index: Index) -> list[str]:
     """Return the paths of the documents that could be read."""
     return [path for path, file in index.sources.items() if file.sha256]
-
-
-def describe(out: Path, counts: Counter[str], unopened: int) -> None:
-    """Print where the index lies, and what it contains."""
-    with open_index(out) as index:
-        indexed = len(readable(index))
-        parts = {**counts, "left out": len(index.sources) - indexed + unopened}
-    changes = [f"{count:,} {change}" for change, count in parts.items() if count]
-    say(f"index: {out}: {', '.join([counted(indexed, 'document'), *changes])}")
 
 
 def say(line: str) -> None:

@@ -65,10 +65,6 @@ class Passage(NamedTuple):
     text: str = ""
     id: int = 0
 
-    @property
-    def place(self) -> str:
-        return ", ".join(filter(None, (self.source, self.position, self.title)))
-
 
 class Similarities(NamedTuple):
     """Cosine similarities of a question and all passages."""
@@ -119,12 +115,6 @@ class Index:
         rows = ((i, self._db.execute(query, (int(i),)).fetchone()) for i in ids)
         return [Passage(row[0], row[1], row[2], text=row[3], id=i) for i, row in rows if row]
 
-    def samples(self, count: int) -> list[Passage]:
-        """Return `count` passages at equal intervals."""
-        ids = [row[0] for row in self._db.execute("SELECT id FROM passages ORDER BY id")]
-        count = min(count, len(ids))
-        return self.passages(ids[len(ids) * (2 * i + 1) // (2 * count)] for i in range(count))
-
     def words(self, query: str, count: int) -> list[tuple[int, float]]:
         """Return the passages with the highest BM25 scores (id, score), best first; `query` is in FTS5's syntax."""
         select = f"""SELECT rowid, -bm25(words, {TITLE_WEIGHT}, 1.0) AS score FROM words WHERE words MATCH ?
@@ -165,10 +155,6 @@ class Index:
         ids, matrix, norms = self._vectors
         products = [block.astype(np.float32) @ vector for block in blocks(matrix)]
         return Similarities(ids, np.concatenate(products) / norms)
-
-    def set_documents(self, names: Sequence[str]) -> None:
-        """Remember the arguments of the command, so that the same command works after they are gone."""
-        self._db.execute("INSERT OR REPLACE INTO settings VALUES ('documents', ?)", ("\n".join(names),))
 
     def add_source(self, path: str, file: Fingerprint) -> int:
         """Add a document; return its id."""
@@ -255,9 +241,6 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
             try:
                 # this file is deleted after any error, so it needs no journal; `replacing` syncs it
                 connection.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
-                folder = str(path.parent.absolute()).replace("'", "''")
-                with contextlib.suppress(UnicodeEncodeError):  # VACUUM's copy; the disk of /tmp may be smaller
-                    connection.execute(f"PRAGMA temp_store_directory = '{folder}'")
                 if new:
                     create(connection, settings)
                 connection.execute("BEGIN")
