@@ -7,7 +7,9 @@ with folder_lock(Path("out"), "run"): ...
 
 import codecs
 import contextlib
+import csv
 import errno
+import io
 import json
 import math
 import os
@@ -15,9 +17,9 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from tinygpt.errors import TinyGPTError, library
 
@@ -314,6 +316,22 @@ def byte_order_mark(start: bytes, path: Path, encoding: str = "utf-8", hint: str
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise TinyGPTError(f"{path}: is UTF-16 text, not UTF-8", hint)
     return len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0
+
+
+def write_csv(file: TextIO, rows: Iterable[Sequence[str]], separator: str = ",") -> None:
+    """Write the rows of a table as CSV; `file` must be open with newline=""."""
+    plain = csv.writer(file, lineterminator="\n", delimiter=separator)
+    quoted = csv.writer(file, lineterminator="\n", delimiter=separator, quoting=csv.QUOTE_ALL)
+    for row in rows:  # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
+        (quoted if "\r" in "".join(row) else plain).writerow(row)
+
+
+def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Write a table as CSV for Excel, which reads UTF-8 only with a byte-order mark, and calculates "=1+1"."""
+    text = io.StringIO(newline="")
+    write_csv(text, ([f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in row] for row in rows))
+    with replacing(path) as file:
+        file.write(text.getvalue().encode("utf-8-sig"))
 
 
 def strict_json(value: Any) -> str:

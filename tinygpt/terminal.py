@@ -65,6 +65,11 @@ def progress(items: Iterable[Any] | None = None, show: bool = True, **options: A
     return tqdm(items, **{"leave": False} | (where if show else {"disable": True}) | options)
 
 
+def one_line(text: str) -> str:
+    """Replace each run of white space with a blank."""
+    return " ".join(text.split())
+
+
 def cut(text: str, width: int) -> str:
     """Cut a text to at most `width` characters, of which the last one is `…`."""
     return text if len(text) <= width else text[: width - 1] + "…"

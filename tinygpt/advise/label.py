@@ -20,8 +20,7 @@ from tinygpt.data.pairs import PAIR_FILES, converted, distinct, separator_of, te
 from tinygpt.data.text_files import decoding_error, require_encoding
 from tinygpt.data.workbook import UNREADABLE
 from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.classify import write_csv
-from tinygpt.files import byte_order_mark, file_error, file_lock, replacing, require_writable, strict_json
+from tinygpt.files import byte_order_mark, file_error, file_lock, replacing, require_writable, strict_json, write_csv
 
 STDIN = "-"
 ADDED = ("label", "probability", "sure")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.errors import TinyGPTError, library
+from tinygpt.terminal import one_line
 
 Block = bytes | str  # a piece of a text; bytes: plain ASCII
 OWN_TOKENIZERS = ("auto", "char", "gpt2", "bpe")  # of `tinygpt prepare --tokenizer`; others are those of a model
@@ -293,7 +294,7 @@ def from_json(text: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the library raises plain Exception, and Rust's panics are BaseException
-        raise ValueError(" ".join(ascii(str(error)).split())[:120]) from None
+        raise ValueError(one_line(ascii(str(error)))[:120]) from None
 
 
 def splits_at_spaces(spec: dict[str, Any], added: Iterable[Any]) -> bool:

@@ -11,12 +11,11 @@ Shapes: n prompts, L labels.
     print(as_text(make_report("trec", "val", val, labels, *scores, train)))             # val, train: pairs
 """
 
-import csv
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -332,11 +331,3 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-
-
-def write_csv(file: TextIO, rows: Iterable[Sequence[str]], separator: str = ",") -> None:
-    """Write the rows of a table as CSV; `file` must be open with newline=""."""
-    plain = csv.writer(file, lineterminator="\n", delimiter=separator)
-    quoted = csv.writer(file, lineterminator="\n", delimiter=separator, quoting=csv.QUOTE_ALL)
-    for row in rows:  # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
-        (quoted if "\r" in "".join(row) else plain).writerow(row)

@@ -3,11 +3,10 @@
 check_folder(Path("submissions"), template_steps()[1], table=Path("grades.csv"))
 """
 
-import csv
-import io
 import itertools
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from tinygpt import terminal
 from tinygpt.errors import TinyGPTError
 from tinygpt.exercise.outline import LABELS, Step, defined
 from tinygpt.exercise.runner import StepOutcome, check_file
-from tinygpt.files import read_text, replacing, require_closed, require_writable
+from tinygpt.files import read_text, require_closed, require_writable, write_table
 
 JOBS = min(4, os.cpu_count() or 1)  # processes at a time; each computes with one thread
 SKIPPED = ("__pycache__", "site-packages")  # folders without a student's own files, as are those with a leading dot
@@ -69,7 +68,7 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
             print("  ".join(filter(None, (f"  {status}", result.file, what, check))), flush=True)
     show_class(results, steps)
     if table:
-        write_table(table, results, steps)
+        write_table(table, table_rows(results, steps))
         print(f"written: {table}")
     failed = any(result.first_failure[0] for result in results)
     return int(failed or not any(result.outcomes for result in results))
@@ -131,19 +130,9 @@ def require_table(path: Path, steps: list[Step]) -> None:
             raise TinyGPTError(f"{path} exists, and is not a table of these steps", "name another file after --csv")
 
 
-def write_table(path: Path, results: list[Result], steps: list[Step]) -> None:
-    """Write a row per file. The file starts with a byte-order mark, without which Excel does not read it as UTF-8."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header(steps))
+def table_rows(results: list[Result], steps: list[Step]) -> Iterator[list[str]]:
+    yield header(steps)
     for result in results:
         outcomes = [result.outcomes.get(step.number) for step in steps]
         cells = ["" if outcome is None else "FAIL" if outcome.failed else "PASS" for outcome in outcomes]
-        writer.writerow([no_formula(result.file), *cells, result.passed, *result.first_failure])
-    with replacing(path) as file:
-        file.write(text.getvalue().encode("utf-8-sig"))
-
-
-def no_formula(cell: str) -> str:
-    """Put an apostrophe before text that a spreadsheet would calculate."""
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
+        yield [result.file, *cells, str(result.passed), *result.first_failure]

@@ -14,7 +14,6 @@ race has no page, and no other lab has entries, so `race` is a function of its o
 import contextlib
 import dataclasses
 import hashlib
-import io
 import itertools
 import math
 import time
@@ -35,12 +34,11 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.data.text_files import input_files
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.errors import TinyGPTError, diverged
-from tinygpt.evaluate.classify import write_csv
 from tinygpt.evaluate.loss import bits_per_character, validation_loss
 from tinygpt.evaluate.process import ended_by_sigterm
 from tinygpt.experiment.models import write_text
 from tinygpt.experiment.stages import Identity, Stage, forget, run, stored
-from tinygpt.files import folder_lock, read_text, replacing, strict_json, writing
+from tinygpt.files import folder_lock, read_text, replacing, strict_json, write_table, writing
 from tinygpt.machine import description
 from tinygpt.model import GPT
 from tinygpt.terminal import duration, print_error, table
@@ -187,10 +185,7 @@ def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     path = folder / "race.csv"
     cells = [[row.get(column, "") for column in COLUMNS] for row in rows]
     texts = [[f"{cell:.6g}" if type(cell) is float else str(cell) for cell in row] for row in cells]
-    text = io.StringIO(newline="")
-    write_csv(text, [COLUMNS, *texts])
-    with replacing(path) as file:
-        file.write(text.getvalue().encode("utf-8-sig"))  # with a byte-order mark, without which Excel misreads it
+    write_table(path, [COLUMNS, *texts])
     return path
 
 

@@ -35,6 +35,7 @@ from tinygpt.model import GPT
 from tinygpt.retrieve.passages import sentences
 from tinygpt.retrieve.search import normalised
 from tinygpt.retrieve.store import Passage
+from tinygpt.terminal import one_line
 
 TINY, SHIPPED = "reader", Path(__file__).with_name("reader.pt")  # --ckpt=reader: the tiny reader that ships
 LONGEST = 96  # tokens of a response, at most
@@ -107,7 +108,7 @@ class Reader:
         """
         answer = self.read(question, hits)
         for number, hit in enumerate(hits, start=1):
-            text = " ".join(hit.text.split())
+            text = one_line(hit.text)
             place = self.span(answer.text, text) if answer.passage in (0, number) else None
             if place:
                 return answer._replace(text=text[slice(*place)], passage=number)

@@ -34,7 +34,7 @@ from tinygpt.retrieve.rank import Ranking, rank
 from tinygpt.retrieve.search import normalised
 from tinygpt.retrieve.sentences import unquoted
 from tinygpt.retrieve.store import Index, open_index
-from tinygpt.terminal import counted, escaped, progress
+from tinygpt.terminal import counted, escaped, one_line, progress
 
 THRESHOLD = AskConfig.min_probability
 SHOWN = 3  # sentences: the answer and two runners-up
@@ -132,7 +132,7 @@ def checked_question(question: str) -> str:
         raise TinyGPTError(message, "ask about one thing, in one sentence")
     if surrogate := lone_surrogate(question):
         raise TinyGPTError(f"the question contains a lone surrogate ({surrogate})", "use UTF-8 text")
-    return " ".join(question.split())
+    return one_line(question)
 
 
 def prompt_loop(respond: Responder) -> int:

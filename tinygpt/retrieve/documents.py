@@ -24,6 +24,7 @@ from typing import Any
 from tinygpt.data.text_files import starts_as_text
 from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import file_error, read_text
+from tinygpt.terminal import one_line
 
 UNPACKED = 256 << 20  # bytes of a .docx, which is a ZIP file and is read into memory
 LONGEST_TITLE = 300  # characters of the headings above a section, which are stored with each of its passages
@@ -162,7 +163,7 @@ class Blocks(HTMLParser):
 
     def end_block(self) -> None:
         text = "".join(self._parts)
-        for line in text.split("\n") if self._preformatted else [" ".join(text.split())]:
+        for line in text.split("\n") if self._preformatted else [one_line(text)]:
             if line.strip():
                 self.blocks.append((self._level, line.rstrip()))
         self._parts = []
@@ -248,10 +249,6 @@ def word(path: Path) -> Iterator[Section]:
                 level = re.fullmatch(r"Heading (\d)", style)
                 blocks.append((int(level[1]) if level else int(style == "Title"), text))
     yield from by_headings(blocks, "paragraph")
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from tinygpt.retrieve.passages import sentences
 from tinygpt.retrieve.store import Passage
+from tinygpt.terminal import one_line
 
 WIDTH, SLACK = 60, 10  # characters: a line is taken to be at least that wide; a word fits if that much is left after it
 TABLE_RULE = re.compile(r"[|+\-=:\s]*[-=]{2,}[|+\-=:\s]*")  # the line between the header of a table and its rows
@@ -53,7 +54,7 @@ def units(passage: Passage, table: str = "") -> list[Unit]:
 
 def unquoted(text: str) -> str:
     """Join the lines of a text on one line, without the marks of a quoted e-mail."""
-    return " ".join(QUOTED.sub("", text).split())
+    return one_line(QUOTED.sub("", text))
 
 
 def spans(passage: Passage) -> Iterator[tuple[int, int]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tinygpt.data.tasks.generate import Pair, digits, read_wordings, word_lists
-from tinygpt.terminal import progress
+from tinygpt.terminal import one_line, progress
 
 UNANSWERABLE = "not in the documents"
 NO = "no"  # what a response says of a passage that does not answer the question
@@ -34,7 +34,7 @@ DATASETS = tuple(SIZES)  # with the format of prompts and responses that the rea
 def reader_prompt(question: str, passages: Sequence[str]) -> str:
     """Write the prompt of a reader: the question on the first line, then each passage on a line, after its number."""
     numbered = (f"[{number}] {passage}" for number, passage in enumerate(passages, start=1))
-    return "\n".join(" ".join(line.split()) for line in (question, *numbered))
+    return "\n".join(one_line(line) for line in (question, *numbered))
 
 
 def reader_response(subject: str, answers: Sequence[str]) -> str:
