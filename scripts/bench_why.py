@@ -35,8 +35,9 @@ from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.experiment.models import train, write_dataset, write_text
 from tinygpt.experiment.stages import Identity, Results, Stage, run
+from tinygpt.retrieve import embeddings
+from tinygpt.retrieve.search import word_scores
 from tinygpt.why.explained import Explained, load_run, log_probability, output, texts_of
-from tinygpt.why.nearest import similarities
 from tinygpt.why.retrain import effects, retrain
 
 PAIRS, CHARACTERS = 300, 40_000
@@ -68,6 +69,16 @@ def outputs_of(explained: Explained, count: int) -> list[tuple[str, str]]:
     starts = rows[:: max(1, len(rows) // count)][:count].tolist()
     cut = lambda first, last: decode(source.tokens[first:last].tolist())  # noqa: E731
     return [(cut(start, start + half), cut(start + half, start + half + CONTINUATION)) for start in starts]
+
+
+def similarities(explained: Explained, query: str, texts: list[str]) -> dict[str, np.ndarray]:
+    """Score the training rows by their similarity to an output, float64 (rows,) each: BM25, and embeddings (wordllama's
+    if it is installed, else the model's hidden states)."""
+    table = embeddings.installed()
+    loaded = embeddings.WordLlama() if table else embeddings.HiddenStates(str(explained.out / "ckpt.pt"))
+    cosines = (loaded.vectors(texts) @ loaded.vectors([query])[0]).astype(np.float64)
+    name = f"{'wordllama' if table else 'the model'}'s embeddings"
+    return {"BM25": np.array(word_scores(texts, query)), name: cosines}
 
 
 def stages(folder: Path, halves: list[np.ndarray], seeds: range, count: int) -> Iterator[Stage]:

@@ -715,14 +715,12 @@ class WhyConfig(DataConfig):
 
     prove: Annotated[bool, Group("proof")] = False
     """train the run again with every row, without the most influential rows, and without random ones of the same label,
-    and compare the probabilities: three trainings for each seed, five with compare"""
+    and compare the probabilities: three trainings for each seed"""
     seeds: Annotated[int, Limit(">=", 1), Limit("<=", 100)] = 1
     """repetitions with the run's seed and the next ones. 5 can confirm a ranking, 1 cannot; choose the number
     before you see a result. Finished trainings are kept"""
     leave_out: Count = 10
-    """number of rows to leave out, also with compare"""
-    compare: bool = False
-    """also find the nearest rows by BM25 and by embeddings; with prove, train without them, too"""
+    """number of rows to leave out"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

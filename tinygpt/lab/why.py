@@ -32,7 +32,6 @@ from tinygpt.model import GPT
 from tinygpt.retrieve.search import word_scores
 from tinygpt.why.command import random_rows
 from tinygpt.why.explained import Explained, load_run, log_probability, output, texts_of
-from tinygpt.why.nearest import nearest
 from tinygpt.why.retrain import effects, retrain
 
 WRONG = 0.1  # share of the training lines whose label is wrong
@@ -109,7 +108,9 @@ def explain(folder: Path, size: Size, seed: int, number: int) -> dict[str, float
     encoded = output(explained, line, answer)
     (estimate,), model = effects(explained, [encoded])
     influential = np.argsort(estimate, kind="stable")[: size.left_out]
-    near = nearest(np.array(word_scores(texts_of(explained), f"{line} {answer}")), size.left_out)
+    scores = np.array(word_scores(texts_of(explained), f"{line} {answer}"))
+    best = np.argsort(-scores, kind="stable")[: size.left_out]
+    near = best[scores[best] > 0]  # that share a word
     groups = zip(GROUPS, (influential, near, random_rows(explained, influential, seed)), strict=True)
     after = {name: log_probability(retrain(explained, rows, seed), *encoded) for name, rows in groups}
     return {name: value - log_probability(model, *encoded) for name, value in after.items()}

@@ -29,7 +29,6 @@ from tinygpt.model import GPT
 from tinygpt.training.start import choose_compute
 from tinygpt.why.explained import Explained, load_run, log_probability, output, places_of, texts_of
 from tinygpt.why.influence import exposures_of
-from tinygpt.why.nearest import nearest, similarities
 from tinygpt.why.retrain import effects, retrain
 
 Groups = dict[str, np.ndarray]  # the numbers of the training rows that a retraining leaves out
@@ -70,8 +69,6 @@ def why(config: WhyConfig) -> None:
         traced_run = finish([measure])[measure.name]
         estimate = np.array(traced_run["effects"])
         order = np.argsort(estimate, kind="stable")
-        scores = similarities(explained, f"{start} {config.text}", texts) if config.compare else {}
-        near = {name: nearest(each, config.leave_out) for name, each in scores.items()}
         answer = {
             "start": start,
             "text": config.text,
@@ -84,15 +81,12 @@ def why(config: WhyConfig) -> None:
             **examples(explained, estimate, order, texts, config.count),
         }
         influential = order[: min(config.leave_out, int((estimate < 0).sum()))]
-        if near:
-            answer["compared"] = len(influential)
-            answer["in_common"] = {name: len(np.intersect1d(influential, rows)) for name, rows in near.items()}
         if not config.json:
             show(answer, config)
         if config.prove:
             if not len(influential):
                 raise TinyGPTError("no row raised the probability, so no proof can leave one out", "another --text", 1)
-            answer["proof"] = prove(explained, config, estimate, influential, near, (x, y), finish)
+            answer["proof"] = prove(explained, config, estimate, influential, (x, y), finish)
             if not config.json:
                 show_proof(answer["proof"], before)
     if config.json:
@@ -132,8 +126,6 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
         width = max([len(line[1]) for line in lines], default=5) + 2
         print(*terminal.table({"effect": "<10", "place": f"<{width}", "text": "<4"}, lines), sep="\n")
     print("\neffect: estimated change of the log-probability (nats) if the row is left out of the training")
-    for name, shared in answer.get("in_common", {}).items():
-        print(f"{shared} of the {answer['compared']} most influential rows are also among the nearest by {name}")
     if not config.prove:
         print("\nnext: the same command with --prove trains again without these rows, and shows what changes")
 
@@ -146,7 +138,6 @@ def prove(
     config: WhyConfig,
     estimate: np.ndarray,
     influential: np.ndarray,
-    near: Groups,
     encoded: tuple[torch.Tensor, torch.Tensor],
     finish: Callable[[Sequence[Stage]], Results],
 ) -> dict[str, Any]:
@@ -156,9 +147,7 @@ def prove(
     stages = []
     for seed in seeds:
         others = random_rows(explained, influential, seed)
-        groups[seed] = {"nothing": influential[:0], INFLUENTIAL: influential, RANDOM: others} | {
-            f"the nearest by {name}": rows for name, rows in near.items()
-        }
+        groups[seed] = {"nothing": influential[:0], INFLUENTIAL: influential, RANDOM: others}
         for name, left_out in groups[seed].items():
             measure = partial(measured, explained, left_out, seed, encoded)
             stages.append(Stage(stage_name(name, left_out, seed), seconds_of(explained), measure))
@@ -237,7 +226,6 @@ def proof(results: Results, groups: dict[int, Groups], seeds: list[int], predict
         "log_probability": values,
         "change": changes,
         "predicted_change": predicted,
-        "further_than": {name: int((np.array(changes[name]) > ours).sum()) for name in names[3:]},
         "exact": stage["nothing", seeds[0]]["exact"],
         "agrees": bool((ours < 0).all() and (further > 0).all()),
         "right": is_positive(-ours) and is_positive(further),
@@ -276,10 +264,6 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
         verdict = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"
         verdict += ", which can be chance"
     print(f"verdict:     {'these rows matter more than random ones' if proved['right'] else verdict}: {result}")
-    for name, further in proved["further_than"].items():
-        fewer = f" ({proved['left_out'][name]})" if proved["left_out"][name] != count else ""
-        so_many = terminal.counted(len(seeds), "seed")
-        print(f"compared:    it fell further than without {name}{fewer} with {further} of {so_many}")
     print(f"rule:        it falls without {INFLUENTIAL}, and further than without random ones: two one-sided t-tests,")
     print("             p < 0.05 each, for a number of seeds that was chosen before")
     if proved["agrees"] and not proved["right"] and len(seeds) < SEEDS:
