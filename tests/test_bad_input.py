@@ -186,6 +186,8 @@ MISTAKES: list[tuple[Any, ...]] = [
     ),
     # ---- the checkpoint -----------------------------------------------------------------------------------------
     ("SAMPLE --ckpt=nothing/ckpt.pt", "nothing/ckpt.pt: no such file", "tinygpt train"),
+    ("sample ROMEO:", "ROMEO:: no such file", ", or give a prompt as --start$"),
+    ("eval nothing", "nothing: no such file", r"\(tinygpt import smollm2\)$"),
     ("SAMPLE", "out/ckpt.pt: no such file", INTACT, lambda work: (work / "out/ckpt.pt").unlink()),
     ("SAMPLE", r"out/ckpt.pt: damaged \(.*truncated", INTACT, change("ckpt.pt", lambda d: d[: len(d) // 2])),
     ("SAMPLE", r"out/ckpt.pt: damaged \(it is empty", INTACT, change("ckpt.pt", lambda d: b"")),

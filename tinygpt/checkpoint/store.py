@@ -200,7 +200,8 @@ def _read_errors(path: Path) -> Iterator[None]:
     except TinyGPTError as error:
         raise TinyGPTError(error.message, error.hint or _recovery_hint(path)) from None
     except OSError as error:
-        otherwise = "train a model first (tinygpt train CONFIG), or import one (tinygpt import smollm2)"
+        ways = "train a model first (tinygpt train CONFIG), or import one (tinygpt import smollm2)"
+        otherwise = f"{ways}, or give a prompt as --start"
         raise file_error(path, error, _recovery_hint(path, otherwise)) from None
     except Exception as error:  # foreign content makes torch.load raise many types
         if "weights_only" in str(error) or "Unsupported" in str(error):
