@@ -206,6 +206,12 @@ def tiny_text(lines: int = 600, seed: int = 1) -> str:
     return "".join(f"{' '.join(draw.choices(words, k=9)).capitalize()}.\n" for _ in range(lines))
 
 
+def lab_results(folder: Path) -> dict[str, Any]:
+    """The results of a lab in its folder, by stage."""
+    stages = json.loads((folder / "lab.json").read_text(encoding="utf-8"))["stages"]
+    return {name: entry["result"] for name, entry in stages.items()}
+
+
 Shared = Callable[[str, Callable[[Path], object]], Path]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here, commands_here, ok
+from conftest import cli_here, commands_here, lab_results, ok
 from scipy.stats import expon, rankdata
 
 from tinygpt.config.schema import LabConfig
@@ -21,12 +21,6 @@ from tinygpt.lab.arithmetic import SumAnswer
 SMALL = canary.Size(60_000, 2, 1 << 9, 8, (2,))
 FEW = arithmetic.Size(4_000, 40, 4, ("plain", "reversed"))
 LEARNING, LEARNING_SUMS = SMALL._replace(iterations=100), FEW._replace(iterations=120)
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """The results of a lab, by stage."""
-    stages = json.loads((folder / "lab.json").read_text(encoding="utf-8"))["stages"]
-    return {name: entry["result"] for name, entry in stages.items()}
 
 
 def quick(folder: Path, name: str, module: Any, size: Any) -> Path:
@@ -108,7 +102,7 @@ def test_right_digits() -> None:
 @pytest.mark.slow
 def test_frequent_numbers_are_memorised_and_controls_are_not(tmp_path: Path) -> None:
     planted = quick(tmp_path, "canary", canary, LEARNING)
-    found, most = results(planted), np.log2(1 + SMALL.sample)
+    found, most = lab_results(planted), np.log2(1 + SMALL.sample)
     exposures = {
         times: [one["exposure"] for one in found["measure 2 layers, seed 1"] if one["planted"] == times]
         for times in canary.PLANTED
@@ -215,7 +209,7 @@ def test_the_nearest_example_is_that_of_scikit_learn() -> None:
 @pytest.mark.slow
 def test_the_accuracy_is_that_of_tinygpt_eval(tmp_path: Path) -> None:
     added = quick(tmp_path, "arithmetic", arithmetic, LEARNING_SUMS)
-    said = results(added)["answer reversed, seed 1"]["said"]
+    said = lab_results(added)["answer reversed, seed 1"]["said"]
     asked = [prompt for some in arithmetic.sums(FEW, 1)[1].values() for prompt in some]
     right = [text == str(eval_sum(prompt)) for text, prompt in zip(said, asked, strict=True)]
     assert 0 < np.mean(right) < 1

@@ -1,6 +1,5 @@
 """tinygpt lab confidence and cascade: thresholds come from validation lines alone, figures from test lines."""
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, commands_here, ok, refused
+from conftest import cli_here, commands_here, lab_results, ok, refused
 from sklearn.metrics import roc_auc_score
 from test_import import save_model
 
@@ -43,11 +42,8 @@ def test_the_threshold_is_the_lowest_that_meets_the_target() -> None:
     found = {target: threshold(values, right, target, 1) for target in (0.6, 0.7, 0.76, 0.99)}
     assert found == {0.6: 0.6, 0.7: 0.7, 0.76: 0.9, 0.99: 0.9}  # the two lines of 0.8 are answered together
     assert threshold([0.9, 0.8], [False, True], 0.9, 1) == threshold([], [], 0.9, 1) == math.inf
-
-
-def test_a_few_right_answers_are_not_enough_for_a_threshold() -> None:
-    values, right = np.linspace(1, 0.1, 30), np.arange(30) < 19
-    assert threshold(values, right, 0.99) == math.inf and threshold(values, right, 0.99, 19) == values[18]
+    ordered, hits = np.linspace(1, 0.1, 30), np.arange(30) < 19  # too few right answers, with the default
+    assert threshold(ordered, hits, 0.99) == math.inf and threshold(ordered, hits, 0.99, 19) == ordered[18]
 
 
 def test_the_threshold_is_that_of_a_search_through_all() -> None:
@@ -79,21 +75,15 @@ def verdicts(found: dict[str, Any], target: float) -> list[str]:
     return [each.text for each in confidence.summarise(found, LabConfig("confidence", target=target)).verdicts]
 
 
-def test_a_model_that_is_sure_only_inside_knows_that_it_does_not_know() -> None:
-    knows, kept, better, forgotten = verdicts(results(UP, DOWN, 90), 0.9)
+def test_what_a_model_knows_keeps_and_forgets() -> None:
+    knows, kept, better, forgotten = verdicts(results(UP, DOWN, 90), 0.9)  # sure only inside
     assert "The fine-tuned model knows that" in knows and "it answers 0%" in knows
     assert kept.count("keeps it (90.0%") == 2
     assert "fine-tuned model detects" in better and "mean AUROC 1.00 and 0.50" in better
     assert "worse than uniform guessing: its loss rises from 1.80 to 6.00" in forgotten and "has 4.17" in forgotten
-
-
-def test_a_model_that_is_sure_everywhere_does_not_know() -> None:
-    knows, _, better, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)
+    knows, _, better, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)  # sure everywhere
     assert "does not know that" in knows and "it answers 100%" in knows
     assert "equally well" in better and "still predicts the text of its pretraining" in forgotten
-
-
-def test_a_target_that_is_missed_or_exceeded_on_the_test_lines_is_said() -> None:
     found = results(UP, DOWN, 90)
     for hits, word in ((60, "misses"), (100, "exceeds")):
         found["ask: model, seed 1"]["right"]["test"] = [number < hits for number in range(100)]
@@ -217,11 +207,6 @@ def asked(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder, ok(folder, "lab", "confidence", "--quick", "--out_dir=out").out
 
 
-def results_in(folder: Path) -> dict[str, Any]:
-    content = json.loads((folder / "out/lab.json").read_text(encoding="utf-8"))
-    return {name: entry["result"] for name, entry in content["stages"].items()}
-
-
 def cells(said: str, name: str) -> list[str]:
     row = next(line for line in said.splitlines() if line.startswith(f"| {name} "))
     return [cell.strip() for cell in row.strip("|").split("|")]
@@ -229,7 +214,7 @@ def cells(said: str, name: str) -> list[str]:
 
 def test_the_table_has_the_figures_of_scikit_learn(asked: tuple[Path, str]) -> None:
     folder, said = asked
-    found = results_in(folder)
+    found = lab_results(folder / "out")
     for place, name in ((3, "ask: model, seed 1"), (5, "ask: ngram, seed 1")):
         values = found[name]["confidence"]
         for kind in ("Shakespeare", "other languages", "headlines", "random characters"):
@@ -251,7 +236,7 @@ def test_the_model_forgets_its_text_and_answers_outside_the_task_more_often_than
         f"{losses['after']:.2f}"
     )
     assert cells(said, "uniform guessing")[1] == "4.17" and losses["after"] > losses["before"] + 1
-    found = {name: confidence.SystemResults(results_in(tmp_path), name, 0.95) for name in ("model", "ngram")}
+    found = {name: confidence.SystemResults(lab_results(tmp_path / "out"), name, 0.95) for name in ("model", "ngram")}
     mean = {name: each.mean(each.auroc)[0] for name, each in found.items()}
     assert mean["model"] < mean["ngram"] - 0.05
     assert mean["ngram"] > 0.6
@@ -306,16 +291,6 @@ def test_a_pretrained_model_adds_stages_and_has_the_price_that_is_given(cascaded
     assert cells(rented.out, "outside model alone")[2] == "2.50" and cells(rented.out, "person alone")[2] == "20.00"
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["cascade", "--outside_price=2"], "--outside_price=2 is the price of a pretrained model"),
-        (["cascade", "--person_price=-1"], "person_price is -1.0, but must be at least 0"),
-        (["cascade", "--outside_price=-1"], "outside_price is -1.0, but must be at least 0"),
-        (["cascade", "--target=0"], "target is 0.0, but must be above 0"),
-        (["confidence", "--target=1"], "target is 1.0, but must be below 1"),
-        (["cascade", "--pretrained=nowhere"], "--pretrained=nowhere: no such model"),
-    ],
-)
-def test_bad_input_is_refused(tmp_path: Path, flags: list[str], message: str) -> None:
-    assert message in refused(tmp_path, "lab", *flags, "--quick")
+def test_a_price_of_a_pretrained_model_needs_one(tmp_path: Path) -> None:
+    message = "--outside_price=2 is the price of a pretrained model"
+    assert message in refused(tmp_path, "lab", "cascade", "--outside_price=2", "--quick")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, commands_here, ok, refused
+from conftest import cli_here, commands_here, lab_results, ok
 from scipy.stats import chisquare
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -27,10 +27,6 @@ from tinygpt.lab import drift, labels
 TASK = TASKS["transactions"]
 SPLITS = TASK.make(1337)
 SMALL = SPLITS | {"val": SPLITS["val"][:60], "test": SPLITS["test"][:150]}
-
-
-def stored(folder: Path) -> dict[str, Any]:
-    return {name: one["result"] for name, one in json.loads((folder / "lab.json").read_text())["stages"].items()}
 
 
 # ---- lab labels ------------------------------------------------------------------------------------------------------
@@ -121,7 +117,7 @@ def test_only_the_training_labels_are_wrong(quick: Path) -> None:
 
 
 def test_the_accuracies_are_those_of_eval_and_of_scikit_learn(quick: Path) -> None:
-    found = stored(quick / "out")["200 examples, 20% wrong labels, seed 1"]
+    found = lab_results(quick / "out")["200 examples, 20% wrong labels, seed 1"]
     flags = ["--ckpt=out/200-20-1", "--task=200-20-1", "--data_dir=out/data", "--device=cpu", "--json"]
     report = json.loads(cli_here("eval", *flags, cwd=quick).out)
     assert found["correct"]["model"] == pytest.approx(report["results"]["model"]["accuracy"])
@@ -153,8 +149,6 @@ def test_more_seeds_are_other_examples_and_stages(tmp_path: Path) -> None:
 
 
 def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = refused(tmp_path, "lab", "labels", "--pretrained=nowhere")
-    assert "--pretrained=nowhere: no such model" in message and "tinygpt import smollm2" in message
     save_model(tmp_path / "theirs", "llama", context=1024)
     ok(tmp_path, "import", "theirs", "--out_dir=out-large")
     few = {split: pairs[:60] for split, pairs in SPLITS.items()}
@@ -167,7 +161,7 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
     with commands_here():
         found = labels.pretrained(config, out, 50, 1).compute()
     assert found["examples"] == 50 and found["correct"].keys() == {"pretrained"}
-    summary = labels.summarise(stored(quick / "out") | {"a": found, "b": found | {"examples": 200}}, config)
+    summary = labels.summarise(lab_results(quick / "out") | {"a": found, "b": found | {"examples": 200}}, config)
     assert [row["pretrained model, LoRA"] for row in summary.tables[0].rows] == [
         f"{100 * found['correct']['pretrained']:.1f}%"
     ] * 2 + [""]
@@ -276,7 +270,7 @@ def test_the_quick_lab_drift_writes_its_tables_and_its_picture(drifted: tuple[Pa
 @pytest.mark.slow
 def test_new_brands_are_hard_and_replay_keeps_the_old_ones(tmp_path: Path) -> None:
     said = lab_drift(tmp_path, LEARNING)
-    base, new, replay = (one["model"] for one in stored(tmp_path / "out").values())
+    base, new, replay = (one["model"] for one in lab_results(tmp_path / "out").values())
     assert base["old"] > base["new"] + 0.2  # drift
     assert new["new"] > base["new"] + 0.1 and replay["new"] > base["new"] + 0.1  # the update helps
     assert new["old"] < base["old"] - 0.1 and replay["old"] > new["old"] + 0.1  # forgetting, and less with replay

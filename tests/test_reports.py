@@ -1,16 +1,14 @@
 """The tasks `reports`: controls of style and fidelity; adapters swapped on one base model; tinygpt lab reports."""
 
 import dataclasses
-import json
 import random
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import Result, cli_here, commands_here, ok, refused
+from conftest import Result, cli_here, commands_here, lab_results, ok, refused
 from models import ids, shaken, small
 from test_lora import adapted
 
@@ -249,13 +247,8 @@ def lab_reports(folder: Path, **sizes: int) -> Result:
         return ok(folder, "lab", "reports", "--quick", "--out_dir=out")
 
 
-def results_in(folder: Path) -> dict[str, Any]:
-    stages = json.loads((folder / "out/lab.json").read_text(encoding="utf-8"))["stages"]
-    return {name: one["result"] for name, one in stages.items()}
-
-
 def test_adapters_are_swapped_in_the_lab_and_judged_by_every_style(tmp_path: Path) -> None:
-    said, found = lab_reports(tmp_path, base=2, adapter=3, prompts=6), results_in(tmp_path)
+    said, found = lab_reports(tmp_path, base=2, adapter=3, prompts=6), lab_results(tmp_path / "out")
     base, trained = found["base model, seed 1"], found["firm B, 400 examples, seed 1"]
     assert base["n"] == trained["n"] == 6 and trained["fidelity"] == 0  # it has learned nothing
     assert trained["bytes"] < 100_000 < base["bytes"] and trained["trained"] < base["trained"] / 10
@@ -273,7 +266,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
 @pytest.mark.slow
 def test_the_lab_tells_style_from_fidelity(quick: tuple[Path, Result]) -> None:
     folder, said = quick
-    results = results_in(folder)
+    results = lab_results(folder / "out")
     base, trained = results["base model, seed 1"], results["firm B, 400 examples, seed 1"]
     assert base["fidelity"] > 0.5 and base["plain"]["style"] > 0.9 and base["a"]["style"] == base["b"]["style"] == 0
     assert trained["b"]["style"] > 0.7 > trained["fidelity"] and trained["a"]["style"] == 0
@@ -287,7 +280,7 @@ def test_the_lab_tells_style_from_fidelity(quick: tuple[Path, Result]) -> None:
 @pytest.mark.slow
 def test_eval_scores_an_adapter_as_the_lab_does(quick: tuple[Path, Result]) -> None:
     folder, _ = quick
-    stored = results_in(folder)["firm B, 400 examples, seed 1"]
+    stored = lab_results(folder / "out")["firm B, 400 examples, seed 1"]
     asked = ["eval", "--ckpt=out/seed-1/base", "--adapter=out/seed-1/b-400", "--task=reports_b", "--split=val"]
     asked += ["--data_dir=out/data"]
     shown = cli_here(*asked, "--device=cpu", cwd=folder).out

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Shared, cli_here, ok, refused, tiny_text
+from conftest import Shared, cli_here, lab_results, ok, refused, tiny_text
 from models import SMALL, every_pair, every_path, shaken, small
 from scipy.stats import binomtest, ttest_1samp
-from test_lab_canary import quick, results
+from test_lab_canary import quick
 from test_pairs import json_lines
 
 from tinygpt.checkpoint import store
@@ -356,7 +356,7 @@ def test_a_batch_without_any_target_is_refused(copy: Path) -> None:
 
 def test_the_lab_ranks_the_wrong_labels_and_trains_again(tmp_path: Path) -> None:
     folder = quick(tmp_path, "why", lab, lab.Size(lines=80, iterations=10, answers=1, left_out=5, judges=10))
-    stages, said = results(folder), " ".join((folder / "said.txt").read_text(encoding="utf-8").split())
+    stages, said = lab_results(folder), " ".join((folder / "said.txt").read_text(encoding="utf-8").split())
     wrong = stages["wrong labels, seed 1"]["wrong"]
     assert wrong["known"] == [True] * 8 + [False] * 72
     assert all(sum(ranking) == 8 and len(ranking) == 80 for ranking in wrong.values())
