@@ -198,7 +198,7 @@ def test_resuming_without_a_config_takes_the_old_values(run_copy: Path) -> None:
     assert {key for key in old if old[key] != new.config[key]} == {"max_iters"}
 
 
-OF_THE_COMMAND = {"config", "quiet", "out_dir", "wandb_log", "watch", "watch_port"}  # and not of the run
+OF_THE_COMMAND = {"config", "quiet", "out_dir", "wandb_log", "watch"}  # and not of the run
 SMALL = {"n_embd": 8, "n_head": 2, "n_kv_head": 1}  # each divides the one before
 
 

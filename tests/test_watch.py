@@ -1,17 +1,18 @@
-"""`tinygpt watch` and `train --watch`: real runs that are started, stopped, killed and resumed, seen in Chromium.
+"""`train --watch` and `report --live`: real runs that are started, stopped, killed and resumed, seen in Chromium.
 
-The runs of the slow tests are forked from this process (children.py); their servers are processes of their own.
+The runs of the slow tests are forked from this process (children.py); what updates their pages are processes of their
+own. Pages are opened from disk, as a person does it.
 """
 
 import contextlib
-import http.client
+import functools
+import http.server
 import importlib.util
 import json
 import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -30,55 +31,48 @@ from test_report import Browser, in_a_browser
 
 from tinygpt import train
 from tinygpt.checkpoint.store import load
-from tinygpt.config.schema import WatchConfig
-from tinygpt.serve import follow
-from tinygpt.serve import watch as serve_watch
-from tinygpt.serve.follow import FollowedRun
-from tinygpt.serve.listen import listen, make_server
-from tinygpt.serve.watch import LivePage, make_app
+from tinygpt.config.schema import ReportConfig
+from tinygpt.report import follow, live
+from tinygpt.report.follow import FollowedRun
+from tinygpt.report.live import LivePage
 from tinygpt.training import watch
-
-pytest.importorskip("uvicorn")
 
 LONG = ["--max_iters=1000000", "--eval_interval=50", "--log_interval=5", "--sample_interval=1000", "--quiet"]
 RESUME = ["train", "--init_from=resume", "--out_dir=out", "--quiet"]
 # as `tinygpt ARGS`, but without the pause between two pages
 WITHOUT_PAUSES = (
-    "import sys; from tinygpt.serve import watch; from tinygpt.cli import main; watch.PAUSE = 0; main(sys.argv[1:])"
+    "import sys; from tinygpt.report import live; from tinygpt.cli import main; live.PAUSE = 0; main(sys.argv[1:])"
 )
 
 
 @contextlib.contextmanager
-def watching(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A process `tinygpt watch` on a free port, and the port."""
-    command = [sys.executable, "-c", WITHOUT_PAUSES, "watch", "--port=0", *flags]
+def watching(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process `tinygpt report out --live` that has written its first page."""
+    command = [sys.executable, "-c", WITHOUT_PAUSES, "report", "out", "--live"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with process:
         try:
             assert process.stdout
-            found = re.fullmatch(r"watch: http://127\.0\.0\.1:(\d+)\n", process.stdout.readline())
-            assert found
-            yield process, int(found[1])
+            assert process.stdout.readline() == f"watch: {(folder / 'out/report.html').as_uri()}\n"
+            yield process
         finally:
             process.kill()
 
 
 @contextlib.contextmanager
-def watching_here(run: Path, **settings: Any) -> Iterator[int]:
-    """What `tinygpt watch` does, in threads of this process, without rest; the port."""
-    live = LivePage(WatchConfig(run=str(run), data_dir=str(run.parent / "data"), **settings))
-    listener, server = listen("127.0.0.1", 0), make_server(make_app(live), drain=2)
-    jobs = [(server.run, [listener]), (live.work, server)]
-    threads = [threading.Thread(target=job, args=[given]) for job, given in jobs]
-    with mock.patch.object(serve_watch, "PAUSE", 0), contextlib.closing(listener):
-        for thread in threads:
-            thread.start()
+def watching_here(run: Path) -> Iterator[None]:
+    """What `tinygpt report --live` does, in a thread of this process, without rest."""
+    config = ReportConfig(runs=(str(run),), data_dir=str(run.parent / "data"), live=True)
+    page = LivePage(config, run / "report.html")
+    thread = threading.Thread(target=page.work)
+    with mock.patch.multiple(live, PAUSE=0, LOAD_TIME=0):
+        thread.start()
         try:
-            yield int(listener.getsockname()[1])
+            yield
         finally:
-            server.should_exit = True
-            for thread in threads:
-                thread.join(PATIENCE)
+            page.ended.set()
+            thread.join(PATIENCE)
+            page.remove_scripts()
 
 
 @pytest.fixture
@@ -107,27 +101,10 @@ def slow() -> None:
     train.batch = batch
 
 
-def port_of(child: Child) -> int:
-    found = until(lambda: re.search(r"^watch: http://127\.0\.0\.1:(\d+)$", child.output, re.M) or child.wait(0))
-    assert isinstance(found, re.Match), child.output
-    return int(found[1])
-
-
-def get(port: int, path: str = "/", method: str = "GET", **headers: str) -> tuple[int, str, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    with contextlib.closing(connection):
-        connection.request(method, path, headers=headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode(), {name.lower(): value for name, value in answer.getheaders()}
-
-
-def state(port: int) -> dict[str, Any]:
-    return dict(json.loads(get(port, "/state")[1]))
-
-
-def is_closed(port: int) -> bool:
-    with contextlib.closing(socket.socket()) as client:
-        return client.connect_ex(("127.0.0.1", port)) != 0
+def is_finished(run: Path) -> bool:
+    """Whether the page is the last one, without the live parts."""
+    page = run / "report.html"
+    return page.exists() and 'id="live"' not in page.read_text("utf-8") and not (run / "report-live").exists()
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -141,11 +118,11 @@ def assert_same_weights(one: Path, other: Path) -> None:
 class Page(Browser):
     """The page of a run that is watched."""
 
-    def visit(self, port: int) -> None:
-        self.script.resize(self.driver, 1280)
-        self.driver.get("about:blank")  # the page of an earlier test still asks its server
+    def visit(self, run: Path) -> None:
+        self.driver.get("about:blank")  # the page of an earlier test still loads states
         self.driver.get_log("performance")
-        self.driver.get(f"http://127.0.0.1:{port}/")
+        self.driver.get_log("browser")
+        self.open(until(lambda: (run / "report.html").exists()) and run / "report.html")
 
     @property
     def status(self) -> str:
@@ -188,13 +165,9 @@ class Page(Browser):
         *texts, top = self.written()
         return texts == left[:-1] and abs(top - left[-1]) < 25
 
-    def asked(self) -> set[str]:
-        """Where the page sent requests since the visit, or the last call."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        urls = [one["request"]["url"] for one in sent if one["documentURL"].startswith("http://127.0.0.1:")]
-        assert any("/state" in url for url in urls)  # negative control: the log has them
-        return {url.split("/", 3)[2] for url in urls if not url.startswith("data:")}
+    def errors(self) -> list[dict[str, Any]]:
+        """What the browser logged, apart from scripts of a page that is no longer updated."""
+        return [entry for entry in self.driver.get_log("browser") if "ERR_FILE_NOT_FOUND" not in entry["message"]]
 
 
 @pytest.fixture(scope="module")
@@ -205,12 +178,19 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 @in_a_browser
-def test_an_open_page_is_updated_and_keeps_what_was_written(page: Page, run_copy: Path) -> None:
-    before = listing(run_copy / "out").keys()
-    with watching_here(run_copy / "out") as port:
-        page.visit(port)
+def test_open_pages_are_updated_and_keep_what_was_written(page: Page, run_copy: Path) -> None:
+    """Two tabs: one from disk, one through `python -m http.server`, as for a run on another machine."""
+    run, before = run_copy / "out", listing(run_copy / "out").keys()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(run))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, watching_here(run):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.visit(run)
         page.wait("^finished at step 20$")
-        until(lambda: page.steps)  # the page has become the report
+        first = page.driver.current_window_handle
+        page.driver.switch_to.new_window("tab")
+        page.driver.get(f"http://127.0.0.1:{server.server_port}/report.html")
+        assert page.steps == ["0", "10", "20"]
+        page.driver.switch_to.window(first)
         page.write("The king")
         left, stamp = page.written(), page.run("return (window.stamp = Math.random())")
         assert page.steps == ["0", "10", "20"] and left[:5] == ["The king", "1.5", "text", 8, "layer 1, head 2"]
@@ -218,17 +198,21 @@ def test_an_open_page_is_updated_and_keeps_what_was_written(page: Page, run_copy
         page.wait("^finished at step 40$")
         until(lambda: page.steps[-1] == "40")
         assert page.keeps(left) and page.run("return window.stamp") == stamp  # it was never loaded again
-        assert page.asked() == {f"127.0.0.1:{port}"}
-        assert page.driver.get_log("browser") == []
-    assert listing(run_copy / "out").keys() == before  # it only reads
+        assert page.errors() == []
+        page.driver.switch_to.window(page.driver.window_handles[-1])
+        until(lambda: page.steps[-1] == "40")
+        page.driver.close()
+        page.driver.switch_to.window(first)
+        server.shutdown()
+    assert listing(run).keys() == before | {"report.html"} and is_finished(run)
 
 
 @pytest.mark.slow
 @in_a_browser
 def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, trainer: Any) -> None:
     (work / "out").mkdir()
-    with watching(work, "out") as (server, port):
-        page.visit(port)
+    with watching(work) as process:
+        page.visit(work / "out")
         page.wait("^waiting: no run has started in this folder$")
         training = trainer(work, *TINY_TRAIN, *LONG, before=slow)
         until(lambda: page.steps)  # the page has become the report
@@ -237,11 +221,10 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         )
         assert page.violations() == []
         page.write("The king")
-        left, version, before = page.written(), page.run("return document.title"), page.steps
-        assert left[:5] == ["The king", "1.5", "text", 8, "layer 1, head 2"]
+        left, before = page.written(), page.steps
         stamp = page.run("return (window.stamp = Math.random())")
         until(lambda: len(page.steps) > len(before))
-        assert page.steps[: len(before)] == before and page.keeps(left) and page.run("return document.title") == version
+        assert page.steps[: len(before)] == before and page.keeps(left)
         training.send(signal.SIGTERM)
         assert training.wait() == 143, training.output
         found = page.wait(r"^stopped at step ([\d,]+); next: tinygpt train --init_from=resume --out_dir=out$")
@@ -252,44 +235,53 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         until(lambda: page.steps[-1] == f"{more:,}")
         assert page.keeps(left) and page.run("return window.stamp") == stamp  # it was never loaded again
         assert page.run("return document.querySelectorAll('#bars tbody tr').length") == 11
-        server.send_signal(signal.SIGINT)
-        assert server.wait(PATIENCE) == 0 and server.stdout and server.stdout.read() == "stopped\n"
+        assert "report.html is in use by process" in refused(work, "report", "out", "--live")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0 and process.stdout and process.stdout.read() == "stopped\n"
+    assert is_finished(work / "out")
     page.wait(f"^finished at step {more:,}$")
-    assert page.asked() == {f"127.0.0.1:{port}"}
-    assert not (work / "out/report.html").exists()  # it only reads
-    # apart from the questions to a server that has ended
-    assert [entry for entry in page.driver.get_log("browser") if "net::ERR_" not in entry["message"]] == []
+    assert {url.partition("?")[0] for url in page.requests()} == {
+        (work / f"out/report-live/{name}.js").as_uri() for name in ("state", "page")
+    }
+    assert page.errors() == []
 
 
 @pytest.mark.slow
 @in_a_browser
 def test_a_killed_run_is_resumed_and_the_open_page_goes_on(page: Page, work: Path, trainer: Any) -> None:
-    training = trainer(work, *TINY_TRAIN, *LONG, "--watch", "--watch_port=0", before=slow)
-    port = port_of(training)
-    page.visit(port)
+    training = trainer(work, *TINY_TRAIN, *LONG, "--watch", before=slow)
+    page.visit(work / "out")
     until(lambda: page.steps)
     page.write("The king")
     left, stamp = page.written(), page.run("return (window.stamp = Math.random())")
     training.kill()
     found = page.wait(r"^stopped at step ([\d,]+); next: tinygpt train --init_from=resume --out_dir=out$")
-    until(lambda: (work / "out/report.html").exists())  # by the server alone
-    until(lambda: is_closed(port))  # and it has ended
     more = int(found[1].replace(",", "")) // 50 * 50 + 100
-    resumed = trainer(work, *RESUME, f"--max_iters={more}", "--watch", f"--watch_port={port}")
+    resumed = trainer(work, *RESUME, f"--max_iters={more}", "--watch")  # waits for the last page of the killed run
     page.wait(f"^finished at step {more:,}$")
     until(lambda: page.steps[-1] == f"{more:,}")
     assert page.keeps(left) and page.run("return window.stamp") == stamp
-    assert resumed.wait() == 0 and port_of(resumed) == port
-    assert resumed.output.rstrip().endswith("page: out/report.html")
-    until(lambda: is_closed(port))  # a few seconds later, when open pages have the last page
+    assert resumed.wait() == 0 and resumed.output.rstrip().endswith("page: out/report.html")
+    until(lambda: is_finished(work / "out"))  # a few seconds later, when open pages have the last page
     # the page is the one that `tinygpt report` writes, but for ids in the curves, which are different each time
     assert cli_here("report", "out", "-o", "other.html", cwd=work).status == 0
     one, other = (
         re.sub(r'(id="|url\(#)p\w+', r"\1p", (work / name).read_text()) for name in ("out/report.html", "other.html")
     )
     assert one == other
-    page.open(work / "out/report.html")
-    assert page.requests() == [] and page.all("#live") == []
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_page_whose_process_was_killed_says_so(page: Page, run_copy: Path) -> None:
+    ok(run_copy, "report", "out")
+    with watching(run_copy) as process:
+        page.visit(run_copy / "out")
+        page.wait("^finished at step 20")
+        (run_copy / "out/metrics.jsonl").write_text("")  # as at the start of a new run
+        page.wait("^waiting: ")
+        process.kill()
+        page.wait("^no longer updated; the page shows step 20$")
 
 
 # ---- the run ----------------------------------------------------------------------------------------------------
@@ -297,22 +289,19 @@ def test_a_killed_run_is_resumed_and_the_open_page_goes_on(page: Page, work: Pat
 
 @pytest.mark.slow
 def test_watching_changes_nothing_in_a_run(tiny_run: Path, work: Path, trainer: Any) -> None:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        number = taken.getsockname()[1]
-        training = trainer(work, *TINY_TRAIN, "--watch", f"--watch_port={number}")
-        assert training.wait() == 0, training.output
-        assert number < port_of(training) < number + 20 or number > 65000  # the next free one
+    training = trainer(work, *TINY_TRAIN, "--watch")
+    assert training.wait() == 0, training.output
     assert training.output.count("watch: ") == 1 and training.output.endswith("page: out/report.html\n")
-    until(lambda: is_closed(port_of(training)))
+    until(lambda: is_finished(work / "out"))
     for name in ("ckpt.pt", "last.pt"):
         assert_same_weights(work / "out" / name, tiny_run / "out" / name)
-        assert {"watch", "watch_port"}.isdisjoint(load(work / "out" / name).config)
+        assert "watch" not in load(work / "out" / name).config
     one, other = ((folder / "out/config.yaml").read_text() for folder in (work, tiny_run))
     assert one == other  # so it is not inherited, either
 
 
 @pytest.mark.parametrize("fault", ["no program", "ends at once", "is killed"])
-def test_a_server_that_fails_costs_a_note(tiny_run: Path, work: Path, trainer: Any, fault: str) -> None:
+def test_a_child_that_fails_costs_a_note(tiny_run: Path, work: Path, trainer: Any, fault: str) -> None:
     def before() -> None:
         if fault != "is killed":
             watch.sys = SimpleNamespace(executable="/bin/false" if fault == "ends at once" else "/nowhere")  # type: ignore[attr-defined]
@@ -327,7 +316,7 @@ def test_a_server_that_fails_costs_a_note(tiny_run: Path, work: Path, trainer: A
 
             watch.Watcher.__enter__ = enter  # type: ignore[method-assign]
 
-    training = trainer(work, *TINY_TRAIN, "--watch", "--watch_port=0", before=before)
+    training = trainer(work, *TINY_TRAIN, "--watch", before=before)
     assert training.wait() == 0, training.output
     notes = re.findall(
         r"^note: the page of this run is no longer updated \((.*)\); afterwards: tinygpt report out$",
@@ -341,15 +330,15 @@ def test_a_server_that_fails_costs_a_note(tiny_run: Path, work: Path, trainer: A
 STAND_IN = """#!{python}
 import os, sys
 open(f"started-{{os.getpid()}}", "w")
-print("watch: http://127.0.0.1:1", flush=True)
+print("watch: file:///out/report.html", flush=True)
 sys.stdin.read()
 print("page: out/report.html")
 """
 
 
 @pytest.mark.slow
-def test_two_processes_have_one_server(work: Path, trainer: Any) -> None:
-    program = work / "python"  # it shows how often a server is started, and that its input is closed
+def test_two_processes_have_one_child(work: Path, trainer: Any) -> None:
+    program = work / "python"  # it shows how often a child is started, and that its input is closed
     program.write_text(STAND_IN.format(python=sys.executable))
     program.chmod(0o755)
 
@@ -367,77 +356,65 @@ def test_two_processes_have_one_server(work: Path, trainer: Any) -> None:
 def test_a_lora_run_on_pairs_that_a_signal_stops(models: Path, tmp_path: Path, trainer: Any) -> None:
     flags = [f"--ckpt={models}/out", f"--data_dir={models}/data", "--dataset=colours", "--out_dir=out", "--lora_rank=2"]
     flags += ["--device=cpu", "--dtype=float32", "--max_iters=1000000", "--eval_interval=50", "--eval_iters=1"]
-    flags += ["--patience=0", "--batch_size=4", "--quiet", "--watch", "--watch_port=0"]
+    flags += ["--patience=0", "--batch_size=4", "--quiet", "--watch"]
     training = trainer(tmp_path, "finetune", *flags, before=slow)
-    port = port_of(training)
+    until(lambda: (tmp_path / "out/report.html").exists())
     training.send(signal.SIGINT)
     assert training.wait() == 130, training.output
     assert training.output.endswith("page: out/report.html\n")
-    until(lambda: is_closed(port))
-    text = (tmp_path / "out/report.html").read_text("utf-8")
-    assert 'id="prompt"' in text and "connect-src" not in text and 'id="live"' not in text
+    until(lambda: is_finished(tmp_path / "out"))
+    assert 'id="prompt"' in (tmp_path / "out/report.html").read_text("utf-8")
 
 
-# ---- the server -------------------------------------------------------------------------------------------------
+# ---- the page and its scripts -----------------------------------------------------------------------------------
+
+
+def written_state(page: LivePage) -> dict[str, Any]:
+    page.write_state()
+    return dict(json.loads((page.scripts / "state.js").read_text()[len("TinyLive(") : -len(");\n")]))
 
 
 @pytest.mark.slow
 def test_the_last_page_is_announced_until_it_is_made(tiny_run: Path, work: Path) -> None:
     shutil.copytree(tiny_run / "out", work / "out")
-    live = LivePage(WatchConfig(run=str(work / "out")))
-    said = [live.answer()]
-    live.make_page()
-    said.append(live.answer())
+    page = LivePage(ReportConfig(runs=(str(work / "out"),), live=True), work / "page.html")
+    page.scripts.mkdir()
+    said = [written_state(page)]
+    page.make_page()
+    said.append(written_state(page))
     run = cli_here(*RESUME, "--max_iters=80", "--lr_schedule=constant", cwd=work)  # too short to be seen in between
     assert run.status == 0, run.err
-    said.append(live.answer())
-    live.make_page()
-    said.append(live.answer())
+    said.append(written_state(page))
+    page.make_page()
+    said.append(written_state(page))
     assert [(one["phase"], one["is_last"]) for one in said] == [("finished", False), ("finished", True)] * 2
     assert said[0]["step"] < 80 and said[2]["step"] == said[3]["step"] == 80
+    assert [one["count"] for one in said] == [1, 2, 3, 4] and len({one["version"] for one in said}) == 3
 
 
-def test_the_server_answers_to_this_machine_only(run_copy: Path) -> None:
-    before = listing(run_copy)
-    with watching_here(run_copy / "out", no_text=True) as port:
-        until(lambda: "Passages of the dataset are left out" in get(port)[1])
-        status, text, headers = get(port)
-        known = state(port)
-        assert status == 200 and f'data-version="{known["version"]}"' in text
-        assert (known["phase"], known["step"], known["max_iters"], known["next"]) == ("finished", 20, 20, "")
-        for policy in (headers["content-security-policy"], re.search(r'Policy" content="([^"]*)"', text)[1]):  # type: ignore[index]
-            assert policy.startswith("default-src 'none'; script-src 'sha256-") and "connect-src 'self';" in policy
-        assert "frame-ancestors 'none'" in headers["content-security-policy"]
-        assert "access-control-allow-origin" not in headers | get(port, "/state", Origin="http://evil.example")[2]
-        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example"):
-            assert get(port, Host=host)[0] == get(port, "/state", Host=host)[0] == 403
-        assert get(port, "/state", Host=f"localhost:{port}")[0] == 200
-        assert get(port, "/out/ckpt.pt")[0] == get(port, "/%2e%2e/text.txt")[0] == 404
-        assert get(port, "/state", "POST", **{"Content-Type": "application/json"})[0] == 405
-    assert listing(run_copy) == before
+def test_a_run_without_an_evaluation_leaves_no_page(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with watching_here(tmp_path / "out"):
+        until(lambda: (tmp_path / "out/report.html").exists())
+        policy = re.search(r'Policy" content="([^"]*)"', (tmp_path / "out/report.html").read_text("utf-8"))
+        assert policy and re.match(r"default-src 'none'; script-src 'sha256-[^']*' 'strict-dynamic';", policy[1])
+    assert listing(tmp_path / "out") == {}
 
 
 def test_mistakes_are_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refused(tiny_run, "watch", "nowhere").startswith("error: nowhere: no such folder\n")
-    assert refused(tiny_run, "watch", "text.txt").startswith("error: text.txt: no such folder\n")
-    assert "port is 65536, but must be below 65536" in refused(tiny_run, "watch", "out", "--port=65536")
-    assert "watch_port is -1, but must be at least 0" in refused(tiny_run, *TINY_TRAIN, "--watch_port=-1")
-    assert "data: unexpected argument" in refused(tiny_run, "watch", "out", "data")
-    assert "--output: no such key" in refused(tiny_run, "watch", "out", "--output=page.html")
+    for name in ("nowhere", "text.txt"):
+        assert refused(tiny_run, "report", name, "--live").startswith(f"error: {name}: no such folder\n")
+    assert "png cannot be used with live" in refused(tiny_run, "report", "out", "--live", "--png=a.png")
+    assert "until_eof needs live" in refused(tiny_run, "report", "out", "--until_eof")
+    assert "report RUN --live" in refused(tiny_run, "watch", "out")
     assert "cannot be used with eval_only" in refused(tiny_run, *TINY_TRAIN, "--watch", "--eval_only")
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        port = taken.getsockname()[1]
-        assert f"cannot listen on 127.0.0.1, port {port}" in refused(tiny_run, "watch", "out", f"--port={port}")
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "starlette" else find(name, *more)
+        importlib.util, "find_spec", lambda name, *more: None if name == "matplotlib" else find(name, *more)
     )
-    assert "tinygpt watch needs the package starlette" in refused(tiny_run, "watch", "out")
+    assert "report --live needs the package matplotlib" in refused(tiny_run, "report", "out", "--live")
     message = refused(tiny_run, *TINY_TRAIN, "--out_dir=new", "--watch")
-    assert message == (
-        "error: --watch needs the package starlette\n"
-        '  try: pip install starlette (also in "tinygpt[serve]"), or train without --watch\n'
-    )
+    assert message.startswith("error: --watch needs the package matplotlib\n") and "train without --watch" in message
 
 
 # ---- the state of a run ------------------------------------------------------------------------------------------

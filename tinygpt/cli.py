@@ -25,8 +25,11 @@ GROUPS = {
         "plan": ("plan.command:plan", "PlanConfig", "predict a training run's time and memory"),
         "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
         "doctor": ("machine:doctor", "DoctorConfig", "diagnose a run and check its files, or this machine"),
-        "watch": ("serve.watch:watch", "WatchConfig", "show the report of a run in a browser while it trains"),
-        "report": ("report:report", "ReportConfig", "show a run: one HTML file with its model, a PNG, TensorBoard"),
+        "report": (
+            "report.command:report",
+            "ReportConfig",
+            "write one HTML file about a run, with its model inside",
+        ),
         "why": ("why.command:why", "WhyConfig", "show which training examples influenced an output"),
     },
     "adapt a model": {
@@ -49,6 +52,7 @@ GROUPS = {
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 GONE = {  # commands of earlier versions, and what replaces each
     "check": "doctor",
+    "watch": "report RUN --live",
     "plot": "report RUN --png FILE, or --tensorboard",
     "index": 'ask "your question" DOCUMENTS',
     "merge": "export --format=checkpoint --ckpt BASE --adapter ADAPTER",

@@ -160,8 +160,8 @@ class TrainConfig(Config):
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU, on a Mac the faster of CPU and MPS, else the CPU"""
     watch: bool = False
-    """show the run's report in a browser, and write OUT_DIR/report.html at the end; not stored with the run: give it
-    again when resuming"""
+    """write OUT_DIR/report.html and keep it up to date: open it in a browser while the run trains; not stored with the
+    run: give it again when resuming"""
     init_from: File = "scratch"
     """scratch: new weights; resume: continue the run in OUT_DIR, with its settings; auto: resume if there is one, else
     scratch; a checkpoint: start from its weights, or from OpenAI's: gpt2, gpt2-medium, gpt2-large, gpt2-xl (pip install
@@ -270,8 +270,6 @@ class TrainConfig(Config):
     """iterations between short samples, printed at evaluations; 0: none"""
     quiet: bool = False
     """print evaluations only, without progress bar and samples"""
-    watch_port: Port = 8001
-    """with watch: the page's port; if it is in use, the next free one; 0: any free one"""
 
     always_save_checkpoint: Annotated[bool, Group("files")] = False
     """write ckpt.pt at every evaluation, not only at the best"""
@@ -334,7 +332,7 @@ class TrainConfig(Config):
 
 # fields of TrainConfig that belong to a session and not to the run: they are not stored with it, so resuming takes them
 # from the command alone
-SESSION = ("watch", "watch_port", "flags", "given")
+SESSION = ("watch", "flags", "given")
 
 
 def run_settings(config: TrainConfig) -> dict[str, Any]:
@@ -733,6 +731,7 @@ class ReportConfig(DataConfig):
     """Write one HTML file about a run, with the running model inside: no server, no network.
 
     tinygpt report out -o report.html
+    tinygpt report out --live                     # updated while the run trains
     tinygpt report out out-mine                   # curves in one figure, models side by side
     tinygpt report out out-mine --png losses.png  # only the loss curves
     tinygpt report out out-mine --tensorboard     # event files, which tensorboard --logdir . shows
@@ -749,34 +748,19 @@ class ReportConfig(DataConfig):
     tensorboard: bool = False
     """write event files in each RUN/tensorboard instead, as train --report_to=tensorboard does; a second conversion
     replaces the first"""
+    live: bool = False
+    """keep the page up to date while the run trains, until Ctrl-C; the run may start later, and be resumed"""
+    until_eof: bool = False
+    """for programs that start report --live, as train --watch does: stop with the last page when standard input ends"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         instead = [name for name in ("png", "tensorboard") if getattr(self, name)]
-        ours = [name for name in ("output", "no_text") if getattr(self, name)]
-        if len(instead) > 1 or (instead and ours):
-            yield f"{instead[0]} cannot be used with {[*instead[1:], *ours][0]}"
-
-
-@dataclasses.dataclass
-class WatchConfig(DataConfig):
-    """Show the report of a run in a browser, and keep it up to date while the run trains.
-
-    tinygpt watch out
-
-    It only reads the run's folder, so the training may start later, end, and be resumed. The page can be opened on this
-    machine only. Ctrl-C ends the server, not the run.
-    """
-
-    run: Annotated[File, POSITIONAL] = "out"
-    """the run's folder"""
-    port: Port = 8001
-    """port to listen on; 0: a free one"""
-    no_text: bool = False
-    """leave out samples and all text of the dataset; the weights remain, and can reproduce memorised text"""
-    until_eof: bool = False
-    """for programs that start this command, as train --watch does: when standard input ends, write RUN/report.html and
-    exit; if the port is in use, take the next free one"""
+        other = [*instead[1:], *(name for name in ("live", "output", "no_text") if getattr(self, name))]
+        if instead and other:
+            yield f"{instead[0]} cannot be used with {other[0]}"
+        if self.until_eof and not self.live:
+            yield "until_eof needs live"
 
 
 @dataclasses.dataclass

@@ -12,36 +12,14 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
+from tinygpt.config.schema import ExportConfig, ReportConfig
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import folder_of, without_folders
-from tinygpt.report.curves import RUN_COLOURS, draw_curves
+from tinygpt.report.curves import draw_curves
 from tinygpt.report.page import destination, publish, templates
-from tinygpt.report.plot import convert, draw
 
 if TYPE_CHECKING:
     from tinygpt.report.collect import LoadedRun
-
-
-def report(config: ReportConfig) -> None:
-    """Run the command. Errors: TinyGPTError if nothing can be shown."""
-    folders = [Path(name) for name in config.runs]
-    if config.tensorboard:
-        convert(folders)
-    elif config.png:
-        draw(config)
-    else:
-        write_page(folders, config)
-
-
-def write_page(folders: list[Path], config: ReportConfig) -> None:
-    """Write the page of a run, which names what is missing. Errors: TinyGPTError if nothing can be shown."""
-    templates()
-    path = destination(config.output, folders[0], "report.html")
-    if len(folders) > RUN_COLOURS:
-        what = f"one figure cannot show the curves of {len(folders)} runs"
-        raise TinyGPTError(what, f"name at most {RUN_COLOURS} run folders")
-    publish(gather(folders, config), path)
 
 
 def export(config: ExportConfig) -> None:
@@ -57,7 +35,7 @@ def export(config: ExportConfig) -> None:
         publish(complete(run, [], {"kind": "export"}, opening=not run.answers), path)  # not text of the dataset
 
 
-def gather(folders: list[Path], config: ReportConfig | WatchConfig, quick: bool = False) -> dict[str, Any]:
+def gather(folders: list[Path], config: ReportConfig, quick: bool = False) -> dict[str, Any]:
     """Collect the values of a page for the template: it describes the run in the first folder. quick: for a run that is
     training, measured on less text, and without new samples."""
     from tinygpt.evaluate.doctor import read_run

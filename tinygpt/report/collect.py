@@ -20,7 +20,7 @@ from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.config import suggest
-from tinygpt.config.schema import ExportConfig, ReportConfig, WatchConfig
+from tinygpt.config.schema import ExportConfig, ReportConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.rows import PairRows
@@ -103,13 +103,13 @@ class LoadedRun:
         return self.dataset.sources["val"].examples(self.tokenizer) if self.dataset else []
 
 
-def load_run(path: str, config: ReportConfig | ExportConfig | WatchConfig, quick: bool = False) -> LoadedRun:
+def load_run(path: str, config: ReportConfig | ExportConfig, quick: bool = False) -> LoadedRun:
     """Load the best model of a folder, with the adapter of `export`, and its dataset if that is here. Errors:
     TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged."""
     checkpoint = load_model(path, config.adapter if isinstance(config, ExportConfig) else "")
     data_folder = data_dir(config, checkpoint.config, path)
     tokenizer = tokenizer_of(checkpoint, path, data_folder)
-    compute = device.choose("cpu" if isinstance(config, WatchConfig) else "auto", "float32")
+    compute = device.choose("cpu" if isinstance(config, ReportConfig) and config.live else "auto", "float32")
     model = checkpoint.for_inference(compute)
     refuse_diverged(model, path)
     missing, dataset = "", None

@@ -1,16 +1,20 @@
-// Keeps a page that `tinygpt watch` serves up to date: it asks for the state of the run, shows it in the status line,
-// and fetches the page again when there is a newer version. `TinyPage` (page.js) replaces the content.
+// Keeps a page up to date (live.py): it loads the state of the run, shows it in the status line, and loads the page again
+// when there is a newer version. `TinyPage` (page.js) replaces the content.
 
 (() => {
   "use strict";
 
-  const OFTEN = 1000; // milliseconds between questions
-  const SELDOM = 3000; // in a hidden tab, and when the server does not answer
+  const OFTEN = 1000; // milliseconds between two states
+  const SELDOM = 3000; // in a hidden tab, and when there is no state
+  const SILENCE = 15000; // after which the process that writes the states has ended
   const ENDED = ["finished", "stopped", "diverged"];
   const $ = (id) => document.getElementById(id);
-  const { version, step } = $("live").dataset;
+  const { version, step, scripts } = $("live").dataset;
   const shown = { version, step: Number(step) }; // of the page
-  let state = null; // what the server said last
+  let state = null; // the newest one
+  let changed = 0; // when it was read
+  let received = null; // from the script that was loaded last
+  let loading = false;
   let timer = 0;
 
   const number = (value) => value.toLocaleString("en-US");
@@ -24,16 +28,17 @@
 
   function show(phase, ...details) {
     $("live").className = `live ${phase}`;
-    const said = phase === "lost" ? "no connection" : phase;
+    const said = phase === "lost" ? "no longer updated" : phase;
     const mark = ENDED.includes(phase) ? "" : phase === "lost" ? ";" : ":";
     if ($("live-phase").textContent !== said) $("live-phase").textContent = said; // read aloud by a screen reader
     $("live-details").replaceChildren(mark, " ", ...details);
   }
 
   function showState() {
-    const { phase, step, max_iters, loss, tokens_per_second, seconds_left, next } = state;
+    const { phase, step, max_iters, loss, tokens_per_second, seconds_left, next, problem } = state;
     const facts = [`step ${number(step)} of ${number(max_iters)}`];
     if (loss !== null) facts.push(`loss ${loss.toFixed(2)}`);
+    if (problem) return show(phase, `step ${number(step)}; the page cannot be made: ${problem}`);
     if (phase === "waiting") return show(phase, "no run has started in this folder");
     if (phase === "starting") return show(phase, "the page appears after the first evaluation");
     if (ENDED.includes(phase)) {
@@ -47,31 +52,47 @@
     show(phase, facts.join(", "));
   }
 
-  async function ask(path) {
-    const response = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(10000) });
-    if (!response.ok) throw new Error(response.status);
-    return response;
+  window.TinyLive = (value) => { received = value; }; // which each script calls
+
+  /** Load state.js or page.js. */
+  function load(name) {
+    return new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = `${encodeURIComponent(scripts)}/${name}?${Date.now()}`;
+      script.onload = script.onerror = ({ type }) => {
+        script.remove();
+        if (type === "load") resolve(received);
+        else reject(new Error(name));
+      };
+      document.head.append(script);
+    });
   }
 
   async function poll() {
     clearTimeout(timer);
+    if (loading) return;
+    loading = true;
     let wait = document.hidden ? SELDOM : OFTEN;
     try {
-      state = await (await ask("/state")).json();
+      const newest = await load("state.js");
+      if (newest.count !== state?.count) changed = Date.now();
+      state = newest;
+      if (Date.now() - changed > SILENCE) throw new Error("no new state");
       showState();
-      const worse = state.is_waiting && $("data"); // a run that is resumed has no page at first: keep this one
+      const worse = state.is_waiting && $("data"); // a new run has no page at first: keep this one
       if (state.version !== shown.version && !worse) await update();
     } catch {
-      // after the end of a run and its last page, the server ends too
+      // after the end of a run and its last page, there are no states either
       if (!ENDED.includes(state?.phase) || !state.is_last) show("lost", `the page shows step ${number(shown.step)}`);
       wait = SELDOM;
     }
+    loading = false;
     timer = setTimeout(poll, wait);
   }
 
   /** Show the newest version of the page. */
   async function update() {
-    const next = new DOMParser().parseFromString(await (await ask("/")).text(), "text/html");
+    const next = new DOMParser().parseFromString(await load("page.js"), "text/html");
     const { version, step } = next.getElementById("live").dataset;
     const other = typeof TinyPage === "undefined" || program(next) !== program(document) || next.title !== document.title;
     if (other) return location.reload();

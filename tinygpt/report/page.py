@@ -23,7 +23,6 @@ class Page(NamedTuple):
     """A page, and what it contains, for the command to print."""
 
     content: bytes
-    policy: str  # its content security policy
     contents: str
     note: str
 
@@ -33,20 +32,19 @@ def render(
     template: str = "report/page.html.j2",
     scripts: Sequence[str] = SCRIPTS,
     styles: Sequence[str] = STYLES,
-    version: str = "",
+    live: dict[str, str] | None = None,
 ) -> Page:
-    """Fill a template. template, scripts, styles: files of the package tinygpt. version: of a page that `tinygpt watch`
-    serves and updates; empty for a file."""
-    script = "\n".join(map(read, [*scripts, "report/live.js"] if version else scripts))
-    css = "".join(map(read, [*styles, "report/live.css"] if version else styles))
+    """Fill a template. template, scripts, styles: files of the package tinygpt. live: of a page that live.py updates,
+    its version and the folder of its scripts, which only our own script may load ('strict-dynamic')."""
+    script = "\n".join(map(read, [*scripts, "report/live.js"] if live else scripts))
+    css = "".join(map(read, [*styles, "report/live.css"] if live else styles))
     rules = ["default-src 'none'", "style-src 'unsafe-inline'", "img-src data:"]
     if script:
-        rules.insert(1, f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'")
-    if version:
-        rules.append("connect-src 'self'")
+        checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        rules.insert(1, f"script-src 'sha256-{checksum}'" + (" 'strict-dynamic'" if live else ""))
     policy = "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
-    page = templates().get_template(template).render(values, version=version, policy=policy, css=css, script=script)
-    return Page(page.encode("utf-8", "replace"), policy, values.get("contents", ""), values.get("note", ""))
+    page = templates().get_template(template).render(values, live=live, policy=policy, css=css, script=script)
+    return Page(page.encode("utf-8", "replace"), values.get("contents", ""), values.get("note", ""))
 
 
 def write(page: Page, path: Path) -> None:

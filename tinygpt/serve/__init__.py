@@ -1,8 +1,7 @@
 """Serve a model on this machine: an API for clients of OpenAI's protocol, and a chat page.
 
 A request passes through app, protocol and chat into the engine's queue; tokens pass from the engine through app back to
-the client, one by one. `tinygpt watch` serves the report of a run instead (watch, follow); listen and http belong
-to both. Needs the packages starlette and uvicorn (pip install "tinygpt[serve]").
+the client, one by one. Needs the packages starlette and uvicorn (pip install "tinygpt[serve]").
 
     tinygpt serve out
     curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' -d '{"prompt": "ROMEO:"}'

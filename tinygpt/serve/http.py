@@ -19,22 +19,18 @@ from tinygpt.serve.protocol import ApiError
 
 MAX_BODY = 4 << 20  # bytes of a request
 CSP = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
-CSP += "; base-uri 'none'; form-action 'none'"
+CSP += "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # no site may embed the page
+HEADERS = {
+    "content-security-policy": CSP,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
 PAGE = {  # path: (files that are joined, media type)
     "/": (["serve/page.html"], "text/html"),
     "/page.css": (["report/colours.css", "serve/page.css"], "text/css"),
     "/page.js": (["serve/page.js"], "text/javascript"),
 }
-
-
-def security_headers(policy: str) -> dict[str, str]:
-    """Return the security headers of a page with this content security policy. No site may embed the page."""
-    return {
-        "content-security-policy": f"{policy}; frame-ancestors 'none'",
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-store",
-    }
 
 
 async def read_json(request: Request) -> Any:
@@ -129,4 +125,4 @@ class Guard:
 async def page(request: Request) -> Response:
     """GET /, /page.css and /page.js: the chat page."""
     names, media_type = PAGE[request.scope["path"]]
-    return Response("".join(map(read, names)), media_type=media_type, headers=security_headers(CSP))
+    return Response("".join(map(read, names)), media_type=media_type, headers=HEADERS)

@@ -1,4 +1,4 @@
-"""What `tinygpt serve` and `tinygpt watch` share: the socket, uvicorn without its log lines, and an orderly shutdown.
+"""What `tinygpt serve` listens with: the socket, uvicorn without its log lines, and an orderly shutdown.
 
 listener = listen("127.0.0.1", 8001)           # errors: TinyGPTError
 server = make_server(app, drain=5)

@@ -1,9 +1,9 @@
-"""`train --watch`: show the run in a browser while it trains, with a child process `tinygpt watch` (serve/watch.py).
+"""`train --watch`: keep the run's page up to date while it trains, with a child process `tinygpt report --live`.
 
 The child only reads the run's folder, and the run continues if the child fails. A pipe is its standard input: end of
 file means that this process has ended, however it ended. Then the child writes OUT_DIR/report.html and exits.
 
-    with Watcher(config, log, stop):        # prints "watch: http://127.0.0.1:8001" when the child listens
+    with Watcher(config, log, stop):        # prints "watch: file:///.../out/report.html" when there is one
         loop(run, stop)
     # waits, and prints "page: out/report.html"
 """
@@ -22,7 +22,7 @@ from tinygpt.terminal import escaped
 from tinygpt.training.log import RunLog
 from tinygpt.training.processes import StopSignal
 
-PACKAGES = ("starlette", "uvicorn", "jinja2", "matplotlib")  # of the child
+PACKAGES = ("jinja2", "matplotlib")  # of the child
 LAST_PAGE = 20.0  # seconds to wait for the last page
 BACKGROUND = 0x4000 if os.name == "nt" else 0  # BELOW_NORMAL_PRIORITY_CLASS; on POSIX the child lowers its own priority
 SEPARATE = 0x200 if os.name == "nt" else 0  # CREATE_NEW_PROCESS_GROUP: without Ctrl-C
@@ -41,8 +41,8 @@ class Watcher:
 
     def __enter__(self) -> None:
         out = self.config.out_dir
-        command = [sys.executable, "-m", "tinygpt", "watch", f"./{out}" if out.startswith("-") else out]
-        command += ["--until_eof", f"--port={self.config.watch_port}", f"--data_dir={self.config.data_dir}"]
+        command = [sys.executable, "-m", "tinygpt", "report", f"./{out}" if out.startswith("-") else out]
+        command += ["--live", "--until_eof", f"--data_dir={self.config.data_dir}"]
         try:
             self.child = subprocess.Popen(
                 command,
