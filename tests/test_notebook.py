@@ -239,14 +239,3 @@ def test_the_first_parts_run_with_the_descriptions_of_industries_and_run_again(t
     assert "Court Reporting" in page and check_page(page) == 7
     contents = re.findall(r'<a href="#(.*?)">', page.partition("</nav>")[0])
     assert len(contents) == 7 and all(f'<h2 id="{anchor}">' in page for anchor in contents)
-
-
-@pytest.mark.slow
-def test_a_number_that_does_not_hold_would_be_noticed(tmp_path: Path) -> None:
-    """Negative control: the first four parts, with a bigram that is not trained."""
-    module = script("notebook")
-    notebook = module.load(until=5)
-    (cell,) = (cell for cell in notebook.cells if "steps=1500, lr=0.1" in cell.source)
-    cell.source = cell.source.replace("steps=1500, lr=0.1", "steps=15, lr=0.1")
-    module.execute(notebook, tmp_path)
-    assert "not yet: training comes within 0.03 of counting. Hint: Train for more steps." in printed(notebook)

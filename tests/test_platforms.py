@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import errno
 import functools
-import gc
 import io
 import json
 import os
@@ -31,7 +30,6 @@ from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import TextRows
 from tinygpt.errors import TinyGPTError
-from tinygpt.model import GPT
 from tinygpt.training import processes as distributed
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import read_metrics
@@ -195,22 +193,6 @@ def test_timing_changes_nothing_that_the_run_computes(
 
 
 STAND_IN = dataclasses.replace(CPU, reason="instead of MPS")
-
-
-@pytest.mark.slow
-def test_timing_restores_the_random_generator_and_the_memory(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend_mps(monkeypatch)
-    monkeypatch.setattr(device, "choose", lambda name, *_: CPU if name == "auto" else STAND_IN)
-    config = TrainConfig(dataset="tiny", data_dir=str(tiny_data / "data"), n_layer=1, n_head=1, n_embd=8, block_size=8)
-    config.dropout = 0.5
-
-    def models() -> int:
-        gc.collect()
-        return sum(issubclass(type(found), GPT) for found in gc.get_objects())
-
-    before, count = torch.get_rng_state(), models()
-    assert "faster here than CPU" in choose_compute(config, {}).reason
-    assert torch.equal(torch.get_rng_state(), before) and models() == count
 
 
 def test_who_does_not_measure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,14 +439,12 @@ def test_a_character_that_the_code_page_has_is_shown(tmp_path: Path, encoding: s
 OUTPUTS: dict[str, tuple[str, dict[str, str]]] = {
     "ascii": ("", {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}),
     "all closed": (">&- 2>&- <&-", {}),
-    "both full": ("> /dev/full 2>&1", {}),
-    "a reader that stops early": ("| head -n 1", {}),
     "a reader that stops early, unbuffered": ("| head -n 1", {"PYTHONUNBUFFERED": "1"}),
     "full, unbuffered": ("> /dev/full", {"PYTHONUNBUFFERED": "1"}),
 }
 
 
-SLOW = ("all closed", "both full", "a reader that stops early", "a reader that stops early, unbuffered")
+SLOW = ("all closed", "a reader that stops early, unbuffered")
 needs_a_shell = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full and a shell")
 
 
@@ -503,17 +483,6 @@ def test_a_command_that_only_prints_reports_why_it_cannot_print(tmp_path: Path, 
     assert done.returncode == 1 and done.stderr == FULL, done
     assert shell(tmp_path, "tinygpt exercise list >&-", **environment).returncode == 0
     done = shell(tmp_path, "set -o pipefail; tinygpt train --help | true", **environment)
-    assert done.returncode == 141 and not done.stderr, done
-
-
-@pytest.mark.slow
-@needs_a_shell
-def test_what_a_model_generates_cannot_be_printed(tiny_run: Path) -> None:
-    done = shell(tiny_run, "tinygpt sample --max_new_tokens=20 > /dev/full")
-    assert done.returncode == 1 and done.stderr == FULL, done
-    done = shell(tiny_run, "tinygpt doctor out nowhere > /dev/full", PYTHONUNBUFFERED="1")
-    assert done.returncode == 1 and done.stderr.endswith(FULL), done
-    done = shell(tiny_run, "set -o pipefail; tinygpt sample --max_new_tokens=90000 | head -c 10")
     assert done.returncode == 141 and not done.stderr, done
 
 

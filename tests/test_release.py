@@ -54,6 +54,7 @@ def test_the_source_archive_has_what_the_wheel_and_the_tests_need(tmp_path: Path
         "LICENSE",
         "configs/shakespeare_char.yaml",
         "tests/conftest.py",
+        "data/make/merchants.py",
         "docs/INSTALL.md",
     } <= files
 

@@ -92,20 +92,6 @@ def test_ask_answers_with_a_fine_tuned_an_adapted_and_a_merged_reader(reading: P
     assert "trained on a base model other than out-tuned" in message
 
 
-@pytest.mark.slow
-def test_a_corrected_document_corrects_the_answer(reading: Path) -> None:
-    """Also with vectors of the reader itself."""
-    for flags in (["--embeddings=none"], ["--embeddings=out-colours"]):
-        for colour in ("green", "blue"):
-            (reading / "docs/things.txt").write_text(f"The car of Emil is {colour}. It is old.\n", encoding="utf-8")
-            ok(reading, "ask", "Who?", "docs", "--index=index2.db", "--passage_size=60", *flags)
-            found = answered(reading, "--index=index2.db", "--ckpt=out-colours", "--passages=50")
-            assert any(f"Emil is {colour}" in one["text"] for one in found["sentences"])
-            if flags == ["--embeddings=none"]:  # the vectors of this tiny model rank badly
-                assert answered(reading, "--index=index2.db", "--ckpt=out-colours")["model"] == colour
-    assert answered(reading, "--ckpt=out-colours")["model"] == "red"  # the other index keeps what it was made of
-
-
 # ---- resuming ----------------------------------------------------------------------------------------------------
 
 
@@ -336,21 +322,6 @@ def test_every_input_is_read_and_a_missing_one_is_reported(work: Path) -> None:
     assert "gone.txt: no such file" in refused(work, "prepare", "mine", "--input=gone.txt", "--input=a.txt")
 
 
-def test_no_shorter_block_is_suggested_for_a_text_of_one_token(work: Path) -> None:
-    (work / "two.txt").write_text("abcdefghij")
-    ok(work, "prepare", "two", "--input=two.txt")
-    said = refused(work, *TINY_TRAIN, "--dataset=two", "--block_size=1")
-    assert "val has 1 token;" in said and "or less" not in said and "more text" in said
-
-
-@pytest.mark.parametrize(
-    "args", [["eval", "--ckpt=out-finetune", "--output=gone/x.png"], ["exercise", "start", "1", "gone/a.py"]]
-)
-def test_a_failed_write_of_a_command_other_than_train_does_not_suggest_resuming(work: Path, args: list[str]) -> None:
-    result = cli_here(*args, cwd=work)
-    assert result.status in (1, 2) and "gone" in result.err and "resume" not in result.err, result.err
-
-
 def test_speed_is_that_of_the_iterations_alone(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line of metrics.jsonl counts the iterations since the last one, the first line one; no evaluation counts."""
     from tinygpt import train
@@ -486,13 +457,6 @@ def test_text_is_read_from_regular_files_each_once(work: Path) -> None:
     (work / "link.txt").symlink_to("text.txt")
     said = ok(work, "prepare", "mine", "--input", "text.txt", str(work / "text.txt"), "./text.txt", "link.txt").out
     assert f"characters: {(work / 'text.txt').stat().st_size:,}" in said
-
-
-def test_a_device_is_not_replaced_by_a_file(work: Path) -> None:
-    os.mkfifo(work / "pipe")
-    for args in (["exercise", "start", "1", "pipe"], ["report", "out", "--png=pipe"], ["export", "-o", "pipe"]):
-        result = cli_here(*args, cwd=work)
-        assert result.status == 2 and "not a regular file" in result.err and (work / "pipe").is_fifo()
 
 
 def test_base_data_that_does_not_fit_is_not_measured_in_part(work: Path) -> None:
