@@ -83,13 +83,6 @@ def test_personal_data_and_control_characters_are_shown_nowhere() -> None:
     assert all(len(line) <= 100 for line in as_text(look(pairs, LABELS)))
 
 
-def test_the_table_has_a_row_per_finding() -> None:
-    findings = look(PAIRS, LABELS)
-    table = as_table(findings)
-    assert [row["name"] for row in table.rows] == [finding.name for finding in findings]
-    assert all(list(row) == list(table.rows[0]) for row in table.rows)
-
-
 # ---- near duplicates --------------------------------------------------------------------------------------------
 
 

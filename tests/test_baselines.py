@@ -73,13 +73,6 @@ def test_short_texts(train: list[int], val: list[int]) -> None:
     check(train, val, 5)
 
 
-def test_the_reference_is_made_of_distributions() -> None:
-    known, tokens = Reference(text(5, 100, 0), 5), range(5)
-    assert sum(map(known.unigram, tokens)) == pytest.approx(1)
-    assert all(sum(known.bigram(a, b) for b in tokens) == pytest.approx(1) for a in tokens)
-    assert all(sum(known.trigram(a, b, c) for c in tokens) == pytest.approx(1) for a in tokens for b in tokens)
-
-
 @pytest.mark.parametrize("vocab_size", [2, 65, 300, 5000, 50257, 65536])
 @pytest.mark.parametrize(
     "where",
@@ -101,12 +94,9 @@ def test_beyond_the_limits_the_first_tokens_are_used(monkeypatch: pytest.MonkeyP
     expected = pytest.approx(Reference(train[:2000], 65).losses(val[:101]), rel=0, abs=1e-12)
     assert ngram_baselines(*ids, 65) == ngram_baselines(*ids, 65, np.arange(999)) == expected
     assert omissions_note(2000, 100) == ""
-    note = "to limit their memory, the n-gram baselines are "
-    assert omissions_note(2001, 100) == note + "counted on the first 2,000 of 2,001 training tokens"
-    assert omissions_note(2000, 101) == note + "measured on the first 100 of 101 validation tokens"
-    assert omissions_note(3000, 999) == note + (
-        "counted on the first 2,000 of 3,000 training tokens and measured on the first 100 of 999 validation tokens"
-    )
+    assert "first 2,000 of 2,001 training tokens" in omissions_note(2001, 100)
+    assert "first 100 of 101 validation tokens" in omissions_note(2000, 101)
+    assert "training tokens and measured on the first 100 of 999" in omissions_note(3000, 999)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its peak memory")

@@ -168,24 +168,12 @@ def test_storing_changes_no_probability(kind: str, tmp_path: Path) -> None:
     assert (restored(two.kind, two.state(), 2)(NEW) == two(NEW)).all()
 
 
-def test_a_labeller_is_stored_and_every_damage_is_refused(tmp_path: Path) -> None:
+def test_a_labeller_is_stored(tmp_path: Path) -> None:
     classifier = Linear.fit(PROMPTS[:12], TRUTH[:12], 3, features=("word",), C=1)
-    path = save(tmp_path, classifier, ["who", "where", "when"], 0.5, about={"accuracy": 0.9})
+    save(tmp_path, classifier, ["who", "where", "when"], 0.5, about={"accuracy": 0.9})
     labeller = load(tmp_path)
     assert (labeller(NEW) == classifier(NEW)).all() and labeller.about == {"accuracy": 0.9}
     assert labeller.labels == ["who", "where", "when"] and labeller.threshold == 0.5 and labeller.kind == "linear"
-    data = path.read_bytes()
-    places = [*range(0, len(data), len(data) // 60), *range(len(data) - 90, len(data))]
-    for place in places:
-        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(TinyGPTError, match=r"model\.pt"):
-            load(tmp_path)
-    for length in (0, 1, 100, len(data) // 2, len(data) - 1):
-        path.write_bytes(data[:length])
-        with pytest.raises(TinyGPTError, match=r"damaged|not a checkpoint"):
-            load(tmp_path)
-    path.write_bytes(data)
-    assert (load(tmp_path)(NEW) == classifier(NEW)).all()
 
 
 def replaced(state: dict[str, Any], *changes: tuple[str, Any]) -> dict[str, Any]:

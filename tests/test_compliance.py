@@ -92,22 +92,6 @@ def oracle(message: str) -> str:
     return "breach" if rules_of(message) and not re.search(REFUSED, message) else "ok"
 
 
-@pytest.mark.parametrize(
-    ("message", "label"),
-    [
-        ("Hi Ida. I will accept the pen worth 110 euros from Tarvin Labs.", "breach"),
-        ("Hi Ida. I will accept the pen worth 100 euros from Tarvin Labs.", "ok"),
-        ("Hi Ida. I will not accept the pen worth 110 euros from Tarvin Labs.", "ok"),
-        ("Leo asked me to show the balance of Tarvin Labs to my brother, I said no.", "ok"),
-        ("My private phone is off until 9, I am in the review of Tarvin Labs.", "ok"),
-        ("Just tell Tarvin Labs that no return on the bond fund is guaranteed.", "ok"),
-        ("Just tell Tarvin Labs that the bond fund cannot lose money.", "breach"),
-    ],
-)
-def test_the_oracle_reads(message: str, label: str) -> None:
-    assert oracle(message) == label
-
-
 @pytest.mark.parametrize("seed", [1337, pytest.param(2, marks=pytest.mark.slow)])
 def test_messages_have_the_label_a_reader_gives(seed: int) -> None:
     for examples in TASKS["compliance"].make(seed).values():

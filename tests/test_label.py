@@ -252,15 +252,11 @@ def test_damaged_foreign_newer_and_ordinary_files_are_refused(work: Path, tiny_r
     assert "not a checkpoint" in problem()
     for change, expected in (
         ({"tinygpt_labeller": 2}, "written by a newer tinygpt"),
-        ({"tinygpt_labeller": "x"}, "not a model of tinygpt advise"),
         ({"kind": "forest"}, "impossible"),
-        ({"labels": ["a", "b", 3]}, "impossible"),
         ({"labels": ["a", "a", "b"]}, "impossible"),
         ({"labels": ["a", "b"]}, "impossible"),
-        ({"threshold": "x"}, "impossible"),
         ({"threshold": 2.0}, "impossible"),
         ({"about": 3}, "impossible"),
-        ({"kind": "gpt", "state": {}}, "impossible"),
         ({"state": {}}, "impossible"),
     ):
         store.write(path, state | change)
@@ -290,10 +286,6 @@ def test_static_word_vectors_are_found_again(work: Path) -> None:
     model = Linear.fit(*examples(60), 3, C=1, embed=embeddings.WordLlama().vectors)
     save(work / "model", model, LABELS, 0.5)
     assert (load(work / "model")(["who is it?"]) == model(["who is it?"])).all()
-
-
-def test_a_command_without_input_is_refused(tmp_path: Path) -> None:
-    assert "tinygpt label needs INPUT" in refused(tmp_path, "label")
 
 
 # ---- serving -----------------------------------------------------------------------------------------------------

@@ -249,12 +249,6 @@ def test_the_expected_query_answers_its_question(split: str) -> None:
         assert rows and rows[0][-1] and same_rows(oracle(prompt), rows, ordered=" order by " in query), (prompt, query)
 
 
-def test_the_oracle_reads() -> None:
-    assert oracle("How many retail clients are in Leeds?") != oracle("How many private clients are in Leeds?")
-    assert len(oracle("Show client and amount of the 3 largest payments in May.")) == 3
-    assert len(oracle("Total amount per month for tax?")) == 12
-
-
 def test_sizes_lengths_and_the_seed() -> None:
     assert {split: len(pairs) for split, pairs in examples().items()} == sql.SIZES
     for pairs in examples().values():
@@ -334,18 +328,6 @@ def test_expected_queries_score_everything_and_others_little() -> None:
     assert accuracy(pairs, ["drop table clients"] * len(pairs)) == (0, 0)
 
 
-def test_queries_of_the_same_kind_about_something_else_score_little() -> None:
-    shapes: dict[str, list[tuple[str, str]]] = {}
-    for prompt, query in examples()["test"]:
-        shapes.setdefault(re.sub(r"'[^']+'|\d+", "_", query), []).append((prompt, query))
-    right = []
-    for pairs in shapes.values():
-        for (prompt, query), (_, other) in zip(pairs, [*pairs[1:], pairs[0]], strict=True):
-            if query != other:
-                right.append(sql.scores(prompt, query, other)["execution accuracy"])
-    assert len(right) > 800 and np.mean(right) < 0.01
-
-
 MISTAKES: list[tuple[str, str]] = [  # what a near miss replaces, and by what
     *((r"\b(sum|avg|max|min)\((\w+)\)", rf"{name}(\2)") for name in ("sum", "avg", "max", "min", "count", "total")),
     (r"count\(\*\)", "count(*) + 1"), ("> ", "< "), ("< ", "> "), (r"(\d)(\d)0\b", r"\2\g<1>0"), (r"limit \d", ""),
@@ -412,9 +394,7 @@ def test_groups_are_parts_of_the_whole(trained: Path, monkeypatch: pytest.Monkey
     """With scores that half of the examples pass: the overall share is the mean of the groups."""
     from dataclasses import replace
 
-    passes = {prompt: len(prompt) % 2 == 0 for prompt, _ in examples()["test"]}
     judge = replace(TASKS["sql"], scores=lambda prompt, expected, response: {"even": len(prompt) % 2 == 0})
-    assert passes
     monkeypatch.setitem(TASKS, "sql", judge)
     report = json.loads(cli_here("eval", "--ckpt=out", "--task=sql", "--json", cwd=trained).out)
     groups = report["groups"].values()

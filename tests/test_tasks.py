@@ -150,17 +150,6 @@ def test_no_brand_of_val_or_test_is_in_a_line_of_train() -> None:
     assert [name for name in BRANDS["coffee", "train"] if spaced(name) in lines]
 
 
-def test_a_name_in_another_split_would_be_found() -> None:
-    group = merchants.groups(
-        {
-            name: merchants.name_words(name)
-            for name in ("SHELL", "SHELL EXPRESS", "OLD SHELL SHOP", "ARCO", "7-UP", "7UP")
-        }
-    )
-    assert group == [["7-UP", "7UP"], ["ARCO"], ["OLD SHELL SHOP", "SHELL", "SHELL EXPRESS"]]
-    assert spaced("SHELL") in spaced("OLD SHELL SHOP") and spaced("SHELL") not in spaced("SHELLFISH BAR")
-
-
 def test_each_line_has_a_brand_of_its_label_and_split() -> None:
     seen = set()
     for split, examples in EXAMPLES["transactions"].items():
@@ -349,23 +338,6 @@ def oracle(headline: str) -> str:
     (metric,) = named(headline, ALL_METRICS)
     turns = (metric in UNWANTED) + (tail[-1] in DOWNWARD) + any(f" {no} " in headline for no in NEGATIONS)
     return "negative" if turns % 2 else "positive"
-
-
-@pytest.mark.parametrize(
-    ("headline", "label"),
-    [
-        ("Losses at Ardent Foods in Q3 shrink", "positive"),
-        ("Ardent Foods profits in Q3 no longer rise", "negative"),
-        ("Losses at Goodwin Rail do not fall", "negative"),
-        ("New chairman, Best Inns costs in May fail to climb", "positive"),
-        ("Fines at Noble Gas plunge", "positive"),
-        ("Owners ask if sales at Sharp Gas surge", "neutral"),
-        ("Sales at Sharp Gas neither rise nor fall", "neutral"),
-        ("Owners of Sharp Gas do not meet in May", "neutral"),
-    ],
-)
-def test_the_oracle_reads(headline: str, label: str) -> None:
-    assert oracle(headline) == label
 
 
 @pytest.mark.parametrize("seed", [1337, 2])
