@@ -734,7 +734,7 @@ class ReportConfig(DataConfig):
     tinygpt report out --live                     # updated while the run trains
     tinygpt report out out-mine                   # curves in one figure, models side by side
     tinygpt report out out-mine --png losses.png  # only the loss curves
-    tinygpt report out out-mine --tensorboard     # event files, which tensorboard --logdir . shows
+    tinygpt report out out-mine --tensorboard     # event files for TensorBoard
     """
 
     runs: Annotated[Files, POSITIONAL] = ("out",)
