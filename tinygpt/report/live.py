@@ -46,7 +46,8 @@ def keep_up_to_date(config: ReportConfig, path: Path) -> None:
     if hasattr(os, "nice"):
         os.nice(10)  # about a tenth of a core that a run keeps busy
     live = LivePage(config, path)
-    with page_lock(path, LOCK_TIME if config.until_eof else 0):
+    patience = LOCK_TIME if config.until_eof else 0
+    with file_lock(path, "choose another file: -o FILE", patience):
         try:
             live.work()
         except KeyboardInterrupt:
@@ -54,22 +55,6 @@ def keep_up_to_date(config: ReportConfig, path: Path) -> None:
             print_line("stopped")
         finally:
             live.remove_scripts()
-
-
-@contextlib.contextmanager
-def page_lock(path: Path, patience: float) -> Any:
-    """Lock a page, so that one process keeps it up to date. Errors: TinyGPTError if another one does."""
-    deadline = time.monotonic() + patience
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(file_lock(path, "open it in a browser, or choose another file: -o FILE"))
-                break
-            except TinyGPTError:
-                if time.monotonic() >= deadline:
-                    raise
-            time.sleep(TICK)
-        yield
 
 
 def print_line(text: str) -> None:
