@@ -8,7 +8,6 @@ import shlex
 import shutil
 import string
 import subprocess
-import time
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -73,7 +72,7 @@ def test_defaults_then_files_in_order_then_flags(tmp_path: Path) -> None:
         (["--learning_rate=1"], {"learning_rate": 1.0}),
         (["--out_dir=a b=c"], {"out_dir": "a b=c"}),
         (["--out_dir", "true"], {"out_dir": "true"}),
-        (["--wandb_run_name="], {"wandb_run_name": ""}),
+        (["--backend="], {"backend": ""}),
         (["--compile=False"], {"compile": "False"}),
         (["--compile=true"], {"compile": "True"}),
         (["--compile", "auto"], {"compile": "auto"}),
@@ -93,13 +92,11 @@ def test_several_inputs_follow_one_flag() -> None:
 def test_nanogpts_config_files(tmp_path: Path) -> None:
     """The expressions that occur in them."""
     path = tmp_path / "train_gpt2.py"
-    path.write_text("wandb_run_name='gpt2-124M'\ngradient_accumulation_steps = 5 * 8\nweight_decay = 1e-1 # a\n# b\n")
+    path.write_text("wandb_project='owt'\ngradient_accumulation_steps = 5 * 8\nweight_decay = 1e-1 # a\n# b\n")
     made = train(str(path))
-    assert (made.wandb_run_name, made.gradient_accumulation_steps, made.weight_decay) == ("gpt2-124M", 40, 0.1)
+    assert (made.gradient_accumulation_steps, made.weight_decay) == (40, 0.1)
     path.write_text("import time\n\nwandb_run_name = 'ft-' + str(time.time())\ndecay_lr = False\n")
-    before = time.time()
-    made = train(str(path))
-    assert not made.decay_lr and before <= float(made.wandb_run_name.removeprefix("ft-")) <= time.time()
+    assert not train(str(path)).decay_lr
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -141,7 +138,6 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
         "fast": "auto",
         "compile": "auto",
         "sampling": "independent",
-        "wandb_log": False,
     }
     values = values | {key: in_range[key] for key in in_range if key in values or key.startswith("n_")}
     values["qk_norm_weights"] = values.get("qk_norm_weights", False) and values.get("qk_norm", False)
@@ -185,7 +181,6 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
         ("a = -1e-3", -1e-3),
         ("b = 3\na = b * b", 9),
         ("a = 'x' + \"y\"", "xy"),
-        ("a = str(12)", "12"),
         ("a = True", True),
         ("'''a docstring'''\na = 1", 1),
     ],
@@ -319,7 +314,7 @@ def test_the_preset_nanogpt_is_the_recipe_of_its_readme() -> None:
     flags += ["--max_iters=2000", "--lr_decay_iters=2000", "--eval_iters=20", "--device=cpu", "--compile=False"]
     theirs, ours = (vars(train(*args)) for args in (["config/train_shakespeare_char.py", *flags], ["nanogpt"]))
     apart = {"config", "flags", "given", "out_dir", "device", "compile", "lr_decay_iters", "always_save_checkpoint"}
-    apart |= {"sample_interval", "wandb_project", "wandb_run_name"}
+    apart |= {"sample_interval"}
     assert {key for key in theirs if theirs[key] != ours[key]} <= apart
     assert ours["lr_decay_iters"] in (0, ours["max_iters"])
 
@@ -539,9 +534,9 @@ def test_a_run_is_the_first_argument_or_ckpt(kind: type[SampleConfig]) -> None:
 
 def test_a_home_folder_in_flags_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    (tmp_path / "a.yaml").write_text("data_dir: ~/data\nwandb_run_name: ~/x\n")
+    (tmp_path / "a.yaml").write_text("data_dir: ~/data\nbackend: ~/x\n")
     made = train(str(tmp_path / "a.yaml"), "--out_dir=~/out")
-    assert (made.data_dir, made.out_dir, made.wandb_run_name) == ("/home/me/data", "/home/me/out", "~/x")
+    assert (made.data_dir, made.out_dir, made.backend) == ("/home/me/data", "/home/me/out", "~/x")
     assert parse(PrepareConfig, ["mine", "--input", "~/a", "b"]).input == ("/home/me/a", "b")
 
 

@@ -198,7 +198,7 @@ def test_resuming_without_a_config_takes_the_old_values(run_copy: Path) -> None:
     assert {key for key in old if old[key] != new.config[key]} == {"max_iters"}
 
 
-OF_THE_COMMAND = {"config", "quiet", "out_dir", "wandb_log", "watch"}  # and not of the run
+OF_THE_COMMAND = {"config", "quiet", "out_dir", "watch"}  # and not of the run
 SMALL = {"n_embd": 8, "n_head": 2, "n_kv_head": 1}  # each divides the one before
 
 
@@ -479,12 +479,12 @@ def test_without_a_compiler_it_goes_on(tiny_run: Path, work: Path, real: bool, m
 
 
 def test_nothing_is_sent_to_weights_and_biases(work: Path) -> None:
-    """Its keys are nanoGPT's: they are accepted, but for a run that would be sent there."""
+    """Its keys are nanoGPT's: a config file may have them."""
     (work / "nano.py").write_text("wandb_log = True\nwandb_project = 'owt'\nwandb_run_name = 'gpt2-124M'\n")
-    for asked in (["nano.py"], ["--wandb_log"], ["--init_from=resume", "--wandb_log=True"]):
-        message = refused(work, *TINY_TRAIN, *asked)
-        assert "wandb_log must be False" in message and "use --report_to=tensorboard" in message
-    trained(work, "nano.py", "--wandb_log=False", "--max_iters=1")
+    said = ok(work, *TINY_TRAIN, "nano.py", "--max_iters=1").err
+    assert "note: nano.py: ignored wandb_log, since no run is sent to Weights & Biases" in said
+    (work / "old.yaml").write_text("wandb_log: false\nwandb_run_name: run\n")
+    assert "wandb" not in ok(work, *TINY_TRAIN, "old.yaml", "--max_iters=1", "--out_dir=old").err
 
 
 def test_a_run_that_an_earlier_version_sent_to_weights_and_biases_is_resumed(run_copy: Path) -> None:
@@ -494,7 +494,7 @@ def test_a_run_that_an_earlier_version_sent_to_weights_and_biases_is_resumed(run
     save(run_copy / "out/last.pt", dataclasses.replace(state, config=config, training=training))
     trained(run_copy, "--init_from=resume", "--max_iters=25")
     state = load(run_copy / "out/last.pt")
-    assert state.step == 25 and not state.config["wandb_log"] and "wandb_id" not in state.training["progress"]
+    assert state.step == 25 and "wandb_log" not in state.config and "wandb_id" not in state.training["progress"]
 
 
 @needs_fork

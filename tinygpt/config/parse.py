@@ -11,7 +11,6 @@ import itertools
 import operator
 import os
 import reprlib
-import time
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -42,6 +41,7 @@ NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
     "config/finetune_shakespeare.py": "gpt2_shakespeare",
     "config/train_gpt2.py": "gpt2_openwebtext",
 }
+WANDB = ("wandb_log", "wandb_project", "wandb_run_name")  # keys of nanoGPT that are ignored
 HEIRS = {  # presets of earlier versions that are gone, and what replaces them
     "portable": "configs/shakespeare_char.yaml",
     "shakespeare": "configs/nanogpt.yaml --dataset=shakespeare --dropout=0.2 --out_dir=out-shakespeare",
@@ -67,6 +67,10 @@ def parse(config_class: type[ConfigType], args: list[str], prog: str = "tinygpt"
     values, from_files = positional_values(config_class, texts, flags, prog), {}
     for path in map(find_config, values.get("config", ())):
         for name, value in read_config(path).items():
+            if name == "wandb_log" and value:
+                terminal.print_error(f"note: {path}: ignored wandb_log, since no run is sent to Weights & Biases")
+            if name in WANDB:
+                continue
             from_files[name] = converted(find_key(config_class, name, f"{path}: ", prog), value, f"{path}: ")
     config = config_class(**values | from_files | flags, flags=frozenset(flags), given=frozenset(flags | from_files))
     if problems := list(config.problems()):
@@ -269,12 +273,11 @@ _ARITHMETIC = {
     ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv,
 }
-_CALLS: dict[str, Any] = {"str": str, "time.time": time.time}  # nanoGPT's 'ft-' + str(time.time())
 
 
 def read_python(text: str, path: Path) -> dict[str, Any]:
-    """Parse a Python config in nanoGPT's style, without executing it: assignments of literals, arithmetic on literals
-    and earlier names, and `str(time.time())`. Errors: TinyGPTError that quotes any other line, with its number."""
+    """Parse a Python config in nanoGPT's style, without executing it: assignments of literals, and arithmetic on
+    literals and earlier names. Errors: TinyGPTError that quotes any other line, with its number."""
     values: dict[str, Any] = {}
 
     def evaluate(node: ast.expr) -> Any:
@@ -294,8 +297,6 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
                 if (isinstance(result, int) and abs(result) > 1 << 64) or len(str(result)) > 10_000:
                     raise ValueError("gives a result that is too large")
                 return result
-            case ast.Call(func=func, args=arguments, keywords=[]) if ast.unparse(func) in _CALLS:
-                return _CALLS[ast.unparse(func)](*map(evaluate, arguments))
         raise TypeError("would need to be executed")
 
     try:
@@ -307,11 +308,13 @@ def read_python(text: str, path: Path) -> dict[str, Any]:
         yaml_line = "key: value"
         try:
             match statement:
+                case ast.Assign(targets=[ast.Name(id="wandb_run_name")]):
+                    pass  # nanoGPT's 'ft-' + str(time.time())
                 case ast.Assign(targets=[ast.Name(id=name)], value=node):
                     yaml_line = f"{name}: VALUE"
                     values[name] = evaluate(node)
                 case ast.Import(names=[ast.alias(name="time", asname=None)]) | ast.Expr(value=ast.Constant()):
-                    pass  # for str(time.time()); a docstring
+                    pass  # for time.time(), too; a docstring
                 case _:
                     raise TypeError("would need to be executed")
         except (TypeError, ArithmeticError, ValueError, RecursionError) as error:

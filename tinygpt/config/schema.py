@@ -280,12 +280,6 @@ class TrainConfig(Config):
     report_to: Literal["none", "tensorboard"] = "none"
     """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard (tensorboard
     --logdir OUT_DIR shows them); none: to metrics.jsonl only"""
-    wandb_log: bool = False
-    """nanoGPT's key; must be False: nothing is sent to Weights & Biases"""
-    wandb_project: str = ""
-    """nanoGPT's key, without effect"""
-    wandb_run_name: str = "run"
-    """nanoGPT's key: the run's name in the title of its report"""
 
     dtype: Annotated[Dtype, Group("machine")] = "auto"
     """dtype of matrix products (weights and optimizer stay in float32); auto: bfloat16 if the hardware supports it,
@@ -309,8 +303,6 @@ class TrainConfig(Config):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.wandb_log:
-            yield "wandb_log must be False: no run is sent to Weights & Biases; use --report_to=tensorboard for curves"
         if self.watch and self.eval_only:
             yield "watch shows a run while it trains, and cannot be used with eval_only"
         if not self.decay_lr and "lr_schedule" in self.flags and self.lr_schedule != "constant":

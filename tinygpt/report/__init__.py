@@ -76,7 +76,6 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
 
     nothing: dict[str, Any] = {"samples": [], "passages": {}, "runs": [], "memorised": {}, "step": {}}
     values = nothing | {"no_text": False, "quick": False} | values
-    name, trained = (str(run.checkpoint.config.get(key) or "") for key in ("wandb_run_name", "dataset"))
     try:
         models, silent = collect.models(run, others), ""
     except TinyGPTError as error:
@@ -97,7 +96,7 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
         note += "; report --no_text leaves out samples and all text of the dataset"
     names = [model["name"] for model in models]
     return values | {
-        "title": (trained or "a model") + (f", {name}" if name not in ("", "run") else ""),
+        "title": str(run.checkpoint.config.get("dataset") or "a model"),
         "unit": run.unit,
         "answers": run.answers,
         "parameters": run.model.num_params(),

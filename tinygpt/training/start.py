@@ -142,8 +142,8 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     if "max_iters" in config.given and config.max_iters < state.step:
         problem = f"the run is at iteration {state.step:,}, so max_iters={config.max_iters:,} leaves nothing to do"
         raise TinyGPTError(problem, f"--max_iters={2 * state.step}")
-    # not out_dir, since the file may come from a stranger; wandb_log is True in some files of earlier versions
-    not_restored = {*config.given, "config", "quiet", "out_dir", "wandb_log", *SESSION} - {"init_from", "ckpt"}
+    # not out_dir, since the file may come from a stranger
+    not_restored = {*config.given, "config", "quiet", "out_dir", *SESSION} - {"init_from", "ckpt"}
     if "lr_schedule" in config.flags:
         not_restored.add("decay_lr")  # a stored False would make the rate constant
     kind: type = type(config)
