@@ -235,7 +235,8 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         until(lambda: page.steps[-1] == f"{more:,}")
         assert page.keeps(left) and page.run("return window.stamp") == stamp  # it was never loaded again
         assert page.run("return document.querySelectorAll('#bars tbody tr').length") == 11
-        assert "report.html is in use by process" in refused(work, "report", "out", "--live")
+        another = cli_here("report", "out", "--live", cwd=work)
+        assert another.status == 2 and f"report.html is in use by process {process.pid}" in another.err
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0 and process.stdout and process.stdout.read() == "stopped\n"
     assert is_finished(work / "out")
