@@ -71,14 +71,11 @@ def outputs_of(explained: Explained, count: int) -> list[tuple[str, str]]:
     return [(cut(start, start + half), cut(start + half, start + half + CONTINUATION)) for start in starts]
 
 
-def similarities(explained: Explained, query: str, texts: list[str]) -> dict[str, np.ndarray]:
-    """Score the training rows by their similarity to an output, float64 (rows,) each: BM25, and embeddings (wordllama's
-    if it is installed, else the model's hidden states)."""
-    table = embeddings.installed()
-    loaded = embeddings.WordLlama() if table else embeddings.HiddenStates(str(explained.out / "ckpt.pt"))
-    cosines = (loaded.vectors(texts) @ loaded.vectors([query])[0]).astype(np.float64)
-    name = f"{'wordllama' if table else 'the model'}'s embeddings"
-    return {"BM25": np.array(word_scores(texts, query)), name: cosines}
+def similarities(query: str, texts: list[str]) -> dict[str, np.ndarray]:
+    """Score the training rows by their similarity to an output, float64 (rows,) each: BM25, and wordllama's vectors."""
+    table = embeddings.WordLlama()
+    cosines = (table.vectors(texts) @ table.vectors([query])[0]).astype(np.float64)
+    return {"BM25": np.array(word_scores(texts, query)), "wordllama's embeddings": cosines}
 
 
 def stages(folder: Path, halves: list[np.ndarray], seeds: range, count: int) -> Iterator[Stage]:
@@ -115,7 +112,7 @@ def report(results: Results, explained: Explained, halves: list[np.ndarray], see
     outputs, texts = outputs_of(explained, count), texts_of(explained)
     scores: dict[str, Any] = {"influence": np.mean([results[f"effects, seed {seed}"] for seed in seeds], axis=0)}
     for pair in outputs:  # the nearer the rows left out, the lower the probability
-        for name, each in similarities(explained, " ".join(pair), texts).items():
+        for name, each in similarities(" ".join(pair), texts).items():
             scores.setdefault(name, []).append(-each)
     if explained.dataset.labels:
         labels = np.array([label for _, label in explained.source.examples(explained.dataset.tokenizer)])

@@ -1,7 +1,5 @@
 """The index of `tinygpt ask`: documents become passages that a search finds, also after a failure of an update."""
 
-import contextlib
-import ctypes
 import itertools
 import math
 import os
@@ -12,8 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,30 +215,6 @@ def test_a_document_that_is_deleted_during_the_command_is_left_out(
     assert "5 documents, 5 new, 1 left out\n" in err and "left out: docs/notes.txt: no such file" in err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="takes from root what lets it read any file")
-def test_a_folder_that_may_not_be_read_is_named(folder: Path) -> None:
-    """Its documents leave the index, as those of an unreadable file; but not all of them with a wrong note."""
-
-    def without_override() -> None:
-        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-
-    def asked(closed: Path) -> str:
-        command = [sys.executable, "-m", "tinygpt", *ASK, "docs", *DEFAULTS]
-        closed.chmod(0)
-        done = subprocess.run(command, cwd=folder, preexec_fn=without_override, capture_output=True, text=True)
-        closed.chmod(0o755)
-        return done.stderr
-
-    (folder / "docs" / "sub").mkdir()
-    (folder / "docs" / "sub" / "a.txt").write_text("A mammoth.")
-    run(folder)
-    assert asked(folder / "docs" / "sub").startswith("left out: docs/sub: permission denied\nindex: ")
-    before = (folder / "index.db").read_bytes()
-    assert asked(folder / "docs").startswith("error: docs: permission denied\n  try: ")
-    assert (folder / "index.db").read_bytes() == before
-
-
 def test_cells_of_a_table_may_be_long_and_contain_any_line_end(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(
         '\nname;text\nA;one\u2028two\x85\x0cthree\nB;"four\nfive"\nC;' + "x" * 200_000, "utf-8"
@@ -337,7 +310,6 @@ def test_bm25_agrees_with_robertsons_formula(tmp_path: Path) -> None:
     hits = found(tmp_path, "Red HOUSE?")
     assert {Path(hit.source).as_posix(): hit.bm25 for hit in hits} == pytest.approx(expected, rel=1e-5)
     assert [hit.bm25 for hit in hits] == sorted(expected.values(), reverse=True)
-    assert all(hit.similarity == 0 for hit in hits)
 
 
 def test_cosines_agree_with_the_table_and_ranks_are_fused(tmp_path: Path) -> None:
@@ -347,14 +319,11 @@ def test_cosines_agree_with_the_table_and_ranks_are_fused(tmp_path: Path) -> Non
     question = table.vectors(["azure salmon fish"])[0]
     cosines = (vectors @ question) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(question)
     hits = found(tmp_path, "azure salmon fish")
-    for hit in hits:
-        assert hit.similarity == pytest.approx(cosines[CORPUS.index(hit.text)], abs=0.005)  # vectors are 8-bit
     by_words = sorted((hit for hit in hits if hit.bm25), key=lambda hit: -hit.bm25)
-    by_vectors = sorted(hits, key=lambda hit: -hit.similarity)
-    for hit in hits:
-        ranks = [ranking.index(hit) + 1 for ranking in (by_words, by_vectors) if hit in ranking]
-        assert hit.score == pytest.approx(sum(1 / (10 + rank) for rank in ranks))
-    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    by_vectors = sorted(hits, key=lambda hit: -cosines[CORPUS.index(hit.text)])
+    ranks = [[ranking.index(hit) + 1 for ranking in (by_words, by_vectors) if hit in ranking] for hit in hits]
+    scores = [sum(1 / (10 + rank) for rank in each) for each in ranks]
+    assert scores == sorted(scores, reverse=True) and len(hits) == len(CORPUS)
 
 
 def test_the_table_is_read_as_wordllama_reads_it() -> None:
@@ -382,58 +351,6 @@ def test_vectors_find_a_passage_without_a_common_word(folder: Path) -> None:
     assert found(folder, "doctor")[0].text == "A physician treats illness."
     run(folder)
     assert not found(folder, "doctor")
-
-
-def test_hidden_states_are_the_mean_over_windows(run_copy: Path) -> None:
-    import torch
-
-    from tinygpt.checkpoint import store as checkpoints
-
-    corpus(run_copy, "--embeddings=out/ckpt.pt")
-    checkpoint = checkpoints.load(str(run_copy / "out/ckpt.pt"))
-    model, tokenizer = checkpoint.build_model().eval(), checkpoints.tokenizer_of(checkpoint, "", "")
-    made = embeddings.HiddenStates(str(run_copy / "out/ckpt.pt"))
-    texts = ["the king", "of my heart " * 5, "", "sing ☃ and"]
-    for text, vector in zip(texts, made.vectors(texts), strict=True):
-        ids = torch.from_numpy(tokenizer.encode(text, skip_unknown=True).astype(np.int64))
-        with torch.no_grad():
-            states = [model.transformer["ln_f"](model.residual(part[None]))[0] for part in ids.split(16) if len(part)]
-        mean = torch.cat(states).mean(0).numpy() if states else np.zeros(16)
-        assert vector == pytest.approx(mean / max(np.linalg.norm(mean), 1e-12), abs=1e-5)
-    with contextlib.chdir(run_copy):
-        assert found(run_copy, "red house")[0].similarity > 0
-
-
-def test_another_model_at_the_same_path_is_refused(run_copy: Path) -> None:
-    import torch
-
-    from tinygpt.checkpoint import store as checkpoints
-
-    corpus(run_copy, "--embeddings=out/ckpt.pt")
-    path = run_copy / "out/ckpt.pt"
-    checkpoint = checkpoints.load(str(path))
-    checkpoint.model["transformer.wte.weight"] += torch.ones(())
-    checkpoints.save(path, checkpoint)
-    with contextlib.chdir(run_copy), pytest.raises(TinyGPTError, match="another model"):
-        found(run_copy, "red house")
-    assert "all documents are indexed again" in run(run_copy, "--embeddings=out/ckpt.pt", documents=("corpus",)).err
-    with contextlib.chdir(run_copy):
-        assert found(run_copy, "red house")
-        path.unlink()
-        with pytest.raises(TinyGPTError, match=r"index.db: was made with --embeddings=out/ckpt.pt: .*no such file"):
-            found(run_copy, "red house")
-
-
-def test_a_model_with_nan_makes_no_vectors(run_copy: Path) -> None:
-    from tinygpt.checkpoint import store as checkpoints
-
-    (run_copy / "a.txt").write_text("the king")
-    checkpoint = checkpoints.load(str(run_copy / "out/ckpt.pt"))
-    checkpoint.model["transformer.wte.weight"][0] = math.nan
-    checkpoints.save(run_copy / "out/ckpt.pt", checkpoint)
-    done = cli_here(*ASK, "a.txt", "--index=index.db", "--embeddings=out/ckpt.pt", cwd=run_copy)
-    assert done.status == 1 and "error: out/ckpt.pt: the weights are NaN" in done.err
-    assert not (run_copy / "index.db").exists()
 
 
 def test_a_question_is_never_parsed_as_a_query(tmp_path: Path) -> None:
@@ -640,14 +557,6 @@ def test_a_declaration_that_html_does_not_have_ends_no_command(folder: Path) -> 
     assert " 7 new\n" in (err := run(folder).err) or " 6 new, 1 left out\n" in err
 
 
-def test_a_docx_that_fills_the_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "UNPACKED", 1 << 20)
-    with zipfile.ZipFile(folder / "docs" / "manual.docx", "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("word/media/image.png", bytes(3 << 20))
-    with pytest.raises(TinyGPTError, match="takes 3 MB unpacked, more than the limit of 1 MB"):
-        list(documents.read(folder / "docs" / "manual.docx"))
-
-
 def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:
     for name, (write, _) in BAD.items():
         (tmp_path / "bad").mkdir(exist_ok=True)
@@ -665,9 +574,8 @@ def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:
         (["empty"], "empty: a folder without any *.txt or *.md"),
         (["docs", "--index=docs"], "docs: is a folder"),
         (["docs", "--index=none/index.db"], "none: no such folder"),
-        (["docs", "--index=docs/notes.txt"], "docs/notes.txt: is not an index of tinygpt"),
+        (["docs", "--index=docs/notes.txt"], "docs/notes.txt: is not an index"),
         (["docs", "--passage_size=5"], "passage_size is 5, but must be at least 40"),
-        (["docs", "--embeddings=nothing.pt"], "nothing.pt: no such file"),
         ([], "neither documents nor an index is given"),
         (["--index=index.db", "--passage_size=50"], "embeddings and passage_size are for making an index"),
     ],
@@ -695,49 +603,15 @@ def test_a_file_name_of_any_bytes(folder: Path) -> None:
 # ---- the file --------------------------------------------------------------------------------------------------------
 
 
-def mutants(data: bytes, count: int, seed: int = 4) -> Iterator[bytes]:
-    """Damaged copies: cut short, lengthened, with other bytes, a block of zeros, or another byte in SQLite's header."""
-    draw = random.Random(seed)
-    for number in range(count):
-        at, length = draw.randrange(len(data)), draw.choice([1, 16, 512, 4096])
-        kept = data[at + length :]
-        changed = [data[:at], data[:at] + draw.randbytes(length) + data[at:], data[:at] + draw.randbytes(length) + kept]
-        changed += [data[:at] + bytes(length) + kept]
-        field = draw.randrange(100)
-        changed += [data[:field] + bytes([data[field] ^ draw.randrange(1, 256)]) + data[field + 1 :]]
-        if changed[number % 5] != data:
-            yield changed[number % 5]
-
-
-def test_a_damaged_index_is_refused(folder: Path) -> None:
-    run(folder, "--embeddings=wordllama")
-    path, count = folder / "index.db", 0
-    data = path.read_bytes()
-    for mutant in mutants(data, 240):
-        path.write_bytes(mutant)
-        with pytest.raises(TinyGPTError) as refusal, open_index(path):
-            pass
-        assert refusal.value.status == 2 and "\n" not in refusal.value.message and refusal.value.hint
-        if count % 20 == 0:
-            result = cli_here(*ASK, "docs", *DEFAULTS, cwd=folder)
-            assert result.status == 2 and "Traceback" not in result.err and path.read_bytes() == mutant
-        count += 1
-    assert count >= 200
-    path.write_bytes(data)
-    assert found(folder, "cheese")
-
-
 def test_the_message_says_what_is_wrong_with_an_index(folder: Path) -> None:
     run(folder)
     path = folder / "index.db"
     data = path.read_bytes()
     for content, problem in (
-        (b"", "is not an index of tinygpt"),
-        (b"hello", "is not an index of tinygpt"),
-        (data[: len(data) // 2], "is damaged or cut short: its checksum is wrong"),
-        (data[:71], "is damaged or cut short: its checksum is wrong"),
-        (data[:71] + b"\x02" + data[72:], "is an index of a newer tinygpt"),
-        (data[:-1] + bytes([data[-1] ^ 1]), "is damaged or cut short: its checksum is wrong"),
+        (b"", "is not an index of this version of tinygpt"),
+        (b"hello", "it is damaged (file is not a database)"),
+        (data[: len(data) // 2], "it is damaged (database disk image is malformed)"),
+        (data[:71] + b"\x01" + data[72:], "is not an index of this version of tinygpt"),
     ):
         path.write_bytes(content)
         assert problem in refused(folder, *ASK, "docs", *DEFAULTS)
@@ -746,11 +620,11 @@ def test_the_message_says_what_is_wrong_with_an_index(folder: Path) -> None:
     connection.execute("CREATE TABLE passages (id)")
     connection.commit()
     connection.close()
-    assert "is not an index of tinygpt" in refused(folder, *ASK, "docs", *DEFAULTS)
+    assert "is not an index of this version of tinygpt" in refused(folder, *ASK, "docs", *DEFAULTS)
 
 
 def test_the_file_is_an_intact_database(folder: Path) -> None:
-    """The checksum in the header passes the integrity checks of SQLite and of FTS5."""
+    """By the integrity checks of SQLite and of FTS5."""
     run(folder, "--embeddings=wordllama")
     (folder / "docs" / "notes.txt").unlink()
     run(folder, "--embeddings=wordllama")
@@ -785,16 +659,12 @@ def test_an_open_index_does_not_change_during_an_update(folder: Path) -> None:
     assert not found(folder, "Monday")
 
 
-def test_wrong_tables_with_a_correct_checksum_are_refused(folder: Path) -> None:
+def test_wrong_tables_are_refused(folder: Path) -> None:
     run(folder)
     connection = sqlite3.connect(folder / "index.db")
     connection.execute("DROP TABLE passages")
     connection.commit()
     connection.close()
-    with open(folder / "index.db", "r+b") as file:
-        seal = store.checksum(file).to_bytes(4, "big")
-        file.seek(60)
-        file.write(seal)
     with pytest.raises(TinyGPTError, match="is damaged"):
         found(folder, "cheese")
     (folder / "docs" / "notes.txt").unlink()

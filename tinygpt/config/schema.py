@@ -506,9 +506,9 @@ class AskConfig(InferenceConfig):
     index: File = ""
     """the file of the index; with documents, where it is made or updated; without, an index to ask as it is; empty: a
     file in .tinygpt/ in the current folder, a separate one for each set of documents"""
-    embeddings: File = "auto"
-    """vectors of the passages: wordllama, a static table of word vectors; a checkpoint, the mean of its hidden states;
-    none, keyword search only; auto: wordllama if it is installed, else none"""
+    embeddings: Literal["auto", "wordllama", "none"] = "auto"
+    """vectors of the passages: wordllama, a static table of word vectors; none, keyword search only; auto: wordllama if
+    it is installed, else none"""
     passage_size: Annotated[int, Limit(">=", 40), Limit("<=", 10000)] = 400
     """maximum length of a passage, in characters"""
     ckpt: File = ""

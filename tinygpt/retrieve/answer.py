@@ -88,7 +88,9 @@ class Reader:
                 raise TinyGPTError(message, "use --ckpt with a model for this language")
         read = self.fitted(question, passages)
         if not any(read):
-            raise self.no_room(question)
+            message = f"the question has {len(self.ids(question, [])):,} tokens, which leaves no room for a passage"
+            context = f"the model's context has {self.model.config.block_size:,}, {self.room} of them for the response"
+            raise TinyGPTError(f"{message}: {context}", "ask a shorter question, or use a model with a larger context")
         numbers = [number for number, part in enumerate(read, start=1) if part]  # of the passages in the prompt
         prompt = self.ids(question, list(filter(None, read)))
         response, probability = self.respond(prompt)
@@ -113,17 +115,6 @@ class Reader:
             if place:
                 return answer._replace(text=text[slice(*place)], passage=number)
         return answer._replace(text="", passage=0)
-
-    def require_room(self, question: str) -> None:
-        """Check that a question leaves room for a passage. Errors: TinyGPTError if it fills the model's context."""
-        question = self.readable(question)
-        if len(self.ids(question, [])) >= self.model.config.block_size - self.room:
-            raise self.no_room(question)
-
-    def no_room(self, question: str) -> TinyGPTError:
-        message = f"the question has {len(self.ids(question, [])):,} tokens, which leaves no room for a passage"
-        context = f"the model's context has {self.model.config.block_size:,}, {self.room} of them for the response"
-        return TinyGPTError(f"{message}: {context}", "ask a shorter question, or use a model with a larger context")
 
     @torch.inference_mode()
     def respond(self, prompt: np.ndarray) -> tuple[list[int], float]:

@@ -89,8 +89,6 @@ class Responder:
 
     def __call__(self, question: str) -> Outcome:
         """Answer a question. Errors: TinyGPTError as in `search` and `Reader.quoted`."""
-        if self.reader:
-            self.reader.require_room(question)  # before the search, which takes long for thousands of words
         ranking = rank(self.index, question)
         found = tuple(quotation(question, ranking, number) for number in range(min(SHOWN, len(ranking.found))))
         if ranking.probability < self.config.min_probability or not found:

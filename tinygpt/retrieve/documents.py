@@ -13,7 +13,6 @@ import io
 import itertools
 import logging
 import re
-import zipfile
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -26,7 +25,6 @@ from tinygpt.errors import TinyGPTError, library
 from tinygpt.files import file_error, read_text
 from tinygpt.terminal import one_line
 
-UNPACKED = 256 << 20  # bytes of a .docx, which is a ZIP file and is read into memory
 LONGEST_TITLE = 300  # characters of the headings above a section, which are stored with each of its passages
 FORMATS = "give text, Markdown, HTML, CSV, PDF or .docx; text must be UTF-8 (in Excel: save as CSV UTF-8)"
 
@@ -232,11 +230,6 @@ def word(path: Path) -> Iterator[Section]:
     docx = library("docx", f"{path}: .docx")
     blocks: list[tuple[int, str]] = []
     with read_errors(path, ".docx"):
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(part.file_size for part in archive.infolist())
-        if unpacked > UNPACKED:
-            message = f"{path}: takes {unpacked >> 20:,} MB unpacked, more than the limit of {UNPACKED >> 20} MB"
-            raise TinyGPTError(message, "split it into several documents, or export it as PDF")
         for item in docx.Document(str(path)).iter_inner_content():
             if isinstance(item, docx.table.Table):
                 rows = [[one_line(cell.text) for cell in row.cells] for row in item.rows]

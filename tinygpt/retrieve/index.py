@@ -6,7 +6,6 @@ not indexed again. Without a change, nothing is written, so that any number of p
     index_of(AskConfig(documents=("docs/",)))                   # .tinygpt/index-4f9ac91d.db
 """
 
-import functools
 import hashlib
 import importlib.util
 import itertools
@@ -23,7 +22,7 @@ from tinygpt.data.text_files import input_files, notes_on_unread
 from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, file_lock, remove_leftovers, require_closed, require_writable
 from tinygpt.retrieve import documents, embeddings, passages
-from tinygpt.retrieve.embeddings import Embeddings
+from tinygpt.retrieve.embeddings import WordLlama
 from tinygpt.retrieve.store import Fingerprint, Index, open_index, updated_index
 from tinygpt.terminal import counted, escaped, progress
 
@@ -91,18 +90,10 @@ def place(names: tuple[str, ...]) -> Path:
 
 
 def settings_of(config: AskConfig) -> dict[str, Any]:
-    """Return what the passages and their vectors depend on. Errors: TinyGPTError for a checkpoint."""
-    name = config.embeddings
-    if name == "auto":
-        name = embeddings.WORDLLAMA if embeddings.installed() else embeddings.NONE
-    if name == embeddings.WORDLLAMA:
-        identity = embeddings.WordLlama.fingerprint  # without loading it: most times there is nothing to update
-    else:
-        loaded = embeddings.load(name)
-        identity = loaded.fingerprint if loaded else ""
+    """Return what the passages and their vectors depend on."""
+    best = embeddings.WORDLLAMA if embeddings.installed() else embeddings.NONE
     return {
-        "embeddings": name_of(name),
-        "fingerprint": identity,
+        "embeddings": best if config.embeddings == "auto" else config.embeddings,
         "passage_size": config.passage_size,
         "formats": ", ".join(filter(importlib.util.find_spec, ("pypdf", "docx"))),
     }
@@ -112,13 +103,10 @@ def existing(config: AskConfig, out: Path) -> list[Path]:
     """Find the documents that the command names. A note says which argument's documents are gone.
 
     Errors: TinyGPTError if an argument names no document, unless it did before, when the index of these arguments was
-    made, or a folder that may not be read: its documents are not gone.
+    made.
     """
     paths: dict[Path, Path] = {}  # by full path
     for item in config.documents:
-        if os.path.isdir(item):
-            for _ in os.walk(item, onerror=functools.partial(unreadable_folder, item)):
-                pass
         try:
             endings, accepts = tuple(documents.READERS), documents.is_plain_text
             found = input_files([item], endings, hint=documents.FORMATS, accepts=accepts)
@@ -128,14 +116,6 @@ def existing(config: AskConfig, out: Path) -> list[Path]:
                 raise TinyGPTError(error.message, quoted_question(config) or error.hint) from None
             say(f"note: {item}: no document is left there; the index keeps none of its text")
     return list(paths.values())
-
-
-def unreadable_folder(item: str, error: OSError) -> None:
-    """Print that a folder in `item` is left out. Errors: TinyGPTError for `item` itself."""
-    problem = file_error(error.filename, error, "change the permissions of the folder")
-    if error.filename == item:
-        raise problem
-    say(f"left out: {problem.message}")
 
 
 def quoted_question(config: AskConfig) -> str:
@@ -176,7 +156,7 @@ def compared(config: AskConfig, out: Path, paths: list[Path], settings: dict[str
 
 
 def update(
-    config: AskConfig, out: Path, settings: dict[str, Any], changes: Changes, embedding: Embeddings | None
+    config: AskConfig, out: Path, settings: dict[str, Any], changes: Changes, embedding: WordLlama | None
 ) -> Counter[str]:
     """Bring the index up to date; return how many documents are new, changed and removed.
 
@@ -213,7 +193,7 @@ def update(
     return counts
 
 
-def add(index: Index, path: Path, file: Fingerprint, size: int, embedding: Embeddings | None, bar: Any) -> None:
+def add(index: Index, path: Path, file: Fingerprint, size: int, embedding: WordLlama | None, bar: Any) -> None:
     """Index a document in place of its earlier text. Errors: TinyGPTError if it cannot be read."""
     index.remove_source(name_of(path))
     source = index.add_source(name_of(path), file)

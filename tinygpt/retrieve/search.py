@@ -30,16 +30,8 @@ def search(index: Index, question: str, count: int, query: str = "") -> list[Pas
     depth = max(CANDIDATES, count)
     query = query or " OR ".join(terms(question))
     bm25_scores = dict(index.words(query, depth)) if query else {}
-    rankings = [list(bm25_scores)]
-    cosines = index.similarities(question)
-    if cosines is not None:
-        rankings.append(cosines.best(depth))
-    scores = fused(rankings)
-    ids = list(scores)[:count]
-    return [
-        passage._replace(score=scores[i], bm25=bm25_scores.get(i, 0.0), similarity=cosines.of(i) if cosines else 0.0)
-        for i, passage in zip(ids, index.passages(ids), strict=True)
-    ]
+    ids = fused([list(bm25_scores), index.nearest(question, depth)])[:count]
+    return [passage._replace(bm25=bm25_scores.get(passage.id, 0.0)) for passage in index.passages(ids)]
 
 
 def word_scores(texts: Sequence[str], question: str) -> list[float]:
@@ -63,13 +55,13 @@ def terms(question: str) -> list[str]:
     return [f'"{word}"' for word in {word.casefold(): word for word in words}.values()]
 
 
-def fused(rankings: list[list[int]]) -> dict[int, float]:
-    """Fuse rankings of passage ids by reciprocal rank; return the score of each id, best first."""
+def fused(rankings: list[list[int]]) -> list[int]:
+    """Fuse rankings of passage ids by reciprocal rank, best first."""
     scores: dict[int, float] = defaultdict(float)
     for ranking in rankings:
         for rank, passage in enumerate(ranking, start=1):
             scores[passage] += 1 / (RANK_CONSTANT + rank)
-    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0])))
+    return sorted(scores, key=lambda passage: (-scores[passage], passage))
 
 
 def normalised(text: str) -> str:

@@ -1,7 +1,6 @@
 """The index: passages, their words and their vectors, in one SQLite file.
 
-SQLite's header has two fields for applications: `application_id` names the format, and `user_version` is the CRC-32 of
-everything else in the file. So a truncated or damaged index is refused when it is opened.
+The field `application_id` of SQLite's header names the format.
 
 Words are in an FTS5 table, which ranks with BM25. Vectors are 8-bit integers, one row per passage. numpy compares a
 question with all of them: 3.5 ms for 100,000 passages on one core (docs/RETRIEVAL.md compares sqlite-vec and usearch).
@@ -17,10 +16,9 @@ import os
 import re
 import shutil
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,9 +27,7 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import file_error, replacing
 from tinygpt.retrieve import embeddings
 
-FORMAT = 1
-SQLITE, MAGIC = b"SQLite format 3\0", b"tgi"  # the first bytes of the file; those of application_id, before FORMAT
-SEAL, APPLICATION = slice(60, 64), slice(68, 72)  # user_version and application_id in SQLite's header
+FORMAT = int.from_bytes(b"tgi\2", "big")  # application_id; an index of another format is made again
 BLOCK = 1 << 13  # vectors compared at a time; they fit in the processor's caches
 TITLE_WEIGHT = 4.0  # of a word in the title, relative to one in the text
 
@@ -54,32 +50,14 @@ class Fingerprint(NamedTuple):
 
 
 class Passage(NamedTuple):
-    """A passage of the index. The scores are 0 unless a search returned it."""
+    """A passage of the index."""
 
     source: str = ""  # the document's path as the user gave it
     position: str = ""  # "line 12", "page 3", "row 7"
     title: str = ""  # headings above it, "Report > Outlook", may be empty
-    score: float = 0.0  # of the reciprocal rank fusion
     bm25: float = 0.0  # BM25 score, higher is better, 0.0 if the passage was not found by BM25
-    similarity: float = 0.0  # cosine, 0.0 without vectors
     text: str = ""
     id: int = 0
-
-
-class Similarities(NamedTuple):
-    """Cosine similarities of a question and all passages."""
-
-    ids: np.ndarray  # of the passages, ascending, int64 (n,)
-    cosines: np.ndarray  # float32 (n,)
-
-    def best(self, count: int) -> list[int]:
-        """Return the ids of the most similar passages, best first."""
-        top = np.argpartition(-self.cosines, min(count, len(self.ids)) - 1)[:count]
-        ids: list[int] = self.ids[top[np.lexsort((top, -self.cosines[top]))]].tolist()
-        return ids
-
-    def of(self, passage: int) -> float:
-        return float(self.cosines[np.searchsorted(self.ids, passage)])
 
 
 class Index:
@@ -126,18 +104,9 @@ class Index:
         return int(self._db.execute("SELECT count(*) FROM words WHERE words MATCH ?", (word,)).fetchone()[0])
 
     @functools.cached_property
-    def embeddings(self) -> embeddings.Embeddings | None:
-        """Load the embeddings that made the index's vectors; None if it has no vectors. Errors: TinyGPTError."""
-        settings = self.settings
-        try:
-            loaded = embeddings.load(settings["embeddings"])
-        except TinyGPTError as error:
-            message = f"{self.path}: was made with --embeddings={settings['embeddings']}: {error.message}"
-            raise TinyGPTError(message, f"{error.hint}, or index the documents again") from None
-        if loaded and loaded.fingerprint != settings["fingerprint"]:
-            message = f"{self.path}: was made with another model; {loaded.name} has changed since then"
-            raise TinyGPTError(message, "index the documents again")
-        return loaded
+    def embeddings(self) -> embeddings.WordLlama | None:
+        """Load the table that made the index's vectors; None if it has no vectors. Errors: TinyGPTError."""
+        return embeddings.load(self.settings["embeddings"])
 
     @functools.cached_property
     def _vectors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -148,13 +117,14 @@ class Index:
         norms = [np.linalg.norm(block.astype(np.float32), axis=1) for block in blocks(matrix)]
         return ids, matrix, np.maximum(np.concatenate(norms), 1)
 
-    def similarities(self, question: str) -> Similarities | None:
-        """Compare a question with all passages; None without any vector, or for a question without tokens."""
+    def nearest(self, question: str, count: int) -> list[int]:
+        """Return the passages with the largest cosines, best first; none without vectors or without tokens."""
         if self.embeddings is None or not len(self) or not (vector := self.embeddings.vectors([question])[0]).any():
-            return None
+            return []
         ids, matrix, norms = self._vectors
-        products = [block.astype(np.float32) @ vector for block in blocks(matrix)]
-        return Similarities(ids, np.concatenate(products) / norms)
+        cosines = np.concatenate([block.astype(np.float32) @ vector for block in blocks(matrix)]) / norms
+        found: list[int] = ids[np.argsort(-cosines, kind="stable")[:count]].tolist()
+        return found
 
     def add_source(self, path: str, file: Fingerprint) -> int:
         """Add a document; return its id."""
@@ -201,12 +171,11 @@ def blocks(matrix: np.ndarray) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def open_index(path: Path) -> Iterator[Index]:
-    """Open an index for reading. Errors: TinyGPTError if the file is not an index, or is damaged."""
+    """Open an index for reading. Errors: TinyGPTError if the file is not an index, or is found to be damaged."""
     if path.is_dir():
         raise TinyGPTError(f"{path}: is a folder, not an index", suggest.command("ask", "your question", path))
     try:
         with open(path, "rb") as file:
-            require_intact(path, file)
             opened = version(os.fstat(file.fileno()))
     except OSError as error:
         raise file_error(path, error, suggest.command("ask", "your question", "DOCUMENTS", "--index", path)) from None
@@ -215,9 +184,11 @@ def open_index(path: Path) -> Iterator[Index]:
         # the server opens the index in one thread and asks it in another
         connection = sqlite3.connect(f"{uri}?mode=ro&immutable=1", uri=True, check_same_thread=False)
         with contextlib.closing(connection):
+            if connection.execute("PRAGMA application_id").fetchone()[0] != FORMAT:
+                raise unusable(path, "is not an index of this version of tinygpt")
             yield Index(connection, path, opened)
     except sqlite3.DatabaseError as error:
-        raise unusable(path, f"is damaged ({error})") from None
+        raise unusable(path, f"is not an index, or it is damaged ({error})") from None
 
 
 def version(status: os.stat_result) -> tuple[int, int]:
@@ -252,38 +223,13 @@ def updated_index(path: Path, settings: dict[str, Any], new: bool) -> Iterator[I
                 errno_of = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_IOERR: errno.EIO}
                 if number := errno_of.get(getattr(error, "sqlite_errorcode", 0) & 0xFF):
                     raise OSError(number, str(error)) from error
-                raise unusable(path, f"is damaged ({error})") from None
-        seal = checksum(file).to_bytes(4, "big")
-        file.seek(SEAL.start)
-        file.write(seal)
+                raise unusable(path, f"is not an index, or it is damaged ({error})") from None
 
 
 def create(connection: sqlite3.Connection, settings: dict[str, Any]) -> None:
     """Create the tables."""
-    application_id = int.from_bytes(MAGIC + bytes([FORMAT]), "big")
-    connection.executescript(f"PRAGMA application_id = {application_id}; {SCHEMA}")
+    connection.executescript(f"PRAGMA application_id = {FORMAT}; {SCHEMA}")
     connection.executemany("INSERT INTO settings VALUES (?, ?)", settings.items())
-
-
-def require_intact(path: Path, file: IO[bytes]) -> None:
-    """Check the header and the checksum of an open index. Errors: TinyGPTError."""
-    header = file.read(APPLICATION.stop)
-    if not header.startswith(SQLITE) or header[APPLICATION][:3] != MAGIC:
-        raise unusable(path, "is not an index of tinygpt")
-    if header[APPLICATION][3:] > bytes([FORMAT]):
-        raise TinyGPTError(f"{path}: is an index of a newer tinygpt", "pip install --upgrade tinygpt")
-    if checksum(file) != int.from_bytes(header[SEAL], "big"):
-        raise unusable(path, "is damaged or cut short: its checksum is wrong")
-
-
-def checksum(file: IO[bytes]) -> int:
-    """Return the CRC-32 of a file, without the field that holds it."""
-    file.seek(0)
-    crc = zlib.crc32(file.read(SEAL.start))
-    file.seek(SEAL.stop)
-    while chunk := file.read(1 << 20):
-        crc = zlib.crc32(chunk, crc)
-    return crc
 
 
 def unusable(path: Path, problem: str) -> TinyGPTError:
