@@ -9,7 +9,6 @@ import pickle
 import random
 import shutil
 import struct
-import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -46,13 +45,8 @@ def pickles(canary: str) -> dict[str, bytes]:
     return {
         "os.system": pickle.dumps(Reducer(os.system, f"touch {canary}"), 2),
         "exec": pickle.dumps(Reducer(exec, touch), 2),
-        "eval": pickle.dumps(Reducer(eval, touch), 4),
-        "subprocess": pickle.dumps(Reducer(subprocess.call, ["touch", canary]), 2),
-        "open": pickle.dumps(Reducer(open, canary, "w"), 2),
         "nested in a state": pickle.dumps({"model": {}, "model_args": {}, "config": Reducer(exec, touch)}, 2),
         "INST opcode": b"(S'" + touch.encode() + b"'\nibuiltins\neval\n.",
-        "OBJ opcode": b"(cbuiltins\neval\nV" + touch.encode() + b"\no.",
-        "dotted name": b"\x80\x04\x8c\x05torch\x8c\x0eserialization.os\x93.",
         "getattr chain": (
             b"\x80\x04cbuiltins\ngetattr\n(cbuiltins\n__import__\n(V" + b"os\ntRV" + b"system\ntR(V"
             + f"touch {canary}".encode() + b"\ntR."
@@ -62,16 +56,13 @@ def pickles(canary: str) -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def zipped(pickled: bytes, script: bool = False) -> bytes:
+def zipped(pickled: bytes) -> bytes:
     """A torch.save archive around a pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("archive/data.pkl", pickled)
         archive.writestr("archive/version", "3\n")
         archive.writestr("archive/byteorder", "little")
-        if script:
-            archive.writestr("archive/constants.pkl", pickled)
-            archive.writestr("archive/code/__torch__.py", "import os\n")
     return file.getvalue()
 
 
@@ -87,43 +78,26 @@ def payloads(canary: str) -> list[tuple[str, str, bytes]]:
     made: list[tuple[str, str, bytes]] = []
     for name, pickled in pickles(canary).items():
         made += [(f"{name}, zip", "x.pt", zipped(pickled)), (f"{name}, sealed zip", "x.pt", sealed(zipped(pickled)))]
-    for name, pickled in list(pickles(canary).items())[:4]:
-        made += [(f"{name}, bare pickle", "x.pt", pickled), (f"{name}, legacy", "x.pt", legacy(pickled))]
     system = pickles(canary)["os.system"]
-    made += [("TorchScript", "x.pt", zipped(system, script=True)), ("meta.pkl", "meta.pkl", system)]
+    made += [("bare", "x.pt", system), ("legacy", "x.pt", legacy(system)), ("meta.pkl", "meta.pkl", system)]
     for tag in (
         f"x: !!python/object/apply:os.system ['{command}']",
-        f'x: !!python/object/apply:builtins.exec ["{touch}"]',
         f"x: !!python/object/new:subprocess.Popen [['touch', '{canary}']]",
-        f"!!python/object/apply:os.system ['{command}']: x",
         f'x: &a !!python/object/apply:builtins.eval ["{touch}"]\ny: *a',
-        f"x: !!python/object/new:type\n  args: [z, !!python/tuple [], {{extend: !!python/name:exec }}]\n"
-        f'  listitems: "{touch}"',
-        f"!<tag:yaml.org,2002:python/object/apply:os.system> ['{command}']",
-        "x: !!python/module:antigravity",
     ):
         made.append((f"YAML {tag[:40]!r}", "x.yaml", tag.encode()))
     for line in (
         f"import os\nos.system({command!r})",
         f"from os import system as str\nseed = str({command!r})",
         f"seed = __import__('os').system({command!r})",
-        f"seed = [{touch} for _ in (1,)]",
         f"seed = str({touch})",
         f"seed = f'{{{touch}}}'",
         f"seed = (lambda: {touch})()",
         f"class seed: x = {touch}",
-        f"def f(x={touch}): pass",
         f"@{touch}.write\ndef f(): pass",
         f"seed = time.time.__self__.__loader__.load_module('os').system({command!r})",
-        f"seed = ().__class__.__base__.__subclasses__()[0]({touch})",
-        f"seed: {touch} = 1",
-        f"assert {touch}",
-        f"seed = 1 if {touch} else 2",
         f"seed = (x := {touch})",
-        f"exec({touch!r})",
         f"str = exec\nseed = str({touch!r})",
-        f"with {touch} as seed: pass",
-        f"seed = {{**{touch}}}",
     ):
         made.append((f"Python {line[:40]!r}", "x.py", line.encode()))
     return made

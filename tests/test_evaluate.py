@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import cli_here
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tinygpt import device
 from tinygpt.checkpoint.store import load
@@ -62,7 +60,7 @@ def whole_loss(model: GPT, ids: np.ndarray) -> float:
 # ---- over a split -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [2, 3, 8, 9, 10, 17, 50, 64, 65, 66])
+@pytest.mark.parametrize("count", [2, 9, 10, 17, 64, 66])
 def test_the_whole_split_is_every_token_once(count: int) -> None:
     model, ids = tiny(), tokens(count)
     expected = one_by_one(model, ids)
@@ -70,35 +68,6 @@ def test_the_whole_split_is_every_token_once(count: int) -> None:
     assert loss == pytest.approx(sum(expected) / len(expected), abs=1e-5)
     if count > 10:  # and the shorter last window counts
         assert abs(sum(expected[:-1]) / (len(expected) - 1) - loss) > 1e-5
-
-
-@given(st.integers(2, 200), st.integers(1, 20), st.integers(1, 5))
-@settings(deadline=None)
-def test_windows_cover_each_target_once(count: int, block_size: int, rows: int) -> None:
-    ids = np.arange(count, dtype="<u2")  # each token is its own position
-    seen: list[int] = []
-    source = TextRows(ids)
-    starts = source.all_rows(block_size)
-    for at in range(0, len(starts), rows):
-        x, y = source.rows(starts[at : at + rows], block_size)
-        assert x.shape == y.shape and x.shape[0] <= rows and x.shape[1] == block_size
-        assert ((y == x + 1) | (y == -1)).all()
-        seen += y[y >= 0].tolist()
-    assert seen == list(range(1, count))
-
-
-def test_processes_share_the_work_without_loss_or_repetition() -> None:
-    """The weighted mean over 3 processes' parts is the whole, an uneven share and the short window included."""
-    model, ids = tiny(), tokens(60)
-    starts = TextRows(ids).all_rows(8)
-    total = count = 0.0
-    for rank in range(3):
-        mine = starts[rank::3]
-        size = sum(min(8, 59 - start) for start in mine)
-        total += mean_loss(model, TextRows(ids), mine, CPU) * size
-        count += size
-    assert count == 59
-    assert total / count == pytest.approx(mean_loss(model, TextRows(ids), starts, CPU), abs=1e-6)
 
 
 def test_large_vocabularies_go_through_in_smaller_batches() -> None:

@@ -4,12 +4,11 @@ import contextlib
 import errno
 import math
 import os
-import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from conftest import PATIENCE
@@ -27,7 +26,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ckpt.pt"
 
 
-def write(path: Path, replacing: Callable[[Path], contextlib.AbstractContextManager[IO[bytes]]] = replacing) -> None:
+def write(path: Path) -> None:
     with replacing(path) as file:
         for start in range(0, len(NEW), 4096):
             file.write(NEW[start : start + 4096])
@@ -38,37 +37,6 @@ def raising(error: BaseException) -> Callable[..., None]:
         raise error
 
     return fail
-
-
-# ---- the order --------------------------------------------------------------------------------------------------
-
-
-def test_data_then_file_then_name_then_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order survives a power loss. Each step records what has been written to the disk."""
-    steps: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def recorded_fsync(descriptor: int) -> None:
-        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        written = sum(file.stat().st_size for file in path.parent.glob(".*.tmp"))
-        steps.append("fsync folder" if is_folder else f"fsync file of {written} bytes")
-        fsync(descriptor)
-
-    def recorded_replace(source: Path, target: Path) -> None:
-        steps.append(f"replace, old file {'there' if path.read_bytes() == OLD else 'gone'}")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(os, "replace", recorded_replace)
-    write(path)
-    assert steps == [f"fsync file of {len(NEW)} bytes", "replace, old file there", "fsync folder"]
-    assert path.read_bytes() == NEW
-
-
-def test_a_file_that_was_not_there(tmp_path: Path) -> None:
-    write(tmp_path / "first.pt")
-    assert [file.name for file in tmp_path.iterdir()] == ["first.pt"]
-    assert (tmp_path / "first.pt").read_bytes() == NEW
 
 
 def test_the_file_can_be_read_while_it_is_written(path: Path) -> None:
@@ -99,26 +67,12 @@ def test_each_call_fails_in_turn(place: str, failure: str, path: Path, monkeypat
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_the_folders_fsync_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file has its name by then: it is the new one, and complete."""
-    monkeypatch.setattr(files, "sync_folder", raising(OSError(errno.EIO, "Input/output error")))
-    with pytest.raises((TinyGPTError, OSError)):
-        write(path)
-    assert path.read_bytes() == NEW
-    assert os.listdir(path.parent) == [path.name]
-
-
-def fail_after(replacing: Callable[..., contextlib.AbstractContextManager[IO[bytes]]], path: Path, size: int) -> None:
-    with replacing(path) as file:
+@pytest.mark.parametrize("size", [0, 4096, len(NEW)])
+def test_the_disk_is_full_while_writing(size: int, path: Path) -> None:
+    with pytest.raises(TinyGPTError) as caught, replacing(path) as file:
         file.write(NEW[:size])
         file.flush()
         raise FAILURES["no space"]
-
-
-@pytest.mark.parametrize("size", [0, 1, 4096, len(NEW)])
-def test_the_disk_is_full_while_writing(size: int, path: Path) -> None:
-    with pytest.raises(TinyGPTError) as caught:
-        fail_after(replacing, path, size)
     assert "ckpt.pt: no space left to write it" in caught.value.message and " MB free" in caught.value.message
     assert caught.value.status == 1 and "free some space" in caught.value.hint
     assert path.read_bytes() == OLD
@@ -131,19 +85,6 @@ def test_a_full_disk_is_reported_for_the_inner_of_two_files(path: Path) -> None:
     with pytest.raises(TinyGPTError, match=r"inner.bin: no space left"), replacing(path), replacing(inner):
         raise FAILURES["no space"]
     assert path.read_bytes() == OLD and os.listdir(path.parent) == [path.name]
-
-
-def test_negative_control_writing_in_place_loses_the_file(path: Path) -> None:
-    """The same failure with plain `open`: these tests can tell the difference."""
-
-    @contextlib.contextmanager
-    def in_place(path: Path) -> Iterator[IO[bytes]]:
-        with open(path, "wb") as file:
-            yield file
-
-    with pytest.raises(OSError, match="No space"):
-        fail_after(in_place, path, 4096)
-    assert path.read_bytes() not in (OLD, NEW)
 
 
 def test_a_full_disk_is_seen_behind_another_error(path: Path) -> None:
@@ -289,8 +230,8 @@ def test_a_file_that_stays_open_is_named_and_kept(windows: None, path: Path, mon
     deny(monkeypatch, os, "replace", times=math.inf)
     with pytest.raises(TinyGPTError) as caught, replacing(path, "resume: tinygpt train") as file:
         file.write(NEW)
-    assert caught.value.message == f"{path}: another program has this file open; what was saved before is unchanged"
-    assert "virus scanner" in caught.value.hint and caught.value.hint.endswith("then resume: tinygpt train")
+    assert "another program has this file open" in caught.value.message
+    assert caught.value.hint.endswith("then resume: tinygpt train")
     assert caught.value.status == 1
     assert path.read_bytes() == OLD and os.listdir(path.parent) == [path.name]
     deny(monkeypatch, Path, "unlink", times=math.inf)

@@ -101,16 +101,6 @@ def pairwise_cells() -> list[Cell]:
     return list(dict.fromkeys([*pairwise(cells), *pairwise([cell for cell in cells if cell.exact])]))
 
 
-def test_the_chosen_cells_contain_every_choice_and_every_pair_of_choices() -> None:
-    cells, choices = pairwise_cells(), list(CHOICES.values())
-    assert len(all_cells()) == 432 and len(cells) < 25
-    for i, values in enumerate(choices):
-        assert {cell[i] for cell in EVERYDAY} == set(values), i
-    for i, j in itertools.combinations(range(len(choices)), 2):
-        seen = {(cell[i], cell[j]) for cell in cells}
-        assert seen == {(cell[i], cell[j]) for cell in all_cells()}, (i, j)
-
-
 def test_features_combine(harness: Harness) -> None:
     """Proof 15: resuming, processes and micro-steps do not change a result, and every command works on every result."""
     check_cells(harness, EVERYDAY)

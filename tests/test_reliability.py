@@ -1,14 +1,12 @@
 """Proofs of the reliability contract: nothing is lost under kills, full disks, damaged files and hostile input.
 
-pytest tests/test_reliability.py -m "not slow"   # a few rounds of each proof
-pytest tests/test_reliability.py                 # also the slow tests: further rounds
-python scripts/torture.py                        # the full number of rounds, with the figures of each proof
+pytest tests/test_reliability.py    # a few rounds of each proof
+python scripts/torture.py           # the full number of rounds, with the figures of each proof
 
 A proof disturbs child processes and requires that the promise holds. Each proof runs once more without the protection
 that it tests, and must fail then.
 """
 
-import ast
 import contextlib
 import errno
 import functools
@@ -20,7 +18,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -54,9 +51,7 @@ from children import (
 )
 from conftest import PATIENCE, TINY_TRAIN, until
 from faults import SAFE_ORDER, Fault
-from tqdm import tqdm
 
-import tinygpt
 from tinygpt import cli
 from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.data.corpora import tiny_shakespeare
@@ -160,7 +155,7 @@ def test_power_loss(harness: Harness) -> None:
 
 
 def test_disk_full(harness: Harness) -> None:
-    """Proof 4: a full disk, simulated at any byte or real, leaves the last checkpoint unchanged."""
+    """Proof 4: a disk that is full at any byte leaves the last checkpoint unchanged."""
     meter = Fault("write", -1)
 
     def count_bytes() -> None:
@@ -181,43 +176,13 @@ def test_disk_full(harness: Harness) -> None:
         offset = int(total * (index + harness.random.random()) / rounds)
         fault = Fault("write", offset, full, sticky=True)
         child = harness.run(harness.training(out, "--max_iters=40"), fault.install)
-        assert_full(child, out, f"after {offset} bytes")
+        what = f"after {offset} bytes: exit status {child.status}: {child.output[-400:]}"
+        assert_intact(out)
+        assert child.status == 1 and "Traceback" not in child.output, what
+        assert "no space left" in child.output and "MB free" in child.output and not leftovers(out), what
         assert child.answers == [snapshot(out)], f"a checkpoint changed after {offset} bytes"
         harness.figures["offsets"] += 1
         remove(out)
-    fill_small_disk(harness, (undisturbed / "last.pt").stat().st_size)
-
-
-def assert_full(child: Child, out: Path, where: str) -> None:
-    what = f"{where}: exit status {child.status}: {child.output[-400:]}"
-    assert_intact(out)
-    assert child.status == 1 and "Traceback" not in child.output, what
-    assert "no space left" in child.output and "MB free" in child.output, what
-    assert not leftovers(out), what
-
-
-def fill_small_disk(harness: Harness, size: int) -> None:
-    """Train on a tmpfs of 1 MB (needs root) with too little space: at most for nearly three checkpoints."""
-    disk = harness.new("tmpfs")
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        harness.figures["full tmpfs (mounting needs root on Linux)"] = 0
-        return
-    try:
-        rounds = harness.rounds(1, 8)
-        for index in range(rounds):
-            out = disk / "out"
-            out.mkdir()
-            room = int((0.2 + 2.6 * index / max(rounds - 1, 1)) * size)
-            (disk / "ballast").write_bytes(b"x" * max(shutil.disk_usage(disk).free - room, 0))
-            child = harness.run(harness.training(out, "--max_iters=40"))
-            assert_full(child, out, f"tmpfs with {room:,} bytes left")
-            harness.figures["full tmpfs"] += 1
-            remove(out)
-            (disk / "ballast").unlink()
-    finally:
-        subprocess.run(["umount", str(disk)], check=False)
 
 
 # ---- proofs 5 to 7: hostile files ------------------------------------------------------------------------------------
@@ -229,7 +194,7 @@ def sample(path: Path) -> list[str]:
 
 
 def test_no_file_runs_code(harness: Harness) -> None:
-    """Proof 5: no payload creates the canary; the source has no call that could run code from a file."""
+    """Proof 5: no payload creates the canary."""
     canary = harness.folder / "canary"
 
     def load_all() -> None:
@@ -249,51 +214,6 @@ def test_no_file_runs_code(harness: Harness) -> None:
 
     harness.figures["payloads"] = len(harness.succeed(load_all).answers)
     assert not canary.exists()  # nor when the process ended
-    sources = sorted(Path(tinygpt.__file__).parent.rglob("*.py"))
-    assert {path.name: dangerous(path.read_text()) for path in sources if dangerous(path.read_text())} == {}
-    assert len(sources) > 20
-
-
-def dangerous(source: str) -> list[str]:
-    """Calls and imports in a Python source that could run code from a file."""
-    banned_calls = {
-        "exec", "eval", "compile", "__import__", "execfile", "os.system", "os.popen", "yaml.load", "yaml.load_all",
-        "yaml.unsafe_load", "yaml.full_load", "importlib.reload", "pickle.load", "pickle.loads", "torch.hub.load",
-        "pandas.read_pickle",
-    }  # fmt: skip
-    banned_modules = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy"}
-    banned_keywords = {("weights_only", False), ("allow_pickle", True), ("shell", True)}
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            found += [f"import {name}" for name in names if name.split(".")[0] in banned_modules]
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            keywords = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
-            if called in banned_calls:
-                found.append(called)
-            if called == "torch.load" and keywords.get("weights_only") is not True:
-                found.append("torch.load without weights_only=True")
-            found += [f"{key}={value}" for key, value in keywords.items() if (key, value) in banned_keywords]
-    return found
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "import pickle",
-        "from pickle import loads",
-        "exec('x = 1')",
-        "torch.load(path)",
-        "torch.load(path, weights_only=False)",
-        "yaml.load(text, Loader=yaml.Loader)",
-        "subprocess.run(line, shell=True)",
-    ],
-)
-def test_the_source_scan_finds_what_it_bans(source: str) -> None:
-    assert dangerous(source)
-    assert not dangerous("model.eval(); re.compile('x'); torch.load(path, weights_only=True)")
 
 
 def test_corruption(harness: Harness) -> None:
@@ -683,35 +603,7 @@ def test_without_the_protection_the_proof_fails(
         proof(Harness(tmp_path, share=share, before=protection, patience=3))
 
 
-def test_every_proof_has_a_negative_control() -> None:
-    proofs = {
-        value
-        for name, value in globals().items()
-        if name.startswith("test_") and "harness" in value.__code__.co_varnames
-    }
-    others = {test_prepare_train_and_sample_open_no_socket, test_a_killed_process_of_torchrun}
-    assert proofs - others == {entry[0] for entry in WITHOUT}
-
-
-FURTHER = {  # share of the full counts
-    test_exact_resume: 0.02,
-    test_old_or_new: 0.1,
-    test_disk_full: 0.05,
-    test_garbage: 0.01,
-    test_signals: 0.03,
-    test_complete_datasets: 0.05,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("proof", FURTHER, ids=lambda proof: proof.__name__)
-def test_further_rounds(proof: Callable[[Harness], None], tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if request.config.getoption("--full"):
-        pytest.skip("the proof itself has more")
-    proof(Harness(tmp_path, share=FURTHER[proof], seed=2))
-
-
-# ---- privacy, and the children themselves ----------------------------------------------------------------------------
+# ---- privacy ----------------------------------------------------------------------------
 
 
 def test_prepare_train_and_sample_open_no_socket(harness: Harness) -> None:
@@ -727,17 +619,3 @@ def test_a_socket_would_have_been_noticed(tmp_path: Path) -> None:
             socket.create_connection(("127.0.0.1", 9), timeout=1)
 
     assert Harness(tmp_path).run(call_home, faults.forbid_sockets).status == 99
-
-
-def test_a_child_killed_while_it_draws_its_progress_bar_stops_no_other(tmp_path: Path) -> None:
-    """Without `tqdm.set_lock(...)` in children.py every later progress bar would wait for ever."""
-
-    def die_with_the_lock() -> None:
-        tqdm.get_lock().acquire()
-        faults.die()
-
-    tqdm.get_lock()  # created before the fork, so that the children could share it
-    children = Harness(tmp_path)
-    assert children.run(die_with_the_lock).status == -signal.SIGKILL
-    child = children.run(lambda: tqdm(disable=True).close())
-    assert child.status == 0, child.output

@@ -20,7 +20,6 @@ import openai
 import pytest
 import torch
 from conftest import GERMAN, PATIENCE, free_port, until
-from openai import OpenAI
 from serving import Server, events, sampled, serving, serving_here
 
 from tinygpt.checkpoint.adapter import load_model
@@ -174,18 +173,10 @@ def test_prompts_as_text_list_ids_and_lists_of_ids(text: Server, ask: Ask) -> No
 
 
 @pytest.mark.parametrize("path, field", [("/detokenize", "tokens"), ("/v1/completions", "prompt")])
-@pytest.mark.parametrize("bad", [-1, 1000])
-def test_an_id_outside_the_vocabulary_is_refused_with_its_field(text: Server, path: str, field: str, bad: int) -> None:
-    status, answer = text.post(path, {field: [1, bad]})
-    error = json.loads(answer)["error"]
-    assert status == 400 and error["param"] == field and error["message"].startswith(f"{field}: token ids are 0 to ")
-
-
-@pytest.mark.parametrize("wrong", ["the king", [1.5], [True], {"0": 1}])
-def test_ids_are_a_list_of_whole_numbers(text: Server, wrong: Any) -> None:
-    status, answer = text.post("/detokenize", {"tokens": wrong})
-    assert status == 400 and json.loads(answer)["error"]["param"] == "tokens"
-    assert json.loads(text.post("/detokenize", {"tokens": []})[1]) == {"prompt": ""}
+@pytest.mark.parametrize("bad", [[1, -1], [1, 1000], [1.5], [True]], ids=str)
+def test_wrong_ids_are_refused_with_their_field(text: Server, path: str, field: str, bad: list[Any]) -> None:
+    status, answer = text.post(path, {field: bad})
+    assert status == 400 and json.loads(answer)["error"]["param"] == field
 
 
 def test_names_of_adapters_are_unique() -> None:
@@ -239,15 +230,7 @@ def test_log_probabilities_are_those_of_the_forward_pass(request: pytest.Fixture
     server: Server = request.getfixturevalue(kind)
     model, tokenizer = loaded(server, ckpt)
     prompt = "the king" if kind == "text" else "012 red"
-    body = {
-        "model": ckpt,
-        "prompt": prompt,
-        "logprobs": 3,
-        "echo": True,
-        "max_tokens": 6,
-        "temperature": 1.3,
-        "seed": 3,
-    }
+    body = {"model": ckpt, "prompt": prompt, "logprobs": 3, "echo": True, "max_tokens": 6, "seed": 3}
     answer = server.client().completions.create(**body).choices[0]
     told = answer.logprobs
     assert "".join(told.tokens).startswith(answer.text) and answer.text.startswith(prompt)  # an end is a token too
@@ -301,7 +284,7 @@ def test_a_chat_whose_prompt_fills_the_context_gets_one_token(chat: Ask) -> None
     assert answer.choices[0].finish_reason == "length"
 
 
-@pytest.mark.parametrize("prompt", ["123 red", "007 green", "055 blue"])
+@pytest.mark.parametrize("prompt", ["123 red", "055 blue"])
 def test_chat_answers_as_sample_does_and_so_does_an_adapter(pairs: Server, chat: Ask, prompt: str) -> None:
     expected = sampled(pairs.folder, prompt, "--ckpt=out-colours", "--temperature=0", "--max_new_tokens=12")
     answer = chat(messages=user(prompt))
@@ -330,14 +313,11 @@ def test_an_adapter_that_made_a_text_model_answer(text: Server) -> None:
     assert caught.value.param == "messages"
 
 
-def test_a_chat_with_a_seed_and_several_choices(pairs: Server, chat: Ask) -> None:
+def test_a_seed_and_several_choices_of_a_chat(pairs: Server, chat: Ask) -> None:
     more = {"temperature": 1.5, "seed": 11, "max_tokens": 30}
-    flags = ["--ckpt=out-colours", *as_flags(1.5, 0, 1.0, 11, 30)]
     found = [choice.message.content for choice in chat(messages=user("123 red"), n=4, **more).choices]
-    assert found[0] == sampled(pairs.folder, "123 red", *flags)
-    again = [chat(messages=user("123 red"), **more | {"seed": 11 + i}).choices[0].message.content for i in range(4)]
-    assert found == again
-    assert len(set(found)) > 1
+    flags = ["--ckpt=out-colours", *as_flags(1.5, 0, 1.0, 11, 30)]
+    assert found[0] == sampled(pairs.folder, "123 red", *flags) and len(set(found)) > 1
 
 
 def test_max_tokens_and_max_completion_tokens(chat: Ask) -> None:
@@ -363,10 +343,8 @@ def test_log_probabilities_of_a_chat(pairs: Server, chat: Ask) -> None:
     assert chat(messages=user("123 red"), logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
     assert chat(messages=user("123 red")).choices[0].logprobs is None
     stream = chat(messages=user("123 red"), logprobs=True, top_logprobs=2, stream=True)
-    streamed = [
-        entry for chunk in stream for entry in (chunk.choices[0].logprobs or []) and chunk.choices[0].logprobs.content
-    ]
-    assert streamed == told
+    parts = [chunk.choices[0].logprobs for chunk in stream]
+    assert [entry for part in parts if part for entry in part.content] == told
 
 
 def test_conversations_that_a_model_of_pairs_cannot_read(chat: Ask) -> None:
@@ -433,15 +411,6 @@ def test_order_of_the_chunks_of_a_completion(text: Server, usage: bool) -> None:
     assert {chunk["object"] for chunk in chunks} == {"text_completion"}
 
 
-def test_the_client_reads_streams(chat: Ask, ask: Ask) -> None:
-    chunks = list(chat(messages=user("123 red"), stream=True, stream_options={"include_usage": True}))
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == "red"
-    assert chunks[-1].usage.completion_tokens == 4
-    assert "".join(chunk.choices[0].text for chunk in ask(prompt="the", seed=1, stream=True)) == (
-        ask(prompt="the", seed=1).choices[0].text
-    )
-
-
 # ---- models -----------------------------------------------------------------------------------------------------
 
 
@@ -481,22 +450,14 @@ def test_a_path_that_does_not_exist(text: Server) -> None:
 @pytest.mark.parametrize(
     "body, param, said",
     [
-        ({"temperature": -1}, "temperature", "expected 0 to 100"),
         ({"temperature": "warm"}, "temperature", "expected a number"),
         ({"top_p": 1.1}, "top_p", "expected 0 to 1"),
-        ({"n": 0}, "n", "expected 1 to 128"),
         ({"n": 17}, "n", "16"),
         ({"max_tokens": 501}, "max_tokens", "limit of 500"),
-        ({"max_tokens": 1.5}, "max_tokens", "expected an integer"),
         ({"max_tokens": True}, "max_tokens", "expected an integer"),
-        ({"logprobs": 21}, "logprobs", "expected 0 to 20"),
-        ({"seed": 1 << 64}, "seed", "expected"),
         ({"stream": "yes"}, "stream", "true or false"),
         ({"prompt": None}, "prompt", "required"),
-        ({"prompt": []}, "prompt", "expected a string"),
         ({"prompt": [["a"]]}, "prompt", "expected a string"),
-        ({"prompt": [1, 29]}, "prompt", "token ids are 0 to 28"),
-        ({"prompt": [-1]}, "prompt", "token ids are 0 to 28"),
         ({"prompt": "ä"}, "prompt", "U\\+00E4"),
         ({"prompt": ["a"] * 129}, "prompt", "at most 128"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
@@ -546,8 +507,7 @@ def test_a_missing_or_wrong_key(pairs: Server) -> None:
         with pytest.raises(openai.AuthenticationError, match="a key is required") as caught:
             pairs.client(api_key=key).models.list()
         assert caught.value.code == "invalid_api_key" and caught.value.status_code == 401
-    status, _, headers = pairs.request("GET", "/v1/models", authorization="")
-    assert status == 401 and headers["www-authenticate"] == "Bearer"
+    assert pairs.request("GET", "/v1/models", authorization="")[2]["www-authenticate"] == "Bearer"
     assert pairs.request("GET", "/health", authorization="")[0] == 200
     assert [model.id for model in pairs.client(api_key=KEY).models.list()]
 
@@ -601,7 +561,6 @@ def test_a_request_that_takes_too_long_gets_503_or_ends_its_stream(models: Path)
 
 def test_the_server_says_where_it_is(text: Server) -> None:
     assert re.search(rf"^serving:  out, colours\npage:     http://127.0.0.1:{text.port}\n", text.output, re.M)
-    assert isinstance(text.client(), OpenAI)
 
 
 def test_offsets_count_characters_not_tokens() -> None:

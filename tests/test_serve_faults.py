@@ -7,7 +7,6 @@ with `tinygpt sample`, so a text that belongs to another request fails.
 import asyncio
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -41,7 +40,6 @@ from tinygpt.serve.listen import listen, make_server
 
 KEY = "0123456789abcdef-for-tests"
 ENDLESS = 1_000_000  # tokens: minutes
-COLOURS = ["red", "green", "blue"]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +67,27 @@ def expected(server: Server, prompt: str, seed: int, length: int, *flags: str) -
 
 def text_of(body: bytes) -> str:
     return str(json.loads(body)["choices"][0]["text"])
+
+
+def rest(connection: socket.socket, data: bytes = b"") -> bytes:
+    """All that comes until the server closes the connection, after `data`."""
+    while piece := connection.recv(1 << 16):
+        data += piece
+    return data
+
+
+def streamed(data: bytes) -> str:
+    """The text of a stream with its HTTP frame."""
+    text = "".join(re.findall(r'"text":"((?:[^"\\]|\\.)*)"', data.decode()))
+    return str(json.loads(f'"{text}"'))
+
+
+def occupied(server: Server) -> list[socket.socket]:
+    """Two endless requests, which leave no other a place in the batch of `few`."""
+    holding = [server.begin("/v1/completions", {"prompt": "the", "max_tokens": ENDLESS, "stream": True}) for _ in "ab"]
+    for connection in holding:
+        first_chunk(connection)
+    return holding
 
 
 # ---- clients that leave, and clients that are slow --------------------------------------------------------------
@@ -99,12 +118,8 @@ def test_slow_readers_get_everything_and_delay_nobody(few: Server) -> None:
     for seed in range(5):
         status, data = few.post("/v1/completions", {"prompt": "my", "seed": seed})
         assert status == 200 and text_of(data) == expected(few, "my", seed, 16)
-    data = b""
-    while piece := slow.recv(1 << 16):
-        data += piece
-    streamed = "".join(re.findall(r'"text":"((?:[^"\\]|\\.)*)"', data.decode()))
-    assert json.loads(f'"{streamed}"') == expected(few, "the king", 1, 1000)
-    assert data.count(b"data: [DONE]") == 1
+    data = rest(slow)
+    assert streamed(data) == expected(few, "the king", 1, 1000) and data.count(b"data: [DONE]") == 1
     half.close()
 
 
@@ -119,9 +134,7 @@ def test_a_full_queue_refuses_some_and_answers_all_others_rightly(few: Server) -
             return seed, None
         return seed, answer.choices[0].text
 
-    holding = [few.begin("/v1/completions", {"prompt": "the", "max_tokens": ENDLESS, "stream": True}) for _ in "ab"]
-    for connection in holding:
-        first_chunk(connection)
+    holding = occupied(few)
     with ThreadPoolExecutor(64) as pool:
         waiting = [pool.submit(one, seed) for seed in range(64)]
         until(lambda: sum(future.done() for future in waiting) >= 56)
@@ -135,9 +148,7 @@ def test_a_full_queue_refuses_some_and_answers_all_others_rightly(few: Server) -
 
 
 def test_clients_that_left_the_queue_make_room_in_it(few: Server) -> None:
-    holding = [few.begin("/v1/completions", {"prompt": "the", "max_tokens": ENDLESS, "stream": True}) for _ in "ab"]
-    for connection in holding:
-        first_chunk(connection)
+    holding = occupied(few)
     waiting = [few.begin("/v1/completions", {"prompt": "the", "stream": True}) for _ in range(8)]
     engine = few.app.state.tinygpt.engine
     until(lambda: len(engine._waiting) == 8)
@@ -150,36 +161,6 @@ def test_clients_that_left_the_queue_make_room_in_it(few: Server) -> None:
         for connection in holding:
             connection.close()
         assert patient.recv(100)[9:12] == b"200"
-
-
-@pytest.mark.slow
-def test_no_request_is_answered_with_anothers_text(guarded: Server, few: Server) -> None:
-    """Texts and chats of different models, lengths, seeds and ways of delivery, at the same time."""
-    draw = random.Random(1)
-    asked = []
-    for seed in range(30):
-        prompt, length = draw.choice(["the king", "gone", "Thou art", "m"]), draw.randrange(1, 80)
-        asked.append((prompt, seed, length, draw.random() < 0.5))
-
-    def one(prompt: str, seed: int, length: int, stream: bool) -> str:
-        body = {"prompt": prompt, "seed": seed, "max_tokens": length, "stream": stream}
-        status, data = guarded.post("/v1/completions", body)
-        assert status == 200, data
-        return "".join(chunk["choices"][0]["text"] for chunk in events(data)[:-1]) if stream else text_of(data)
-
-    def chat(number: int) -> str:
-        messages = [{"role": "user", "content": f"{number:03} {COLOURS[number % 3]}"}]
-        create = few.client(max_retries=10).chat.completions.create
-        return str(create(model="colours", messages=messages, temperature=0).choices[0].message.content)  # type: ignore[arg-type]
-
-    with ThreadPoolExecutor(24) as pool, ThreadPoolExecutor(6) as others:
-        texts, chats = pool.map(lambda args: one(*args), asked), others.map(chat, range(15))
-        for (prompt, seed, length, _), text in zip(asked, texts, strict=True):
-            assert text == expected(guarded, prompt, seed, length)
-        for number, text in enumerate(chats):
-            start = f"{number:03} {COLOURS[number % 3]}"
-            flags = ["--ckpt=out", "--adapter=out-lora", "--temperature=0", "--max_new_tokens=9"]
-            assert text == sampled(few.folder, start, *flags)
 
 
 # ---- malformed requests -----------------------------------------------------------------------------------------
@@ -260,11 +241,6 @@ def test_numbers_beyond_all_bounds(few: Server, field: str) -> None:
         assert status == 400 and json.loads(data)["error"]["param"] == field, value
 
 
-def test_half_of_a_surrogate_pair_is_refused_which_no_answer_could_contain(guarded: Server) -> None:
-    status, data = guarded.post("/v1/completions", b'{"prompt": "the \\ud800 king", "echo": true}')
-    assert status == 400 and "U+D800" in json.loads(data)["error"]["message"]
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_echo_of_characters_that_are_left_out(guarded: Server, stream: bool) -> None:
     body = b'{"prompt": "the k\\u00e4ing", "echo": true, "logprobs": 0, "seed": 1, "stream": %s}'
@@ -275,26 +251,22 @@ def test_echo_of_characters_that_are_left_out(guarded: Server, stream: bool) -> 
     assert "".join(token for choice in choices for token in choice["logprobs"]["tokens"]).startswith("the king")
 
 
-def test_deep_nesting(few: Server) -> None:
+def test_deep_nesting_and_half_of_a_surrogate_pair(few: Server) -> None:
     for depth in (500, 100_000):
-        for body in (b"[" * depth + b"]" * depth, b'{"prompt":' * depth + b"1" + b"}" * depth):
-            assert few.post("/v1/completions", body)[0] == 400
+        assert few.post("/v1/completions", b'{"prompt":' * depth + b"1" + b"}" * depth)[0] == 400
+    status, data = few.post("/v1/completions", b'{"prompt": "the \\ud800 king"}')
+    assert status == 400 and "U+D800" in json.loads(data)["error"]["message"]
 
 
 @pytest.mark.parametrize(
     "head",
     [
         b"nonsense\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: [\r\n\r\n",
-        b"GET /v1/models HTTP/1.1\r\nHost: \xff\xfe\r\n\r\n",
         b"GET http://[/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /v1/models/%ff%00%f0%9f HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET /%ff?%ff=\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET //localhost/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /tokenizer_info?model=%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
         b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 200_000 + b"\r\n\r\n",
@@ -318,10 +290,10 @@ def test_malformed_requests(few: Server, head: bytes) -> None:
 
 def test_a_name_that_another_site_bound_to_this_machine_is_refused(few: Server) -> None:
     port = few.port
-    for host in ("evil.example", f"evil.example:{port}", f"localhost.evil.example:{port}", f"127.0.0.1.nip.io:{port}"):
+    for host in ("evil.example", "localhost.evil.example", f"127.0.0.1.nip.io:{port}", ":80", ""):
         for path in ("/v1/models", "/", "/health"):
             assert few.request("GET", path, host=host)[0] == 403
-    for host in (f"localhost:{port}", f"LocalHost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "localhost"):
+    for host in (f"localhost:{port}", f"LocalHost:{port}", "127.0.0.1:80", f"[::1]:{port}", "localhost", "[::1]"):
         assert few.request("GET", "/v1/models", host=host)[0] == 200
 
 
@@ -358,7 +330,7 @@ def test_pages_of_other_sites_may_read_nothing_unless_allowed(few: Server, guard
 def test_no_request_without_the_key_by_any_trick(guarded: Server) -> None:
     body = json.dumps({"prompt": "the", "max_tokens": 1}).encode()
     tricks: list[dict[str, str]] = [{"authorization": value} for value in ("", "Bearer ", "Bearer", "Basic x", "x")]
-    tricks += [{"authorization": f"Bearer {KEY}", "x": ""} | {"authorization": f"Bearer {KEY[:-1]}"}]
+    tricks += [{"authorization": f"Bearer {KEY[:-1]}"}]
     tricks += [{"authorization": "", "host": host} for host in ("x/health?", "x/#", "localhost", "x/page.css?")]
     for headers in tricks:
         for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "//v1/completions", "/health/"):
@@ -387,15 +359,9 @@ def test_kill_then_restart_on_the_same_port_then_drain(models: Path, tmp_path: P
         server.process.send_signal(signal.SIGTERM)
         until(lambda: not accepts(port))
         assert not server.ended()
-        while piece := stream.recv(1 << 16):
-            data += piece
-        assert b"data: [DONE]" in data
-        text = "".join(re.findall(r'"text":"((?:[^"\\]|\\.)*)"', data.decode()))
-        assert json.loads(f'"{text}"') == expected(server, "the", 1, 1500)
-        data = b""
-        while piece := whole.recv(1 << 16):
-            data += piece
-        assert text_of(data.partition(b"\r\n\r\n")[2]) == expected(server, "the", 1, 1000)
+        data = rest(stream, data)
+        assert b"data: [DONE]" in data and streamed(data) == expected(server, "the", 1, 1500)
+        assert text_of(rest(whole).partition(b"\r\n\r\n")[2]) == expected(server, "the", 1, 1000)
         assert server.process.wait(PATIENCE) == 0
         assert server.output.endswith("Ctrl-C\nstopped\n")
 
@@ -460,20 +426,14 @@ def test_a_port_that_is_in_use(few: Server) -> None:
     "flags, said",
     [
         (["--host=0.0.0.0"], "a key is required"),
-        (["--host=::"], "a key is required"),
         (["--host=192.0.2.1"], "a key is required"),
-        (["--host=0.0.0.0", "--api_key=short.txt"], "at least 16"),
         (["--api_key=short.txt"], "at least 16"),
         (["--api_key=missing.txt"], "missing.txt"),
         (["--adapter=out-lora"], "expected NAME=PATH"),
         (["--adapter=out=out-lora"], "another model has the name out"),
-        (["--adapter=a=b", "--adapter=a=c"], "another model has the name a"),
-        (["--port=65536"], "65536"),
-        (["--max_batch=0"], "max_batch"),
         (["--ckpt=nowhere/ckpt.pt", "--port=0"], "nowhere"),
         (["--allow_origin=*"], "--allow_origin=*"),
         (["--allow_origin=http://localhost:3000/"], "--allow_origin=http"),
-        (["--allow_origin=localhost"], "--allow_origin=localhost"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -592,8 +552,7 @@ def test_a_request_with_nan_harms_no_later_one(monkeypatch: pytest.MonkeyPatch) 
     assert text(later) == text(expected) != ""
 
 
-@pytest.mark.parametrize("host", ["x/health?", "localhost/page.js#", "localhost"])
-def test_the_guard_reads_the_path_that_was_asked_for(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guard_reads_the_path_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """In some versions of starlette, request.url is put together with the Host header, and so has another path."""
     monkeypatch.delattr(Connection, "url")
     sent: list[Any] = []
@@ -604,7 +563,7 @@ def test_the_guard_reads_the_path_that_was_asked_for(host: str, monkeypatch: pyt
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"host", host.encode())]}
+    scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [(b"host", b"x/health?")]}
     guard = Guard(never, key="a key that nobody has", hosts=frozenset())
     asyncio.run(guard(scope | {"query_string": b"", "scheme": "http", "server": ("x", 1)}, never, send))
     assert sent[0]["status"] == 401

@@ -443,13 +443,6 @@ def test_it_asks_for_the_key_and_keeps_it_in_the_tab(page: Page, server: Server)
     page.until(lambda: page.texts(".answer") and len(page.texts(".answer")[0]) == 5)
 
 
-def test_the_host_may_come_without_its_port(server: Server) -> None:
-    for host in ("127.0.0.1", "LOCALHOST", "[::1]", "[::1]:80", "127.0.0.1:8000"):
-        assert server.request("GET", "/", host=host)[0] == 200, host
-    for host in ("other.example", "other.example:80", "127.0.0.1.other.example", ":80", ""):
-        assert server.request("GET", "/", host=host)[0] == 403, host
-
-
 @pytest.mark.slow
 def test_errors_are_shown_near_the_input_and_the_prompt_is_given_back(page: Page) -> None:
     page.refused = [400]

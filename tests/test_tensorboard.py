@@ -166,19 +166,8 @@ def test_of_two_processes_one_writes(work: Path) -> None:
 # ---- failures ---------------------------------------------------------------------------------------------------
 
 
-def replace_by_a_file(out: Path) -> None:
-    shutil.rmtree(out / "tensorboard")
-    (out / "tensorboard").touch()
-
-
 def delete(out: Path) -> None:
     shutil.rmtree(out / "tensorboard")
-
-
-def fill_the_disk(out: Path) -> None:
-    for path in out.glob("tensorboard/*/*tfevents*"):
-        path.unlink()
-        path.symlink_to("/dev/full")
 
 
 def break_the_package(out: Path) -> None:
@@ -188,22 +177,11 @@ def break_the_package(out: Path) -> None:
     torch.utils.tensorboard.SummaryWriter.add_scalar = broken
 
 
-SABOTAGE = {
-    # the writer's thread may come between the deletion and the file
-    replace_by_a_file: (r"NotADirectoryError: [Errno 20]", r"FileNotFoundError: [Errno 2]"),
-    delete: (r"FileNotFoundError: [Errno 2]",),
-    fill_the_disk: (r"OSError: [Errno 28]",),
-    break_the_package: (r"RuntimeError: \x1b[31ma bug",),
-}
-
-
-@pytest.mark.parametrize("sabotage", SABOTAGE, ids=lambda sabotage: sabotage.__name__)
+@pytest.mark.parametrize(("sabotage", "reason"), [(delete, "FileNotFoundError"), (break_the_package, "RuntimeError")])
 def test_a_run_continues_without_event_files(
-    sabotage: Callable[[Path], None], work: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+    sabotage: Callable[[Path], None], reason: str, work: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One note on one line, no traceback, and the same run; then the missing points can be made up for."""
-    if sabotage is fill_the_disk and not Path("/dev/full").exists():
-        pytest.skip("this system has no /dev/full")
     evaluate, add_scalar = tinygpt.train.evaluate, torch.utils.tensorboard.SummaryWriter.add_scalar
 
     def sabotaged(run: Any) -> bool:
@@ -218,16 +196,13 @@ def test_a_run_continues_without_event_files(
         patched.setattr(torch.utils.tensorboard.SummaryWriter, "add_scalar", add_scalar)
         result = trained(work, ON)
     (note,) = [line for line in result.out.splitlines() if line.startswith("note:")]
-    reasons = tuple(f"note: the run continues without TensorBoard ({reason}" for reason in SABOTAGE[sabotage])
-    assert note.startswith(reasons)
-    assert note.endswith("; afterwards: tinygpt report out --tensorboard") and "Traceback" not in result.err
+    assert f"without TensorBoard ({reason}: " in note and "\x1b" not in note and "Traceback" not in result.err
+    assert note.endswith("; afterwards: tinygpt report out --tensorboard")
     assert ", tensorboard/\n" not in result.out
     for column in ("loss", "val_loss"):
         runs = [(folder / "out/metrics.jsonl").read_text().splitlines() for folder in (work, tiny_run)]
         ours, theirs = ([json.loads(line).get(column) for line in lines] for lines in runs)
         assert ours == theirs
-    if (work / "out/tensorboard").is_file():
-        (work / "out/tensorboard").unlink()
     assert cli_here("report", "out", "--tensorboard", cwd=work).status == 0
     assert shown(work / "out") == logged(work / "out")
 
