@@ -160,7 +160,7 @@ class Harness:
     """A folder with the dataset `tiny` in which children run; `figures` counts their actions.
 
     share: share of the full counts that `rounds` returns; None: the everyday counts. patience: seconds to wait for an
-    expected event. before: runs in every child before its work. seed: of the random draws.
+    expected event. before: runs in every child before its work.
     """
 
     def __init__(
@@ -169,10 +169,9 @@ class Harness:
         share: float | None = None,
         before: Callable[[], None] = nothing,
         patience: float = PATIENCE,
-        seed: int = 1,
     ) -> None:
         self.folder, self.share, self.before, self.patience = folder, share, before, patience
-        self.random = random.Random(seed)
+        self.random = random.Random(1)
         self.figures: Counter[str] = Counter()
         self._numbers = itertools.count()
         self.dataset("tiny", self.text())

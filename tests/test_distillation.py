@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,19 +91,6 @@ def test_a_share_of_0_changes_nothing_and_half_changes_the_weights(run_copy: Pat
     assert column(run_copy / "student", "train", "loss")[0] == column(run_copy / "out", "train", "loss")[0]
 
 
-def test_a_student_of_the_teacher_alone_agrees_with_it(run_copy: Path) -> None:
-    """With teacher_share=1 the student's probabilities approach the teacher's. Negative control: without a teacher."""
-    flags = ["--max_iters=150", "--lr_decay_iters=150", "--eval_interval=150", "--dropout=0", "--learning_rate=3e-2"]
-    ok(run_copy, *TINY_TRAIN, *flags, *TAUGHT, "--teacher_share=1")
-    ok(run_copy, *TINY_TRAIN, *flags, "--out_dir=alone", "--seed=8")
-    paths = [run_copy / "out/ckpt.pt", run_copy / "student/last.pt", run_copy / "alone/last.pt"]
-    teacher, student, alone = (load(path).build_model().eval() for path in paths)
-    idx = ids(8, 16, vocab_size=teacher.config.vocab_size)
-    p, q, r = (model(idx)[0].detach().log_softmax(-1) for model in (teacher, student, alone))
-    to_student, to_alone = ((p.exp() * (p - x)).sum(-1).mean().item() for x in (q, r))
-    assert to_student < to_alone / 2
-
-
 @pytest.mark.parametrize("how", ["here", "elsewhere", "changed", "dropped"])
 def test_resuming_is_exact_and_another_teacher_is_noted(run_copy: Path, how: str) -> None:
     """A relative path counts from where the run was started."""
@@ -140,22 +128,19 @@ def test_fine_tuning_with_a_teacher(tuned: Path, tmp_path: Path) -> None:  # noq
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--teacher=gone.pt"], "teacher: gone.pt: no such file"),
-        (["--teacher=text.txt"], "text.txt: not a checkpoint"),
-        (["--teacher=out/ckpt.pt", "--out_dir=out"], "out contains the teacher, which would be overwritten"),
-        (["--teacher=link.pt", "--out_dir=out"], "out contains the teacher, which would be overwritten"),
-        (["--teacher=out/snapshots/step-0.pt", "--out_dir=out"], "out contains the teacher, which"),
+        (["--teacher=gone.pt"], r"teacher: gone.pt: no such file(?s:.*)train it first"),
+        (["--teacher=text.txt"], r"text.txt: not a checkpoint(?!(?s:.*)train it first)"),
+        (["--teacher=link.pt", "--out_dir=out"], "contains the teacher"),
         (["--teacher=out", "--block_size=32"], "reads 16 tokens, but the rows of this run have 32"),
         (["--teacher=out", "--teacher_share=1.5"], "teacher_share is 1.5"),
     ],
 )
 def test_mistakes_get_one_sentence(run_copy: Path, flags: list[str], says: str) -> None:
-    (run_copy / "link.pt").symlink_to("out/ckpt.pt")
     (run_copy / "out/snapshots").mkdir()
-    (run_copy / "out/snapshots/step-0.pt").write_bytes((run_copy / "out/ckpt.pt").read_bytes())
+    shutil.copy(run_copy / "out/ckpt.pt", run_copy / "out/snapshots/step-0.pt")
+    (run_copy / "link.pt").symlink_to("out/snapshots/step-0.pt")
     for command in ("train", "plan"):
-        said = refused(run_copy, command, *TINY_TRAIN[1:], "--out_dir=student", *flags)
-        assert says in said and "try: " in said
+        assert re.search(says, refused(run_copy, command, *TINY_TRAIN[1:], "--out_dir=student", *flags))
 
 
 @pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", "bfloat16"), ("float16", "float32")])
@@ -168,13 +153,6 @@ def test_a_teacher_in_low_precision(run_copy: Path, dtype: str, kept: str) -> No
     ok(run_copy, *TINY_TRAIN, *TAUGHT, f"--dtype={dtype}", "--max_iters=3")
     losses = column(run_copy / "student", "train", "loss")
     assert losses and all(map(math.isfinite, losses))
-
-
-def test_only_a_missing_teacher_is_to_be_trained_first(run_copy: Path) -> None:
-    whole = (run_copy / "out/ckpt.pt").read_bytes()
-    (run_copy / "half.pt").write_bytes(whole[: len(whole) // 2])
-    assert "train it first" not in refused(run_copy, *TINY_TRAIN, *TAUGHT, "--teacher=half.pt")
-    assert "train it first" in refused(run_copy, *TINY_TRAIN, *TAUGHT, "--teacher=gone.pt")
 
 
 def test_a_teacher_that_diverged_and_one_with_a_shorter_context(run_copy: Path) -> None:

@@ -148,12 +148,11 @@ def test_eval_for_people_shows_the_same(tiny_run: Path) -> None:
     found = json.loads(cli_here("eval", "--dtype=float32", "--json", cwd=tiny_run).out)
     table = cli_here("eval", "--dtype=float32", "--ckpt=out", cwd=tiny_run).out
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if len(line.split()) == 4}
-    assert rows["model"] == [f"{found[key]:.{n}f}" for key, n in (("loss", 4), ("perplexity", 2))] + [
-        f"{found['bits_per_character']:.3f}"
-    ]
-    assert [rows[name][0] for name in ("uniform", "unigram", "bigram", "trigram")] == [
-        f"{value:.4f}" for value in found["baselines"].values()
-    ]
+    loss, perplexity, bits = (found[name] for name in ("loss", "perplexity", "bits_per_character"))
+    assert rows["model"] == [f"{loss:.4f}", f"{perplexity:.2f}", f"{bits:.3f}"]
+    assert {name: rows[name][0] for name in found["baselines"]} == {
+        name: f"{value:.4f}" for name, value in found["baselines"].items()
+    }
 
 
 def test_eval_says_what_the_baselines_leave_out(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,14 +75,8 @@ def start(nodes: list[str], node: int, folder: Path, *args: str) -> subprocess.P
 
 @pytest.mark.slow
 def test_a_node_is_killed_and_comes_back(nodes: list[str], work: Path) -> None:
-    flags = [
-        *TINY_TRAIN,
-        *BATCH,
-        "--max_iters=300",
-        "--eval_interval=150",
-        "--checkpoint_interval=10",
-        "--learning_rate=1e-3",
-    ]
+    flags = [*TINY_TRAIN, *BATCH, "--max_iters=300", "--eval_interval=150", "--checkpoint_interval=10"]
+    flags += ["--learning_rate=1e-3"]
     ok(work, *flags, "--out_dir=one")
     args = [*flags, "--shard=True", "--init_from=auto", "--out_dir=two"]
     first, second = (start(nodes, node, work, *args) for node in range(2))

@@ -54,7 +54,6 @@ from faults import SAFE_ORDER, Fault
 
 from tinygpt import cli
 from tinygpt.checkpoint.store import Checkpoint, load, save
-from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.errors import TinyGPTError
 
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 1, "block_size": 1, "vocab_size": 1}  # where only the file matters
@@ -359,7 +358,7 @@ def test_a_killed_process_of_torchrun(harness: Harness) -> None:
         assert_same_run(out, undisturbed)
 
 
-# ---- proofs 10 to 14, and 19 -----------------------------------------------------------------------------------------
+# ---- proofs 10 to 14 -----------------------------------------------------------------------------------------
 
 
 def test_one_writer(harness: Harness) -> None:
@@ -475,7 +474,6 @@ def test_complete_datasets(harness: Harness) -> None:
         assert child.status in (0, -signal.SIGKILL), child.output
         described = assert_complete_or_absent(harness.folder / "killed/mine", texts)
         harness.figures["kills"] += child.status != 0
-    kill_with_a_built_in_text(harness, harness.rounds(1, 40))
     prepare_under_a_run(harness)
 
 
@@ -491,24 +489,6 @@ def assert_complete_or_absent(folder: Path, texts: list[bytes]) -> str:
     tokens = sum((folder / name).stat().st_size for name in ("train.bin", "val.bin")) // 2
     assert tokens == len(texts[0].decode()), f"neither complete nor absent: {tokens} tokens"
     return str(sums["source"])
-
-
-def kill_with_a_built_in_text(harness: Harness, wanted: int) -> None:
-    """Kill `prepare` while it writes the text that ships with tinygpt (the first time), or the token files."""
-    content, folder = tiny_shakespeare().encode(), harness.folder / "data/shakespeare_char"
-    while harness.figures["kills with a built-in text"] < wanted:
-        bytes_written = 3 * len(content) if harness.figures["kills with a built-in text"] else len(content)
-        fault = Fault("write", harness.random.randrange(bytes_written))
-        child = harness.fork(["prepare", "shakespeare_char"], fault.install)
-        assert child.wait(harness.patience, otherwise=signal.SIGKILL) == -signal.SIGKILL, child.output
-        text = folder / "input.txt"
-        assert not text.exists() or text.read_bytes() == content, "neither complete nor absent: input.txt"
-        assert not (folder / "meta.json").exists(), "neither complete nor absent: meta.json"
-        harness.figures["kills with a built-in text"] += 1
-        remove(folder)
-    harness.succeed(["prepare", "shakespeare_char"])
-    assert (folder / "meta.json").exists()
-    assert_complete_or_absent(folder, [content])
 
 
 def prepare_under_a_run(harness: Harness) -> None:
@@ -546,31 +526,6 @@ def test_old_formats(harness: Harness) -> None:
     assert harness.figures["fixtures"]
 
 
-def test_busy_cores(harness: Harness) -> None:
-    """Proof 19: programs that keep every core busy change the time of a run, and nothing else, also if it is killed."""
-    undisturbed = harness.undisturbed("--max_iters=40")
-    out, status = harness.new("busy"), None
-    busy = [harness.fork(spin) for _ in range(os.cpu_count() or 1)]
-    try:
-        child = harness.fork(harness.training(out, "--max_iters=40"))
-        wait_for_lines(child, out, 12)
-        child.kill()
-        assert_intact(out)
-        harness.succeed(harness.training(out, "--max_iters=40"))
-        status = [one.wait(0) for one in busy]
-    finally:
-        for one in busy:
-            one.kill()
-    assert status == [None] * len(busy)  # they were busy until the end
-    assert_same_run(out, undisturbed)
-    harness.figures["busy processes"] += len(busy)
-
-
-def spin() -> None:
-    while True:
-        pass
-
-
 # ---- without the protection ------------------------------------------------------------------------------------------
 
 WITHOUT = [
@@ -589,7 +544,6 @@ WITHOUT = [
     (test_not_finite, faults.everything_is_finite, "more iterations"),
     (test_complete_datasets, faults.meta_stays, "neither complete nor absent"),
     (test_old_formats, faults.next_format_only, "was refused"),
-    (test_busy_cores, faults.dropout_from_the_clock, "weights differ"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The learning-rate schedule against nanoGPT's formula, and by hand at its corners."""
+"""The learning-rate schedule against nanoGPT's formula, and by hand."""
 
 import dataclasses
 import math
@@ -37,15 +37,11 @@ def test_learning_rate_is_nanogpts(it: int, warmup: int, decay: int, peak: float
 CONFIG = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=4, lr_decay_iters=104)
 
 
-def test_learning_rate_at_its_corners() -> None:
-    rates = [learning_rate(it, CONFIG) for it in (0, 3, 4, 54, 103, 104, 1_000_000)]
-    assert rates == pytest.approx([0.2, 0.8, 1.0, 0.55, 0.1002, 0.1, 0.1], abs=1e-4)
+def test_a_linear_rate_and_corners() -> None:
     assert learning_rate(0, TrainConfig(warmup_iters=0)) > 0  # without a warm-up the first step counts in full
     straight = dataclasses.replace(CONFIG, lr_schedule="linear")
     rates = [learning_rate(it, straight) for it in (0, 3, 4, 29, 54, 104, 1_000_000)]
     assert rates == pytest.approx([0.2, 0.8, 1.0, 0.775, 0.55, 0.1, 0.1])
-    no_warmup = dataclasses.replace(CONFIG, warmup_iters=0)
-    assert [learning_rate(it, no_warmup) for it in (0, 52)] == pytest.approx([1.0, 0.55])
     no_decay = dataclasses.replace(CONFIG, lr_decay_iters=4)  # warm-up and decay end together
     assert [learning_rate(it, no_decay) for it in (3, 4, 5)] == pytest.approx([0.8, 0.1, 0.1])
 
@@ -56,20 +52,7 @@ def test_a_constant_rate_has_two_spellings(constant: dict[str, Any]) -> None:
     assert {learning_rate(it, config) for it in (0, 3, 50, 1000)} == {1.0}
 
 
-def test_the_decay_follows_max_iters() -> None:
-    short = dataclasses.replace(CONFIG, max_iters=20, lr_decay_iters=0)
-    longer = dataclasses.replace(short, max_iters=40)
-    assert learning_rate(20, short) == learning_rate(40, longer) == 0.1
-    assert learning_rate(20, longer) > 0.1
-    fixed = dataclasses.replace(longer, lr_decay_iters=20)
-    assert [learning_rate(it, fixed) for it in range(40)] == [learning_rate(it, short) for it in range(40)]
-
-
-def test_a_run_that_is_shorter_than_its_warm_up_only_warms_up() -> None:
-    trial = dataclasses.replace(CONFIG, max_iters=3, lr_decay_iters=0)
-    assert [learning_rate(it, trial) for it in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.1])
-
-
+MUON = "muon, learning rate 0.02 for matrices, 0.01 for the others; linear decay to 10% at iteration"
 ADAMW = "adamw, learning rate 0.01; warm-up of 2 iterations, cosine decay to 0.001 at iteration"
 
 
@@ -78,13 +61,8 @@ ADAMW = "adamw, learning rate 0.01; warm-up of 2 iterations, cosine decay to 0.0
     [
         (["--max_iters=20"], f"{ADAMW} 20", False),
         (["--max_iters=2"], f"{ADAMW} 2", True),
-        (["--lr_decay_iters=2"], f"{ADAMW} 2", True),
         (["--lr_schedule=constant"], "adamw, learning rate 0.01; constant", False),
-        (
-            ["--optimizer=muon", "--warmup_iters=0", "--lr_schedule=linear"],
-            "muon, learning rate 0.02 for matrices, 0.01 for the others; linear decay to 10% at iteration 20",
-            False,
-        ),
+        (["--optimizer=muon", "--warmup_iters=0", "--lr_schedule=linear"], f"{MUON} 20", False),
     ],
 )
 def test_a_run_shows_its_schedule_and_notes_an_endless_warm_up(

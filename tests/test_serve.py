@@ -131,7 +131,7 @@ def test_a_seed_gives_the_text_of_sample_past_a_context_with_relative_positions(
 
 
 def test_a_seed_decides_no_seed_differs_and_top_p_0_is_greedy_decoding(ask: Ask) -> None:
-    """Negative control of the tests above. Each sequence draws a seed of its own; with one, equal texts come out."""
+    """Each sequence draws a seed of its own."""
     found = [ask(prompt="the", max_tokens=30, seed=seed).choices[0].text for seed in (1, 1, 2, None, None)]
     assert found[0] == found[1] and len(set(found)) == 4
     for more, different in (({}, 6), ({"seed": 1}, 1)):
@@ -354,11 +354,9 @@ def test_conversations_that_a_model_of_pairs_cannot_read(chat: Ask) -> None:
     for messages, said in (
         (turns, "one prompt"),
         (system, "no system message"),
-        ([{**system[0], "role": "developer"}, *user("123 red")], "no system message"),
         ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "no tools"),
         (image, "no images"),
         (turns[:2], "the last one user"),
-        ([], "a list of messages"),
         (user(" "), "the prompt is empty"),
         (user("12 rød"), "not in this model's"),
     ):

@@ -24,14 +24,9 @@ SHARDED = [*TINY_TRAIN, *BATCH, "--shard=True"]
 
 def processes(folder: Path, count: int, *args: str, status: int = 0, before: dict[int, object] | None = None) -> str:
     """Run a command in forked processes, which end with `status`; return what they print. before: by rank."""
+    first, before = len(list(folder.glob("*.log"))), before or {}
     children = [
-        Child(
-            list(args),
-            folder / f"{len(list(folder.glob('*.log')))}.log",
-            folder,
-            (before or {}).get(rank, nothing),
-            **place,
-        )
+        Child(list(args), folder / f"{first + rank}.log", folder, before.get(rank, nothing), **place)
         for rank, place in enumerate(ranks(count))
     ]
     for child in children:
@@ -97,16 +92,11 @@ def test_a_killed_run_is_resumed_by_other_numbers_of_processes(work: Path) -> No
     """4 sharded processes are killed; then 2 others, 2 sharded ones and one end the run as one process would."""
     flags = ["--max_iters=9", "--checkpoint_interval=2"]
     ok(work, *TINY_TRAIN, *BATCH, *flags, "--out_dir=one")
-    for count, sharding, killed_at in (
-        (4, ["--shard=True"], 3),
-        (2, ["--shard=False"], 5),
-        (2, ["--shard=True"], 7),
-        (1, [], 0),
-    ):
+    for count, sharding, killed_at in ((4, "True", 3), (2, "False", 5), (2, "True", 7), (1, "False", 0)):
         die = functools.partial(faults.on_iteration, killed_at, faults.die)
         killed = {"status": -signal.SIGKILL, "before": dict.fromkeys(range(count), die)} if killed_at else {}
         resume = ["train", "--init_from=resume"] if count < 4 else [*TINY_TRAIN, *BATCH, *flags]
-        processes(work, count, *resume, *sharding, "--out_dir=run", **killed)
+        processes(work, count, *resume, f"--shard={sharding}", "--out_dir=run", **killed)
     assert_equal_runs(work / "run", work / "one")
     ok(work, "sample", "--ckpt=run/ckpt.pt", "--max_new_tokens=5")
 
@@ -120,19 +110,13 @@ def test_a_weight_that_is_not_finite_in_one_process_stops_all(work: Path) -> Non
 
 
 DEEP = ["--n_layer=8", "--n_head=8", "--n_embd=512", "--block_size=64"]  # 25 million parameters
-WIDE = ["--n_layer=4", "--n_head=8", "--n_embd=768", "--block_size=32"]  # 28 million
 GPT2 = ["--dataset=gpt2", "--n_layer=2", "--n_head=4", "--n_embd=384", "--block_size=64"]  # 23 million, 50,304 tokens
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "flags"),
-    [
-        (4, DEEP),
-        (2, WIDE),
-        (2, [*DEEP, "--batch_size=32", "--checkpoint_activations=True"]),
-        (2, GPT2),
-    ],
+    [(4, DEEP), (2, [*DEEP, "--batch_size=32", "--checkpoint_activations=True"]), (2, GPT2)],
     ids=lambda value: str(value),
 )
 def test_the_memory_of_a_sharded_run_is_that_of_its_plan(tmp_path: Path, count: int, flags: list[str]) -> None:
@@ -182,11 +166,7 @@ def test_samples_and_snapshots_of_a_sharded_run(work: Path) -> None:
 
 
 def test_sharding_without_torchrun_is_refused(work: Path) -> None:
-    message = refused(work, *SHARDED)
-    assert (
-        message.startswith("error: shard=True divides the model among the processes of torchrun")
-        and "torchrun" in message
-    )
+    assert "the processes of torchrun" in refused(work, *SHARDED)
     assert "plain PyTorch" in refused(work, *SHARDED, "--fast=True")
     assert "compile=True cannot be used with shard" in refused(work, *SHARDED, "--compile=True")
 

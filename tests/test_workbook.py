@@ -59,7 +59,6 @@ def dataset_files(folder: Path) -> dict[str, Any]:
 # ---- what is read ------------------------------------------------------------------------------------------------
 
 CELLS: list[tuple[Any, str]] = [  # a cell's value, and its text in the CSV file
-    ("plain", "plain"),
     ('He said "yes, no";\tand é 日 🙂', 'He said "yes, no";\tand é 日 🙂'),
     ("two\nlines", "two\nlines"),
     ("  blanks around ", "  blanks around "),
@@ -67,13 +66,9 @@ CELLS: list[tuple[Any, str]] = [  # a cell's value, and its text in the CSV file
     ("_x0041_ and _x005F_x0042_", "A and _x0042_"),  # the escapes of the file format
     (5, "5"),
     (5.0, "5"),
-    (-0.5, "-0.5"),
     (0.1 + 0.2, "0.3"),
     (1 / 3, "0.333333333333333"),
-    (1234567, "1234567"),
     (True, "TRUE"),
-    (False, "FALSE"),
-    (datetime.date(2024, 3, 5), "2024-03-05"),
     (datetime.datetime(2024, 3, 5), "2024-03-05"),
     (datetime.datetime(2024, 3, 5, 14, 30), "2024-03-05 14:30:00"),
     (datetime.time(9, 5), "09:05:00"),
@@ -81,16 +76,13 @@ CELLS: list[tuple[Any, str]] = [  # a cell's value, and its text in the CSV file
 
 
 def test_a_workbook_gives_the_dataset_of_the_csv_file_byte_for_byte(tmp_path: Path) -> None:
-    cells = [
-        [f"{value} {n}" if isinstance(value, str) else value, COLOURS[n % 3]] for n, (value, _) in enumerate(CELLS)
-    ]
-    texts = [
-        [f"{text} {n}" if isinstance(value, str) else text, COLOURS[n % 3]] for n, (value, text) in enumerate(CELLS)
-    ]
-    swapped = [[f"swapped {n}", cell] for n, (cell, _) in enumerate(cells)]
-    swapped_texts = [[f"swapped {n}", text] for n, (text, _) in enumerate(texts)]
-    workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, *cells, [], [None, " "], *swapped)
-    csv_file(tmp_path / "pairs.csv", HEADER, *ROWS, *texts, *swapped_texts)
+    cells, texts = list[list[Any]](), list[list[str]]()
+    for n, (value, text) in enumerate(CELLS):
+        number = f" {n}" if isinstance(value, str) else ""
+        cells += [[value + number if number else value, COLOURS[n % 3]], [f"swapped {n}", value]]
+        texts += [[text + number, COLOURS[n % 3]], [f"swapped {n}", text]]
+    workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, *cells, [], [None, " "])
+    csv_file(tmp_path / "pairs.csv", HEADER, *ROWS, *texts)
     found = []
     for name in ("pairs.csv", "pairs.xlsx"):
         result = prepared(tmp_path, file=name)
@@ -110,11 +102,8 @@ def test_columns_are_named_by_flags_and_the_order_does_not_matter(tmp_path: Path
     assert prepared(tmp_path, *flags, file="pairs.csv").status == 0
     assert dataset_files(tmp_path) == named
     wrong = prepared(tmp_path, file="BANK.XLSX")
-    assert (
-        wrong.status == 2
-        and "BANK.XLSX: no column prompt or response; the first row, which has to name the columns, is: id, kind, line"
-        in wrong.err
-    )
+    assert wrong.status == 2 and "BANK.XLSX: no column prompt or response; " in wrong.err
+    assert "is: id, kind, line" in wrong.err
 
 
 def test_a_remark_next_to_a_row_is_noted(tmp_path: Path) -> None:
@@ -207,10 +196,8 @@ def test_folders_and_patterns_find_workbooks_but_no_lock_files(tmp_path: Path) -
     ("change", "says"),
     [
         (lambda book: book.active.cell(6, 2, " "), "pairs.xlsx row 6: response is empty"),
-        (lambda book: book.active.cell(6, 1).__setattr__("value", None), "pairs.xlsx row 6: prompt is empty"),
         (lambda book: book.active.cell(6, 2, "#N/A"), "pairs.xlsx row 6: response is the error #N/A"),
         (lambda book: book.active.cell(6, 2, "=A1"), "pairs.xlsx row 6: response is a formula without a stored result"),
-        (lambda book: book.active.merge_cells("B5:B6"), "pairs.xlsx row 6: response is empty"),
         (lambda book: book.create_sheet("X") and book.active.cell(6, 2, " "), "sheet 'Sheet' row 6: response is empty"),
     ],
 )
@@ -250,13 +237,11 @@ DAMAGED = ("is not an intact .xlsx workbook", "save it again as .xlsx or .csv")
 @pytest.mark.parametrize(
     ("name", "make", "says", "hint"),
     [
-        ("a.xlsx", lambda path: path.write_bytes(b""), *DAMAGED),
         ("a.xlsx", lambda path: path.write_text("prompt,response\na,b\n"), *DAMAGED),
         ("a.xlsx", cut, *DAMAGED),
         ("a.xlsx", lambda path: without(path, "workbook"), *DAMAGED),
         ("a.xlsx", lambda path: without(path, "worksheets/sheet1"), *DAMAGED),
         ("a.xlsx", encrypted, "is encrypted, or in the old .xls format", "remove the password"),
-        ("a.xls", encrypted, "tinygpt does not read .xls files", "save it as .xlsx or .csv"),
         ("a.ODS", cut, "tinygpt does not read .ods files", "save it as .xlsx or .csv"),
         ("a.xlsx", workbook, "no column prompt or response; the first row", ABOVE),
         ("a.xlsx", lambda path: workbook(path, [], HEADER, *ROWS), "which has to name the columns, is empty", ABOVE),
