@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here
+from conftest import cli_here, ok, refused
+from test_sample import nanogpts_file
 
 from tinygpt import device
 from tinygpt.checkpoint.store import load
@@ -165,15 +166,10 @@ def test_eval_says_what_the_baselines_leave_out(tiny_run: Path, monkeypatch: pyt
 
 def test_eval_refuses_a_larger_vocabulary_than_the_models(run_copy: Path) -> None:
     """nanoGPT's files hold no tokenizer, so the sizes are all that can be compared."""
-    state = torch.load(run_copy / "out" / "ckpt.pt", weights_only=True)
-    args = state["model_args"] | {"vocab_size": 5}
-    weights = {
-        k: v[:5].clone() if k.endswith(("wte.weight", "lm_head.weight")) else v for k, v in state["model"].items()
-    }
-    torch.save({"model": weights, "model_args": args, "config": {"dataset": "tiny"}}, run_copy / "nano.pt")
-    result = cli_here("eval", "--ckpt=nano.pt", cwd=run_copy)
-    assert result.status == 2
-    assert "nano.pt has a vocabulary of 5 tokens" in result.err
+    nanogpts_file(run_copy)
+    (run_copy / "other.txt").write_text("".join(map(chr, range(32, 127))) * 50)
+    ok(run_copy, "prepare", "tiny", "--input=other.txt")
+    assert "but its tokenizer has 95" in refused(run_copy, "eval", "--ckpt=nano.pt")
 
 
 def test_bits_per_character_count_the_characters_of_a_token() -> None:

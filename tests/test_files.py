@@ -39,14 +39,6 @@ def raising(error: BaseException) -> Callable[..., None]:
     return fail
 
 
-def test_the_file_can_be_read_while_it_is_written(path: Path) -> None:
-    with replacing(path) as file:
-        file.write(b"abc")
-        file.seek(0)
-        assert file.read() == b"abc"
-        assert path.read_bytes() == OLD
-
-
 # ---- failures ---------------------------------------------------------------------------------------------------
 
 FAILURES = {

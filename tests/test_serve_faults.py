@@ -153,12 +153,11 @@ def test_a_full_queue_refuses_some_and_clients_that_leave_it_make_room(few: Serv
 
 BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": "the king", "logprobs": 2, "echo": True, "stop": "x", "suffix": None, "best_of": 1}),
-    ("/v1/chat/completions", {"model": "colours", "logprobs": True, "top_logprobs": 1, "tools": []}),
+    ("/v1/chat/completions", {"logprobs": True, "top_logprobs": 1, "tools": []}),
     ("/tokenize", {"prompt": "the king"}),
     ("/detokenize", {"tokens": [1, 2]}),
 ]
-SAMPLING = {"model": "out", "temperature": 1, "top_p": 1, "top_k": 0, "n": 1, "seed": 1, "max_tokens": 5}
-STREAM = {"stream": False, "stream_options": {"include_usage": True}}
+OPTIONS = {"temperature": 1, "top_p": 1, "top_k": 0, "n": 1, "seed": 1, "max_tokens": 5}
 
 
 def test_malformed_bodies_are_refused_and_never_an_error_of_the_server(
@@ -168,8 +167,9 @@ def test_malformed_bodies_are_refused_and_never_an_error_of_the_server(
     count, seen, draw = 3000 if request.config.getoption("--full") else 200, Counter[int](), random.Random(1)
     for _ in range(count):
         path, fields = draw.choice(BODIES)
-        message = {"role": "user", "content": draw.choice(["12 red", *JSON_VALUES])}
-        body = SAMPLING | STREAM | {"messages": [message]} | fields
+        message = {"role": "user", "content": draw.choice(["12 red", "1 blue", *JSON_VALUES])}
+        drawn = {"model": draw.choice(["out", "colours", "x"]), "stream": draw.choice([False, True])}
+        body = OPTIONS | drawn | {"messages": [message], "stream_options": {"include_usage": True}} | fields
         if draw.random() < 0.7:
             sent = json.dumps(mutate_value(draw, copy.deepcopy(body), JSON_VALUES)).encode()
         else:
