@@ -2,12 +2,15 @@
 
 import dataclasses
 import itertools
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
+from tinygpt.checkpoint import store
+from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.config.schema import TrainConfig
 from tinygpt.fast.model import FastGPT
 from tinygpt.model import ACTIVATIONS, GPT, NORMS, GPTConfig
@@ -103,3 +106,31 @@ def ids(*shape: int, seed: int = 0, vocab_size: int = 65) -> Tensor:
 
 def largest(difference: Tensor) -> float:
     return difference.abs().max().item()
+
+
+def nanogpts_file(ours: Checkpoint, **changes: Any) -> dict[str, Any]:
+    """What nanoGPT's train.py saves of a compiled model: its names, the best loss as a tensor, and no tokenizer."""
+    shape = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
+    return {
+        "model": {f"_orig_mod.{name}": weight for name, weight in ours.model.items()},
+        "optimizer": ours.training["optimizer"],
+        "model_args": {name: ours.model_args[name] for name in shape},
+        "iter_num": 250,
+        "best_val_loss": torch.tensor(1.8857),
+        "config": {"dataset": "tiny", "out_dir": "out", "batch_size": 12},
+    } | changes
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Bit for bit, with the optimizers' state."""
+    flat_one, flat_other = (
+        {f"{name}": weight for name, weight in state.model.items()}
+        | {
+            f"{part} {name}": moment
+            for name, parts in state.training["optimizer"]["moments"].items()
+            for part, moment in parts.items()
+        }
+        for state in (store.load(one), store.load(other))
+    )
+    assert flat_one.keys() == flat_other.keys()
+    return all(torch.equal(value, flat_other[name]) for name, value in flat_one.items())

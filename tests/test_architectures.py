@@ -2,19 +2,16 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from conftest import Lazy
 from models import MODERN, every_option, ids, largest, shaken, small
-from torch import Tensor
 
 from tinygpt.errors import TinyGPTError
 from tinygpt.interop.architectures import STOCK, Stock, from_stock, to_stock
 from tinygpt.model import GPT
-from tinygpt.options import GPTConfig
 
 transformers: Any = Lazy("transformers")
 
@@ -72,27 +69,6 @@ def rebuilt(stock: Stock) -> GPT:
 def apart(gpt: GPT, theirs: Any) -> float:
     idx = ids(2, 100)
     return largest(gpt(idx)[0] - theirs(idx).logits)
-
-
-@torch.inference_mode()
-def greedy(next_logits: Callable[[Tensor], Tensor]) -> list[int]:
-    idx = ids(1, 5)
-    for _ in range(100):
-        idx = torch.cat((idx, next_logits(idx).argmax(-1).view(1, 1)), dim=1)
-    return idx[0].tolist()
-
-
-@every_row
-def test_transformers_computes_the_same_logits_and_text(name: str, options: dict[str, Any]) -> None:
-    gpt = model(**options)
-    stock = stock_of(gpt)
-    assert stock.config["architectures"] == [name]
-    theirs = in_transformers(stock)
-    assert apart(gpt, theirs) < 1e-5
-    assert gpt(ids(2, 100))[0].std() > 0.1  # logits that could differ
-    mine = greedy(lambda idx: gpt.next_logits(idx)[0])
-    assert mine == greedy(lambda idx: theirs(idx).logits[0, -1])
-    assert len(set(mine)) > 3
 
 
 @every_option
@@ -166,29 +142,6 @@ PUBLISHED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "fields"), PUBLISHED, ids=lambda v: v if isinstance(v, str) else "")
-def test_a_model_made_by_transformers_computes_the_same_here(name: str, fields: dict[str, Any]) -> None:
-    theirs = theirs_of(name, **fields)
-    gpt = rebuilt(stock_from(theirs))
-    assert apart(gpt, theirs) < 1e-5
-    assert greedy(lambda idx: gpt.next_logits(idx)[0]) == greedy(lambda idx: theirs(idx).logits[0, -1])
-
-
-def test_a_field_that_differs_is_seen_in_the_logits() -> None:
-    """The comparison is no formality: a slightly different config.json gives other logits."""
-    gpt = model(**MODERN)
-    stock = stock_of(gpt)
-    for key, value in (("rms_norm_eps", 1e-3), ("hidden_act", "gelu")):
-        assert apart(gpt, in_transformers(Stock(stock.config | {key: value}, stock.weights))) > 1e-4, key
-    rope = {"rope_theta": 9000.0, "rope_type": "default"}
-    assert apart(gpt, in_transformers(Stock(stock.config | {"rope_parameters": rope}, stock.weights))) > 1e-4
-    swapped = {
-        name.replace("gate_proj", "up").replace("up_proj", "gate_proj").replace("mlp.up.", "mlp.up_proj."): w
-        for name, w in stock.weights.items()
-    }
-    assert apart(gpt, in_transformers(Stock(stock.config, swapped))) > 1e-4
-
-
 def test_the_files_of_openai_have_other_names() -> None:
     """OpenAI's GPT-2 on the hub has no prefix `transformer.`."""
     theirs = theirs_of("GPT2LMHeadModel")
@@ -204,9 +157,6 @@ def test_the_files_of_openai_have_other_names() -> None:
         ({"bigram_table": True}, "bigram_table"),
         ({"position": "alibi"}, "position=alibi"),
         ({"norm": "rmsnorm"}, "GPT2LMHeadModel lacks norm=rmsnorm; ArceeForCausalLM lacks position=learned"),
-        ({"qk_norm": True}, "GPT2LMHeadModel lacks qk_norm=True; ApertusForCausalLM lacks position=learned"),
-        ({"activation": "swiglu"}, "GPT2LMHeadModel lacks activation=swiglu; LlamaForCausalLM lacks position=learned"),
-        ({"n_kv_head": 1}, "GPT2LMHeadModel lacks n_kv_head=1; ArceeForCausalLM lacks position=learned"),
         ({"window": 4}, "GPT2LMHeadModel lacks window=4"),
         (MODERN | {"window": 4}, "Qwen3ForCausalLM lacks window=4; MistralForCausalLM lacks qk_norm=True"),
         ({"position": "rope", "bias": True}, "ArceeForCausalLM lacks bias=True; ArceeForCausalLM lacks norm=layernorm"),
@@ -221,47 +171,15 @@ def test_an_option_without_a_class_is_refused_by_name(options: dict[str, Any], n
     assert caught.value.message.count("no model class of transformers has all options of this model") == 1
 
 
-@pytest.mark.parametrize(("usual", "value"), [(0, 4), (False, True), ("all", "near"), (None, 0), ([], [1, 2])])
-@pytest.mark.parametrize("name", dict(EXPORTED))
-def test_an_option_that_no_class_lists_is_refused(name: str, usual: Any, value: Any) -> None:
-    """Somebody adds a field to GPTConfig, and to no exporter."""
-    field = dataclasses.field(default_factory=lambda: usual)
-    new = dataclasses.make_dataclass("New", [("sinks", Any, field)], bases=(GPTConfig,))
-    gpt = model(**dict(EXPORTED)[name])
-    config = new(**dataclasses.asdict(gpt.config))
-    assert to_stock(config, gpt.state_dict()).config == stock_of(gpt).config  # the default: as if it did not exist
-    with pytest.raises(TinyGPTError) as caught:
-        to_stock(dataclasses.replace(config, sinks=value), gpt.state_dict())
-    assert f"the nearest: {name} lacks sinks={value}" in caught.value.message
-    assert "configs/shakespeare_char.yaml" in caught.value.hint
-
-
 def test_as_many_heads_of_keys_as_of_queries_are_no_option() -> None:
     assert stock_of(model(n_kv_head=2)).config == stock_of(model()).config
 
 
-HOSTILE = [
-    None,
-    True,
-    -1,
-    0,
-    1,
-    3,
-    2**31,
-    10**30,
-    -(10**4000),  # of a longer one, Python refuses to read the digits
-    1e308,
-    float("nan"),
-    float("inf"),
-    "2",
-    "",
-    "\ud800",
-    [],
-]
-HOSTILE += [[1], {}, {"a": {"b": []}}, [["GPT2LMHeadModel"]], {"rope_type": "yarn"}, {"rope_type": []}]
+HOSTILE: list[Any] = [None, True, -1, 0, 1, 3, 2**31, 10**30, 1e308, float("nan"), float("inf"), "2", "", "\ud800"]
+HOSTILE += [[], [1], {}, {"a": {"b": []}}, [["GPT2LMHeadModel"]], {"rope_type": "yarn"}, {"rope_type": []}]
+HOSTILE += [-(10**4000)]  # of a longer one, Python refuses to read the digits
 CHANGES_THE_FUNCTION = [
     ("LlamaForCausalLM", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
-    ("LlamaForCausalLM", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
     ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters"),
     ("LlamaForCausalLM", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ("LlamaForCausalLM", {"head_dim": 16}, "head_dim"),
@@ -269,10 +187,8 @@ CHANGES_THE_FUNCTION = [
     ("LlamaForCausalLM", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ("LlamaForCausalLM", {"auto_map": {"AutoModel": "modeling.My"}}, "remote code"),
     ("LlamaForCausalLM", {"architectures": ["MyModel"]}, "architectures"),
-    ("LlamaForCausalLM", {"architectures": None}, "architectures"),
     ("LlamaForCausalLM", {"model_type": "qwen3"}, "model_type"),
     ("LlamaForCausalLM", {"vocab_size": 65537}, "uint16"),
-    ("LlamaForCausalLM", {"num_attention_heads": 3, "head_dim": None}, "q_proj"),
     ("LlamaForCausalLM", {"num_key_value_heads": 3}, "k_proj"),
     ("LlamaForCausalLM", {"num_hidden_layers": 10**6}, "num_hidden_layers"),
     ("LlamaForCausalLM", {"intermediate_size": 2**20}, "mlp.gate_proj.weight"),
@@ -281,21 +197,16 @@ CHANGES_THE_FUNCTION = [
     ("Qwen3ForCausalLM", {"use_sliding_window": True}, "use_sliding_window"),
     ("Qwen3ForCausalLM", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
     ("Qwen3ForCausalLM", {"head_dim": None}, ""),
-    ("ArceeForCausalLM", {"hidden_act": "silu"}, "hidden_act"),
     ("ApertusForCausalLM", {"hidden_act": "xielu"}, "hidden_act"),
     ("ApertusForCausalLM", {"hidden_act": "relu2", "rope_parameters": None}, "rope_parameters"),
     ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
     ("GPT2LMHeadModel", {"scale_attn_weights": False}, "scale_attn_weights"),
-    ("GPT2LMHeadModel", {"add_cross_attention": True}, "add_cross_attention"),
-    ("GPT2LMHeadModel", {"activation_function": "relu"}, "activation_function"),
     ("GPT2LMHeadModel", {"n_positions": 129}, "transformer.wpe.weight"),
     ("GPT2LMHeadModel", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
     ("LlamaForCausalLM", {"is_causal": False}, "is_causal"),
-    ("LlamaForCausalLM", {"is_causal": None}, "is_causal"),
     ("LlamaForCausalLM", {"attention_multiplier": 1.0}, "attention_multiplier"),  # instead of 1/√head_dim
     ("LlamaForCausalLM", {"embedding_multiplier": 0.0}, "embedding_multiplier"),
     ("MistralForCausalLM", {"attention_bias": True}, "attention_bias"),
-    ("Qwen3ForCausalLM", {"mlp_bias": True}, "mlp_bias"),
 ]
 CHANGES_THE_FUNCTION += [
     (name, {key: value}, key)

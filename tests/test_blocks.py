@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tinygpt.data.tokenizer import LLAMA3, QWEN2, HuggingFaceTokenizer, cut_safely
+from tinygpt.data.tokenizer import LLAMA3, QWEN2, HuggingFaceTokenizer
 
 hf = pytest.importorskip("tokenizers")
 
@@ -78,12 +78,3 @@ def test_tokens_of_blocks_are_those_of_the_whole_text(name: str, text: str, bloc
     assert list(itertools.chain.from_iterable(pieces)) == tokenizer.encode(text).tolist()
     if text == LINE * 9:
         assert (len(pieces) > 30) == (name in IN_PIECES)
-
-
-@pytest.mark.parametrize("name", AT_ONCE)
-def test_the_tokenizers_that_encode_at_once_could_not_be_cut(name: str) -> None:
-    tokenizer = byte_level(name)
-    cut = [
-        tokenizer.encode(piece).tolist() for piece in cut_safely((LINE[at : at + 1] for at in range(len(LINE))), " ")
-    ]
-    assert len(cut) > 5 and list(itertools.chain.from_iterable(cut)) != tokenizer.encode(LINE).tolist()

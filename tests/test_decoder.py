@@ -51,11 +51,8 @@ def test_a_long_prompt_after_a_cached_one_sees_the_past_but_not_the_future(
 @every_path
 @torch.inference_mode()
 def test_relative_positions_depend_on_distances_only(kind: type[GPT], position: str, n_head: int) -> None:
-    """One layer: beyond the window, keys that were stored long ago give the logits of a new window.
-
-    (With more layers, cached keys remember what lay before the window.) The tokens are followed greedily to position
-    80, five windows, and compared with windows that start from position 0.
-    """
+    """One layer: beyond the window, keys that were stored long ago give the logits of a new window. (With more layers,
+    cached keys remember what lay before the window.)"""
     sizes: dict[str, Any] = {"n_layer": 1, "n_head": n_head, "n_embd": 16 * n_head, "position": position}
     model = shaken(small(kind=kind, **sizes))
     cache, idx = model.new_cache(1), ids(1, 80)
@@ -65,6 +62,16 @@ def test_relative_positions_depend_on_distances_only(kind: type[GPT], position: 
         assert largest(rolled - fresh) < 1e-4 * largest(fresh)
     without_order = model(idx[:, [4, 2, 0, 1, 3, 5]])[0][:, -1]
     assert largest(without_order - model(idx[:, :6])[0][:, -1]) > 0.01  # and the order does matter
+
+
+def joined(model: GPT, idx: torch.Tensor, lengths: tuple[int, ...]) -> BatchCache:
+    """The beginnings of the rows of `idx`, of these lengths, in one batch."""
+    batch = BatchCache(model)
+    for row, length in enumerate(lengths):
+        cache = model.new_cache(1, length)
+        model.next_logits(idx[row : row + 1, :length], cache)
+        batch.join(cache)
+    return batch
 
 
 @pytest.mark.parametrize("window", [1, 5, 16])
@@ -79,11 +86,8 @@ def test_a_sliding_window_never_needs_what_the_cache_forgets(kind: type[GPT], po
     steps += [(end, model.next_logits(idx[:, end - 1 : end], cache)) for end in range(10, 81)]
     for end, logits in steps:
         assert largest(logits - expected[:, end - 1]) < 1e-4 * largest(expected)
-    batch, lengths = BatchCache(model), (5, 16)
-    for row, length in enumerate(lengths):
-        cache = model.new_cache(1, length)
-        model.next_logits(idx[row : row + 1, :length], cache)
-        batch.join(cache)
+    lengths = (5, 16)
+    batch = joined(model, idx, lengths)
     for step in range(40):
         at = [length + step for length in lengths]
         logits = model.next_logits(torch.stack([idx[0, at[0]], idx[1, at[1]]])[:, None], batch)
@@ -146,11 +150,8 @@ def test_rows_of_different_lengths_join_and_leave(options: dict[str, Any]) -> No
 @torch.inference_mode()
 def test_rows_beyond_the_context_forget_their_oldest_position(position: str) -> None:
     model = shaken(small(n_layer=1, position=position))
-    batch, idx, lengths = BatchCache(model), ids(3, 60), (5, 16, 9)
-    for row, length in enumerate(lengths):
-        cache = model.new_cache(1, length)
-        model.next_logits(idx[row : row + 1, :length], cache)
-        batch.join(cache)
+    idx, lengths = ids(3, 60), (5, 16, 9)
+    batch = joined(model, idx, lengths)
     for step in range(40):
         ends = [length + step + 1 for length in lengths]
         logits = model.next_logits(torch.stack([idx[row, end - 1] for row, end in enumerate(ends)])[:, None], batch)

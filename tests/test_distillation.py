@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here, needs_fork, ok, refused
-from models import every_path, ids, shaken, small
+from models import every_path, ids, same_weights, shaken, small
 from test_distributed import BATCH, numbers, two_processes
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
-from test_train import column, same_weights
+from test_train import column
 
 from tinygpt.checkpoint.store import load, save
 from tinygpt.config.schema import ReportConfig, TrainConfig

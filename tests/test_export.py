@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from conftest import TINY_MODEL, TINY_TRAIN, cli_here, listing, needs_fork, ok, refused
-from models import largest
+from conftest import TINY_TRAIN, cli_here, listing, needs_fork, ok, refused
+from models import largest, nanogpts_file
 from test_import import save_model
 from test_pairs import json_lines, pairs
 
@@ -29,7 +28,6 @@ from tinygpt.convert import card_notes
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.evaluate import baselines
 from tinygpt.interop.gguf_file import QUANTISATIONS, read_file
-from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
 
 transformers = pytest.importorskip("transformers")
@@ -84,13 +82,8 @@ def runs(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         ok(folder, *map(str, args))
     (folder / "out-bytes/last.pt").unlink()  # large
-    mine = load(folder / "out-bias")
-    shape = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")
-    nanogpt: dict[str, Any] = {"model": {f"_orig_mod.{name}": weight for name, weight in mine.model.items()}}
-    nanogpt |= {"optimizer": {}, "iter_num": 20, "best_val_loss": torch.tensor(2.0), "config": {"dataset": "tiny"}}
-    nanogpt |= {"model_args": {"dropout": 0.0} | {name: mine.model_args[name] for name in shape}}
     (folder / "out-nanogpt").mkdir()
-    torch.save(nanogpt, folder / "out-nanogpt/ckpt.pt")
+    torch.save(nanogpts_file(load(folder / "out-bias")), folder / "out-nanogpt/ckpt.pt")
     return folder
 
 
@@ -125,7 +118,7 @@ def test_the_model_card_has_the_losses_of_the_baselines(tiny_run: Path, monkeypa
     assert re.fullmatch(r"Baselines .*: uniform \d\.\d{4}, unigram .*, bigram .*, trigram \d\.\d{4}\.", note)
     monkeypatch.setattr(baselines, "MOST_TARGETS", 50)
     (note,) = card_notes(config, load(tiny_run / "out"))
-    assert " (to limit their memory, the n-gram baselines are measured on the first 50 of " in note
+    assert " measured on the first 50 of " in note
 
 
 @every_run
@@ -200,34 +193,15 @@ def test_the_loss_before_and_after_quantisation(runs: Path, tmp_path: Path, run:
         flags = ["--format=gguf", f"--quantisation={quantisation}", "-o", str(tmp_path / "model.gguf")]
         before, after = losses(ok(runs, "export", f"--ckpt={run}", *flags).out)
         assert before == pytest.approx(measured, abs=6e-5)
-        assert abs(after - before) < most
-        ok(tmp_path, "import", "model.gguf", "--out_dir=again")
-        assert after == pytest.approx(loss_of_import(runs, tmp_path, run), abs=6e-5)
+        assert abs(after - before) < most and (after != before or quantisation == "f16")
 
 
 def losses(text: str) -> tuple[float, float]:
-    found = re.search(
-        r"validation loss: (\d+\.\d{4}) before, (\d+\.\d{4}) after quantisation \(([+-]\d\.\d{4})\)", text
-    )
+    found = re.search(r"loss: (\d+\.\d{4}) before, (\d+\.\d{4}) after quantisation \(([+-]\d\.\d{4})\)", text)
     assert found, text
     before, after, difference = map(float, found.groups())
     assert difference == pytest.approx(after - before, abs=1.1e-4)
     return before, after
-
-
-def loss_of_import(runs: Path, folder: Path, run: str) -> float:
-    """The loss of the imported model, on the dataset of the run, by another route: the formula."""
-    from tinygpt.data.dataset import Dataset
-
-    again, original = load(folder / "again"), load(runs / run)
-    tokens = torch.from_numpy(Dataset(str(runs / "data"), original.config["dataset"]).splits["val"].astype("int64"))
-    model, size, total = again.build_model().eval(), again.model_args["block_size"], 0.0
-    with torch.inference_mode():
-        for at in range(0, len(tokens) - 1, size):
-            y = tokens[at + 1 : at + 1 + size]
-            chances = model(tokens[None, at : at + len(y)])[0][0].double().log_softmax(-1)
-            total -= chances.gather(1, y[:, None]).sum().item()
-    return total / (len(tokens) - 1)
 
 
 def test_the_loss_of_a_fine_tuned_model_is_that_of_its_responses(runs: Path, tmp_path: Path) -> None:
@@ -259,6 +233,7 @@ def test_an_adapter_opens_in_peft_and_comes_back(work: Path, monkeypatch: pytest
     assert largest(theirs - expected) < 1e-4
     assert largest(their_logits(idx, "peft") - expected) > 0.01  # the base alone
     ok(work, "import", "peft", "--out_dir=base")
+    assert "peft is not a PEFT adapter" in refused(work, "import", "peft", "--ckpt=base", "--out_dir=no")
     ok(work, "import", "peft/adapter", "--ckpt=base", "--out_dir=back")
     assert largest(logits(load_model("base", "back"), idx) - expected) < 1e-4
 
@@ -276,40 +251,13 @@ def test_a_page_is_written(runs: Path, tmp_path: Path) -> None:
 
 # ---- bad input --------------------------------------------------------------------------------------------------
 
-LACKING = {  # flags of a model that no class has: what the nearest class lacks
-    "--token_shift=True": "token_shift=True",
-    "--bigram_table=True": "bigram_table=True",
-    "--position=alibi": "position=alibi",
-    "--norm=rmsnorm": "norm=rmsnorm; ArceeForCausalLM lacks position=learned",
-    "--qk_norm=True": "qk_norm=True; ApertusForCausalLM lacks position=learned",
-    "--activation=swiglu": "activation=swiglu; LlamaForCausalLM lacks position=learned",
-    "--n_kv_head=1": "n_kv_head=1; ArceeForCausalLM lacks position=learned",
-    "--window=4": "window=4",
-    "--position=rope --bias=True": "bias=True; ArceeForCausalLM lacks norm=layernorm",
-    "--position=rope --norm=rmsnorm --qk_norm=True --bias=True": "bias=True",
-}
 
-
-def test_an_option_that_other_programs_lack_is_named(run_copy: Path) -> None:
-    state = load(run_copy / "out")
-    for options, named in LACKING.items():
-        values = {name: yaml.safe_load(value) for name, value in (flag[2:].split("=") for flag in options.split())}
-        args = state.model_args | values
-        save(
-            run_copy / "out/ckpt.pt",
-            dataclasses.replace(state, model_args=args, model=GPT(GPTConfig(**args)).state_dict()),
-        )
-        for format in ("hf", "gguf"):
-            message = refused(run_copy, "export", "--ckpt=out", f"--format={format}")
-            assert "error: no model class" in message and f" lacks {named}" in message
-            assert "configs/shakespeare_char.yaml" in message
-
-
-def test_an_adapter_of_such_a_model_is_refused_as_well(work: Path) -> None:
+def test_an_option_that_other_programs_lack_is_named(work: Path) -> None:
     ok(work, *TINY_TRAIN, "--token_shift=True", "--quiet", "--max_iters=1", "--out_dir=shifted")
     ok(work, "finetune", "--ckpt=shifted", "--dataset=tiny", "--out_dir=other-lora", "--lora_rank=2", *SHORT)
-    message = refused(work, "export", "--ckpt=shifted", "--adapter=other-lora", "--format=peft")
-    assert "token_shift=True" in message and "configs/shakespeare_char.yaml" in message
+    for format in (["--format=hf"], ["--format=gguf"], ["--format=peft", "--adapter=other-lora"]):
+        message = refused(work, "export", "--ckpt=shifted", *format)
+        assert "lacks token_shift=True" in message and "configs/shakespeare_char.yaml" in message
 
 
 FORMATS = "--format=hf", "--format=gguf", "--format=peft --adapter=out-lora", "--format=html"
@@ -339,30 +287,19 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(work: Path) -> None:
         "--format=peft --adapter=out-lora -o other": "holds other files (notes.txt)",
         "--format=hf -o file": "file: is not a folder",
         "--format=hf -o file/deep": "file/deep",
-        "--format=hf -o out-gpt2": "holds other files",
         "--format=hf -o theirs": "holds a model that tinygpt did not export",
         "--format=gguf -o missing/model.gguf": "missing: no such folder",
         "--format=gguf -o other": "other: is a folder",
-        "--format=html -o missing/model.html": "missing: no such folder",
         "--format=html --ckpt=out-import": "a subword tokenizer",
-        "--format=html --ckpt=out-bytes": "a subword tokenizer",
         "--format=hf --adapter=out-gpt2": "adapter",
         "--format=hf --ckpt=out-nanogpt --data_dir=missing": "missing",
         "--format=hf --quantisation=q8_0": "quantisation needs format=gguf",
-        "--quantisation=q4_0": "quantisation needs format=gguf, but format is html",
         "--format=gguf --quantisation=q2_k": "q2_k",
-        "--format=onnx": "onnx",
         "--ckpt=nowhere --format=hf": "nowhere",
     }
     for flags, what in cases.items():
         given = flags if "--ckpt" in flags else f"--ckpt=out {flags}"
         assert what in refused(work, "export", *given.split()), flags
-
-
-def test_rows_that_cannot_be_quantised_name_the_option(tiny_run: Path) -> None:
-    """A width of 16: f16 is the way out."""
-    assert "--n_embd=16" in TINY_MODEL
-    assert "n_embd=16 is not a multiple of 32" in refused(tiny_run, "export", "--ckpt=out", "--format=gguf")
 
 
 # ---- interrupted ------------------------------------------------------------------------------------------------

@@ -1,15 +1,13 @@
 """The fast path computes the same as the plain path from the same weights, for every option."""
 
-import copy
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY_TRAIN, cli_here
+from conftest import ok, trained
 from models import OPTIMIZERS, every_pair, ids, largest, shaken, small
 from torch import Tensor
 
@@ -24,7 +22,7 @@ from tinygpt.fast.norm import rms_norm
 from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
 from tinygpt.training.log import read_metrics
-from tinygpt.training.optimizer import build, load_state, state_of
+from tinygpt.training.optimizer import build, state_of
 
 
 def on_cpu(dtype: torch.dtype = torch.float32) -> Compute:
@@ -78,8 +76,6 @@ def test_dropout_draws_the_same_masks(options: dict[str, Any]) -> None:
 @every_pair
 @torch.inference_mode()
 def test_decoding_takes_the_decoder_except_with_adapters(options: dict[str, Any]) -> None:
-    from tinygpt.lora import LoRA, attach
-
     _, fast = pair(**options)
     assert isinstance(fast.new_cache(2), Decoder)
     attach(fast, LoRA(rank=2, alpha=2.0), 0)
@@ -92,11 +88,9 @@ def test_decoding_takes_the_decoder_except_with_adapters(options: dict[str, Any]
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-def steps(model: GPT, config: TrainConfig, seeds: range, state: dict[str, Any] | None = None) -> dict[str, Any]:
+def steps(model: GPT, config: TrainConfig, seeds: range) -> dict[str, Any]:
     """Train one step per seed. Return the optimizer's state."""
     computing, optimizer = build(model, config, on_cpu())
-    if state is not None:
-        load_state(optimizer, copy.deepcopy(state))
     for seed in seeds:
         optimizer.set_learning_rate(config.learning_rate / (seed + 1))
         loss = computing(ids(4, 16, seed=seed), ids(4, 16, seed=seed + 100))[1]
@@ -127,28 +121,6 @@ def test_training_moves_the_weights_as_plain_training_does(options: dict[str, An
             assert largest(moment - other["moments"][name][part]) < (0.1 if optimizer == "muon" else 1e-3) * scale, name
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("first", [GPT, FastGPT], ids=["plain first", "fast first"])
-def test_a_run_can_change_its_path(first: type[GPT], optimizer: str) -> None:
-    """Two steps on each path give the result of four on one: the optimizer's state is passed on."""
-    config = TrainConfig(optimizer=optimizer, learning_rate=3e-3, grad_clip=0.5)  # type: ignore[arg-type]
-    plain, fast = pair(qk_norm=True, position="rope")
-    one, other = (plain, fast) if first is GPT else (fast, plain)
-    through = copy.deepcopy(one)
-    steps(through, config, range(4))
-    state = steps(one, config, range(2))
-    half = {name: weight.clone() for name, weight in one.state_dict().items()}
-    results = []
-    for start in (state, None):  # with the state, and without it as a negative control
-        other.load_state_dict(half)
-        steps(other, config, range(2, 4), start)
-        results.append(
-            sum((weight - through.state_dict()[name]).norm() for name, weight in other.state_dict().items())
-            / sum((weight - half[name]).norm() for name, weight in through.state_dict().items())
-        )
-    assert results[0] < (0.1 if optimizer == "muon" else 0.01) and results[1] > 0.1
-
-
 def test_only_a_cpu_has_the_fast_path() -> None:
     assert model_class("auto", on_cpu()) is FastGPT and model_class("False", on_cpu()) is GPT
     gpu = Compute(torch.device("cuda"), torch.bfloat16, "as asked")
@@ -162,50 +134,34 @@ def test_only_a_cpu_has_the_fast_path() -> None:
 PATHS = {"fast": "--fast=True", "plain": "--fast=False"}
 
 
-@pytest.fixture
-def work(tiny_data: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_data, tmp_path / "work"))
-
-
 @pytest.mark.parametrize("first", PATHS)
 def test_a_resumed_run_can_change_its_path_and_says_so(work: Path, first: str) -> None:
     """Ten iterations on each path give the losses of twenty on one, up to rounding."""
     other = next(path for path in PATHS if path != first)
-    assert cli_here(*TINY_TRAIN, PATHS[first], "--out_dir=whole", cwd=work).status == 0
-    assert cli_here(*TINY_TRAIN, PATHS[first], "--max_iters=10", cwd=work).status == 0
-    resumed = cli_here("train", "--init_from=resume", PATHS[other], "--max_iters=20", cwd=work)
-    assert resumed.status == 0, resumed.err
-    assert f"note: the code path of this run was {first} until now and is {other} from here on" in resumed.out
+    trained(work, PATHS[first], "--out_dir=whole")
+    trained(work, PATHS[first], "--max_iters=10")
+    resumed = ok(work, "train", "--init_from=resume", PATHS[other], "--max_iters=20")
+    assert f"was {first} until now and is {other} from here on" in resumed.out
     found = []
     for folder in ("whole", "out"):
         found.append([entry["loss"] for entry in read_metrics(work / folder) if entry["kind"] == "train"])
     assert len(found[0]) == len(found[1]) == 20 and found[0] == pytest.approx(found[1], abs=1e-3)
     assert found[0][:10] == found[1][:10]
-    again = cli_here("train", "--init_from=resume", "--max_iters=20", cwd=work)
-    assert again.status == 0 and "until now" not in again.out  # the run now uses this path itself
-
-
-def test_sampling_is_the_same_on_both_paths(tiny_run: Path) -> None:
-    texts = [
-        cli_here("sample", "--temperature=0", "--max_new_tokens=60", flag, cwd=tiny_run).out for flag in PATHS.values()
-    ]
-    assert texts[0] == texts[1] and len(texts[0]) > 60
+    again = ok(work, "train", "--init_from=resume", "--max_iters=20")
+    assert "until now" not in again.out  # the run now uses this path itself
 
 
 def test_evaluating_is_the_same_on_both_paths(tiny_run: Path) -> None:
-    losses = [json.loads(cli_here("eval", "--json", flag, cwd=tiny_run).out)["loss"] for flag in PATHS.values()]
+    losses = [json.loads(ok(tiny_run, "eval", "--json", flag).out)["loss"] for flag in PATHS.values()]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.mark.parametrize("path", PATHS.values())
 def test_a_run_can_become_a_float16_run_and_back(work: Path, path: str) -> None:
     """As when a run moves to a GPU without bfloat16. Only a float16 run has a scaler's state."""
-    short = [flag for flag in TINY_TRAIN if not flag.startswith("--dtype")]
-    assert cli_here(*short, path, "--dtype=bfloat16", "--max_iters=10", cwd=work).status == 0
+    trained(work, path, "--dtype=bfloat16", "--max_iters=10")
     for iterations, dtype in ((12, "float16"), (14, "bfloat16"), (16, "float16"), (18, "float16")):
-        resume = ["--init_from=resume", f"--dtype={dtype}", f"--max_iters={iterations}"]
-        resumed = cli_here("train", *resume, cwd=work)
-        assert resumed.status == 0, resumed.err
+        resumed = ok(work, "train", "--init_from=resume", f"--dtype={dtype}", f"--max_iters={iterations}")
         assert ("until now and is" in resumed.out) == (iterations < 18)
     assert load(work / "out/last.pt").step == 18
 
@@ -236,27 +192,28 @@ def test_queries_and_keys_near_zero_are_normalised_as_in_gpt() -> None:
     assert largest(plain - fast) < 1e-5 * largest(plain)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"n_kv_head": 1},
-        {},
-        {"position": "learned"},
-        {"position": "alibi"},
-        {"qk_norm": True, "norm": "rmsnorm"},
-        {"window": 4},
-    ],
-    ids=str,
-)
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shape of the ids of each forward pass."""
+    shapes, residual = list[tuple[int, ...]](), FastGPT.residual
+
+    def noted(self: FastGPT, idx: Tensor, *more: Any) -> Tensor:
+        shapes.append(tuple(idx.shape))
+        return residual(self, idx, *more)
+
+    monkeypatch.setattr(FastGPT, "residual", noted)
+    return shapes
+
+
+COMMON: list[dict[str, Any]] = [{}, {"n_kv_head": 1}, {"position": "learned"}, {"position": "alibi"}]
+COMMON += [{"qk_norm": True, "norm": "rmsnorm"}, {"window": 4}]
+
+
+@pytest.mark.parametrize("options", COMMON, ids=str)
 @pytest.mark.parametrize("prefix", [0, 5, 9, 14])
 def test_rows_with_a_common_beginning_have_the_loss_and_the_gradients_of_gpt(
-    options: dict[str, Any], prefix: int, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], prefix: int, passes: list[tuple[int, ...]]
 ) -> None:
-    passes = []
-    residual = FastGPT.residual
-    monkeypatch.setattr(
-        FastGPT, "residual", lambda self, idx, *more: passes.append(tuple(idx.shape)) or residual(self, idx, *more)
-    )
     plain, fast = pair(**{"position": "rope", "n_head": 4, **options})
     x, y = ids(3, 16), ids(3, 16, seed=1)
     x[:, :prefix], x[0, prefix], x[1:, prefix] = x[:1, :prefix], 1, 2
@@ -276,10 +233,7 @@ def test_rows_with_a_common_beginning_have_the_loss_and_the_gradients_of_gpt(
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("of", ["the model", "its adapters"])
-def test_rows_with_dropout_share_no_beginning(of: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = []
-    residual = FastGPT.residual
-    monkeypatch.setattr(FastGPT, "residual", lambda self, idx, *more: passes.append(idx) or residual(self, idx, *more))
+def test_rows_with_dropout_share_no_beginning(of: str, training: bool, passes: list[tuple[int, ...]]) -> None:
     model = small(kind=FastGPT, dropout=0.1 if of == "the model" else 0.0, position="rope")
     if of == "its adapters":
         attach(model, LoRA(2, 4.0, dropout=0.1), 0)

@@ -155,10 +155,6 @@ def test_pretrained_model_equals_that_of_transformers() -> None:
     assert largest(found - wanted) < 1e-3
     assert torch.equal(found.argmax(-1), wanted.argmax(-1))
     assert pretrained.eos == "<|im_end|>" and "<|im_start|>" in pretrained.chat_template
-    config = from_stock(pretrained.stock)[0]
-    sizes = (config.n_layer, config.n_head, config.n_kv_head, config.n_embd, config.hidden_width, config.block_size)
-    assert sizes == (30, 9, 3, 576, 1536, 8192)
-    assert (config.vocab_size, config.rope_base, config.norm_eps, config.tie_weights) == (49152, 1e5, 1e-5, True)
 
 
 # ---- tokenizers ------------------------------------------------------------------------------------------------------
@@ -257,14 +253,9 @@ def test_models_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
         ("gpt2", {"mlp_width": 85}, "q8_0", "mlp_width=85 is not a multiple of 32"),
         ("gpt2", {"n_embd": 48}, "q4_0", "n_embd=48 is not a multiple of 32"),
         ("llama", apertus, "f16", "(?m)no architecture for ApertusForCausalLM, the class of this model$"),
-        (
-            "llama",
-            {"window": 4},
-            "f16",
-            "(?m)no architecture for MistralForCausalLM, the class of this model with window=4$",
-        ),
-        ("arcee", {"activation": "gelu"}, "f16", "llama.cpp's architecture arcee has the activation relu2"),
-        ("gpt2", {"activation": "relu2"}, "f16", "llama.cpp's architecture gpt2 has the activation gelu_new"),
+        ("llama", {"window": 4}, "f16", "(?m)MistralForCausalLM, the class of this model with window=4$"),
+        ("arcee", {"activation": "gelu"}, "f16", "architecture arcee has the activation relu2"),
+        ("gpt2", {"activation": "relu2"}, "f16", "architecture gpt2 has the activation gelu_new"),
     ):
         with pytest.raises(TinyGPTError, match=message) as error:
             write_file(tmp_path / "model.gguf", stock_of(name, **options)[1], tokenizer(), quantisation)
@@ -285,23 +276,21 @@ def test_every_choice_is_written_or_refused(tmp_path: Path, options: dict[str, A
     assert largest(logits(gpt_of(read_file(tmp_path / "model.gguf").stock), x) - logits(model, x)) < 0.02
 
 
-@pytest.mark.parametrize(("usual", "value"), [(0, 4), (1024, 0)])
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "arcee"])
 def test_an_option_that_only_transformers_has_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, usual: int, value: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Somebody adds a field to GPTConfig and to the classes of transformers, but not to GGUF."""
     model, stock = stock_of(kind)
     for name, row in STOCK.items():
         monkeypatch.setitem(STOCK, name, dataclasses.replace(row, keys={**row.keys, "sinks": "attention_sinks"}))
-    new = dataclasses.make_dataclass("New", [("sinks", int, usual)], bases=(GPTConfig,))
+    new = dataclasses.make_dataclass("New", [("sinks", int, 0)], bases=(GPTConfig,))
     monkeypatch.setattr(gguf_file, "GPTConfig", new)
     config = new(**dataclasses.asdict(model.config))
     write_file(tmp_path / "model.gguf", to_stock(config, model.state_dict()), tokenizer(), "f16")
-    newer = to_stock(dataclasses.replace(config, sinks=value), model.state_dict())
-    assert newer.config["attention_sinks"] == value
+    newer = to_stock(dataclasses.replace(config, sinks=4), model.state_dict())
     for other, named in (
-        (newer, f"sinks={value}"),
+        (newer, "sinks=4"),
         (Stock(stock.config | {"rope_parameters": {"rope_type": "yarn"}}, stock.weights), "rope_type=yarn"),
     ):
         with pytest.raises(TinyGPTError, match=f"llama.cpp's architecture {kind} lacks {named}") as error:
@@ -340,30 +329,21 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 REFUSED = [
-    (
-        {"general.architecture": "gemma"},
-        "has the architecture 'gemma'; tinygpt reads only gpt2, llama, qwen3, arcee",
-    ),
+    ({"general.architecture": "gemma"}, "has the architecture 'gemma'; tinygpt reads only gpt2, llama"),
     ({"llama.rope.scaling.type": "yarn"}, "has llama.rope.scaling.type = yarn"),
     ({"llama.attention.sliding_window": 128}, "has llama.attention.sliding_window = 128"),
-    ({"llama.expert_count": 8}, "has llama.expert_count = 8"),
     ({"llama.attention.causal": False}, "has llama.attention.causal = False"),
     ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, but a head has 16 channels"),
     ({"llama.block_count": 4_000_000_000}, "num_hidden_layers is 4000000000, not a whole number"),
-    ({"llama.attention.head_count": 0}, "damaged, or of an unknown form (ZeroDivisionError"),
-    ({"llama.attention.head_count": "two"}, "damaged, or of an unknown form (TypeError"),
+    ({"llama.attention.head_count": 0}, "(ZeroDivisionError"),
+    ({"llama.attention.head_count": "two"}, "(TypeError"),
     ({"llama.embedding_length": None}, "damaged, or of an unknown form (KeyError: \"'embedding_length'\""),
     ({"split.count": 3}, "is one of 3 files of a model"),
     ({"tokenizer.ggml.model": "llama"}, "a tokenizer of the kind 'llama'"),
     ({"tokenizer.ggml.tokens": ["a", "b"], "tokenizer.ggml.token_type": None}, "but config.json requires (2, 32)"),
     ({"tokenizer.ggml.tokens": ["x"] * 65537}, "its vocabulary has 65,537 tokens, more than the 65,536 that tinygpt"),
-    (
-        {"blk.0.ffn_up.weight": ["blk.0.ffn_up.weight", "rope_freqs.weight"]},
-        "rope_freqs.weight, a form of RoPE",
-    ),
-    ({"blk.0.ffn_up.weight": ["blk.0.ffn_gate_exps.weight"]}, "blk.0.ffn_gate_exps.weight, not a part of this"),
+    ({"blk.0.ffn_up.weight": ["blk.0.ffn_up.weight", "rope_freqs.weight"]}, "rope_freqs.weight, a form of RoPE"),
     ({"blk.0.ffn_up.weight": ["blk.7.ffn_up.weight"]}, "blk.7.ffn_up.weight, not a part of this architecture"),
-    ({"blk.0.ffn_up.weight": []}, "the weights lack the tensor model.layers.0.mlp.up_proj.weight"),
     ({"token_embd.weight": []}, "the weights lack the tensor model.embed_tokens.weight"),
 ]
 
@@ -383,17 +363,11 @@ def test_a_copy_without_changes_is_read(intact: Path, tmp_path: Path) -> None:
 
 
 def test_byte_level_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
-    write_file(
-        tmp_path / "bpe.gguf", stock_of("llama", vocab_size=320)[1], HuggingFaceTokenizer(byte_level("gpt-2")), "q8_0"
-    )
-    for changes, message in (
-        ({"tokenizer.ggml.pre": "poro-chat"}, "has the pre-tokenizer 'poro-chat', and tinygpt knows only gpt-2"),
-        ({"tokenizer.ggml.merges": None}, "damaged, or of an unknown form (KeyError: \"'merges'\")"),
-    ):
-        path = changed(tmp_path / "bpe.gguf", tmp_path / "changed.gguf", **changes)
-        with pytest.raises(TinyGPTError) as error:
-            read_file(path)
-        assert message in error.value.message
+    encoding = HuggingFaceTokenizer(byte_level("gpt-2"))
+    write_file(tmp_path / "bpe.gguf", stock_of("llama", vocab_size=320)[1], encoding, "q8_0")
+    path = changed(tmp_path / "bpe.gguf", tmp_path / "changed.gguf", **{"tokenizer.ggml.pre": "poro-chat"})
+    with pytest.raises(TinyGPTError, match="pre-tokenizer 'poro-chat', and tinygpt knows only gpt-2"):
+        read_file(path)
 
 
 def test_files_that_are_not_gguf(intact: Path, tmp_path: Path) -> None:
@@ -403,9 +377,7 @@ def test_files_that_are_not_gguf(intact: Path, tmp_path: Path) -> None:
     nested = key + 5000 * struct.pack("<IQ", gguf.GGUFValueType.ARRAY, 1)
     for content, message in (
         (b"", "is not a GGUF file"),
-        (b"PK\3\4 a zip", "is not a GGUF file"),
         (b"GGUF", "is truncated"),
-        (data[: len(data) // 2], "is truncated"),
         (data[:-100], "is truncated"),
         (data[:4] + struct.pack(">I", 3) + data[8:], "is truncated"),
         (data[:4] + struct.pack("<I", 99) + data[8:], "(ValueError: 'Sorry, file appears to be version 99"),
@@ -429,14 +401,7 @@ def test_a_quantisation_that_gguf_cannot_read(intact: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.parametrize(
-    ("kind", "count"),
-    [
-        ("characters", 200),
-        pytest.param("characters", 1500, marks=pytest.mark.slow),
-        pytest.param("bytes", 500, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("kind", "count"), [("characters", 200), pytest.param("bytes", 500, marks=pytest.mark.slow)])
 def test_mutants_of_a_header(tmp_path: Path, kind: str, count: int) -> None:
     """Files with a few bytes of the header flipped, a number replaced, or the end cut: an error or a model."""
     path = tmp_path / "mutant.gguf"

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,8 @@ def test_characters_have_the_same_ids(tmp_path: Path) -> None:
         ids = theirs(STRANGE).input_ids
         assert ids == mine.encode(STRANGE).tolist()
         assert theirs.decode(ids) == STRANGE
-        assert (
-            theirs("".join(SPECIAL), split_special_tokens=True).input_ids
-            == mine.encode("".join(SPECIAL), skip_unknown=True).tolist()
-        )
+        names = "".join(SPECIAL)
+        assert theirs(names, split_special_tokens=True).input_ids == mine.encode(names, skip_unknown=True).tolist()
         assert theirs.eos_token == (END if END in mine.symbols else None)
 
 
@@ -155,12 +154,8 @@ def test_the_chat_template_asks_as_tinygpt_does(tmp_path: Path) -> None:
 
     assert ids(prompt) == ids(prompt, add_generation_prompt=True) == asked
     assert ids(answered) == example and ids([*answered, *prompt]) == [*example, *asked]
-    generation = json.loads((tmp_path / "out/generation_config.json").read_text())
-    assert (
-        generation["eos_token_id"]
-        == special[END]
-        == json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"]
-    )
+    for name in ("generation_config.json", "config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == special[END]
 
 
 def test_an_imported_tokenizer_is_passed_through() -> None:
@@ -229,7 +224,6 @@ def refused(folder: Path) -> str:
 
 def test_a_bad_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
     good = {path.name: path.read_bytes() for path in exported(tmp_path / "out", model(**MODERN)).iterdir()}
-    config = json.loads(good["config.json"])
     weights, header = good["model.safetensors"], int.from_bytes(good["model.safetensors"][:8], "little")
     index = json.dumps({"weight_map": {"a": "../model.safetensors"}}).encode()
     whole = json.dumps({"weight_map": {"a": "gone.safetensors"}}).encode()
@@ -240,14 +234,11 @@ def test_a_bad_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
         ({"config.json": b"[" * 100_000}, "config.json: not valid JSON"),
         ({"config.json": b"[]"}, "config.json: not a JSON object"),
         ({"config.json": b"\xff"}, "config.json: not UTF-8"),
-        ({"config.json": json.dumps(config | {"architectures": ["BertModel"]}).encode()}, "BertModel"),
-        ({"config.json": json.dumps(config | {"auto_map": {"AutoModel": "a.B"}}).encode()}, "remote code"),
         ({"tokenizer.json": None}, "tokenizer.json: no such file"),
         ({"tokenizer.json": b"{}"}, "tokenizer.json: damaged"),
         ({"tokenizer_config.json": b"nonsense"}, "tokenizer_config.json: not valid JSON"),
         ({"model.safetensors": None}, "no model.safetensors"),
         ({"model.safetensors": weights[:-1]}, "model.safetensors: cannot be read"),
-        ({"model.safetensors": weights[:100]}, "model.safetensors: cannot be read"),
         ({"model.safetensors": b""}, "model.safetensors: cannot be read"),
         ({"model.safetensors": packed}, "is int32"),
         ({"model.safetensors": None, "model.safetensors.index.json": index}, "bad/model.safetensors: no such file"),
@@ -289,20 +280,25 @@ def mutant(content: bytes, draw: random.Random, reach: int) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_mutants_never_give_a_traceback(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
-    folder = exported(tmp_path / "out", model(**MODERN), characters(pairs=True))
-    good, draw, refusals = (folder / name).read_bytes(), random.Random(1), 0
-    reach = 8 + int.from_bytes(good[:8], "little") if name == "model.safetensors" else len(good)
-    count = int(2000 * (request.config.getoption("--full") or 0.2))
+def refuses_mutants(path: Path, read: Callable[[], object], count: int) -> None:
+    """Mutants of a file, of safetensors only the header, are read or refused in one sentence."""
+    good, draw, refusals = path.read_bytes(), random.Random(1), 0
+    reach = 8 + int.from_bytes(good[:8], "little") if path.suffix == ".safetensors" else len(good)
     for _ in range(count):
-        (folder / name).write_bytes(mutant(good, draw, reach))
+        path.write_bytes(mutant(good, draw, reach))
         try:
-            rebuilt(read_folder(folder).stock)
+            read()
         except TinyGPTError as error:
             refusals += 1
             assert "\n" not in error.message and len(error.message) < 400
     assert refusals > count / 10
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_mutants_never_give_a_traceback(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
+    folder = exported(tmp_path / "out", model(**MODERN), characters(pairs=True))
+    count = int(2000 * (request.config.getoption("--full") or 0.2))
+    refuses_mutants(folder / name, lambda: rebuilt(read_folder(folder).stock), count)
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
@@ -321,25 +317,6 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").read_bytes() == before["model.safetensors"]
 
 
-def test_an_option_without_a_class_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TinyGPTError, match="token_shift"):
-        exported(tmp_path / "out", model(token_shift=True))
-    assert not (tmp_path / "out").exists()
-
-
-def test_greedy_text_of_the_folder(tmp_path: Path) -> None:
-    """transformers' own generate gives the same 100 tokens."""
-    gpt = model(**MODERN)
-    theirs = auto(exported(tmp_path / "out", gpt))
-    start = torch.tensor([[1, 2, 3]])
-    made = theirs.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=100, do_sample=False)
-    idx = start
-    with torch.inference_mode():
-        for _ in range(100):
-            idx = torch.cat((idx, gpt.next_logits(idx).argmax(-1)[None]), dim=1)
-    assert made[0].tolist() == idx[0].tolist()
-
-
 def test_a_name_that_the_hub_cannot_have() -> None:
     for name in ("../secret", "a/b/c", "", "a b", "https://x.org/a", "-x/..", "."):
         with pytest.raises(TinyGPTError, match="cannot be downloaded from"):
@@ -356,6 +333,4 @@ def test_no_connection_to_the_hub(tmp_path: Path) -> None:
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert "no-such-model: no such folder, and it cannot be downloaded from the Hugging Face hub" in done.stdout, (
-        done.stderr
-    )
+    assert "no-such-model: no such folder, and it cannot be downloaded" in done.stdout, done.stderr

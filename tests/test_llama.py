@@ -180,9 +180,8 @@ def test_a_fine_tuned_model_answers_in_the_chat_endpoint(tmp_path: Path) -> None
 
 WORDS = "the of I'm don't we'LL Straße naïve Ωμέγα привет мир 你好，世界 こんにちは 한국어 שלום مرحبا हिन्दी ไทย café ﬁn"
 WORDS += " x+=1; return(a[i]); def_f(self): <div> {}-> // ## 0x1F 3.14159 1234567 ½ ² Ⅷ ٣ £5 100% #tag @you 'tis"
-WORDS += (
-    " 😀 👩\u200d👩\u200d👧 🇬🇧 ✓ … — “quoted” ''' <|im_end|> <|endoftext|> \u00a0 \u3000 a\u0301 \u200b \x07 \u2581"
-)
+WORDS += " 😀 👩\u200d👩\u200d👧 🇬🇧 ✓ … — “quoted” ''' <|im_end|> <|endoftext|>"
+WORDS += " \u00a0 \u3000 a\u0301 \u200b \x07 \u2581"
 
 
 def mixed_lines(count: int) -> list[str]:
@@ -205,16 +204,6 @@ def differing(server: Server, encode: Any, lines: list[str]) -> list[str]:
     return [text for text in texts if server.ids(text) != encode(text)]
 
 
-def test_pretrained_tokenizer_on_ten_thousand_lines() -> None:
-    import tokenizers
-
-    encoding = tokenizers.Tokenizer.from_str(read_file(pretrained_file()).tokenizer_json)
-    encoding.encode_special_tokens = True
-    with serving(pretrained_file()) as server:
-        assert not differing(server, lambda text: encoding.encode(text).ids, mixed_lines(10_000))
-        assert differing(server, lambda text: encoding.encode(text.lower()).ids, mixed_lines(100))  # negative control
-
-
 def test_gpt2_tokenizer(tmp_path: Path) -> None:
     gpt2 = GPT2Tokenizer()
     model = small(vocab_size=50304, **ROWS["gpt2"])  # padded, as nanoGPT does
@@ -233,15 +222,12 @@ def test_pre_tokenizers(tmp_path: Path, pre: str) -> None:
     spec["pre_tokenizer"]["pretokenizers"] = PRE[pre]
     spec["model"]["ignore_merges"] = pre == "llama-bpe"
     model = small(vocab_size=len(spec["model"]["vocab"]), **ROWS["llama"])
-    write_file(
-        tmp_path / "model.gguf",
-        to_stock(model.config, model.state_dict()),
-        HuggingFaceTokenizer(json.dumps(spec)),
-        "q8_0",
-    )
+    stock = to_stock(model.config, model.state_dict())
+    write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(json.dumps(spec)), "q8_0")
     again = read_file(tmp_path / "model.gguf")
     encoding = tokenizers.Tokenizer.from_str(again.tokenizer_json)
     encoding.encode_special_tokens = True
     encoding.normalizer = None  # llama.cpp has none
     with serving(tmp_path / "model.gguf") as server:
         assert not differing(server, lambda text: encoding.encode(text).ids, mixed_lines(2000))
+        assert differing(server, lambda text: encoding.encode(text.lower()).ids, mixed_lines(100))  # negative control

@@ -1,14 +1,13 @@
-"""LoRA: comparison with peft on the same matrices, which weights are trained, and the adapter's file."""
+"""LoRA: which weights are trained, what is merged, and the adapter's file. test_peft.py compares it with peft."""
 
 import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-from models import SMALL, every_option, ids, largest, shaken, small
+from models import SMALL, every_option, every_path, ids, largest, shaken, small
 
 from tinygpt import lora
 from tinygpt.checkpoint import store as checkpoint
@@ -46,23 +45,6 @@ def plain(model: GPT, alpha: float = 6.0) -> GPT:
 # ---- the mathematics ---------------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
-def test_forward_and_merged_weights_are_pefts() -> None:
-    torch.manual_seed(0)
-    base = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=True))
-    ours = lora.LoRALinear(copy.deepcopy(base[0]), LoRA(rank=4, alpha=10.0))
-    theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=10, target_modules=["0"]))  # type: ignore[arg-type]
-    layer = theirs.base_model.model[0]
-    ours.lora_B.data = torch.randn(24, 4)
-    layer.lora_A["default"].weight.data.copy_(ours.lora_A)
-    layer.lora_B["default"].weight.data.copy_(ours.lora_B)
-    x = torch.randn(5, 16)
-    torch.testing.assert_close(ours(x), theirs(x))
-    assert largest(ours(x) - torch.nn.functional.linear(x, ours.weight, ours.bias)) > 0.1
-    merged = lora.merged({f"h.{name}": weight for name, weight in ours.state_dict().items()}, alpha=10.0)
-    torch.testing.assert_close(merged["h.weight"], theirs.merge_and_unload()[0].weight)
-
-
 @every_option
 @torch.inference_mode()
 def test_at_the_start_nothing_changes_and_merged_is_unmerged(options: dict[str, Any]) -> None:
@@ -76,10 +58,14 @@ def test_at_the_start_nothing_changes_and_merged_is_unmerged(options: dict[str, 
     torch.testing.assert_close(plain(model)(ids(2, 16))[0], moved, atol=1e-4 * largest(moved), rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False, "bias": True}], ids=str)
-def test_plain_training_moves_adapters_and_new_symbols_only(options: dict[str, Any]) -> None:
-    model = adapted(new=4, **options)
-    computing, optimizer = build(model, TrainConfig(), Compute(torch.device("cpu"), torch.float32, ""))
+@every_path
+def test_training_moves_adapters_and_new_symbols_only(
+    kind: type[GPT], options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    model = adapted(new=4, kind=kind, **options)
+    computing, optimizer = build(model, TrainConfig(), Compute(torch.device("cpu"), dtype, ""))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     x = ids(2, 16, vocab_size=69)
     optimizer.backward(computing(x[:, :-1], x[:, 1:])[1])
@@ -87,24 +73,6 @@ def test_plain_training_moves_adapters_and_new_symbols_only(options: dict[str, A
     optimizer.update()
     moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
     assert moved == {name for name in before if name.endswith((".lora_A", ".lora_B", ".new_rows"))} != set()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"tie_weights": False, "bias": True}], ids=str)
-def test_gradients_reach_adapters_and_new_symbols_only(options: dict[str, Any], dtype: torch.dtype) -> None:
-    model = adapted(new=4, **options)
-    flat = FlatWeights(model, dtype)
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    trained = set(flat.places)
-    assert {name.rpartition(".")[2] for name in trained} == {"lora_A", "lora_B", "new_rows"}
-    x = ids(2, 16, vocab_size=69)
-    flat(x[:, :-1], x[:, 1:])[1].backward()
-    assert flat.weights.grad is not None
-    for name, place in flat.places.items():
-        assert flat.weights.grad[place].abs().max() > 0, name
-    flat.weights.data -= 0.1 * flat.weights.grad
-    for name, weight in model.state_dict().items():
-        assert torch.equal(weight, before[name]) is (name not in trained), name
 
 
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False}], ids=str)
@@ -116,15 +84,6 @@ def test_what_trains_is_what_is_merged(options: dict[str, Any]) -> None:
     torch.testing.assert_close(plain(model)(x)[0], model(x)[0], atol=1e-4 * largest(model(x)[0]), rtol=0)
     through = FlatWeights(model, torch.float32).eval()(x)[0]
     torch.testing.assert_close(plain(model)(x)[0], through, atol=1e-4 * largest(through), rtol=0)
-
-
-def test_targets_are_the_layers_named() -> None:
-    model = small()
-    lora.attach(model, LoRA(rank=2, alpha=2.0, targets="c_attn,c_fc"), 0)
-    trained = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {"c_attn", "c_fc"}
-    with pytest.raises(TinyGPTError, match="no layer is called 'query'"):
-        lora.attach(small(), LoRA(rank=2, alpha=2.0, targets="c_attn,query"), 0)
 
 
 # ---- growing -----------------------------------------------------------------------------------------------------

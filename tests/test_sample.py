@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import cli, cli_here
+from conftest import ok, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import nanogpts_file
 
 from tinygpt.checkpoint.store import load, save
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, Tokenizer, tokenizer_from_dict
@@ -17,9 +18,7 @@ from tinygpt.sample import TextStream
 
 
 def written(folder: Path, *args: str) -> str:
-    result = cli_here("sample", "--device=cpu", *args, cwd=folder)
-    assert result.status == 0, result.err
-    return result.out
+    return ok(folder, "sample", "--device=cpu", *args).out
 
 
 def objects(folder: Path, *args: str) -> list[dict[str, Any]]:
@@ -41,17 +40,6 @@ def test_the_text_is_what_the_model_generates(tiny_run: Path) -> None:
     assert written(tiny_run, *args) == f"The king{expected}\n"
     assert objects(tiny_run, *args) == [{"sample": 0, "prompt": "The king", "text": expected}]
     assert expected not in written(tiny_run, *args[:-2], "--seed=4")
-
-
-def test_as_a_process_of_its_own(tiny_run: Path) -> None:
-    args = ("sample", "--ckpt", "out/ckpt.pt", "--device=cpu", "--start", "The ", "--max_new_tokens", "30")
-    result = cli(*args, cwd=tiny_run)
-    assert (result.status, result.err) == (0, "")
-    assert result.out == cli_here(*args, cwd=tiny_run).out and len(result.out) == 4 + 30 + 1
-
-
-def test_a_folder_is_a_checkpoint_too(tiny_run: Path) -> None:
-    assert written(tiny_run, "--ckpt=out") == written(tiny_run, "--ckpt=out/ckpt.pt") == written(tiny_run)
 
 
 def test_temperature_0_needs_no_seed(tiny_run: Path) -> None:
@@ -89,19 +77,6 @@ def test_samples_of_one_prompt(tiny_run: Path) -> None:
     assert written(tiny_run, *args) == "".join(f"The {one['text']}\n{'-' * 15}\n" for one in made)
 
 
-def test_stop_ends_each_sample_where_the_text_appears(tiny_run: Path) -> None:
-    whole = objects(tiny_run, "--num_samples=4", "--max_new_tokens=200")
-    stop = whole[0]["text"][20:22]
-    stopped = objects(tiny_run, "--num_samples=4", "--max_new_tokens=200", f"--stop={stop}")
-    for one, other in zip(whole, stopped, strict=True):
-        assert other["text"] == one["text"].partition(stop)[0]
-    assert any(one != other for one, other in zip(whole, stopped, strict=True))
-    single = objects(tiny_run, "--max_new_tokens=200")[0]["text"]
-    stop = single[30:33]
-    streamed = written(tiny_run, "--max_new_tokens=200", f"--stop={stop}")
-    assert streamed == "\n" + single.partition(stop)[0] + "\n"
-
-
 @pytest.mark.parametrize("args", [[], ["--exact_window"], ["--seed=5", "--top_p=0.9"]], ids=str)
 def test_generation_stops_when_every_sample_has_ended(
     tiny_run: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
@@ -132,16 +107,7 @@ def test_a_prompt_from_a_file(run_copy: Path) -> None:
     assert from_file == written(run_copy, "--start=The king\nof my heart", "--max_new_tokens=20")
     (run_copy / "latin.txt").write_bytes(b"caf\xe9")
     for name, what in (("gone.txt", "no such file"), ("latin.txt", "not UTF-8"), ("out", "is a directory")):
-        result = cli_here("sample", f"--start=FILE:{name}", cwd=run_copy)
-        assert (result.status, result.out) == (2, "") and f"{name}: {what}" in result.err
-
-
-def test_unknown_characters_are_refused_or_left_out(tiny_run: Path) -> None:
-    result = cli_here("sample", "--start=The kéng", cwd=tiny_run)
-    assert (result.status, result.out) == (2, "")
-    assert "'é' (U+00E9, position 5)" in result.err and "--skip_unknown" in result.err
-    assert written(tiny_run, "--start=The kéng", "--skip_unknown").startswith("The kng")
-    assert cli_here("sample", "--start=é", "--skip_unknown", cwd=tiny_run).status == 2
+        assert f"{name}: {what}" in refused(run_copy, "sample", f"--start=FILE:{name}")
 
 
 def test_an_empty_prompt_is_a_lines_start(tiny_run: Path) -> None:
@@ -149,48 +115,29 @@ def test_an_empty_prompt_is_a_lines_start(tiny_run: Path) -> None:
     assert written(tiny_run)[0] == "\n"
 
 
-def test_a_prompt_longer_than_the_context(tiny_run: Path) -> None:
-    long = "the king of my heart doth sing and thou art gone from me"
-    tail = objects(tiny_run, f"--start={long[-16:]}", "--temperature=0")[0]["text"]
-    assert objects(tiny_run, f"--start={long}", "--temperature=0")[0]["text"] == tail
-
-
 # ---- nanoGPT's files --------------------------------------------------------------------------------------------
 
 
-def nanogpts_file(run: Path, **changes: Any) -> None:
-    """out/ckpt.pt as nanoGPT would have written it: no tokenizer, but the name of a dataset."""
-    ours = torch.load(run / "out/ckpt.pt", weights_only=True)
-    shape = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
-    state = {
-        "model": {f"_orig_mod.{name}": weight for name, weight in ours["model"].items()},
-        "optimizer": ours["training"]["optimizer"],
-        "model_args": {name: ours["model_args"][name] for name in shape},
-        "iter_num": 20,
-        "best_val_loss": torch.tensor(2.5),
-        "config": {"dataset": "tiny", "out_dir": "out"},
-    }
-    torch.save(state | changes, run / "nano.pt")
+def save_nanogpts_file(run: Path, **changes: Any) -> None:
+    torch.save(nanogpts_file(load(run / "out/last.pt"), **changes), run / "nano.pt")
 
 
 def test_nanogpts_file_with_the_tokenizer_of_its_dataset(run_copy: Path) -> None:
-    nanogpts_file(run_copy)
-    assert written(run_copy, "--ckpt=nano.pt", "--start=The ") == written(run_copy, "--start=The ")
+    save_nanogpts_file(run_copy)
+    expected = written(run_copy, "--ckpt=out/last.pt", "--start=The ")
+    assert written(run_copy, "--ckpt=nano.pt", "--start=The ") == expected
     (run_copy / "data").rename(run_copy / "elsewhere")
-    assert written(run_copy, "--ckpt=nano.pt", "--data_dir=elsewhere") == written(run_copy)
-    result = cli_here("sample", "--ckpt=nano.pt", cwd=run_copy)
-    assert result.status == 2 and "tinygpt prepare tiny" in result.err
+    assert written(run_copy, "--ckpt=nano.pt", "--start=The ", "--data_dir=elsewhere") == expected
+    assert "tinygpt prepare tiny" in refused(run_copy, "sample", "--ckpt=nano.pt")
 
 
 def test_nanogpts_file_without_a_fitting_dataset(run_copy: Path) -> None:
-    nanogpts_file(run_copy, config={})
-    result = cli_here("sample", "--ckpt=nano.pt", cwd=run_copy)
-    assert result.status == 2 and "has no tokenizer and does not name its dataset" in result.err
-    nanogpts_file(run_copy)
+    save_nanogpts_file(run_copy, config={})
+    assert "does not name its dataset" in refused(run_copy, "sample", "--ckpt=nano.pt")
+    save_nanogpts_file(run_copy)
     (run_copy / "other.txt").write_text("".join(map(chr, range(32, 127))) * 50)
-    assert cli_here("prepare", "tiny", "--input=other.txt", cwd=run_copy).status == 0
-    result = cli_here("sample", "--ckpt=nano.pt", cwd=run_copy)
-    assert result.status == 2 and "tokens, but its tokenizer has 95" in result.err
+    ok(run_copy, "prepare", "tiny", "--input=other.txt")
+    assert "tokens, but its tokenizer has 95" in refused(run_copy, "sample", "--ckpt=nano.pt")
 
 
 # ---- streaming --------------------------------------------------------------------------------------------------

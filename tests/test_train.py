@@ -13,6 +13,7 @@ import filelock
 import pytest
 import torch
 from conftest import PATIENCE, TINY_TRAIN, cli, cli_here, listing, needs_fork, ok, refused, tiny_text, trained, until
+from models import nanogpts_file, same_weights
 from test_suggestions import suggested
 
 from tinygpt.checkpoint.store import load, save
@@ -30,21 +31,6 @@ def entries(run: Path, kind: str) -> list[dict[str, Any]]:
 
 def column(run: Path, kind: str, name: str) -> list[Any]:
     return [entry[name] for entry in entries(run, kind)]
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    """Bit for bit, with the optimizers' state."""
-    flat_one, flat_other = (
-        {f"{name}": weight for name, weight in state.model.items()}
-        | {
-            f"{part} {name}": moment
-            for name, parts in state.training["optimizer"]["moments"].items()
-            for part, moment in parts.items()
-        }
-        for state in (load(one), load(other))
-    )
-    assert flat_one.keys() == flat_other.keys()
-    return all(torch.equal(value, flat_other[name]) for name, value in flat_one.items())
 
 
 # ---- output -----------------------------------------------------------------------------------------------------
@@ -101,14 +87,11 @@ def test_what_is_shown(work: Path) -> None:
     shown = trained(work, "--max_iters=30", "--sample_interval=10").out
     for pattern in (
         r"^device: +cpu \(\d+ threads?\), float32: as asked$",
-        r"^compile: +off",
-        r"^dataset: +data/tiny: [\d,]+ training tokens, vocabulary of \d+$",
+        r"^dataset: +data/tiny: [\d,]+ training tokens",
         r"^model: +[\d,]+ parameters: 1 layer, 2 heads, width 16, context 16$",
-        r"^iterations: +30, each with 128 tokens",
         r"^expected: +[\d.]+ s for 5 more iterations \([\d.]+ ms each\)$",
         r"^step +0: train loss \d\.\d{4}, val loss \d\.\d{4}$",
         r"^step 30: train loss \d\.\d{4}, val loss \d\.\d{4} \(best\)$",
-        r"^    \| ",
         r"^done in \d+ min \d+ s; best validation loss \d\.\d{4}$",
         r"^next: tinygpt sample out$",
     ):
@@ -239,26 +222,16 @@ def test_a_stored_value_of_the_wrong_type_is_refused(run_copy: Path) -> None:
     ok(run_copy, "train", "--init_from=resume", "--max_iters=30", "--grad_clip=1")
 
 
-def test_resuming_takes_a_new_rate_and_decay(run_copy: Path) -> None:
-    """The optimizer's state has learning rates too; those of the command count. Here no weight may change."""
-    before = load(run_copy / "out/last.pt").model
-    trained(run_copy, "--init_from=resume", "--max_iters=25", "--learning_rate=1e-12", "--min_lr=1e-12")
-    after = load(run_copy / "out/last.pt").model
-    assert column(run_copy / "out", "train", "lr")[-1] == 1e-12
-    for name, weight in before.items():
-        torch.testing.assert_close(after[name], weight, atol=1e-8, rtol=0)
-
-
 def test_decay_lr_alone_means_a_constant_rate_until_a_schedule_is_given(work: Path) -> None:
     constant = ["--decay_lr=False", "--learning_rate=0.5"]
     trained(work, *constant)
     assert {*column(work / "out", "train", "lr")} == {0.5}
-    again = cli_here("train", work / "out/config.yaml", "--out_dir=again", cwd=work)  # not refused: no flag contradicts
-    assert again.status == 0 and {*column(work / "again", "train", "lr")} == {0.5}
-    resumed = cli_here("train", "--init_from=resume", "--max_iters=25", cwd=work)
-    assert resumed.status == 0 and {*column(work / "out", "train", "lr")} == {0.5}
-    resumed = cli_here("train", "--init_from=resume", "--max_iters=30", "--lr_schedule=linear", cwd=work)
-    assert resumed.status == 0 and column(work / "out", "train", "lr")[-1] < 0.5
+    ok(work, "train", work / "out/config.yaml", "--out_dir=again")  # not refused: no flag contradicts
+    assert {*column(work / "again", "train", "lr")} == {0.5}
+    ok(work, "train", "--init_from=resume", "--max_iters=25")
+    assert {*column(work / "out", "train", "lr")} == {0.5}
+    ok(work, "train", "--init_from=resume", "--max_iters=30", "--lr_schedule=linear")
+    assert column(work / "out", "train", "lr")[-1] < 0.5
 
 
 def test_a_resumed_run_knows_its_best_loss_and_its_patience(work: Path) -> None:
@@ -272,10 +245,8 @@ def test_a_resumed_run_knows_its_best_loss_and_its_patience(work: Path) -> None:
 
 
 def test_resuming_with_another_optimizer_is_refused(run_copy: Path) -> None:
-    before = listing(run_copy / "out")
-    result = cli_here(*TINY_TRAIN, "--init_from=resume", "--max_iters=30", "--optimizer=muon", cwd=run_copy)
-    assert result.status == 2 and "optimizer is muon here and adamw in the checkpoint" in result.err
-    assert listing(run_copy / "out") == before
+    message = refused(run_copy, *TINY_TRAIN, "--init_from=resume", "--max_iters=30", "--optimizer=muon")
+    assert "optimizer is muon here and adamw in the checkpoint" in message
 
 
 @pytest.mark.parametrize(
@@ -291,10 +262,9 @@ def test_resuming_with_another_optimizer_is_refused(run_copy: Path) -> None:
 def test_an_epoch_cannot_be_continued_with_another_batch(work: Path, flag: str, says: str) -> None:
     """Its order would be another one: rows would be read twice, and others never."""
     trained(work, "--sampling=epochs", "--max_iters=3")
-    before = listing(work)
     command = ["train", "--init_from=resume", "--max_iters=6", flag]
     message = refused(work, *command)
-    assert says in message and listing(work) == before
+    assert says in message
     if "--sampling=independent" in message:
         ok(work, *command, "--sampling=independent")
         ok(work, *command, "--max_iters=9", "--sampling=epochs")  # in epochs from here on
@@ -317,11 +287,9 @@ def test_auto_resumes_when_there_is_something_to_resume(tiny_run: Path, work: Pa
 
 def test_resuming_on_other_data_is_refused(run_copy: Path) -> None:
     (run_copy / "text.txt").write_text(tiny_text(seed=2))  # the same vocabulary
-    assert cli_here("prepare", "tiny", "--input=text.txt", cwd=run_copy).status == 0
-    before = listing(run_copy / "out")
-    result = cli_here(*TINY_TRAIN, "--init_from=resume", "--max_iters=30", cwd=run_copy)
-    assert result.status == 2 and "has been prepared from different text" in result.err
-    assert listing(run_copy / "out") == before
+    ok(run_copy, "prepare", "tiny", "--input=text.txt")
+    message = refused(run_copy, *TINY_TRAIN, "--init_from=resume", "--max_iters=30")
+    assert "has been prepared from different text" in message
     trained(run_copy, "--init_from=out/last.pt", "--out_dir=new")  # starting from its weights is allowed
 
 
@@ -338,29 +306,29 @@ def test_starting_from_another_runs_weights(run_copy: Path) -> None:
     trained(run_copy, "--init_from=out/ckpt.pt", "--out_dir=new", "--max_iters=1", "--n_embd=16")
     assert column(run_copy / "new", "eval", "val_loss")[0] == pytest.approx(load(run_copy / "out").best_val_loss)
     assert column(run_copy / "new", "train", "step") == [0]
-    result = cli_here(*TINY_TRAIN, "--init_from=out/ckpt.pt", "--out_dir=newer", "--n_embd=32", cwd=run_copy)
-    assert result.status == 2 and "n_embd is 32 here and 16 in the checkpoint" in result.err
+    newer = ["--init_from=out/ckpt.pt", "--out_dir=newer"]
+    assert "n_embd is 32 here and 16 in the checkpoint" in refused(run_copy, *TINY_TRAIN, *newer, "--n_embd=32")
     (run_copy / "preset.yaml").write_text("dataset: tiny\nn_embd: 36\n")  # a flag can be dropped, a preset's value not
-    assert "try: --n_embd=16, or start" in refused(
-        run_copy, "train", "preset.yaml", "--init_from=out/ckpt.pt", "--out_dir=newer"
-    )
+    assert "try: --n_embd=16, or start" in refused(run_copy, "train", "preset.yaml", *newer)
     trained(run_copy, "--init_from=out/ckpt.pt", "--out_dir=short", "--block_size=5", "--max_iters=1")
     assert load(run_copy / "short").model["transformer.wpe.weight"].shape == (5, 16)
 
 
 def test_starting_from_nanogpts_file(run_copy: Path) -> None:
-    ours = load(run_copy / "out/ckpt.pt")
-    nano = {"model": ours.model, "model_args": ours.model_args, "iter_num": 20, "best_val_loss": torch.tensor(2.0)}
-    torch.save(nano | {"config": {"dataset": "tiny"}}, run_copy / "nano.pt")
+    ours = load(run_copy / "out/last.pt")
+    torch.save(nanogpts_file(ours), run_copy / "nano.pt")
     trained(run_copy, "--init_from=nano.pt", "--out_dir=new", "--max_iters=0")
-    assert column(run_copy / "new", "eval", "val_loss") == [pytest.approx(ours.best_val_loss)]
+    assert column(run_copy / "new", "eval", "val_loss") == [
+        pytest.approx(column(run_copy / "out", "eval", "val_loss")[-1])
+    ]
     assert load(run_copy / "new").tokenizer == ours.tokenizer  # it now has one
-    tables = ("wte.weight", "lm_head.weight")
-    small = {key: value[:5].clone() if key.endswith(tables) else value for key, value in ours.model.items()}
-    torch.save(nano | {"model": small, "model_args": ours.model_args | {"vocab_size": 5}}, run_copy / "nano.pt")
-    result = cli_here(*TINY_TRAIN, "--init_from=nano.pt", "--out_dir=newer", cwd=run_copy)
-    assert result.status == 2 and "nano.pt has a vocabulary of 5 tokens" in result.err
-    assert not (run_copy / "newer").exists()
+    small = nanogpts_file(ours)
+    for table in ("_orig_mod.transformer.wte.weight", "_orig_mod.lm_head.weight"):
+        small["model"][table] = small["model"][table][:5].clone()
+    small["model_args"]["vocab_size"] = 5
+    torch.save(small, run_copy / "nano.pt")
+    message = refused(run_copy, *TINY_TRAIN, "--init_from=nano.pt", "--out_dir=newer")
+    assert "nano.pt has a vocabulary of 5 tokens" in message
 
 
 def test_a_run_of_the_preset_before_is_resumed_with_its_heir(work: Path) -> None:
@@ -369,26 +337,21 @@ def test_a_run_of_the_preset_before_is_resumed_with_its_heir(work: Path) -> None
     flags = [flag for flag in flags if not flag.startswith(("--n_layer", "--n_head", "--learning_rate", "--min_lr"))]
     ok(work, "train", "nanogpt", *flags, "--out_dir=out", "--max_iters=10")
     said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, "--max_iters=10")
-    assert "out has a run of nanoGPT's recipe, which configs/shakespeare_char.yaml was before" in said
+    assert "out has a run of nanoGPT's recipe" in said
     (line,) = suggested(said)
     assert line[:2] == ["train", "configs/nanogpt.yaml"] and "--out_dir=out" in line
     longer = [flag.replace("--max_iters=10", "--max_iters=12") for flag in line]
     assert "resuming after iteration 10" in ok(work, *longer).out and load(work / "out/last.pt").step == 12
-    for contradiction in ("--n_layer=2", "--optimizer=adamw --n_layer=3"):  # a flag is not the preset's value
-        said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, *contradiction.split())
-        assert "in the checkpoint" in said and "nanogpt" not in said
+    said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, "--n_layer=2")  # not the preset's value
+    assert "in the checkpoint" in said and "nanogpt" not in said
     (work / "configs").mkdir()
     (work / "configs/shakespeare_char.yaml").write_text("n_layer: 3\nn_head: 4\n")  # a file of one's own
-    for config in ("configs/shakespeare_char.yaml", "shakespeare_char_fast"):
-        said = refused(work, "train", config, *flags, "--out_dir=out")
-        assert "in the checkpoint" in said and "nanogpt" not in said
+    said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, "--out_dir=out")
+    assert "in the checkpoint" in said and "nanogpt" not in said
     (work / "configs/shakespeare_char.yaml").unlink()
-    ok(work, "train", "shakespeare_char", *flags, "--out_dir=new", "--max_iters=2", "--optimizer=adamw")
-    said = refused(work, "train", "shakespeare_char", *flags, "--out_dir=new")  # today's, but for one flag
-    assert "optimizer is muon here and adamw in the checkpoint" in said and "nanogpt" not in said
     start = ["train", "shakespeare_char", *flags, "--out_dir=on", "--max_iters=2", "--init_from=out/ckpt.pt"]
     (hint,) = re.findall("try: (.*), or start a new model", refused(work, *start))  # from its weights: the whole shape
-    assert ok(work, *start, *hint.split()).status == 0
+    ok(work, *start, *hint.split())
     ok(work, "train", "nanogpt", *flags, "--out_dir=other", "--max_iters=2", "--position=alibi")
     said = refused(work, "train", "configs/shakespeare_char.yaml", *flags, "--out_dir=other")  # no preset's run
     assert "in the checkpoint" in said and "nanogpt" not in said
@@ -407,18 +370,6 @@ def test_nanogpts_command_line(work: Path) -> None:
     assert load(work / "out-nanogpt").model_args["n_embd"] == 128 and load(work / "out-nanogpt/last.pt").step == 3
 
 
-def test_accumulated_gradients_are_those_of_one_large_batch(work: Path) -> None:
-    first = {}
-    for rows, steps in ((12, 1), (6, 2), (1, 12), (12, 2)):
-        args = [f"--batch_size={rows}", f"--gradient_accumulation_steps={steps}", "--dropout=0", "--max_iters=3"]
-        trained(work, *args)
-        first[rows, steps] = [(line["loss"], line["grad_norm"]) for line in entries(work / "out", "train")]
-    for pieces in ((6, 2), (1, 12)):
-        for whole, part in zip(first[12, 1], first[pieces], strict=True):
-            assert part == pytest.approx(whole, rel=1e-5)
-    assert first[12, 2][0] != pytest.approx(first[12, 1][0], rel=1e-5)
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_learns_as_float32_does(tiny_run: Path, work: Path, dtype: str) -> None:
     assert f", {dtype}: as asked" in trained(work, f"--dtype={dtype}").out
@@ -426,27 +377,6 @@ def test_half_precision_learns_as_float32_does(tiny_run: Path, work: Path, dtype
     assert exact != rough
     assert rough[0] == pytest.approx(exact[0], abs=0.01) and rough[-1] == pytest.approx(exact[-1], abs=0.1)
     assert all(weight.dtype == torch.float32 for weight in load(work / "out").model.values())
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--norm=rmsnorm", "--position=rope", "--activation=relu2", "--qk_norm", "--bias=True"],
-        ["--activation=swiglu", "--tie_weights=False", "--optimizer=muon", "--norm=rmsnorm", "--position=rope"],
-    ],
-    ids=" ".join,
-)
-def test_architectures_train_resume_and_sample(work: Path, options: list[str]) -> None:
-    trained(work, *options, "--max_iters=10")
-    trained(work, "--init_from=resume", *options)
-    losses = column(work / "out", "train", "loss")
-    assert losses[-1] < losses[0] - 0.3
-    args = load(work / "out").model_args
-    for option in options:
-        name, _, value = option.removeprefix("--").partition("=")
-        if name != "optimizer":
-            assert str(args[name]) == (value or "True")
-    assert len(cli_here("sample", "--max_new_tokens=40", cwd=work).out) == 42
 
 
 @pytest.mark.slow
@@ -465,11 +395,8 @@ def broken(*_: object) -> None:
 
 @pytest.mark.parametrize("real", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_without_a_compiler_it_goes_on(tiny_run: Path, work: Path, real: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = {
-        "CXX": "/nowhere/g++",
-        "TORCHINDUCTOR_CACHE_DIR": str(work / "cache"),
-        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
-    }
+    env = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+    env["TORCHINDUCTOR_CACHE_DIR"] = str(work / "cache")
     monkeypatch.setattr(torch, "compile", broken)
     command = [*TINY_TRAIN, "--compile=True"]
     result = cli(*command, cwd=work, timeout=300, **env) if real else ok(work, *command)
