@@ -484,15 +484,15 @@ def test_passages_fill_the_context_in_their_order(untrained: Path) -> None:
 # ---- evaluating --------------------------------------------------------------------------------------------------
 
 KNOWN = [
-    (EMIL, "Red.", "things.txt"),  # right: punctuation and case do not count
-    ("Which colour is the box of Zoë?", "blue", "docs/things.txt"),  # wrong answer
-    ("Which colour is the hat of Tara?", "blue", "things.txt"),  # right, but in another document
-    ("Who painted the hall of Tara?", "", ""),  # right: none
+    (EMIL, "Red."),  # right: punctuation and case do not count
+    ("Which colour is the box of Zoë?", "blue"),  # wrong answer
+    ("Which colour is the hat of Tara?", "bluer"),  # wrong answer
+    ("Who painted the hall of Tara?", ""),  # right: none
 ]
 
 
 def questions(folder: Path, known: list[Any] = KNOWN) -> str:
-    names = ("question", "answer", "source")
+    names = ("question", "answer")
     lines = [entry if isinstance(entry, str) else json.dumps(dict(zip(names, entry, strict=True))) for entry in known]
     (folder / "val.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return "--questions=val.jsonl"
@@ -514,7 +514,7 @@ def test_questions_with_known_answers_are_measured(untrained: Path) -> None:
     assert text.count("failed: ") == 3 and "33.3% (6 to 79)" in text
     cautious = json.loads(ok(untrained, "ask", *flags, "--min_probability=0.999999", "--json").out)
     assert cautious["abstained"] == cautious["abstained_unanswerable"] == 1 and cautious["wrong"] == 0
-    assert [one["answer"] for one in cautious["failures"]] == ["Red.", "blue", "blue"]
+    assert [one["answer"] for one in cautious["failures"]] == ["Red.", "blue", "bluer"]
 
 
 def test_three_sentences_are_counted_neither_fewer_nor_more(tmp_path: Path) -> None:
@@ -523,7 +523,7 @@ def test_three_sentences_are_counted_neither_fewer_nor_more(tmp_path: Path) -> N
     write(tmp_path, {"a.txt": "\n\n".join(texts)})
     shown = [one["text"] for one in json.loads(plain(tmp_path, "Which pump is heavy?", "--json"))["sentences"]]
     ranked = [*shown, *(set(texts) - set(shown))]
-    known = questions(tmp_path, [("Which pump is heavy?", text, "a.txt") for text in ranked])
+    known = questions(tmp_path, [("Which pump is heavy?", text) for text in ranked])
     measured = json.loads(plain(tmp_path, known, "--min_probability=0", "--json"))
     assert (measured["in_first"], measured["in_three"], measured["wrong"]) == (0.25, 0.75, 0.75)
     expected = [(text, place) for text, place in zip(ranked, (1, 2, 3, 0), strict=True)][1:]
@@ -591,24 +591,11 @@ def test_an_invalid_line_of_questions_is_named(line: str, untrained: Path) -> No
     odd = '{"question": "What colour is\u2028the box?", "answer": ""}'
     message = refused(untrained, "ask", questions(untrained, [odd, line]), "--index=index.db")
     assert "line 2: not a question with its answer" in message and '{"question": ' in message
-    flags = [questions(untrained, [odd, ("car " * 50, "", "")]), "--index=index.db", "--ckpt=out-colours"]
+    flags = [questions(untrained, [odd, ("car " * 50, "")]), "--index=index.db", "--ckpt=out-colours"]
+    flags.append("--min_probability=0")
     assert "error: car car" in (message := refused(untrained, "ask", *flags)) and "no room for a passage" in message
     (untrained / "val.jsonl").write_text("")
     assert "contains no question" in refused(untrained, "ask", "--questions=val.jsonl", "--index=index.db")
-
-
-def test_a_source_that_the_index_does_not_have_is_named(untrained: Path) -> None:
-    """Each right answer would count as wrong: a folder, another folder, a misspelt name."""
-    for source in ("docs", "other/things.txt", "thing.txt", "."):
-        message = refused(untrained, "ask", "--index=index.db", questions(untrained, [(EMIL, "red", source)]))
-        assert f"val.jsonl: the index index.db has no document {source}" in message and "docs/" in message
-    done = ok(
-        untrained,
-        "ask",
-        "--index=index.db",
-        questions(untrained, [(EMIL, "", "thing.txt"), (EMIL, "red", "docs/things.txt")]),
-    )
-    assert "2 questions, 1 with an answer" in done.out
 
 
 def test_a_model_that_only_continues_text_is_refused(untrained: Path, tiny_run: Path) -> None:

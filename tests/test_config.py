@@ -264,8 +264,6 @@ def test_presets_are_found_without_a_checkout(tmp_path: Path, monkeypatch: pytes
         train("configs/shakespeare_char.yaml").dataset == train("shakespeare_char.yaml").dataset == "shakespeare_char"
     )
     assert "[configs/shakespeare_char.yaml]" in complaint("configs/shakespear_char.yaml")
-    assert "[configs/shakespeare_char.yaml]" in complaint("portable")  # a preset of earlier versions: its heir
-    assert "[configs/nanogpt.yaml --dataset=shakespeare " in complaint("configs/shakespeare.yaml")
     for name in ("config/train_shakespeare.py", "config/eval_gpt2.py", "train_gpt2.py", "mine/config/train_gpt2.py"):
         assert f"{name}: no such config file" in complaint(name)
 
@@ -449,14 +447,6 @@ def test_help_explains_every_option(command: str, kind: type, capsys: pytest.Cap
     assert all(text in " ".join(shown.split()) for text in meanings(kind).values())
     for key in keys(kind).values():
         assert (key.name.upper() if POSITIONAL in key.marks else f"--{key.name}") in shown
-
-
-def test_a_sink_that_is_empty_is_none(tmp_path: Path) -> None:
-    """Config files and commands of earlier versions say report_to: ''."""
-    (tmp_path / "a.yaml").write_text("report_to: ''\n")
-    (tmp_path / "a.py").write_text("report_to = ''\n")
-    for args in (["--report_to="], ["--report_to=none"], [str(tmp_path / "a.yaml")], [str(tmp_path / "a.py")]):
-        assert train(*args).report_to == "none"
 
 
 def test_help_names_a_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,6 @@ def test_each_stage_runs_once_and_one_that_failed_again(tmp_path: Path, capsys: 
     ("change", "problem"),
     [
         ({"lab": "y"}, "holds results of lab y"),
-        ({"version": 0}, "version=0"),
         ({"settings": {"quick": True}}, "quick=True"),
         ({"models": {"out": "abd"}}, "out is not the one"),
         (None, "is damaged"),

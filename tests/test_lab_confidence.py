@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, commands_here, lab_results, ok, refused
+from conftest import cli_here, commands_here, lab_results, ok
 from sklearn.metrics import roc_auc_score
 from test_import import save_model
 
@@ -113,9 +113,9 @@ SECOND = system([0.5, 0.5, 0.9, 0.4], [0, 0, 1, 0], seconds=4, price=20)
 
 def test_a_cascade_by_hand() -> None:
     """The first answers two kinds of lines, the second one of the two that reach it, a person the last."""
-    run = cascade.cascade([FIRST, SECOND], 0.9, 100)
+    run = cascade.cascade([FIRST, SECOND], 0.9)
     assert run.thresholds == [0.8, 0.9] and run.shares == [0.5, 0.25, 0.25] and run.accuracy == 1
-    assert run.cost == 3 + 0.5 * 20 + 0.25 * 100
+    assert run.cost == 3 + 0.5 * 20 + 0.25 * 50
     assert run.seconds == 1 + 0.5 * 4 + 0.25 * cascade.PERSON_SECONDS
     assert run.answered["test"] == [(40, 40), (20, 20)]
 
@@ -123,24 +123,24 @@ def test_a_cascade_by_hand() -> None:
 def test_a_threshold_is_chosen_on_the_lines_that_reach_the_stage() -> None:
     """All lines give the second system half of its answers right from 0.6 on; those that reach it, none."""
     second = system([0.9, 0.9, 0.6, 0.6], [1, 1, 0, 0])
-    assert cascade.cascade([second], 0.5, 1).thresholds == [0.6]
-    assert cascade.cascade([FIRST, second], 0.9, 1).thresholds == [0.8, math.inf]
-    assert cascade.cascade([FIRST, second], 0.5, 1).shares == [1, 0, 0]  # nothing reaches it
+    assert cascade.cascade([second], 0.5).thresholds == [0.6]
+    assert cascade.cascade([FIRST, second], 0.9).thresholds == [0.8, math.inf]
+    assert cascade.cascade([FIRST, second], 0.5).shares == [1, 0, 0]  # nothing reaches it
 
 
 def test_the_limits_of_a_cascade() -> None:
     """A perfect system leaves nothing to the person, one that is always wrong everything."""
     perfect, wrong = system([0.1, 0.2], [1, 1]), system([0.99, 1.0], [0, 0])
-    assert cascade.cascade([perfect], 0.99, 100)[2:] == ([1, 0], 1, 3, 1)
-    assert cascade.cascade([wrong], 0.01, 100)[2:] == ([0, 1], 1, 103, 1 + cascade.PERSON_SECONDS)
-    assert cascade.cascade([], 0.9, 100)[2:] == ([1], 1, 100, cascade.PERSON_SECONDS)
+    assert cascade.cascade([perfect], 0.99)[2:] == ([1, 0], 1, 3, 1)
+    assert cascade.cascade([wrong], 0.01)[2:] == ([0, 1], 1, 53, 1 + cascade.PERSON_SECONDS)
+    assert cascade.cascade([], 0.9)[2:] == ([1], 1, 50, cascade.PERSON_SECONDS)
     assert cascade.alone(FIRST)[2:] == ([1, 0], 0.5, 3, 1)
 
 
 def test_errors_among_the_answered_lines_lower_the_accuracy() -> None:
     """The threshold fits val; on test the same confidence is right less often."""
     first = FIRST._replace(right=FIRST.right | {"test": np.arange(80) < 20})
-    assert cascade.cascade([first], 0.9, 1).accuracy == 0.75
+    assert cascade.cascade([first], 0.9).accuracy == 0.75
 
 
 def stored(one: System, latency: float) -> dict[str, Any]:
@@ -151,15 +151,12 @@ def stored(one: System, latency: float) -> dict[str, Any]:
     return {**splits, "latency": latency}
 
 
-def test_the_cost_is_the_latency_at_the_price_of_an_hour_or_the_price_that_is_given() -> None:
+def test_the_cost_is_the_latency_at_the_price_of_an_hour() -> None:
     found = {f"ask: {name}, seed 1": stored(FIRST, 3.6) for name in ("ngram", "tiny", "pretrained tiny")}
-    config = LabConfig("cascade", seeds=1, pretrained="tiny", price=2)
+    config = LabConfig("cascade", seeds=1, pretrained="tiny")
     here = cascade.systems_of(found, config, 1)
     assert list(here) == ["n-gram baseline", "tiny model", "pretrained model"]  # `tiny` is a stage's name, too
-    assert here["pretrained model"].price == pytest.approx(2)
-    config.outside_price = 7.5
-    rented = cascade.systems_of(found, config, 1)
-    assert rented["outside model"].price == 7.5 and rented["tiny model"].price == pytest.approx(2)
+    assert here["pretrained model"].price == here["tiny model"].price == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(("second", "start"), [(SECOND, "n-gram baseline and tiny model"), (FIRST, "n-gram baseline")])
@@ -278,7 +275,7 @@ def test_the_cascade_is_compared_with_each_system_and_with_a_person(cascaded: tu
 
 
 @pytest.mark.slow
-def test_a_pretrained_model_adds_stages_and_has_the_price_that_is_given(cascaded: tuple[Path, str]) -> None:
+def test_a_pretrained_model_adds_stages(cascaded: tuple[Path, str]) -> None:
     folder, _ = cascaded
     save_model(folder / "theirs", "llama", context=1024)
     ok(folder, "import", "theirs", "--out_dir=large")
@@ -286,11 +283,3 @@ def test_a_pretrained_model_adds_stages_and_has_the_price_that_is_given(cascaded
     done = ok(folder, *lab)
     assert re.findall("stage . of .: (.*), seed", done.out) == ["train: pretrained large", "ask: pretrained large"]
     assert "by pretrained model" in done.out and "The pretrained model is large." in " ".join(done.out.split())
-    rented = cli_here(*lab, "--outside_price=2.5", "--person_price=20", cwd=folder)
-    assert rented.status == 0 and not re.search("stage . of", rented.out)
-    assert cells(rented.out, "outside model alone")[2] == "2.50" and cells(rented.out, "person alone")[2] == "20.00"
-
-
-def test_a_price_of_a_pretrained_model_needs_one(tmp_path: Path) -> None:
-    message = "--outside_price=2 is the price of a pretrained model"
-    assert message in refused(tmp_path, "lab", "cascade", "--outside_price=2", "--quick")

@@ -53,10 +53,10 @@ def few(models: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def guarded(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that other machines reach, with a key, and with a page of another site that may use it."""
+    """A server that other machines reach, with a key."""
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "key.txt").write_text(KEY)
-    flags = ["--host=0.0.0.0", f"--api_key={folder / 'key.txt'}", "--allow_origin=http://localhost:3000"]
+    flags = ["--host=0.0.0.0", f"--api_key={folder / 'key.txt'}"]
     with serving_here(models, "--ckpt=out", *flags, "--skip_unknown", f"--max_tokens={ENDLESS}", key=KEY) as server:
         yield server
 
@@ -220,7 +220,7 @@ def test_deep_nesting_and_half_of_a_surrogate_pair(few: Server, guarded: Server)
         b"nonsense\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: [\r\n\r\n",
         b"GET http://[/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        b"GET /v1/models/%ff%00%f0%9f HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /%ff?%ff=\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /tokenizer_info?model=%ff HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
@@ -261,26 +261,11 @@ def test_a_form_of_another_site_is_refused(few: Server) -> None:
     assert few.post("/v1/completions", body, content_type="Application/JSON; charset=utf-8")[0] == 200
 
 
-def cors(server: Server, method: str, path: str, body: bytes, **headers: str) -> dict[str, str]:
-    found = server.request(method, path, body, **headers)[2]
-    return {name: value for name, value in found.items() if name.startswith("access-control-")}
-
-
-def test_pages_of_other_sites_may_read_nothing_unless_allowed(few: Server, guarded: Server) -> None:
-    body, allowed = b'{"prompt": "the", "max_tokens": 1}', "http://localhost:3000"
+def test_pages_of_other_sites_may_read_nothing(few: Server) -> None:
     asks = {"access_control_request_method": "POST", "access_control_request_headers": "content-type,authorization"}
-    for origin in (allowed, "http://evil.example", "null"):
-        for server in (few, guarded):
-            found = [cors(server, "POST", "/v1/completions", body, origin=origin)]
-            found += [cors(server, "GET", "/v1/models", b"", origin=origin)]
-            found += [cors(server, "OPTIONS", "/v1/completions", b"", origin=origin, **asks)]
-            wanted = [allowed] * 3 if server is guarded and origin == allowed else [None] * 3
-            assert [headers.get("access-control-allow-origin") for headers in found] == wanted
-            assert not any("access-control-allow-credentials" in headers for headers in found)
-            if server is few:
-                assert found == [{}, {}, {}]
-    failed = cors(guarded, "POST", "/v1/completions", body, origin=allowed, authorization="Bearer wrong")
-    assert failed["access-control-allow-origin"] == allowed  # so that the page can show the error
+    for method, path, body in (("POST", "/v1/completions", b"{}"), ("GET", "/v1/models", b""), ("OPTIONS", "/", b"")):
+        headers = few.request(method, path, body, origin="http://evil.example", **asks)[2]
+        assert not [name for name in headers if name.startswith("access-control-")]
 
 
 def test_no_request_without_the_key_by_any_trick(guarded: Server) -> None:
@@ -346,7 +331,6 @@ def test_a_second_signal_ends_it_at_once_and_no_prompt_was_written_anywhere(mode
         assert server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": prompt}]})[0] == 400
         assert server.post("/v1/completions", {"prompt": prompt, "temperature": prompt})[0] == 400
         assert server.post("/v1/completions", {"prompt": prompt, "model": prompt})[0] == 404
-        assert server.request("GET", f"/v1/models/{prompt}")[0] == 404
         endless = {"prompt": prompt, "max_tokens": ENDLESS}
         connections = [server.begin("/v1/completions", endless | {"stream": stream}) for stream in (True, False)]
         first_chunk(connections[0])
@@ -388,8 +372,6 @@ def test_a_port_that_is_in_use(few: Server) -> None:
         (["--adapter=out-lora"], "expected NAME=PATH"),
         (["--adapter=out=out-lora"], "another model has the name out"),
         (["--ckpt=nowhere/ckpt.pt", "--port=0"], "nowhere"),
-        (["--allow_origin=*"], "--allow_origin=*"),
-        (["--allow_origin=http://localhost:3000/"], "--allow_origin=http"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -42,12 +42,6 @@ NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
     "config/train_gpt2.py": "gpt2_openwebtext",
 }
 WANDB = ("wandb_log", "wandb_project", "wandb_run_name")  # keys of nanoGPT that are ignored
-HEIRS = {  # presets of earlier versions that are gone, and what replaces them
-    "portable": "configs/shakespeare_char.yaml",
-    "shakespeare": "configs/nanogpt.yaml --dataset=shakespeare --dropout=0.2 --out_dir=out-shakespeare",
-    "finetune_headlines": "configs/finetune_transactions.yaml --dataset=headlines --optimizer=muon "
-    "--muon_learning_rate=0.01 --max_iters=1500 --patience=0 --out_dir=out-finetune-headlines",
-}
 PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a checkout
 OTHERS = [PACKAGE / "lab/configs", PACKAGE / "retrieve", PACKAGE / "config"]  # next to what uses them, and not listed
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -184,8 +178,7 @@ def converted(key: Key, value: Any, prefix: str) -> Any:
     try:
         if not choices:
             return key.type(text)
-        word = text.lower() or "none"  # earlier versions wrote report_to: ''
-        choice = {choice.lower(): choice for choice in choices}[word]
+        choice = {choice.lower(): choice for choice in choices}[text.lower()]
         return choice == "True" if key.type is bool else choice
     except (KeyError, ValueError):
         expected = {int: "a whole number", float: "a number"}.get(key.type, f"one of {', '.join(choices)}")
@@ -212,10 +205,8 @@ def find_config(name: str) -> Path:
     others = {preset.stem: preset for folder in OTHERS for preset in folder.glob("*.yaml")}
     if path.parent.name in ("", "configs") and path.suffix in ("", ".yaml") and path.stem in presets | others:
         return (presets | others)[path.stem]
-    hint = HEIRS.get(path.stem, "")
-    if not hint:
-        close = get_close_matches(path.stem, presets, n=1)
-        hint = f"configs/{close[0]}.yaml" if close else "choose a preset, or name a file of your own"
+    close = get_close_matches(path.stem, presets, n=1)
+    hint = f"configs/{close[0]}.yaml" if close else "choose a preset, or name a file of your own"
     comments = {stem: preset.read_text("utf-8").partition("\n")[0][2:] for stem, preset in presets.items()}
     listed = [f"{stem:<33} {terminal.cut(comment, 80)}" for stem, comment in comments.items()]
     raise TinyGPTError("\n    ".join((f"{name}: no such config file; the presets:", *listed)), hint)

@@ -521,8 +521,8 @@ class AskConfig(InferenceConfig):
     min_probability: Share = 0.17
     """abstain ("probably not in the documents, ...") if the first sentence is less likely than this to be the answer"""
     questions: File = ""
-    """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ..., "source": ...};
-    leave answer empty if the documents have none; source, the document with the answer, is optional"""
+    """evaluate the questions of this file, one JSON object per line: {"question": ..., "answer": ...};
+    leave answer empty if the documents have none"""
     json: bool = False
     """print one JSON object per question, or per evaluation, for programs"""
 
@@ -602,8 +602,6 @@ class ServeConfig(DeviceConfig):
     """port to listen on; 0: a free one"""
     api_key: File = ""
     """a file with a key that each request to the API must send (Authorization: Bearer KEY)"""
-    allow_origin: str = ""
-    """a web site whose pages may call the API from a browser (CORS), for example http://localhost:3000"""
 
     max_batch: Annotated[int, Limit(">=", 1), Limit("<=", 1024), Group("limits")] = 16
     """largest number of sequences generated together; others wait"""
@@ -851,12 +849,6 @@ class LabConfig(DataConfig):
     """scale: the dataset to train on, which must be plain text"""
     ckpt: File = "out-fast/ckpt.pt"
     """methods: the small base model, a checkpoint or its folder"""
-    price: NonNegative = 0.1
-    """facts, cascade: price of an hour of this machine, in your currency, for the cost of answers"""
-    outside_price: NonNegative = 0.0
-    """cascade: price of 1,000 answers of the pretrained model, as if it were rented; 0: by its time and --price"""
-    person_price: NonNegative = 50.0
-    """cascade: price of 1,000 answers of a person; 50 is 10 seconds per answer at 18 per hour"""
     target: Annotated[float, Limit(">", 0), Limit("<", 1)] = 0.95
     """confidence, cascade: accuracy on the answered validation lines, for which the thresholds are chosen"""
 

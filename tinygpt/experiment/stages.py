@@ -15,7 +15,6 @@ from tinygpt.errors import TinyGPTError
 from tinygpt.files import read_text, replacing, strict_json
 from tinygpt.terminal import duration
 
-VERSION = 1  # of lab.json
 Results = dict[str, Any]  # by stage, plain values
 
 
@@ -41,7 +40,7 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = 
     """Run the stages that have no result yet, in order, and return all results. more: others may follow these,
     whose seconds are limits, not times of a usual machine.
 
-    Errors: TinyGPTError for a folder of another experiment, version, settings or model; for a full disk; those of the
+    Errors: TinyGPTError for a folder of another experiment, settings or model; for a full disk; those of the
     stages.
     """
     content = stored(folder, identity)
@@ -71,7 +70,7 @@ def every_seed(results: Results, name: str) -> list[Any]:
 def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     """Read lab.json; without such a file, return content without stages. Errors: TinyGPTError as in `run`."""
     path, (command, name) = identity.file(folder), identity[:2]
-    expected = {command: name, "version": VERSION, "settings": identity.settings}
+    expected = {command: name, "settings": identity.settings}
     if not path.exists():
         return {**expected, "models": identity.models, "stages": {}}
     elsewhere = f"delete {folder}"
@@ -108,9 +107,8 @@ def save(folder: Path, identity: Identity, content: dict[str, Any]) -> None:
 def described(content: dict[str, Any], other: dict[str, Any]) -> str:
     """Describe the identity that a file states, as far as it differs from another: its first key is the command."""
     command, name = next(iter(content.items()))
-    settings = {"version": content["version"], **content["settings"]}
-    others = {"version": other["version"], **other["settings"]}
-    different = [f"{key}={value!r}" for key, value in settings.items() if others.get(key) != value]
+    settings = content["settings"].items()
+    different = [f"{key}={value!r}" for key, value in settings if other["settings"].get(key) != value]
     return f"{command} {name}" + (f" with {', '.join(different)}" if different else "")
 
 

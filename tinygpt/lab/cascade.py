@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.config.schema import LabConfig
-from tinygpt.errors import TinyGPTError
 from tinygpt.experiment.models import classifier, ngrams, right, train, write_dataset
 from tinygpt.experiment.stages import Results, Stage
 from tinygpt.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.lab.confidence import FEWEST, TASK, threshold
-from tinygpt.lab.definition import Lab, seeds
+from tinygpt.lab.definition import HOUR, Lab, seeds
 
 SPLITS = ("val", "test")  # thresholds, and figures
 PERSON_SECONDS = 10.0  # an assumption, as that a person is always right
+PERSON_PRICE = 50.0  # of 1,000 answers of a person: 18 per hour
 TIMED = 30  # lines
 TARGETS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the picture
 GAIN = 0.05  # a stage that cuts the cost by a smaller share is not worth its complexity
@@ -32,13 +32,7 @@ FULL, QUICK = (500, 100), (200, 20)  # iterations of the tiny model, and of the 
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """List the stages. Errors: TinyGPTError for a price of the pretrained model without such a model."""
     path, (tiny_steps, large_steps) = config.pretrained, QUICK if config.quick else FULL
-    if config.outside_price and not path:
-        raise TinyGPTError(
-            f"--outside_price={config.outside_price:g} is the price of a pretrained model, and there is none",
-            "add --pretrained=out-smollm2 (tinygpt import smollm2 --out_dir out-smollm2)",
-        )
     for seed in seeds(config):
         out = folder / f"seed-{seed}"
         tiny, large = out / "tiny", out / f"pretrained-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
@@ -92,7 +86,7 @@ class Run(NamedTuple):
     seconds: float  # mean per line
 
 
-def cascade(systems: Sequence[System], target: float, person_price: float) -> Run:
+def cascade(systems: Sequence[System], target: float) -> Run:
     """Pass the lines through the systems; a person answers the rest. Without a system, the person answers all."""
     remaining = {split: np.ones_like(right) for split, right in systems[0].right.items()} if systems else {}
     answered: dict[str, list[Share]] = {split: [] for split in remaining}
@@ -110,7 +104,7 @@ def cascade(systems: Sequence[System], target: float, person_price: float) -> Ru
     rest = 1 - sum(shares)
     hits = sum(share.hits for share in answered.get("test", []))
     accuracy = (hits / len(remaining["test"]) if systems else 0) + rest
-    totals = cost + rest * person_price, seconds + rest * PERSON_SECONDS
+    totals = cost + rest * PERSON_PRICE, seconds + rest * PERSON_SECONDS
     return Run(thresholds, answered, [*shares, rest], accuracy, *totals)
 
 
@@ -122,14 +116,13 @@ def alone(system: System) -> Run:
 
 def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, System]:
     """Collect the systems of a seed by name, the cheapest first."""
-    names, pretrained = {"ngram": "n-gram baseline", "tiny": "tiny model"}, f"pretrained {config.pretrained}"
+    names = {"ngram": "n-gram baseline", "tiny": "tiny model"}
     if config.pretrained:
-        names[pretrained] = "outside model" if config.outside_price else "pretrained model"
+        names[f"pretrained {config.pretrained}"] = "pretrained model"
     by_name = {}
     for key, name in names.items():
         if (result := results.get(f"ask: {key}, seed {seed}")) is not None:
-            rent = config.outside_price if key == pretrained else 0.0  # 0: it runs here
-            price = rent or 1000 * result["latency"] / 3600 * config.price
+            price = 1000 * result["latency"] / 3600 * HOUR
             arrays = {key: {split: np.array(result[split][key]) for split in SPLITS} for key in ("confidence", "right")}
             by_name[name] = System(seconds=result["latency"], price=price, **arrays)
     return by_name
@@ -138,9 +131,9 @@ def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, Syst
 class AllRuns:
     """The runs of each system alone and of each cascade: lists over the seeds that have all of its systems."""
 
-    def __init__(self, systems: list[dict[str, System]], config: LabConfig) -> None:
+    def __init__(self, systems: list[dict[str, System]], target: float) -> None:
         """systems: those of each seed by name; the first seed has all."""
-        self.seeds, self.config, self.names = systems, config, list(systems[0])
+        self.seeds, self.target, self.names = systems, target, list(systems[0])
         lengths = range(2, len(self.names) + 1)  # each system with a person, and the first ones together
         self.cascades = [*((name,) for name in self.names), *(tuple(self.names[:length]) for length in lengths)]
         self.longest = self.cascades[-1]
@@ -152,9 +145,8 @@ class AllRuns:
         return [alone(by_name[name]) for by_name in self.having([name])]
 
     def cascade(self, names: Sequence[str], target: float | None = None) -> list[Run]:
-        target = self.config.target if target is None else target
         chosen = [[by_name[name] for name in names] for by_name in self.having(names)]
-        return [cascade(systems, target, self.config.person_price) for systems in chosen]
+        return [cascade(systems, target or self.target) for systems in chosen]
 
 
 def median(runs: Sequence[Run], key: str) -> float:
@@ -164,8 +156,8 @@ def median(runs: Sequence[Run], key: str) -> float:
 def summarise(results: Results, config: LabConfig) -> Summary:
     """Summarise cost and accuracy of each system and each cascade."""
     systems = [systems_of(results, config, seed) for seed in seeds(config)]
-    all_runs, rows = AllRuns(systems, config), []
-    common = AllRuns(all_runs.having(all_runs.longest), config)  # the same lines for each system
+    all_runs, rows = AllRuns(systems, config.target), []
+    common = AllRuns(all_runs.having(all_runs.longest), config.target)  # the same lines for each system
     runs_of: list[tuple[str, Sequence[str], list[Run]]] = [
         *((f"{name} alone", [name], all_runs.alone(name)) for name in all_runs.names),
         *((f"{', '.join(names)}, person", names, all_runs.cascade(names)) for names in all_runs.cascades),
@@ -181,16 +173,10 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum), "
         "a pretrained model has one seed. Cost of 1,000 lines: the latency of single lines on this "
-        f"machine, at the price of an hour (--price={config.price:g}); a person {config.person_price:g} "
-        f"(--person_price). By: share of the lines answered by this system. A person is assumed to be always "
-        f"correct and to take {PERSON_SECONDS:g} seconds for a line."
+        f"machine, at {HOUR:g} per hour; a person {PERSON_PRICE:g}. By: share of the lines answered by this system. A "
+        f"person is assumed to be always correct and to take {PERSON_SECONDS:g} seconds for a line."
     )
-    if config.outside_price:
-        rows_note += (
-            f" The outside model stands for a rented one: answers and latency of {config.pretrained}, price "
-            f"--outside_price={config.outside_price:g}."
-        )
-    elif config.pretrained:
+    if config.pretrained:
         rows_note += f" The pretrained model is {config.pretrained}."
     stages_note = (
         f"The cascade of {', '.join(all_runs.longest)} and person. Threshold: the lowest confidence at which "
@@ -250,10 +236,10 @@ def simple(all_runs: AllRuns) -> Verdict:
 
 def compared(all_runs: AllRuns) -> Verdict:
     """Compare the longest cascade with the best system alone and with a person alone."""
-    runs, person = all_runs.cascade(all_runs.longest), all_runs.config.person_price
+    runs = all_runs.cascade(all_runs.longest)
     accuracy = {name: median(all_runs.alone(name), "accuracy") for name in all_runs.names}
     best = max(accuracy, key=lambda name: accuracy[name])
-    saved = 100 * (1 - median(runs, "cost") / person) if person else 0.0
+    saved = 100 * (1 - median(runs, "cost") / PERSON_PRICE)
     return Verdict(
         f"The longest cascade has {100 * median(runs, 'accuracy'):.1f}% correct answers and costs {saved:.0f}% less "
         f"than a person alone; the best system alone, {best}, has {100 * accuracy[best]:.1f}%.",
@@ -263,7 +249,7 @@ def compared(all_runs: AllRuns) -> Verdict:
 
 def promise(all_runs: AllRuns) -> Verdict:
     """Judge whether the answered test lines reach the accuracy for which the thresholds were chosen."""
-    runs, target, statements = all_runs.cascade(all_runs.longest), all_runs.config.target, []
+    runs, target, statements = all_runs.cascade(all_runs.longest), all_runs.target, []
     for index, name in enumerate(all_runs.longest):
         share = pooled([run.answered["test"][index] for run in runs])
         low, high = share.interval()
@@ -293,11 +279,10 @@ def draw(all_runs: AllRuns, axes: Any) -> None:
         side = "right" if name == "person" else "left"
         offset = -8 if name == "person" else 8, -15 if number == 2 else -4  # the third is often close to the second
         axes.annotate(name, point(runs), offset, textcoords="offset points", ha=side, fontsize=9)
-    axes.set(xlabel="cost of 1,000 lines (currency of the prices)", ylabel="accuracy (%)")
+    axes.set(xlabel="cost of 1,000 lines", ylabel="accuracy (%)")
     axes.margins(x=0.2, y=0.1)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
 
 
 ABOUT = "n-gram baseline, tiny model, pretrained model, person: which is needed for which lines?"
-PRICES = ("price", "outside_price", "person_price", "target")
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=PRICES, quick=True, ngrams=True)
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=("target",), quick=True, ngrams=True)

@@ -8,6 +8,8 @@ from tinygpt.config.schema import LabConfig
 from tinygpt.experiment.stages import Results, Stage
 from tinygpt.experiment.summary import Summary
 
+HOUR = 0.1  # price of an hour of a machine, for the cost of answers
+
 
 class Lab(NamedTuple):
     """An experiment with its stages and its summary."""

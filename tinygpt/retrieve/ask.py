@@ -28,7 +28,7 @@ from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.share import INTERVALS, intervals, percent
 from tinygpt.files import read_text, strict_json
-from tinygpt.retrieve.index import index_of, readable
+from tinygpt.retrieve.index import index_of
 from tinygpt.retrieve.questions import answer_in
 from tinygpt.retrieve.rank import Ranking, rank
 from tinygpt.retrieve.search import normalised
@@ -68,7 +68,6 @@ def ask(config: AskConfig) -> int:
     with open_index(index_of(config)) as index:
         respond = Responder(config, index, reader)
         if questions:
-            require_sources(questions, index, config.questions)
             results = evaluate(respond, questions)
             print(strict_json(results) if config.json else report(results))
         elif question:
@@ -194,7 +193,6 @@ class LabelledQuestion(NamedTuple):
 
     question: str
     answer: str  # empty: not in the documents
-    source: str  # the document that contains the answer; empty: not known
 
 
 def read_questions(path: Path) -> list[LabelledQuestion]:
@@ -206,9 +204,8 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
             continue
         try:
             entry = json.loads(line)
-            question = checked_question(entry["question"])
-            questions.append(LabelledQuestion(question, entry["answer"], entry.get("source", "")))
-            if not isinstance(questions[-1].answer, str) or not isinstance(questions[-1].source, str):
+            questions.append(LabelledQuestion(checked_question(entry["question"]), entry["answer"]))
+            if not isinstance(questions[-1].answer, str):
                 raise TypeError
         except (TinyGPTError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             problem = getattr(error, "message", "not a question with its answer")
@@ -216,18 +213,6 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
     if not questions:
         raise TinyGPTError(f"{path}: contains no question", f"{example}, one per line")
     return questions
-
-
-def require_sources(questions: Sequence[LabelledQuestion], index: Index, name: str) -> None:
-    """Check that the sources are documents of the index, since a wrong one makes each right answer count as wrong.
-
-    Errors: TinyGPTError that names the first one which is none, and a document.
-    """
-    paths = readable(index)
-    for source in dict.fromkeys(entry.source for entry in questions if entry.source and entry.answer):
-        if not any(stands_in(source, path) for path in paths):
-            hint = f'"source": {json.dumps(paths[0])}, or leave it out' if paths else "index documents first"
-            raise TinyGPTError(f"{name}: the index {index.path} has no document {escaped(source)}", hint)
 
 
 def evaluate(respond: Callable[[str], Outcome], questions: Sequence[LabelledQuestion]) -> dict[str, Any]:
@@ -264,16 +249,8 @@ def evaluate(respond: Callable[[str], Outcome], questions: Sequence[LabelledQues
 
 
 def holds(entry: LabelledQuestion, sentence: dict[str, Any]) -> bool:
-    """Return whether a sentence contains the known answer, and stands in the document of the answer, if it is known."""
-    is_source = not entry.source or stands_in(entry.source, sentence["source"])
-    contained = f" {normalised(entry.answer)} " in f" {normalised(sentence['text'])} "
-    return bool(entry.answer) and is_source and contained
-
-
-def stands_in(source: str, path: str) -> bool:
-    """Return whether a document's path ends with the names in `source`."""
-    parts = Path(source).parts
-    return Path(path).parts[-len(parts) :] == parts
+    """Return whether a sentence contains the known answer."""
+    return bool(entry.answer) and f" {normalised(entry.answer)} " in f" {normalised(sentence['text'])} "
 
 
 def cases(results: dict[str, Any]) -> dict[str, int]:

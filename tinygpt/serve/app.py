@@ -15,7 +15,6 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -89,18 +88,15 @@ class State:
         """Return the model that a request names; the first one without a name. Errors: ApiError."""
         self.require_ready()
         name = name or self.names()[0]
+        if name in self.responders:
+            raise ApiError(404, f"{name!r} answers messages: use /v1/chat/completions", "model", "model_not_found")
         if name not in self.models:
-            raise self.no_such_model(name)
+            message = f"the model {name!r} is not served here; the models are {', '.join(self.names())}"
+            raise ApiError(404, message, "model", "model_not_found")
         return self.models[name]
 
     def names(self) -> list[str]:
         return [*self.models, *self.responders]
-
-    def no_such_model(self, name: str) -> ApiError:
-        message = f"the model {name!r} is not served here; the models are {', '.join(self.names())}"
-        if name in self.names():
-            message = f"{name!r} answers messages: use /v1/chat/completions"
-        return ApiError(404, message, "model", "model_not_found")
 
 
 def failure(event: Failed) -> ApiError:
@@ -280,7 +276,11 @@ async def completions(state: State, request: Request, body: Body) -> Response:
     for prompt in prompts:
         echo = served.text(prompt) if body["echo"] else ""
         for _ in range(settings.n):
-            logprobs = protocol.CompletionLogprobs(served.tokenizer) if settings.logprobs >= 0 else no_logprobs
+            logprobs = (
+                functools.partial(protocol.completion_logprobs, served.tokenizer)
+                if settings.logprobs >= 0
+                else no_logprobs
+            )
             choices.append(Choice(len(choices), logprobs, echo))
     events = tasks.events(None if body["stream"] else request)
     return await respond(body, served.name, choices, events, sum(map(len, prompts)), tasks.cancel)
@@ -347,14 +347,9 @@ async def answer_last(responder: Responder, body: Body, timeout: float) -> Respo
 
 
 async def models(state: State, request: Request, body: Body) -> Body:
-    """GET /v1/models and /v1/models/NAME"""
+    """GET /v1/models"""
     state.require_ready()
-    name = request.path_params.get("name")
-    if name is None:
-        return {"object": "list", "data": [described(state, name) for name in state.names()]}
-    if name not in state.names():
-        raise state.no_such_model(name)
-    return described(state, name)
+    return {"object": "list", "data": [described(state, name) for name in state.names()]}
 
 
 def described(state: State, name: str) -> Body:
@@ -416,7 +411,6 @@ async def health(state: State, request: Request, body: Body) -> Response:
 Handler = Callable[[State, Request, Body], Awaitable[Response | Body]]
 PATHS: list[tuple[str, Handler, dict[str, protocol.Field]]] = [  # with the fields of a POST request; no fields: GET
     ("/v1/models", models, {}),
-    ("/v1/models/{name:path}", models, {}),
     ("/v1/completions", completions, protocol.COMPLETION),
     ("/v1/chat/completions", chat, protocol.CHAT),
     ("/tokenize", tokenize, protocol.TOKENIZE),
@@ -439,13 +433,9 @@ def route(state: State, path: str, handle: Handler, fields: dict[str, protocol.F
 
 def make_app(state: State, key: str = "", hosts: frozenset[str] = frozenset()) -> Starlette:
     """Make the ASGI application: paths, middleware, and errors as responses. key, hosts: see Guard."""
-    middleware = [Middleware(Guard, key=key, hosts=hosts)]
-    if origin := state.config.allow_origin:  # any header: OpenAI's client in a browser sends several of its own
-        cors: Any = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"]}
-        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=[origin], **cors))
     app = Starlette(
         routes=[*(route(state, *entry) for entry in PATHS), *(Route(path, page, methods=["GET"]) for path in PAGE)],
-        middleware=middleware,
+        middleware=[Middleware(Guard, key=key, hosts=hosts)],
         exception_handlers={ApiError: refused, 404: no_such_path, 405: no_such_path},
     )
     app.state.tinygpt = state

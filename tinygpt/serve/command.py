@@ -7,7 +7,6 @@ server when the accepted requests are complete, or after DRAIN seconds; a second
 import contextlib
 import json
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,7 +38,6 @@ def serve(config: ServeConfig) -> None:
     from tinygpt.serve.app import Responder, State, make_app
 
     key = read_key(config)
-    check_origin(config)
     paths = adapters_of(config)
     listener = listen(config.host, config.port)
     host, port = listener.getsockname()[:2]
@@ -196,16 +194,6 @@ def read_key(config: ServeConfig) -> str:
         message = f"{config.api_key}: a key has at least {SHORTEST_KEY} ASCII characters without spaces, on one line"
         raise TinyGPTError(message, MAKE_KEY)
     return key
-
-
-def check_origin(config: ServeConfig) -> None:
-    """Check --allow_origin. Errors: TinyGPTError if it is not a web site's origin, or is `*` without a key."""
-    origin, example = config.allow_origin, "--allow_origin=http://localhost:3000"
-    if origin == "*" and not config.api_key:
-        message = "--allow_origin=* permits all web sites, so a key is required"
-        raise TinyGPTError(message, f"--api_key FILE, or {example}")
-    if origin not in ("", "*") and not re.fullmatch(r"https?://[^/*\s]+", origin):
-        raise TinyGPTError(f"--allow_origin={origin}: expected http or https, and a host without a path", example)
 
 
 def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str, port: int) -> str:

@@ -9,7 +9,6 @@ Source: https://platform.openai.com/docs/api-reference (completions, chat, error
     settings(request, cap=4096, rows=16, room=0)         # of the engine
 """
 
-import codecs
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -246,25 +245,19 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-class CompletionLogprobs:
-    """Format the field `logprobs` of a completion's choice. The text offsets continue from chunk to chunk."""
+def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, list[Any]]:
+    """Build the field `logprobs` of a completion's choice."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self._offset = 0  # in characters, each of which may consist of several tokens
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def top(token: Token) -> dict[str, float | None] | None:
+        # the token itself may not be one of the most probable ones
+        alternatives = (*token.top, (token.id, token.logprob))
+        return None if token.logprob is None else {token_text(tokenizer, id): value for id, value in alternatives}
 
-    def __call__(self, tokens: Sequence[Token]) -> dict[str, list[Any]]:
-        field: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        for token, logprob, others in tokens:
-            # the token itself may not be one of the most probable ones
-            top = {token_text(self.tokenizer, other): value for other, value in (*others, (token, logprob))}
-            field["tokens"].append(token_text(self.tokenizer, token))
-            field["token_logprobs"].append(logprob)
-            field["top_logprobs"].append(None if logprob is None else top)
-            field["text_offset"].append(self._offset)
-            self._offset += len(self._decoder.decode(self.tokenizer.token_bytes(token)))
-        return field
+    return {
+        "tokens": [token_text(tokenizer, token.id) for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [top(token) for token in tokens],
+    }
 
 
 def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:

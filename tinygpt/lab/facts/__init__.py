@@ -9,4 +9,4 @@ from tinygpt.lab.facts.experiment import live, stages
 from tinygpt.lab.facts.summary import summarise
 
 ABOUT = "retrieve, fine-tune or train: what each knows, and what a change of facts costs"
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=("price",), live=live, quick=True)
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), live=live, quick=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from tinygpt.config.schema import LabConfig
 from tinygpt.experiment.stages import Results
 from tinygpt.experiment.summary import Share, Summary, Table, Verdict
+from tinygpt.lab.definition import HOUR
 from tinygpt.lab.facts.experiment import TRIES, names
 from tinygpt.lab.facts.systems import outcome
 from tinygpt.lab.facts.world import Question
@@ -139,7 +140,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
     counts = ", ".join(f"{measured.kinds[kind]:,} {name}" for kind, name in names.items())
     knows = f"Questions: {counts}; the pretrained model, if there is one, answers a sample of the first seed's. {KNOWS}"
-    prices = f"{COSTS} Cost: at a price of {config.price:g} per hour (--price)."
+    prices = f"{COSTS} Cost: at a price of {HOUR:g} per hour."
 
     def draw(axes: Any) -> None:
         for index, row in enumerate(systems):
@@ -161,7 +162,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         [
             Table("Right answers before and after the change", [known(measured, row) for row in systems], knows),
             Table("What the change costs", [change(measured, row) for row in systems], CHANGES),
-            Table("What building and asking cost", [costs(measured, row, config.price) for row in systems], prices),
+            Table("What building and asking cost", [costs(measured, row) for row in systems], prices),
         ],
         [simplest(measured, systems), freshest(measured), *fine_tuning, private(results)],
         "Answers after the change",
@@ -196,13 +197,13 @@ def change(measured: Measured, row: Row) -> dict[str, str]:
     }
 
 
-def costs(measured: Measured, row: Row, price: float) -> dict[str, str]:
+def costs(measured: Measured, row: Row) -> dict[str, str]:
     seconds = measured.mean(row.after, "seconds per question") or 0.0
     return {
         "system": row.name,
         **effort(measured, row.build, "build", "commands", "examples"),
         "time per question": f"{1000 * seconds:,.0f} ms" if seconds >= 1e-3 else "under 1 ms",
-        "cost of 1,000 questions": f"{1000 * seconds * price / 3600:.4f}",
+        "cost of 1,000 questions": f"{1000 * seconds * HOUR / 3600:.4f}",
         "connections": str(measured.connections(row)),
     }
 
