@@ -312,6 +312,13 @@ def test_the_presets_are_at_most_twelve_and_listed() -> None:
     table = KEYS.partition("| preset |")[2].partition("\n\n")[0]
     listed = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(listed) == [path.stem for path in PRESETS] and len(PRESETS) <= 12
+    from_scratch = [path.stem for path in PRESETS if "finetune" not in path.stem]
+    helped = str(schema.TrainConfig.__doc__).partition("Start from a preset:")[2].partition(".")[0]
+    assert sorted(re.findall(r"\w+", helped)) == sorted([*from_scratch, "or"])
+
+
+def test_pages_contain_no_conflict() -> None:
+    assert not [page.name for page, text in PAGES.items() if re.search(r"^(<{7}|={7}|>{7})", text, re.MULTILINE)]
 
 
 TEXTS = [*PAGES, ROOT / "data/README.md", *PRESETS, *ELSEWHERE]

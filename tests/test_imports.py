@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,14 @@ print(status, "torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny_run, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "0 False", (done.stdout, done.stderr)
+
+
+RUNS_CODE = (
+    r"(?<![.\w])(exec|eval)\(|\b(import|from) (pickle|marshal|shelve|dill|joblib)\b|\byaml\.(unsafe_|full_)?load\("
+    r"|weights_only=False|torch\.load\((?!.*weights_only=True)|allow_pickle=True|shell=True"
+)
+
+
+def test_no_module_can_run_code_from_a_file() -> None:
+    assert {path.name for path in SOURCE.rglob("*.py") if re.search(RUNS_CODE, path.read_text("utf-8"))} == set()
+    assert re.search(RUNS_CODE, "state = torch.load(path)") and re.search(RUNS_CODE, "x = eval(text)")

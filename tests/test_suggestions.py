@@ -385,3 +385,8 @@ def test_words_for_powershell_and_cmd(word: str, shown: str) -> None:
 @given(st.text(st.sampled_from('ab\\" '), min_size=1))
 def test_quotes_for_windows_are_those_of_the_standard_library(word: str) -> None:
     assert suggest.quoted(f"{word} ", "nt") == subprocess.list2cmdline([f"{word} "])
+
+
+def test_a_folder_with_a_leading_dash_is_no_flag() -> None:
+    assert suggest.next_command({}, "-dd", answers_prompts=False) == "tinygpt sample ./-dd"
+    assert suggest.evaluate({}, Path("-dd")) == "tinygpt eval ./-dd"

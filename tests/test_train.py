@@ -409,7 +409,8 @@ def test_nothing_is_sent_to_weights_and_biases(work: Path) -> None:
     """Its keys are nanoGPT's: a config file may have them."""
     (work / "nano.py").write_text("wandb_log = True\nwandb_project = 'owt'\nwandb_run_name = 'gpt2-124M'\n")
     said = ok(work, *TINY_TRAIN, "nano.py", "--max_iters=1").err
-    assert "note: nano.py: ignored wandb_log, since no run is sent to Weights & Biases" in said
+    assert "note: nano.py: wandb_log is ignored" in said
+    assert "note: --wandb_log is ignored" in ok(work, *TINY_TRAIN, "--wandb_log=True", "--max_iters=1").err
     (work / "old.yaml").write_text("wandb_log: false\nwandb_run_name: run\n")
     assert "wandb" not in ok(work, *TINY_TRAIN, "old.yaml", "--max_iters=1", "--out_dir=old").err
 

@@ -40,7 +40,7 @@ GROUPS = {
     "use a model": {
         "ask": ("retrieve.ask:ask", "AskConfig", "answer a question by quoting your documents"),
         "advise": ("advise.command:advise", "AdviseConfig", "find the model that suits your labelled examples"),
-        "label": ("advise.label:label", "LabelConfig", "label new texts with the model from advise"),
+        "label": ("advise.label:label", "LabelConfig", "label new texts with the model of advise or of a run"),
         "serve": ("serve.command:serve", "ServeConfig", "serve a model on this machine: a chat page, and OpenAI's API"),
     },
     "learn": {
@@ -51,11 +51,11 @@ GROUPS = {
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 GONE = {  # commands of earlier versions, and what replaces each
-    "check": "doctor",
-    "watch": "report RUN --live",
+    "check": "doctor RUN or data/NAME, or doctor --machine",
+    "watch": "report RUN --live, or train --watch",
     "plot": "report RUN --png FILE, or --tensorboard",
     "index": 'ask "your question" DOCUMENTS',
-    "merge": "export --format=checkpoint --ckpt BASE --adapter ADAPTER",
+    "merge": "export BASE --adapter ADAPTER --format checkpoint",
     "race": "lab race",
     "--tyro-print-completion": "--print-completion bash",
 }
@@ -159,7 +159,8 @@ def run(args: list[str]) -> int:
         return 0
     name = args[0].partition("=")[0]
     if name in GONE:
-        raise TinyGPTError(f"{name}: is no longer a command", f"tinygpt {GONE[name]}")
+        kind = "an option" if name.startswith("-") else "a command"
+        raise TinyGPTError(f"{name}: is no longer {kind}", f"tinygpt {GONE[name]}")
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         raise TinyGPTError(f"{name}: no such command", f"tinygpt {close[0] if close else '--help'}")

@@ -14,7 +14,7 @@ import operator
 import re
 import reprlib
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 DATASET_NAME = r"\w[\w.-]{0,99}"  # a folder inside data/, and nowhere else
 LARGEST = 2**53  # more than a machine can hold of anything
@@ -73,6 +73,7 @@ class Config:
     # which keys were given; empty for a configuration made in Python
     flags: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)  # as flags
     given: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)  # as flags or in files
+    hidden_groups: ClassVar[tuple[str, ...]] = ()  # which --help leaves out
 
     def problems(self) -> Iterator[str]:
         """Yield one phrase for each key whose value is out of range. A subclass adds contradictions between values."""

@@ -11,7 +11,7 @@ import shutil
 import textwrap
 from typing import Any, get_args
 
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, RUN, Key, Limit, groups, meanings
+from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, RUN, Config, Key, Limit, groups, meanings
 
 NOTE = "--key=VALUE or --key VALUE; a switch needs no value (off: --key=False)"
 WIDEST = 120  # longer lines are hard to read
@@ -38,17 +38,25 @@ class Formatter(argparse.HelpFormatter):
         return "\n\n".join(filled)
 
 
-def help_text(config_class: type, prog: str) -> str:
+def help_text(config_class: type[Config], prog: str) -> str:
     """Return what --help shows of the command `prog`."""
-    return described(config_class, argparse.ArgumentParser(prog, add_help=False)).format_help()
+    parser = argparse.ArgumentParser(prog, add_help=False)
+    return described(config_class, parser, hidden=config_class.hidden_groups).format_help()
 
 
-def described(config_class: type, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Describe a command by its configuration: the examples in the docstring, its arguments, and its keys in groups."""
+def described(
+    config_class: type, parser: argparse.ArgumentParser, hidden: tuple[str, ...] = ()
+) -> argparse.ArgumentParser:
+    """Describe a command by its configuration: the examples in the docstring, its arguments, and its keys in groups.
+
+    hidden: titles of groups to leave out.
+    """
     texts = meanings(config_class)
     usage = ["%(prog)s"]
     arguments = parser.add_argument_group("arguments")
     for title, members in groups(config_class).items():
+        if title in hidden:
+            continue
         group = arguments if title == "arguments" else parser.add_argument_group(title)
         for key in members:
             if RUN in key.marks:

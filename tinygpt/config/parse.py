@@ -42,6 +42,15 @@ NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
     "config/train_gpt2.py": "gpt2_openwebtext",
 }
 WANDB = ("wandb_log", "wandb_project", "wandb_run_name")  # keys of nanoGPT that are ignored
+GONE = {  # keys of commands of earlier versions, and what replaces each
+    ("eval", "predict"): "tinygpt label FILE --model RUN",
+    ("eval", "plot"): "--output=VALUE",
+    ("plan", "budget"): "tinygpt lab scale",
+    ("plan", "target"): "tinygpt lab scale",
+    ("plan", "law"): "tinygpt lab scale",
+    ("plan", "time_only"): "tinygpt plan, which predicts time and memory only",
+    ("train", "watch_port"): "--watch",
+}
 PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a checkout
 OTHERS = [PACKAGE / "lab/configs", PACKAGE / "retrieve", PACKAGE / "config"]  # next to what uses them, and not listed
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -61,9 +70,8 @@ def parse(config_class: type[ConfigType], args: list[str], prog: str = "tinygpt"
     values, from_files = positional_values(config_class, texts, flags, prog), {}
     for path in map(find_config, values.get("config", ())):
         for name, value in read_config(path).items():
-            if name == "wandb_log" and value:
-                terminal.print_error(f"note: {path}: ignored wandb_log, since no run is sent to Weights & Biases")
             if name in WANDB:
+                note_wandb(name, value, f"{path}: ")
                 continue
             from_files[name] = converted(find_key(config_class, name, f"{path}: ", prog), value, f"{path}: ")
     config = config_class(**values | from_files | flags, flags=frozenset(flags), given=frozenset(flags | from_files))
@@ -88,6 +96,9 @@ def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[lis
         if not arg.startswith("--") or arg == "--":
             raise TinyGPTError(f"{arg}: no such option")
         name, equals, text = arg[2:].partition("=")
+        if name in WANDB and equals and issubclass(config_class, TrainConfig):
+            note_wandb(name, text.lower() != "false", "--")
+            continue
         key = find_key(config_class, name.replace("-", "_"), "--", prog)
         if equals:
             texts = [text]
@@ -106,6 +117,12 @@ def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[lis
         if RUN in key.marks and positionals and key.name not in flags:
             flags[key.name] = converted(key, positionals.pop(0), "--")
     return positionals, flags
+
+
+def note_wandb(name: str, value: object, prefix: str) -> None:
+    """Print that nanoGPT's wandb_log is ignored, if it is on."""
+    if name == "wandb_log" and value:
+        terminal.print_error(f"note: {prefix}wandb_log is ignored: no run is sent to Weights & Biases")
 
 
 def python_flags(config_class: type, options: Mapping[str, object]) -> list[str]:
@@ -152,10 +169,12 @@ def find_key(config_class: type, name: str, prefix: str, prog: str) -> Key:
         raise TinyGPTError(
             f"{prefix}{name}: a key of tinygpt finetune", f"drop {name}, or tinygpt finetune --ckpt BASE"
         )
-    if name == "ckpt" and {"run", "runs", "folders"} & keys(config_class).keys():
-        raise TinyGPTError(f"--ckpt: {prog} takes the folder without a flag", f"{prog} out")
+    if name in ("ckpt", "out_dir") and {"run", "runs", "folders"} & keys(config_class).keys():
+        raise TinyGPTError(f"--{name}: {prog} takes the folder without a flag", f"{prog} out")
+    if heir := GONE.get((prog.removeprefix("tinygpt "), name)):
+        raise TinyGPTError(f"{prefix}{name}: is no longer a key", heir)
     sign = " =" if prefix.endswith(".py: ") else ":"
-    near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known)) if key in known]
+    near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known, cutoff=0.7)) if key in known]
     hints = (f"--{key}=VALUE" if prefix == "--" else f"{key}{sign} VALUE" for key in near)
     raise TinyGPTError(f"{prefix}{name}: no such key", next(hints, ""))
 

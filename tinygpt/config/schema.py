@@ -88,9 +88,9 @@ class PrepareConfig(DataConfig):
     name: Annotated[str, Text(DATASET_NAME, FOLDER_NAME), POSITIONAL]
     """the dataset's name: a built-in corpus or task, or any name together with --input"""
     input: Files = ()
-    """your own text: files, folders (their *.txt, *.jsonl and *.ndjson files, also .gz and .zst; if there are none,
-    their text files, if all have the same ending; for pairs *.jsonl, *.csv and *.xlsx) or patterns, read in sorted
-    order; each text file begins on a new line"""
+    """your own text: files, folders or patterns, read in sorted order; each text file begins on a new line. Of a
+    folder: *.txt, *.jsonl and *.ndjson (also .gz and .zst), else its text files, if all have the same ending; for pairs
+    *.jsonl, *.csv and *.xlsx"""
     tokenizer: File = "auto"
     """char: each character is a token; bpe: byte-pair encoding trained on your text (pip install
     "tinygpt[pretrained]"); gpt2: GPT-2's byte-pair encoding; auto: char for your own text; a checkpoint or its folder:
@@ -146,6 +146,10 @@ class TrainConfig(Config):
 
     tinygpt train configs/shakespeare_char.yaml --device=cpu --max_iters=500
     tinygpt train --init_from=resume  # continue the run in out
+
+    Start from a preset: shakespeare_char, shakespeare_char_fast, shakespeare_char_best, shakespeare_char_record,
+    shakespeare_char_gpu, nanogpt, compliance, sql or reports. Without one, the defaults are nanoGPT's: GPT-2's size,
+    124 M parameters.
     """
 
     config: Annotated[Files, POSITIONAL] = ()
@@ -157,31 +161,20 @@ class TrainConfig(Config):
     """folder for checkpoints and metrics"""
     max_iters: CountOrZero = 600000
     """iterations (optimizer updates)"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU, on a Mac the faster of CPU and MPS, else the CPU"""
-    watch: bool = False
-    """write OUT_DIR/report.html and keep it up to date: open it in a browser while the run trains; not stored with the
-    run: give it again when resuming"""
-    init_from: File = "scratch"
-    """scratch: new weights; resume: continue the run in OUT_DIR, with its settings; auto: resume if there is one, else
-    scratch; a checkpoint: start from its weights, or from OpenAI's: gpt2, gpt2-medium, gpt2-large, gpt2-xl (pip install
-    "tinygpt[pretrained]")"""
-
-    block_size: Annotated[Count, Group("text")] = 1024
-    """context length in tokens"""
     batch_size: Count = 12
     """sequences per micro-step"""
-    gradient_accumulation_steps: Count = 40
-    """micro-steps per iteration, summed over all processes"""
-    sampling: Literal["independent", "epochs"] = "independent"
-    """independent: sequences start anywhere in the text, as in nanoGPT; epochs: each sequence once per epoch, in a new
-    order; plain text is cut into sequences anew in each epoch"""
-    group_by_length: bool = False
-    """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
-    seed: Seed = 1337
-    """seed of the weights, the batches and dropout"""
-    data_dir: File = "data"
-    """folder of the datasets"""
+    learning_rate: NonNegative = 6e-4
+    """peak learning rate"""
+    dropout: Share = 0.0
+    """probability of dropping an activation in training; for small datasets 0.1 or more"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto: a CUDA GPU, on a Mac the faster of CPU and MPS, else the CPU"""
+    init_from: File = "scratch"
+    """scratch: new weights; resume: continue the run in OUT_DIR, with its settings; auto: resume if there is one, else
+    scratch; a checkpoint, or gpt2, gpt2-medium, gpt2-large, gpt2-xl (OpenAI's): start from its weights"""
+    watch: bool = False
+    """keep the page OUT_DIR/report.html up to date while the run trains; not stored with the run: give it again when
+    resuming"""
 
     n_layer: Annotated[Count, Group("model")] = 12
     """decoder blocks"""
@@ -189,8 +182,8 @@ class TrainConfig(Config):
     """attention heads per block; must divide n_embd"""
     n_embd: Count = 768
     """width of the residual stream"""
-    dropout: Share = 0.0
-    """probability of dropping an activation in training; for small datasets 0.1 or more"""
+    block_size: Count = 1024
+    """context length in tokens"""
     bias: bool = False
     """biases in linear layers and LayerNorm, as in GPT-2"""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
@@ -225,16 +218,26 @@ class TrainConfig(Config):
     """sliding-window attention (Jiang et al. 2023): each position attends to itself and window - 1 earlier ones; 0: no
     window"""
 
-    learning_rate: Annotated[NonNegative, Group("optimizer")] = 6e-4
-    """peak learning rate"""
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    gradient_accumulation_steps: Annotated[Count, Group("text")] = 40
+    """micro-steps per iteration, summed over all processes"""
+    sampling: Literal["independent", "epochs"] = "independent"
+    """independent: sequences start anywhere in the text, as in nanoGPT; epochs: each sequence once per epoch, in a new
+    order; plain text is cut into sequences anew in each epoch"""
+    group_by_length: bool = False
+    """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
+    seed: Seed = 1337
+    """seed of the weights, the batches and dropout"""
+    data_dir: File = "data"
+    """folder of the datasets"""
+
+    lr_schedule: Annotated[Literal["cosine", "linear", "constant"], Group("optimizer")] = "cosine"
     """after the warm-up: cosine or linear decay to min_lr, or constant"""
     decay_lr: bool = True
     """nanoGPT's key: False means lr_schedule=constant"""
     warmup_iters: CountOrZero = 2000
     """iterations of linear warm-up"""
     lr_decay_iters: CountOrZero = 0
-    """iteration at which the decay reaches min_lr; 0: max_iters, even if raised when resuming"""
+    """iteration at which the decay reaches min_lr; 0: max_iters, also if it is raised when resuming"""
     min_lr: NonNegative = 6e-5
     """the learning rate after the decay; usually learning_rate / 10"""
     optimizer: Literal["adamw", "muon"] = "adamw"
@@ -342,6 +345,8 @@ class PlanConfig(TrainConfig):
     It runs 25 iterations and two evaluations, and writes nothing. It accepts all keys of tinygpt train.
     """
 
+    hidden_groups = ("model", "text", "optimizer", "evaluation", "files", "machine")
+
     processes: CountOrZero = 0
     """compute the memory of each of so many processes of torchrun, sharded or not, without a pilot; 0: plan a run of
     one process"""
@@ -352,6 +357,8 @@ class PlanConfig(TrainConfig):
         yield from super().problems()
         if self.teacher and self.processes:
             yield "teacher cannot be used with processes"
+        if self.watch:
+            yield "watch shows a run while it trains, and plan trains none"
         if self.shard and not self.processes:
             yield "shard needs processes: plan computes the memory of a sharded run"
 
@@ -364,6 +371,8 @@ class FinetuneConfig(TrainConfig):
     tinygpt finetune configs/finetune_transactions.yaml --ckpt out-fast/ckpt.pt --lora_rank=8 --learning_rate=5e-3
     tinygpt finetune configs/finetune_transactions_pretrained.yaml --ckpt out-smollm2
     """
+
+    hidden_groups = ("model",)  # the base model's
 
     ckpt: File = "out/ckpt.pt"
     """the base model: a checkpoint, or its folder; it determines architecture and context length"""
@@ -504,8 +513,8 @@ class AskConfig(InferenceConfig):
     """files, folders or quoted patterns; in a folder: *.md, *.html, *.csv and other plain text, and with the extra
     "retrieve" *.pdf and *.docx"""
     index: File = ""
-    """the file of the index; with documents, where it is made or updated; without, an index to ask as it is; empty: a
-    file in .tinygpt/ in the current folder, a separate one for each set of documents"""
+    """the file of the index; empty: a file in .tinygpt/ in the current folder, one for each set of documents. Without
+    DOCUMENTS, this index is asked and not updated"""
     embeddings: Literal["auto", "wordllama", "none"] = "auto"
     """vectors of the passages: wordllama, a static table of word vectors; none, keyword search only; auto: wordllama if
     it is installed, else none"""
@@ -558,7 +567,7 @@ class LabelConfig(DataConfig):
     output: File = ""
     """the file to write: .csv (with the separator of a .csv input) or .jsonl; empty: print it"""
     prompt_field: str = ""
-    """the column or key of the texts; empty: as in the training examples"""
+    """the column or key of the texts; empty: as in the examples of advise, for a run prompt"""
     encoding: str = "utf-8"
     """the input's character encoding, for example cp1252 or utf-16"""
 
@@ -583,13 +592,13 @@ class ServeConfig(DeviceConfig):
     """NAME=PATH: also serve a LoRA adapter of that checkpoint, as the model NAME; may be given several times"""
     documents: Files = ()
     """files, folders or quoted patterns: also answer questions from them, as the model `documents`, like tinygpt ask;
-    without --ckpt and --adapter, no checkpoint is served"""
+    without RUN and --adapter, no checkpoint is served"""
     index: File = ""
     """the file of their index, as --index of tinygpt ask; without --documents, it is served as it is"""
     reader: File = ""
-    """a model to read the passages, too, as --ckpt of tinygpt ask; empty: none"""
+    """also let this model read the passages (tinygpt ask --ckpt); empty: none"""
     labels: File = ""
-    """a folder of tinygpt advise: also label texts with its model, as the model `labels`; without --ckpt and --adapter,
+    """a folder of tinygpt advise: also label texts with its model, as the model `labels`; without RUN and --adapter,
     no checkpoint is served"""
     skip_unknown: bool = False
     """remove characters outside the model's vocabulary from prompts instead of refusing them"""
@@ -684,8 +693,9 @@ class WhyConfig(DataConfig):
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove --seeds=5
 
-    For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. The run
-    is repeated and each iteration measured, which takes two to three times as long as the training.
+    For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. It
+    repeats the training and measures each iteration: two to three times the training time. (`tinygpt lab why` tests the
+    method.)
     """
 
     run: Annotated[File, POSITIONAL] = "out"
@@ -736,8 +746,8 @@ class ReportConfig(DataConfig):
     png: File = ""
     """draw the loss curves of the runs into this PNG file instead"""
     tensorboard: bool = False
-    """write event files in each RUN/tensorboard instead, as train --report_to=tensorboard does; a second conversion
-    replaces the first"""
+    """write event files in each RUN/tensorboard instead, as train --report_to=tensorboard does; it replaces
+    earlier event files"""
     live: bool = False
     """keep the page up to date while the run trains, until Ctrl-C; the run may start later, and be resumed"""
     until_eof: bool = False
@@ -793,9 +803,9 @@ class ExportConfig(Config):
     adapter: File = ""
     """a LoRA adapter of that checkpoint: adapter.pt, or its folder"""
     format: Literal["html", "hf", "gguf", "peft", "checkpoint"] = "html"
-    """html: a page in which the model runs, without Python; hf: a folder for Hugging Face's transformers; gguf: a file
-    for llama.cpp and tools built on it; peft: the base model of a LoRA run and its adapter, for peft; checkpoint: an
-    ordinary checkpoint of base model and adapter, which are merged"""
+    """html: a page in which the model runs, without Python (tinygpt report adds curves and text); hf: a folder for
+    Hugging Face's transformers; gguf: a file for llama.cpp and tools built on it; peft: the base model of a LoRA run
+    and its adapter, for peft; checkpoint: an ordinary checkpoint of base model and adapter, which are merged"""
     quantisation: Literal["f16", "q8_0", "q5_1", "q4_0"] = "q8_0"
     """gguf: bits per weight; f16: 16, q8_0: 8.5, q5_1: 6, q4_0: 4.5"""
     output: File = ""
@@ -816,10 +826,11 @@ class ExportConfig(Config):
 class LabConfig(DataConfig):
     """Run an experiment on this machine, and get a table, a picture, a page and a verdict.
 
-    tinygpt lab                                     # the list of labs
+    tinygpt lab facts --quick
     tinygpt lab methods --seeds=1 --pretrained=out-smollm2
 
-    The same command continues a stopped lab: finished stages are kept.
+    Labs: facts, methods, labels, reports, domain, drift, confidence, canary, arithmetic, cascade, why, scale, race.
+    `tinygpt lab` alone says what each one shows. The same command continues a stopped lab: finished stages are kept.
 
     lab race ranks the configs of a class by their loss on an unseen text. Its last tenth is the test; the rest becomes
     OUT_DIR/train.txt, for the students:
@@ -828,8 +839,8 @@ class LabConfig(DataConfig):
     tinygpt lab race mine.yaml                    # student, next to train.txt: a provisional loss
     tinygpt lab race submissions --text text.txt  # teacher: the final losses
 
-    An entry has the keys of tinygpt train; missing ones are as in configs/nanogpt.yaml. Each character is a token.
-    Training stops when the budget is used up, and the model at that point counts. Other entries join the same table.
+    An entry has the keys of tinygpt train; those left out are as in configs/nanogpt.yaml. Each character is a token.
+    Training stops when the budget is used up, and the model at that point counts. Later entries are added to the table.
     """
 
     name: Annotated[str, POSITIONAL] = ""
@@ -855,7 +866,7 @@ class LabConfig(DataConfig):
     text: Annotated[File, Group("lab race")] = "train.txt"
     """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part"""
     times: Count = 20
-    """the budget, this many times the time of 100 iterations of configs/nanogpt.yaml on one core, measured repeatedly
+    """computing time of an entry, in units of 100 iterations of configs/nanogpt.yaml on one core, measured repeatedly
     during training; 20 is one to three minutes"""
     own_rank: bool = False
     """write OUT_DIR/NAME.txt for each entry, with its own rank and loss, and show no table"""

@@ -14,8 +14,9 @@ PRESET_BLOCK_SIZE = 64  # block_size of the presets shakespeare_char, shakespear
 
 
 def command(name: str, *arguments: str | Path) -> str:
-    """Return the command `tinygpt NAME ARGUMENTS`, quoted for the shell."""
-    return " ".join(["tinygpt", name, *(quoted(str(argument)) for argument in arguments)])
+    """Return the command `tinygpt NAME ARGUMENTS`, quoted for the shell. A Path is never taken for a flag."""
+    words = [f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in arguments]
+    return " ".join(["tinygpt", name, *map(quoted, words)])
 
 
 def quoted(word: str, system: str = os.name) -> str:
@@ -31,6 +32,11 @@ def quoted(word: str, system: str = os.name) -> str:
         return word
     # as subprocess.list2cmdline: a program sees backslashes as escapes only before a double quote
     return '"' + re.sub(r'(\\*)("|\Z)', lambda match: 2 * match[1] + (r"\"" if match[2] else ""), word) + '"'
+
+
+def flag(name: str, value: object) -> str:
+    """Return the flag for a key's value: --quiet for a switch that is on, else --key=value."""
+    return f"--{name}" if value is True else f"--{name}={value}"
 
 
 def training_command(config: dict[str, Any]) -> str:
@@ -58,7 +64,7 @@ def next_command(
     if labelled or not (prompt or "").isprintable():
         return evaluate(config, out)
     flags = ["--start", prompt] if prompt is not None else ["--plain"] if answers_prompts else []
-    return command("sample", out, *flags)
+    return command("sample", Path(out), *flags)
 
 
 def tensorboard(folder: str | Path) -> str:
@@ -68,7 +74,7 @@ def tensorboard(folder: str | Path) -> str:
 
 def evaluate(config: dict[str, Any], out: str | Path) -> str:
     """Return the command that evaluates the best model of the run in the folder `out`."""
-    return command("eval", out, *data_dir_flag(str(config.get("data_dir") or "data")))
+    return command("eval", Path(out), *data_dir_flag(str(config.get("data_dir") or "data")))
 
 
 def prepare(name: str, options: Any, folder: str | Path, fallback: str = "") -> str:

@@ -89,7 +89,7 @@ def planned(config: PlanConfig) -> Planned:
     run = TrainConfig(**{key: getattr(config, key) for key in run_keys})
     run.flags = config.flags & run_keys.keys()
     run.given = config.given & run_keys.keys()
-    flags = [f"--{key}={getattr(config, key)}" for key in run_keys if key in config.flags]
+    flags = [suggest.flag(key, getattr(config, key)) for key in run_keys if key in config.flags]
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise TinyGPTError("plan runs in one process", "run it without torchrun; --processes=N for the memory of N")
     if resumes(run) or run.eval_only or not run.max_iters:

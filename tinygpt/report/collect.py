@@ -476,7 +476,11 @@ def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
     versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}"
     system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     return {
-        "commands": [prepare, train_command, suggest.command("report", folder, *suggest.data_dir_flag(data_folder))],
+        "commands": [
+            prepare,
+            train_command,
+            suggest.command("report", Path(folder), *suggest.data_dir_flag(data_folder)),
+        ],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "sums": sums,
         "trained": machine(run.folder),

@@ -125,7 +125,8 @@ def quoted_question(config: AskConfig) -> str:
     words = itertools.takewhile(lambda word: not os.path.exists(word), config.documents)
     question = " ".join([config.question, *words])
     rest = config.documents[question.count(" ") :]
-    return suggest.command("ask", question, *rest, *(["--index", config.index] if config.index else []))
+    searched = [*rest, *(["--index", config.index] if config.index else [])]
+    return suggest.command("ask", question, *(searched or ["DOCUMENTS"]))
 
 
 def compared(config: AskConfig, out: Path, paths: list[Path], settings: dict[str, Any]) -> Changes:

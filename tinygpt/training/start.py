@@ -114,7 +114,7 @@ def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
     chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
     prepared = os.path.exists(Path(config.data_dir, config.dataset))
     if config.init_from in ("scratch", "auto") and not chosen and not prepared:
-        flags = [f"--{key}={getattr(config, key)}" for key in sorted(config.flags)]
+        flags = [suggest.flag(key, getattr(config, key)) for key in sorted(config.flags)]
         problem = f"no config was given, and the default dataset {config.dataset!r} is not prepared"
         raise TinyGPTError(problem, suggest.command(command, "configs/shakespeare_char.yaml", *flags))
 
@@ -183,7 +183,7 @@ def former_preset(config: TrainConfig, state: store.Checkpoint) -> str:
         return ""
     if any(stored[name] != getattr(recipe, name) for name in names - config.flags):
         return ""
-    flags = [f"--{name}={getattr(config, name)}" for name in sorted(config.flags | {"out_dir"})]
+    flags = [suggest.flag(name, getattr(config, name)) for name in sorted(config.flags | {"out_dir"})]
     return suggest.command("train", "configs/nanogpt.yaml", *flags)
 
 

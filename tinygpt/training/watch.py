@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from tinygpt.config import suggest
@@ -91,6 +92,6 @@ class Watcher:
         self.written.set()
 
     def _note(self, reason: str) -> None:
-        afterwards = suggest.command("report", self.config.out_dir, *suggest.data_dir_flag(self.config.data_dir))
+        afterwards = suggest.command("report", Path(self.config.out_dir), *suggest.data_dir_flag(self.config.data_dir))
         problem = "the page of this run is no longer updated"
         self.log.print_line(f"note: {problem} ({escaped(reason)}); afterwards: {afterwards}", always=True)
