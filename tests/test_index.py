@@ -447,6 +447,23 @@ def test_documents_of_an_argument_that_names_nothing_any_more_leave_the_index(fo
     assert "Xylem" in asked()[0]
 
 
+@pytest.mark.parametrize("argument", ["notes/", "notes/secret.md", "notes/**/*.md"])
+@pytest.mark.parametrize("flag", ["--passage_size=500", "--passage_size=400"])
+def test_a_named_index_keeps_no_text_of_documents_that_are_gone(folder: Path, argument: str, flag: str) -> None:
+    (folder / "notes").mkdir()
+    (folder / "notes/secret.md").write_text("The password is Zyzzyva.")
+    run(folder, "--passage_size=500", documents=(argument,))
+    index = folder / "index.db"
+    before = index.read_bytes()
+    assert b"Zyzzyva" in before
+    for mistake, says in (("ntoes", "ntoes: no such file"), ("", "a file name is empty")):
+        assert says in refused(folder, *ASK, mistake, *DEFAULTS) and index.read_bytes() == before
+    shutil.rmtree(folder / "notes")
+    said = run(folder, flag, documents=(argument,)).err
+    assert "no document is left there" in said and "1 removed" in said
+    assert b"zyzzyva" not in index.read_bytes().lower()
+
+
 def test_plain_text_of_any_name_is_read_in_a_folder_and_the_rest_counted(folder: Path) -> None:
     plain = ["LICENSE", "README.Debian", "guide.rst", "run.log", "popcon.FAQ", "sub/NEWS.2023"]
     others = ["photo.png", "code.py", "binary", ".hidden/LICENSE"]

@@ -13,6 +13,7 @@ import os
 import stat
 import sys
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,8 +103,8 @@ def settings_of(config: AskConfig) -> dict[str, Any]:
 def existing(config: AskConfig, out: Path) -> list[Path]:
     """Find the documents that the command names. A note says which argument's documents are gone.
 
-    Errors: TinyGPTError if an argument names no document, unless it did before, when the index of these arguments was
-    made.
+    Errors: TinyGPTError if an argument names no document, unless the index is that of these arguments, or contains a
+    document that the argument named before.
     """
     paths: dict[Path, Path] = {}  # by full path
     for item in config.documents:
@@ -112,10 +113,20 @@ def existing(config: AskConfig, out: Path) -> list[Path]:
             found = input_files([item], endings, hint=documents.FORMATS, accepts=accepts)
             paths = {path.resolve(): path for path in found} | paths
         except TinyGPTError as error:
-            if config.index or not out.exists():
+            if not (names_stored(item, out) if config.index else out.exists()):
                 raise TinyGPTError(error.message, quoted_question(config) or error.hint) from None
             say(f"note: {item}: no document is left there; the index keeps none of its text")
     return list(paths.values())
+
+
+def names_stored(item: str, out: Path) -> bool:
+    """Return whether an argument, a path or a pattern, names a document of the index."""
+    if not item or not out.exists():
+        return False
+    path = Path(name_of(item))
+    pattern = path.as_posix().replace("**/", "*")  # fnmatch has no **
+    with open_index(out) as index:
+        return any(path in (Path(name), *Path(name).parents) or fnmatch(name, pattern) for name in index.sources)
 
 
 def quoted_question(config: AskConfig) -> str:
@@ -132,11 +143,13 @@ def quoted_question(config: AskConfig) -> str:
 def compared(config: AskConfig, out: Path, paths: list[Path], settings: dict[str, Any]) -> Changes:
     """Compare the documents with the index. Errors: TinyGPTError if one that the user names cannot be opened."""
     stored: dict[str, Fingerprint] = {}
+    earlier = set[str]()  # also those of an index with other settings
     is_new = not out.exists()
     if not is_new:
         with open_index(out) as index:
             is_new = not settings.items() <= index.settings.items()
             stored = {} if is_new else index.sources
+            earlier = set(index.sources)
     todo: dict[Path, Fingerprint] = {}
     problems = []
     kept = set()
@@ -153,7 +166,7 @@ def compared(config: AskConfig, out: Path, paths: list[Path], settings: dict[str
         kept.add(name_of(path))
         if file != old:
             todo[path] = file
-    return Changes(stored, is_new, todo, sorted(stored.keys() - kept), problems)
+    return Changes(stored, is_new, todo, sorted(earlier - kept), problems)
 
 
 def update(
