@@ -265,7 +265,7 @@ def test_the_steps_are_solved_from_their_templates(tmp_path: Path) -> None:
         (["check", "11"], "step 11? There are steps 1 to 10"),
         (["check", "other.py"], "contains no part of the exercise"),
         (["check", "4", "other.py", "--csv=grades.csv"], "csv is only for checking a folder"),
-        (["check", "7", "class", "--csv=grades.csv"], "grades.csv exists, and is not a table of these steps"),
+        (["check", "7", "class", "--csv=grades.csv"], "grades.csv is a table of other steps, or not"),
         (["check", "class", "--csv=gone/grades.csv"], "gone: no such folder"),
     ],
 )
@@ -313,7 +313,7 @@ CLASS = {  # file: source, the results of its steps, the first failed check, wor
     "long.py": (solution_of(1).replace('return "".join', 'raise ValueError("x" * 10_000_000); return "".join'), "1 FAIL", BACK, "got: ValueError: xxx"),
     "broken.py": (solution_of(1, 3) + "def (:\n", "1 FAIL, 3 FAIL", IMPORTED, "invalid syntax"),
     "missing.py": ("import tinygpt.nothing\n" + solution_of(1, 3), "1 FAIL, 3 FAIL", IMPORTED, "got: ModuleNotFoundError"),
-    "lock.py": ("import itertools\nsum(itertools.repeat(0))\n" + solution_of(1), "1 FAIL", IMPORTED, "got: still running after 100 seconds"),
+    "lock.py": ("import itertools\nsum(itertools.repeat(0))\n" + solution_of(1), "1 FAIL", IMPORTED, "got: no result for 40 seconds"),
     "interrupt.py": (raising("KeyboardInterrupt"), "1 FAIL", IDS, "exit status 2"),
     "names.py": (solution_of(2).replace("def split(", "def mine(") + "split = mine\n", "2 PASS", "", ""),
     "no_grad.py": (solution_of(8, 10).replace("@torch.no_grad()\n", "").replace("    for _ in range(max_new", "    torch.set_grad_enabled(False)\n    for _ in range(max_new"), "8 PASS, 10 PASS", "", ""),
@@ -378,6 +378,14 @@ def test_a_class_is_checked(names: list[str], tmp_path: Path, monkeypatch: pytes
     often, count = Counter(entry[2] for entry in chosen.values() if entry[2].startswith("step 1: ")).most_common(1)[0]
     sums = f"   1  {passed:>6}  {failed:>6}  {len(chosen) - passed - failed:>7}  {often[8:]} ({count})"
     assert sums in done.out.splitlines(), done.out
+
+
+def test_a_process_may_take_as_long_as_its_checks_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "LIMIT", 1)
+    (results := tmp_path / "results.jsonl").touch()
+    code = "import time\nfor _ in range(7): time.sleep(1); print('{}', flush=True)"
+    with open(results, "w") as file, subprocess.Popen([sys.executable, "-c", code], stdout=file) as process:
+        assert runner.ends(process, results)
 
 
 @pytest.mark.slow

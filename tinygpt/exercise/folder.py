@@ -127,7 +127,7 @@ def require_table(path: Path, steps: list[Step]) -> None:
         with open(path, "rb") as file:
             first = file.readline(1000).decode("utf-8-sig", "replace").rstrip("\r\n")
         if first != ",".join(header(steps)):
-            raise TinyGPTError(f"{path} exists, and is not a table of these steps", "name another file after --csv")
+            raise TinyGPTError(f"{path} is a table of other steps, or not a table of results", "name another file")
 
 
 def table_rows(results: list[Result], steps: list[Step]) -> Iterator[list[str]]:

@@ -8,7 +8,6 @@ of a file otherwise share a process, because importing PyTorch takes longer than
 sandbox: a file has the user's permissions, and can use all memory.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -54,28 +53,42 @@ def run_pytest(path: Path, steps: list[int], quiet: bool) -> tuple[dict[int, Ste
     # -B: leaves no __pycache__ behind; -P: no random.py of the current folder in place of the library's
     command = [sys.executable, "-BP", "-m", "pytest", *OPTIONS, f"--timeout={LIMIT}", f"--file={path.absolute()}"]
     output = subprocess.DEVNULL if quiet else STDERR
-    ending = f"still running after {5 * LIMIT} seconds"
+    ending = f"no result for {2 * LIMIT} seconds"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         results = Path(folder) / "results.jsonl"
         results.touch()
         command += [f"--results={results}", *(f"{STEPS}::TestStep{step}" for step in steps)]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # pytest's limit can stop neither a loop that catches every exception nor one in C
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=os.environ | SETTINGS,
-                timeout=5 * LIMIT,
-            )
-            ending = describe_end(done.returncode)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | SETTINGS
+        )
+        try:
+            if ends(process, results):
+                ending = describe_end(process.returncode)
+        finally:
+            process.kill()
+            process.wait()
         states = [json.loads(line) for line in results.read_text().splitlines()]
     outcomes: dict[int, StepOutcome] = {}
     for state in states:
         before = outcomes.get(state["step"], StepOutcome([], {})).passed
         outcomes[state["step"]] = StepOutcome([*before, *state["passed"]], state["failed"])
     return outcomes, ending
+
+
+def ends(process: subprocess.Popen[bytes], results: Path) -> bool:
+    """Wait until the process ends; return False if it writes no result for two limits.
+
+    pytest's own limit can stop neither a loop that catches every exception nor one in C."""
+    size = 0
+    while True:
+        try:
+            process.wait(2 * LIMIT)
+            return True
+        except subprocess.TimeoutExpired:
+            before = size
+            size = results.stat().st_size
+            if size == before:
+                return False
 
 
 def describe_end(status: int) -> str:
