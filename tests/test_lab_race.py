@@ -216,6 +216,7 @@ def test_an_entry_that_fails_does_not_end_the_race(work: Path, monkeypatch: pyte
     assert again.status == 1 and again.out.count("stage") == 1 and "stage 1 of 2: anna-" in again.out
     own = (work / OUT / f"{found['anna']['entry']}.txt").read_text()
     assert "failed: an iteration takes" in own and "rank" not in own
+    assert "rank 1 of 1, loss" in (work / OUT / f"{found['ben']['entry']}.txt").read_text()
     monkeypatch.setattr(race, "validation_loss", lambda *_: math.nan)
     result = cli_here(*RACE, write(work, "nan.yaml", n_embd=32), *FLAGS, cwd=work)
     assert result.status == 1 and re.search(r"nan-\w+ failed: .*the loss is NaN", result.out)
@@ -225,7 +226,9 @@ def test_students_get_the_first_nine_tenths(work: Path) -> None:
     said = ok(work, *RACE, "--text=text.txt", "--times=7", "--out_dir=mine").out
     assert (work / "mine/train.txt").read_bytes().decode() == TEXT[:CUT]
     assert f"{CUT:,} characters for the students" in said
-    assert "next: tinygpt lab race configs/shakespeare_char.yaml --text=text.txt --times=7 --out_dir=mine" in said
+    assert (
+        "next: give it to the students, then tinygpt lab race FOLDER --text=text.txt --times=7 --out_dir=mine" in said
+    )
     ok(work / "mine", *RACE, write(work / "mine", "own.yaml"), "--times=5")
     assert Dataset(str(work / "mine" / OUT / "data"), "test").meta["characters"]["val"] == CUT - CUT * 9 // 10
     (work / "mine/train.txt").write_text(TEXT)
@@ -264,7 +267,8 @@ def test_a_text_that_is_too_short_and_the_folder_of_another_race(made: Path, tmp
     assert "has 190,000 characters, but a race needs 200,000" in refused(folder, *RACE, "--text=short.txt")
     (folder / "short.txt").write_text(TEXT[:100_000])
     assert "but a race needs 180,000" in refused(folder, *RACE, "anna.yaml", "--text=short.txt")
-    assert "train.txt: no such file" in refused(folder, *RACE, "anna.yaml")
+    said = refused(folder, *RACE, "anna.yaml")
+    assert "train.txt: no such file" in said and "the teacher's out-lab-race/train.txt" in said
     said = refused(folder, *RACE, "anna.yaml", "--text=text.txt", "--times=2")
     assert "with times=5" in said and "--out_dir=NAME" in said
     (folder / "text.txt").write_text(TEXT + "More.\n")

@@ -56,7 +56,8 @@ PRINTED |= {"parameters": ">12,", "iterations": ">12,", "seconds": ">9.1f", "cal
 COLUMNS = [*filter(None, PRINTED), "ended", "machine", "date"]  # of race.csv
 PRESET = "configs/nanogpt.yaml"  # the model of the calibration
 UNIT = 100  # its iterations in the unit of the budget
-SLICE, CALIBRATION = 2.0, 0.3  # seconds of the training, and then of the calibration
+SLICE = 2.0  # seconds of the training
+CALIBRATION = 0.3  # seconds of the calibration after each slice
 LARGEST = 0.05  # share of the budget that an iteration may take
 EVAL_ITERS = 20  # batches of an evaluation, at most
 TRAIN, TEST = "train", "test"  # datasets: the students' part of the text, and with the test as its validation split
@@ -69,7 +70,7 @@ FIXED = {  # what a config cannot choose: its data, and what depends on the mach
 def race(config: LabConfig) -> int:
     """Run the command. Returns 1 if an entry failed. Errors: TinyGPTError for a text that is too short, a config that
     is refused, or a folder of another race."""
-    text = read_text(Path(config.text), "--text FILE, with the text of the race")
+    text = read_text(Path(config.text), "--text FILE; students get the teacher's out-lab-race/train.txt")
     folder = Path(config.out_dir or "out-lab-race")
     least = LEAST * 9 // 10 if config.entries else LEAST  # students have the first nine tenths
     if len(text) < least:
@@ -141,7 +142,7 @@ def hand_out(part: str, test: int, config: LabConfig, folder: Path) -> int:
         file.write(part.encode())
     print(f"written: {path}, {len(part):,} characters for the students; the other {test:,} are the test")
     flags = [f"--{key}={getattr(config, key)}" for key in ("text", "times", "out_dir") if key in config.flags]
-    print(f"\nnext: {suggest.command('lab', 'race', 'configs/shakespeare_char.yaml', *flags)}")
+    print(f"\nnext: give it to the students, then {suggest.command('lab', 'race', 'FOLDER', *flags)}")
     return 0
 
 
@@ -191,10 +192,11 @@ def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
 
 def write_own(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Write a file for each entry, NAME.txt, that tells its student no other's result."""
+    ranked = sum("rank" in row for row in rows)
     for row in rows:
         line = row["ended"]
         if "rank" in row:
-            line = f"rank {row['rank']} of {len(rows)}, loss {row['loss']:.4f}"
+            line = f"rank {row['rank']} of {ranked}, loss {row['loss']:.4f}"
         with replacing(folder / f"{row['entry']}.txt") as file:
             file.write(f"{row['entry']}: {line}\n".encode())
 
@@ -216,8 +218,9 @@ class Clock:
 
     def __init__(self, config: TrainConfig, budget: float) -> None:
         """config: of the calibration."""
-        dataset, compute = Dataset(config.data_dir, config.dataset), choose_compute(config, {})
-        self.step, self.budget = step_on_one_batch(config, dataset, compute), budget
+        dataset = Dataset(config.data_dir, config.dataset)
+        self.step = step_on_one_batch(config, dataset, choose_compute(config, {}))
+        self.budget = budget
         self.used = self.seconds = 0.0
         mean_seconds(self.step, 3)  # the first calls allocate memory
         self.unit = self.calibrated()
@@ -236,7 +239,8 @@ class Clock:
 
     def count(self) -> None:
         """Add the time since the last calibration, at the mean speed of this one and the next."""
-        seconds, before = time.perf_counter() - self.began, self.unit
+        seconds = time.perf_counter() - self.began
+        before = self.unit
         self.unit = self.calibrated(before / UNIT)
         self.used += seconds / ((before + self.unit) / 2)
         self.seconds += seconds
@@ -254,7 +258,8 @@ def read_entry(path: str) -> tuple[str, TrainConfig]:
     Errors: TinyGPTError for settings that `tinygpt train` would refuse, a start from trained weights, and a teacher.
     """
     try:
-        config, given = parse(TrainConfig, [PRESET, path]), read_config(find_config(path)).keys()
+        config = parse(TrainConfig, [PRESET, path])
+        given = read_config(find_config(path)).keys()
     except TinyGPTError as error:
         where = "" if path in error.message else f"{path}: "
         raise TinyGPTError(where + error.message, error.hint) from None
@@ -278,7 +283,8 @@ def run_entry(name: str, config: TrainConfig, folder: Path, times: int) -> dict[
     """Run an entry, and return its row of the table, or why it failed. Errors: TinyGPTError if a signal stops it."""
     log = folder / f"{name}.log"
     try:
-        fixed, config = changed(parse(TrainConfig, [PRESET]), folder, name), changed(config, folder, name)
+        fixed = changed(parse(TrainConfig, [PRESET]), folder, name)
+        config = changed(config, folder, name)
         if (ratio := work(config) / work(fixed)) > times * UNIT * LARGEST:
             share = ratio / UNIT / times
             taken = f"about {share:.0%}" if share < 1 else "more than 100%"
@@ -320,7 +326,8 @@ def work(config: TrainConfig) -> float:
 def judged(folder: Path, name: str) -> dict[str, Any]:
     """Measure the loss of an entry on the complete test. Of its best and its last weights, those with the lower loss on
     its own validation split count: the test chooses nothing. Errors: TinyGPTError if the loss is not finite."""
-    out, compute = folder / name, device.choose("cpu", "float32")
+    out = folder / name
+    compute = device.choose("cpu", "float32")
     own, test = (Dataset(str(folder / "data"), dataset) for dataset in (TRAIN, TEST))
     best = min((out / "ckpt.pt", out / "last.pt"), key=lambda path: validation_loss(path, own, compute))
     loss = validation_loss(best, test, compute)
