@@ -47,10 +47,6 @@ class Law(NamedTuple):
         return float(g * (compute / 6) ** (self.beta / (self.alpha + self.beta)))
 
 
-# the model sizes: width (n_embd), and its layers and heads
-SHAPES = {32: (2, 2), 48: (2, 3), 64: (3, 4), 96: (3, 6), 128: (4, 8), 160: (4, 10)}
-
-
 def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
     """Fit the law by least squares of the relative errors, with variable projection (Golub & Pereyra 1973).
 

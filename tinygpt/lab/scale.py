@@ -24,9 +24,11 @@ from tinygpt.experiment.models import prepared, train
 from tinygpt.experiment.stages import Results, Stage
 from tinygpt.experiment.summary import Summary, Table, Verdict, spread
 from tinygpt.lab.definition import Lab, seeds
-from tinygpt.lab.law import SHAPES, Law, fit
+from tinygpt.lab.law import Law, fit
 from tinygpt.terminal import duration
 
+# the model sizes: width (n_embd), and its layers and heads
+SHAPES = {32: (2, 2), 48: (2, 3), 64: (3, 4), 96: (3, 6), 128: (4, 8), 160: (4, 10)}
 TOKENS = 2048  # of a batch
 MOST_TOKENS = 1_000_000  # of the training split that count as one pass, so that a large text does not take hours
 LEAST_TOKENS = 150_000
