@@ -126,7 +126,9 @@ class NanoGPT:
         torch.manual_seed(1337)
         torch.backends.cuda.matmul.allow_tf32 = True
         shape = {name: c[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
-        self.c, self.device, self.kind = c, device, torch.device(device).type
+        self.c = c
+        self.device = device
+        self.kind = torch.device(device).type
         self.model = GPT(GPTConfig(bias=False, vocab_size=vocab_size, **shape)).to(device)
         self.autocast = functools.partial(torch.autocast, self.kind, getattr(torch, dtype), dtype != "float32")
         self.scaler = torch.amp.GradScaler(self.kind, enabled=dtype == "float16")

@@ -189,7 +189,7 @@ def lab_page(name: str, pages: Path, full: bool) -> bool:
         base = tinygpt("prepare", "shakespeare_char") and tinygpt(*shlex.split(BASES["ckpt"])[1:])
         if not base:
             return False
-    out = f"out-lab-{name}" + "-quick" * (lab.quick and not full)
+    out = f"out-lab-{name}-quick" if lab.quick and not full else f"out-lab-{name}"
     form = [] if full else ["--quick"] if lab.quick else ["--seeds=1"]
     if not tinygpt("lab", name, *form, f"--out_dir={out}"):
         return False
@@ -231,7 +231,8 @@ def main() -> None:
         lab_pages(args.labs, args.lab or list(LABS), args.full)
         return
     for name, make in {"CONFIGURATION.md": key_page, "slides.md": deck}.items():
-        page, wanted = ROOT / "docs" / name, make()
+        page = ROOT / "docs" / name
+        wanted = make()
         stale = not page.exists() or page.read_text(encoding="utf-8") != wanted
         if stale and args.check:
             sys.exit(f"docs/{name} is not up to date; run: python scripts/docs.py")

@@ -71,10 +71,12 @@ def refuse_own(source: Path) -> None:
     folder = source.is_dir() and not (source / "config.json").exists()
     for path in [source / "ckpt.pt", source / "adapter.pt"] if folder else [source]:
         if path.suffix == ".pt" and path.exists():
-            what, base = "checkpoint", list[str]()
+            what = "checkpoint"
+            base = list[str]()
             if path.name == "adapter.pt":
                 store.read(path)  # it may be damaged
-                what, base = "LoRA adapter", ["BASE", "--adapter"]
+                what = "LoRA adapter"
+                base = ["BASE", "--adapter"]
             else:
                 store.load(path)
             problem = f"{path} already is a {what} of tinygpt, which needs no import"

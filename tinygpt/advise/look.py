@@ -49,7 +49,8 @@ def described(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
     n, counts = len(pairs), Counter(response for _, response in pairs)
     ranked = sorted(labels, key=lambda label: -counts[label])
     rarest = f"; the rarest: {listed(ranked[-1:], counts)}" if len(labels) > MANY else ""
-    what, advice = f"Examples: {n:,}. Labels: {len(labels):,} ({listed(ranked, counts)}{rarest}).", ""
+    what = f"Examples: {n:,}. Labels: {len(labels):,} ({listed(ranked, counts)}{rarest})."
+    advice = ""
     if (share := counts[ranked[0]] / n) >= 0.8:
         advice = f"Always answering {shown(ranked[0], 30)} has an accuracy of {share:.0%}: compare macro-F1, too."
     ordered = sorted((prompt for prompt, _ in pairs), key=len)

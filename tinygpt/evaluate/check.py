@@ -86,7 +86,8 @@ def check_run(folder: Path, config: DoctorConfig, findings: Findings) -> None:
     if best and last and last.step < best.step:
         older = f"last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped between"
         findings.notes.append(f"{older} writing the two; resuming repeats those iterations, with the same result")
-    newest, same_data = last or best, True
+    newest = last or best
+    same_data = True
     data_folder = data_dir(config, newest.config if newest else {}, folder)
     if newest and newest.tokenizer is not None:
         same_data = check_vocabulary(newest, folder, data_folder, findings)

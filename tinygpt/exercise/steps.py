@@ -303,7 +303,8 @@ class TestStep4:
         "weights @ self.value(x), and not weights @ x or weights @ keys",
     )
     def test_weighted_values(self, my: Any) -> None:
-        own, x = randomise(my.Head(8, 16)), noise(2, 5, 8)
+        own = randomise(my.Head(8, 16))
+        x = noise(2, 5, 8)
         q, k, v = own.query(x), own.key(x), own.value(x)
         expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         expect_close(own(x), expected, "Head(8, 16) on x of shape (2, 5, 8), compared with PyTorch's attention")
@@ -354,7 +355,8 @@ class TestStep5:
         "x = x + ...: if both output projections are zero, the output is x",
     )
     def test_residual(self, my: Any) -> None:
-        own, x = randomise(my.Block(12, 3)), noise(2, 5, 12)
+        own = randomise(my.Block(12, 3))
+        x = noise(2, 5, 12)
         for parameter in (*own.attn.c_proj.parameters(), *own.mlp.c_proj.parameters()):
             nn.init.zeros_(parameter)
         expect_close(own(x), x, "Block(12, 3) whose output projections are zero")
@@ -364,7 +366,8 @@ class TestStep5:
         "x = x + self.attn(self.ln_1(x)), then x = x + self.mlp(self.ln_2(x))",
     )
     def test_normalised_inputs(self, my: Any) -> None:
-        own, x = randomise(my.Block(12, 3)), 3 * noise(2, 5, 12)
+        own = randomise(my.Block(12, 3))
+        x = 3 * noise(2, 5, 12)
         middle = x + own.attn(own.ln_1(x))
         given = "Block(12, 3) on x, compared with x + attn(ln_1(x)) followed by x + mlp(ln_2(x))"
         expect_close(own(x), middle + own.mlp(own.ln_2(middle)), given, 1e-4)
@@ -404,7 +407,8 @@ class TestStep6:
         "average over all positions of all sequences",
     )
     def test_loss(self, my: Any) -> None:
-        model, x, y = randomise(small_gpt(my)), tokens(3, 8), tokens(3, 8, seed=1)
+        model = randomise(small_gpt(my))
+        x, y = tokens(3, 8), tokens(3, 8, seed=1)
         expected = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
         expect_close(model(x, y)[1], expected, "idx and targets of shape (3, 8)", 1e-4)
 

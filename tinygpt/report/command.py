@@ -33,7 +33,7 @@ def report(config: ReportConfig) -> None:
 
 def page_path(config: ReportConfig) -> Path:
     """Choose the file of the page. Errors: TinyGPTError if no page can be written there, or of so many runs."""
-    templates()
+    templates()  # refuses early if Jinja2 is missing
     path = destination(config.output, Path(config.runs[0]), "report.html")
     if len(config.runs) > RUN_COLOURS:
         what = f"one figure cannot show the curves of {len(config.runs)} runs"

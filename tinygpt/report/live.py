@@ -69,7 +69,8 @@ class LivePage:
     """The page of a run and the scripts next to it, and a thread that writes the state."""
 
     def __init__(self, config: ReportConfig, path: Path) -> None:
-        self.config, self.path = config, path
+        self.config = config
+        self.path = path
         self.folder = Path(config.runs[0])
         self.scripts = path.with_name(f"{path.stem}-live")
         self.run = FollowedRun(self.folder)
