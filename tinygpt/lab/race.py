@@ -80,7 +80,10 @@ def race(config: LabConfig) -> int:
     if not config.entries:
         return hand_out(text[:cut], len(text) - cut, config, folder)
     entries = read_entries(config.entries)
-    fixed = {config.text: hashlib.sha256(text.encode()).hexdigest(), "configs/nanogpt.yaml": preset_fingerprint()}
+    fixed = {
+        config.text: hashlib.sha256(text.encode()).hexdigest(),
+        PRESET: hashlib.sha256(find_config(PRESET).read_bytes()).hexdigest(),
+    }
     identity = Identity("lab", "race", {"text": config.text, "times": config.times}, fixed)
     with folder_lock(folder, "lab"), ended_by_sigterm():
         for name, stage in stored(folder, identity)["stages"].items():
@@ -245,11 +248,6 @@ class Clock:
         self.used += seconds / ((before + self.unit) / 2)
         self.seconds += seconds
         self.began = time.perf_counter()
-
-
-def preset_fingerprint() -> str:
-    """Return the checksum of PRESET, on which the budget and the defaults of all entries depend."""
-    return hashlib.sha256(find_config(PRESET).read_bytes()).hexdigest()
 
 
 def read_entry(path: str) -> tuple[str, TrainConfig]:

@@ -171,17 +171,11 @@ class RequestTasks:
             task.cancelled = True
 
 
-def no_logprobs(tokens: list[Token]) -> None:
-    return None
-
-
 class Choice:
     """A choice of a response: its text and tokens that were not sent yet, and its finish reason."""
 
-    def __init__(
-        self, index: int, logprobs: Callable[[list[Token]], Body | None] = no_logprobs, text: str = ""
-    ) -> None:
-        """logprobs: formats the log probabilities of tokens. text: the echo."""
+    def __init__(self, index: int, logprobs: Callable[[list[Token]], Body] | None = None, text: str = "") -> None:
+        """logprobs: formats the log probabilities of tokens; None: without. text: the echo."""
         self.index, self.logprobs, self.text = index, logprobs, text
         self.tokens: list[Token] = []
         self.num_tokens = 0  # generated so far
@@ -195,7 +189,7 @@ class Choice:
 
     def complete(self) -> Body:
         """Return the choice as a part of a response without a stream."""
-        logprobs = self.logprobs(self.tokens)
+        logprobs = self.logprobs and self.logprobs(self.tokens)
         return {"text": self.text, "index": self.index, "logprobs": logprobs, "finish_reason": self.finish}
 
     def chunks(self, event: Prompt | Piece) -> Iterator[Body]:
@@ -218,7 +212,7 @@ class ChatChoice(Choice):
             yield chunk | {"delta": {"role": "assistant", "content": ""}}
             return
         if event.text or event.tokens:
-            yield chunk | {"delta": {"content": event.text}, "logprobs": self.logprobs(self.tokens)}
+            yield chunk | {"delta": {"content": event.text}, "logprobs": self.logprobs and self.logprobs(self.tokens)}
         if event.finish:
             yield chunk | {"finish_reason": event.finish}
 
@@ -272,16 +266,9 @@ async def completions(state: State, request: Request, body: Body) -> Response:
         raise invalid_field("prompt", f"at most {MAX_PROMPTS} prompts in one request")
     prompts = [as_ids(prompt, served, state.config.skip_unknown) for prompt in body["prompt"]]
     tasks = RequestTasks(state, served, prompts, settings)
-    choices: list[Choice] = []
-    for prompt in prompts:
-        echo = served.text(prompt) if body["echo"] else ""
-        for _ in range(settings.n):
-            logprobs = (
-                functools.partial(protocol.completion_logprobs, served.tokenizer)
-                if settings.logprobs >= 0
-                else no_logprobs
-            )
-            choices.append(Choice(len(choices), logprobs, echo))
+    logprobs = functools.partial(protocol.completion_logprobs, served.tokenizer) if settings.logprobs >= 0 else None
+    echoes = [served.text(prompt) if body["echo"] else "" for prompt in prompts for _ in range(settings.n)]
+    choices = [Choice(index, logprobs, echo) for index, echo in enumerate(echoes)]
     events = tasks.events(None if body["stream"] else request)
     return await respond(body, served.name, choices, events, sum(map(len, prompts)), tasks.cancel)
 
@@ -322,7 +309,7 @@ async def chat(state: State, request: Request, body: Body) -> Response:
     room = max(1, served.model.config.block_size - len(prompt))
     settings = protocol.settings(body, state.config.max_tokens, state.config.max_batch, room)
     tasks = RequestTasks(state, served, [prompt], settings)
-    logprobs = functools.partial(protocol.chat_logprobs, served.tokenizer) if body["logprobs"] else no_logprobs
+    logprobs = functools.partial(protocol.chat_logprobs, served.tokenizer) if body["logprobs"] else None
     choices = [ChatChoice(index, logprobs) for index in range(settings.n)]
     events = tasks.events(None if body["stream"] else request)
     return await respond(body, served.name, choices, events, len(prompt), tasks.cancel)
