@@ -98,7 +98,7 @@ def test_train_gives_the_weights_of_the_command(tiny_run: Path, work: Path, conf
         assert [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()] == entries
         assert [row["step"] for row in rows(run)] == [0, 10, 20]
         doctor = ok(work, "doctor", "out").out
-        assert doctor.startswith(f"verdict:     {run.verdict}\n")
+        assert f"\nverdict:     {run.verdict}\n" in doctor
 
 
 def test_a_callback_stops_the_run_and_the_command_line_resumes_it(tiny_run: Path, work: Path, capsys: Any) -> None:

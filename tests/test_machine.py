@@ -92,4 +92,4 @@ def test_windows_keeps_an_open_file(tmp_path: Path) -> None:
 
 
 def test_the_machine_is_no_folder(tmp_path: Path) -> None:
-    assert "cannot be used with folders" in refused(tmp_path, "doctor", "out", "--machine")
+    assert "cannot be used with RUN" in refused(tmp_path, "doctor", "out", "--machine")

@@ -638,8 +638,8 @@ def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Pa
         (["export", "--ckpt=bare"], "bare/ckpt.pt: no such file"),
         (["export", "--format=pdf"], "pdf"),
         (["export", "-o", "no/where.html"], "no: no such folder"),
-        (["doctor", "nowhere"], "nowhere/metrics.jsonl: no such file"),
-        (["doctor", "data"], "data/metrics.jsonl: no such file"),
+        (["doctor", "nowhere"], "nowhere: no such folder"),
+        (["doctor", "data"], "data: neither a run (metrics.jsonl) nor a dataset (meta.json)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

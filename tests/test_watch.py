@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -262,7 +262,7 @@ def test_a_killed_run_is_resumed_and_the_open_page_goes_on(page: Page, work: Pat
     page.wait(f"^finished at step {more:,}$")
     until(lambda: page.steps[-1] == f"{more:,}")
     assert page.keeps(left) and page.run("return window.stamp") == stamp
-    assert resumed.wait() == 0 and resumed.output.rstrip().endswith("page: out/report.html")
+    assert resumed.wait() == 0 and "\npage: out/report.html\n" in resumed.output
     until(lambda: is_finished(work / "out"))  # a few seconds later, when open pages have the last page
     # the page is the one that `tinygpt report` writes, but for ids in the curves, which are different each time
     assert cli_here("report", "out", "-o", "other.html", cwd=work).status == 0
@@ -292,7 +292,8 @@ def test_a_page_whose_process_was_killed_says_so(page: Page, run_copy: Path) -> 
 def test_watching_changes_nothing_in_a_run(tiny_run: Path, work: Path, trainer: Any) -> None:
     training = trainer(work, *TINY_TRAIN, "--watch")
     assert training.wait() == 0, training.output
-    assert training.output.count("watch: ") == 1 and training.output.endswith("page: out/report.html\n")
+    assert training.output.count("watch: ") == 1
+    assert re.search(r"\nverdict: [^$]*\npage: out/report.html\n\nnext: .*\n$", training.output), training.output
     until(lambda: is_finished(work / "out"))
     for name in ("ckpt.pt", "last.pt"):
         assert_same_weights(work / "out" / name, tiny_run / "out" / name)
@@ -329,27 +330,41 @@ def test_a_child_that_fails_costs_a_note(tiny_run: Path, work: Path, trainer: An
 
 
 STAND_IN = """#!{python}
-import os, sys
+import os, sys, time
 open(f"started-{{os.getpid()}}", "w")
 print("watch: file:///out/report.html", flush=True)
 sys.stdin.read()
+time.sleep({seconds})
 print("page: out/report.html")
 """
 
 
-@pytest.mark.slow
-def test_two_processes_have_one_child(work: Path, trainer: Any) -> None:
-    program = work / "python"  # it shows how often a child is started, and that its input is closed
-    program.write_text(STAND_IN.format(python=sys.executable))
+def stand_in(work: Path, seconds: int) -> Callable[[], None]:
+    """Replace the child: this one shows how often it is started and that its input is closed."""
+    program = work / "python"
+    program.write_text(STAND_IN.format(python=sys.executable, seconds=seconds))
     program.chmod(0o755)
 
     def before() -> None:
         watch.sys = SimpleNamespace(executable=str(program))  # type: ignore[attr-defined]
 
+    return before
+
+
+def test_a_page_that_takes_long_is_completed_later(work: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "LAST_PAGE", 0)
+    training = trainer(work, *TINY_TRAIN, "--watch", before=stand_in(work, seconds=10))
+    assert training.wait() == 0, training.output
+    assert "\npage: out/report.html is completed in the background\n\nnext: " in training.output
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_child(work: Path, trainer: Any) -> None:
+    before = stand_in(work, seconds=0)
     flags = ["--batch_size=4", "--gradient_accumulation_steps=2", "--dropout=0", "--watch"]
     both = [trainer(work, *TINY_TRAIN, *flags, before=before, **environment) for environment in ranks(2)]
     assert [training.wait() for training in both] == [0, 0], both[0].output
-    assert both[0].output.count("watch: ") == 1 and both[0].output.endswith("page: out/report.html\n")
+    assert both[0].output.count("watch: ") == 1 and both[0].output.count("\npage: out/report.html\n\nnext: ") == 1
     assert "watch: " not in both[1].output and len(list(work.glob("started-*"))) == 1
 
 
@@ -362,7 +377,7 @@ def test_a_lora_run_on_pairs_that_a_signal_stops(models: Path, tmp_path: Path, t
     until(lambda: (tmp_path / "out/report.html").exists())
     training.send(signal.SIGINT)
     assert training.wait() == 130, training.output
-    assert training.output.endswith("page: out/report.html\n")
+    assert re.search(r"\npage: out/report.html\n\nnext: tinygpt finetune --init_from=resume .*\n$", training.output)
     until(lambda: is_finished(tmp_path / "out"))
     assert 'id="prompt"' in (tmp_path / "out/report.html").read_text("utf-8")
 

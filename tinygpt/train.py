@@ -53,17 +53,14 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
                 run.log.start_bar(run.progress.step, config.max_iters)
                 evaluate(run)
                 return stop.status if stop.embedded else 0
-            if config.watch and run.ranks.is_main:
-                stack.enter_context(Watcher(config, run.log, stop))
-            if run.tuning:
-                compare.before(run, run.tuning)
-            status = loop(run, stop)
-            if status:  # stopped by a signal
-                return status
-            if run.tuning:
-                compare.after(run, run.tuning)
-            finish(run)
-            return stop.status if stop.embedded else 0
+            watched = config.watch and run.ranks.is_main
+            with Watcher(config, run.log, stop) if watched else contextlib.nullcontext():
+                if run.tuning:
+                    compare.before(run, run.tuning)
+                status = loop(run, stop)
+                next_command = run.resume_command if status else finish(run)
+            run.log.print_line(f"\nnext: {next_command}", always=True)
+            return status or (stop.status if stop.embedded else 0)
     except (RuntimeError, MemoryError) as error:
         if has_lost_another(error):
             problem = "another process of this run has ended, so this one ends, too"
@@ -130,8 +127,8 @@ def loop(run: Run, stop: StopSignal) -> int:
         # with several processes this is an all-reduce, so it is done only where they synchronise anyway
         if (synchronises or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
             save(run, "last.pt")
-            saved = f"state saved in {run.out}/last.pt\nnext: {run.resume_command}"
             done = terminal.counted(progress.step, "iteration")
+            saved = f"state saved in {run.out}/last.pt"
             run.log.print_line(f"stopped by {stop.cause} after {done}; {saved}", always=True)
             return stop.status
 
@@ -301,9 +298,11 @@ def out_of_patience(run: Run) -> bool:
     return True
 
 
-def finish(run: Run) -> None:
-    """Print the best loss, the files written, the verdict on the run and the next command."""
+def finish(run: Run) -> str:
+    """Print the best loss, the files written and the verdict on the run. Returns the next command."""
     config, source = run.config, run.dataset.sources["val"]
+    if run.tuning:
+        compare.after(run, run.tuning)
     minutes, seconds = divmod(run.seconds(), 60)
     best = run.progress.best_val_loss
     run.log.print_line(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
@@ -317,5 +316,4 @@ def finish(run: Run) -> None:
         for line in judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens).lines():
             run.log.print_line(line, always=True)
     prompt = next((prompt for prompt, _ in source.examples(run.dataset.tokenizer)), None)
-    next_command = suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)
-    run.log.print_line(f"\nnext: {next_command}", always=True)
+    return suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)

@@ -11,7 +11,7 @@ import shutil
 import textwrap
 from typing import Any, get_args
 
-from tinygpt.config.fields import LARGEST, PATH, POSITIONAL, REQUIRED, RUN, Config, Key, Limit, groups, meanings
+from tinygpt.config.fields import HIDDEN, LARGEST, PATH, POSITIONAL, REQUIRED, RUN, Config, Key, Limit, groups, meanings
 
 NOTE = "--key=VALUE or --key VALUE; a switch needs no value (off: --key=False)"
 WIDEST = 120  # longer lines are hard to read
@@ -97,7 +97,8 @@ def add(group: Any, key: Key, text: str) -> None:
         names = [key.name]
     elif key.name == "output":
         names.insert(0, "-o")
-    action = group.add_argument(*names, help=text.replace("%", "%%"), **options)
+    shown_text = argparse.SUPPRESS if HIDDEN in key.marks else text.replace("%", "%%")
+    action = group.add_argument(*names, help=shown_text, **options)
     if PATH in key.marks:
         action.complete = "file"  # for shtab
 

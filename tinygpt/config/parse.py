@@ -169,7 +169,7 @@ def find_key(config_class: type, name: str, prefix: str, prog: str) -> Key:
         raise TinyGPTError(
             f"{prefix}{name}: a key of tinygpt finetune", f"drop {name}, or tinygpt finetune --ckpt BASE"
         )
-    if name in ("ckpt", "out_dir") and {"run", "runs", "folders"} & keys(config_class).keys():
+    if name in ("ckpt", "out_dir") and {"run", "runs"} & keys(config_class).keys():
         raise TinyGPTError(f"--{name}: {prog} takes the folder without a flag", f"{prog} out")
     if heir := GONE.get((prog.removeprefix("tinygpt "), name)):
         raise TinyGPTError(f"{prefix}{name}: is no longer a key", heir)

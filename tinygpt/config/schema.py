@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from tinygpt.config.fields import DATASET_NAME, LARGEST, PATH, POSITIONAL, RUN, Config, Group, Limit, Text, keys
+from tinygpt.config.fields import DATASET_NAME, HIDDEN, LARGEST, PATH, POSITIONAL, RUN, Config, Group, Limit, Text, keys
 
 Count = Annotated[int, Limit(">=", 1), Limit("<", LARGEST)]
 CountOrZero = Annotated[int, Limit(">=", 0), Limit("<", LARGEST)]
@@ -675,15 +675,15 @@ class DoctorConfig(DataConfig):
     If files are damaged, it lists what can still be used, and the exit status is 1.
     """
 
-    folders: Annotated[Files, POSITIONAL] = ()
-    """folders of runs or of datasets; empty: out"""
+    run: Annotated[Files, POSITIONAL] = ()
+    """folders of runs, or of datasets (data/NAME); empty: out"""
     machine: bool = False
     """test this machine instead: its devices, the three commands, a resumed run, exact results, speed"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.machine and self.folders:
-            yield "machine tests this machine, and cannot be used with folders"
+        if self.machine and self.run:
+            yield "machine tests this machine, and cannot be used with RUN"
 
 
 @dataclasses.dataclass
@@ -750,8 +750,8 @@ class ReportConfig(DataConfig):
     earlier event files"""
     live: bool = False
     """keep the page up to date while the run trains, until Ctrl-C; the run may start later, and be resumed"""
-    until_eof: bool = False
-    """for programs that start report --live, as train --watch does: stop with the last page when standard input ends"""
+    until_eof: Annotated[bool, HIDDEN] = False
+    """for train --watch, which starts report --live: stop with the last page when standard input ends"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -1,4 +1,4 @@
-"""`tinygpt doctor`: print the verdict on runs (doctor.py), and check the files of runs and datasets.
+"""`tinygpt doctor`: check the files of runs and datasets, and print the verdict on runs (doctor.py).
 
 tinygpt doctor out data/shakespeare_char
 """
@@ -16,29 +16,42 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import PROMPT, tokenizer_from_dict
 from tinygpt.errors import TinyGPTError, fitting
 from tinygpt.evaluate.doctor import examine, is_unfinished, read_run
+from tinygpt.files import folder_of
 from tinygpt.generate import refuse_diverged
 from tinygpt.terminal import counted
 from tinygpt.training.log import intact_entry
 
 
 def check_folders(config: DoctorConfig) -> int:
-    """Print the verdict on each run, and check the files. Returns 1 if any are damaged, else 0."""
+    """Check the files, and print the verdict on each run. Returns 1 if any files are damaged, else 0."""
     all_intact = True
-    for folder in map(Path, config.folders or ["out"]):
-        if len(config.folders) > 1:
+    for name in config.run or ["out"]:
+        folder = folder_of(name)
+        has_log = (folder / "metrics.jsonl").exists()
+        problem = ""
+        if not Path(name).exists():
+            problem = "no such folder"
+        elif not (has_log or (folder / "meta.json").exists() or any(folder.glob("*.pt"))):  # *.pt: an imported model
+            problem = "neither a run (metrics.jsonl) nor a dataset (meta.json)"
+        if problem:
+            raise TinyGPTError(f"{name}: {problem}", "tinygpt doctor out, or tinygpt doctor data/NAME")
+        if len(config.run) > 1:
             print(f"{folder}:")
-        without_log = (folder / "meta.json").exists() or any(folder.glob("*.pt"))  # a dataset, an imported model
-        if not without_log or (folder / "metrics.jsonl").exists():
-            diagnose(folder, config)
-        all_intact &= check_files(folder, config)
+        intact = check_files(folder, config)
+        if has_log:
+            diagnose(folder, config, intact)
+        all_intact &= intact
     return 0 if all_intact else 1
 
 
-def diagnose(folder: Path, config: DoctorConfig) -> None:
-    """Print the verdict on a run."""
+def diagnose(folder: Path, config: DoctorConfig, intact: bool) -> None:
+    """Print the verdict on a run, and the command to try unless files are damaged, which it may need."""
     entries, settings = read_run(folder)
     verdict = examine(folder, config, entries, settings)
-    print("\n".join(verdict.lines()))
+    lines = verdict.lines()
+    if not intact:
+        lines.pop()
+    print("\n".join(lines))
     if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
         done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
         print(f"unfinished:  {done:,} of {counted(settings['max_iters'], 'iteration')}")

@@ -178,7 +178,7 @@ def next_command(kind: str, settings: dict[str, Any], out: str, unfinished: bool
             follow = ["--lr_decay_iters=0"] if settings.get("lr_decay_iters") else []  # the decay ends with the run
             return suggest.resume(settings, out, f"--max_iters={2 * iterations}", *follow)
         case "too early" | "trend unknown":
-            return again("watched", f"--eval_interval={max(1, min(interval, iterations) // 5)}")
+            return again("more-evals", f"--eval_interval={max(1, min(interval, iterations) // 5)}")
         case "diverged":
             rates = ["learning_rate", "min_lr"] + ["muon_learning_rate"] * (settings.get("optimizer") == "muon")
             lower = [(name, number(settings, name, 1e-3) / 3) for name in rates if settings.get(name) != 0]

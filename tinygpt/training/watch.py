@@ -5,7 +5,7 @@ file means that this process has ended, however it ended. Then the child writes 
 
     with Watcher(config, log, stop):        # prints "watch: file:///.../out/report.html" when there is one
         loop(run, stop)
-    # waits, and prints "page: out/report.html"
+    # waits for the last page, and prints "page: out/report.html"
 """
 
 import contextlib
@@ -73,7 +73,7 @@ class Watcher:
         while not self.written.wait(0.05) and time.monotonic() < deadline and self.stop.status == status:
             pass
         if not self.written.is_set():
-            self.log.print_line(f"page: {self.config.out_dir}/report.html is still being written", always=True)
+            self.log.print_line(f"page: {self.config.out_dir}/report.html is completed in the background", always=True)
 
     def _read(self) -> None:
         """Print the lines of the child's output, until it ends."""
