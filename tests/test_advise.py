@@ -327,21 +327,6 @@ def test_from_examples_to_labels(folder: Path) -> None:
         assert "holds results of" in refused(folder, "advise", "pairs.csv", flag)
 
 
-def stages_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "out-advise" / "advise.json").read_text())["stages"])
-
-
-def test_a_model_that_a_slow_pilot_left_out_is_timed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other programs may have slowed it down. Without time for a pilot there is nothing to repeat."""
-    command, seconds = ["advise", "pairs.csv", "--budget=2m"], iter([60.0, 50.0, math.inf])
-    monkeypatch.setattr(contenders, "pilot", lambda *args: (next(seconds), 0.0))
-    for _ in range(4):  # the third result stays
-        ok(folder, *command)
-        result = stages_of(folder)[f"{GPT}: time pilot"]["result"]
-        assert result["left_out"] and not result["folds"]
-    assert not list(seconds)
-
-
 @pytest.mark.parametrize("flag, how", [("--by=who", "by group"), ("--time=day", "by time: tested on the newest")])
 def test_groups_and_times(folder: Path, flag: str, how: str) -> None:
     values = advice(folder, flag)
@@ -493,17 +478,6 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
     said = ok(tmp_path, "label", "new.csv", "--model=.").out
     assert [row["label"] for row in csv.DictReader(said.splitlines())] == ["left", "right"]
     assert labeller.load(tmp_path).kind == "gpt"
-
-
-@pytest.mark.slow
-def test_a_model_that_a_slow_pilot_left_out_takes_part_later(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["advise", "pairs.csv", "--budget=1h", "--time=day", "--json"]
-    with monkeypatch.context() as patch:
-        patch.setattr(contenders, "pilot", lambda *args: (1e4, 0.0))
-        assert set(json.loads(ok(folder, *command).out)["left_out"]) == {GPT}
-    values = json.loads(ok(folder, *command).out)
-    assert not values["left_out"] and GPT in {row["name"] for row in values["contenders"]}
-    assert labeller.load(folder / "out-advise").about["contender"] == values["advice"]["name"]
 
 
 @pytest.mark.slow

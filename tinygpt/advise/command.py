@@ -180,11 +180,7 @@ class Examiner:
     def _language_model(self, name: str, share: float) -> None:
         """Try a language model for a share of the time that is left, on as many folds as fit."""
         training = contenders.planned(name, self.data, self.config.pretrained)
-        timing = f"{name}: time pilot"
-        earlier = stored(self.folder, self.identity)["stages"].get(timing, {"result": {}})["result"]
-        if earlier.get("too_slow"):  # perhaps only beside other programs
-            forget(self.folder, self.identity, timing)
-        plan = self._run(timing, 20, partial(self._plan, training, share))
+        plan = self._run(f"{name}: time pilot", 20, partial(self._plan, training, share))
         training = training._replace(iterations=plan["iterations"])
         for fold in range(plan["folds"]):
             folder = self.folder / f"{FOLDERS[name]}-{fold + 1}"
@@ -193,9 +189,7 @@ class Examiner:
             self._run(f"{name}, fold {fold + 1} of {plan['folds']}", plan["seconds"], measure)
 
     def _plan(self, training: Training, share: float) -> dict[str, Any]:
-        """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each.
-
-        too_slow: of a model that is left out, whether a pilot was the reason, and not a budget without time for one."""
+        """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each."""
         stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
         slowest = max(stages[name]["seconds"] for name in contenders.cheap(self.data))
         seconds = share * (self._left() - AFTER * slowest)
@@ -207,8 +201,7 @@ class Examiner:
             own = seconds / (folds + FINAL) - testing
             if iterations := contenders.iterations_for(training, lines, own, each):
                 return {"iterations": iterations, "folds": folds, "seconds": own}
-        left_out = {"left_out": "it needs a larger --budget", "too_slow": math.isfinite(each)}
-        return {"iterations": 0, "folds": 0, "seconds": 0.0, **left_out}
+        return {"iterations": 0, "folds": 0, "seconds": 0.0, "left_out": "it needs a larger --budget"}
 
     def _left(self) -> float:
         """Return the seconds of the budget that the finished stages have left."""
@@ -230,6 +223,5 @@ class Examiner:
         limit = max(self._left(), report.measured[name][0]["seconds"])
         arguments = name, self.data, self.split, self.folder, iterations, config.pretrained, limit
         model = contenders.fit_on_all(*arguments)
-        fields = config.prompt_field, config.response_field
-        labeller.save(self.folder, model, self.data.labels, report.sure.threshold, *fields, about)
+        labeller.save(self.folder, model, self.data.labels, report.sure.threshold, config.prompt_field, about)
         return about

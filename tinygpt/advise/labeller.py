@@ -9,7 +9,6 @@ names its checkpoint, which is relative to the folder, so that the folder can be
     labeller.label(["is 2 even?", ""])              # [Answer("yes", 0.97, True), Answer("", 0.0, False)]
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +53,7 @@ class Labeller:
         self.predict, self.kind, self.about = predict, str(state["kind"]), dict(state["about"])
         self.labels: list[str] = list(state["labels"])
         self.threshold: float | None = state["threshold"]
-        self.prompt_field, self.response_field = str(state["prompt_field"]), str(state["response_field"])
+        self.prompt_field = str(state["prompt_field"])
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """Compute the probabilities of the labels, float64 (n, L)."""
@@ -79,7 +78,6 @@ def save(
     labels: Sequence[str],
     threshold: float | None,
     prompt_field: str = "prompt",
-    response_field: str = "response",
     about: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write folder/model.pt, and return its path. about: plain values, such as how good the classifier is."""
@@ -90,7 +88,6 @@ def save(
         "labels": list(labels),
         "threshold": None if threshold is None else float(threshold),
         "prompt_field": prompt_field,
-        "response_field": response_field,
         "about": dict(about or {}),
         "state": classifier._asdict() if isinstance(classifier, GPTState) else classifier.state(),
     }
@@ -126,42 +123,32 @@ def of_run(config: LabelConfig) -> Labeller:
     if not labels:
         problem = f"{config.model} was not trained on a labelled task"
         raise TinyGPTError(problem, "tinygpt advise pairs.csv, which leaves a model for labels")
-    state = {"kind": GPT, "labels": labels, "threshold": None, "about": {"run": True}}
-    fields = {"prompt_field": "prompt", "response_field": "response"}
-    return Labeller(state | fields, gpt(Model(checkpoint), labels))
+    state = {"kind": GPT, "labels": labels, "threshold": None, "prompt_field": "prompt", "about": {"run": True}}
+    return Labeller(state, gpt(Model(checkpoint), labels))
 
 
 def checked(path: Path) -> dict[str, Any]:
     """Read model.pt, and check all but the classifier's own state. Errors: TinyGPTError."""
     again = suggest.command("advise", "pairs.csv", "--out_dir", path.parent)
     if not path.exists():
-        raise TinyGPTError(f"{path}: no such file", checkpoint_hint(path.parent) or f"{again}, which leaves a model")
+        raise TinyGPTError(f"{path}: no such file", f"{again}, which leaves a model")
     try:
         state = store.read(path)
     except TinyGPTError as error:
         raise TinyGPTError(error.message, f"copy the folder again, or {again}") from None
     version = state.get("tinygpt_labeller") if isinstance(state, dict) else None
     if not isinstance(version, int):
-        raise TinyGPTError(f"{path}: not a model of tinygpt advise", checkpoint_hint(path) or again)
+        raise TinyGPTError(f"{path}: not a model of tinygpt advise", again)
     if version > FORMAT:
         raise TinyGPTError(f"{path}: written by a newer tinygpt", "pip install --upgrade tinygpt")
     labels, threshold = state.get("labels"), state.get("threshold")
-    types = {"kind": str, "prompt_field": str, "response_field": str, "about": dict, "state": dict}
+    types = {"kind": str, "prompt_field": str, "about": dict, "state": dict}
     possible = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     possible = possible and len(set(labels)) == len(labels) > 0
     possible &= threshold is None or (isinstance(threshold, float) and 0 <= threshold <= 1)
     if not possible or not all(isinstance(state.get(name), expected) for name, expected in types.items()):
         raise TinyGPTError(f"{path}: not a model of tinygpt advise (its content is impossible)", again)
     return state
-
-
-def checkpoint_hint(path: Path) -> str:
-    """Return the commands for an ordinary checkpoint, if there is one; else nothing."""
-    with contextlib.suppress(TinyGPTError):
-        store.load(path)
-        quoted = suggest.quoted(str(path))
-        return f"tinygpt eval {quoted}, or tinygpt sample {quoted}: this is a checkpoint of a GPT"
-    return ""
 
 
 def predictor(state: Mapping[str, Any], folder: Path) -> classify.Classifier:
