@@ -96,9 +96,6 @@ def check_run(folder: Path, config: DoctorConfig, findings: Findings) -> None:
     states = {path.name: check_checkpoint(path, findings) for path in paths}
     best = states.get("ckpt.pt")
     last = states.get("last.pt")
-    if best and last and last.step < best.step:
-        older = f"last.pt (iteration {last.step:,}) is older than ckpt.pt ({best.step:,}): the run was stopped between"
-        findings.notes.append(f"{older} writing the two; resuming repeats those iterations, with the same result")
     newest = last or best
     same_data = True
     data_folder = data_dir(config, newest.config if newest else {}, folder)

@@ -99,10 +99,7 @@ def judge(
     unfinished = is_unfinished(entries, settings)
 
     def verdict(kind: str, since: int | None, why: str) -> Verdict:
-        rule = RULES[kind]
-        if len(val) == IN_A_ROW:  # only the first one is left to compare with
-            rule = rule.replace("before the last three evaluations", "before the last two evaluations")
-        return Verdict(kind, since, why, rule, next_command(kind, settings, out, unfinished))
+        return Verdict(kind, since, why, RULES[kind], next_command(kind, settings, out, unfinished))
 
     if entries and entries[-1]["kind"] == "diverged":
         return verdict("diverged", entries[-1]["step"], str(entries[-1].get("reason", "the loss is not finite")))

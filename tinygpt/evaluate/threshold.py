@@ -66,12 +66,11 @@ def lowest_threshold(confidence: np.ndarray, levels: np.ndarray, holds: Callable
 def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cost: float) -> dict[str, Any]:
     """Measure a threshold: precision (None if nothing is flagged), recall, accuracy; and per 1,000 prompts the false
     alarms, the misses and the cost, in false alarms; with 95% intervals (None for a recall that is 0 or 1 by
-    definition) and standard errors."""
+    definition)."""
     flagged, n = scores >= threshold, len(scores)
     hits, false_alarms = int((flagged & positive).sum()), int((flagged & ~positive).sum())
     misses, positives = int((~flagged & positive).sum()), int(positive.sum())
     recall, precision = hits / positives, hits / (hits + false_alarms) if hits + false_alarms else None
-    costs = np.where(positive, miss_cost * ~flagged, flagged)  # of each prompt
     weights = 1000 * (threshold < math.inf), 1000 * miss_cost * (threshold > 0)  # 0: there can be no such error
     shares = {"precision": precision, "recall": recall if all(weights) else None}
     return {
@@ -79,13 +78,11 @@ def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cos
         "precision": precision,
         "recall": recall,
         **intervals(shares, {"precision": hits + false_alarms, "recall": positives}),
-        "recall_error": math.sqrt(recall * (1 - recall) / positives),
         "accuracy": 1 - (false_alarms + misses) / n,
         "false_alarms": 1000 * false_alarms / n,
         "misses": 1000 * misses / n,
-        "cost": float(1000 * costs.mean()),
+        "cost": 1000 * (false_alarms + miss_cost * misses) / n,
         "cost_interval": sum_interval(weights, (false_alarms / n, misses / n), n),
-        "cost_error": float(1000 * costs.std() / math.sqrt(n)),
     }
 
 
