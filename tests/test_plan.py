@@ -69,7 +69,7 @@ def test_a_plan_predicts_time_and_memory_and_writes_nothing(work: Path) -> None:
 def test_a_run_on_pairs_or_from_trained_weights(
     models: Path, tmp_path: Path, flags: list[str], pilot_here: None
 ) -> None:
-    """Also if its data has characters that the weights do not know. A short run is shorter than its pilot."""
+    """Also if its data has characters that the weights do not know."""
     for name in ("data", "out"):
         shutil.copytree(models / name, tmp_path / name)
     (tmp_path / "text.txt").write_text(f"0123456789 {tiny_text()}")
@@ -77,7 +77,7 @@ def test_a_run_on_pairs_or_from_trained_weights(
     shape = ("--n_", "--block_size") if "--init_from=out/ckpt.pt" in flags else ("--dataset",)
     flags = [*(flag for flag in SMALL if not flag.startswith(shape)), "--max_iters=3", "--out_dir=new", *flags]
     said = ok(tmp_path, "plan", *flags).out
-    assert re.search(r"^time: ", said, re.MULTILINE) and "more iterations than this run" in said
+    assert re.search(r"^time: ", said, re.MULTILINE)
     assert ("more than twice the memory" in said) == ("--dataset=colours" in flags)
     assert not (tmp_path / "new").exists()
 
@@ -139,19 +139,18 @@ def test_the_parts_are_those_of_a_real_run(work: Path, flags: list[str], monkeyp
     trained(work, *flags, "--always_save_checkpoint=True")
     kinds = [entry["kind"] for entry in read_metrics(work / "out")]
     values = {flag[2:].split("=")[0]: int(flag.split("=")[1]) for flag in flags}
-    parts = cost.parts(TrainConfig(**values), Costs(0, 0, 0, 0, 0, 0, 0, 0, []))  # type: ignore[arg-type]
+    parts = cost.parts(TrainConfig(**values), Costs(0, 0, 0, 0, 0, 0, 0, []))  # type: ignore[arg-type]
     assert parts["evaluations"].times == kinds.count("eval") and parts["saves"].times == len(saved)
     assert (parts["samples"].times if "samples" in parts else 0) == kinds.count("sample")
 
 
 def test_the_interval_of_the_time_follows_the_blocks() -> None:
     config = TrainConfig(max_iters=1000, eval_interval=1000)
-    even = Costs(1, 0, 0.01, 0.1, 0.01, 0, 10**6, 10**6, [0.01] * 4)
+    even = Costs(1, 0, 0.01, 0.1, 0.01, 0, 10**6, [0.01] * 4)
     value, low, high = cost.seconds(config, even)
-    assert not cost.unsteady(even) and high - low == pytest.approx(2 * cost.TIME_ERROR * value)
+    assert high - low == pytest.approx(2 * cost.TIME_ERROR * value)
     uneven = even._replace(blocks=[0.005, 0.01, 0.01, 0.02])
     value, low, high = cost.seconds(config, uneven)
-    assert cost.unsteady(uneven)
     assert high - value == pytest.approx(1000 * 0.01) and value - low == pytest.approx(1000 * 0.005)
 
 

@@ -31,8 +31,6 @@ from tinygpt.training.start import (
     training_class,
 )
 
-BUSY = 0.5  # load average per core, from which the machine counts as busy
-
 
 class Planned(NamedTuple):
     """The run to be planned."""
@@ -55,12 +53,6 @@ def plan(config: PlanConfig) -> None:
 
 def predict(run: Planned) -> dict[str, Any]:
     """Run the time pilot, print the predictions, and return them for --json."""
-    with contextlib.suppress(OSError, AttributeError):  # unknown here, as on Windows
-        if os.getloadavg()[0] / (os.cpu_count() or 1) > BUSY:
-            later = "for the time when it is idle, plan again later"
-            print(f"note:        this machine was busy in the last minute; {later}")
-    if run.config.max_iters < cost.WARM_UP + cost.STEPS:
-        print("note:        the time pilot has more iterations than this run")
     print(f"time pilot:  {cost.WARM_UP + cost.STEPS} iterations and two evaluations", flush=True)
     costs = cost.measure(run.config)
     show_costs(run.config, costs)
@@ -68,8 +60,6 @@ def predict(run: Planned) -> dict[str, Any]:
     memory = cost.memory_mb(costs)
     low, high, value = durations([seconds.low, seconds.high, seconds.value])
     print(f"time:        {value} ({low} to {high})")
-    if unsteady := cost.unsteady(costs):
-        print("note:        the time per iteration varied by more than 30%, so the interval is wide")
     if memory:
         print(f"memory:      {memory.value:,.0f} MB ({memory.low:,.0f} to {memory.high:,.0f})")
     if run.pairs:
@@ -79,7 +69,6 @@ def predict(run: Planned) -> dict[str, Any]:
         "predicted_seconds": seconds._asdict(),
         "predicted_memory_mb": memory._asdict() if memory else None,
         "start": costs.start,
-        "unsteady": unsteady,
     }
 
 
@@ -123,4 +112,3 @@ def show_costs(config: TrainConfig, costs: Costs) -> None:
         total_time = f"{part.seconds:.1f} s" if part.seconds < 90 else duration(part.seconds)
         rows.append((f"{name}:", part.times, 1000 * part.each, total_time, part.seconds / total))
     print("\n".join(table({"": "<13", "count": ">9,", "ms each": ">12,.1f", "total": ">12", "share": ">8.0%"}, rows)))
-    print(f"disk:        up to {cost.disk(config, costs) / 1e6:,.0f} MB in {config.out_dir}")

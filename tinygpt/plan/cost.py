@@ -25,7 +25,6 @@ WARM_UP, STEPS = 5, 20  # iterations; the first ones are slower
 SAVE_AT = 15  # the iteration before which last.pt is saved once more
 TIME_ERROR = 0.08  # relative, at least
 MEMORY_ERROR = 0.05  # relative
-UNSTEADY = 0.3  # (slow - fast) / mean time per iteration, above which the speed counts as unsteady
 
 
 class Interval(NamedTuple):
@@ -37,7 +36,7 @@ class Interval(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What the parts of a run cost on this machine, in seconds and bytes."""
+    """What the parts of a run cost on this machine, in seconds; `memory` in bytes."""
 
     start: float  # imports, data and model: until metrics.jsonl begins to count
     warm_up: float  # extra time of the first evaluation and the first iterations
@@ -46,7 +45,6 @@ class Costs(NamedTuple):
     save: float  # of one checkpoint
     sample: float
     memory: int  # peak of the process; 0 on Windows
-    checkpoint: int  # size of one
     blocks: list[float]  # seconds per iteration in each quarter of the pilot
 
 
@@ -78,8 +76,7 @@ def measure(config: TrainConfig) -> Costs:
             process = run(Path(name, "time.log"), "train", str(settings))
         except TinyGPTError as error:
             raise pilot_error(pilot, error) from None
-        costs = costs_of(read_metrics(out), process.seconds)
-        return costs._replace(memory=process.memory, checkpoint=(out / "last.pt").stat().st_size)
+        return costs_of(read_metrics(out), process.seconds)._replace(memory=process.memory)
 
 
 def pilot_error(pilot: TrainConfig, error: TinyGPTError) -> TinyGPTError:
@@ -93,7 +90,7 @@ def pilot_error(pilot: TrainConfig, error: TinyGPTError) -> TinyGPTError:
 
 
 def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
-    """Derive the costs, without memory and size, from the metrics of a time pilot and the seconds its process took."""
+    """Derive the costs, without memory, from the metrics of a time pilot and the seconds its process took."""
     length = WARM_UP + STEPS
     seconds_at = {(entry["kind"], entry["step"]): entry["seconds"] for entry in entries}
     durations = {i: seconds_at["train", i] - seconds_at["train", i - 1] for i in range(WARM_UP, length)}
@@ -106,7 +103,7 @@ def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
     end = seconds_at["eval", length] + sample + 2 * save
     warm_up = end - length * step - 2 * (evaluation + sample) - 5 * save
     blocks = [statistics.median(steady[i : i + 5]) for i in (0, 5, 10, 14)]
-    return Costs(max(0.0, seconds - end), max(0.0, warm_up), step, evaluation, save, sample, 0, 0, blocks)
+    return Costs(max(0.0, seconds - end), max(0.0, warm_up), step, evaluation, save, sample, 0, blocks)
 
 
 def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
@@ -133,11 +130,6 @@ def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
     return {name: part for name, part in run_parts.items() if part.times}
 
 
-def unsteady(costs: Costs) -> bool:
-    """Return whether the time per iteration varied by more than UNSTEADY."""
-    return max(costs.blocks) - min(costs.blocks) > UNSTEADY * costs.step
-
-
 def seconds(config: TrainConfig, costs: Costs) -> Interval:
     """Predict the time of the run. The interval is from the speed of the fastest block of the pilot to that of the
     slowest one, and at least TIME_ERROR to both sides."""
@@ -151,10 +143,3 @@ def memory_mb(costs: Costs) -> Interval | None:
     """Predict the peak memory of the run's process, in 10^6 bytes; None on Windows."""
     mb = costs.memory / 1e6
     return Interval(mb, mb * (1 - MEMORY_ERROR), mb * (1 + MEMORY_ERROR)) if mb else None
-
-
-def disk(config: TrainConfig, costs: Costs) -> int:
-    """Predict the largest size of the run's folder, in bytes: both checkpoints, a third while one is replaced, the
-    snapshots with one byte instead of twelve per weight, and a line of the log for each logged iteration."""
-    snapshots = len(snapshot_steps(config.snapshots, config.max_iters))
-    return 3 * costs.checkpoint + snapshots * costs.checkpoint // 12 + 140 * config.max_iters // config.log_interval
