@@ -21,7 +21,7 @@ from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
-from tinygpt.options import STORED, GPTConfig
+from tinygpt.options import GPTConfig
 from tinygpt.training.log import read_metrics
 from tinygpt.training.start import fit_dataset, make_model, starting_point
 
@@ -176,23 +176,6 @@ DEFAULTS: dict[str, Any] = {  # a new option joins them; a default never changes
 
 def test_the_defaults_of_options_never_change() -> None:
     assert vars(GPTConfig()) == DEFAULTS
-
-
-def test_an_older_version_reads_a_checkpoint_that_uses_no_new_option(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    newer = dataclasses.make_dataclass("Newer", [("sinks", int, 0), ("capped", bool, True)], bases=(GPTConfig,))
-    usual = newer.from_dict(SHAPE)
-    assert SHAPE.keys() < STORED < vars(usual).keys()
-    saved = {"usual": usual, "sinks=4": dataclasses.replace(usual, sinks=4, capped=False)}
-    with monkeypatch.context() as newer_version:
-        newer_version.setattr(GPTConfig, "from_dict", newer.from_dict)
-        for name, shape in saved.items():
-            save(tmp_path / name, dataclasses.replace(example(), model_args=vars(shape)))
-            assert GPTConfig.from_dict(load(tmp_path / name).model_args) == shape
-    assert torch.load(tmp_path / "usual", weights_only=True)["model_args"].keys() == STORED
-    assert torch.equal(logits(load(tmp_path / "usual")), logits(example()))
-    assert "uses sinks, capped, which" in refusal(tmp_path / "sinks=4").message
 
 
 # ---- damage -----------------------------------------------------------------------------------------------------

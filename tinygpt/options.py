@@ -27,11 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEUTRAL = (None, False, "", "none")  # values with which an unknown option of another tool changes nothing; False is 0
-STORED = {  # options of version 0.6.0, which every checkpoint has; an older version refuses those that it does not know
-    *("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias", "norm", "position", "activation"),
-    *("qk_norm", "tie_weights", "zero_init", "bigram_table", "token_shift", "n_kv_head", "mlp_width", "rope_base"),
-    *("norm_eps", "qk_norm_weights", "window"),
-}
 MOST_BIGRAM_TOKENS = 256  # of a new model with bigram_table, which has a row for each pair of them
 
 
@@ -79,11 +74,6 @@ class GPTConfig:
     def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":
         """Take the fields from `values`: other keys are ignored, missing fields (in nanoGPT's files) get defaults."""
         return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields for a checkpoint: those in STORED, and later ones that differ from their default."""
-        defaults = vars(type(self)())
-        return {name: value for name, value in vars(self).items() if name in STORED or value != defaults[name]}
 
     def unsupported_options(self, any_value: Collection[str], values: Mapping[str, Collection[Any]]) -> list[str]:
         """Return the options that an exporter cannot express, as `name=value`.

@@ -117,11 +117,7 @@ def _read_adapter(adapter: str, ckpt: str, fingerprint: str) -> dict[str, Any]:
         hint = f"give the checkpoint that it was trained from: --ckpt={suggest.quoted(trained_from)}"
         if checkpoint.file_of(trained_from).resolve() == checkpoint.file_of(ckpt).resolve():
             problem += ", which has been trained further or replaced since"
-            settings = path.with_name("config.yaml")
-            again = "make the adapter again"
-            if settings.exists():  # not next to an imported adapter
-                again = suggest.command("finetune", settings, f"--out_dir={path.parent.resolve().name}-new")
-            hint = f"{again}, or give the older file of the base model as --ckpt"
+            hint = "train the adapter again, or give the older file of the base model as --ckpt"
         raise TinyGPTError(f"{problem} (fingerprints {state['base']} and {fingerprint})", hint)
     return state
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tinygpt.checkpoint.eight_bits import to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, save
-from tinygpt.files import RUN_AGAIN
 
 FOLDER = "snapshots"
 RANGE = 100  # the last step divided by the first one after 0
@@ -24,7 +23,7 @@ def snapshot_steps(count: int, max_iters: int) -> list[int]:
     return sorted({0, *later})[:count]
 
 
-def save_snapshot(folder: Path, state: Checkpoint, retry_hint: str = RUN_AGAIN) -> None:
+def save_snapshot(folder: Path, state: Checkpoint, retry_hint: str) -> None:
     """Write the snapshot of a run's state. Errors: TinyGPTError for a full disk; see `save`."""
     path = folder / FOLDER / f"step-{state.step}.pt"
     path.parent.mkdir(exist_ok=True)

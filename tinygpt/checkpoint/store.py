@@ -123,7 +123,7 @@ class WithoutInit(TorchFunctionMode):
 def save(path: Path, checkpoint: Checkpoint, retry_hint: str = RUN_AGAIN) -> None:
     """Write a checkpoint, atomically and sealed. Errors: TinyGPTError for a full disk; the old file is unchanged, and
     the hint ends with `retry_hint`."""
-    model_args = GPTConfig.from_dict(checkpoint.model_args).to_dict()
+    model_args = vars(GPTConfig.from_dict(checkpoint.model_args))
     state = {"tinygpt_format": FORMAT, "tinygpt": __version__, **vars(checkpoint), "model_args": model_args}
     write(path, state, retry_hint)
 
@@ -279,7 +279,7 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     complete = isinstance(weights, dict) and isinstance(args, dict) and isinstance(config, dict)
     if not complete or not all(isinstance(n, str) and isinstance(w, torch.Tensor) for n, w in weights.items()):
         raise TinyGPTError(f"{path}: not a checkpoint of tinygpt or nanoGPT (no model, model_args)")
-    _check_model_args(args, path, str(state.get("tinygpt", "")) if version else "")
+    _check_model_args(args, path, bool(version))
     if not version:  # nanoGPT's: compiled models carry a prefix, older ones their masks
         weights = {name.removeprefix("_orig_mod."): weight for name, weight in weights.items()}
         weights = {name: weight for name, weight in weights.items() if not name.endswith(".attn.bias")}
@@ -295,11 +295,11 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     return checkpoint
 
 
-def _check_model_args(args: dict[str, Any], path: Path, version: str) -> None:
-    """Check a model's sizes and options. version: the version of tinygpt that wrote the file, empty for nanoGPT's."""
+def _check_model_args(args: dict[str, Any], path: Path, own: bool) -> None:
+    """Check a model's sizes and options. own: the file is tinygpt's, not nanoGPT's."""
     shape, config_keys = GPTConfig.from_dict(args), keys(TrainConfig)
     unknown = {name: value for name, value in args.items() if name not in vars(shape)}
-    newer = [str(name)[:40] for name, value in unknown.items() if version or value not in NEUTRAL]
+    newer = [str(name)[:40] for name, value in unknown.items() if own or value not in NEUTRAL]
     for name, default in vars(GPTConfig()).items():
         value = getattr(shape, name)
         if type(value) not in ((int, float) if type(default) is float else (type(default),)):
@@ -307,11 +307,8 @@ def _check_model_args(args: dict[str, Any], path: Path, version: str) -> None:
         if type(value) is str and value not in typing.get_args(config_keys[name].type):
             newer.append(f"{name}={value[:40]}")
     if newer:
-        problem = f"its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
-        author = f"tinygpt {version[:20]}" if version else "another program"
-        raise TinyGPTError(
-            f"{path} was written by {author}: {problem}", "upgrade tinygpt" if version else "use that program"
-        )
+        problem = f"{path}: its model uses {', '.join(newer)}, which tinygpt {__version__} does not support"
+        raise TinyGPTError(problem, "upgrade tinygpt, or use the program that wrote it")
     run = TrainConfig(**{name: value for name, value in vars(shape).items() if name in config_keys})
     if shape.vocab_size < 1 or shape.block_size > LONGEST_CONTEXT or any(run.problems()):
         raise TinyGPTError(f"{path}: not a checkpoint (its model_args are impossible)")

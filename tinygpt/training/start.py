@@ -19,7 +19,7 @@ from tinygpt.checkpoint import store
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.config import suggest
 from tinygpt.config.fields import keys
-from tinygpt.config.parse import PRESETS, converted, find_config, parse
+from tinygpt.config.parse import converted
 from tinygpt.config.schema import SESSION, FinetuneConfig, TrainConfig
 from tinygpt.data.dataset import Dataset, data_dir, started_elsewhere
 from tinygpt.data.tokenizer import tokenizer_from_dict
@@ -132,9 +132,6 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     if saved_command != command:
         problem = f"{config.out_dir} contains a run of tinygpt {saved_command}, not of tinygpt {command}"
         raise TinyGPTError(problem, suggest.resume(state.config, config.out_dir))
-    if resume_command := former_preset(config, state):
-        problem = f"{config.out_dir} has a run of nanoGPT's recipe, which configs/shakespeare_char.yaml was before"
-        raise TinyGPTError(problem, resume_command)
     take_shape(config, state, may_resize=False)
     saved = state.training.get("optimizer")
     if not isinstance(saved, dict) or "steps" not in saved:
@@ -169,22 +166,6 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     if problems := list(config.problems()):
         raise TinyGPTError(f"{last} has settings that cannot be used: {'; '.join(problems)}", from_weights)
     return state
-
-
-def former_preset(config: TrainConfig, state: store.Checkpoint) -> str:
-    """Return the command that resumes a run of earlier versions, whose preset shakespeare_char is now nanogpt; empty if
-    this is no such run, or if a flag of the command contradicts it."""
-    preset = {(folder / "shakespeare_char.yaml").resolve() for folder in PRESETS}
-    if not config.config or {find_config(path).resolve() for path in config.config} - preset:
-        return ""
-    stored = vars(config) | state.config | dataclasses.asdict(GPTConfig.from_dict(state.model_args))
-    names, recipe = {*ARCHITECTURE, "optimizer"}, parse(TrainConfig, ["configs/nanogpt.yaml"])
-    if any(stored[name] != getattr(config, name) for name in names & config.flags):
-        return ""
-    if any(stored[name] != getattr(recipe, name) for name in names - config.flags):
-        return ""
-    flags = [suggest.flag(name, getattr(config, name)) for name in sorted(config.flags | {"out_dir"})]
-    return suggest.command("train", "configs/nanogpt.yaml", *flags)
 
 
 def fixed_values(settings: dict[str, Any]) -> dict[str, Any]:
