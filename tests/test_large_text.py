@@ -78,7 +78,7 @@ def test_the_bytes_are_those_of_the_documents_as_one_text(
     expected = "".join([*files, *map(ending_lines, parts[3:-1]), "the\nend"])
     made = ok(tmp_path, "prepare", "mine", "--input=in", f"--val_fraction={val_fraction}")
     assert bins(tmp_path / "data/mine") == as_nanogpt_does_it(expected, val_fraction)[:2]
-    assert "note: removed 1 byte-order mark\n" in made.out and f"characters: {len(expected):,}\n" in made.out
+    assert f"characters: {len(expected):,}\n" in made.out
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe", "gpt2"])

@@ -89,8 +89,6 @@ def prepare(config: PrepareConfig) -> None:
         with contextlib.closing(results):
             ids = itertools.chain.from_iterable(results)
             meta = write_token_files(folder, characters, ids, tokenizer, text.sha256.hexdigest(), extra)
-    for line in text.notes():
-        print(line)
     preview.show_text(folder, tokenizer, meta)
 
 

@@ -106,11 +106,11 @@ def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
 
 def converted(paths: list[Path], config: Reading, convert: Callable[[Entry], T]) -> Iterator[T]:
     """Read the entries of files, and convert each; `convert` raises ValueError for a bad one. Errors: as in `read`."""
-    problems, boms = list[str](), 0
+    problems = list[str]()
     for path in paths:
         try:
             with open(path, "rb") as raw:
-                boms += bool(raw.read(byte_order_mark(raw.peek(3), path, config.encoding)))
+                raw.read(byte_order_mark(raw.peek(3), path, config.encoding))
                 for location, entry in entries(path, raw, config):
                     try:
                         yield convert(entry)
@@ -127,8 +127,6 @@ def converted(paths: list[Path], config: Reading, convert: Callable[[Entry], T])
         raise TinyGPTError("; ".join(shown), "fix them in the file, or pass --skip_bad=True to leave them out")
     for line in shown:
         terminal.print_error(f"left out: {line}")
-    if boms:
-        print(f"note: removed {terminal.counted(boms, 'byte-order mark')}")
 
 
 def columns(config: Reading) -> dict[str, str]:
@@ -201,17 +199,12 @@ def table_lines(
         if header.count(field) > 1:
             raise TinyGPTError(f"{where}: {header.count(field)} columns are named {field!r}", "rename all but one")
     header = distinct(header)
-    warned = False
     for number, row in rows:
-        if beyond := next(filter(None, map(str.strip, row[width:])), ""):
+        beyond = next(filter(None, map(str.strip, row[width:])), "")
+        if beyond and ending == ".csv":
             problem = f"{beyond[:40]!r} is to the right of the named columns"
-            if ending == ".csv":
-                yield number, f"{problem}: put text with a separator in double quotes, or name the column"
-                continue
-            if not warned:
-                print(f"note: {where} row {number}: {problem}, and is not read")
-            warned = True
-        if any(map(str.strip, row)):
+            yield number, f"{problem}: put text with a separator in double quotes, or name the column"
+        elif any(map(str.strip, row)):
             yield number, dict(itertools.zip_longest(header[:width], row[:width], fillvalue=""))
 
 

@@ -1,9 +1,8 @@
 """Find text files and read them in blocks, so that memory does not grow with the text.
 
 A block of plain ASCII stays `bytes`, so that vocabulary and encoding are two calls of `bytes.translate`; any other
-block is decoded to `str`. CRLF becomes LF and a byte-order mark is dropped; both are counted. Files that end in
-.gz or .zst are decompressed. A block of JSON Lines is a `Lines`, which a worker process parses; its texts stay as they
-are.
+block is decoded to `str`. CRLF becomes LF and a byte-order mark is dropped. Files that end in .gz or .zst are
+decompressed. A block of JSON Lines is a `Lines`, which a worker process parses; its texts stay as they are.
 
     text = InputText(input_files(["notes.txt", "more/"]), "utf-8")
     seen = text.survey()                            # which code points occur, bool (0x110000,); text.characters
@@ -266,7 +265,6 @@ class InputText:
         self.document_end = "\n"
         self.sizes = array.array("q")  # characters of each block, known after `survey`
         self.characters = 0  # known after `survey`
-        self.crlf = self.boms = 0  # known after each pass
         self.sha256 = hashlib.sha256()  # of the files' content, decompressed
         self.stamps = self._stamps()
         self.bytes = sum(size for size, _ in self.stamps)
@@ -302,7 +300,6 @@ class InputText:
 
     def blocks(self, label: str, digest: bool = False) -> Iterator[Block | Lines]:
         """Yield the text in blocks, with a progress bar `label` for large input; `digest`: update `sha256`."""
-        self.crlf = self.boms = 0
         shown = self.bytes >= BAR_FROM
         with terminal.progress(show=shown, total=self.bytes, unit="B", unit_scale=True, desc=label) as bar:
             within_line = False
@@ -316,13 +313,6 @@ class InputText:
                     yield block
         if self._stamps() != self.stamps:
             raise TinyGPTError("the input changed while it was being read", "run the command again")
-
-    def notes(self) -> list[str]:
-        """Return notes for the terminal on what the last pass changed in the text."""
-        notes = [f"note: removed {terminal.counted(self.boms, 'byte-order mark')}"] if self.boms else []
-        return notes + (
-            [f"note: converted {terminal.counted(self.crlf, 'CRLF line ending')} to LF"] if self.crlf else []
-        )
 
     def _content(self, path: Path, advance: Callable[[int], Any], digest: bool) -> Iterator[bytes]:
         """Read one file in blocks, decompressed. Errors: TinyGPTError for a file that cannot be read, or is damaged."""
@@ -350,9 +340,8 @@ class InputText:
         settings = self.encoding, self.field, self.document_end
         for block in content:
             if not number:
-                number, start = 1, byte_order_mark(block, path, self.encoding, "save it as UTF-8")
-                self.boms += start > 0
-                block = block[start:]
+                number = 1
+                block = block[byte_order_mark(block, path, self.encoding, "save it as UTF-8") :]
             head, line_end, tail = block.rpartition(b"\n")
             if line_end:
                 raw = pending + head + line_end
@@ -374,7 +363,6 @@ class InputText:
             for raw in content:
                 if offset == 0:
                     offset = byte_order_mark(raw, path, self.encoding)
-                    self.boms += offset > 0
                     raw = raw[offset:]
                 start = offset - len(decoder.getstate()[0])
                 if ascii_based and b"\0" in raw:
@@ -390,7 +378,7 @@ class InputText:
             raise decoding_error(path, self.encoding, error, start) from None
 
     def _unix_lines(self, path: Path, content: Iterable[bytes]) -> Iterator[Block]:
-        """Decode one file, convert CRLF to LF and count it; a CR at the end of a block waits for the next block."""
+        """Decode one file, convert CRLF to LF; a CR at the end of a block waits for the next block."""
         held = False
         for block in self._decoded(path, content):
             cr: Any = b"\r" if isinstance(block, bytes) else "\r"
@@ -398,10 +386,7 @@ class InputText:
             if held:
                 block = cr + block
             held = block.endswith(cr)
-            block = block.removesuffix(cr)
-            if cr in block:
-                self.crlf += block.count(cr + lf)
-                block = block.replace(cr + lf, lf)
+            block = block.removesuffix(cr).replace(cr + lf, lf)
             if block:
                 yield block
         if held:
