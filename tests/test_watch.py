@@ -439,13 +439,11 @@ def test_mistakes_are_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -
 class Made:
     """A run folder with made-up files."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: int) -> None:
+    def __init__(self, folder: Path, **settings: int) -> None:
         self.folder, self.lock = folder, folder / ".lock"
         self.run = FollowedRun(folder)
-        self.age = 0.0  # seconds since the last line
         known = {"max_iters": 100, "eval_interval": 50, "log_interval": 10} | settings
         (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in known.items()))
-        monkeypatch.setattr(follow.time, "time", lambda: os.stat(folder / "metrics.jsonl").st_mtime + self.age)
 
     def add(self, kind: str, step: int, **values: Any) -> None:
         with open(self.folder / "metrics.jsonl", "a") as file:
@@ -461,8 +459,8 @@ class Made:
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
-    return Made(tmp_path, monkeypatch)
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path)
 
 
 def test_the_phases_of_a_run(made: Made) -> None:
@@ -478,13 +476,6 @@ def test_the_phases_of_a_run(made: Made) -> None:
         "seconds_left": 138, "next": "",
     }  # fmt: skip
     assert made.run.is_saved
-    made.age = 60  # the iterations until the next line would take 20 seconds: this one is slow
-    assert made.phase == "training 31"
-    made.add("train", 40, loss=3.5)
-    made.age = 10  # nine iterations of two seconds, then the evaluation
-    assert made.phase == "training 41"
-    made.age = 30
-    assert made.phase == "evaluating 41"
     made.add("eval", 50, train_loss=3.0, val_loss=3.0)
     assert made.phase == "training 50" and made.run.evaluations == [(0, 4.0), (50, 3.0)]
     made.lock.write_text("")
@@ -505,8 +496,8 @@ def test_a_killed_run_is_not_running(made: Made) -> None:
     assert made.phase == "stopped 4"
 
 
-def test_early_stopping_is_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Made(tmp_path, monkeypatch, patience=2)
+def test_early_stopping_is_an_end(tmp_path: Path) -> None:
+    made = Made(tmp_path, patience=2)
     for step, loss in ((0, 4.0), (10, 3.0), (20, 3.5)):
         made.add("eval", step, train_loss=loss, val_loss=loss)
     assert made.phase == "stopped 20"

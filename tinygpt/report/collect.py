@@ -248,8 +248,7 @@ def samples(entries: list[dict[str, Any]], training: TrainingText | None) -> lis
     for entry in (entry for entry in entries if entry["kind"] == "sample"):
         text = entry["text"]
         stretches, share = (training.stretches(text), training.share(text)) if training else ([], math.nan)
-        prompt = entry.get("prompt", "")  # version 0.1 did not log it
-        sample = {"step": entry["step"], "prompt": prompt, "pieces": marked(text, stretches)}
+        sample = {"step": entry["step"], "prompt": entry["prompt"], "pieces": marked(text, stretches)}
         cut_samples.append(sample | {"share": share})
     return cut_samples
 

@@ -9,8 +9,6 @@ if that was replaced, as by a new run or a resumed one.
 """
 
 import contextlib
-import itertools
-import statistics
 import time
 from collections import deque
 from pathlib import Path
@@ -84,15 +82,14 @@ class FollowedRun:
     def state(self, ended: bool = False) -> dict[str, Any]:
         """Return the state of the run as JSON values. ended: no process trains this run, as the caller knows.
 
-        phase: waiting (for a run to start), starting, training, evaluating, finished, stopped or diverged; step:
-        iterations done; loss: of the last logged batch; seconds_left: at the present pace; next: the command that
-        resumes a stopped run.
+        phase: waiting (for a run to start), starting, training, finished, stopped or diverged; step: iterations done;
+        loss: of the last logged batch; seconds_left: at the present pace; next: the command that resumes a stopped run.
         """
         last = self._lines[-1] if self._lines else {}
         done = max(last.get("step", -1) + 1, self.evaluations[-1][0] if self.evaluations else 0, self.saved)
         max_iters, pace = self._setting("max_iters", done), self._pace()
-        phase = self._phase(done, max_iters, ended or not self.is_running)
-        left = (max_iters - done) * pace[0] if phase in ("training", "evaluating") and pace else None
+        phase = self._phase(max_iters, ended or not self.is_running)
+        left = (max_iters - done) * pace if phase == "training" and pace else None
         can_resume = phase == "stopped" and (self.folder / "last.pt").exists()
         logged = {name: last[name] if is_number(last.get(name)) else None for name in ("loss", "tokens_per_second")}
         return {
@@ -104,7 +101,7 @@ class FollowedRun:
             "next": suggest.resume(self.settings, self.folder) if can_resume else "",
         }
 
-    def _phase(self, done: int, max_iters: int, ended: bool) -> str:
+    def _phase(self, max_iters: int, ended: bool) -> str:
         if not self.newest_kind:
             return "waiting" if ended else "starting"
         if self.newest_kind == "diverged":
@@ -113,26 +110,15 @@ class FollowedRun:
         patience = self._setting("patience", 0)
         if evaluated >= max_iters or (patience and losses and len(losses) - 1 - losses.index(min(losses)) >= patience):
             return "finished"
-        if ended:
-            return "stopped"
-        # lines are written without delay, so if one is late, the evaluation has begun
-        interval, pace = self._setting("eval_interval", 1), self._pace()
-        next_evaluation = min((done - 1) // interval * interval + interval, max_iters)
-        due = next_evaluation > evaluated and next_evaluation - done < self._setting("log_interval", 1)
-        late = not pace or time.time() - self._changed > (next_evaluation - done + 1) * pace[1]
-        return "evaluating" if due and late else "training"
+        return "stopped" if ended else "training"
 
-    def _pace(self) -> tuple[float, float] | None:
-        """Estimate the seconds per iteration: mean with evaluations, median without; None for fewer than two lines."""
-        gaps = [
-            (later["seconds"] - earlier["seconds"], later["step"] - earlier["step"])
-            for earlier, later in itertools.pairwise(self._lines)
-            if later["step"] > earlier["step"]
-        ]
-        if not gaps:
+    def _pace(self) -> float | None:
+        """Estimate the seconds per iteration, evaluations included; None for fewer than two lines."""
+        if len(self._lines) < 2:
             return None
-        seconds, steps = (sum(values) for values in zip(*gaps, strict=True))
-        return seconds / steps, statistics.median(gap / count for gap, count in gaps)
+        first, last = self._lines[0], self._lines[-1]
+        steps = last["step"] - first["step"]
+        return (last["seconds"] - first["seconds"]) / steps if steps > 0 else None
 
     def _setting(self, name: str, default: int) -> int:
         value = self.settings.get(name)
