@@ -23,10 +23,7 @@ from test_pairs import json_lines, pairs
 
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import Checkpoint, load, save, tokenizer_of
-from tinygpt.config.schema import ExportConfig
-from tinygpt.convert import card_notes
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.evaluate import baselines
 from tinygpt.interop.gguf_file import QUANTISATIONS, read_file
 from tinygpt.options import GPTConfig
 
@@ -110,15 +107,6 @@ def their_logits(idx: torch.Tensor, *source: Any, **options: Any) -> torch.Tenso
 
 
 # ---- hf ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_model_card_has_the_losses_of_the_baselines(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = ExportConfig(ckpt=str(tiny_run / "out"), data_dir=str(tiny_run / "data"))
-    (note,) = card_notes(config, load(tiny_run / "out"))
-    assert re.fullmatch(r"Baselines .*: uniform \d\.\d{4}, unigram .*, bigram .*, trigram \d\.\d{4}\.", note)
-    monkeypatch.setattr(baselines, "MOST_TARGETS", 50)
-    (note,) = card_notes(config, load(tiny_run / "out"))
-    assert " measured on the first 50 of " in note
 
 
 @every_run

@@ -100,7 +100,7 @@ def test_the_model_card_has_an_example_that_runs(tmp_path: Path) -> None:
 def test_the_model_card_repeats_the_run(run_copy: Path) -> None:
     """The command and the configuration on the card give the same weights."""
     run = load(run_copy / "out")
-    write_folder(run_copy / "hf", run, tokenizer_of(run, "out", "data"), ["A note."])
+    write_folder(run_copy / "hf", run, tokenizer_of(run, "out", "data"), "A note.")
     card = (run_copy / "hf/README.md").read_text(encoding="utf-8")
     assert "- A note." in card and "run `tinygpt train config.yaml`" in card
     (run_copy / "config.yaml").write_text(card.split("```yaml\n")[1].split("```")[0], encoding="utf-8")

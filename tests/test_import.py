@@ -292,23 +292,9 @@ def test_what_cannot_be_imported_is_refused_in_one_sentence(work: Path) -> None:
     assert "run" in refused(work, "import", "theirs", "--out_dir=out-run")
 
 
-def test_a_checkpoint_needs_no_import(work: Path) -> None:
-    """A checkpoint or an adapter, alone or in its folder."""
-    ok(work, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base")
-    ok(work, "finetune", "--ckpt=out-base", *TRAIN, "--max_iters=2", "--lora_rank=2", "--out_dir=out-lora")
-    (work / "adapter").mkdir()
-    shutil.copy(work / "out-lora/adapter.pt", work / "adapter")
-    for source in ("out-base", "out-base/ckpt.pt", "out-lora/last.pt"):
-        message = refused(work, "import", source, "--out_dir=new")
-        assert "already is a checkpoint" in message and "tinygpt sample " in message
-    for source in ("adapter", "adapter/adapter.pt"):
-        message = refused(work, "import", source, "--out_dir=new")
-        assert "already is a LoRA adapter" in message and "sample BASE --adapter" in message
-    for name in ("out-base/ckpt.pt", "adapter/adapter.pt"):
-        whole = (work / name).read_bytes()
-        (work / name).write_bytes(whole[:500] + bytes([whole[500] ^ 1]) + whole[501:])
-        for source in (name, name.split("/")[0]):
-            assert f"{name}: damaged" in refused(work, "import", source, "--out_dir=new")
+def test_a_run_or_a_checkpoint_is_no_model_of_another_tool(work: Path) -> None:
+    assert "out-base/config.json: no such file" in refused(work, "import", "out-base", "--out_dir=new")
+    assert "out-base/ckpt.pt: is not a GGUF file" in refused(work, "import", "out-base/ckpt.pt", "--out_dir=new")
 
 
 def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path) -> None:

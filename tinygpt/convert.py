@@ -6,7 +6,6 @@ tinygpt export out --format gguf
 
 import dataclasses
 import importlib.util
-import math
 from pathlib import Path
 
 from torch import Tensor
@@ -42,7 +41,6 @@ def import_model(config: ImportConfig) -> None:
     if "ckpt" in config.given:
         what = f"{config.source} is not a PEFT adapter, and --ckpt is the base model of one"
         raise TinyGPTError(what, "drop --ckpt, or give the folder with adapter_config.json")
-    refuse_own(source)
     pretrained = gguf_file.read_file(source) if source.is_file() else huggingface.read_folder(source)
     shape, weights = from_stock(pretrained.stock)
     require_finite_weights(weights, source)
@@ -64,23 +62,6 @@ def import_model(config: ImportConfig) -> None:
     print(f"\nnext: {suggest.command('sample', out, *prompt)}")
     print("next: tinygpt prepare transactions")
     print(f"next: {suggest.command('finetune', 'configs/finetune_transactions_pretrained.yaml', f'--ckpt={out}')}")
-
-
-def refuse_own(source: Path) -> None:
-    """Refuse to import a checkpoint, an adapter or a run of tinygpt. Errors: TinyGPTError for these."""
-    folder = source.is_dir() and not (source / "config.json").exists()
-    for path in [source / "ckpt.pt", source / "adapter.pt"] if folder else [source]:
-        if path.suffix == ".pt" and path.exists():
-            what = "checkpoint"
-            base = list[str]()
-            if path.name == "adapter.pt":
-                store.read(path)  # it may be damaged
-                what = "LoRA adapter"
-                base = ["BASE", "--adapter"]
-            else:
-                store.load(path)
-            problem = f"{path} already is a {what} of tinygpt, which needs no import"
-            raise TinyGPTError(problem, suggest.command("sample", *base, path))
 
 
 def require_finite_weights(weights: dict[str, Tensor], source: Path) -> None:
@@ -152,11 +133,11 @@ def export(config: ExportConfig) -> None:
     if config.format == "gguf":
         return export_gguf(config, out, checkpoint, tokenizer)
     if config.format == "peft":
-        peft.write_adapter(out, checkpoint, tokenizer, card_notes(config, checkpoint))
+        peft.write_adapter(out, checkpoint, tokenizer)
         print(f"written: {out} (the base model), {out}/{peft.FOLDER} (the adapter), {megabytes(out)}")
         print(f"opens in: peft, AutoPeftModelForCausalLM.from_pretrained({str(out / peft.FOLDER)!r})")
         return
-    huggingface.write_folder(out, checkpoint, tokenizer, card_notes(config, checkpoint))
+    huggingface.write_folder(out, checkpoint, tokenizer)
     print(f"written: {out}, {megabytes(out)}; README.md there shows how to use it")
     print(f"opens in: transformers, AutoModelForCausalLM.from_pretrained({str(out)!r})")
 
@@ -219,21 +200,6 @@ def loss_of(stock: Stock, dataset: Dataset, checkpoint: Checkpoint) -> float:
     rows = source.all_rows(shape.block_size)
     targets = source.targets(rows, source.width(shape.block_size)).cumsum()
     return mean_loss(model, source, rows[: max(1, int((targets <= MEASURED).sum()))], compute)
-
-
-def card_notes(config: ExportConfig, checkpoint: Checkpoint) -> list[str]:
-    """Write sentences for the model card: what n-gram baselines reach on the same validation split."""
-    from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
-
-    dataset = dataset_of(config, checkpoint)
-    if dataset is None or dataset.pairs or not math.isfinite(checkpoint.best_val_loss):
-        return []
-    train, val = (dataset.splits[name] for name in ("train", "val"))
-    losses = ngram_baselines(train, val, dataset.tokenizer.vocab_size)
-    listed = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-    note = omissions_note(len(train), len(val) - 1)
-    listed += f" ({note})" if note else ""
-    return [f"Baselines on the same split, in nats per token: {listed}."]
 
 
 def megabytes(folder: Path) -> str:

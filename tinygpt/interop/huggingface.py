@@ -5,13 +5,12 @@ and code in the folder is never run. A folder is written file by file, config.js
 incomplete folder for a model. The key "tinygpt" in it marks a folder that may be replaced.
 
     pretrained = read_folder(Path("SmolLM2-135M-Instruct"))
-    write_folder(Path("out-hf"), checkpoint, tokenizer, ["Trigram baseline: 2.01 nats per character."])
+    write_folder(Path("out-hf"), checkpoint, tokenizer)
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +147,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def write_folder(
-    out: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, notes: Iterable[str] = (), beside: str = ""
-) -> None:
+def write_folder(out: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, note: str = "", beside: str = "") -> None:
     """Write a model as a folder that transformers, and every tool built on it, opens without remote code.
 
-    notes: sentences for the model card, for example what n-gram baselines reach. beside: a subfolder that may exist.
+    note: a sentence for the model card. beside: a subfolder that may exist.
     Errors: TinyGPTError for an option that no class of transformers has, and for a folder that contains other files.
     """
     library(*SAFETENSORS)  # refuse before any work
@@ -172,7 +169,7 @@ def write_folder(
     choice = {"do_sample": True, "temperature": SampleConfig.temperature, "top_k": SampleConfig.top_k}
     ends = {"eos_token_id": eos, "pad_token_id": eos}
     write_file(out / "generation_config.json", choice | ends)
-    write_file(out / "README.md", model_card(out.name, checkpoint, TEMPLATE in files, notes))
+    write_file(out / "README.md", model_card(out.name, checkpoint, TEMPLATE in files, note))
     write_file(out / "config.json", stock.config | ends | {"tinygpt": __version__})
 
 
@@ -218,7 +215,7 @@ inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, ret
 PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
 
 
-def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable[str] = ()) -> str:
+def model_card(name: str, checkpoint: Checkpoint, answers: bool, note: str) -> str:
     """Write the README.md of an exported model: its data, its loss, how to use it, and how to reproduce it."""
     config = without_folders({key: value for key, value in checkpoint.config.items() if key != "config"})
     loss, origin = checkpoint.best_val_loss, f"from iteration {checkpoint.step:,} of training"
@@ -228,7 +225,7 @@ def model_card(name: str, checkpoint: Checkpoint, answers: bool, notes: Iterable
         f"Exported with tinygpt {__version__}, {origin}.",
         *([f"Data: `{config['dataset']}`."] if config.get("dataset") else []),
         *([f"Best validation loss: {loss:.4f} nats per token."] if math.isfinite(loss) else []),
-        *notes,
+        *([note] if note else []),
     ]
     longest = min(100, checkpoint.model_args["block_size"] // 2)  # leaves half of the context to the prompt
     prompt, greedy = (CHAT, ", do_sample=False") if answers else (PLAIN, "")

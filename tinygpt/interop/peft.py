@@ -14,7 +14,6 @@ Source: https://huggingface.co/docs/peft, "LoRA" and "Checkpoint format".
 """
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ HARMLESS = {  # keys of an adapter_config.json that do not change what a LoRA ad
 USUAL = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian")}  # other ways to start change the base
 
 
-def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Iterable[str] = ()) -> None:
+def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer) -> None:
     """Write the base of a LoRA run as a Hugging Face folder, and its adapter for PEFT in the folder `adapter` there.
 
     Errors: TinyGPTError as in `write_folder`, and for a checkpoint without an adapter.
@@ -74,7 +73,7 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer, notes: Itera
     require_own(adapter, {SETTINGS, WEIGHTS})
     use = f'The adapter is added with `PeftModel.from_pretrained(model, "{out.name}/{FOLDER}")`'
     note = f"These are the weights of the base model. {use}; the loss is that of both together."
-    write_folder(out, base, tokenizer, [*notes, note], beside=FOLDER)
+    write_folder(out, base, tokenizer, note, beside=FOLDER)
     adapter.mkdir(exist_ok=True)
     write_tensors(adapter / WEIGHTS, weights)
     write_file(adapter / SETTINGS, settings)
