@@ -299,21 +299,6 @@ def lossy_files() -> None:
     save = replace(torch, "save", save_less)
 
 
-def windows(name: str = "open.txt", content: bytes = b"old") -> None:
-    """Windows, where the file `name` is open and is not replaced; it holds `content` afterwards."""
-    rename = os.replace
-
-    def denied(source: Any, target: Any) -> None:
-        if Path(target).name != name:
-            return rename(source, target)
-        Path(target).write_bytes(content)
-        raise PermissionError(13, "Access is denied")
-
-    replace(os, "replace", denied)
-    replace(files, "WINDOWS", True)
-    replace(files, "PATIENCE", 0.0)
-
-
 def private_errors() -> None:
     """Errors whose messages contain folders of the user."""
 

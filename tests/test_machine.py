@@ -1,6 +1,5 @@
 """`tinygpt doctor --machine`: a sound machine passes, and each fault fails the check that is meant for it."""
 
-import functools
 import math
 import re
 import socket
@@ -15,10 +14,9 @@ from conftest import cli, needs_fork, refused
 
 from tinygpt.device import choose
 
-CHECKS = ["prepare, train, sample", "interrupted and resumed", "checkpoint of cpu", "logits on cpu in float32"]
-CHECKS += ["training step", "file replaced"]
+CHECKS = ["prepare, train, sample", "interrupted and resumed", "logits on cpu in float32", "training step"]
 if choose("cpu", "auto").dtype != torch.float32:
-    CHECKS.insert(4, "logits on cpu in bfloat16")
+    CHECKS.insert(3, "logits on cpu in bfloat16")
 
 
 def findings(output: str, word: str) -> list[str]:
@@ -58,7 +56,7 @@ def test_this_machine_passes_and_nobody_is_named(tmp_path: Path) -> None:
 def test_errors_are_findings_without_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "ada"))
     status, output = run(tmp_path, faults.private_errors)
-    assert status == 1 and findings(output, "FAIL") == CHECKS[:-1] and findings(output, "OK") == CHECKS[-1:]
+    assert status == 1 and findings(output, "FAIL") == CHECKS and not findings(output, "OK")
     assert "OSError: No space left on device" in output and "RuntimeError: cannot load ~/kernels.so" in output
     assert "Traceback" not in output and str(tmp_path) not in output
 
@@ -72,8 +70,7 @@ def test_errors_are_findings_without_folders(tmp_path: Path, monkeypatch: pytest
         (faults.wrong_decoding, "logits"),
         (faults.nothing_is_learned, "prepare"),
         (faults.dropout_from_the_clock, "interrupted"),
-        (faults.lossy_files, "checkpoint|interrupted"),
-        (functools.partial(faults.windows, content=b"ne"), "file"),
+        (faults.lossy_files, "interrupted"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -81,14 +78,6 @@ def test_each_fault_is_found(fault: Callable[[], None], failed: str, tmp_path: P
     status, output = run(tmp_path, fault)
     assert status == 1, output
     assert findings(output, "FAIL") == [check for check in CHECKS if re.match(failed, check)], output
-
-
-@pytest.mark.slow
-@needs_fork
-def test_windows_keeps_an_open_file(tmp_path: Path) -> None:
-    """It is denied there, which is no failure, unlike where it must work: `windows` without its first replacement."""
-    status, output = run(tmp_path, faults.windows)
-    assert status == 0 and "OK    file replaced while it is open: no" in output, output
 
 
 def test_the_machine_is_no_folder(tmp_path: Path) -> None:

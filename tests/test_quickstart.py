@@ -105,11 +105,11 @@ def test_a_folder_that_holds_another_model_is_left_alone(tiny_run: Path, small: 
     (small / "copied").mkdir()
     shutil.copy(tiny_run / "out/ckpt.pt", small / "copied/ckpt.pt")
     shutil.copytree(tiny_run / "out", small / "other")
-    for folder, why in (("copied", "no last.pt"), ("other", "a run that quickstart cannot continue")):
+    for folder, why in (("copied", "no last.pt"), ("other", "in the checkpoint")):
         before = listing(small / folder)
         refused = cli_here("quickstart", SHORT, f"--out_dir={folder}", cwd=small)
         assert refused.status == 2 and why in refused.err, refused.err
-        assert "try: tinygpt quickstart --out_dir=out-first" in refused.err
+        assert "--out_dir" in refused.err.rpartition("try: ")[2]
         assert listing(small / folder) == before
 
 

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinygpt import __version__, device, files, threads
+from tinygpt import __version__, device, threads
 from tinygpt.checkpoint import store
 from tinygpt.config.parse import parse
 from tinygpt.config.schema import DoctorConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.errors import TinyGPTError
 from tinygpt.evaluate.check import check_folders
 from tinygpt.prepare import prepare
 from tinygpt.sample import sample
@@ -55,13 +54,6 @@ def doctor(config: DoctorConfig) -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.chdir(folder):
         for compute in computes:
             check_device(compute, passed)
-        with finding(passed, "file replaced while it is open") as result:  # Windows denies it: then it must stay intact
-            path = Path("open.txt")
-            path.write_bytes(b"old")
-            with open(path, "rb"), contextlib.suppress(TinyGPTError), files.replacing(path) as file:
-                file.write(b"new")
-            text = path.read_bytes()
-            result += [text == b"new" or (files.WINDOWS and text == b"old"), "yes" if text == b"new" else "no"]
     print(f"{sum(passed)} of {len(passed)} checks passed. The lines above name no user, computer or folder.")
     return 0 if all(passed) else 1
 
@@ -103,7 +95,7 @@ def finding(passed: list[bool], name: str) -> Iterator[list[Any]]:
 
 def check_device(compute: device.Compute, passed: list[bool]) -> None:
     """Run the three commands on a device, resume a run, compare logits, and time training steps."""
-    name, again = str(compute.device), Path("again.pt")
+    name = str(compute.device)
     args = [f"--device={name}", f"--threads={torch.get_num_threads()}"]
     with finding(passed, f"prepare, train, sample on {name}") as result:
         prepare(parse(PrepareConfig, [DATASET]))
@@ -117,10 +109,6 @@ def check_device(compute: device.Compute, passed: list[bool]) -> None:
         train(parse(TrainConfig, ["--init_from=resume", *args]))
         require_equal(f"{name}/last.pt", f"{name}-resumed/last.pt")
         result += [status == 130, "the same weights, bit for bit"]
-    with finding(passed, f"checkpoint of {name} read and written") as result:
-        store.save(again, store.load(f"{name}/last.pt"))
-        require_equal(f"{name}/last.pt", "again.pt")
-        result += [True, f"the same weights, {again.stat().st_size / 1e6:.1f} MB"]
     for dtype in dict.fromkeys([torch.float32, compute.dtype]):
         with finding(passed, f"logits on {name} in {str(dtype).removeprefix('torch.')}") as result:
             expected = logits(store.load("cpu").build_model().eval())

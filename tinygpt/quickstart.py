@@ -72,9 +72,9 @@ def quickstart(config: QuickstartConfig) -> int:
     from tinygpt.train import train
 
     out, data_flag = Path(config.out_dir), suggest.data_dir_flag(config.data_dir)
-    hint = suggest.command("quickstart", "--out_dir=out-first", *data_flag)
     resumed = (out / "last.pt").exists()  # a run is continued, never replaced
     if not resumed and any((out / name).exists() for name in ("ckpt.pt", "adapter.pt")):
+        hint = suggest.command("quickstart", "--out_dir=out-first", *data_flag)
         raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", hint)
     args = ["shakespeare_char", *data_flag]
     print(START)
@@ -86,16 +86,9 @@ def quickstart(config: QuickstartConfig) -> int:
     args += [] if config.max_iters == QuickstartConfig.max_iters else [f"--max_iters={config.max_iters}"]
     args += ["--init_from=auto"] if resumed else []
     announce("2 of 3: train, from tokens to a model", TRAIN, suggest.command("train", *args))
-    try:
-        if status := train(parse(TrainConfig, args)):
-            return status
-        loss = round(load(out).best_val_loss, 2)  # as printed below
-    except TinyGPTError as error:
-        if not resumed:
-            raise
-        what = f"{out} contains a run that quickstart cannot continue: {error.message}"
-        ways = [error.hint, hint] if error.hint.startswith("tinygpt ") else [hint]
-        raise TinyGPTError(what, ", or ".join(ways), error.status) from error
+    if status := train(parse(TrainConfig, args)):
+        return status
+    loss = round(load(out).best_val_loss, 2)  # as printed below
     print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}"))
 
     args = ["--ckpt", f"{out}/ckpt.pt"]

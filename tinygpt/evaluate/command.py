@@ -33,9 +33,6 @@ def measure(config: EvalConfig) -> dict[str, Any]:
     """Print the accuracy on a labelled task and its baselines, or the loss. Returns what --json prints."""
     if config.output:
         require_writable(Path(config.output), "--output confusion.png")
-    if config.task in TASKS and not Path(config.ckpt).exists():
-        hint = f"tinygpt prepare {config.task}, which prints the command that trains a model for this task"
-        raise TinyGPTError(f"{config.ckpt}: no such file or folder", hint)
     if config.task and config.dataset not in ("", config.task):
         raise TinyGPTError(f"--task={config.task} and --dataset={config.dataset} are two datasets", "give one of them")
     checkpoint = load_model(config.ckpt, config.adapter)
