@@ -78,13 +78,13 @@ def find_wrong(folder: Path, size: Size, seed: int) -> dict[str, Any]:
     """Rank the training lines by suspicion in each of RANKINGS, and train again without as many as are wrong."""
     explained = loaded(folder)
     judges = tensors(explained.dataset.sources["val"], explained.config.block_size, np.arange(size.judges))
-    harm, model = effects(explained, [judges])
+    harm, model = effects(explained, *judges)
     with torch.no_grad():
         loss = row_losses(model.eval(), *tensors(explained.source, explained.config.block_size, explained.rows)).numpy()
     truth = dict(TASK.make(1337)["train"])
     examples = explained.source.examples(explained.dataset.tokenizer)
     wrong = np.array([truth[prompt] != label for prompt, label in examples])
-    rankings = {name: np.argsort(-1.0 * each) for name, each in zip(RANKINGS, (harm[0], loss, wrong), strict=True)}
+    rankings = {name: np.argsort(-1.0 * each) for name, each in zip(RANKINGS, (harm, loss, wrong), strict=True)}
     models = {name: retrain(explained, rows[: wrong.sum()], seed) for name, rows in rankings.items()} | {"none": model}
     accuracies = {name: accuracy(explained, each) for name, each in models.items()}
     return {"accuracy": accuracies, "wrong": {name: wrong[rows].tolist() for name, rows in rankings.items()}}
@@ -106,7 +106,7 @@ def explain(folder: Path, size: Size, seed: int, number: int) -> dict[str, float
     line = lines[-1 - number % (len(lines) - size.judges)][0]  # no judge
     answer = TASK.labels[int(classifier(folder / "run", TASK.labels)([line]).argmax())]
     encoded = output(explained, line, answer)
-    (estimate,), model = effects(explained, [encoded])
+    estimate, model = effects(explained, *encoded)
     influential = np.argsort(estimate, kind="stable")[: size.left_out]
     scores = np.array(word_scores(texts_of(explained), f"{line} {answer}"))
     best = np.argsort(-scores, kind="stable")[: size.left_out]

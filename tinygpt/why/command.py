@@ -152,8 +152,7 @@ def prove(
             measure = partial(measured, explained, left_out, seed, encoded)
             stages.append(Stage(stage_name(name, left_out, seed), seconds_of(explained), measure))
     print()
-    summary = proof(finish(stages), groups, seeds, float(estimate[influential].sum()))
-    return summary | {"same_label": [same_label(explained, influential, groups[seed][RANDOM]) for seed in seeds]}
+    return proof(finish(stages), groups, seeds, float(estimate[influential].sum()))
 
 
 def stage_name(name: str, left_out: np.ndarray, seed: int) -> str:
@@ -167,10 +166,10 @@ def seconds_of(explained: Explained) -> float:
 
 def traced(explained: Explained, encoded: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
     """Train again, and return the effects of the rows; and whether the weights are those of ckpt.pt, bit for bit."""
-    estimate, model = effects(explained, [encoded])
+    estimate, model = effects(explained, *encoded)
     if not np.isfinite(estimate).all():
         raise diverged("an effect is", float(estimate[~np.isfinite(estimate)][0]))
-    return {"effects": estimate[0].tolist(), "exact": is_the_model(explained, model)}
+    return {"effects": estimate.tolist(), "exact": is_the_model(explained, model)}
 
 
 def measured(
@@ -199,14 +198,6 @@ def random_rows(explained: Explained, influential: np.ndarray, seed: int) -> np.
         drawn.append(min(same or free, key=lambda other: abs(exposures[other] - exposures[number])))
         free.remove(drawn[-1])
     return np.array(drawn, dtype=np.int64)
-
-
-def same_label(explained: Explained, ours: np.ndarray, others: np.ndarray) -> int:
-    """Count the rows of `others` with the label of the row of `ours` in the same place; all of them without labels."""
-    if not explained.dataset.labels:
-        return len(others)
-    examples = explained.source.examples(explained.dataset.tokenizer)
-    return sum(examples[a][1] == examples[b][1] for a, b in zip(ours.tolist(), others.tolist(), strict=True))
 
 
 def proof(results: Results, groups: dict[int, Groups], seeds: list[int], predicted: float) -> dict[str, Any]:
@@ -240,7 +231,7 @@ def is_positive(values: np.ndarray) -> bool:
 
 def show_proof(proved: dict[str, Any], before: float) -> None:
     """Print the probabilities of the output in the retrained models, and the verdict."""
-    seeds, count, matched = proved["seeds"], proved["left_out"][INFLUENTIAL], min(proved["same_label"])
+    seeds, count = proved["seeds"], proved["left_out"][INFLUENTIAL]
     exact = "has exactly the weights of the run"
     if not proved["exact"]:
         exact = "has other weights than the run, so the changes below are measured from this model"
@@ -257,8 +248,6 @@ def show_proof(proved: dict[str, Any], before: float) -> None:
     ours, other = (mean(proved["change"][name]) for name in (INFLUENTIAL, RANDOM))
     result = f"the log-probability changed by {ours:+.3f} without {INFLUENTIAL} and by {other:+.3f} without {RANDOM}"
     print(f"predicted:   {proved['predicted_change']:+.3f} nats; a rough size, meant as a ranking")
-    if matched < count:
-        print(f"note:        random rows with the label of an influential one: only {matched} of {count}")
     verdict = "not confirmed that these rows matter more"
     if proved["agrees"]:
         verdict = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"

@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -44,21 +44,17 @@ def retrain(explained: Explained, left_out: np.ndarray, seed: int) -> GPT:
         return run.model
 
 
-def effects(
-    explained: Explained, outputs: Sequence[tuple[Tensor, Tensor]], seed: int | None = None
-) -> tuple[np.ndarray, GPT]:
-    """Train the run again, and estimate the change of each output's log-probability in nats if each training row is
-    left out: float64 (outputs, rows). An output can be several rows, whose log-probabilities are added.
+def effects(explained: Explained, x: Tensor, y: Tensor) -> tuple[np.ndarray, GPT]:
+    """Train the run again, and estimate the change of an output's log-probability in nats if each training row is left
+    out: float64 (rows,). An output can be several rows, whose log-probabilities are added.
 
-    Also returns the model; with the run's own seed and on the same machine it is that of the run. Errors: as above.
+    Also returns the model, which is that of the run on the same machine. Errors: as above.
     """
-    with repeated(explained, explained.config.seed if seed is None else seed) as (run, go):
-        tracers = []
-        for x, y in outputs:  # each stands between the loop and the one before
-            tracers.append(Tracer(run, explained.source, x, y))
-            run.optimizer = tracers[-1]  # type: ignore[assignment]
+    with repeated(explained, explained.config.seed) as (run, go):
+        tracer: Any = Tracer(run, explained.source, x, y)
+        run.optimizer = tracer  # stands between the loop and the optimizer
         go()
-        return np.stack([sums_of_rows(tracer.effects, explained) for tracer in tracers]), run.model
+        return sums_of_rows(tracer.effects, explained), run.model
 
 
 @contextlib.contextmanager
