@@ -75,18 +75,9 @@ def measure(config: TrainConfig) -> Costs:
         try:
             process = run(Path(name, "time.log"), "train", str(settings))
         except TinyGPTError as error:
-            raise pilot_error(pilot, error) from None
+            problem = f"the time pilot failed with status {error.status}, for the reason above"
+            raise TinyGPTError(problem, "fix the cause, and run the same command again", error.status) from None
         return costs_of(read_metrics(out), process.seconds)._replace(memory=process.memory)
-
-
-def pilot_error(pilot: TrainConfig, error: TinyGPTError) -> TinyGPTError:
-    """Return the error to show for a pilot that failed."""
-    log = Path(pilot.out_dir, "metrics.jsonl")
-    if log.exists() and any(entry["kind"] == "diverged" for entry in read_metrics(log.parent)):
-        hint = f"a lower learning_rate than {pilot.learning_rate:g}, or more warmup_iters"
-        return TinyGPTError("the time pilot diverged, and the run would probably diverge, too", hint, 1)
-    problem = f"the time pilot failed with status {error.status}, for the reason above"
-    return TinyGPTError(problem, "fix the cause, and run the same command again", error.status)
 
 
 def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
