@@ -82,7 +82,7 @@ def race(config: LabConfig) -> int:
     entries = read_entries(config.entries)
     fixed = {
         config.text: hashlib.sha256(text.encode()).hexdigest(),
-        PRESET: hashlib.sha256(find_config(PRESET).read_bytes()).hexdigest(),
+        "configs/nanogpt.yaml": hashlib.sha256(find_config(PRESET).read_bytes()).hexdigest(),
     }
     identity = Identity("lab", "race", {"text": config.text, "times": config.times}, fixed)
     with folder_lock(folder, "lab"), ended_by_sigterm():
