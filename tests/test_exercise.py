@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -425,6 +426,21 @@ def test_a_file_with_the_name_of_a_library_module_is_not_imported_by_others(tmp_
     row = {"file": "anna.py", "step 3": "PASS", "steps passed": "1", "first failed check": "", "message": ""}
     assert table(tmp_path / "grades.csv")[0] == row
     assert run("check", "3", ".", "--csv=grades.csv", folder=tmp_path).returncode == 0  # it replaces its own table
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX")
+def test_the_checks_of_a_file_that_forks_are_counted_once(tmp_path: Path) -> None:
+    (tmp_path / "my_gpt.py").write_text(f"import os\nos.fork()\n{SOURCE}")
+    done = run("check", "1", folder=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("  PASS  ") == len(checks_in(1)), done.stdout
+
+
+@pytest.mark.slow
+def test_the_package_may_lie_in_any_folder(tmp_path: Path) -> None:
+    shutil.copytree(Path(runner.__file__).parents[1], tmp_path / "my [1] packages/tinygpt")
+    (tmp_path / "my_gpt.py").write_text(SOURCE)
+    done = run("check", folder=tmp_path, PYTHONPATH=str(tmp_path / "my [1] packages"))
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")

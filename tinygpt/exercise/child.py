@@ -20,6 +20,7 @@ import torch
 from tinygpt.exercise.outline import IMPORTED, LABELS
 from tinygpt.exercise.steps import CheckFailed
 
+PROCESS = os.getpid()
 LONGEST = 1000  # characters of a value or an exception in a report
 
 
@@ -98,6 +99,8 @@ def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]
 
 
 def write_state(item: Any, passed: Sequence[str] = (), failed: dict[str, str] | None = None) -> None:
+    if os.getpid() != PROCESS:
+        return  # the file has forked
     step = int(item.cls.__name__.removeprefix("TestStep"))
     state = {"step": step, "passed": passed, "failed": failed or {}}
     with open(item.config.option.results or os.devnull, "a") as file:

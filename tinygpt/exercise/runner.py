@@ -21,10 +21,10 @@ from tinygpt.exercise.outline import IMPORTED
 
 LIMIT = 60  # seconds that one check may take; all checks of a correct file together take a few
 STDERR = 2
-STEPS = Path(__file__).with_name("steps.py")
+STEPS = "tinygpt.exercise.steps"
 # the user's own settings and plugins of pytest do not apply; matplotlib opens no windows
 SETTINGS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "PYTEST_PLUGINS": "", "MPLBACKEND": "Agg"}
-OPTIONS = ["-qqs", "-c", os.devnull, "--noconftest", "--no-summary"]
+OPTIONS = ["-qqs", "--noconftest", "--no-summary", "--pyargs"]
 OPTIONS += ["-p", "no:cacheprovider", "-p", "pytest_timeout", "-p", "tinygpt.exercise.child"]
 
 
@@ -57,7 +57,9 @@ def run_pytest(path: Path, steps: list[int], quiet: bool) -> tuple[dict[int, Ste
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         results = Path(folder) / "results.jsonl"
         results.touch()
-        command += [f"--results={results}", *(f"{STEPS}::TestStep{step}" for step in steps)]
+        settings = Path(folder) / "pytest.ini"
+        settings.touch()
+        command += ["-c", str(settings), f"--results={results}", *(f"{STEPS}::TestStep{step}" for step in steps)]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | SETTINGS
         )
