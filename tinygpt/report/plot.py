@@ -42,6 +42,8 @@ def draw(config: ReportConfig) -> Path:
         runs.append((folder.name, steps, train, val))
     path = Path(config.png or folders[0] / "loss.png")
     require_writable(path, "--png losses.png")
+    if path.suffix.lower() != ".png":
+        raise TinyGPTError(f"{path}: the name of the picture must end in .png", "--png losses.png")
     with drawing(path, "a plot") as (_, axes):
         for index, (name, steps, train, val) in enumerate(runs):
             color, best = f"C{index}", int(val.argmin())
