@@ -32,6 +32,7 @@ from test_report import Browser, in_a_browser
 from tinygpt import train
 from tinygpt.checkpoint.store import load
 from tinygpt.config.schema import ReportConfig
+from tinygpt.files import file_lock
 from tinygpt.report import follow, live
 from tinygpt.report.follow import FollowedRun
 from tinygpt.report.live import LivePage
@@ -72,7 +73,7 @@ def watching_here(run: Path) -> Iterator[None]:
         finally:
             page.ended.set()
             thread.join(PATIENCE)
-            page.remove_scripts()
+            live.remove_scripts(page.scripts)
 
 
 @pytest.fixture
@@ -408,6 +409,39 @@ def test_the_last_page_is_announced_until_it_is_made(tiny_run: Path, work: Path)
     assert [one["count"] for one in said] == [1, 2, 3, 4] and len({one["version"] for one in said}) == 3
 
 
+def test_a_page_of_an_ended_run_that_failed_is_tried_again(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = LivePage(ReportConfig(runs=(str(run_copy / "out"),), live=True), run_copy / "page.html")
+    page.scripts.mkdir()
+    page.write_state()
+    os.rename(run_copy / "out/ckpt.pt", run_copy / "away")
+    page.attempt(page.update)
+    assert "ckpt.pt: no such file" in page.problem and not page.is_due()  # but after a pause:
+    page.paused_until = 0
+    os.rename(run_copy / "away", run_copy / "out/ckpt.pt")
+    page.attempt(page.update)
+    assert not page.problem and page.path.exists() and not page.is_due()
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_report(run_copy: Path) -> None:
+    left = run_copy / "out/report-live"
+    left.mkdir()
+    for name in ("state.js", "page.js", ".state.js.tmp", ".page.js.01234567.tmp"):
+        (left / name).write_text("text of the dataset")
+    with file_lock(run_copy / "out/report.html", ""):  # its process lives
+        ok(run_copy, "report", "out", "--no_text")
+    assert len(list(left.iterdir())) == 4
+    ok(run_copy, "report", "out", "--no_text")
+    assert not left.exists()
+
+
+def test_a_run_without_an_evaluation_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (path := tmp_path / "out/report.html").write_text("mine")
+    with watching_here(tmp_path / "out"):
+        until(lambda: path.read_text("utf-8") != "mine")
+    assert path.read_text() == "mine"
+
+
 def test_a_run_without_an_evaluation_leaves_no_page(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with watching_here(tmp_path / "out"):
@@ -419,7 +453,8 @@ def test_a_run_without_an_evaluation_leaves_no_page(tmp_path: Path) -> None:
 
 def test_mistakes_are_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("nowhere", "text.txt"):
-        assert refused(tiny_run, "report", name, "--live").startswith(f"error: {name}: no such folder\n")
+        for runs in ([name], ["out", name]):
+            assert refused(tiny_run, "report", *runs, "--live").startswith(f"error: {name}: no such folder\n")
     assert "png cannot be used with live" in refused(tiny_run, "report", "out", "--live", "--png=a.png")
     assert "until_eof needs live" in refused(tiny_run, "report", "out", "--until_eof")
     assert "report RUN --live" in refused(tiny_run, "watch", "out")

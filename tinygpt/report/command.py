@@ -11,7 +11,7 @@ from tinygpt.config.schema import ReportConfig
 from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.report import gather
 from tinygpt.report.curves import RUN_COLOURS
-from tinygpt.report.live import keep_up_to_date
+from tinygpt.report.live import keep_up_to_date, remove_leftovers
 from tinygpt.report.page import destination, publish, templates
 from tinygpt.report.plot import convert, draw
 
@@ -29,6 +29,7 @@ def report(config: ReportConfig) -> None:
     else:
         path = page_path(config)
         publish(gather(folders, config), path)
+        remove_leftovers(path)
 
 
 def page_path(config: ReportConfig) -> Path:

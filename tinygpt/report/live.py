@@ -24,10 +24,10 @@ from typing import Any
 
 from tinygpt.config.schema import ReportConfig
 from tinygpt.errors import TinyGPTError
-from tinygpt.files import WINDOWS, file_lock, replacing
+from tinygpt.files import WINDOWS, file_lock, replacing, target_of
 from tinygpt.report import gather
 from tinygpt.report.follow import ENDED, FollowedRun
-from tinygpt.report.page import render, write
+from tinygpt.report.page import Page, render, write
 from tinygpt.terminal import escaped, silence
 
 TICK = 1.0  # seconds between two states
@@ -39,9 +39,9 @@ LARGE = 100_000_000  # bytes of a checkpoint that takes long to read
 
 def keep_up_to_date(config: ReportConfig, path: Path) -> None:
     """Keep the page in the file `path` up to date until a signal, or with --until_eof until standard input ends."""
-    folder = Path(config.runs[0])
-    if not folder.is_dir():
-        raise TinyGPTError(f"{folder}: no such folder", "give the folder of a run, which may still be empty")
+    for folder in map(Path, config.runs):
+        if not folder.is_dir():
+            raise TinyGPTError(f"{folder}: no such folder", "give the folder of a run, which may still be empty")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if hasattr(os, "nice"):
         os.nice(10)  # about a tenth of a core that a run keeps busy
@@ -54,7 +54,30 @@ def keep_up_to_date(config: ReportConfig, path: Path) -> None:
             live.leave_page()
             print_line("stopped")
         finally:
-            live.remove_scripts()
+            with live.state_lock:
+                remove_scripts(live.scripts)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the scripts of a page whose updater was killed: they contain the page with its text."""
+    scripts = scripts_of(path)
+    if scripts.is_dir():
+        with contextlib.suppress(TinyGPTError), file_lock(path, ""):  # else its updater lives
+            remove_scripts(scripts)
+
+
+def scripts_of(path: Path) -> Path:
+    """Return the folder of the scripts of the page `path`."""
+    return path.with_name(f"{path.stem}-live")
+
+
+def remove_scripts(folder: Path) -> None:
+    """Delete the scripts and their temporary files, and the folder unless it has other files."""
+    with contextlib.suppress(OSError):
+        for path in list(folder.iterdir()):
+            if target_of(path.name) in ("state.js", "page.js"):
+                path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def print_line(text: str) -> None:
@@ -72,11 +95,12 @@ class LivePage:
         self.config = config
         self.path = path
         self.folder = Path(config.runs[0])
-        self.scripts = path.with_name(f"{path.stem}-live")
+        self.scripts = scripts_of(path)
         self.run = FollowedRun(self.folder)
         self.values: dict[str, Any] = {}  # of the newest page; empty: there is none yet
         self.content: Any = None  # the evaluations in the page, and whether they are those of a run that has ended
         self.version = ""  # of the file; empty: not written yet
+        self.before: Page | None = None  # the file that the waiting page has replaced
         self.paused_until = 0.0
         self.problem = ""  # why there is no newer page
         self.ended = threading.Event()  # with --until_eof: the run has ended
@@ -89,6 +113,8 @@ class LivePage:
         self.scripts.mkdir(exist_ok=True)
         self.write_state()
         if not self.run.evaluations:
+            if self.path.exists():
+                self.before = Page(self.path.read_bytes(), "", "")
             waiting = {"title": self.folder.resolve().name, "kind": "waiting"}
             self.show(waiting, template="report/waiting.html.j2", scripts=[])
         threading.Thread(target=self.write_states, daemon=True).start()
@@ -142,7 +168,8 @@ class LivePage:
         if not self.run.evaluations or self.content == (self.run.evaluations, ended):
             return False
         if ended:
-            return not self.run.is_running
+            may_try = self.content is not None or time.monotonic() >= self.paused_until
+            return may_try and not self.run.is_running
         path = self.folder / "ckpt.pt"
         if WINDOWS and path.exists() and path.stat().st_size > LARGE:
             return False  # the run could not replace the checkpoint while it is being read, which would take too long
@@ -157,7 +184,7 @@ class LivePage:
         started = time.thread_time()
         ended = self.state["phase"] in ENDED
         is_first = self.content is None
-        content = ([*self.run.evaluations], ended)
+        content: Any = ([*self.run.evaluations], ended)
         try:
             if ended:
                 with contextlib.suppress(TinyGPTError):
@@ -166,9 +193,13 @@ class LivePage:
             self.show(values)
             self.values = values
             self.problem = ""
+        except BaseException:
+            if ended:
+                content = None  # there is no later evaluation: try again after the pause
+            raise
         finally:
             self.content = content
-            if not is_first:  # the first page takes longer, since PyTorch and matplotlib warm up
+            if not (content and is_first):  # the first page takes longer, since PyTorch and matplotlib warm up
                 self.paused_until = time.monotonic() + PAUSE * (time.thread_time() - started)
 
     def show(self, values: dict[str, Any], **template: Any) -> None:
@@ -200,14 +231,10 @@ class LivePage:
             time.sleep(LOAD_TIME)
 
     def leave_page(self) -> None:
-        """Leave the newest page without the live parts, or none if the run was never evaluated."""
+        """Leave the newest page without the live parts, or what was there before if the run was never evaluated."""
         if self.values:
             write(render(self.values), self.path)
+        elif self.before:
+            write(self.before, self.path)
         elif self.version:
             self.path.unlink(missing_ok=True)
-
-    def remove_scripts(self) -> None:
-        with self.state_lock, contextlib.suppress(OSError):
-            for name in ("state.js", "page.js"):
-                (self.scripts / name).unlink(missing_ok=True)
-            self.scripts.rmdir()
