@@ -52,7 +52,7 @@ GROUPS = {
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 GONE = {  # commands of earlier versions, and what replaces each
     "check": "doctor RUN or data/NAME, or doctor --machine",
-    "watch": "report RUN --live, or train --watch",
+    "watch": "report RUN --live, or tinygpt train --watch",
     "plot": "report RUN --png FILE, or --tensorboard",
     "index": 'ask "your question" DOCUMENTS',
     "merge": "export BASE --adapter ADAPTER --format checkpoint",
