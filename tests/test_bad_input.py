@@ -353,6 +353,8 @@ MISTAKES: list[tuple[Any, ...]] = [
     ("eval out --predict=x.txt", "predict: is no longer a key", "^tinygpt label FILE --model RUN$"),
     ("plan nanogpt --target=1.5", "target: is no longer a key", "^tinygpt lab scale$"),
     ("plan nanogpt --watch", "plan trains none", "--help"),
+    ("eval out --output=out/ckpt.pt", "out/ckpt.pt: is a checkpoint", "^--output confusion.png$"),
+    ("report out -o out/last.pt", "out/last.pt: is a checkpoint", "^-o report.html$"),
     ("report --out_dir=out", "takes the folder without a flag", "^tinygpt report out$"),
     ("ask How long is it", "long: no such file", "^tinygpt ask 'How long is it' DOCUMENTS$"),
     ("train -x", "-x: no such option", "--help"),

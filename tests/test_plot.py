@@ -32,7 +32,8 @@ def test_mistakes_have_their_sentence(run_copy: Path) -> None:
         (["fresh", "--png=a.png"], "fresh has no evaluation with a finite loss"),
         (["out", "--png=nowhere/loss.png"], "nowhere: no such folder"),
         (["out", "--png=out"], "out: is a folder"),
-        (["out", "--png=out/ckpt.pt"], "out/ckpt.pt: the name of the picture must end in .png"),
+        (["out", "--png=loss.pdf"], "loss.pdf: the name of the picture must end in .png"),
+        (["out", "--png=out/ckpt.pt"], "out/ckpt.pt: is a checkpoint, which is not overwritten"),
         (["out", "--png=a.png", "--no_text"], "png cannot be used with no_text"),
     ):
         assert said in refused(run_copy, "report", *args)

@@ -183,6 +183,7 @@ def require_writable(path: Path, hint: str) -> None:
     for problem, applies in (
         (f"{path}: is a folder", path.is_dir()),
         (f"{path}: is not a regular file", path.exists() and not path.is_file()),
+        (f"{path}: is a checkpoint, which is not overwritten", path.suffix == ".pt" and path.exists()),
         (f"{folder}: no such folder", not folder.is_dir()),
         (f"{folder}: no permission to write to this folder", not os.access(folder, os.W_OK)),
     ):
