@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import cli_here, ok, refused
-from test_sample import nanogpts_file
+from models import nanogpts_file
 
 from tinygpt import device
 from tinygpt.checkpoint.store import load
@@ -166,7 +166,7 @@ def test_eval_says_what_the_baselines_leave_out(tiny_run: Path, monkeypatch: pyt
 
 def test_eval_refuses_a_larger_vocabulary_than_the_models(run_copy: Path) -> None:
     """nanoGPT's files hold no tokenizer, so the sizes are all that can be compared."""
-    nanogpts_file(run_copy)
+    torch.save(nanogpts_file(load(run_copy / "out/last.pt")), run_copy / "nano.pt")
     (run_copy / "other.txt").write_text("".join(map(chr, range(32, 127))) * 50)
     ok(run_copy, "prepare", "tiny", "--input=other.txt")
     assert "but its tokenizer has 95" in refused(run_copy, "eval", "--ckpt=nano.pt")

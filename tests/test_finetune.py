@@ -149,16 +149,12 @@ def test_adapter_merge_and_checkpoint_are_one_model(work: Path) -> None:
 
 @pytest.mark.parametrize("ckpt", ["out", "out/ckpt.pt"])
 def test_an_adapter_whose_base_was_trained_further(work: Path, ckpt: str) -> None:
-    """The hint is a command that makes an adapter of the base as it is now, not the base that was just refused."""
     shutil.copy(work / "out/ckpt.pt", work / "older.pt")
     ok(work, "train", "--init_from=resume", "--max_iters=60", "--eval_interval=10", "--out_dir=out")
     result = cli_here("sample", f"--ckpt={ckpt}", "--adapter=out-lora", "--start=1 red", cwd=work)
     message, hint = result.err.splitlines()
     assert result.status == 2 and "trained further" in message
-    again, older = hint.removeprefix("  try: ").split(", or ")
-    ok(work, *shlex.split(again)[1:], "--max_iters=2", "--eval_interval=2")
-    ok(work, "sample", f"--ckpt={ckpt}", "--adapter=out-lora-new", "--start=1 red")
-    assert "older file" in older and "--ckpt" in older
+    assert "train the adapter again" in hint and "older file" in hint
     ok(work, "sample", "--ckpt=older.pt", "--adapter=out-lora", "--start=1 red")
 
 

@@ -751,8 +751,3 @@ def test_stretches_and_share_by_brute_force() -> None:
         inside = {place for start, end in looked_up.stretches(text) for place in range(start, end)}
         assert [seen for piece, seen in pieces for _ in piece] == [place in inside for place in range(len(text))]
     assert 0 < np.mean(shares) < 1  # the texts are neither all quotation nor all new
-
-
-def test_a_sample_of_version_0_1_has_no_prompt() -> None:
-    entry = {"kind": "sample", "step": 20, "seconds": 1.0, "text": "hello"}
-    assert collect.samples([entry], None)[0]["prompt"] == ""

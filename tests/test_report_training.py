@@ -75,20 +75,21 @@ def test_the_steps_are_spaced_logarithmically() -> None:
             assert steps[-1] == (last if count > 1 else 0)
 
 
-def test_a_snapshot_is_the_model_of_its_step_in_8_bits(with_snapshots: Path) -> None:
-    found = snapshots(with_snapshots / "out")
+def test_a_snapshot_is_the_model_of_its_step_in_8_bits(with_snapshots: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
+    found = snapshots(folder / "out")
     assert list(found) == [0, 1, 4, 20]  # 0 and 20 · 100^(-i/3), of which 0.2 rounds to 0
-    last = load(with_snapshots / "out/last.pt")
+    last = load(folder / "out/last.pt")
     for step, path in found.items():
         state = load(path)
         assert state.step == step and not state.training
         distance = max(largest(state.model[name] - weight) for name, weight in last.model.items())
         assert (distance < 0.01) == (step == 20), (step, distance)
-    assert found[20].stat().st_size < 0.5 * (with_snapshots / "out/last.pt").stat().st_size
-    ok(with_snapshots, "sample", "--ckpt", found[4], "--max_new_tokens=20")
+    assert found[20].stat().st_size < 0.5 * (folder / "out/last.pt").stat().st_size
+    ok(folder, "sample", "--ckpt", found[4], "--max_new_tokens=20")
     with open(found[4], "ab") as file:
         file.write(b"?")
-    result = cli_here("doctor", "out", cwd=with_snapshots)
+    result = cli_here("doctor", "out", cwd=folder)
     assert result.status == 1 and "FAIL  out/snapshots/step-4.pt: " in result.out
     assert "OK    out/snapshots/step-1.pt: intact" in result.out
 
