@@ -348,6 +348,7 @@ def test_the_page_is_one_file_without_requests(tiny: Path) -> None:
         "Right answers before and after the change",
         "closed book, trained again",
         "search only",
+        '<h2 id="live-title">Change a fact, and ask</h2>',
     ):
         assert heading in page
 

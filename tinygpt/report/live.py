@@ -205,7 +205,7 @@ class LivePage:
     def show(self, values: dict[str, Any], **template: Any) -> None:
         """Write a new version of the page: for open pages, and for those who open it now. template: see `render`."""
         version = secrets.token_hex(8)  # never that of an earlier process
-        page = render(values, live={"version": version, "scripts": self.scripts.name}, **template)
+        page = render(values, updated={"version": version, "scripts": self.scripts.name}, **template)
         with replacing(self.scripts / "page.js") as file:
             file.write(f"TinyLive({json.dumps(page.content.decode(), ensure_ascii=False)});\n".encode())
         write(page, self.path)

@@ -32,18 +32,18 @@ def render(
     template: str = "report/page.html.j2",
     scripts: Sequence[str] = SCRIPTS,
     styles: Sequence[str] = STYLES,
-    live: dict[str, str] | None = None,
+    updated: dict[str, str] | None = None,
 ) -> Page:
-    """Fill a template. template, scripts, styles: files of the package tinygpt. live: of a page that live.py updates,
-    its version and the folder of its scripts, which only our own script may load ('strict-dynamic')."""
-    script = "\n".join(map(read, [*scripts, "report/live.js"] if live else scripts))
-    css = "".join(map(read, [*styles, "report/live.css"] if live else styles))
+    """Fill a template. template, scripts, styles: files of the package tinygpt. updated: of a page that live.py keeps
+    up to date, its version and the folder of its scripts, which only our own script may load ('strict-dynamic')."""
+    script = "\n".join(map(read, [*scripts, "report/live.js"] if updated else scripts))
+    css = "".join(map(read, [*styles, "report/live.css"] if updated else styles))
     rules = ["default-src 'none'", "style-src 'unsafe-inline'", "img-src data:"]
     if script:
         checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        rules.insert(1, f"script-src 'sha256-{checksum}'" + (" 'strict-dynamic'" if live else ""))
+        rules.insert(1, f"script-src 'sha256-{checksum}'" + (" 'strict-dynamic'" if updated else ""))
     policy = "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
-    page = templates().get_template(template).render(values, live=live, policy=policy, css=css, script=script)
+    page = templates().get_template(template).render(values, updated=updated, policy=policy, css=css, script=script)
     return Page(page.encode("utf-8", "replace"), values.get("contents", ""), values.get("note", ""))
 
 
