@@ -1,7 +1,6 @@
 """Measure tinygpt and nanoGPT on this machine: speed, loss in a given time, memory.
 
     python scripts/bench.py --nanogpt ../nanoGPT                  # all rows of a CPU: half an hour on two cores
-    python scripts/bench.py --nanogpt ../nanoGPT --rows step flops --dtype float32
     python scripts/bench.py --device=cuda --nanogpt ../nanoGPT    # the rows of a GPU instead: a text to send in
     python scripts/bench.py --quick                               # a test of this script; its figures mean nothing
 
@@ -15,8 +14,7 @@ folder, with a copy of nanoGPT's files; nothing is downloaded. The method:
 - Steps and generation are measured in two processes that stay loaded and take turns, A B A B; the first round is
   discarded. A ratio is the median of the rounds' ratios.
 - Losses are of the complete validation split: of tinygpt's last.pt, and of the best model by nanoGPT's own estimate.
-- `same_time`, `six_times`: as many iterations of the preset as fit into 1 and 6 times the wall time of nanoGPT's
-  command, estimated from two short runs.
+- `same_time`, `six_times`: the iterations that fit into 1 and 6 times nanoGPT's time, by two short runs.
 - `gpu`, `gpu_124M`: nanoGPT's recipe for a GPU, and GPT-2's size (5 micro-steps of 12 rows, the share of one of 8 GPUs)
   on Tiny Shakespeare, in the dtype that tinygpt chooses, both compiled.
 """
