@@ -41,9 +41,9 @@ if __name__ == "__mp_main__":  # in the process of a program
     import torch
 
     import tinygpt
-    from tinygpt import device
-    from tinygpt.config.parse import parse
-    from tinygpt.config.schema import TrainConfig
+    from tinygpt.base import device
+    from tinygpt.base.configs.parse import parse
+    from tinygpt.base.configs.run import TrainConfig
     from tinygpt.generate import Sampling, generate
     from tinygpt.train import batch, forward_backward, require_finite_loss
     from tinygpt.training.optimizer import learning_rate
@@ -471,7 +471,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.nanogpt and not (args.nanogpt / "train.py").exists():
         parser.error(f"{args.nanogpt} is not a checkout of nanoGPT (it has no train.py)")
-    code = "from tinygpt import device, machine; print(*machine.description(), sep='\\n'); "
+    code = "from tinygpt.base import device; from tinygpt.examine.doctor import machine; "
+    code += "print(*machine.description(), sep='\\n'); "
     code += f"compute = device.choose({args.device!r}, 'auto'); print(compute.describe(), compute.dtype, sep='\\n')"
     failed = False
     with tempfile.TemporaryDirectory(prefix="tinygpt-bench-", ignore_cleanup_errors=True) as folder:

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from tinygpt.base.share import wilson
 from tinygpt.data.tasks import TASKS, Pair
-from tinygpt.evaluate.share import wilson
 
 LINES = {"transactions": 1000, "compliance": 1000, "headlines": 4000, "sms": 500}
 TESTED = 1000

@@ -1,7 +1,7 @@
 """Measure `tinygpt ask` on questions about real documents: is the right sentence quoted, and does it abstain?
 
     python scripts/bench_ask.py questions.jsonl COLLECTIONS              # one folder per collection
-    python scripts/bench_ask.py questions.jsonl COLLECTIONS --fit        # the weights of tinygpt/retrieve/rank.py
+    python scripts/bench_ask.py questions.jsonl COLLECTIONS --fit        # the weights of tinygpt/use/ask/rank.py
 
 A line of the questions has collection, question, sentence (or sentences), and answer; without an answer, the documents
 have none. A quoted sentence is right if it contains at least half of the words of a sentence that is right, and its
@@ -25,15 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt.config.schema import AskConfig
-from tinygpt.evaluate.share import percent
-from tinygpt.retrieve import rank as ranking
-from tinygpt.retrieve.answer import by_rare_words
-from tinygpt.retrieve.ask import THRESHOLD
-from tinygpt.retrieve.index import index_of
-from tinygpt.retrieve.passages import sentences
-from tinygpt.retrieve.search import search
-from tinygpt.retrieve.store import Index, open_index
+from tinygpt.base.configs.use import AskConfig
+from tinygpt.base.share import percent
+from tinygpt.use.ask import rank as ranking
+from tinygpt.use.ask.answer import by_rare_words
+from tinygpt.use.ask.command import THRESHOLD
+from tinygpt.use.ask.index import index_of
+from tinygpt.use.ask.passages import sentences
+from tinygpt.use.ask.search import search
+from tinygpt.use.ask.store import Index, open_index
 
 Row = dict[str, Any]
 

@@ -28,17 +28,17 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from tinygpt.config.schema import WhyConfig
+from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.data.corpora import industry_descriptions
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import CharTokenizer
-from tinygpt.experiment.models import train, write_dataset, write_text
-from tinygpt.experiment.stages import Identity, Results, Stage, run
-from tinygpt.retrieve import embeddings
-from tinygpt.retrieve.search import word_scores
-from tinygpt.why.explained import Explained, load_run, log_probability, output, texts_of
-from tinygpt.why.retrain import effects, retrain
+from tinygpt.examine.experiment.models import train, write_dataset, write_text
+from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
+from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, texts_of
+from tinygpt.examine.why.retrain import effects, retrain
+from tinygpt.use.ask import embeddings
+from tinygpt.use.ask.search import word_scores
 
 PAIRS, CHARACTERS = 300, 40_000
 SETTINGS = {"n_layer": 1, "dropout": 0.0, "batch_size": 16, "max_iters": 100, "warmup_iters": 10, "threads": 1}

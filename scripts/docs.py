@@ -26,10 +26,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from tinygpt.config import schema
-from tinygpt.config.fields import keys, meanings
-from tinygpt.files import replacing
-from tinygpt.lab.command import BASES, LABS
+from tinygpt.base.configs.fields import keys, meanings
+from tinygpt.base.configs.run import FinetuneConfig, TrainConfig
+from tinygpt.base.files import replacing
+from tinygpt.learn.lab.command import BASES, LABS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHOWN = (".py", ".yaml", ".sh", ".ps1", ".md", ".js", ".css", ".j2")
@@ -80,10 +80,10 @@ PICTURES |= {"methods --pretrained=out-smollm2": "curve"}
 
 def key_table() -> str:
     """Return a table of every key of `tinygpt train` and the keys that `tinygpt finetune` adds."""
-    docs = meanings(schema.FinetuneConfig) | meanings(schema.TrainConfig)
-    own = keys(schema.TrainConfig)
+    docs = meanings(FinetuneConfig) | meanings(TrainConfig)
+    own = keys(TrainConfig)
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    for key in (own | keys(schema.FinetuneConfig) | own).values():  # train's keys first
+    for key in (own | keys(FinetuneConfig) | own).values():  # train's keys first
         if key.name != "config":
             meaning = docs[key.name] if key.name in own else f"finetune: {docs[key.name]}"
             lines.append(f"| `{key.name}` | `{key.default}` | {meaning.replace('|', chr(92) + '|')} |")

@@ -17,8 +17,8 @@ import torch
 import tinygpt
 from tinygpt import api
 from tinygpt.data.prompts import encode_prompt
+from tinygpt.examine.report.overlap import SHORTEST, TrainingText
 from tinygpt.generate import Sampling, generate
-from tinygpt.report.overlap import SHORTEST, TrainingText
 
 TARGETS = [4.2, 3.3, 2.5, 2.0, 1.9, 1.6, 1.5, 1.4]
 SEEN = [

@@ -29,12 +29,9 @@ import torch._dynamo
 from conftest import PATIENCE, TINY_TRAIN, free_port
 from tqdm import tqdm
 
-import tinygpt.evaluate.loss
-import tinygpt.sample
-import tinygpt.train  # noqa: F401 (these imports would take seconds in each child)
 from tinygpt import cli
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import Checkpoint, load
-from tinygpt.errors import TinyGPTError
 
 Work = list[str] | Callable[[], Any]  # a command line of tinygpt, or a function that may raise TinyGPTError
 LETTERS = "abcdefgh .\n"

@@ -30,11 +30,10 @@ from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed up tiny products
 
-from tinygpt.cli import COMMANDS, main
-from tinygpt.config import schema
-from tinygpt.config.fields import keys
-from tinygpt.evaluate import process
-from tinygpt.interop import chat
+from tinygpt.adapt.formats import chat
+from tinygpt.base import process
+from tinygpt.base.configs.fields import keys
+from tinygpt.cli import COMMANDS, config_class, main
 from tinygpt.training.log import peak_memory
 
 # A shell's background job ignores Ctrl-C, and so would the children of the tests.
@@ -103,7 +102,7 @@ def cli_here(*args: str | Path, cwd: Path) -> Result:
 
 @contextlib.contextmanager
 def commands_here() -> Iterator[None]:
-    """Run the commands of a lab, which are processes of their own (evaluate/process.py), inside this process."""
+    """Run the commands of a lab, which are processes of their own (base/process.py), inside this process."""
 
     class Here:
         """Stands in for subprocess.Popen."""
@@ -179,12 +178,12 @@ def foreign_options(said: str, name: str) -> list[str]:
     hint names before them."""
     found = []
     for alternative in said.partition("  try: ")[2].split(", or "):
-        known = {*keys(getattr(schema, COMMANDS[name][1])), "help"} if name in COMMANDS else set()
+        known = {*keys(config_class(name)), "help"} if name in COMMANDS else set()
         for command, option in re.findall(r"\b(tinygpt [\w-]+|torchrun|pip install)|(?<![\w-])--(\w+)", alternative):
             if command and command.split()[-1] not in COMMANDS:
                 break  # followed by options of its own
             if command:
-                known = {*keys(getattr(schema, COMMANDS[command.split()[1]][1])), "help"}
+                known = {*keys(config_class(command.split()[1])), "help"}
             elif option not in known:
                 found.append(f"{alternative}: --{option}")
     return found

@@ -23,9 +23,11 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from tinygpt import files, machine, prepare, threads, train
+from tinygpt import prepare, train
+from tinygpt.base import files, threads
 from tinygpt.checkpoint import store
 from tinygpt.data import dataset, rows
+from tinygpt.examine.doctor import machine
 from tinygpt.fast import attention
 from tinygpt.fast.decoder import Decoder
 from tinygpt.model import GPT

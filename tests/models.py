@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.config.schema import TrainConfig
 from tinygpt.fast.model import FastGPT
 from tinygpt.model import ACTIVATIONS, GPT, NORMS, GPTConfig
 from tinygpt.options import POSITIONS

@@ -27,7 +27,7 @@ from conftest import PATIENCE, ok, until
 from openai import OpenAI
 
 from tinygpt.cli import main
-from tinygpt.serve import command
+from tinygpt.use.serve import command
 
 CPU = ["--device=cpu", "--dtype=float32"]
 ADDRESS = re.compile(r"^API: .*:(\d+)/v1.*^stop:", re.M | re.S)

@@ -13,13 +13,13 @@ import pytest
 from conftest import PATIENCE, commands_here, needs_fork, ok, refused, until
 from scipy import stats
 
-from tinygpt.advise import contenders, judge, labeller, summary
-from tinygpt.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
-from tinygpt.advise.split import Split, parsed_times, split
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.share import Z, wilson
 from tinygpt.data.dataset import Dataset
-from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.share import Z, wilson
-from tinygpt.experiment.models import Model
+from tinygpt.examine.experiment.models import Model
+from tinygpt.use.advise import contenders, judge, labeller, summary
+from tinygpt.use.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
+from tinygpt.use.advise.split import Split, parsed_times, split
 
 pytest.importorskip("sklearn")
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tinygpt.advise import look as look_module
-from tinygpt.advise.look import Finding, across, as_table, as_text, look, near_duplicates, unseen
-from tinygpt.advise.personal import masked
-from tinygpt.errors import TinyGPTError
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.use.advise import look as look_module
+from tinygpt.use.advise.look import Finding, across, as_table, as_text, look, near_duplicates, unseen
+from tinygpt.use.advise.personal import masked
 
 pytest.importorskip("sklearn")
 

@@ -9,8 +9,8 @@ import torch
 from conftest import Lazy
 from models import MODERN, every_option, ids, largest, shaken, small
 
-from tinygpt.errors import TinyGPTError
-from tinygpt.interop.architectures import STOCK, Stock, from_stock, to_stock
+from tinygpt.adapt.formats.architectures import STOCK, Stock, from_stock, to_stock
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.model import GPT
 
 transformers: Any = Lazy("transformers")

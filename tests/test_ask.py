@@ -25,20 +25,20 @@ from scipy.stats import binomtest
 from serving import serving_here
 from test_pairs import json_lines
 
+from tinygpt.base.terminal import escaped
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tasks.generate import words
 from tinygpt.data.tasks.reader import UNANSWERABLE, reader_prompt
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
-from tinygpt.lab.facts.systems import relevance
+from tinygpt.learn.lab.facts.systems import relevance
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.retrieve.answer import INSTRUCTION, SHIPPED, Reader, occurrence, shortened
-from tinygpt.retrieve.questions import answer_in, kind_of
-from tinygpt.retrieve.questions import asked as asked_words
-from tinygpt.retrieve.rank import MATCHES, match, query_of
-from tinygpt.retrieve.search import normalised, search
-from tinygpt.retrieve.sentences import units
-from tinygpt.retrieve.store import Passage, open_index
-from tinygpt.terminal import escaped
+from tinygpt.use.ask.answer import INSTRUCTION, SHIPPED, Reader, occurrence, shortened
+from tinygpt.use.ask.questions import answer_in, kind_of
+from tinygpt.use.ask.questions import asked as asked_words
+from tinygpt.use.ask.rank import MATCHES, match, query_of
+from tinygpt.use.ask.search import normalised, search
+from tinygpt.use.ask.sentences import units
+from tinygpt.use.ask.store import Passage, open_index
 
 COLOURS = ["red", "green", "blue"]
 NAMES = words("Ada Bea Cleo Dora Emil Finn Gina Hugo Ivo Jana Kira Leo Mona Nils Oda Paul Rosa Sven Tara Udo")

@@ -17,10 +17,10 @@ import pytest
 import torch
 from conftest import TINY_TRAIN, Result, cli, cli_here, foreign_options, listing, ok
 
+from tinygpt.base.configs import suggest
+from tinygpt.base.errors import TinyGPTError, fitting
+from tinygpt.base.files import folder_lock
 from tinygpt.checkpoint import store as checkpoint
-from tinygpt.config import suggest
-from tinygpt.errors import TinyGPTError, fitting
-from tinygpt.files import folder_lock
 
 
 def change(name: str, how: Callable[[bytes], bytes]) -> Callable[[Path], object]:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt.evaluate import baselines
-from tinygpt.evaluate.baselines import ngram_baselines, omissions_note
+from tinygpt.examine.eval import baselines
+from tinygpt.examine.eval.baselines import ngram_baselines, omissions_note
 
 ALL = slice(None)
 MEMORY = 1 << 30  # bytes that a child process may grow by, the mapped pages of its files included
@@ -109,7 +109,7 @@ def test_ngram_baselines_at_their_limits_need_little_memory(vocab_size: int, tmp
     code = f"""
 import re
 import numpy as np
-from tinygpt.evaluate.baselines import ngram_baselines
+from tinygpt.examine.eval.baselines import ngram_baselines
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) << 10
 train, val = (np.memmap(name + ".bin", dtype="<u2", mode="r") for name in ("train", "val"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinygpt.device import choose
+from tinygpt.base.device import choose
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 

@@ -18,14 +18,14 @@ from test_pairs import json_lines, pairs
 from test_report import Browser, browser, slowly_in_a_browser  # noqa: F401 (a fixture)
 from test_report_model import node
 
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import load
 from tinygpt.data import bpe, text_files
 from tinygpt.data.bpe import train_bpe, training_pieces
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import END, SPECIAL, CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
-from tinygpt.errors import TinyGPTError
-from tinygpt.report.weights import MOST_TOKENS, pack
-from tinygpt.sample import TextStream
+from tinygpt.examine.report.weights import MOST_TOKENS, pack
+from tinygpt.generate import TextStream
 
 hf = pytest.importorskip("tokenizers")
 transformers: Any = Lazy("transformers")

@@ -16,10 +16,10 @@ import yaml
 from conftest import ok, refused
 from models import every_option, nanogpts_file
 
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import Checkpoint, load, save
-from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
 from tinygpt.training.log import read_metrics

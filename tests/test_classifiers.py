@@ -16,10 +16,10 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
-from tinygpt.advise.labeller import load, save
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
-from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.classifiers import CLASSIFIERS, Linear, Majority, Nearest, restored
+from tinygpt.examine.eval.classifiers import CLASSIFIERS, Linear, Majority, Nearest, restored
+from tinygpt.use.advise.labeller import load, save
 
 WORDS = [["who", "whose", "person"], ["where", "city", "street"], ["when", "year", "monday"]]
 

@@ -15,11 +15,12 @@ import sklearn.metrics
 import torch
 from models import shaken, small
 
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.share import percent, wilson
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
-from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate import classify
-from tinygpt.evaluate.classify import (
+from tinygpt.examine.eval import classify
+from tinygpt.examine.eval.classify import (
     as_text,
     calibration,
     confusion_matrix,
@@ -32,7 +33,6 @@ from tinygpt.evaluate.classify import (
     quality,
     rates,
 )
-from tinygpt.evaluate.share import percent, wilson
 from tinygpt.model import GPT
 
 TOKENIZER = CharTokenizer(["a", SPECIAL[2], "b", "c", SPECIAL[0], "d", " ", SPECIAL[1]])

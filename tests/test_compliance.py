@@ -14,13 +14,13 @@ import pytest
 import sklearn.metrics
 from conftest import TINY_MODEL, cli_here, ok, refused
 
-from tinygpt.config.schema import PrepareConfig
+from tinygpt.base.configs.run import PrepareConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.preview import print_next_commands
 from tinygpt.data.tasks import TASKS, compliance
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
-from tinygpt.evaluate.classify import ngram_classifier
-from tinygpt.evaluate.threshold import (
+from tinygpt.examine.eval.classify import ngram_classifier
+from tinygpt.examine.eval.threshold import (
     as_text,
     average_precision,
     cheapest_threshold,
@@ -28,7 +28,7 @@ from tinygpt.evaluate.threshold import (
     outcome,
     precision_recall,
 )
-from tinygpt.experiment.models import classifier
+from tinygpt.examine.experiment.models import classifier
 
 ROOT = Path(__file__).parents[1]
 SHA256 = "e90a7e588a243e56a9b66e791b857e3e397d5fdbc3b58806c5eadbe8ee2ab2bc"

@@ -17,20 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt import cli
-from tinygpt.config import parse as configfile
-from tinygpt.config import schema
-from tinygpt.config.fields import HIDDEN, PATH, POSITIONAL, Config, Key, Limit, groups, keys, meanings
-from tinygpt.config.parse import parse, read_python, read_yaml, to_yaml
-from tinygpt.config.schema import (
-    EvalConfig,
-    ExportConfig,
-    FinetuneConfig,
-    PrepareConfig,
-    SampleConfig,
-    ServeConfig,
-    TrainConfig,
-)
-from tinygpt.errors import TinyGPTError
+from tinygpt.base.configs import parse as configfile
+from tinygpt.base.configs.adapt import ExportConfig
+from tinygpt.base.configs.examine import EvalConfig
+from tinygpt.base.configs.fields import HIDDEN, PATH, POSITIONAL, Config, Key, Limit, groups, keys, meanings
+from tinygpt.base.configs.parse import parse, read_python, read_yaml, to_yaml
+from tinygpt.base.configs.run import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig, run_settings
+from tinygpt.base.configs.use import ServeConfig
+from tinygpt.base.errors import TinyGPTError
 
 
 def train(*args: str) -> TrainConfig:
@@ -145,7 +139,7 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     path.write_text(to_yaml(made), encoding="utf-8")
     read = parse(FinetuneConfig, [str(path)])
-    assert schema.run_settings(read) == schema.run_settings(made) | {"config": (str(path),)}
+    assert run_settings(read) == run_settings(made) | {"config": (str(path),)}
     assert not read.watch  # a run is watched if the command says so, not because it was watched before
 
 
@@ -437,9 +431,7 @@ def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("command", "kind"), [(name, getattr(schema, entry[1])) for name, entry in cli.COMMANDS.items()]
-)
+@pytest.mark.parametrize(("command", "kind"), [(name, cli.config_class(name)) for name in cli.COMMANDS])
 def test_help_explains_every_option(command: str, kind: type[Config], capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of(command, capsys)
     assert shown.startswith(f"usage: tinygpt {command}") and "\n  tinygpt " in shown
@@ -534,10 +526,9 @@ def test_a_home_folder_in_flags_and_files(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_was_given_is_not_a_setting() -> None:
     """The sets of given keys are empty for a configuration made in Python, kept in its copies, and stored nowhere."""
-    for _, name, _ in cli.COMMANDS.values():
-        kind = getattr(schema, name)
+    for kind in map(cli.config_class, cli.COMMANDS):
         assert issubclass(kind, Config) and kind.given == kind.flags == frozenset()
         assert not {"given", "flags"} & (keys(kind).keys() | meanings(kind).keys())
     made = train("--seed=1")
     assert made.given == made.flags == dataclasses.replace(made, max_iters=1).given == {"seed"}
-    assert not {"given", "flags"} & (schema.run_settings(made) | yaml.safe_load(to_yaml(made))).keys()
+    assert not {"given", "flags"} & (run_settings(made) | yaml.safe_load(to_yaml(made))).keys()

@@ -11,8 +11,8 @@ import pytest
 import tiktoken
 from conftest import cli_here, refused
 
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data import corpora
-from tinygpt.errors import TinyGPTError
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from conftest import cli_here, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinygpt import files
-from tinygpt.config.schema import PrepareConfig
+from tinygpt.base import files
+from tinygpt.base.configs.run import PrepareConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data import dataset as data
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import TextRows
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer
-from tinygpt.errors import TinyGPTError
 from tinygpt.prepare import prepare
 
 

@@ -9,7 +9,7 @@ from models import every_pair, every_path, ids, largest, shaken, small
 
 from tinygpt.model import GPT
 from tinygpt.options import POSITIONS
-from tinygpt.serve.batch import BatchCache
+from tinygpt.use.serve.batch import BatchCache
 
 
 @every_pair

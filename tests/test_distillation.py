@@ -16,15 +16,16 @@ from test_distributed import BATCH, numbers, two_processes
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_train import column
 
+from tinygpt.base.configs.examine import ReportConfig
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.device import Autocast, Compute
 from tinygpt.checkpoint.store import load, save
-from tinygpt.config.schema import ReportConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.device import Autocast, Compute
+from tinygpt.examine.report.collect import load_run
+from tinygpt.examine.report.one_step import one_step
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatWeights
 from tinygpt.model import GPT
-from tinygpt.report.collect import load_run
-from tinygpt.report.one_step import one_step
 from tinygpt.training.distillation import Teacher
 
 TAUGHT = ["--teacher=out/ckpt.pt", "--out_dir=student", "--seed=8"]

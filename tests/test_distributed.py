@@ -16,8 +16,8 @@ import torch
 from children import Child, ranks, wait_for_lines
 from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok
 
+from tinygpt.base.files import folder_lock
 from tinygpt.checkpoint.store import load
-from tinygpt.files import folder_lock
 from tinygpt.training.log import read_metrics
 from tinygpt.training.processes import Processes
 from tinygpt.training.run import Run

@@ -20,13 +20,13 @@ import pytest
 import torch
 
 from tinygpt import cli, options
-from tinygpt.config import parse as configfile
-from tinygpt.config import schema
-from tinygpt.config.parse import parse, read_config
+from tinygpt.base.configs import parse as configfile
+from tinygpt.base.configs.parse import parse, read_config
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tasks import TASKS
-from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.classify import label_indices, ngram_classifier
-from tinygpt.lab.command import LABS
+from tinygpt.examine.eval.classify import label_indices, ngram_classifier
+from tinygpt.learn.lab.command import LABS
 from tinygpt.model import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
@@ -232,7 +232,7 @@ def test_every_page_is_linked() -> None:
 def test_every_choice_of_the_architecture_is_explained(option: str) -> None:
     """The help of the key and the docstring of options.py name each choice."""
     row = next(line for line in KEYS.splitlines() if line.startswith(f"| `{option}` |"))
-    for choice in typing.get_args(typing.get_type_hints(schema.TrainConfig)[option]):
+    for choice in typing.get_args(typing.get_type_hints(TrainConfig)[option]):
         for text in (row.split("|")[3], str(options.__doc__)):
             assert re.search(rf"\b{choice}\b", text), f"{option}={choice} is missing in: {text}"
 
@@ -246,9 +246,8 @@ def test_the_three_commands_stand_in_the_readme() -> None:
 @pytest.mark.parametrize("command", [each for text in PAGES.values() for each in commands(text)], ids=" ".join)
 def test_commands_of_the_pages_are_understood(command: list[str]) -> None:
     """Each command exists, and so do its flags (its files need not exist)."""
-    _, kind, _ = cli.COMMANDS[command[0]]
     args = [arg for arg in command[1:] if arg != "CONFIG"]
-    parse(getattr(schema, kind), args)
+    parse(cli.config_class(command[0]), args)
 
 
 def test_commands_named_in_sentences_exist() -> None:
@@ -275,7 +274,7 @@ def parameter_counts(vocab_size: int, **shape: Any) -> tuple[int, int]:
 
 def preset_counts(preset: str, grown: int = 0) -> tuple[int, int]:
     """Parameter counts of a preset on its own dataset, with `grown` tokens added to the vocabulary."""
-    config_of = parse(schema.TrainConfig, [preset])
+    config_of = parse(TrainConfig, [preset])
     names = {field.name for field in dataclasses.fields(GPTConfig)} & set(vars(config_of))
     vocab_size = 65 if config_of.dataset == "shakespeare_char" else 50257
     return parameter_counts(vocab_size + grown, **{name: getattr(config_of, name) for name in names})
@@ -313,7 +312,7 @@ def test_the_presets_are_at_most_twelve_and_listed() -> None:
     listed = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(listed) == [path.stem for path in PRESETS] and len(PRESETS) <= 12
     from_scratch = [path.stem for path in PRESETS if "finetune" not in path.stem]
-    helped = str(schema.TrainConfig.__doc__).partition("Start from a preset:")[2].partition(".")[0]
+    helped = str(TrainConfig.__doc__).partition("Start from a preset:")[2].partition(".")[0]
     assert sorted(re.findall(r"\w+", helped)) == sorted([*from_scratch, "or"])
 
 
@@ -371,7 +370,12 @@ def test_a_wrong_parameter_count_would_be_noticed(text: str) -> None:
 
 
 FIGURES = tomllib.loads((ROOT / "docs/figures.toml").read_text(encoding="utf-8"))
-STATING = ["tinygpt/config/schema.py", "tinygpt/data/preview.py", "tinygpt/quickstart.py", "scripts/wheelhouse.sh"]
+STATING = [
+    "tinygpt/base/configs/run.py",
+    "tinygpt/data/preview.py",
+    "tinygpt/learn/quickstart.py",
+    "scripts/wheelhouse.sh",
+]
 STATING = [*TEXTS, *(ROOT / "notebooks").glob("*.py"), *(ROOT / path for path in STATING)]
 
 
@@ -426,7 +430,7 @@ def test_a_contradiction_would_be_noticed(figure: str, page: str, sentence: str,
 
 def test_quoted_iterations_of_the_fast_preset_agree_with_it() -> None:
     fast, recipe = (
-        parse(schema.TrainConfig, [str(ROOT / f"configs/{name}.yaml")]) for name in ("shakespeare_char_fast", "nanogpt")
+        parse(TrainConfig, [str(ROOT / f"configs/{name}.yaml")]) for name in ("shakespeare_char_fast", "nanogpt")
     )
     texts = [*TEXTS, ROOT / "notebooks/gpt_from_scratch.py"]
     quoted = [

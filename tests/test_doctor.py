@@ -13,10 +13,11 @@ import pytest
 from conftest import TINY_TRAIN, cli_here
 
 from tinygpt import cli
-from tinygpt.config import parse as configfile
-from tinygpt.config import schema
-from tinygpt.config.parse import parse
-from tinygpt.evaluate.doctor import IN_A_ROW, RULES, Verdict, evaluations, judge, next_command, read_run
+from tinygpt.base.configs import parse as configfile
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import FinetuneConfig, TrainConfig
+from tinygpt.examine.doctor.run import read_run
+from tinygpt.training.verdict import IN_A_ROW, RULES, Verdict, evaluations, judge, next_command
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
 CURVES = json.loads((Path(__file__).parent / "fixtures/curves.json").read_text())
@@ -135,7 +136,7 @@ def test_a_few_evaluations_are_no_trend(count: int) -> None:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_the_schedule_of_each_preset_allows_a_verdict(preset: Path) -> None:
     """Computed, not trained: the steps at which the run is evaluated, and a loss that falls at each of them."""
-    command = schema.FinetuneConfig if preset.stem.startswith("finetune") else schema.TrainConfig
+    command = FinetuneConfig if preset.stem.startswith("finetune") else TrainConfig
     config = parse(command, [str(preset)])
     steps = [*range(0, config.max_iters, config.eval_interval), config.max_iters]
     assert len(steps) >= IN_A_ROW
@@ -173,7 +174,7 @@ def test_each_command_is_understood(settings: dict[str, Any], folder: str) -> No
             program, command, *args = shlex.split(found.command)
             assert program == "tinygpt", name
             args = [arg for arg in args if not arg.endswith("config.yaml")]
-            parse(getattr(schema, cli.COMMANDS[command][1]), args)
+            parse(cli.config_class(command), args)
             assert folder in " ".join(args + shlex.split(found.command)) or command == "prepare"
 
 

@@ -14,9 +14,9 @@ from tinygpt.checkpoint.store import load
 from tinygpt.data import corpora
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, sectors
-from tinygpt.evaluate.loss import bits_per_character
-from tinygpt.lab import domain
-from tinygpt.lab.domain import Case
+from tinygpt.learn.lab import domain
+from tinygpt.learn.lab.domain import Case
+from tinygpt.training.losses import bits_per_character
 
 EXAMPLES = sectors.make(1337)
 TEXT = corpora.industry_descriptions()

@@ -14,16 +14,17 @@ import torch
 from conftest import cli_here, ok, refused
 from models import nanogpts_file
 
-from tinygpt import device
+from tinygpt.base import device
+from tinygpt.base.configs.examine import EvalConfig
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint.store import load
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import EvalConfig, TrainConfig
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import TextRows
-from tinygpt.evaluate import baselines
-from tinygpt.evaluate.baselines import ngram_baselines
-from tinygpt.evaluate.loss import bits_per_character, estimate_losses, loss_and_error, mean_loss, sampled_loss
+from tinygpt.examine.eval import baselines
+from tinygpt.examine.eval.baselines import ngram_baselines
 from tinygpt.model import GPT, GPTConfig
+from tinygpt.training.losses import bits_per_character, estimate_losses, loss_and_error, mean_loss, sampled_loss
 from tinygpt.training.processes import Processes
 
 CPU = device.choose("cpu", "float32")
@@ -195,8 +196,8 @@ def test_a_sampled_loss_is_within_its_error(monkeypatch: pytest.MonkeyPatch) -> 
     exact, _ = loss_and_error(model, source, rows, CPU)
     complete = sampled_loss(model, source, CPU)
     assert (complete.loss, complete.rows, complete.of) == (exact, 3000, 3000)
-    monkeypatch.setattr("tinygpt.evaluate.loss.CHEAP", 0)
-    monkeypatch.setattr("tinygpt.evaluate.loss.ERROR", 0.01)
+    monkeypatch.setattr("tinygpt.training.losses.CHEAP", 0)
+    monkeypatch.setattr("tinygpt.training.losses.ERROR", 0.01)
     sampled = sampled_loss(model, source, CPU)
     bound = 0.01 * max(1, sampled.loss)
     assert 32 < sampled.rows < 3000 and sampled.error <= bound

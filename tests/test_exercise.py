@@ -16,8 +16,8 @@ import pytest
 import torch
 from conftest import PATIENCE, cli_here, ok, until
 
-from tinygpt.exercise import child, runner, steps
-from tinygpt.exercise.outline import template_steps
+from tinygpt.learn.exercise import child, runner, steps
+from tinygpt.learn.exercise.outline import template_steps
 
 SOLUTION = Path(__file__).parent / "solution.py"
 SOURCE = SOLUTION.read_text(encoding="utf-8")

@@ -21,10 +21,10 @@ from models import largest, nanogpts_file
 from test_import import save_model
 from test_pairs import json_lines, pairs
 
+from tinygpt.adapt.formats.gguf_file import QUANTISATIONS, read_file
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import Checkpoint, load, save, tokenizer_of
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.interop.gguf_file import QUANTISATIONS, read_file
 from tinygpt.options import GPTConfig
 
 transformers = pytest.importorskip("transformers")

@@ -11,15 +11,15 @@ from conftest import ok, trained
 from models import OPTIMIZERS, every_pair, ids, largest, shaken, small
 from torch import Tensor
 
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.device import Compute
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.checkpoint.lora import LoRA, attach
 from tinygpt.checkpoint.store import load
-from tinygpt.config.schema import TrainConfig
-from tinygpt.device import Compute, model_class
-from tinygpt.errors import TinyGPTError
 from tinygpt.fast import attention
 from tinygpt.fast.decoder import Decoder, Packed, can_pack, pack
-from tinygpt.fast.model import FastGPT
+from tinygpt.fast.model import FastGPT, model_class
 from tinygpt.fast.norm import rms_norm
-from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import build, state_of

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from conftest import PATIENCE
 
-from tinygpt import files
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import folder_lock, replacing
+from tinygpt.base import files
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import folder_lock, replacing
 
 OLD, NEW = b"old" * 1000, b"new" * 5000
 
@@ -104,7 +104,7 @@ def test_a_link_is_not_written_through(path: Path) -> None:
 WRITE = """
 import sys
 from pathlib import Path
-from tinygpt.files import replacing
+from tinygpt.base.files import replacing
 for _ in range(100):
     with replacing(Path(sys.argv[1])) as file:
         for _ in range(20):
@@ -115,7 +115,7 @@ for _ in range(100):
 WRITE_AFTER_A_LINE = """
 import sys
 from pathlib import Path
-from tinygpt.files import replacing
+from tinygpt.base.files import replacing
 with replacing(Path(sys.argv[1])) as file:
     file.write(b"first")
     file.flush()
@@ -244,7 +244,7 @@ def test_elsewhere_a_denied_rename_is_not_tried_again(path: Path, monkeypatch: p
 HOLD = """
 import sys, time
 from pathlib import Path
-from tinygpt.files import folder_lock
+from tinygpt.base.files import folder_lock
 with folder_lock(Path(sys.argv[1]), "run"):
     print("locked", flush=True)
     time.sleep(60)

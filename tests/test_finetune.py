@@ -21,13 +21,13 @@ from conftest import TINY_MODEL, Shared, cli_here, ok, refused
 from models import same_weights
 from test_pairs import json_lines
 
+from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
 from tinygpt.cli import main
-from tinygpt.config.schema import ReportConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.report.collect import load_run
-from tinygpt.report.one_step import one_step
+from tinygpt.examine.report.collect import load_run
+from tinygpt.examine.report.one_step import one_step
 from tinygpt.training.log import read_metrics
 
 FLAGS = [
@@ -93,7 +93,7 @@ def test_the_prompts_after_training_are_those_that_were_asked_before(work: Path)
 def test_a_split_that_would_take_minutes_is_sampled_before_and_after(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinygpt.evaluate.loss.CHEAP", 1 << 22)  # between the cost of the two splits
+    monkeypatch.setattr("tinygpt.training.losses.CHEAP", 1 << 22)  # between the cost of the two splits
     result = ok(work, "finetune", *FLAGS, "--max_iters=4", "--out_dir=out-sampled")
     (before,), (after,) = kinds(work / "out-sampled", "before"), kinds(work / "out-sampled", "after")
     assert before["base_rows"] == after["base_rows"] < after["base_of"]
@@ -290,7 +290,7 @@ def test_continued_pretraining_grows_the_vocabulary(work: Path) -> None:
 
 
 def test_the_comparison_shows_control_characters_escaped() -> None:
-    from tinygpt.finetune.compare import side_by_side
+    from tinygpt.training.compare import side_by_side
 
     said = {"prompts": ["a\x1b[1m"], "responses": ["b\x07"], "answers": ["c\n"]}
     text = "".join(side_by_side(said, said)).replace("\n", "")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import every_option, ids, shaken, small
 from torch import Tensor
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.generate import Sampling, generate, probabilities, refuse_diverged
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS

@@ -18,11 +18,11 @@ import tokenizers
 import torch
 from models import every_option, ids, largest, shaken, small
 
+from tinygpt.adapt.formats import gguf_file
+from tinygpt.adapt.formats.architectures import STOCK, Stock, from_stock, to_stock
+from tinygpt.adapt.formats.gguf_file import PRE, QUANTISATIONS, read_file, write_file
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
-from tinygpt.errors import TinyGPTError
-from tinygpt.interop import gguf_file
-from tinygpt.interop.architectures import STOCK, Stock, from_stock, to_stock
-from tinygpt.interop.gguf_file import PRE, QUANTISATIONS, read_file, write_file
 from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
 

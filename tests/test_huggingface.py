@@ -18,6 +18,10 @@ from conftest import Lazy, cli_here
 from models import MODERN, SMALL, largest
 from test_architectures import PUBLISHED, apart, every_row, model, rebuilt, theirs_of
 
+from tinygpt.adapt.formats.huggingface import read_folder, write_folder
+from tinygpt.adapt.formats.tokenizers import chat_template, tokenizer_files
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.checkpoint.gpt2 import hub_folder
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.data.tokenizer import (
     END,
@@ -29,9 +33,6 @@ from tinygpt.data.tokenizer import (
     from_json,
     tokenizer_from_dict,
 )
-from tinygpt.errors import TinyGPTError
-from tinygpt.interop.huggingface import hub_folder, read_folder, write_folder
-from tinygpt.interop.tokenizers import chat_template, tokenizer_files
 from tinygpt.model import GPT
 
 transformers: Any = Lazy("transformers")
@@ -326,8 +327,8 @@ def test_a_name_that_the_hub_cannot_have() -> None:
 @pytest.mark.slow
 def test_no_connection_to_the_hub(tmp_path: Path) -> None:
     code = (
-        "from tinygpt.interop.huggingface import hub_folder\n"
-        "from tinygpt.errors import TinyGPTError\n"
+        "from tinygpt.checkpoint.gpt2 import hub_folder\n"
+        "from tinygpt.base.errors import TinyGPTError\n"
         "try: hub_folder('tinygpt-tests/no-such-model')\n"
         "except TinyGPTError as error: print(error.message)"
     )

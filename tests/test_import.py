@@ -20,11 +20,11 @@ import torch
 from conftest import PATIENCE, Lazy, Shared, ok, refused
 from test_pairs import json_lines
 
+from tinygpt.adapt.formats import chat
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import SPECIAL, HuggingFaceTokenizer, tokenizer_from_dict
-from tinygpt.interop import chat
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 transformers: Any = Lazy("transformers")

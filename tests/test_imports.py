@@ -1,4 +1,4 @@
-"""Imports point one way, through seven layers, and the command line imports heavy packages only when needed."""
+"""The help is the map of the package, imports point one way, and the command line imports heavy packages late."""
 
 import ast
 import functools
@@ -10,18 +10,14 @@ from pathlib import Path
 import pytest
 
 import tinygpt
+from tinygpt.cli import GROUPS, config_class
 
 SOURCE = Path(tinygpt.__file__).parent
-LAYERS = [  # a module imports from rows above its own, and from its own row without a cycle
-    "errors terminal threads",
-    "files config",
-    "data options model generate lora device fast",
-    "checkpoint training evaluate interop",
-    "prepare train sample finetune report exercise retrieve experiment",
-    "quickstart machine lab serve plan convert advise why",
-    "cli api __main__ __init__",
+FIRST = next(iter(GROUPS))
+ROOMS = [  # a module imports from its own room and from those before it
+    *("base", "data", "options", "model", "generate", "fast", "checkpoint", "training"),
+    *("prepare", "train", "sample", "examine", "adapt", "use", "api", "learn", "cli", "__init__", "__main__"),
 ]
-ROW = {name: row for row, names in enumerate(LAYERS) for name in names.split()}
 HEAVY = {"torch", "tensorboard", "numpy", "tiktoken", "yaml", "tqdm", "requests", "shtab", "filelock"}
 HEAVY |= {"transformers", "matplotlib", "sklearn", "jinja2", "gguf", "tokenizers", "safetensors", "huggingface_hub"}
 HEAVY |= {"starlette", "uvicorn"}
@@ -60,37 +56,44 @@ def own(name: str, first: bool = False) -> set[str]:
     return {other if other in modules() else other.rpartition(".")[0] for other in full} - {name, "", "__init__"}
 
 
-def row(name: str) -> int:
-    """The layer of a module: its own, or that of its package."""
-    return ROW[name] if name in ROW else ROW[name.partition(".")[0]]
+def room(name: str) -> str:
+    """The module at the top, or the package, in which a module is."""
+    return name.partition(".")[0]
+
+
+def test_the_help_is_the_map() -> None:
+    """The command NAME of GROUP is tinygpt/GROUP/NAME.py, or in tinygpt/GROUP/NAME/; the first three are at the top."""
+    assert {room(name) for name in modules()} == {*ROOMS}
+    for group, commands in GROUPS.items():
+        for name, (target, config, _) in commands.items():
+            place = name if group == FIRST else f"{group}.{name}"
+            module = target.partition(":")[0]
+            assert module.removesuffix("_") in (place, f"{place}.command") and module in modules()
+            assert config.partition(":")[0] in (group, "run") and config_class(name)
 
 
 def test_imports_point_one_way() -> None:
-    upward = [f"{name} imports {other}" for name in modules() for other in own(name) if row(other) > row(name)]
+    arrows = {(room(name), room(other)) for name in modules() for other in own(name)}
+    upward = [f"{one} imports {other}" for one, other in arrows if ROOMS.index(other) > ROOMS.index(one)]
     assert not upward
+    assert len([one for one, other in arrows if one != other]) <= 78
 
 
-def test_there_is_no_cycle_of_modules_or_packages() -> None:
+def test_there_is_no_cycle_of_modules() -> None:
     imports = {name: own(name) for name in modules()}
-    packages: dict[str, set[str]] = {}
-    for name in modules():
-        house = name if name in ROW else name.partition(".")[0]
-        inside = {other if other in ROW else other.partition(".")[0] for other in own(name)} - {house}
-        packages.setdefault(house, set()).update(inside)
-    for graph in (imports, packages):
-        while graph:  # remove modules without remaining imports; a cycle would stay
-            free = {name for name, needs in graph.items() if not needs & graph.keys()}
-            assert free, f"a cycle among {', '.join(sorted(graph))}"
-            graph = {name: needs for name, needs in graph.items() if name not in free}
+    while imports:  # remove modules without remaining imports; a cycle would stay
+        free = {name for name, needs in imports.items() if not needs & imports.keys()}
+        assert free, f"a cycle among {', '.join(sorted(imports))}"
+        imports = {name: needs for name, needs in imports.items() if name not in free}
 
 
 def test_every_package_says_what_it_is_for() -> None:
-    for path in SOURCE.glob("*/__init__.py"):
-        assert ast.get_docstring(modules()[path.parent.name]), path
+    for path in SOURCE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_bytes())), path
 
 
 def test_nothing_heavy_at_module_level_of_the_command_line() -> None:
-    for name in ("__init__", "__main__", "cli", "report", "exercise", "config", "evaluate"):
+    for name in ("__init__", "__main__", "cli", "examine.report", "learn.exercise", "base.configs", "examine.eval"):
         assert not {other.split(".")[0] for other in imported(at_once(modules()[name]))} & HEAVY, name
     assert "torch" in imported(modules()["train"])  # the search does find things
 
@@ -109,8 +112,8 @@ def test_help_and_preparing_text_import_nothing_heavy(tmp_path: Path) -> None:
     code = """
 import contextlib, sys
 from tinygpt.cli import main
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import TrainConfig
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import TrainConfig
 imported = []
 def note(*names):
     imported.append([name for name in names if name in sys.modules])

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from conftest import Result, cli, cli_here, listing, needs_fork, ok, refused
 
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import file_lock
-from tinygpt.retrieve import documents, embeddings, index, passages, store
-from tinygpt.retrieve.search import search
-from tinygpt.retrieve.store import Index, Passage, open_index
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import file_lock
+from tinygpt.use.ask import documents, embeddings, index, passages, store
+from tinygpt.use.ask.search import search
+from tinygpt.use.ask.store import Index, Passage, open_index
 
 REPORT = """# Report
 Kalor Foods sold 412 tonnes of cheese.

@@ -16,22 +16,22 @@ from test_import import save_model
 from test_report import Browser, browser, in_a_browser  # noqa: F401 (browser: a fixture)
 from test_report_model import node
 
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import folder_lock
+from tinygpt.base.terminal import duration
 from tinygpt.data.tasks import generate, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
-from tinygpt.errors import TinyGPTError
-from tinygpt.experiment import stages
-from tinygpt.experiment.stages import Identity, Stage
-from tinygpt.experiment.summary import Share
-from tinygpt.files import folder_lock
-from tinygpt.lab import methods
-from tinygpt.lab.facts import experiment, systems, world
-from tinygpt.lab.facts.summary import Measured, Row, freshest
-from tinygpt.lab.facts.systems import Reply, relevance
-from tinygpt.lab.facts.world import Question
-from tinygpt.retrieve.search import search
-from tinygpt.retrieve.store import open_index
-from tinygpt.terminal import duration
+from tinygpt.examine.experiment import stages
+from tinygpt.examine.experiment.stages import Identity, Stage
+from tinygpt.examine.experiment.summary import Share
+from tinygpt.learn.lab import methods
+from tinygpt.learn.lab.facts import experiment, systems, world
+from tinygpt.learn.lab.facts.summary import Measured, Row, freshest
+from tinygpt.learn.lab.facts.systems import Reply, relevance
+from tinygpt.learn.lab.facts.world import Question
 from tinygpt.training.log import read_metrics
+from tinygpt.use.ask.search import search
+from tinygpt.use.ask.store import open_index
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the lab, with 15 companies, was killed in a training and then finished, each time in a process
     of its own; on Linux it has no network."""
     folder = tmp_path_factory.mktemp("lab")
-    code = "import sys; from tinygpt.cli import main; from tinygpt.lab.facts import experiment"
+    code = "import sys; from tinygpt.cli import main; from tinygpt.learn.lab.facts import experiment"
     code += f"; experiment.QUICK = experiment.Size{tuple(SMALL)}; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "lab", "facts", "--quick", "--out_dir=out"]
     without = ["unshare", "--net", "--map-root-user"]

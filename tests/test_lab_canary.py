@@ -11,11 +11,11 @@ import torch
 from conftest import cli_here, commands_here, lab_results, ok
 from scipy.stats import expon, rankdata
 
-from tinygpt.config.schema import LabConfig
+from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.experiment.models import Model
-from tinygpt.lab import arithmetic, canary
-from tinygpt.lab.arithmetic import SumAnswer
+from tinygpt.examine.experiment.models import Model
+from tinygpt.learn.lab import arithmetic, canary
+from tinygpt.learn.lab.arithmetic import SumAnswer
 
 # shorter forms of QUICK: the models learn hardly anything, or something
 SMALL = canary.Size(60_000, 2, 1 << 9, 8, (2,))

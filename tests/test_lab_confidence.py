@@ -12,12 +12,12 @@ from conftest import cli_here, commands_here, lab_results, ok
 from sklearn.metrics import roc_auc_score
 from test_import import save_model
 
-from tinygpt.config.schema import LabConfig
+from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.tasks import generate
 from tinygpt.data.tasks.transactions import LINE_WIDTH
-from tinygpt.lab import cascade, confidence
-from tinygpt.lab.cascade import System
-from tinygpt.lab.confidence import auroc, threshold
+from tinygpt.learn.lab import cascade, confidence
+from tinygpt.learn.lab.cascade import System
+from tinygpt.learn.lab.confidence import auroc, threshold
 from tinygpt.training.log import read_metrics
 
 # ---- thresholds and AUROC --------------------------------------------------------------------------------------------

@@ -16,13 +16,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from test_import import save_model
 
-from tinygpt.config.schema import LabConfig
+from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.generate import letters
 from tinygpt.data.tasks.merchants import merchants_by_label
-from tinygpt.experiment.models import right
-from tinygpt.lab import drift, labels
+from tinygpt.examine.experiment.models import right
+from tinygpt.learn.lab import drift, labels
 
 TASK = TASKS["transactions"]
 SPLITS = TASK.make(1337)

@@ -16,11 +16,11 @@ import pytest
 from children import Child, lines_of
 from conftest import Shared, cli_here, listing, needs_fork, ok, refused, tiny_text, until
 
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint.store import load
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.lab import race
+from tinygpt.learn.lab import race
 
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size": 8, "gradient_accumulation_steps": 1}
 SMALL |= {"learning_rate": 1e-2, "warmup_iters": 2, "max_iters": 20, "eval_interval": 10, "eval_iters": 2}

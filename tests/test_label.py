@@ -19,12 +19,12 @@ import torch
 from conftest import ok, refused
 from serving import Server, serving_here
 
-from tinygpt.advise.labeller import GPTState, load, save
+from tinygpt.base.files import file_lock
 from tinygpt.checkpoint import store
-from tinygpt.evaluate.classifiers import Linear, Majority, Nearest
-from tinygpt.experiment.models import classifier
-from tinygpt.files import file_lock
-from tinygpt.retrieve import embeddings
+from tinygpt.examine.eval.classifiers import Linear, Majority, Nearest
+from tinygpt.examine.experiment.models import classifier
+from tinygpt.use.advise.labeller import GPTState, load, save
+from tinygpt.use.ask import embeddings
 
 LABELS = ["person", "place", "time"]
 WORDS = dict(zip(LABELS, ("who", "where", "when"), strict=True))
@@ -269,7 +269,7 @@ def test_damaged_foreign_newer_and_ordinary_files_are_refused(work: Path, tiny_r
 
 
 def test_a_classifier_with_word_vectors_names_the_extra(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinygpt.retrieve import embeddings
+    from tinygpt.use.ask import embeddings
 
     vectors = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
     model = Linear.fit(*examples(60), 3, C=1, embed=lambda texts: vectors[[len(text) for text in texts]])

@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import cli_here, commands_here, ok, tiny_text
 
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import TrainConfig
-from tinygpt.lab import scale
-from tinygpt.lab.law import Law, fit, nonnegative
-from tinygpt.lab.scale import SHAPES
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.examine.eval.law import Law, fit, nonnegative
+from tinygpt.learn.lab import scale
+from tinygpt.learn.lab.scale import SHAPES
 from tinygpt.model import GPT, GPTConfig
 
 TRUE = Law(E=1.0, A=20.0, B=60.0, alpha=0.4, beta=0.3)

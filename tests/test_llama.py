@@ -24,10 +24,10 @@ from models import largest, shaken, small
 from test_gguf import ROWS, pretrained_file, tokenizer
 from test_pairs import json_lines
 
+from tinygpt.adapt.formats.architectures import from_stock, to_stock
+from tinygpt.adapt.formats.gguf_file import PRE, read_file, write_file
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, tokenizer_from_dict
-from tinygpt.interop.architectures import from_stock, to_stock
-from tinygpt.interop.gguf_file import PRE, read_file, write_file
 from tinygpt.model import GPT, GPTConfig
 
 SERVER = """

@@ -9,16 +9,16 @@ import pytest
 import torch
 from models import SMALL, every_option, every_path, ids, largest, shaken, small
 
-from tinygpt import lora
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.device import Compute
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.checkpoint import lora
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.adapter import applied, save_adapter, weights_fingerprint
+from tinygpt.checkpoint.lora import LoRA
 from tinygpt.checkpoint.resize import grow_vocabulary
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.config.schema import TrainConfig
-from tinygpt.device import Compute
-from tinygpt.errors import TinyGPTError
 from tinygpt.fast.optimizer import FlatWeights
-from tinygpt.lora import LoRA
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import build
 

@@ -12,7 +12,7 @@ import torch
 from children import Child
 from conftest import cli, needs_fork, refused
 
-from tinygpt.device import choose
+from tinygpt.base.device import choose
 
 CHECKS = ["prepare, train, sample", "interrupted and resumed", "logits on cpu in float32", "training step"]
 if choose("cpu", "auto").dtype != torch.float32:

@@ -527,8 +527,8 @@ def test_the_data_dir_of_the_run_is_used_unless_another_is_given(moved: Path, co
 
 
 def test_the_command_to_try_fits_the_model_and_its_dataset(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinygpt.config import suggest
-    from tinygpt.evaluate.check import next_command
+    from tinygpt.base.configs import suggest
+    from tinygpt.examine.doctor.files import next_command
 
     monkeypatch.chdir(moved)
     labelled, text = load("run"), load("out")

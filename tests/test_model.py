@@ -14,11 +14,11 @@ import torch
 import transformers
 from models import CHOICES, EVERYDAY, NEEDS, SIZES, SMALL, every_pair, every_path, ids, largest, shaken, small
 
+from tinygpt.adapt.formats.architectures import Stock, from_stock
+from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint.resize import set_block_size
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.config.schema import TrainConfig
 from tinygpt.generate import Sampling, generate
-from tinygpt.interop.architectures import Stock, from_stock
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
 

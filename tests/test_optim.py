@@ -9,9 +9,9 @@ import torch
 from models import OPTIMIZERS
 from torch import Tensor
 
-from tinygpt.config.schema import TrainConfig
-from tinygpt.device import Compute
-from tinygpt.errors import TinyGPTError
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.device import Compute
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatWeights
 from tinygpt.model import GPT, MATRIX, GPTConfig

@@ -13,14 +13,14 @@ from models import MODERN, largest
 from test_architectures import ROPE, every_row, ids, model, theirs_of
 from test_huggingface import auto, characters, refuses_mutants
 
+from tinygpt.adapt.formats.architectures import from_stock
+from tinygpt.adapt.formats.huggingface import read_folder, write_folder
+from tinygpt.adapt.formats.peft import read_adapter, write_adapter
+from tinygpt.adapt.formats.tokenizers import tokenizer_files
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import applied, save_adapter, weights_fingerprint
+from tinygpt.checkpoint.lora import LoRA, attach
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.errors import TinyGPTError
-from tinygpt.interop.architectures import from_stock
-from tinygpt.interop.huggingface import read_folder, write_folder
-from tinygpt.interop.peft import read_adapter, write_adapter
-from tinygpt.interop.tokenizers import tokenizer_files
-from tinygpt.lora import LoRA, attach
 
 peft: Any = Lazy("peft")
 

@@ -16,14 +16,14 @@ from conftest import cli_here, commands_here, ok, refused, tiny_text, trained
 from models import ALONE, ids
 from torch import Tensor
 
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import TrainConfig
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.terminal import durations
+from tinygpt.examine.plan import cost
+from tinygpt.examine.plan.cost import Costs
+from tinygpt.examine.plan.memory import memory
 from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
-from tinygpt.plan import cost
-from tinygpt.plan.cost import Costs
-from tinygpt.plan.memory import memory
-from tinygpt.terminal import durations
 from tinygpt.training.log import read_metrics
 from tinygpt.training.processes import Processes
 

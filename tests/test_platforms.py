@@ -25,11 +25,12 @@ from test_pairs import json_lines
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinygpt
-from tinygpt import cli, device, terminal, train
+from tinygpt import cli, train
+from tinygpt.base import device, terminal
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import load
-from tinygpt.config.schema import TrainConfig
 from tinygpt.data.rows import TextRows
-from tinygpt.errors import TinyGPTError
 from tinygpt.training import processes as distributed
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import read_metrics

@@ -20,14 +20,15 @@ from conftest import cli_here, listing, ok, refused
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from tinygpt import files, prepare
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import PrepareConfig, TrainConfig
+from tinygpt import prepare
+from tinygpt.base import files
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import PrepareConfig, TrainConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data import text_files
 from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import GPT2Tokenizer
-from tinygpt.errors import TinyGPTError
 
 PATIENT = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = "*.txt, *.jsonl, *.ndjson, *.txt.gz, *.jsonl.gz, *.ndjson.gz, *.txt.zst, *.jsonl.zst, *.ndjson.zst"

@@ -15,9 +15,10 @@ from children import Child, wait_for_lines
 from conftest import cli, cli_here, listing, needs_fork, ok
 from test_suggestions import suggested
 
-from tinygpt import quickstart
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import QuickstartConfig, TrainConfig
+from tinygpt.base.configs.learn import QuickstartConfig
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.learn import quickstart
 
 SHORT = "--max_iters=30"
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "eval_iters": 2}

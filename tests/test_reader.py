@@ -14,21 +14,21 @@ import pytest
 import torch
 from conftest import cli_here, ok, refused
 
-from tinygpt import device
+from tinygpt.base import device
+from tinygpt.base.configs.use import AskConfig
+from tinygpt.base.share import percent, wilson
 from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
-from tinygpt.config.schema import AskConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS, Task, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, Recipe, cited_answer
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.evaluate.respond import matches
-from tinygpt.evaluate.share import percent, wilson
+from tinygpt.examine.eval.respond import matches
 from tinygpt.fast.model import FastGPT
-from tinygpt.retrieve.answer import load_reader
-from tinygpt.retrieve.search import search
-from tinygpt.retrieve.store import open_index
+from tinygpt.use.ask.answer import load_reader
+from tinygpt.use.ask.search import search
+from tinygpt.use.ask.store import open_index
 
 ROOT = Path(__file__).parents[1]
 
@@ -326,7 +326,7 @@ def test_no_other_company_has_the_name_that_is_asked_about(monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_the_reader_that_ships_is_small_and_reads_new_examples() -> None:
-    path = ROOT / "tinygpt/retrieve/reader.pt"
+    path = ROOT / "tinygpt/use/ask/reader.pt"
     assert path.stat().st_size < 1 << 20
     checkpoint, rng = load(path), random.Random("new")
     tokenizer = tokenizer_from_dict(checkpoint.tokenizer, str(path))

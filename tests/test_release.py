@@ -15,7 +15,8 @@ from tinygpt import __version__
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = {path for path in (ROOT / "tinygpt").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-TOLD = {"py.typed", "retrieve/reader.pt", "data/shakespeare.txt.bz2", "data/tasks/merchants.LICENSE", "report/model.js"}
+TOLD = {"py.typed", "data/shakespeare.txt.bz2", "data/tasks/merchants.LICENSE"}
+TOLD |= {"use/ask/reader.pt", "examine/report/model.js"}
 
 
 def built(kind: str, folder: Path) -> Path:

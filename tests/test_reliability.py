@@ -53,8 +53,8 @@ from conftest import PATIENCE, TINY_TRAIN, until
 from faults import SAFE_ORDER, Fault
 
 from tinygpt import cli
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import Checkpoint, load, save
-from tinygpt.errors import TinyGPTError
 
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 1, "block_size": 1, "vocab_size": 1}  # where only the file matters
 

@@ -23,9 +23,9 @@ from test_finetune import tuned  # noqa: F401 (a fixture)
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.evaluate import baselines
-from tinygpt.report import collect
-from tinygpt.report.overlap import SHORTEST, TrainingText, marked
+from tinygpt.examine.eval import baselines
+from tinygpt.examine.report import collect
+from tinygpt.examine.report.overlap import SHORTEST, TrainingText, marked
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 ROOT = Path(__file__).parent.parent
@@ -413,7 +413,7 @@ def test_the_page_says_what_the_baselines_leave_out(reported: Path, tmp_path: Pa
 def test_the_map_of_the_tokens_is_that_of_scikit_learn(reported: Path) -> None:
     from sklearn.decomposition import PCA
 
-    from tinygpt.config.schema import ReportConfig
+    from tinygpt.base.configs.examine import ReportConfig
 
     config = ReportConfig(data_dir=str(reported / "data"))
     found = collect.embedding_map(collect.load_run(str(reported / "out"), config))
@@ -428,7 +428,7 @@ def test_the_map_of_the_tokens_is_that_of_scikit_learn(reported: Path) -> None:
 
 @pytest.mark.parametrize("context", [1024, 6])
 def test_the_context_of_a_passage_is_limited(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, context: int) -> None:
-    from tinygpt.config.schema import ReportConfig
+    from tinygpt.base.configs.examine import ReportConfig
 
     monkeypatch.setattr(collect, "CONTEXT", context)
     run = collect.load_run(str(tiny_run / "out"), ReportConfig(data_dir=str(tiny_run / "data")))
@@ -593,7 +593,7 @@ def test_a_page_without_the_dataset_contains_no_absolute_path(private: Path, tmp
 
 
 def test_absolute_paths_of_any_system_are_shortened() -> None:
-    from tinygpt.files import without_folders
+    from tinygpt.base.files import without_folders
 
     settings = {
         "out_dir": "/home/jane doe/out",

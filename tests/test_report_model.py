@@ -15,16 +15,16 @@ from models import CHOICES, NEEDS, every_pair, ids, largest, shaken, small
 from test_finetune import tuned  # noqa: F401 (a fixture)
 from torch import Tensor
 
-import tinygpt.report.weights
+import tinygpt.examine.report.weights
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
-from tinygpt.errors import TinyGPTError
+from tinygpt.examine.report.weights import pack
 from tinygpt.generate import Sampling, generate, probabilities
 from tinygpt.model import ACTIVATIONS, GPT, GPTConfig
 from tinygpt.options import POSITIONS, Learned, Position, Rotary, rotate
-from tinygpt.report.weights import pack
 
-FILE = Path(tinygpt.report.weights.__file__).with_name("model.js")
+FILE = Path(tinygpt.examine.report.weights.__file__).with_name("model.js")
 PRELUDE = f"""
 const TinyGPT = require({json.dumps(str(FILE))});
 const input = JSON.parse(require("fs").readFileSync(0, "utf8"));

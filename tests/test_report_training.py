@@ -21,16 +21,16 @@ from test_finetune import FLAGS, LORA, tuned  # noqa: F401 (a fixture)
 from test_report import Browser, browser, slowly_in_a_browser  # noqa: F401 (a fixture)
 from test_report_model import node
 
+from tinygpt.base.configs.examine import ReportConfig
+from tinygpt.base.configs.parse import read_config
 from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
 from tinygpt.checkpoint.store import load, save, tokenizer_of
-from tinygpt.config.parse import read_config
-from tinygpt.config.schema import ReportConfig
 from tinygpt.data.tokenizer import CharTokenizer
+from tinygpt.examine.report import collect
+from tinygpt.examine.report.one_step import one_step
+from tinygpt.examine.report.page import short
+from tinygpt.examine.report.weights import BLOCK, differences, pack, page_weights
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.report import collect
-from tinygpt.report.one_step import one_step
-from tinygpt.report.page import short
-from tinygpt.report.weights import BLOCK, differences, pack, page_weights
 
 PLAIN = ["--fast=False", "--dropout=0", "--eval_interval=5"]
 

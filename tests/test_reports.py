@@ -12,13 +12,13 @@ from conftest import Result, cli_here, commands_here, lab_results, ok
 from models import ids, shaken, small
 from test_lora import adapted
 
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import Adapters, load_model, save_adapter, weights_fingerprint
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.tasks import TASKS, reports
 from tinygpt.data.tokenizer import SPECIAL
-from tinygpt.errors import TinyGPTError
-from tinygpt.lab import reports as lab
+from tinygpt.learn.lab import reports as lab
 
 DATASETS = {"plain": "reports", "a": "reports_a", "b": "reports_b"}
 PROMPT = "Nordal Q2 sales 48.3 +6 profit 5.1 -12"

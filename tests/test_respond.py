@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
-from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.classify import label_scores
-from tinygpt.evaluate.respond import responses
+from tinygpt.examine.eval.classify import label_scores
+from tinygpt.examine.eval.respond import responses
 from tinygpt.generate import answer
 from tinygpt.model import GPT, GPTConfig
 

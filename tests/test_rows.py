@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches, MixedRows, PairRows, Rows, TextRows, draw_windows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
-from tinygpt.errors import TinyGPTError
 
 # ---- the draw ----------------------------------------------------------------------------------------------------
 
@@ -70,7 +70,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(tiny_data: 
     """1, 2 and 4 processes: their shares, put together, are the same rows in the same order, at 100 steps."""
     import torch
 
-    from tinygpt.config.schema import TrainConfig
+    from tinygpt.base.configs.run import TrainConfig
     from tinygpt.train import batch
     from tinygpt.training.processes import Processes
 

@@ -13,8 +13,7 @@ from models import nanogpts_file
 
 from tinygpt.checkpoint.store import load, save
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, Tokenizer, tokenizer_from_dict
-from tinygpt.generate import Sampling, draw, generate
-from tinygpt.sample import TextStream
+from tinygpt.generate import Sampling, TextStream, draw, generate
 
 
 def written(folder: Path, *args: str) -> str:

@@ -22,13 +22,13 @@ import torch
 from conftest import GERMAN, PATIENCE, free_port, until
 from serving import Server, events, sampled, serving, serving_here
 
+from tinygpt.base.configs.use import ServeConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.config.schema import ServeConfig
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.tokenizer import END, Tokenizer, tokenizer_from_dict
-from tinygpt.errors import TinyGPTError
 from tinygpt.model import GPT
-from tinygpt.serve.command import adapters_of
+from tinygpt.use.serve.command import adapters_of
 
 KEY = "0123456789abcdef-for-tests"
 Ask = Callable[..., Any]

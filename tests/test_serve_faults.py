@@ -30,14 +30,14 @@ from models import small
 from serving import Server, events, first_chunk, sampled, serving, serving_here
 from starlette.requests import HTTPConnection as Connection
 
-from tinygpt.config.schema import ServeConfig
+from tinygpt.base.configs.use import ServeConfig
 from tinygpt.data.tokenizer import CharTokenizer
-from tinygpt.serve import engine as engines
-from tinygpt.serve import listen as listening
-from tinygpt.serve.app import State, make_app
-from tinygpt.serve.engine import Engine, Event, Failed, Piece, Served, Settings, Task
-from tinygpt.serve.http import Guard
-from tinygpt.serve.listen import listen, make_server
+from tinygpt.use.serve import engine as engines
+from tinygpt.use.serve import listen as listening
+from tinygpt.use.serve.app import State, make_app
+from tinygpt.use.serve.engine import Engine, Event, Failed, Piece, Served, Settings, Task
+from tinygpt.use.serve.http import Guard
+from tinygpt.use.serve.listen import listen, make_server
 
 KEY = "0123456789abcdef-for-tests"
 ENDLESS = 1_000_000  # tokens: minutes
@@ -320,7 +320,7 @@ def test_a_second_signal_ends_it_at_once_and_no_prompt_was_written_anywhere(mode
     before = listing(tmp_path / "work")
     prompt, unknown, stop = "kinggonekinggone", "Jürgen Schäfer", "gone gone gone"
     environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
-    (tmp_path / "sitecustomize.py").write_text("from tinygpt.serve import command\ncommand.DRAIN = 1000\n")
+    (tmp_path / "sitecustomize.py").write_text("from tinygpt.use.serve import command\ncommand.DRAIN = 1000\n")
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     flags = ["--ckpt=out", "--adapter=colours=lora", f"--max_tokens={ENDLESS}"]
     with serving(tmp_path / "work", tmp_path / "log", *flags, **environment) as server:

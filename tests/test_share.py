@@ -10,8 +10,8 @@ from conftest import TINY_MODEL, cli_here
 from scipy.stats import binomtest
 from test_pairs import json_lines
 
-from tinygpt.evaluate.share import intervals, percent, wilson
-from tinygpt.evaluate.threshold import outcome
+from tinygpt.base.share import intervals, percent, wilson
+from tinygpt.examine.eval.threshold import outcome
 
 TRAIN = ["--dataset=all-right", "--device=cpu", "--dtype=float32", "--block_size=24", "--batch_size=32", "--quiet"]
 TRAIN += ["--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--warmup_iters=2", "--max_iters=80"]

@@ -26,16 +26,16 @@ from hypothesis import strategies as st
 from test_finetune import FLAGS
 from test_pairs import json_lines
 
-from tinygpt import terminal
+from tinygpt.base import terminal
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.fields import keys
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import FinetuneConfig, TrainConfig
 from tinygpt.checkpoint.store import load
-from tinygpt.cli import COMMANDS
-from tinygpt.config import schema, suggest
-from tinygpt.config.fields import keys
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import FinetuneConfig, TrainConfig
+from tinygpt.cli import COMMANDS, config_class
 from tinygpt.data.preview import PRETRAINED_BLOCK_SIZE
 from tinygpt.data.tasks import reader
-from tinygpt.evaluate.doctor import judge
+from tinygpt.training.verdict import judge
 
 QUOTES = "f\"'"
 SMALL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--batch_size=4"]
@@ -336,7 +336,7 @@ def test_every_command_in_the_source_has_the_options_that_follow_it() -> None:
                 said = f"tinygpt {' '.join(ast.unparse(argument).strip(QUOTES) for argument in node.args)}"
             for name, rest in re.findall(r"tinygpt (\w+)\b((?:(?!tinygpt |, or |`|\\n).)*)", said):
                 options = re.findall(r"(?<![\w-])--(\w+)", rest) if name in COMMANDS else []
-                known = {*keys(getattr(schema, COMMANDS[name][1])), "help"} if options else {}
+                known = {*keys(config_class(name)), "help"} if options else {}
                 assert {*options} <= {*known}, (path, said)
                 found += len(options)
     assert found > 100

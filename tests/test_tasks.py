@@ -17,7 +17,7 @@ from conftest import cli_here, listing, ok, script
 
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, generate, headlines, merchants, transactions
-from tinygpt.evaluate.classify import ngram_classifier
+from tinygpt.examine.eval.classify import ngram_classifier
 
 ROOT = Path(__file__).parents[1]
 INDEX = ROOT / "node_modules/name-suggestion-index"

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import TINY_TRAIN, cli, ok, refused
 
-from tinygpt import threads
+from tinygpt.base import threads
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint.store import load
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import TrainConfig
 from tinygpt.training.start import choose_compute, starting_point
 
 CORES = os.cpu_count() or 1

@@ -22,16 +22,18 @@ from test_ask import EMIL, TRAIN, asked, examples  # noqa: F401 (asked: a fixtur
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_pairs import json_lines
 
-from tinygpt import files, train
+from tinygpt import train
+from tinygpt.base import files
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.use import AskConfig
 from tinygpt.checkpoint.store import load, write
-from tinygpt.config.schema import AskConfig, TrainConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import MixedRows, TextRows
-from tinygpt.retrieve.answer import Answer, load_reader
-from tinygpt.retrieve.search import search
-from tinygpt.retrieve.store import open_index
 from tinygpt.training.log import read_metrics
 from tinygpt.training.processes import Processes
+from tinygpt.use.ask.answer import Answer, load_reader
+from tinygpt.use.ask.search import search
+from tinygpt.use.ask.store import open_index
 
 SHORT = ["--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2", "--quiet"]
 

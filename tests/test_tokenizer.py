@@ -10,6 +10,7 @@ import tiktoken
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data import tokenizer as tokenizers
 from tinygpt.data.tokenizer import (
     CharTokenizer,
@@ -20,7 +21,6 @@ from tinygpt.data.tokenizer import (
     fingerprint,
     tokenizer_from_dict,
 )
-from tinygpt.errors import TinyGPTError
 
 TEXT = st.text(min_size=1)  # all of Unicode but surrogates
 

@@ -15,10 +15,10 @@ import torch
 from conftest import PATIENCE, TINY_TRAIN, cli, cli_here, listing, needs_fork, ok, refused, tiny_text, trained, until
 from models import nanogpts_file, same_weights
 
+from tinygpt.base.configs.fields import Key, keys
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import FinetuneConfig, TrainConfig
 from tinygpt.checkpoint.store import load, save
-from tinygpt.config.fields import Key, keys
-from tinygpt.config.parse import parse
-from tinygpt.config.schema import FinetuneConfig, TrainConfig
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.start import ARCHITECTURE, starting_point
@@ -401,7 +401,7 @@ def test_a_run_that_an_earlier_version_sent_to_weights_and_biases_is_resumed(run
 @needs_fork
 def test_a_run_that_a_command_started_ends_with_it(work: Path) -> None:
     """Even if the command is killed and cannot end it: another try would find the folder in use, beyond any limit."""
-    code = "import sys, pathlib; from tinygpt.evaluate.process import run; run(pathlib.Path('log'), *sys.argv[1:])"
+    code = "import sys, pathlib; from tinygpt.base.process import run; run(pathlib.Path('log'), *sys.argv[1:])"
     command = [*TINY_TRAIN, "--max_iters=1000000", "--eval_interval=1000000", "--log_interval=1"]
     parent = subprocess.Popen([sys.executable, "-c", code, *command], cwd=work, stderr=subprocess.DEVNULL)
     until(lambda: (work / "out/metrics.jsonl").exists() and len(read_metrics(work / "out")) > 2, PATIENCE)

@@ -30,19 +30,20 @@ from conftest import PATIENCE, TINY_TRAIN, cli_here, listing, ok, refused, until
 from test_report import Browser, in_a_browser
 
 from tinygpt import train
+from tinygpt.base.configs.examine import ReportConfig
+from tinygpt.base.files import file_lock
 from tinygpt.checkpoint.store import load
-from tinygpt.config.schema import ReportConfig
-from tinygpt.files import file_lock
-from tinygpt.report import follow, live
-from tinygpt.report.follow import FollowedRun
-from tinygpt.report.live import LivePage
+from tinygpt.examine.report import follow, live
+from tinygpt.examine.report.follow import FollowedRun
+from tinygpt.examine.report.live import LivePage
 from tinygpt.training import watch
 
 LONG = ["--max_iters=1000000", "--eval_interval=50", "--log_interval=5", "--sample_interval=1000", "--quiet"]
 RESUME = ["train", "--init_from=resume", "--out_dir=out", "--quiet"]
 # as `tinygpt ARGS`, but without the pause between two pages
 WITHOUT_PAUSES = (
-    "import sys; from tinygpt.report import live; from tinygpt.cli import main; live.PAUSE = 0; main(sys.argv[1:])"
+    "import sys; from tinygpt.examine.report import live; from tinygpt.cli import main; "
+    "live.PAUSE = 0; main(sys.argv[1:])"
 )
 
 

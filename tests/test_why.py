@@ -16,18 +16,20 @@ from scipy.stats import binomtest, ttest_1samp
 from test_lab_canary import quick
 from test_pairs import json_lines
 
+from tinygpt.base.configs.examine import WhyConfig
+from tinygpt.base.configs.learn import LabConfig
+from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint import store
-from tinygpt.config.schema import LabConfig, TrainConfig, WhyConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows, TextRows
-from tinygpt.evaluate.loss import tensors
-from tinygpt.lab import why as lab
+from tinygpt.examine.why import influence
+from tinygpt.examine.why.command import INFLUENTIAL, RANDOM, is_positive, proof, random_rows, stage_name
+from tinygpt.examine.why.explained import load_run, log_probability, output
+from tinygpt.examine.why.retrain import effects, without
+from tinygpt.learn.lab import why as lab
 from tinygpt.model import GPT
+from tinygpt.training.losses import tensors
 from tinygpt.training.start import Start, make_model
-from tinygpt.why import influence
-from tinygpt.why.command import INFLUENTIAL, RANDOM, is_positive, proof, random_rows, stage_name
-from tinygpt.why.explained import load_run, log_probability, output
-from tinygpt.why.retrain import effects, without
 
 WORDS = {"red": "rot", "green": "gruen", "blue": "blau"}
 PAIRS = [(f"{n:03} {word}", answer) for n in range(60) for word, answer in WORDS.items()]

@@ -21,7 +21,7 @@ and training/optimizer.py, then sample.py. fast/ computes the same, faster on a 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.base.errors import TinyGPTError
 
 if TYPE_CHECKING:
     from pathlib import Path

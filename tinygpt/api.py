@@ -24,28 +24,29 @@ import numpy as np
 import torch
 
 from tinygpt import prepare as prepare_command
-from tinygpt import threads
 from tinygpt import train as train_command
+from tinygpt.base import threads
+from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig
+from tinygpt.base.configs.fields import Config, keys
+from tinygpt.base.configs.parse import parse, python_flags
+from tinygpt.base.configs.run import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig
+from tinygpt.base.device import choose_for_inference
+from tinygpt.base.errors import OPTION, TinyGPTError, fitting
+from tinygpt.base.terminal import counted, table
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import tokenizer_of
-from tinygpt.config import schema
-from tinygpt.config.fields import Config, keys
-from tinygpt.config.parse import parse, python_flags
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.prompts import encode_prompt, require_room
 from tinygpt.data.rows import PairRows, Rows, TextRows
-from tinygpt.device import choose_for_inference
-from tinygpt.errors import OPTION, TinyGPTError, fitting
-from tinygpt.evaluate import classify, doctor
-from tinygpt.evaluate.command import measure
-from tinygpt.evaluate.loss import mean_loss
-from tinygpt.generate import Sampling, generate
-from tinygpt.report.collect import curves
-from tinygpt.report.curves import draw_curves
-from tinygpt.report.plot import draw
-from tinygpt.sample import TextStream, pieces
-from tinygpt.terminal import counted, table
+from tinygpt.examine.doctor.run import examine, read_run
+from tinygpt.examine.eval import classify
+from tinygpt.examine.eval.command import measure
+from tinygpt.examine.report.collect import curves
+from tinygpt.examine.report.curves import draw_curves
+from tinygpt.examine.report.plot import draw
+from tinygpt.generate import Sampling, TextStream, generate, pieces
 from tinygpt.training.log import read_metrics
+from tinygpt.training.losses import mean_loss
 
 __all__ = ["Dataset", "LoadedModel", "Picture", "Run", "evaluate", "finetune", "plot", "prepare", "train"]
 ConfigType = TypeVar("ConfigType", bound=Config)
@@ -80,7 +81,7 @@ class LoadedModel:
         """Load a checkpoint, or the best model of a run's folder. options: adapter, device, dtype and threads of
         `tinygpt sample`. Errors: TinyGPTError."""
         _require_known("load", options, LOAD)
-        settings = _config(schema.SampleConfig, ckpt=path, **options)
+        settings = _config(SampleConfig, ckpt=path, **options)
         checkpoint = load_model(settings.ckpt, settings.adapter)
         self.path, self.config = Path(settings.adapter or settings.ckpt), checkpoint.config
         self.name = str(self.path)  # for display
@@ -110,7 +111,7 @@ class LoadedModel:
         not know, and for a prompt that does not fit its context.
         """
         _require_known("generate", options, GENERATE)
-        settings = _config(schema.SampleConfig, start=prompt, max_new_tokens=n, **options)
+        settings = _config(SampleConfig, start=prompt, max_new_tokens=n, **options)
         ids = self._prompt(settings.start, settings.skip_unknown, settings.plain)
         stops = [settings.stop] if settings.plain else [self.tokenizer.stop, settings.stop]
         sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
@@ -159,7 +160,7 @@ class LoadedModel:
         self._require_pairs()
         if labels is None:
             name = str(self.config.get("dataset", ""))
-            folder = data_dir(_config(schema.EvalConfig, data_dir=self._data_dir), self.config, self.path)
+            folder = data_dir(_config(EvalConfig, data_dir=self._data_dir), self.config, self.path)
             labels = Dataset(folder, name).labels
         if not labels:
             raise TinyGPTError("this model was not trained on labels", 'classify(prompt, labels=["one", "other"])')
@@ -214,8 +215,8 @@ class Run:
     @property
     def verdict(self) -> str:
         """Return the verdict of `tinygpt doctor` with its reason: finished, still improving, overfitting and others."""
-        config = _config(schema.DoctorConfig, data_dir=self._data_dir)
-        verdict = doctor.examine(self.folder, config, *doctor.read_run(self.folder))
+        config = _config(DoctorConfig, data_dir=self._data_dir)
+        verdict = examine(self.folder, config, *read_run(self.folder))
         return f"{verdict.title} ({verdict.why})"
 
     def load(self, **options: Any) -> LoadedModel:
@@ -255,18 +256,18 @@ class Picture(NamedTuple):
 Callback = Callable[[dict[str, Any]], object]
 
 
-@_arguments(*keys(schema.PrepareConfig))
+@_arguments(*keys(PrepareConfig))
 def prepare(name: str, **options: Any) -> Dataset:
     """Turn text into token files, as `tinygpt prepare NAME`: `prepare("mine", input=["notes.txt", "letters/"])`.
 
     Returns the dataset: `splits["train"]` are its ids, uint16 (n,); `tokenizer` is its tokenizer. Errors: TinyGPTError.
     """
-    config = _config(schema.PrepareConfig, name, **options)
+    config = _config(PrepareConfig, name, **options)
     prepare_command.prepare(config)
     return Dataset(config.data_dir, config.name)
 
 
-@_arguments(*keys(schema.TrainConfig))
+@_arguments(*keys(TrainConfig))
 def train(config: ConfigFile | None = None, /, *, callback: Callback | None = None, **options: Any) -> Run:
     """Train a model, as `tinygpt train CONFIG`: `train("configs/shakespeare_char.yaml", max_iters=500)`.
 
@@ -275,25 +276,25 @@ def train(config: ConfigFile | None = None, /, *, callback: Callback | None = No
     Interrupting also saves it, and raises KeyboardInterrupt; `train(init_from="resume", out_dir=...)` and the command
     line continue the run. Errors: TinyGPTError.
     """
-    return _train(schema.TrainConfig, config, callback, options)
+    return _train(TrainConfig, config, callback, options)
 
 
-@_arguments(*keys(schema.FinetuneConfig))
+@_arguments(*keys(FinetuneConfig))
 def finetune(config: ConfigFile | None = None, /, *, callback: Callback | None = None, **options: Any) -> Run:
     """Fine-tune a model, as `tinygpt finetune CONFIG`: `finetune(ckpt="out", dataset="reports_a", lora_rank=8)`.
 
     Arguments, interrupting and errors: as in `train`.
     """
-    return _train(schema.FinetuneConfig, config, callback, options)
+    return _train(FinetuneConfig, config, callback, options)
 
 
-@_arguments(*keys(schema.EvalConfig))
+@_arguments(*keys(EvalConfig))
 def evaluate(ckpt: str | Path = "out/ckpt.pt", **options: Any) -> dict[str, Any]:
     """Measure a model, as `tinygpt eval`, and return what --json prints: `evaluate("out", task="transactions")`.
 
     Errors: TinyGPTError.
     """
-    return measure(_config(schema.EvalConfig, ckpt=ckpt, **options))
+    return measure(_config(EvalConfig, ckpt=ckpt, **options))
 
 
 @_arguments("output")
@@ -303,12 +304,10 @@ def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
     Errors: TinyGPTError without an evaluation, and without matplotlib (the extra `plot`).
     """
     folders = [run.folder if isinstance(run, Run) else run for run in runs]
-    return Picture(_absolute(draw(_config(schema.ReportConfig, *folders, png=output or None))))
+    return Picture(_absolute(draw(_config(ReportConfig, *folders, png=output or None))))
 
 
-def _train(
-    config_class: type[schema.TrainConfig], config: ConfigFile | None, callback: Callback | None, options: Any
-) -> Run:
+def _train(config_class: type[TrainConfig], config: ConfigFile | None, callback: Callback | None, options: Any) -> Run:
     files = [] if config is None or isinstance(config, Mapping) else [config]
     values = {**config, **options} if isinstance(config, Mapping) else options
     settings = _config(config_class, *files, **values)

@@ -10,43 +10,74 @@ import difflib
 import os
 import pkgutil
 import sys
+from typing import Any
 
-from tinygpt import __version__, terminal, threads
-from tinygpt.errors import TinyGPTError, fitting
+from tinygpt import __version__
+from tinygpt.base import terminal, threads
+from tinygpt.base.errors import TinyGPTError, fitting
 
-# command: (module:function, its configuration in tinygpt.config.schema, one line of help)
+# command: (module:function, its configuration in tinygpt.base.configs, one line of help); below the first group, the
+# module of the command NAME of GROUP is tinygpt/GROUP/NAME.py, or in tinygpt/GROUP/NAME/
 GROUPS = {
     "start with these three": {
-        "prepare": ("prepare:prepare", "PrepareConfig", "turn text into token files"),
-        "train": ("train:train", "TrainConfig", "train a GPT on a prepared dataset"),
-        "sample": ("sample:sample", "SampleConfig", "generate text with a trained model"),
+        "prepare": ("prepare:prepare", "run:PrepareConfig", "turn text into token files"),
+        "train": ("train:train", "run:TrainConfig", "train a GPT on a prepared dataset"),
+        "sample": ("sample:sample", "run:SampleConfig", "generate text with a trained model"),
     },
-    "examine a run": {
-        "plan": ("plan.command:plan", "PlanConfig", "predict a training run's time and memory"),
-        "eval": ("evaluate.command:evaluate", "EvalConfig", "measure a model and compare it with n-gram baselines"),
-        "doctor": ("machine:doctor", "DoctorConfig", "diagnose a run and check its files, or this machine"),
+    "examine": {
+        "plan": ("examine.plan.command:plan", "examine:PlanConfig", "predict a training run's time and memory"),
+        "eval": (
+            "examine.eval.command:evaluate",
+            "examine:EvalConfig",
+            "measure a model and compare it with n-gram baselines",
+        ),
+        "doctor": (
+            "examine.doctor.command:doctor",
+            "examine:DoctorConfig",
+            "diagnose a run and check its files, or this machine",
+        ),
         "report": (
-            "report.command:report",
-            "ReportConfig",
+            "examine.report.command:report",
+            "examine:ReportConfig",
             "write one HTML file about a run, with its model inside",
         ),
-        "why": ("why.command:why", "WhyConfig", "show which training examples influenced an output"),
+        "why": ("examine.why.command:why", "examine:WhyConfig", "show which training examples influenced an output"),
     },
-    "adapt a model": {
-        "finetune": ("train:train", "FinetuneConfig", "fine-tune a model, all weights or LoRA adapters"),
-        "import": ("convert:import_model", "ImportConfig", "make a checkpoint of a pretrained model"),
-        "export": ("convert:export", "ExportConfig", "write a model for a browser, transformers, llama.cpp, peft"),
+    "adapt": {
+        "finetune": (
+            "adapt.finetune:finetune",
+            "run:FinetuneConfig",
+            "fine-tune a model, all weights or LoRA adapters",
+        ),
+        "import": ("adapt.import_:import_model", "adapt:ImportConfig", "make a checkpoint of a pretrained model"),
+        "export": (
+            "adapt.export:export",
+            "adapt:ExportConfig",
+            "write a model for a browser, transformers, llama.cpp, peft",
+        ),
     },
-    "use a model": {
-        "ask": ("retrieve.ask:ask", "AskConfig", "answer a question by quoting your documents"),
-        "advise": ("advise.command:advise", "AdviseConfig", "find the model that suits your labelled examples"),
-        "label": ("advise.label:label", "LabelConfig", "label new texts with the model of advise or of a run"),
-        "serve": ("serve.command:serve", "ServeConfig", "serve a model on this machine: a chat page, and OpenAI's API"),
+    "use": {
+        "ask": ("use.ask.command:ask", "use:AskConfig", "answer a question by quoting your documents"),
+        "advise": ("use.advise.command:advise", "use:AdviseConfig", "find the model that suits your labelled examples"),
+        "label": ("use.label:label", "use:LabelConfig", "label new texts with the model of advise or of a run"),
+        "serve": (
+            "use.serve.command:serve",
+            "use:ServeConfig",
+            "serve a model on this machine: a chat page, and OpenAI's API",
+        ),
     },
     "learn": {
-        "quickstart": ("quickstart:quickstart", "QuickstartConfig", "run the three commands, with explanations"),
-        "lab": ("lab.command:lab", "LabConfig", "run an experiment: what a method gains and costs here"),
-        "exercise": ("exercise.command:exercise", "ExerciseConfig", "write a GPT yourself, in ten checked steps"),
+        "quickstart": (
+            "learn.quickstart:quickstart",
+            "learn:QuickstartConfig",
+            "run the three commands, with explanations",
+        ),
+        "lab": ("learn.lab.command:lab", "learn:LabConfig", "run an experiment: what a method gains and costs here"),
+        "exercise": (
+            "learn.exercise.command:exercise",
+            "learn:ExerciseConfig",
+            "write a GPT yourself, in ten checked steps",
+        ),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
@@ -130,13 +161,12 @@ def guarded(args: list[str], debug: bool) -> int:
     except (TinyGPTError, OSError) as error:
         if isinstance(error, OSError) and (debug or error.filename is None):
             raise
-        from tinygpt.config import schema
-        from tinygpt.config.fields import keys
-        from tinygpt.files import file_error
+        from tinygpt.base.configs.fields import keys
+        from tinygpt.base.files import file_error
 
         problem = error if isinstance(error, TinyGPTError) else file_error(error.filename, error)
         if args[0] in COMMANDS:
-            problem.set_hint(fitting(problem.hint, keys(getattr(schema, COMMANDS[args[0]][1]))))
+            problem.set_hint(fitting(problem.hint, keys(config_class(args[0]))))
         if problem.status == 2 and not problem.hint:
             problem.set_hint(f"tinygpt {args[0]} --help")
         if debug:
@@ -164,13 +194,16 @@ def run(args: list[str]) -> int:
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         raise TinyGPTError(f"{name}: no such command", f"tinygpt {close[0] if close else '--help'}")
-    from tinygpt.config import schema
-    from tinygpt.config.parse import parse
+    from tinygpt.base.configs.parse import parse
 
-    target, config_name, _ = COMMANDS[name]
-    config = parse(getattr(schema, config_name), args[1:], prog=f"tinygpt {name}")
+    config = parse(config_class(name), args[1:], prog=f"tinygpt {name}")
     threads.measure()  # importing the command takes most of a second
-    return pkgutil.resolve_name(f"tinygpt.{target}")(config) or 0
+    return pkgutil.resolve_name(f"tinygpt.{COMMANDS[name][0]}")(config) or 0
+
+
+def config_class(command: str) -> Any:
+    """Return the class of a command's configuration."""
+    return pkgutil.resolve_name(f"tinygpt.base.configs.{COMMANDS[command][1]}")
 
 
 def completion(args: list[str]) -> str:
@@ -179,8 +212,7 @@ def completion(args: list[str]) -> str:
 
     import shtab
 
-    from tinygpt.config import schema
-    from tinygpt.config.help import described
+    from tinygpt.base.configs.help import described
 
     shells = shtab.SUPPORTED_SHELLS
     shell = " ".join(args).partition("--print-completion")[2].strip(" =")
@@ -189,6 +221,6 @@ def completion(args: list[str]) -> str:
         raise TinyGPTError(problem, f"tinygpt --print-completion {shells[0]}, or {', '.join(shells[1:])}")
     parser = argparse.ArgumentParser("tinygpt")
     commands = parser.add_subparsers()
-    for name, (_, config_name, text) in COMMANDS.items():
-        described(getattr(schema, config_name), commands.add_parser(name, help=text, add_help=False))
+    for name, (_, _, text) in COMMANDS.items():
+        described(config_class(name), commands.add_parser(name, help=text, add_help=False))
     return shtab.complete(parser, shell)

@@ -1,4 +1,4 @@
-"""From logits to tokens: the sampling distribution, and generation with the key-value cache.
+"""From logits to text: the sampling distribution, generation with the key-value cache, and tokens decoded one by one.
 
     for tokens in generate(model, prompt, 100, Sampling(temperature=0.8, top_k=200)): ...   # int64 (B,), one step
 
@@ -7,16 +7,17 @@ positions overwrites the oldest position at each step. With learned positions, e
 embedding, so the cache is cleared and the last half of the context is read again.
 """
 
+import codecs
 import collections
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from tinygpt.base.errors import diverged
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import diverged
 from tinygpt.model import GPT
 
 
@@ -146,3 +147,37 @@ def answer(model: GPT, tokenizer: Tokenizer, prompt: str, longest: int = 60) -> 
     idx = torch.tensor(encoded[None], device=model.lm_head.weight.device)
     ids = (int(token[0]) for token in generate(model, idx, longest, GREEDY, tokenizer.vocab_size))
     return tokenizer.decode(list(itertools.takewhile(lambda token: token != end, ids)))
+
+
+class TextStream:
+    """Decode tokens to text one at a time: complete characters only, and nothing from the first stop text on."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+        self.tokenizer, self.stops, self.pending, self.stopped = tokenizer, [stop for stop in stops if stop], "", False
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """Decode one more token, and return the text that can be printed now. `stopped` is set after a stop text."""
+        text = self.pending + self.decoder.decode(self.tokenizer.token_bytes(token))
+        if stop_indices := [text.index(stop) for stop in self.stops if stop in text]:
+            self.pending, self.stopped = "", True
+            return text[: min(stop_indices)]
+        keep = max(
+            (n for stop in self.stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])),
+            default=0,
+        )
+        self.pending = text[len(text) - keep :]  # the beginning of a stop text, perhaps
+        return text[: len(text) - keep]
+
+    def end(self) -> str:
+        """Return the rest of the text: what may have been the beginning of a stop text, or an incomplete character."""
+        return "" if self.stopped else self.pending + self.decoder.decode(b"", final=True)
+
+
+def pieces(rows: Iterator[Tensor], text: TextStream) -> Iterator[str]:
+    """Yield the text of one sample, each token as soon as it is generated."""
+    for row in rows:
+        yield text.feed(int(row[0]))
+        if text.stopped:
+            return
+    yield text.end()

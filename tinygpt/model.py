@@ -22,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.options import ACTIVATIONS, GATED, NORMS, POSITIONS, GPTConfig, Norm, rotate
+from tinygpt.options import ACTIVATIONS, NORMS, POSITIONS, GPTConfig, Norm, rotate
 
 QK_EPS = 1e-6  # of the normalisation of queries and keys, as in Qwen3
 
@@ -94,7 +94,7 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.activate = ACTIVATIONS[config.activation]
-        width, parts = config.hidden_width, 2 if config.activation in GATED else 1
+        width, parts = config.hidden_width, 2 if config.gated else 1
         self.c_fc = nn.Linear(config.n_embd, width * parts, bias=config.bias)
         self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = config.dropout

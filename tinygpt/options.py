@@ -1,6 +1,6 @@
 """Options of the architecture: norms, activations, position encodings and others, each with its paper.
 
-To add a choice: define it here, and add its name and help to its key in config/schema.py (then run
+To add a choice: define it here, and add its name and help to its key in base/configs/run.py (then run
 `python scripts/docs.py`).
 
 norm          layernorm (Ba et al. 2016)         rmsnorm (Zhang & Sennrich 2019)
@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NEUTRAL = (None, False, "", "none")  # values with which an unknown option of another tool changes nothing; False is 0
-MOST_BIGRAM_TOKENS = 256  # of a new model with bigram_table, which has a row for each pair of them
 
 
 @dataclasses.dataclass
@@ -66,9 +65,19 @@ class GPTConfig:
         return self.n_kv_head or self.n_head
 
     @property
+    def gated(self) -> bool:
+        """Return whether the activation is of two halves of the MLP's first layer, which is twice as wide."""
+        return self.activation in GATED
+
+    @property
+    def relative(self) -> bool:
+        """Return whether positions are relative: the context may be longer than in training."""
+        return POSITIONS[self.position].relative
+
+    @property
     def hidden_width(self) -> int:
         """Return the MLP's hidden width. A gate doubles the first layer; 8/3 instead of 4 keeps the parameters."""
-        return self.mlp_width or (int(8 * self.n_embd / 3) if self.activation in GATED else 4 * self.n_embd)
+        return self.mlp_width or (int(8 * self.n_embd / 3) if self.gated else 4 * self.n_embd)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "GPTConfig":

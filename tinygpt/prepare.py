@@ -15,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygpt.config import suggest
-from tinygpt.config.schema import PrepareConfig, prepare_options
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.run import PrepareConfig, prepare_options
+from tinygpt.base.errors import TinyGPTError, require_installed
+from tinygpt.base.files import folder_lock, replacing
+from tinygpt.base.terminal import counted
 from tinygpt.data import preview
 from tinygpt.data.bpe import train_bpe, training_pieces
 from tinygpt.data.corpora import CORPORA
@@ -47,9 +50,6 @@ from tinygpt.data.tokenizer import (
     tokenizer_from_dict,
 )
 from tinygpt.data.workbook import UNREADABLE
-from tinygpt.errors import TinyGPTError, require_installed
-from tinygpt.files import folder_lock, replacing
-from tinygpt.terminal import counted
 
 NO_SPECIAL = "pairs need special tokens, which GPT-2's vocabulary does not have"
 

@@ -1,21 +1,19 @@
-"""`tinygpt sample`: generate text with a checkpoint (generate.py makes the tokens)."""
+"""`tinygpt sample`: generate text with a checkpoint (generate.py makes the tokens and the text)."""
 
-import codecs
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from tinygpt import device
+from tinygpt.base import device
+from tinygpt.base.configs.run import SampleConfig
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import strict_json
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import tokenizer_of
-from tinygpt.config.schema import SampleConfig
 from tinygpt.data.prompts import encode_prompt, prompt_text, require_room
-from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import strict_json
-from tinygpt.generate import Sampling, generate
+from tinygpt.generate import Sampling, TextStream, generate, pieces
 
 MOST_VALUES = 1 << 46  # of a batch: more than any machine has; from 2^63 on, torch overflows
 
@@ -57,7 +55,7 @@ def sample(config: SampleConfig) -> None:
         raise TinyGPTError(problem, "lower --num_samples or --max_new_tokens", status=1) from None
 
 
-def print_stream(rows: Iterator[Tensor], start: str, text: "TextStream") -> None:
+def print_stream(rows: Iterator[Tensor], start: str, text: TextStream) -> None:
     """Print one sample, each token as soon as it is generated."""
     print(start, end="", flush=True)
     try:
@@ -67,16 +65,7 @@ def print_stream(rows: Iterator[Tensor], start: str, text: "TextStream") -> None
         print(flush=True)
 
 
-def pieces(rows: Iterator[Tensor], text: "TextStream") -> Iterator[str]:
-    """Yield the text of one sample, each token as soon as it is generated."""
-    for row in rows:
-        yield text.feed(int(row[0]))
-        if text.stopped:
-            return
-    yield text.end()
-
-
-def print_batch(rows: Iterator[Tensor], start: str, streams: "list[TextStream]", json: bool) -> None:
+def print_batch(rows: Iterator[Tensor], start: str, streams: list[TextStream], json: bool) -> None:
     """Generate all samples as one batch, until each has ended, and print them."""
     pieces: list[list[str]] = [[] for _ in streams]
     for row in rows:
@@ -91,28 +80,3 @@ def print_batch(rows: Iterator[Tensor], start: str, streams: "list[TextStream]",
             print(strict_json({"sample": index, "prompt": start, "text": text}))
         else:
             print(f"{start}{text}\n{'-' * 15}")
-
-
-class TextStream:
-    """Decode tokens to text one at a time: complete characters only, and nothing from the first stop text on."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stops, self.pending, self.stopped = tokenizer, [stop for stop in stops if stop], "", False
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, token: int) -> str:
-        """Decode one more token, and return the text that can be printed now. `stopped` is set after a stop text."""
-        text = self.pending + self.decoder.decode(self.tokenizer.token_bytes(token))
-        if stop_indices := [text.index(stop) for stop in self.stops if stop in text]:
-            self.pending, self.stopped = "", True
-            return text[: min(stop_indices)]
-        keep = max(
-            (n for stop in self.stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])),
-            default=0,
-        )
-        self.pending = text[len(text) - keep :]  # the beginning of a stop text, perhaps
-        return text[: len(text) - keep]
-
-    def end(self) -> str:
-        """Return the rest of the text: what may have been the beginning of a stop text, or an incomplete character."""
-        return "" if self.stopped else self.pending + self.decoder.decode(b"", final=True)

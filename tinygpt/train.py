@@ -14,23 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinygpt import device, terminal, threads
+from tinygpt.base import device, terminal, threads
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import save_adapter
 from tinygpt.checkpoint.snapshots import save_snapshot, snapshot_steps
-from tinygpt.config import suggest
-from tinygpt.config.schema import TrainConfig
-from tinygpt.errors import TinyGPTError
-from tinygpt.evaluate.doctor import judge
-from tinygpt.evaluate.loss import estimate_losses
-from tinygpt.finetune import compare
 from tinygpt.generate import Sampling, generate
+from tinygpt.training import compare
 from tinygpt.training.log import Pace, peak_memory, read_metrics
+from tinygpt.training.losses import estimate_losses
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.processes import StopSignal, has_lost_another
 from tinygpt.training.run import Run, log_divergence, micro_steps, out_of_memory, set_up
 from tinygpt.training.sharding import local
 from tinygpt.training.start import choose_compute, starting_point
+from tinygpt.training.verdict import judge
 from tinygpt.training.watch import Watcher
 
 Callback = Callable[[dict[str, Any]], object]

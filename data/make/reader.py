@@ -18,7 +18,7 @@ from pathlib import Path
 from tinygpt.checkpoint.eight_bits import to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.data.tasks.reader import DATASETS
-from tinygpt.retrieve.answer import SHIPPED
+from tinygpt.use.ask.answer import SHIPPED
 
 LARGEST = 1 << 20  # bytes
 

@@ -1,6 +1,4 @@
-"""Checkpoints: atomic files with a checksum, LoRA adapters, and changes of a model's size.
+"""Checkpoints: atomic files with a checksum, LoRA adapters, OpenAI's GPT-2, and changes of a model's size.
 
-The package imports data, model, lora.py and what they import.
-
-    model = store.load("out/ckpt.pt").build_model()
+model = store.load("out/ckpt.pt").build_model()
 """

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from tinygpt import __version__
+from tinygpt.base.configs import suggest
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import RUN_AGAIN
 from tinygpt.checkpoint import store as checkpoint
+from tinygpt.checkpoint.lora import adapted_only
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.config import suggest
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import RUN_AGAIN
-from tinygpt.lora import adapted_only
 
 ADAPTER_FORMAT = 1
 

@@ -25,15 +25,16 @@ from typing import IO, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tinygpt import __version__, lora
+from tinygpt import __version__
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.fields import keys
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.device import Compute
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import RUN_AGAIN, file_error, folder_of, replacing
+from tinygpt.checkpoint import lora
 from tinygpt.checkpoint.eight_bits import from_8_bits
-from tinygpt.config import suggest
-from tinygpt.config.fields import keys
-from tinygpt.config.schema import TrainConfig
 from tinygpt.data.tokenizer import Tokenizer, tokenizer_from_dict
-from tinygpt.device import Compute, model_class
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import RUN_AGAIN, file_error, folder_of, replacing
 from tinygpt.model import GPT
 from tinygpt.options import NEUTRAL, GPTConfig
 
@@ -71,6 +72,8 @@ class Checkpoint:
 
     def for_inference(self, compute: Compute, fast: str = "auto") -> GPT:
         """Build the model for inference, on its device and in its dtype. Errors: as in `build_model`."""
+        from tinygpt.fast.model import model_class
+
         return self.build_model(model_class(fast, compute), compute.dtype).to(compute.device).eval()
 
     def build_for_resuming(self, gpt_class: type[GPT] = GPT) -> GPT:

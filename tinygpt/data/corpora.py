@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.base.errors import TinyGPTError
 
 if TYPE_CHECKING:
     import tiktoken

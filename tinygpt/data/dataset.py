@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt.config import suggest
-from tinygpt.config.fields import DATASET_NAME
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.fields import DATASET_NAME
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import file_error, folder_of
 from tinygpt.data.rows import PairRows, Rows, TextRows
 from tinygpt.data.token_files import META_FORMAT, TOKEN
 from tinygpt.data.tokenizer import CharTokenizer, Tokenizer, fingerprint, tokenizer_from_dict
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import file_error, folder_of
 
 ENCODED_AGAIN = 1 << 24  # tokens; a larger dataset is not encoded again for a model with another tokenizer
 IN_MEMORY = 1 << 30  # bytes; larger token files are memory-mapped, and their checksum is left to `tinygpt doctor`

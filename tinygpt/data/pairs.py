@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tinygpt import terminal
-from tinygpt.config import suggest
-from tinygpt.config.schema import LabelConfig, PrepareConfig, prepare_options
+from tinygpt.base import terminal
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.run import PrepareConfig, prepare_options
+from tinygpt.base.configs.use import LabelConfig
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import byte_order_mark, file_error, folder_lock, replacing
 from tinygpt.data.bpe import train_bpe
 from tinygpt.data.preview import show_pairs
 from tinygpt.data.tasks import TASKS, Pair
@@ -26,8 +29,6 @@ from tinygpt.data.text_files import decoding_error, json_lines, text_in
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import byte_order_mark, file_error, folder_lock, replacing
 
 PAIR_FILES = (".jsonl", ".csv", ".xlsx")  # endings of the files that are read in a folder
 MOST_LABELS = 50  # more distinct responses than this are free text

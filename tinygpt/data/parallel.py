@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.base.errors import TinyGPTError
 
 
 def in_order(function: Callable[[Any], Any], items: Iterable[Any], workers: int = 1) -> Generator[Any, None, None]:

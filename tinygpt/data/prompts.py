@@ -5,9 +5,9 @@ ids = encode_prompt(prompt_text("FILE:prompt.txt"), tokenizer)
 
 from pathlib import Path
 
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import read_text
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import read_text
 
 
 def prompt_text(start: str) -> str:

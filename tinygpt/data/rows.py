@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.terminal import counted
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.errors import TinyGPTError
-from tinygpt.terminal import counted
 
 REPLAY, EPOCHS = 3, 4  # streams of the replayed rows (`draw_windows`) and of the epochs (`pass_order`)
 

@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt import terminal
-from tinygpt.config import suggest
+from tinygpt.base import terminal
+from tinygpt.base.configs import suggest
+from tinygpt.base.errors import TinyGPTError, library
+from tinygpt.base.files import byte_order_mark, file_error
 from tinygpt.data.parallel import in_order
 from tinygpt.data.tokenizer import CODE_POINTS, Block, code_points, lone_surrogate
-from tinygpt.errors import TinyGPTError, library
-from tinygpt.files import byte_order_mark, file_error
 
 BLOCK = 1 << 20  # bytes read at a time: a quarter faster than 4 MB (it fits the cache), with half the memory
 LONGEST_LINE = 1 << 28  # bytes of a line of JSON, which is kept in memory

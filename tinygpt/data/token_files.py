@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from tinygpt import __version__
+from tinygpt.base.files import remove, replacing, require_closed
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.files import remove, replacing, require_closed
 
 META_FORMAT = 1
 TOKEN = np.dtype("<u2")

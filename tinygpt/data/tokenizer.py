@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.errors import TinyGPTError, library
-from tinygpt.terminal import one_line
+from tinygpt.base.errors import TinyGPTError, library
+from tinygpt.base.terminal import one_line
 
 Block = bytes | str  # a piece of a text; bytes: plain ASCII
 OWN_TOKENIZERS = ("auto", "char", "gpt2", "bpe")  # of `tinygpt prepare --tokenizer`; others are those of a model

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import IO, Any
 
-from tinygpt.errors import TinyGPTError, library
+from tinygpt.base.errors import TinyGPTError, library
 
 UNREADABLE = (".xls", ".xlsm", ".xlsb", ".ods", ".numbers")  # formats of sheets other than .xlsx
 COMPOUND_FILE = bytes.fromhex("d0cf11e0a1b11ae1")  # start of an encrypted .xlsx file, and of an .xls file

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tinygpt.base.device import Compute
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.fast.attention import FastSelfAttention, SharedPrefix
 from tinygpt.fast.decoder import Decoder
 from tinygpt.fast.norm import FastRMSNorm
@@ -53,6 +55,16 @@ class FastGPT(GPT):
         layers = [module for module in self.modules() if isinstance(module, (nn.Linear, nn.Embedding))]
         ordinary = all(type(layer) in (nn.Linear, nn.Embedding) for layer in layers)
         return Decoder(self, batch_size, length) if ordinary else super().new_cache(batch_size, length)
+
+
+def model_class(fast: str, compute: Compute) -> type[GPT]:
+    """Choose GPT or FastGPT for a value of the key `fast`. Errors: TinyGPTError for the fast path on a GPU."""
+    on_cpu = compute.device.type == "cpu"
+    if fast == "True" and not on_cpu:
+        raise TinyGPTError(f"fast=True is for a CPU, not for {compute.device}", "--fast=auto")
+    if not on_cpu or fast == "False":
+        return GPT
+    return FastGPT
 
 
 def shared_prefix_length(idx: Tensor, config: GPTConfig) -> int:

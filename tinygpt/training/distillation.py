@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.device import Compute
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import weights_fingerprint
-from tinygpt.config.schema import TrainConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.device import Compute
-from tinygpt.errors import TinyGPTError
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT
 

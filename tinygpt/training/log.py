@@ -15,9 +15,9 @@ from typing import Any, TypeGuard
 
 from tqdm import tqdm
 
-from tinygpt import terminal
-from tinygpt.errors import TinyGPTError
-from tinygpt.files import RUN_AGAIN, file_error, remove, replacing, strict_json, writing
+from tinygpt.base import terminal
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import RUN_AGAIN, file_error, remove, replacing, strict_json, writing
 
 
 class RunLog:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinygpt.config.schema import TrainConfig
-from tinygpt.device import Autocast, Compute
-from tinygpt.errors import TinyGPTError
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.device import Autocast, Compute
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.terminal import counted
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatOptimizer, FlatWeights
 from tinygpt.model import GPT, MATRIX, VECTOR, parameter_class
-from tinygpt.terminal import counted
 from tinygpt.training.sharding import checkpoint_activations, divided_like, full, shard
 
 AmpModel = GPT | FlatWeights | Autocast  # model(idx, targets) -> logits, loss

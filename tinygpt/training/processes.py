@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tinygpt.errors import TinyGPTError
+from tinygpt.base.errors import TinyGPTError
 
 
 @dataclasses.dataclass(frozen=True)

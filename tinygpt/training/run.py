@@ -15,19 +15,20 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from tinygpt import __version__, device, threads
+from tinygpt import __version__
+from tinygpt.base import device, threads
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.parse import to_yaml
+from tinygpt.base.configs.run import FinetuneConfig, TrainConfig, run_settings
+from tinygpt.base.errors import TinyGPTError, require_installed
+from tinygpt.base.files import folder_lock, refuse_link, remove, replacing
+from tinygpt.base.terminal import counted, print_error
 from tinygpt.checkpoint.snapshots import FOLDER, snapshots
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.config import suggest
-from tinygpt.config.parse import to_yaml
-from tinygpt.config.schema import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches
-from tinygpt.errors import TinyGPTError, require_installed
 from tinygpt.fast.model import FastGPT
-from tinygpt.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.model import GPT
-from tinygpt.terminal import counted, print_error
 from tinygpt.training import watch
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import RunLog, read_metrics

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tinygpt.device import Compute
+from tinygpt.base.device import Compute
 from tinygpt.model import GPT
 
 

@@ -14,20 +14,21 @@ from typing import Any
 
 import torch
 
-from tinygpt import device
+from tinygpt.base import device
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.fields import keys
+from tinygpt.base.configs.parse import converted
+from tinygpt.base.configs.run import MOST_BIGRAM_TOKENS, SESSION, FinetuneConfig, TrainConfig
+from tinygpt.base.device import Compute
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
+from tinygpt.checkpoint.gpt2 import gpt2_checkpoint
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
-from tinygpt.config import suggest
-from tinygpt.config.fields import keys
-from tinygpt.config.parse import converted
-from tinygpt.config.schema import SESSION, FinetuneConfig, TrainConfig
 from tinygpt.data.dataset import Dataset, data_dir, started_elsewhere
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.device import Compute, model_class
-from tinygpt.errors import TinyGPTError
+from tinygpt.fast.model import model_class
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.options import MOST_BIGRAM_TOKENS, POSITIONS
 from tinygpt.training import processes
 from tinygpt.training.optimizer import build
 
@@ -85,8 +86,6 @@ def starting_point(config: TrainConfig) -> Start:
         config.init_from = "scratch"
         return Start(config)
     if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
-        from tinygpt.interop.huggingface import gpt2_checkpoint
-
         base = gpt2_checkpoint(config.init_from)
     else:
         if not config.eval_only:
@@ -187,10 +186,11 @@ def new_run_from(path: str | Path) -> str:
 def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) -> None:
     """Take the model's shape from the checkpoint. Errors: TinyGPTError if the command gives another shape; with
     `may_resize` another block_size is allowed, a longer one if positions are relative."""
-    shape = dataclasses.asdict(GPTConfig.from_dict(base.model_args))
+    model_config = GPTConfig.from_dict(base.model_args)
+    shape = dataclasses.asdict(model_config)
     given = {name: getattr(config, name) for name in ARCHITECTURE if name in config.given}
     length = given.get("block_size", shape["block_size"])
-    if may_resize and (length < shape["block_size"] or POSITIONS[shape["position"]].relative):
+    if may_resize and (length < shape["block_size"] or model_config.relative):
         shape["block_size"] = length
     if wrong := [name for name in given if given[name] != shape[name]]:
         flags = [name for name in wrong if name in config.flags]

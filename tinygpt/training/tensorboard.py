@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tinygpt.config import suggest
-from tinygpt.errors import missing
-from tinygpt.files import folder_lock, remove
+from tinygpt.base.configs import suggest
+from tinygpt.base.errors import missing
+from tinygpt.base.files import folder_lock, remove
 from tinygpt.training.log import is_number
 
 # Kind and key in metrics.jsonl: run and tag in TensorBoard. It draws a tag of several runs in one chart, and puts tags

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from tinygpt.base.configs.run import FinetuneConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import weights_fingerprint
-from tinygpt.config.schema import FinetuneConfig
+from tinygpt.checkpoint.lora import LoRA, attach
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches, MixedRows
-from tinygpt.errors import TinyGPTError
-from tinygpt.lora import LoRA, attach
 from tinygpt.model import GPT
 from tinygpt.training.start import Start
 

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinygpt.config import suggest
-from tinygpt.config.schema import TrainConfig
-from tinygpt.terminal import escaped
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.terminal import escaped
 from tinygpt.training.log import RunLog
 from tinygpt.training.processes import StopSignal
 

@@ -18,8 +18,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tinygpt.base.terminal import one_line, progress
 from tinygpt.data.tasks.generate import Pair, digits, read_wordings, word_lists
-from tinygpt.terminal import one_line, progress
 
 UNANSWERABLE = "not in the documents"
 NO = "no"  # what a response says of a passage that does not answer the question

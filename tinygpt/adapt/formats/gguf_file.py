@@ -1,0 +1,494 @@
+"""GGUF, the format of llama.cpp: read a model, write a model.
+
+One file holds sizes, tokenizer and weights, often quantised: 32 values of a row share a scale, and each is stored in 4,
+5 or 8 bits. Reading dequantises to float32. A file is input from a stranger, so an unknown key or tensor
+that could change the model is refused by name.
+
+llama.cpp rotates neighbouring channels (2i, 2i + 1) in the architectures llama and arcee, where transformers and this
+package rotate (i, i + head_dim/2): the rows of queries and keys are reordered. Its gpt2 computes the tanh GELU.
+
+Sources: the format's specification (ggml-org/ggml, docs/gguf.md), the package gguf, and llama.cpp's llama-vocab.cpp.
+
+    pretrained = read_file(Path("model.gguf"))
+    write_file(Path("model.gguf"), stock, tokenizer, "q8_0")
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tinygpt.adapt.formats.architectures import STOCK, Pretrained, Stock, StockClass, read_errors
+from tinygpt.adapt.formats.tokenizers import tokenizer_files
+from tinygpt.base.errors import TinyGPTError, library
+from tinygpt.base.files import replacing
+from tinygpt.base.terminal import escaped, progress
+from tinygpt.data.corpora import BYTES
+from tinygpt.data.tokenizer import LLAMA3, MAX_SYMBOLS, QWEN2, SPECIAL, CharTokenizer, Tokenizer, from_json, split_by
+from tinygpt.options import NEUTRAL, GPTConfig
+
+# ---- architectures: keys of the header and names of the tensors ---------------------------------------------------
+
+ACTIVATIONS = {  # of the class in transformers, which an architecture can be written from; llama.cpp has the first
+    "gpt2": ("gelu_new", "gelu_pytorch_tanh", "gelu"),
+    "llama": ("silu",),
+    "qwen3": ("silu",),
+    "arcee": ("relu2",),
+}
+PERMUTED = {"llama", "arcee"}
+KEYS = {  # of the header, without the architecture: field of GPTConfig
+    "block_count": "n_layer",
+    "context_length": "block_size",
+    "embedding_length": "n_embd",
+    "feed_forward_length": "mlp_width",
+    "attention.head_count": "n_head",
+}
+ROPE_KEYS = {"attention.head_count_kv": "n_kv_head", "attention.key_length": "head_dim", "rope.freq_base": "rope_theta"}
+FLOATS = {"rope.freq_base", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"}
+DERIVED = {"vocab_size", "rope.dimension_count", "attention.value_length"}  # follow from the others
+USUAL = {"attention.causal": (True,)}  # values of other keys that change nothing, if not NEUTRAL
+IMPLIED = {"architectures", "model_type", "vocab_size", "tie_word_embeddings", "torch_dtype", "rope_parameters"}
+IMPLIED |= {f"{role}_token_id" for role in ("bos", "eos", "pad")}  # of config.json: by tensors and tokenizer
+
+
+def _row(model_type: str) -> StockClass:
+    return next(row for row in STOCK.values() if row.model_type == model_type)
+
+
+def _keys(model_type: str) -> dict[str, str]:
+    """Return the header's keys for sizes, without the architecture, and their names in config.json."""
+    row = _row(model_type)
+    keys = KEYS | {f"attention.layer_norm_{'' if row.learned else 'rms_'}epsilon": "norm_eps"}
+    keys |= {} if row.learned else ROPE_KEYS
+    return {key: row.keys.get(field, field) for key, field in keys.items()}
+
+
+def _names(model_type: str, layers: int) -> dict[str, str]:
+    """Name the tensors in GGUF and, for each, in transformers; the embeddings come first."""
+    gguf = library("gguf", "GGUF")
+    arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == model_type)
+    names = gguf.get_tensor_name_map(arch, layers)
+    stems = [stem for stems in _row(model_type).layers.values() for stem in stems.split()]
+    stems = [stem.replace(".N.", f".{n}.") for stem in stems for n in (range(layers) if ".N." in stem else [0])]
+    return {names.get_name(stem) + end: stem + end for stem in stems for end in (".weight", ".bias")}
+
+
+def _rearranged(array: np.ndarray, name: str, config: dict[str, Any], inverse: bool = False) -> np.ndarray:
+    """Rearrange a tensor from the layout of the stock class to GGUF's; `inverse`: back."""
+    model_type = config["model_type"]
+    if _row(model_type).learned and array.ndim == 2 and ".h." in name:
+        return array.T  # transformers' Conv1D holds (in, out)
+    if model_type in PERMUTED and (".q_proj." in name or ".k_proj." in name):
+        heads = config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
+        halves = (-1, 2) if inverse else (2, -1)  # the pairs of channels of a head: (i, i + half) or (2i, 2i + 1)
+        return array.reshape(heads, *halves, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+    return array
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+ANOTHER, FOLDER = "import another model", "import the Hugging Face folder of this model"
+
+
+def read_file(path: Path) -> Pretrained:
+    """Read a model, its tokenizer and its chat template.
+
+    Errors: TinyGPTError if the file is not an intact GGUF file, for an unknown architecture, option or tensor, for a
+    quantisation that gguf cannot read, and for a tokenizer that is not byte-level BPE.
+    """
+    with read_errors(path), np.errstate(all="ignore"):
+        reader = _open(path)
+        header = {key: field.contents() for key, field in reader.fields.items()}
+        config = _config(path, header)
+        text, eos, bos = _read_tokenizer(path, header)
+        from_json(text)  # checks it
+        weights = _weights(path, reader.tensors, config)
+    biased = [name for name in weights if name.endswith("_proj.bias")]
+    biases = _row(config["model_type"]).biases
+    config |= {key: any(f"{part}." in name for name in biased) for part, key in biases.items()}
+    config |= {"vocab_size": len(header["tokenizer.ggml.tokens"]), "eos_token_id": eos, "bos_token_id": bos}
+    config["tie_word_embeddings"] = "lm_head.weight" not in weights
+    end = "" if eos is None else header["tokenizer.ggml.tokens"][eos]
+    return Pretrained(Stock(config, weights), text, end, header.get("tokenizer.chat_template", ""))
+
+
+def _open(path: Path) -> Any:
+    """Open a GGUFReader that refuses lengths beyond the end of the file, some of which take gguf's own very long."""
+
+    class Reader(library("gguf", "GGUF").GGUFReader):  # type: ignore[misc]
+        data: np.ndarray
+
+        def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
+            self.data = np.asarray(self.data)  # slices of a memmap take several times as long
+            if int(offset) + int(count) * np.dtype(dtype).itemsize > len(self.data):
+                raise TinyGPTError(f"{path}: is truncated, or its header is damaged", "download or export it again")
+            return super()._get(int(offset), dtype, int(count), override_order)  # type: ignore[no-any-return]
+
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise TinyGPTError(f"{path}: is not a GGUF file", "name a file that ends with .gguf")
+    return Reader(path)
+
+
+def _config(path: Path, header: dict[str, Any]) -> dict[str, Any]:
+    """Derive config.json from the header, without the size of the vocabulary. Errors: TinyGPTError."""
+    model_type = header["general.architecture"]
+    if model_type not in ACTIVATIONS:
+        what = f"has the architecture {model_type!r}; tinygpt reads only {', '.join(ACTIVATIONS)}"
+        raise TinyGPTError(f"{path}: {what}", ANOTHER)
+    if (parts := header.get("split.count", 1)) > 1:
+        raise TinyGPTError(f"{path}: is one of {parts} files of a model", "join them: llama-gguf-split --merge")
+    prefix = f"{model_type}."
+    sizes = {key.removeprefix(prefix): content for key, content in header.items() if key.startswith(prefix)}
+    keys, row = _keys(model_type), _row(model_type)
+    for key, content in sizes.items():
+        if key not in {*keys, *DERIVED} and content not in USUAL.get(key, NEUTRAL):
+            shown = escaped(f"{prefix}{key} = {str(content)[:40]}")[:100]
+            raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", ANOTHER)
+    heads, width = sizes["attention.head_count"], sizes["embedding_length"]
+    defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
+    config: dict[str, Any] = {"architectures": [row.name], "model_type": model_type}
+    config[row.keys["activation"]] = ACTIVATIONS[model_type][0]
+    for key, name in keys.items():
+        size = sizes[key] if key in sizes else defaults[key]
+        config[name] = float(str(np.float32(size))) if key in FLOATS else size  # 1e-05, not 9.999999747378752e-06
+    if row.learned:
+        return config
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if (size := sizes.get(key, config["head_dim"])) != config["head_dim"]:
+            what = f"{model_type}.{key} is {size}, but a head has {config['head_dim']} channels"
+            raise TinyGPTError(f"{path}: {what}", ANOTHER)
+    return config | {"rope_parameters": {"rope_type": "default", "rope_theta": config["rope_theta"]}}
+
+
+def _weights(path: Path, tensors: list[Any], config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Read the tensors as float32, under the names and in the layout of the stock class. Errors: TinyGPTError."""
+    layers = config[_keys(config["model_type"])["block_count"]]
+    names = _names(config["model_type"], min(layers, len(tensors)))  # a damaged header may name billions of layers
+    weights = {}
+    for tensor in progress(tensors, desc="reading", unit="tensor"):
+        shown = escaped(tensor.name)[:60]
+        if tensor.name not in names:
+            reason = "a form of RoPE scaling" if shown.startswith("rope_") else "not a part of this architecture"
+            raise TinyGPTError(f"{path}: has the tensor {shown}, {reason}", ANOTHER)
+        try:
+            array = library("gguf", "GGUF").dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            what = f"{shown} is quantised as {tensor.tensor_type.name}, which the package gguf cannot read"
+            hint = "import a file in F16, Q8_0, Q4_0, Q5_1 or a K quantisation"
+            raise TinyGPTError(f"{path}: {what}", hint) from None
+        array = _rearranged(array, names[tensor.name], config, inverse=True)
+        # a copy of the mapped file
+        weights[names[tensor.name]] = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    return weights
+
+
+# ---- tokenizers ---------------------------------------------------------------------------------------------------
+
+BYTE_LEVEL: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+GPT2_SPLIT = {**BYTE_LEVEL, "use_regex": True}
+DEFAULT = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
+PRE: dict[str, list[dict[str, Any]]] = {  # tokenizer.ggml.pre: how llama.cpp cuts a text before the merges
+    "gpt-2": [GPT2_SPLIT],
+    "smollm": [{"type": "Digits", "individual_digits": True}, GPT2_SPLIT],
+    "qwen2": [split_by(QWEN2), BYTE_LEVEL],
+    "llama-bpe": [split_by(LLAMA3), BYTE_LEVEL],
+    "default": [*map(split_by, DEFAULT), BYTE_LEVEL],
+}
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
+NO_MERGE = "\uffff \uffff"  # gguf leaves an empty array out, and llama.cpp wants one
+CHARACTERS = {byte: character for character, byte in BYTES.items()}
+
+
+def _read_tokenizer(path: Path, header: dict[str, Any]) -> tuple[str, int | None, int | None]:
+    """Return the text of tokenizer.json, and the ids of the tokens that end and start a text. Errors: TinyGPTError."""
+    values = {key.removeprefix("tokenizer.ggml."): value for key, value in header.items()}
+    if values["model"] != "gpt2":
+        what = f"has a tokenizer of the kind {values['model']!r}, and tinygpt reads only 'gpt2' (byte-level BPE)"
+        raise TinyGPTError(f"{path}: {what}", FOLDER)
+    tokens = values["tokens"]
+    if len(tokens) > MAX_SYMBOLS:
+        what = f"its vocabulary has {len(tokens):,} tokens, more than the {MAX_SYMBOLS:,} that tinygpt supports"
+        raise TinyGPTError(f"{path}: {what}", "import a model with a smaller vocabulary")
+    types = values.get("token_type", [NORMAL] * len(tokens))
+
+    def special(key: str) -> int | None:
+        token = values.get(key, len(tokens))  # llama.cpp wants one; NORMAL: there is none
+        return token if token < len(tokens) and types[token] not in (NORMAL, UNUSED) else None
+
+    eos, bos = special("eos_token_id"), special("bos_token_id")
+    if symbols := _characters(tokens, types):
+        return tokenizer_files(CharTokenizer(symbols))["tokenizer.json"], eos, bos
+    pre = values.get("pre", "default")
+    if pre not in PRE:
+        what = f"has the pre-tokenizer {pre!r}, and tinygpt knows only {', '.join(PRE)}"
+        raise TinyGPTError(f"{path}: {what}", FOLDER)
+    ids = {token: id for id, token in enumerate(tokens)}
+    merges = [merge.partition(" ")[::2] for merge in values["merges"]]
+    added = [
+        {"id": id, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        | {"special": types[id] != USER_DEFINED}
+        for token, id in ids.items()
+        if types[id] not in (NORMAL, UNUSED)
+    ]
+    before = [bos] if values.get("add_bos_token", pre == "llama-bpe") and bos is not None else []
+    after = [eos] if values.get("add_eos_token") and eos is not None else []
+    spec = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE[pre]},
+        "post_processor": _template(tokens, before, after) if before or after else None,
+        "decoder": GPT2_SPLIT,
+        "model": {"type": "BPE", "ignore_merges": pre == "llama-bpe", "vocab": ids, "merges": merges},
+    }
+    return json.dumps(spec, ensure_ascii=False), eos, bos
+
+
+def _characters(tokens: list[str], types: list[int]) -> list[str]:
+    """Return the symbols of a CharTokenizer if every token is a character or one of SPECIAL, else none.
+
+    Its merges only join the bytes of a character, and pass through strings that are not tokens.
+    """
+    used = [(token, type_) for token, type_ in zip(tokens, types, strict=True) if type_ != UNUSED]
+    symbols = []
+    for token, type_ in used:
+        if type_ == NORMAL and BYTES.keys() >= set(token):
+            token = bytes(BYTES[character] for character in token).decode("utf-8", "replace")
+        if len(token) != 1 and (type_ == NORMAL or token not in SPECIAL):
+            return []
+        symbols.append(token)
+    return symbols if UNUSED not in types[: len(used)] and len(set(symbols)) == len(symbols) else []
+
+
+def _template(tokens: list[str], before: list[int], after: list[int]) -> dict[str, Any]:
+    """Make a post-processor that puts special tokens around a text."""
+
+    def around(text: str, type_id: int) -> list[dict[str, Any]]:
+        start, end = (
+            [{"SpecialToken": {"id": tokens[id], "type_id": type_id}} for id in ids] for ids in (before, after)
+        )
+        return [*start, {"Sequence": {"id": text, "type_id": type_id}}, *end]
+
+    special = {tokens[id]: {"id": tokens[id], "ids": [id], "tokens": [tokens[id]]} for id in before + after}
+    pair = around("A", 0) + around("B", 1)
+    return {"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": special}
+
+
+RARE = "~^|\\`{}@#_%$*=+<>&"  # characters, the rarest first
+
+
+def _write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
+    """Add the tokenizer's keys to the header; rows of the embedding without a token become UNUSED ones.
+
+    llama.cpp takes token 11 as the end of a text where a file names none. A model of plain text has no such token:
+    the file names an unused row, or else a character that texts rarely use, and generation stops there.
+    Errors: TinyGPTError for a tokenizer that llama.cpp lacks.
+    """
+    files = tokenizer_files(tokenizer)
+    spec = json.loads(files["tokenizer.json"])
+    around: tuple[list[int], list[int]] = ([], [])
+    if symbols := _characters_of(spec):
+        pre, (ids, merges) = "smollm", _char_tokens(symbols)  # digits alone, and clean_spaces is off
+    else:
+        pre, around = _pre_tokenizer(spec), _surrounding_ids(files["tokenizer.json"])
+        ids = {id: (token, NORMAL) for token, id in spec["model"]["vocab"].items()}
+        for token in spec.get("added_tokens", []):
+            ids[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
+    rows = [ids.get(id, (f"[PAD{id}]", UNUSED)) for id in range(size)]
+    tokens = [token for token, _ in rows]
+    name = json.loads(files["tokenizer_config.json"]).get("eos_token")
+    eos = next((id for id, row in ids.items() if row == (name, CONTROL)), None)
+    rare = next((tokens.index(character) for character in RARE if character in tokens), size - 1)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([type_ for _, type_ in rows])
+    writer.add_token_merges(merges or [NO_MERGE])
+    end = max(ids) + 1
+    writer.add_eos_token_id(eos if eos is not None else end if end < size else rare)
+    writer.add_add_bos_token(bool(around[0]))
+    writer.add_add_eos_token(bool(around[1]))
+    for id in around[0]:
+        writer.add_bos_token_id(id)
+    if template := files.get("chat_template.jinja"):
+        writer.add_chat_template(template)
+
+
+def _characters_of(spec: dict[str, Any]) -> list[str]:
+    """Return the symbols of the CharTokenizer that a tokenizer.json describes; none if it is of another kind."""
+    vocabulary = spec["model"].get("vocab", {})
+    plain = not spec.get("pre_tokenizer") and not spec["model"].get("merges", True)
+    if not plain or sorted(vocabulary.values()) != [*range(len(vocabulary))]:
+        return []
+    symbols = sorted(vocabulary, key=vocabulary.__getitem__)
+    return symbols if all(len(symbol) == 1 or symbol in SPECIAL for symbol in symbols) else []
+
+
+def _char_tokens(symbols: list[str]) -> tuple[dict[int, tuple[str, int]], list[str]]:
+    """Convert characters to byte-level BPE: token and type by id, and merges that join a character's bytes."""
+    ids, merges = {}, dict[str, None]()
+    for id, symbol in enumerate(symbols):
+        token = "".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass"))
+        ids[id] = (symbol, CONTROL) if symbol in SPECIAL else (token, NORMAL)
+        if symbol not in SPECIAL:
+            merges |= dict.fromkeys(f"{token[:index]} {token[index]}" for index in range(1, len(token)))
+    return ids, list(merges)
+
+
+def _pre_tokenizer(spec: dict[str, Any]) -> str:
+    """Find llama.cpp's name of the pre-tokenizer of a tokenizer.json. Errors: TinyGPTError that names what has none."""
+    model, pre = spec["model"], spec.get("pre_tokenizer") or {}
+    steps = pre.get("pretokenizers", [pre])
+    name = next((name for name, known in PRE.items() if [*map(_essential, known)] == [*map(_essential, steps)]), "")
+    problem = ""
+    if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("continuing_subword_prefix"):
+        problem = f"a {model.get('type')} model that is not byte-level"
+    elif not name:
+        problem = f"a pre-tokenizer ({', '.join(step.get('type', 'none') for step in steps)})"
+    elif spec.get("normalizer") and (name != "qwen2" or spec["normalizer"] != {"type": "NFC"}):
+        problem = f"a normalizer ({spec['normalizer'].get('type')})"
+    elif model.get("ignore_merges") and name != "llama-bpe":
+        problem = "ignore_merges"
+    if problem:
+        raise TinyGPTError(f"the tokenizer has {problem}, which llama.cpp does not support", "export with --format hf")
+    return name
+
+
+def _essential(step: dict[str, Any]) -> dict[str, Any]:
+    """Remove the settings that change no id from a pre-tokenizer's step."""
+    defaults = {"use_regex": True} if step.get("type") == "ByteLevel" else {}
+    return defaults | {key: value for key, value in step.items() if key != "trim_offsets"}
+
+
+def _surrounding_ids(text: str) -> tuple[list[int], list[int]]:
+    """Find the ids that a tokenizer.json puts before and after a text, at most one each. Errors: TinyGPTError."""
+    tokenizer = from_json(text)
+    bare, full = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
+    for before in (0, 1):
+        after = len(full) - len(bare) - before
+        if after in (0, 1) and full[before : before + len(bare)] == bare:
+            return full[:before], full[len(full) - after :]
+    raise TinyGPTError("the tokenizer puts several special tokens before or after a text", "export with --format hf")
+
+
+# ---- writing ------------------------------------------------------------------------------------------------------
+
+EMBEDDINGS = {"wte", "embed_tokens", "lm_head"}
+QUANTISATIONS = {  # types of the matrices, and of embedding and output; the others stay F32
+    "f16": ("F16", "F16"),
+    "q8_0": ("Q8_0", "Q8_0"),
+    "q5_1": ("Q5_1", "Q8_0"),
+    "q4_0": ("Q4_0", "Q8_0"),
+}
+
+
+def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str = "q8_0") -> None:
+    """Write a model and its tokenizer; the file appears in one step.
+
+    quantisation: one of QUANTISATIONS, for the matrices. Embedding and output have at least 8 bits, as in
+    llama.cpp's own files; norms, biases and learned positions are float32. llama.cpp computes GPT-2 with the tanh GELU:
+    a model with the exact one changes its log probabilities by about 1e-3.
+
+    Errors: TinyGPTError for an architecture, activation or tokenizer that llama.cpp lacks, and for quantised rows that
+    are not multiples of 32.
+    """
+    gguf, stock = library("gguf", "GGUF"), stock if quantisation == "f16" else _padded(stock)
+    config, plan = stock.config, _plan(stock, quantisation)
+    model_type = config["model_type"]
+    writer = gguf.GGUFWriter(None, model_type)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, name in _keys(model_type).items():
+        (writer.add_float32 if key in FLOATS else writer.add_uint32)(f"{model_type}.{key}", config[name])
+    writer.add_vocab_size(config["vocab_size"])
+    if not _row(model_type).learned:
+        writer.add_rope_dimension_count(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    _write_tokenizer(writer, tokenizer, config["vocab_size"])
+
+    for array, target, type_ in plan.values():
+        shape = gguf.quant_shape_to_byte_shape(array.shape, type_)
+        writer.add_tensor_info(target, shape, np.dtype(np.uint8), int(np.prod(shape)), type_)
+    with replacing(path) as file:
+        writer.fout, writer.state = [file], gguf.gguf_writer.WriterState.EMPTY  # so that `replacing` opens and closes
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for array, _, type_ in progress(plan.values(), desc="writing", unit="tensor"):
+            writer.write_tensor_data(gguf.quantize(np.ascontiguousarray(array), type_))
+
+
+def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
+    """List as `option=value`, under tinygpt's names, what a config.json has and GGUF cannot store."""
+    written = {*_keys(row.model_type).values(), row.keys["activation"], *row.biases.values(), *IMPLIED}
+    fields, usual = {key: field for field, key in row.keys.items()}, vars(GPTConfig())
+    return [
+        f"{fields.get(key, key)}={value}"
+        for key, value in {**config, **(config.get("rope_parameters") or {})}.items()
+        if key not in written and value not in ([usual[fields[key]]] if key in fields else [*NEUTRAL, "default"])
+    ]
+
+
+def _padded(stock: Stock) -> Stock:
+    """Widen the MLPs to a multiple of 32, the length of a quantised block, with channels whose weights are zero.
+
+    Such a channel is zero after every activation, so no logit changes. GPT-2's class keeps its width.
+    """
+    row = _row(stock.config["model_type"])
+    key = row.keys["mlp_width"]
+    missing = 0 if row.learned else -stock.config[key] % 32
+    if not missing:
+        return stock
+    weights = dict(stock.weights)
+    for name, tensor in weights.items():
+        if ".mlp.down_proj.weight" in name:
+            weights[name] = F.pad(tensor, (0, missing))
+        elif ".mlp." in name and ".down_proj." not in name:  # the first layer: (width, n_embd), biases (width,)
+            weights[name] = torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))
+    return Stock({**stock.config, key: stock.config[key] + missing}, weights)
+
+
+def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, Any]]:
+    """Return for each tensor its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
+    gguf = library("gguf", "GGUF")
+    config, model_type = stock.config, stock.config["model_type"]
+    row, problem, (matrices, embeddings) = _row(model_type), "", QUANTISATIONS[quantisation]
+    if model_type not in ACTIVATIONS:
+        named = " with ".join(["the class of this model", *_unwritten(config, row)])
+        problem = f"llama.cpp has no architecture for {config['architectures'][0]}, {named}"
+    elif (activation := config[row.keys["activation"]]) not in ACTIVATIONS[model_type]:
+        expected = ACTIVATIONS[model_type][0]
+        problem = f"llama.cpp's architecture {model_type} has the activation {expected}, this model {activation}"
+    elif lacking := _unwritten(config, row):
+        problem = f"llama.cpp's architecture {model_type} lacks {' and '.join(lacking)}, which this model has"
+    if problem:
+        raise TinyGPTError(problem, "export with --format hf, or train with configs/shakespeare_char.yaml")
+    names = {name: target for target, name in _names(model_type, config[_keys(model_type)["block_count"]]).items()}
+    plan = {}
+    for name, tensor in stock.weights.items():
+        if name == "lm_head.weight" and config.get("tie_word_embeddings"):
+            continue
+        array = _rearranged(tensor.numpy(), name, config)
+        type_ = embeddings if name.split(".")[-2] in EMBEDDINGS else matrices
+        if array.ndim == 1 or name == "transformer.wpe.weight":
+            type_ = "F32"
+        if type_.startswith("Q") and (columns := array.shape[-1]) % 32:
+            option = "n_embd" if columns == config[row.keys["n_embd"]] else "mlp_width"
+            raise TinyGPTError(
+                f"{quantisation} stores rows in blocks of 32 values, and {option}={columns} is not a multiple of 32",
+                f"export as f16, or train with {option}={columns + -columns % 32}",
+            )
+        plan[name] = (array, names[name], gguf.GGMLQuantizationType[type_])
+    return plan

@@ -1,0 +1,90 @@
+"""Run a command of tinygpt as a process of its own, and measure what it costs.
+
+Its memory is free again when it ends. Its progress bar and its errors appear on the terminal; what it prints goes into
+a log.
+
+    done = run(Path("out-lab/train.log"), "train", "configs/shakespeare_char.yaml", "--quiet")
+"""
+
+import contextlib
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import writing
+
+MEASURED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from tinygpt.cli import main
+from tinygpt.training.log import peak_memory
+
+def end_with(parent):  # one that was killed could not end this process; Windows does not tell
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+status = main(sys.argv[2:])
+Path(sys.argv[1]).write_text(str(peak_memory()))
+sys.exit(status)
+"""
+
+
+STOPPED = 128 + signal.SIGTERM  # the status of a training that was told to stop
+
+
+class Done(NamedTuple):
+    """A command that has succeeded."""
+
+    output: str  # what it printed
+    seconds: float
+    memory: int  # peak, in bytes; 0 on Windows, where Python cannot ask
+
+
+def run(log: Path, *args: str, limit: float = math.inf) -> Done:
+    """Run `tinygpt ARGS`. After `limit` seconds it gets SIGTERM, at which a training saves its state and ends (not on
+    Windows, where a process cannot be told to end).
+
+    Errors: TinyGPTError with the status of the command, which has printed its own error."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began, memory = time.monotonic(), log.with_suffix(".memory")
+    with writing(log), open(log, "w+", encoding="utf-8") as file:
+        group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
+        command = [sys.executable, "-X", "utf8", "-c", MEASURED, str(memory), *args]
+        child = subprocess.Popen(command, stdout=file, process_group=group)
+        try:
+            try:
+                status = child.wait(None if limit == math.inf or sys.platform == "win32" else limit)
+            except subprocess.TimeoutExpired:
+                child.terminate()
+                status = 0 if (ended := child.wait()) == STOPPED else ended
+        except BaseException:  # Ctrl-C or SIGTERM: send the command one signal, and wait while it saves a checkpoint
+            if sys.platform != "win32":  # there it has received Ctrl-C already, and could not save when terminated
+                child.terminate()
+            child.wait()
+            raise
+        file.seek(0)
+        output = file.read()
+    if status:
+        status = status if status > 0 else 128 - status  # a signal, as shells count it
+        problem = f"tinygpt {args[0]} failed with status {status}; its output is in {log}"
+        hint = "fix the cause, and run the same command again: it continues where it stopped"
+        raise TinyGPTError(problem, hint, status)
+    return Done(output, time.monotonic() - began, int(memory.read_text()))
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit in the body, so that `run` ends its command, as with Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,1 @@
+"""`tinygpt doctor`: check the files of runs and datasets and judge the runs, or test this machine."""

@@ -1,0 +1,56 @@
+"""`tinygpt doctor`: check the files of runs and datasets, and print the verdict on runs; or test this machine.
+
+tinygpt doctor out data/shakespeare_char
+tinygpt doctor --machine
+"""
+
+from pathlib import Path
+
+from tinygpt.base.configs.examine import DoctorConfig
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import folder_of
+from tinygpt.base.terminal import counted
+from tinygpt.examine.doctor.files import check_files
+from tinygpt.examine.doctor.machine import check_machine
+from tinygpt.examine.doctor.run import examine, read_run
+from tinygpt.training.verdict import is_unfinished
+
+
+def doctor(config: DoctorConfig) -> int:
+    """Run the command: examine folders, or this machine. Returns 0 if every check passes, else 1."""
+    return check_machine() if config.machine else check_folders(config)
+
+
+def check_folders(config: DoctorConfig) -> int:
+    """Check the files, and print the verdict on each run. Returns 1 if any files are damaged, else 0."""
+    all_intact = True
+    for name in config.run or ["out"]:
+        folder = folder_of(name)
+        has_log = (folder / "metrics.jsonl").exists()
+        problem = ""
+        if not Path(name).exists():
+            problem = "no such folder"
+        elif not (has_log or (folder / "meta.json").exists() or any(folder.glob("*.pt"))):  # *.pt: an imported model
+            problem = "neither a run (metrics.jsonl) nor a dataset (meta.json)"
+        if problem:
+            raise TinyGPTError(f"{name}: {problem}", "tinygpt doctor out, or tinygpt doctor data/NAME")
+        if len(config.run) > 1:
+            print(f"{folder}:")
+        intact = check_files(folder, config)
+        if has_log:
+            diagnose(folder, config, intact)
+        all_intact &= intact
+    return 0 if all_intact else 1
+
+
+def diagnose(folder: Path, config: DoctorConfig, intact: bool) -> None:
+    """Print the verdict on a run, and the command to try unless files are damaged, which it may need."""
+    entries, settings = read_run(folder)
+    verdict = examine(folder, config, entries, settings)
+    lines = verdict.lines()
+    if not intact:
+        lines.pop()
+    print("\n".join(lines))
+    if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
+        done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
+        print(f"unfinished:  {done:,} of {counted(settings['max_iters'], 'iteration')}")

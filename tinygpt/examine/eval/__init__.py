@@ -1,0 +1,4 @@
+"""`tinygpt eval`: measure a trained model, and compare it with baselines.
+
+tinygpt eval out --task transactions
+"""

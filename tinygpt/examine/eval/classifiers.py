@@ -1,0 +1,289 @@
+"""Classifiers that train in seconds and can be stored: label frequencies, nearest neighbours, a linear model.
+
+Each is trained with `fit`, called with prompts for their probabilities, and stored as tensors and plain values, without
+pickle: `restored(classifier.kind, classifier.state(), n_labels)` gives the same probabilities.
+
+Shapes: n prompts, L labels. truth: indices of labels, int64 (n,).
+
+    classifier = Linear.fit(["who was it?", "when was it?", ...], np.array([0, 1, ...]), 2)
+    classifier(["who is she?"])                         # float64 (1, 2)
+    same = restored("linear", classifier.state(), 2)
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from tinygpt.base.errors import TinyGPTError, library
+
+FEATURES = {  # TF-IDF of the linear model
+    "ngram": {"analyzer": "char", "ngram_range": (1, 5)},  # characters
+    "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"\w+"},
+}
+FIXED_C = 100.0  # inverse regularisation strength; scikit-learn's C = 1 underfits rows of unit length (data/README.md)
+CHOICES = (1.0, 10.0, 100.0)  # of C, in ascending order
+FEWEST = 3  # examples of a label that takes part in the choice of C
+ABSENT = 1e-6  # probability of a label without an example
+NEIGHBOURS = 5
+BATCH = 64  # prompts that are compared with all examples at a time
+PROBE = "The quick brown fox paid 12.50 for 3 boxes on Monday."  # its vector identifies an embedding
+
+Embed = Callable[[Sequence[str]], np.ndarray]  # from n texts to vectors (n, d) of length 1
+
+
+class Majority:
+    """The frequencies of the labels, with one more example of each (Laplace), whatever the prompt."""
+
+    kind = "majority"
+
+    def __init__(self, counts: np.ndarray) -> None:
+        self.counts, self.n_labels = counts, len(counts)
+
+    @classmethod
+    def fit(cls, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Self:
+        return cls(np.bincount(truth, minlength=n_labels))
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        return np.tile((self.counts + 1) / (self.counts.sum() + self.n_labels), (len(prompts), 1))
+
+    def state(self) -> dict[str, Any]:
+        return {"counts": torch.from_numpy(self.counts)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
+        return cls(state["counts"].numpy())
+
+
+class Nearest:
+    """The nearest neighbours: the examples whose TF-IDF of character n-grams has the largest cosine with the prompt's.
+
+    Each of the five votes for its label with its cosine. The label frequencies vote, too, like a neighbour of cosine 1;
+    so no probability is 0 or 1, and a prompt unlike all examples gets the frequencies. The state holds the examples
+    themselves.
+    """
+
+    kind = "nearest"
+
+    def __init__(self, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> None:
+        self.prompts, self.truth, self.n_labels = list(prompts), truth, n_labels
+        self._prior = Majority.fit(prompts, truth, n_labels)
+        self._vectorizer = vectorizer("ngram")
+        try:
+            self._examples = self._vectorizer.fit_transform(self.prompts)
+        except ValueError:
+            raise without_features(("ngram",)) from None
+
+    @classmethod
+    def fit(cls, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Self:
+        return cls(prompts, truth, n_labels)
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        votes, k = self._prior(prompts), min(NEIGHBOURS, len(self.truth))
+        for start in range(0, len(prompts), BATCH):
+            vectors = self._vectorizer.transform(prompts[start : start + BATCH])
+            cosines = (vectors @ self._examples.T).toarray()  # (batch, examples)
+            nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
+            rows = np.arange(start, start + len(cosines))[:, None]
+            np.add.at(votes, (rows, self.truth[nearest]), np.take_along_axis(cosines, nearest, axis=1))
+        return votes / votes.sum(axis=1, keepdims=True)
+
+    def state(self) -> dict[str, Any]:
+        return {"prompts": self.prompts, "truth": torch.from_numpy(self.truth), "n_labels": self.n_labels}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
+        return cls(state["prompts"], state["truth"].numpy(), state["n_labels"])
+
+
+class Linear:
+    """Logistic regression on the TF-IDF of character n-grams and words, and on static word vectors if there are any.
+
+    The TF-IDF of each kind has rows of length 1. The word vectors are centred and scaled to a mean square length of 1,
+    so that each kind of feature has about the same weight.
+    """
+
+    kind = "linear"
+
+    def __init__(self, n_labels: int, features: Sequence[str], embed: Embed | None) -> None:
+        """Make a classifier without weights, for `fit` and `from_state`."""
+        self.n_labels, self.features, self.embed = n_labels, tuple(features), embed
+        self.C, self.reason = FIXED_C, "fixed"  # how C was chosen
+        self._vectorizers: dict[str, Any] = {}
+        self._centre, self._scale = np.zeros(0), 1.0  # of the word vectors
+        self._model = regression(FIXED_C)
+
+    @classmethod
+    def fit(
+        cls,
+        prompts: Sequence[str],
+        truth: np.ndarray,
+        n_labels: int,
+        features: Sequence[str] = ("ngram", "word"),
+        C: float | None = None,
+        embed: Embed | None = None,
+    ) -> Self:
+        """Train on examples. features: keys of FEATURES. embed: a function from texts to static word vectors (n, d).
+
+        C: the inverse regularisation strength; None: that of CHOICES with the lowest log loss on a third of these
+        examples, without the labels that have fewer than FEWEST.
+        Errors: TinyGPTError for a single label, for prompts without any feature, and without scikit-learn.
+        """
+        if len(np.unique(truth)) < 2:
+            raise TinyGPTError("all examples have the same label", "add examples of another label")
+        self = cls(n_labels, features, embed)
+        with one_thread():
+            self.C, self.reason = choose_c(self, prompts, truth) if C is None else (float(C), "fixed")
+            self._model = regression(self.C).fit(self._learn_features(prompts), truth)
+        return self
+
+    def _learn_features(self, prompts: Sequence[str]) -> Any:
+        """Learn the vocabularies, and the centre and scale of the word vectors; return the features, sparse (n, F).
+
+        A kind of feature that no prompt has is left out."""
+        blocks = []
+        for name in self.features:
+            fitted = vectorizer(name)
+            with contextlib.suppress(ValueError):
+                blocks.append(fitted.fit_transform(prompts))  # an empty vocabulary is a ValueError
+                self._vectorizers[name] = fitted
+        if self.embed:
+            vectors = self.embed(prompts).astype(np.float64)
+            self._centre = vectors.mean(axis=0)
+            self._scale = 1 / max(float(np.sqrt(((vectors - self._centre) ** 2).sum(axis=1).mean())), 1e-6)
+            blocks.append(self._vectors(vectors))
+        if not blocks:
+            raise without_features(self.features)
+        return stacked(blocks)
+
+    def _features(self, prompts: Sequence[str]) -> Any:
+        blocks = [vectorizer.transform(prompts) for vectorizer in self._vectorizers.values()]
+        return stacked(blocks + ([self._vectors(self.embed(prompts))] if self.embed else []))
+
+    def _vectors(self, vectors: np.ndarray) -> np.ndarray:
+        return (vectors - self._centre) * self._scale
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        classes = self._model.classes_
+        probs = np.full((len(prompts), self.n_labels), ABSENT)
+        if len(prompts):
+            with one_thread():
+                known = self._model.predict_proba(self._features(prompts))
+            probs[:, classes] = known * (1 - ABSENT * (self.n_labels - len(classes)))
+        return probs
+
+    def state(self) -> dict[str, Any]:
+        tensors = {
+            name: torch.from_numpy(getattr(self._model, f"{name}_")) for name in ("coef", "intercept", "classes")
+        }
+        embedding = None
+        if self.embed:
+            centre, probe = torch.from_numpy(self._centre), torch.from_numpy(self.embed([PROBE])[0].astype(np.float64))
+            embedding = {"centre": centre, "scale": self._scale, "probe": probe}
+        return tensors | {
+            "n_labels": self.n_labels,
+            "vocabularies": {name: terms(vectorizer) for name, vectorizer in self._vectorizers.items()},
+            "idf": {name: torch.from_numpy(vectorizer.idf_) for name, vectorizer in self._vectorizers.items()},
+            "embedding": embedding,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
+        embedding = state["embedding"]
+        self = cls(state["n_labels"], list(state["vocabularies"]), embed if embedding else None)
+        for name, words in state["vocabularies"].items():
+            fitted = vectorizer(name, vocabulary={word: column for column, word in enumerate(words)})
+            fitted.idf_ = state["idf"][name].numpy()
+            self._vectorizers[name] = fitted
+        if embedding:
+            require_same(embedding["probe"].numpy(), embed)
+            self._centre, self._scale = embedding["centre"].numpy(), embedding["scale"]
+        for name in ("coef", "intercept", "classes"):
+            setattr(self._model, f"{name}_", state[name].numpy())
+        self._model.n_features_in_ = self._model.coef_.shape[1]
+        return self
+
+
+Classifier = Majority | Nearest | Linear
+CLASSIFIERS: dict[str, type[Classifier]] = {each.kind: each for each in (Majority, Nearest, Linear)}
+
+
+def restored(kind: str, state: dict[str, Any], n_labels: int, embed: Embed | None = None) -> Classifier:
+    """Make a classifier from its state, and try it on one prompt. embed: as in `Linear.fit`.
+
+    Errors: TinyGPTError for an impossible state, and without the word vectors that it was trained with."""
+    try:
+        classifier = CLASSIFIERS[kind].from_state(state, embed)
+        probs = classifier([PROBE])
+        possible = probs.shape == (1, n_labels) and (probs >= 0).all() and np.isclose(probs.sum(), 1)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        possible = False
+    if not possible:
+        raise TinyGPTError("the stored classifier is impossible", "train it again")
+    return classifier
+
+
+def require_same(probe: np.ndarray, embed: Embed | None) -> None:
+    """Check that PROBE has the vector that it had in the training. Errors: TinyGPTError."""
+    vector = embed([PROBE])[0] if embed else np.zeros(0)
+    if vector.shape != probe.shape or not np.allclose(vector, probe, atol=1e-3):
+        problem = "this classifier needs the word vectors that it was trained with"
+        raise TinyGPTError(problem, 'pip install "tinygpt[retrieve]", in the version with which it was trained')
+
+
+def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tuple[float, str]:
+    """Choose C from CHOICES by the log loss on a held-out third of the examples, which is deterministic.
+
+    Returns it and how it was chosen. Labels with fewer than FEWEST examples do not take part.
+    """
+    selection = library("sklearn.model_selection", "the linear model")
+    usable = np.flatnonzero(np.bincount(truth, minlength=untrained.n_labels)[truth] >= FEWEST)
+    if len(set(truth[usable].tolist())) < 2:
+        return FIXED_C, f"fixed, since fewer than two labels have {FEWEST} examples"
+    train, held_out = selection.train_test_split(usable, test_size=1 / 3, random_state=0, stratify=truth[usable])
+    trained = Linear(untrained.n_labels, untrained.features, untrained.embed)
+    x, model, losses = trained._learn_features([prompts[int(i)] for i in train]), regression(1, warm_start=True), []
+    tested = trained._features([prompts[int(i)] for i in held_out])
+    for choice in CHOICES:  # each begins with the weights of the one before
+        model.set_params(C=choice).fit(x, truth[train])
+        columns = np.searchsorted(model.classes_, truth[held_out])  # each label is in both parts
+        probs = model.predict_proba(tested)[np.arange(len(held_out)), columns]
+        losses.append(-np.log(np.maximum(probs, 1e-15)).sum())
+    return CHOICES[int(np.argmin(losses))], "the lowest log loss on a third of the examples"
+
+
+# ---- scikit-learn ----------------------------------------------------------------------------------------------------
+
+
+def vectorizer(name: str, **options: Any) -> Any:
+    """Make scikit-learn's TfidfVectorizer of the features `name`. Errors: TinyGPTError if it is not installed."""
+    text = library("sklearn.feature_extraction.text", "the linear model" if name == "word" else "a model of n-grams")
+    return text.TfidfVectorizer(**FEATURES[name], sublinear_tf=True, **options)
+
+
+def one_thread() -> Any:
+    """Compute with one thread in the body: the features are sparse, and further threads only wait for each other
+    (beside two busy programs on two cores, a fit took 13 times as long with two threads)."""
+    return library("threadpoolctl", "the linear model").threadpool_limits(1)
+
+
+def regression(C: float, **options: Any) -> Any:
+    return library("sklearn.linear_model", "the linear model").LogisticRegression(C=C, max_iter=1000, **options)
+
+
+def stacked(blocks: list[Any]) -> Any:
+    """Join blocks of features, (n, F) each, to one sparse matrix."""
+    from scipy import sparse  # a requirement of scikit-learn
+
+    return blocks[0] if len(blocks) == 1 else sparse.hstack(list(map(sparse.csr_matrix, blocks)), format="csr")
+
+
+def terms(fitted: Any) -> list[str]:
+    """Return the vocabulary of a TfidfVectorizer in the order of its columns."""
+    return sorted(fitted.vocabulary_, key=fitted.vocabulary_.__getitem__)
+
+
+def without_features(features: Sequence[str]) -> TinyGPTError:
+    return TinyGPTError(f"no prompt has anything to learn from ({', '.join(features)})", "give prompts with words")

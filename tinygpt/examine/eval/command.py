@@ -1,0 +1,182 @@
+"""`tinygpt eval`: measure a model on a split, next to n-gram baselines.
+
+tinygpt eval out
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygpt.base import device, terminal
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.examine import EvalConfig
+from tinygpt.base.errors import TinyGPTError, diverged
+from tinygpt.base.files import folder_of, require_writable, strict_json
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.data.dataset import Dataset, data_dir
+from tinygpt.data.tasks import TASKS
+from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.examine.eval import classify, respond, threshold
+from tinygpt.examine.eval.baselines import ngram_baselines, omissions_note
+from tinygpt.model import GPT
+from tinygpt.training.losses import bits_per_character, mean_loss, perplexity, short_number
+
+
+def evaluate(config: EvalConfig) -> None:
+    """Run the command."""
+    measure(config)
+
+
+def measure(config: EvalConfig) -> dict[str, Any]:
+    """Print the accuracy on a labelled task and its baselines, or the loss. Returns what --json prints."""
+    if config.output:
+        require_writable(Path(config.output), "--output confusion.png")
+    if config.task and config.dataset not in ("", config.task):
+        raise TinyGPTError(f"--task={config.task} and --dataset={config.dataset} are two datasets", "give one of them")
+    checkpoint = load_model(config.ckpt, config.adapter)
+    name = config.task or config.dataset or str(checkpoint.config.get("dataset", ""))
+    if not name:
+        raise TinyGPTError(f"{config.ckpt} does not name the dataset that it was trained on", "--dataset=NAME")
+    data_folder = data_dir(config, checkpoint.config, config.adapter or config.ckpt)
+    try:
+        dataset = Dataset(data_folder, name)
+    except TinyGPTError as error:
+        if Path(data_folder, name).exists():
+            raise
+        raise TinyGPTError(error.message, f"--data_dir=FOLDER of the datasets, or {error.hint}") from None
+    if checkpoint.tokenizer is not None:
+        hint = "evaluate on the dataset it was trained on, or train on this one"
+        dataset.require_tokenizer(tokenizer_from_dict(checkpoint.tokenizer, config.ckpt), config.ckpt, hint)
+    checkpoint.require_embeddings(dataset.tokenizer, config.ckpt)
+    if not {"task", "dataset"} & config.given and checkpoint.data and not dataset.has_checksums(checkpoint.data):
+        terminal.print_error(f"note: {dataset.folder} has other text than the one that the model was trained on")
+    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
+    model = checkpoint.for_inference(compute, config.fast)
+    if config.task and not dataset.pairs:
+        raise TinyGPTError(f"dataset {name!r} is not a labelled task", "tinygpt prepare transactions, which makes one")
+    if config.output and not dataset.labels:
+        raise TinyGPTError(f"--output is the picture of labels, but {name!r} is not a labelled task", "drop --output")
+    if "split" in config.given and not (config.task or dataset.labels):
+        what = f"--split is for a task, but the loss of {name!r} is measured on the complete validation split"
+        raise TinyGPTError(what, f"--task={name}" if dataset.pairs else "drop --split")
+    positive = positive_label(config, dataset)
+    if dataset.labels:
+        return measure_task(config, model, dataset, positive)
+    if not config.task:
+        return measure_loss(config, model, dataset, compute)
+    report = {"ckpt": config.ckpt, **respond.make_report(model, dataset, config.split, compute)}
+    print(strict_json(report) if config.json else respond.as_text(report))
+    return report
+
+
+def positive_label(config: EvalConfig, dataset: Dataset) -> str:
+    """Return the label whose precision and recall are measured: from --positive, or the task, or empty."""
+    name, labels, task = dataset.name, dataset.labels, TASKS.get(dataset.name)
+    positive = config.positive or (task.positive if task and task.positive in labels else "")
+    if not positive:
+        if "miss_cost" in config.given:
+            raise TinyGPTError("--miss_cost needs a positive label, whose misses it weighs", "--positive=LABEL")
+        return ""
+    if len(labels) != 2:
+        what = terminal.counted(len(labels), "label") if labels else "no labels"
+        raise TinyGPTError(f"--positive is for a task with two labels, but {name!r} has {what}", "drop --positive")
+    if positive not in labels:
+        problem = f"--positive={positive}: the labels of {name!r} are {' and '.join(map(repr, labels))}"
+        raise TinyGPTError(problem, f"--positive={suggest.quoted(labels[1])}")
+    for split in ("val", config.split):
+        if all(label != positive for _, label in dataset.sources[split].examples(dataset.tokenizer)):
+            problem = f"{name}: the split {split} has no example of {positive!r}, so its recall cannot be measured"
+            hint = "prepare it with more examples, or tinygpt prepare with a larger --val_fraction and --test_fraction"
+            raise TinyGPTError(problem, hint)
+    return positive
+
+
+def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str) -> dict[str, Any]:
+    """Print and return the report on a labelled task; draw its confusion matrix, or the curves of a positive label."""
+    tokenizer, labels = dataset.tokenizer, dataset.labels
+    splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
+    examples = {split: dataset.sources[split].examples(tokenizer) for split in ("train", *splits)}
+    prompts = {split: [prompt for prompt, _ in pairs] for split, pairs in examples.items()}
+    scores = {split: classify.label_scores(model, tokenizer, prompts[split], labels) for split in splits}
+    truth = classify.label_indices(examples["train"], labels)
+    ngram = classify.ngram_classifier(prompts["train"], truth, len(labels))
+    evaluated, train = examples[config.split], examples["train"]
+    report = classify.make_report(dataset.name, config.split, evaluated, labels, *scores[config.split], train, ngram)
+    tradeoff: dict[str, Any] = {}
+    curves: dict[str, threshold.Curve] = {}
+    if positive:
+        scored = {}
+        for split in splits:
+            probs = {"model": classify.probabilities(scores[split][0])}
+            if ngram[0]:
+                probs["ngram"] = ngram[0](prompts[split])
+            column = {key: label_probs[:, labels.index(positive)] for key, label_probs in probs.items()}
+            scored[split] = column, np.array([label == positive for _, label in examples[split]])
+        val, measured = scored["val"], scored[config.split]
+        tradeoff, curves = threshold.make_tradeoff(positive, config.split, config.miss_cost, val, measured)
+    results = {"ckpt": config.ckpt, **report, **({"tradeoff": tradeoff} if tradeoff else {})}
+    if config.json:
+        print(strict_json(results))
+        return results
+    print(classify.as_text(report))
+    counts = np.bincount(truth, minlength=len(labels))
+    if tradeoff:
+        print(f"\n{threshold.as_text(tradeoff)}")
+    elif len(labels) == 2 and counts.max() >= threshold.MISLEADING * counts.sum():
+        name = labels[counts.argmin()]
+        print(f"\n{name!r} is rare: --positive={suggest.quoted(name)} adds its precision, recall and cost")
+    folder = folder_of(config.ckpt)
+    picture = (
+        Path(config.output) if config.output else folder / ("precision_recall.png" if tradeoff else "confusion.png")
+    )
+    try:
+        if tradeoff:
+            threshold.draw_curves(dataset.name, tradeoff, curves, picture)
+        else:
+            classify.draw_confusion(report, picture)
+        print(f"\nwritten: {picture}")
+    except TinyGPTError as error:
+        if config.output:
+            raise
+        print(f"\nno picture: {error.message}")
+    return results
+
+
+def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> dict[str, Any]:
+    """Print and return the loss on the whole validation split, and for plain text those of the n-gram baselines."""
+    val, source, block_size = dataset.splits["val"], dataset.sources["val"], model.config.block_size
+    if len(val) < 2:
+        raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
+    if dataset.pairs:
+        dataset.require(block_size)  # an example that is cut would be measured only in part
+    rows = source.all_rows(block_size)
+    loss = mean_loss(model, source, rows, compute)
+    if not math.isfinite(loss):
+        raise diverged(f"{config.ckpt}: the loss is", loss)
+    targets = int(source.targets(rows, source.width(block_size)).sum())
+    train, vocabulary = dataset.splits["train"], dataset.tokenizer.vocab_size
+    baselines = {} if dataset.pairs else ngram_baselines(train, val, vocabulary)
+    note = omissions_note(len(train), len(val) - 1) if baselines else ""
+    results = {"ckpt": config.ckpt, "dataset": dataset.name, "tokens": targets, "loss": loss}
+    results |= {"perplexity": perplexity(loss), "bits_per_character": bits_per_character(loss, dataset)}
+    results |= {"baselines": baselines, "note": note}
+    if config.json:
+        print(strict_json(results))
+        return results
+    what = "response tokens" if dataset.pairs else "tokens, each predicted once"
+    print(f"{config.ckpt} on the validation split of {dataset.name}: {targets:,} {what}\n")
+    losses = [
+        (name, value, short_number(perplexity(value)), bits_per_character(value, dataset))
+        for name, value in {**baselines, "model": loss}.items()
+    ]
+    heads = {"": "<10", "loss": ">8.4f", "perplexity": ">13", "bits per character": ">21.3f"}
+    print("\n".join(terminal.table(heads, losses)))
+    if baselines:
+        print("\nn-gram baselines: uniform gives every token the same probability; unigram, bigram and trigram")
+        print("estimate it from the training split, given the previous 0, 1 and 2 tokens")
+        print("losses printed during training are estimates from a part of the split, unless eval_iters is 0")
+    if note:
+        print(f"note: {note}")
+    return results

@@ -1,0 +1,119 @@
+"""The stages of an experiment. Each stage runs once, and the expected time of those that remain is printed.
+
+The results are in lab.json (advise.json) in the experiment's folder, which is replaced after each stage. A stage that
+was stopped starts again; it alone writes into the folders of its commands, so these can resume.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.base.configs import suggest
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import read_text, replacing, strict_json
+from tinygpt.base.terminal import duration
+
+Results = dict[str, Any]  # by stage, plain values
+
+
+class Stage(NamedTuple):
+    name: str
+    seconds: float  # about how long it takes on two cores with bfloat16; only the ratios of stages matter
+    compute: Callable[[], Any]  # a value that JSON can store
+
+
+class Identity(NamedTuple):
+    """Everything that the results of an experiment depend on, besides its stages."""
+
+    command: str  # `lab`, for example
+    name: str  # of the experiment: `facts`
+    settings: dict[str, Any]
+    models: dict[str, str]  # path of each base model, or data of the user: its fingerprint
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"{self.command}.json"
+
+
+def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = False) -> Results:
+    """Run the stages that have no result yet, in order, and return all results. more: others may follow these,
+    whose seconds are limits, not times of a usual machine.
+
+    Errors: TinyGPTError for a folder of another experiment, settings or model; for a full disk; those of the
+    stages.
+    """
+    content = stored(folder, identity)
+    known: dict[str, dict[str, Any]] = content["stages"]
+    for number, stage in enumerate(stages, start=1):
+        if stage.name in known:
+            continue
+        pace = 1.0 if more else speed(stages, known)
+        rest = sum(later.seconds for later in stages[number - 1 :] if later.name not in known)
+        expected = f"about {duration(pace * stage.seconds)}"
+        if rest > stage.seconds:
+            expected += f"; about {duration(pace * rest)} for all that remain"
+        of_all = "" if more else f" of {len(stages)}"
+        print(f"stage {number}{of_all}: {stage.name} ({expected})", flush=True)
+        began = time.monotonic()
+        result = json.loads(strict_json(stage.compute()))  # the same values as after a resumption
+        known[stage.name] = {"seconds": time.monotonic() - began, "result": result}
+        save(folder, identity, content)
+    return {stage.name: known[stage.name]["result"] for stage in stages}
+
+
+def every_seed(results: Results, name: str) -> list[Any]:
+    """Return the results of the stages "NAME, seed N" of all seeds."""
+    return [result for stage, result in results.items() if stage.startswith(f"{name}, seed ")]
+
+
+def stored(folder: Path, identity: Identity) -> dict[str, Any]:
+    """Read lab.json; without such a file, return content without stages. Errors: TinyGPTError as in `run`."""
+    path, (command, name) = identity.file(folder), identity[:2]
+    expected = {command: name, "settings": identity.settings}
+    if not path.exists():
+        return {**expected, "models": identity.models, "stages": {}}
+    elsewhere = f"delete {folder}"
+    if command != "why":  # whose folder is a part of the run's
+        elsewhere = f"use another folder (tinygpt {command} {suggest.quoted(name)} --out_dir=NAME), or {elsewhere}"
+    try:
+        content = json.loads(read_text(path, elsewhere))
+        actual = {key: content[key] for key in expected}
+        models = content["models"]
+    except (ValueError, TypeError, KeyError):
+        raise TinyGPTError(f"{path} is damaged, or was not written by tinygpt {command}", elsewhere) from None
+    if actual != expected:
+        problem = f"{folder} holds results of {described(actual, expected)}; this is {described(expected, actual)}"
+        raise TinyGPTError(problem, elsewhere)
+    for model, fingerprint in identity.models.items():
+        if models.get(model, fingerprint) != fingerprint:
+            raise TinyGPTError(f"{model} is not the one that {folder} was made with", elsewhere)
+    return {**content, "models": models | identity.models}
+
+
+def forget(folder: Path, identity: Identity, name: str) -> None:
+    """Remove the result of a stage, if it has one, so that `run` computes it again. Errors: as in `run`."""
+    content = stored(folder, identity)
+    if content["stages"].pop(name, None):
+        save(folder, identity, content)
+
+
+def save(folder: Path, identity: Identity, content: dict[str, Any]) -> None:
+    hint = "free some space and run the command again; finished stages are kept"
+    with replacing(identity.file(folder), hint) as file:
+        file.write(strict_json(content).encode() + b"\n")
+
+
+def described(content: dict[str, Any], other: dict[str, Any]) -> str:
+    """Describe the identity that a file states, as far as it differs from another: its first key is the command."""
+    command, name = next(iter(content.items()))
+    settings = content["settings"].items()
+    different = [f"{key}={value!r}" for key, value in settings if other["settings"].get(key) != value]
+    return f"{command} {name}" + (f" with {', '.join(different)}" if different else "")
+
+
+def speed(stages: Sequence[Stage], known: dict[str, dict[str, Any]]) -> float:
+    """Return the ratio of actual to expected time of the finished stages; 1 before the first."""
+    done = [stage for stage in stages if stage.name in known]
+    expected = sum(stage.seconds for stage in done)
+    return sum(known[stage.name]["seconds"] for stage in done) / expected if expected > 5 else 1.0

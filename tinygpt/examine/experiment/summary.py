@@ -1,0 +1,117 @@
+"""The summary of an experiment: tables, a picture, and verdicts with their rules; as text, and as a page.
+
+The page needs no other file and makes no request, like that of `tinygpt report`, whose style it has.
+"""
+
+import base64
+import math
+import statistics
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.base.files import drawing, replacing
+from tinygpt.base.share import wilson
+from tinygpt.examine.report.page import STYLES, render
+
+COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs
+
+
+class Table(NamedTuple):
+    """A table; the first cell of each row is its name."""
+
+    caption: str
+    rows: Sequence[Mapping[str, str]]  # cells by column
+    how: str  # how to read it
+
+    def as_text(self) -> str:
+        """Format as Markdown with aligned columns."""
+        rows = [*map(list, self.rows[:1]), *(list(row.values()) for row in self.rows)]  # the first are the columns
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+        lines = [f"| {' | '.join(row)} |" for row in padded]
+        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        return "\n".join([f"{self.caption}:", "", *lines, "", wrapped(self.how)])
+
+
+class Share(NamedTuple):
+    """A share of `total` cases, with its 95% confidence interval."""
+
+    hits: int
+    total: int
+
+    def value(self) -> float:
+        return self.hits / max(self.total, 1)
+
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.value(), self.total)
+
+    def __str__(self) -> str:
+        if not self.total:
+            return ""
+        low, high = self.interval()
+        return f"{100 * self.hits / self.total:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def pooled(shares: Sequence[Share]) -> Share:
+    """Pool shares of disjoint sets of cases."""
+    return Share(sum(share.hits for share in shares), sum(share.total for share in shares))
+
+
+class Verdict(NamedTuple):
+    """A conclusion from the results, and the rule that it follows from."""
+
+    text: str
+    rule: str
+
+
+class Summary(NamedTuple):
+    """The summary of an experiment's results."""
+
+    title: str
+    question: str  # that it answers
+    tables: Sequence[Table]
+    verdicts: Sequence[Verdict]
+    picture: str  # caption
+    draw: Callable[[Any], None]  # into the axes of a figure
+
+    def as_text(self) -> str:
+        blocks = [[f"verdict: {verdict.text}", f"rule:    {verdict.rule}"] for verdict in self.verdicts]
+        verdicts = ["\n".join(wrapped(line) for line in lines) for lines in blocks]
+        return "\n\n".join([*(table.as_text() for table in self.tables), *verdicts])
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, COLUMNS, break_long_words=False, break_on_hyphens=False)
+
+
+def percent(shares: Sequence[float], form: str = ".1f") -> str:
+    return spread([100 * share for share in shares], form) + "%"
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Format the median, and for several values the minimum and the maximum."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    if low == high == math.inf:
+        return "none"
+    return f"{middle:{form}} ({low:{form}} to {high:{form}})" if len(values) > 1 else f"{middle:{form}}"
+
+
+def write(
+    summary: Summary, folder: Path, name: str, live: dict[str, Any] | None = None, command: str = "lab"
+) -> list[Path]:
+    """Write the picture NAME.png and the page NAME.html into the folder; return their paths.
+
+    live: the models and documents of a page that answers, see NAME/page.js.
+    """
+    picture, page = folder / f"{name}.png", folder / f"{name}.html"
+    with drawing(picture, "the picture") as (_, axes):
+        summary.draw(axes)
+    values = {"kind": command, "title": summary.title, "summary": summary, "name": name, "live": live}
+    values |= {"picture": base64.b64encode(picture.read_bytes()).decode()} | ({"data": live["data"]} if live else {})
+    scripts = ["examine/report/model.js", f"learn/lab/{name}/search.js", f"learn/lab/{name}/page.js"] if live else []
+    html = render(values, "examine/experiment/page.html.j2", scripts, [*STYLES, "examine/experiment/page.css"])
+    with replacing(page) as file:
+        file.write(html.content)
+    return [picture, page]

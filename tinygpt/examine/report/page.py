@@ -1,0 +1,104 @@
+"""From values to a page: one HTML file with its style and script inside, and a policy that forbids every request.
+
+page = render({"kind": "report", ...})      # the values of collect.py
+write(page, Path("out/report.html"))
+"""
+
+import base64
+import hashlib
+import importlib.resources
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.base.errors import library
+from tinygpt.base.files import replacing, require_writable
+
+SCRIPTS = [f"examine/report/{name}.js" for name in ("model", "page", "attention", "write", "compare")]
+STYLES = ["examine/report/colours.css", "examine/report/page.css"]
+
+
+class Page(NamedTuple):
+    """A page, and what it contains, for the command to print."""
+
+    content: bytes
+    contents: str
+    note: str
+
+
+def render(
+    values: dict[str, Any],
+    template: str = "examine/report/page.html.j2",
+    scripts: Sequence[str] = SCRIPTS,
+    styles: Sequence[str] = STYLES,
+    updated: dict[str, str] | None = None,
+) -> Page:
+    """Fill a template. template, scripts, styles: files of the package tinygpt. updated: of a page that live.py keeps
+    up to date, its version and the folder of its scripts, which only our own script may load ('strict-dynamic')."""
+    script = "\n".join(map(read, [*scripts, "examine/report/live.js"] if updated else scripts))
+    css = "".join(map(read, [*styles, "examine/report/live.css"] if updated else styles))
+    rules = ["default-src 'none'", "style-src 'unsafe-inline'", "img-src data:"]
+    if script:
+        checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        rules.insert(1, f"script-src 'sha256-{checksum}'" + (" 'strict-dynamic'" if updated else ""))
+    policy = "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
+    page = templates().get_template(template).render(values, updated=updated, policy=policy, css=css, script=script)
+    return Page(page.encode("utf-8", "replace"), values.get("contents", ""), values.get("note", ""))
+
+
+def write(page: Page, path: Path) -> None:
+    """Write the file atomically."""
+    with replacing(path) as file:
+        file.write(page.content)
+
+
+def publish(values: dict[str, Any], path: Path) -> None:
+    """Write the page of a run or a model, and print its path and what it contains."""
+    page = render(values)
+    write(page, path)
+    print(f"written: {path}, {len(page.content) / 1e6:.1f} MB; open it in any browser")
+    print(f"contains: {page.contents}")
+    print(f"note: {page.note}")
+
+
+def read(name: str) -> str:
+    """Read a file of the package tinygpt."""
+    return (importlib.resources.files("tinygpt") / name).read_text(encoding="utf-8")
+
+
+def destination(output: str, folder: Path, name: str) -> Path:
+    """Choose the path of the page. Errors: TinyGPTError, before any work, if no file can be written there."""
+    path = Path(output) if output else folder / name
+    if output or path.parent.is_dir():  # a missing run folder is reported later, in a message of its own
+        require_writable(path, f"-o {name}")
+    return path
+
+
+def templates() -> Any:
+    """Create Jinja2's environment for the templates of tinygpt. Errors: TinyGPTError if Jinja2 is not installed."""
+    jinja2 = library("jinja2", "a report")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tinygpt", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "short": short}
+    return environment
+
+
+def percent(value: float, digits: int = 0) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}%}"
+
+
+def short(value: float) -> str:
+    """Format a number with four significant digits; in powers of ten if it is very large or very small."""
+    if not math.isfinite(value):
+        return "not a finite number"
+    if value and not 1e-4 <= abs(value) < 1e6:
+        digits, _, power = f"{value:.3e}".partition("e")
+        raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return f"{float(digits):g} · 10{raised}".replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")

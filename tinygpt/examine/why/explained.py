@@ -1,0 +1,159 @@
+"""A run and one of its outputs, loaded and checked for `tinygpt why`.
+
+explained = load_run(config)
+x, y = output(explained, "SQ *BLUE HERON", "coffee")     # int64 (1, T) each; y is -1 outside the output
+log_probability(model, x, y)                             # in nats
+"""
+
+import csv
+import dataclasses
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.examine import WhyConfig
+from tinygpt.base.configs.run import FinetuneConfig, PrepareConfig, TrainConfig
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.files import byte_order_mark
+from tinygpt.checkpoint import store
+from tinygpt.data.dataset import Dataset, data_dir
+from tinygpt.data.pairs import PAIR_FILES, entries, pair_of
+from tinygpt.data.prompts import encode_prompt
+from tinygpt.data.rows import PairRows, Rows
+from tinygpt.data.text_files import input_files
+from tinygpt.data.tokenizer import tokenizer_from_dict
+from tinygpt.model import GPT
+from tinygpt.training.losses import row_losses
+
+
+class Explained(NamedTuple):
+    """A run whose output is explained: that of ckpt.pt, the model that `tinygpt sample` uses."""
+
+    out: Path
+    checkpoint: store.Checkpoint
+    config: TrainConfig  # complete, as the run stored it; data_dir is where the dataset is now
+    dataset: Dataset
+    source: Rows  # its training rows
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Return the indices of all training rows: examples, or passages of block_size tokens."""
+        return self.source.all_rows(self.config.block_size)
+
+
+def load_run(config: WhyConfig) -> Explained:
+    """Open a run and its dataset. Errors: TinyGPTError if it cannot be explained, with the reason."""
+    path = Path(config.run, "ckpt.pt")
+    if Path(config.run).is_file():
+        problem = f"{config.run} is a file; why explains the model ckpt.pt of a run's folder"
+        raise TinyGPTError(problem, suggest.command("why", str(Path(config.run).parent)))
+    checkpoint = store.load(path)
+    recorded = checkpoint.config
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise TinyGPTError("why works in one process, not under torchrun", suggest.command("why", config.run))
+    if recorded.get("lora_rank") or recorded.get("replay"):
+        what = "replayed rows of the base model's data" if recorded.get("replay") else "LoRA adapters"
+        hint = "tinygpt finetune with --lora_rank=0 --replay=0 --out_dir=out-why, which trains all weights"
+        raise TinyGPTError(f"{config.run} was trained with {what}, which why does not support", hint)
+    if recorded.get("teacher"):
+        problem = f"{config.run} also learned from a teacher's probabilities, which no training row explains"
+        raise TinyGPTError(problem, "tinygpt train with --teacher= --out_dir=out-why, on the training rows alone")
+    if not checkpoint.step or not recorded.get("dataset") or checkpoint.tokenizer is None:
+        problem = f"{path} is not a model that tinygpt has trained: it names no step after 0, or no dataset"
+        raise TinyGPTError(problem, "give the folder of a run of tinygpt train or finetune that improved")
+    kind = FinetuneConfig if "ckpt" in recorded else TrainConfig
+    names = {field.name for field in dataclasses.fields(kind)} - {"config", "flags", "given"}
+    # block_size counts as given, since a fine-tuned model can have a shorter one than its base
+    settings: dict[str, Any] = {name: value for name, value in recorded.items() if name in names}
+    run = kind(**settings, given=frozenset({"block_size"}))
+    if problems := list(run.problems()):
+        raise TinyGPTError(f"{path} has settings that cannot be used: {'; '.join(problems)}", "another run")
+    run.data_dir, run.device = data_dir(config, recorded, path), config.device or run.device
+    dataset = Dataset(run.data_dir, run.dataset)
+    if not dataset.has_checksums(checkpoint.data):
+        problem = f"dataset {dataset.name!r} has been prepared from different text since {path} was written"
+        raise TinyGPTError(problem, "prepare the old text again, or train again")
+    dataset.require_tokenizer(tokenizer_from_dict(checkpoint.tokenizer, str(path)), str(path), "train again")
+    source = dataset.sources["train"]
+    if isinstance(run, FinetuneConfig) and run.examples:
+        source = source.first(run.examples)
+    source = source.arranged(run.group_by_length, run.sampling == "epochs")
+    return Explained(Path(config.run), checkpoint, run, dataset, source)
+
+
+def output(explained: Explained, start: str, text: str) -> tuple[Tensor, Tensor]:
+    """Encode an output as a training row: inputs and targets. For pairs, the targets are the response and its end.
+
+    Errors: TinyGPTError for text outside the vocabulary, and for more tokens than the context has.
+    """
+    tokenizer, block_size = explained.dataset.tokenizer, explained.config.block_size
+    if explained.dataset.pairs:
+        encode_prompt(start, tokenizer)  # refuses an empty prompt
+        tokens = tokenizer.encode_pair(start.strip(), text.strip())
+        x, y = PairRows(tokens, tokenizer).rows(np.zeros(1, dtype=np.int64), len(tokens) - 1)
+    else:
+        first = encode_prompt(start, tokenizer, plain=True)
+        tokens = np.array([*first, *tokenizer.encode(text)], dtype=np.int64)[None]
+        x, y = tokens[:, :-1], tokens[:, 1:].copy()
+        y[:, : len(first) - 1] = -1
+    if x.shape[1] > block_size:
+        problem = f"--start and --text have {x.shape[1] + 1} tokens; the run was trained on at most {block_size + 1}"
+        raise TinyGPTError(problem, "shorten --start")
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+@torch.inference_mode()
+def log_probability(model: GPT, x: Tensor, y: Tensor) -> float:
+    """Compute the log-probability of an output in nats, the sum over its tokens."""
+    device = model.lm_head.weight.device
+    return -float(row_losses(model.eval(), x.to(device), y.to(device)))
+
+
+def texts_of(explained: Explained) -> list[str]:
+    """Return the text of each training row: `prompt -> response`, or the passage that the row predicts."""
+    if explained.dataset.pairs:
+        return [" -> ".join(pair) for pair in explained.source.examples(explained.dataset.tokenizer)]
+    tokens, size = explained.source.tokens, explained.config.block_size
+    decode = explained.dataset.tokenizer.decode
+    return [decode(tokens[start + 1 : start + 1 + size].tolist()) for start in explained.rows.tolist()]
+
+
+def places_of(explained: Explained, numbers: list[int]) -> dict[int, str]:
+    """Name the place of some training rows: the file and line of an example if the files are still there, else its
+    number in the training split; the line of the training text where a passage begins."""
+    dataset = explained.dataset
+    if not dataset.pairs:
+        tokens, decode = explained.source.tokens, dataset.tokenizer.decode
+        starts = {number: int(explained.rows[number]) + 1 for number in numbers}
+        lines = {number: decode(tokens[:start].tolist()).count("\n") + 1 for number, start in starts.items()}
+        return {number: f"line {line} of the training text" for number, line in lines.items()}
+    pairs, known = explained.source.examples(dataset.tokenizer), lines_of_pairs(dataset)
+    in_file: dict[int, str] = {}
+    for number, pair in enumerate(pairs):  # equal examples are in the order of their lines
+        if known[pair]:
+            in_file[number] = known[pair].pop(0)
+    return {number: in_file.get(number, f"training example {number + 1:,}") for number in numbers}
+
+
+def lines_of_pairs(dataset: Dataset) -> dict[tuple[str, str], list[str]]:
+    """Find the lines of each pair in the files that the dataset was made of; none if they are gone or unreadable."""
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    try:
+        options = PrepareConfig(dataset.name, **dataset.meta.get("options", {}))
+        for path in input_files(options.input, PAIR_FILES) if options.input else []:
+            with open(path, "rb") as raw:
+                raw.read(byte_order_mark(raw.peek(3), path, options.encoding))
+                for place, entry in entries(path, raw, options):
+                    try:
+                        places[pair_of(entry, options)].append(place)
+                    except ValueError:  # a line that prepare has left out
+                        continue
+    except (TinyGPTError, OSError, ValueError, TypeError, csv.Error):
+        places.clear()
+    return places

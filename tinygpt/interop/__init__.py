@@ -1,7 +1,0 @@
-"""Models in and out: Hugging Face folders, GGUF files and PEFT adapters.
-
-Everything passes through `architectures.Stock`: a model with the names and the config.json of a stock class. The
-commands `import` and `export` are in convert.py. The package imports checkpoint, data and model. Its libraries
-(safetensors, tokenizers, gguf, jinja2, huggingface_hub) come with `pip install "tinygpt[pretrained]"` and are imported
-inside the functions.
-"""

@@ -1,0 +1,114 @@
+"""`tinygpt quickstart`: run prepare, train and sample on Tiny Shakespeare, and explain each.
+
+tinygpt quickstart
+tinygpt quickstart --out_dir=out-first --max_iters=500      # another folder; a shorter training
+"""
+
+import math
+from pathlib import Path
+
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.learn import QuickstartConfig
+from tinygpt.base.configs.parse import parse
+from tinygpt.base.configs.run import PrepareConfig, SampleConfig, TrainConfig
+from tinygpt.base.errors import TinyGPTError
+
+CONFIG = "configs/shakespeare_char.yaml"
+
+START = """\
+This runs the three commands of tinygpt for you, one after the other. Each prints the next command, which you would type
+yourself."""
+
+PREPARE = """\
+A model computes with numbers, so the text is turned into numbers first. Here each character is one token, and the
+vocabulary is the list of characters that occur. The last tenth of the text is the validation split: the model is
+measured on it and never trained on it."""
+
+TRAIN = """\
+A GPT with about 0.6 million parameters learns to predict the next character. In each iteration it sees 32 sequences
+of 64 characters, compares its predictions with the characters that follow, and changes its parameters a little. The
+loss measures how wrong the predictions are: 4.17 if all 65 characters are equally probable. Before training it is
+slightly higher. This takes about a minute. Ctrl-C stops and saves; the same quickstart command then continues."""
+
+SAMPLE = """\
+The model gives each character a probability of being the next one. One character is drawn at random according to these
+probabilities and appended to the text. This is repeated 500 times."""
+
+LOSS = """
+How to read the result: the validation loss is {loss} nats per character. e^{loss} = {perplexity}, so the model is on
+average as uncertain as if it chose between {perplexity} equally probable characters. Before training it was about
+65."""
+
+END = """
+That was your own model. {learned}
+
+  {data}/   the text as token ids, and the vocabulary (meta.json)
+  {out}/ckpt.pt   the model; metrics.jsonl: its losses; config.yaml: its settings
+
+try: {prompt}
+try: {doctor}
+try: {evaluate}
+try: {report}
+try: {own}"""
+
+
+LEARNED = (
+    "From one megabyte of text it has learned names and the form of a play. Most words that it writes exist, but it "
+    "does not know what they mean."
+)
+NOT_YET = (
+    "It has hardly learned anything yet: train it longer, for example with another --out_dir and "
+    f"--max_iters={QuickstartConfig.max_iters}."
+)
+
+
+def quickstart(config: QuickstartConfig) -> int:
+    """Run prepare, train and sample; return the exit status, which is not 0 if the training was stopped.
+
+    Finished steps are not repeated. Errors: those of the three commands.
+    """
+    from tinygpt.checkpoint.store import load
+    from tinygpt.prepare import prepare
+    from tinygpt.sample import sample
+    from tinygpt.train import train
+
+    out, data_flag = Path(config.out_dir), suggest.data_dir_flag(config.data_dir)
+    resumed = (out / "last.pt").exists()  # a run is continued, never replaced
+    if not resumed and any((out / name).exists() for name in ("ckpt.pt", "adapter.pt")):
+        hint = suggest.command("quickstart", "--out_dir=out-first", *data_flag)
+        raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", hint)
+    args = ["shakespeare_char", *data_flag]
+    print(START)
+    announce("1 of 3: prepare, from text to tokens", PREPARE, suggest.command("prepare", *args))
+    prepare(parse(PrepareConfig, args))
+
+    args = [CONFIG, "--device=cpu", *data_flag]
+    args += [] if config.out_dir == "out" else [f"--out_dir={out}"]
+    args += [] if config.max_iters == QuickstartConfig.max_iters else [f"--max_iters={config.max_iters}"]
+    args += ["--init_from=auto"] if resumed else []
+    announce("2 of 3: train, from tokens to a model", TRAIN, suggest.command("train", *args))
+    if status := train(parse(TrainConfig, args)):
+        return status
+    loss = round(load(out).best_val_loss, 2)  # as printed below
+    print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}"))
+
+    args = ["--ckpt", f"{out}/ckpt.pt"]
+    announce("3 of 3: sample, from the model to text", SAMPLE, suggest.command("sample", *args))
+    sample(parse(SampleConfig, args))
+    print(
+        END.format(
+            data=Path(config.data_dir) / "shakespeare_char",
+            out=out,
+            learned=LEARNED if loss < 2.2 else NOT_YET,
+            prompt=suggest.command("sample", *args, "--start", "ROMEO:", "--num_samples=3"),
+            doctor=suggest.command("doctor", out, *data_flag),
+            evaluate=suggest.command("eval", *args, *data_flag),
+            report=suggest.command("report", out, *data_flag),
+            own=suggest.command("prepare", "mine", "--input", "YOUR_TEXT.txt", *data_flag),
+        )
+    )
+    return 0
+
+
+def announce(title: str, text: str, command: str) -> None:
+    print(f"\n== {title} ==\n\n{text}\n\n$ {command}", flush=True)

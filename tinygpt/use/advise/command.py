@@ -1,0 +1,228 @@
+"""`tinygpt advise`: read the examples, run the contenders within the budget, and keep the one that is advised.
+
+    tinygpt advise pairs.csv --budget=10m
+
+The budget counts the time of all finished stages, also of those before an interruption. The cheap contenders always
+run; the language models get what is left, if it is enough for a training that is worth a try.
+"""
+
+import contextlib
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.run import PrepareConfig
+from tinygpt.base.configs.use import AdviseConfig
+from tinygpt.base.errors import TinyGPTError, require_installed
+from tinygpt.base.files import folder_lock, strict_json
+from tinygpt.base.process import ended_by_sigterm
+from tinygpt.base.terminal import duration, print_error
+from tinygpt.checkpoint.adapter import weights_fingerprint
+from tinygpt.checkpoint.store import load
+from tinygpt.data.pairs import converted, labels_of, pair_of
+from tinygpt.examine.experiment.stages import Identity, Results, Stage, forget, run, stored
+from tinygpt.examine.experiment.summary import write
+from tinygpt.prepare import tokenizer_for_pairs
+from tinygpt.use.advise import contenders, labeller, summary
+from tinygpt.use.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, Data, Training
+from tinygpt.use.advise.look import FEW, Finding, across, as_text, look, unseen
+from tinygpt.use.advise.split import Split, parsed_times, split
+
+MOST = 20_000  # lines; of more, a random sample is used
+FEWEST = 20
+UNITS = {"s": 1, "m": 60, "h": 3600}
+SHORTEST = 20  # seconds of the budget
+FINAL = 1.5  # the final training has all lines, where that of a fold has four fifths of them
+LAST = 0.95  # share of the time that is left for the last language model
+SHARES = {GPT: 0.35, PRETRAINED: LAST}
+SETTINGS = ("budget", "by", "time", "prompt_field", "response_field", "encoding", "skip_bad")  # of the results
+CURVE = (0.25, 0.5)  # shares of the training lines in the learning curve
+ENOUGH = 500  # tested lines; a language model is trained longer rather than on more folds
+AFTER = 2.5  # what follows the language models takes about so many times as long as the slowest simple contender
+
+
+def advise(config: AdviseConfig) -> None:
+    """Advise, print the answer and write the page. Errors: TinyGPTError."""
+    require_installed("tinygpt advise", "sklearn", "jinja2", "matplotlib")
+    budget, path, folder = seconds_of(config.budget), Path(config.pairs), Path(config.out_dir)
+    data, lines, extra = read_data(config, path)
+    models = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+    if config.pretrained:
+        models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
+        tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
+    settings = {key: getattr(config, key) for key in SETTINGS}
+    divided = split(data.prompts, data.truth, extra["by"], extra["time"])
+    screen = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
+    with folder_lock(folder, "advice"), ended_by_sigterm(), screen:
+        print(f"{path}: {data}; budget {duration(budget)}\n")
+        examiner = Examiner(config, data, divided, folder, Identity("advise", path.name, settings, models), budget)
+        results = examiner.results()
+        report = summary.Report(data, divided, results, lines)
+        text = report.summary._replace(tables=report.summary.tables[:-1])  # the last, of the data, was printed first
+        print(f"\n{text.as_text()}\n")
+        for written in write(report.summary, folder, "advise", command="advise"):
+            print(f"written: {written}")
+        following = suggest.command("label", "new.csv", f"--model={folder}", "-o", "labelled.csv")
+        if report.advice.name == MAJORITY:
+            following = "add examples, and run the same command with another --out_dir"
+        print(f"the model, {report.advice.name}: {folder / labeller.NAME}\n\nnext: {following}")
+    if config.json:
+        print(strict_json(report.values))
+
+
+def seconds_of(text: str) -> float:
+    """Convert 90s, 10m or 1h to seconds. Errors: TinyGPTError for a time that is too short for anything."""
+    seconds = float(text.rstrip("smh")) * UNITS.get(text[-1], 60)
+    if seconds < SHORTEST:
+        raise TinyGPTError(f"a budget of {text} is too short: reading the examples takes most of it", "--budget=2m")
+    return seconds
+
+
+# ---- the examples -----------------------------------------------------------------------------------------------
+
+
+def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[int], dict[str, Any]]:
+    """Read the examples; return them, the numbers of their lines, and their groups and times. Errors: TinyGPTError."""
+    options = {key: getattr(config, key) for key in ("prompt_field", "response_field", "encoding", "skip_bad")}
+    reading = PrepareConfig("advise", format="pairs", **options)
+    entries = list(converted([path], reading, lambda entry: (pair_of(entry, reading), entry)))
+    numbers = list(range(1, len(entries) + 1))
+    if len(entries) < FEWEST:
+        raise TinyGPTError(f"{path}: too few examples ({len(entries)}) to test anything", f"label at least {FEWEST}")
+    if len(entries) > MOST:
+        chosen = np.sort(np.random.default_rng(1).choice(len(entries), MOST, replace=False))
+        print_error(f"note: {path} has {len(entries):,} examples; a random sample of {MOST:,} is used")
+        entries, numbers = [entries[index] for index in chosen], [int(index) + 1 for index in chosen]
+    pairs = [pair for pair, _ in entries]
+    labels = sorted({label for _, label in pairs})
+    if len(labels) == 1:
+        raise TinyGPTError(f"{path}: all examples have the label {pairs[0][1][:40]!r}", "add examples of another label")
+    if not labels_of(pairs) and len(labels) * FEW > len(pairs):  # here there may be more labels than in other tasks
+        problem = f"{path}: {len(labels):,} different responses in {len(pairs):,} examples are free text, not labels"
+        command = suggest.command("prepare", "mine", f"--input={path}", "--format=pairs")
+        raise TinyGPTError(problem, f"{command}, then tinygpt finetune --dataset=mine and tinygpt eval --task=mine")
+    index_of = {label: index for index, label in enumerate(labels)}
+    truth = np.array([index_of[label] for _, label in pairs])
+    data = Data([prompt for prompt, _ in pairs], truth, labels)
+    by, times = (column_of(entries, name, path) for name in (config.by, config.time))
+    return data, numbers, {"by": by, "time": None if times is None else parsed_times(times, config.time)}
+
+
+def column_of(entries: Sequence[tuple[Any, Any]], name: str, path: Path) -> list[str] | None:
+    """Return a further column. Errors: TinyGPTError if there is none, or it is empty in a line."""
+    if not name:
+        return None
+    columns = [key for key in entries[0][1] if key]
+    if name not in columns:
+        close = [column for column in columns if column.casefold() == name.casefold()]
+        problem = f"{path}: no column {name}; the columns are {', '.join(columns)}"
+        raise TinyGPTError(problem, suggest.quoted(close[0]) if close else "the name of one of them")
+    values = [str(entry.get(name) or "").strip() for _, entry in entries]
+    if "" in values:
+        number = values.index("") + 1
+        raise TinyGPTError(f"{path}: example {number} has no {name}", f"fill in {name}, or leave these lines out")
+    return values
+
+
+# ---- the stages -------------------------------------------------------------------------------------------------
+
+
+class Examiner:
+    """Runs the stages, one phase after the other, since the time that is left decides about the next phase."""
+
+    def __init__(
+        self, config: AdviseConfig, data: Data, divided: Split, folder: Path, identity: Identity, budget: float
+    ) -> None:
+        self.config, self.data, self.split, self.folder, self.identity = config, data, divided, folder, identity
+        self.budget, self.stages = budget, list[Stage]()
+
+    def results(self) -> Results:
+        """Return the results of all stages."""
+        findings = self._run("look at the data", 2, self._look)
+        print("\n".join(as_text([Finding(*one) for one in findings])))
+        print(f"\nsplit {self.split.how}\n")
+        for name in contenders.cheap(self.data):
+            self._run(name, 5, partial(contenders.measure_cheap, name, self.data, self.split))
+        for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
+            self._language_model(name, share)
+        report = summary.Report(self.data, self.split, self._run_all(), [])
+        name, cheap = report.advice.name, [name for name in contenders.cheap(self.data) if name != MAJORITY]
+        best = name if name in cheap else max(cheap, key=lambda name: report.right(name).sum())
+        for share in CURVE:
+            measure = partial(contenders.measure_cheap, best, self.data, self.split, share)
+            self._run(f"learning curve, {best}: {share:g} of the lines", 5, measure)
+        if not self._kept(name):
+            forget(self.folder, self.identity, f"keep: {name}")
+        self._run(f"keep: {name}", 5, partial(self._keep, name))
+        return self._run_all()
+
+    def _run(self, name: str, seconds: float, compute: Any) -> Any:
+        """Add a stage, and return its result."""
+        self.stages.append(Stage(name, seconds, compute))
+        return self._run_all()[name]
+
+    def _run_all(self) -> Results:
+        return run(self.folder, self.identity, self.stages, more=True)
+
+    def _look(self) -> list[Any]:
+        labels = [self.data.labels[index] for index in self.data.truth]
+        findings = look(list(zip(self.data.prompts, labels, strict=True)), self.data.labels)
+        findings += across(self.data.prompts, self.split.folds)
+        return findings + unseen(self.data.truth, self.data.labels, self.split.folds)
+
+    def _language_model(self, name: str, share: float) -> None:
+        """Try a language model for a share of the time that is left, on as many folds as fit."""
+        training = contenders.planned(name, self.data, self.config.pretrained)
+        plan = self._run(f"{name}: time pilot", 20, partial(self._plan, training, share))
+        training = training._replace(iterations=plan["iterations"])
+        for fold in range(plan["folds"]):
+            folder = self.folder / f"{FOLDERS[name]}-{fold + 1}"
+            arguments = training, self.data, self.split, fold, folder, plan["seconds"]
+            measure = partial(contenders.measure_language_model, *arguments)
+            self._run(f"{name}, fold {fold + 1} of {plan['folds']}", plan["seconds"], measure)
+
+    def _plan(self, training: Training, share: float) -> dict[str, Any]:
+        """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each."""
+        stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
+        slowest = max(stages[name]["seconds"] for name in contenders.cheap(self.data))
+        seconds = share * (self._left() - AFTER * slowest)
+        folder = self.folder / f"{FOLDERS[training.name]}-pilot"
+        each, testing = contenders.pilot(training, self.data, self.split, folder, seconds)
+        seconds -= time.monotonic() - began
+        lines, tested = (len(part) for part in self.split.folds[0])
+        for folds in range(min(len(self.split.folds), math.ceil(ENOUGH / tested)), 0, -1):
+            own = seconds / (folds + FINAL) - testing
+            if iterations := contenders.iterations_for(training, lines, own, each):
+                return {"iterations": iterations, "folds": folds, "seconds": own}
+        return {"iterations": 0, "folds": 0, "seconds": 0.0, "left_out": "it needs a larger --budget"}
+
+    def _left(self) -> float:
+        """Return the seconds of the budget that the finished stages have left."""
+        return self.budget - sum(stage["seconds"] for stage in stored(self.folder, self.identity)["stages"].values())
+
+    def _kept(self, name: str) -> bool:
+        """Return whether the folder has the advised model, and can load it."""
+        with contextlib.suppress(TinyGPTError):
+            return labeller.load(self.folder).about.get("contender") == name
+        return False
+
+    def _keep(self, name: str) -> dict[str, Any]:
+        """Train the advised contender on all lines, and store it with its threshold."""
+        results, config = run(self.folder, self.identity, self.stages[:-1]), self.config
+        report = summary.Report(self.data, self.split, results, [])
+        iterations = report.measured[name][0].get("iterations", 0)
+        row = next(row for row in report.contenders if row["name"] == name)
+        about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
+        limit = max(self._left(), report.measured[name][0]["seconds"])
+        arguments = name, self.data, self.split, self.folder, iterations, config.pretrained, limit
+        model = contenders.fit_on_all(*arguments)
+        labeller.save(self.folder, model, self.data.labels, report.sure.threshold, config.prompt_field, about)
+        return about

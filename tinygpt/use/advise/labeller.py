@@ -1,0 +1,189 @@
+"""OUT_DIR/model.pt: the classifier that `tinygpt advise` leaves, whichever kind it is, and its use.
+
+The file is a checkpoint's: tensors and plain values, sealed, read without running code from it. That of a GPT only
+names its checkpoint, which is relative to the folder, so that the folder can be copied.
+
+    save(Path("out-advise"), Linear.fit(prompts, truth, 2), ["no", "yes"], threshold=0.83)
+    labeller = load(Path("out-advise"))
+    labeller(["is 2 even?"])                        # probabilities, float64 (1, 2)
+    labeller.label(["is 2 even?", ""])              # [Answer("yes", 0.97, True), Answer("", 0.0, False)]
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.use import LabelConfig
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.checkpoint import store
+from tinygpt.checkpoint.adapter import load_model
+from tinygpt.data.dataset import Dataset, data_dir
+from tinygpt.examine.eval import classify
+from tinygpt.examine.eval.classifiers import Classifier, restored
+from tinygpt.examine.experiment.models import Model
+
+FORMAT = 1
+NAME = "model.pt"
+GPT = "gpt"  # the kind that is not in classifiers.py
+
+
+class GPTState(NamedTuple):
+    """A GPT that classifies."""
+
+    ckpt: str  # path, relative to the folder, or absolute
+    longest: int  # characters of a prompt; the rest is cut, as in training
+
+
+class Answer(NamedTuple):
+    """The label of a prompt; empty with probability 0 for an empty prompt."""
+
+    label: str
+    probability: float
+    sure: bool  # the probability reaches the threshold
+
+
+class Labeller:
+    """A classifier, its labels, and the threshold from which it is sure (None: never)."""
+
+    def __init__(self, state: Mapping[str, Any], predict: classify.Classifier) -> None:
+        """state: the content of model.pt, see `save`."""
+        self.predict, self.kind, self.about = predict, str(state["kind"]), dict(state["about"])
+        self.labels: list[str] = list(state["labels"])
+        self.threshold: float | None = state["threshold"]
+        self.prompt_field = str(state["prompt_field"])
+
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+        """Compute the probabilities of the labels, float64 (n, L)."""
+        return self.predict(prompts)
+
+    def label(self, prompts: Sequence[str]) -> list[Answer]:
+        """Return the most probable label of each prompt."""
+        return [self.answer(prompt, row) for prompt, row in zip(prompts, self(prompts), strict=True)]
+
+    def answer(self, prompt: str, probs: np.ndarray) -> Answer:
+        """Return the most probable label of a prompt, given the probabilities of the labels (L,)."""
+        if not prompt.strip():
+            return Answer("", 0.0, False)
+        best = int(probs.argmax())
+        probability = float(probs[best])
+        return Answer(self.labels[best], probability, self.threshold is not None and probability >= self.threshold)
+
+
+def save(
+    folder: Path,
+    classifier: Classifier | GPTState,
+    labels: Sequence[str],
+    threshold: float | None,
+    prompt_field: str = "prompt",
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write folder/model.pt, and return its path. about: plain values, such as how good the classifier is."""
+    kind = GPT if isinstance(classifier, GPTState) else classifier.kind
+    state = {
+        "tinygpt_labeller": FORMAT,
+        "kind": kind,
+        "labels": list(labels),
+        "threshold": None if threshold is None else float(threshold),
+        "prompt_field": prompt_field,
+        "about": dict(about or {}),
+        "state": classifier._asdict() if isinstance(classifier, GPTState) else classifier.state(),
+    }
+    store.write(folder / NAME, state)
+    return folder / NAME
+
+
+def load(folder: Path) -> Labeller:
+    """Read the classifier of a folder, or its file.
+
+    Errors: TinyGPTError if it is missing, damaged, of a newer tinygpt or something else, and if it needs word vectors
+    or a checkpoint that are not there.
+    """
+    path = folder if folder.is_file() else folder / NAME
+    state = checked(path)
+    try:
+        return Labeller(state, predictor(state, path.parent))
+    except TinyGPTError as error:
+        raise TinyGPTError(f"{path}: {error.message}", error.hint) from None
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a path is a checkpoint or its folder, rather than a model of `tinygpt advise`."""
+    return path.name != NAME if path.is_file() else (path / "ckpt.pt").is_file() and not (path / NAME).exists()
+
+
+def of_run(config: LabelConfig) -> Labeller:
+    """Load a run on a labelled task; its labels are those of its dataset. Errors: TinyGPTError."""
+    checkpoint = load_model(config.model, config.adapter)
+    name = str(checkpoint.config.get("dataset") or "")
+    folder = data_dir(config, checkpoint.config, config.adapter or config.model)
+    labels = Dataset(folder, name).labels if name else []
+    if not labels:
+        problem = f"{config.model} was not trained on a labelled task"
+        raise TinyGPTError(problem, "tinygpt advise pairs.csv, which leaves a model for labels")
+    state = {"kind": GPT, "labels": labels, "threshold": None, "prompt_field": "prompt", "about": {"run": True}}
+    return Labeller(state, gpt(Model(checkpoint), labels))
+
+
+def checked(path: Path) -> dict[str, Any]:
+    """Read model.pt, and check all but the classifier's own state. Errors: TinyGPTError."""
+    again = suggest.command("advise", "pairs.csv", "--out_dir", path.parent)
+    if not path.exists():
+        raise TinyGPTError(f"{path}: no such file", f"{again}, which leaves a model")
+    try:
+        state = store.read(path)
+    except TinyGPTError as error:
+        raise TinyGPTError(error.message, f"copy the folder again, or {again}") from None
+    version = state.get("tinygpt_labeller") if isinstance(state, dict) else None
+    if not isinstance(version, int):
+        raise TinyGPTError(f"{path}: not a model of tinygpt advise", again)
+    if version > FORMAT:
+        raise TinyGPTError(f"{path}: written by a newer tinygpt", "pip install --upgrade tinygpt")
+    labels, threshold = state.get("labels"), state.get("threshold")
+    types = {"kind": str, "prompt_field": str, "about": dict, "state": dict}
+    possible = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    possible = possible and len(set(labels)) == len(labels) > 0
+    possible &= threshold is None or (isinstance(threshold, float) and 0 <= threshold <= 1)
+    if not possible or not all(isinstance(state.get(name), expected) for name, expected in types.items()):
+        raise TinyGPTError(f"{path}: not a model of tinygpt advise (its content is impossible)", again)
+    return state
+
+
+def predictor(state: Mapping[str, Any], folder: Path) -> classify.Classifier:
+    """Make the function that classifies, from the checked content of model.pt. Errors: TinyGPTError."""
+    if state["kind"] == GPT:
+        return stored_gpt(state["state"], folder, state["labels"])
+    embed = None
+    if state["state"].get("embedding") is not None:
+        from tinygpt.use.ask.embeddings import WordLlama
+
+        embed = WordLlama().vectors
+    return restored(state["kind"], state["state"], len(state["labels"]), embed)
+
+
+def stored_gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) -> classify.Classifier:
+    """Load a GPT that classifies, and reads prompts up to the longest ones of its training. Errors: TinyGPTError."""
+    ckpt, longest = state.get("ckpt"), state.get("longest")
+    if not (isinstance(ckpt, str) and type(longest) is int and longest > 0):
+        raise TinyGPTError("the stored classifier is impossible", "train it again")
+    model = Model(folder / ckpt)
+    if model.tokenizer.pair is None:
+        raise TinyGPTError(f"{folder / ckpt}: a model that only continues text cannot label", "train it again")
+    return gpt(model, labels, longest)
+
+
+def gpt(model: Model, labels: Sequence[str], longest: int | None = None) -> classify.Classifier:
+    """Make the function that classifies with a GPT. It cuts a prompt at `longest` characters, and where the context
+    ends."""
+    tokenizer = model.tokenizer
+    room = model.model.config.block_size + 1 - max(len(tokenizer.encode_response(label)) for label in labels)
+
+    def fitting(prompt: str) -> str:
+        prompt = prompt.strip()[:longest]
+        while prompt and len(tokenizer.encode_prompt(prompt, True)) > room:
+            prompt = prompt[: len(prompt) * 9 // 10]
+        return prompt
+
+    return lambda prompts: model.classify([fitting(prompt) for prompt in prompts], labels)

@@ -1,0 +1,202 @@
+"""Look at labelled examples before training: duplicates, contradictions, rare labels, and likely personal data.
+
+print(*as_text(look([("card lost", "card"), ("loan rate?", "loan")], ["card", "loan"])), sep="\\n")
+
+Likely personal data are masked wherever examples are shown.
+"""
+
+import re
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tinygpt.base.errors import library
+from tinygpt.base.terminal import cut, escaped, progress
+from tinygpt.data.pairs import normalised
+from tinygpt.data.tasks import Pair
+from tinygpt.examine.experiment.summary import COLUMNS, Table
+from tinygpt.use.advise.personal import masked
+
+FEW = 10  # examples: a label with fewer can be neither learned nor tested
+MANY = 12  # labels that are listed
+THRESHOLD = 0.9  # cosine of near duplicates
+BLOCK = 256  # prompts that all others are compared with at once: for 20,000 prompts a matrix of 40 MB
+SHOWN = 70  # characters of an example
+
+
+class Finding(NamedTuple):
+    name: str
+    count: int  # type: ignore[assignment] # hides tuple.count, which nobody calls
+    what: str  # was found: a sentence with the count
+    examples: list[str]  # up to two
+    advice: str  # what to do; empty if nothing has to be done
+
+
+def look(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
+    """Describe examples, and find what is wrong with them; the first three findings are always there.
+
+    pairs: (prompt, label), one or more. labels: all that there are.
+    Errors: TinyGPTError if scikit-learn is not installed.
+    """
+    problems = [contradictions(pairs), near(pairs), *too_little(pairs, labels), personal_data(pairs)]
+    return [*described(pairs, labels), duplicates(pairs), *(finding for finding in problems if finding.count)]
+
+
+def described(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
+    n, counts = len(pairs), Counter(response for _, response in pairs)
+    ranked = sorted(labels, key=lambda label: -counts[label])
+    rarest = f"; the rarest: {listed(ranked[-1:], counts)}" if len(labels) > MANY else ""
+    what = f"Examples: {n:,}. Labels: {len(labels):,} ({listed(ranked, counts)}{rarest})."
+    advice = ""
+    if (share := counts[ranked[0]] / n) >= 0.8:
+        advice = f"Always answering {shown(ranked[0], 30)} has an accuracy of {share:.0%}: compare macro-F1, too."
+    ordered = sorted((prompt for prompt, _ in pairs), key=len)
+    longest, (middle, high) = len(ordered[-1]), np.percentile([len(prompt) for prompt in ordered], [50, 95])
+    size = f"Characters of a prompt: median {middle:,.0f}, 95th percentile {high:,.0f}, longest {longest:,}."
+    several = "Look at the longest prompts: several texts may have become one." if longest > 10 * high else ""
+    first = Finding("examples and labels", n, what, [], advice)
+    return [first, Finding("lengths", n, size, [shown(ordered[0]), shown(ordered[-1])], several)]
+
+
+def duplicates(pairs: Sequence[Pair]) -> Finding:
+    keys = [(normalised(prompt), response) for prompt, response in pairs]
+    counts, first = Counter(keys), dict(zip(reversed(keys), reversed(pairs), strict=True))
+    count, examples = len(keys) - len(counts), [arrow(*first[key]) for key, n in counts.most_common(2) if n > 1]
+    what = f"Lines that repeat an earlier one (the same letters and digits, the same response): {count:,}."
+    advice = "Keep one of each, unless prompts repeat like this in use." if count else ""
+    return Finding("exact duplicates", count, what, examples, advice)
+
+
+def contradictions(pairs: Sequence[Pair]) -> Finding:
+    """Find prompts, equal in every character, that occur with several labels."""
+    responses = defaultdict[str, Counter[str]](Counter)
+    for prompt, response in pairs:
+        responses[prompt][response] += 1
+    several = {prompt: counts for prompt, counts in responses.items() if len(counts) > 1}
+    ceiling = 100 * sum(max(counts.values()) for counts in responses.values()) / len(pairs)
+    what = f"Prompts that occur with different labels: {len(several):,}, so the highest possible accuracy on these "
+    examples = [arrow(prompt, " | ".join(counts)) for prompt, counts in [*several.items()][:2]]
+    advice = "Choose one of the labels for each, or add to the prompt what tells the cases apart."
+    return Finding("different labels", len(several), f"{what}lines is {ceiling:.1f}%.", examples, advice)
+
+
+def near(pairs: Sequence[Pair]) -> Finding:
+    firsts = dict(reversed(pairs))  # the first response to each prompt; other responses are contradictions
+    lines = [*{(normalised(pair[0]), pair[1]): pair for pair in firsts.items()}.values()][::-1]
+    found = near_duplicates([prompt for prompt, _ in lines])
+    differ = [(i, j) for i, j in found if lines[i][1] != lines[j][1]]
+    what = f"Prompts that nearly repeat an earlier one (cosine of TF-IDF character trigrams from {THRESHOLD:g}): "
+    what += f"{len(found):,}, {len(differ):,} of them with another label."
+    examples = [arrow(*lines[index]) for pair in (differ or found)[:1] for index in pair]
+    advice = "Keep near duplicates in one split: a test on them does not show how a model does on new prompts."
+    return Finding("near duplicates", len(found), what, examples, "Check labels that differ. " * bool(differ) + advice)
+
+
+def across(prompts: Sequence[str], folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Finding]:
+    """Count the tested lines that nearly repeat a training line of their fold. folds: as in `Split`."""
+    found, examples = near_duplicates(prompts), list[str]()
+    tested = set[int]()
+    for train, test in folds:
+        sides = {**dict.fromkeys(train.tolist(), 0), **dict.fromkeys(test.tolist(), 1)}
+        for pair in found:
+            if all(line in sides for line in pair) and sides[pair[0]] != sides[pair[1]]:
+                tested.add(pair[sides[pair[1]]])
+                examples += [shown(prompts[line]) for line in pair] if not examples else []
+    if not tested:
+        return []
+    what = f"Tested lines that nearly repeat a training line: {len(tested):,}."
+    advice = "If texts do not repeat like this in use, the test is too easy: remove repeats, or use --by or --time."
+    return [Finding("near duplicates across the split", len(tested), what, examples, advice)]
+
+
+def unseen(truth: np.ndarray, labels: Sequence[str], folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Finding]:
+    """Count the tested lines with a label that no training line of their fold has, such as a new kind of complaint."""
+    new = np.concatenate([truth[test][~np.isin(truth[test], truth[train])] for train, test in folds])
+    if not len(new):
+        return []
+    counts = Counter(labels[index] for index in new.tolist())
+    what = f"Tested lines whose label no training line has: {len(new):,} ({listed(list(counts), counts)})."
+    advice = "No model can give such a label: each of these lines counts as wrong. Add older examples of it."
+    return [Finding("unseen labels", len(new), what, [], advice)]
+
+
+def too_little(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
+    counts = Counter(response for _, response in pairs)
+    rare = sorted((label for label in labels if counts[label] < FEW), key=lambda label: counts[label])
+    what = f"Labels with fewer than {FEW} examples: {len(rare):,} ({listed(rare, counts)})."
+    advice = "Add examples or merge labels: so few examples are enough neither to learn a label nor to test it."
+    seldom = Finding("rare labels", len(rare), what, [arrow(*pair) for pair in pairs if pair[1] in rare][:2], advice)
+    tiny = [arrow(*pair) for pair in pairs if len(pair[0].strip()) < 2]
+    what = f"Prompts that are empty or a single character: {len(tiny):,}."
+    return [seldom, Finding("tiny prompts", len(tiny), what, tiny[:2], "Remove them, unless they occur in use.")]
+
+
+def personal_data(pairs: Sequence[Pair]) -> Finding:
+    kinds, examples, count = Counter[str](), dict[str, str](), 0
+    for pair in pairs:
+        found = {kind: text for text, some in map(masked, pair) for kind in some}
+        kinds.update(found.keys())
+        count += bool(found)
+        for kind, text in found.items():
+            match = re.search(r"…@|\d\D{0,2}x", text)
+            at = max(0, match.start() - 25) if match else 0
+            examples.setdefault(kind, cut(escaped("…" * (at > 0) + text[at:]), SHOWN))
+    listing = ", ".join(f"{kind} in {n:,}" for kind, n in kinds.most_common())
+    what = f"Lines with likely personal data: {count:,} ({listing}); names and addresses are not looked for."
+    advice = (
+        "Replace them before training: a model can repeat its training text (docs/PRIVACY.md; `tinygpt lab canary`)"
+    )
+    return Finding("personal data", count, what, [*examples.values()][:2], advice + ".")
+
+
+def near_duplicates(prompts: Sequence[str], threshold: float = THRESHOLD) -> list[tuple[int, int]]:
+    """Pair each prompt that has earlier near duplicates with the first of them: (i, j), i < j, ascending in j.
+
+    Near duplicates have a cosine of at least threshold, 0 < threshold <= 1, between the TF-IDF vectors of their
+    character trigrams within words (scikit-learn's `char_wb`); equal prompts are among them. So each j occurs once, and
+    an i may occur often. Errors: TinyGPTError without scikit-learn.
+    """
+    text = library("sklearn.feature_extraction.text", "the search for near duplicates")
+    if not any(map(str.strip, prompts)):
+        return []
+    vectors = text.TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3)).fit_transform(prompts)  # (n, trigrams)
+    partner = np.full(len(prompts), -1)
+    for start in progress(range(0, len(prompts), BLOCK), desc="looking for near duplicates", unit="block"):
+        rows = start + 1 + np.flatnonzero(partner[start + 1 :] < 0)
+        close = (vectors[rows] @ vectors[start : start + BLOCK].T).toarray() >= threshold - 1e-9  # (rows, BLOCK)
+        close &= start + np.arange(close.shape[1]) < rows[:, None]
+        partner[rows[close.any(axis=1)]] = start + close.argmax(axis=1)[close.any(axis=1)]
+    return [(int(partner[j]), int(j)) for j in np.flatnonzero(partner >= 0)]
+
+
+def shown(text: str, width: int = SHOWN) -> str:
+    return cut(escaped(masked(text)[0]), width)
+
+
+def arrow(prompt: str, response: str) -> str:
+    return f"{shown(prompt, 48)} → {shown(response, 19)}"
+
+
+def listed(labels: Sequence[str], counts: Counter[str]) -> str:
+    items = [f"{shown(label, 30)} {counts[label]:,}" for label in labels[:MANY]]
+    return ", ".join(items + ["..."] * (len(labels) > MANY))
+
+
+def as_text(findings: Sequence[Finding]) -> list[str]:
+    """Format lines of at most 100 columns: what was found, examples, and what to do."""
+    lines = []
+    for finding in findings:
+        about = [finding.what, *(f"  e.g. {example}" for example in finding.examples)]
+        for text in about + [f"  to do: {finding.advice}"] * bool(finding.advice):
+            lines += textwrap.wrap(text, COLUMNS, subsequent_indent="    ", break_on_hyphens=False)
+    return lines
+
+
+def as_table(findings: Sequence[Finding]) -> Table:
+    columns = ("name", "count", "found", "examples", "what to do")
+    rows = [(f.name, f"{f.count:,}", f.what, " / ".join(f.examples), f.advice) for f in findings]
+    how = "Personal data in examples are masked."
+    return Table("The data", [dict(zip(columns, row, strict=True)) for row in rows], how)

@@ -1,0 +1,310 @@
+"""What `tinygpt advise` says: the table of the contenders, the advice with its rule, and what to know before use."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tinygpt.base.terminal import counted, cut, duration, escaped
+from tinygpt.examine.eval.classify import confusion_matrix, quality, rates
+from tinygpt.examine.experiment.stages import Results
+from tinygpt.examine.experiment.summary import Summary, Table, Verdict
+from tinygpt.use.advise import judge, look
+from tinygpt.use.advise.contenders import MAJORITY, Data
+from tinygpt.use.advise.judge import TARGET, Advice, Sure, Tested
+from tinygpt.use.advise.look import Finding, as_table
+from tinygpt.use.advise.split import Split
+
+SHOWN = 60  # characters of a prompt
+FOUND = 0.5  # a label with a lower recall is mostly missed
+MOST = 5  # labels that are named
+MISTAKES = 10  # that are shown
+LABELS = (
+    "Macro-F1: the labels' mean F1; rare labels count as much as frequent ones. Linear model: logistic regression on "
+    "TF-IDF of words and characters."
+)
+PARTS = 5  # in which the threshold is checked, if a single fold was tested
+
+
+def tested_of(results: Sequence[dict[str, Any]]) -> Tested:
+    """Join the results of a contender's folds."""
+    lines, predicted = (joined(results, key).astype(np.int64) for key in ("lines", "predicted"))
+    return Tested(lines, predicted, joined(results, "confidence"))
+
+
+def joined(results: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    return np.concatenate([np.array(result[key]) for result in results])
+
+
+def measured(results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Collect the results of each contender by name, the simplest first; a language model has one for each fold."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for stage, result in results.items():
+        if isinstance(result, dict) and "lines" in result and not stage.startswith("learning curve"):
+            by_name.setdefault(stage.partition(", fold ")[0], []).append(result)
+    return by_name
+
+
+class Report:
+    """The results as values, and as tables and verdicts."""
+
+    def __init__(self, data: Data, divided: Split, results: Results, numbers: Sequence[int]) -> None:
+        """numbers: of the examples in the file, for messages."""
+        self.data, self.split, self.results, self.numbers = data, divided, results, numbers
+        self.measured = measured(results)
+        self.tested = {name: tested_of(parts) for name, parts in self.measured.items()}
+        self.labels, self.L = data.labels, len(data.labels)
+
+    @cached_property
+    def advice(self) -> Advice:
+        return judge.advise(self.tested, self.data.truth, self.split.clusters, MAJORITY)
+
+    def right(self, name: str) -> np.ndarray:
+        tested = self.tested[name]
+        return tested.predicted == self.data.truth[tested.lines]
+
+    @cached_property
+    def sure(self) -> Sure:
+        """Choose the threshold of the advised contender."""
+        tested = self.tested[self.advice.name]
+        if self.advice.name == MAJORITY:
+            return Sure(None, 0, 0, len(tested.lines), (0.0, 1.0))
+        part_of = np.zeros(len(self.data.truth), dtype=int)
+        for part, (_, test) in enumerate(self.split.folds):
+            part_of[test] = part
+        confidence, clusters = tested.confidence, self.split.clusters[tested.lines]
+        parts = part_of[tested.lines]
+        if len(np.unique(parts)) == 1:
+            parts = np.unique(clusters, return_inverse=True)[1] % PARTS
+        return judge.sure(confidence, self.right(self.advice.name), clusters, parts)
+
+    @cached_property
+    def contenders(self) -> list[dict[str, Any]]:
+        """Return the figures of each contender."""
+        rows = []
+        for name, tested in self.tested.items():
+            truth, clusters, right = self.data.truth[tested.lines], self.split.clusters[tested.lines], self.right(name)
+            results = self.measured[name]
+            rows.append(
+                {"name": name, "lines": len(truth)}
+                | quality(confusion_matrix(truth, tested.predicted, self.L))
+                | {"macro_f1_interval": judge.macro_f1_interval(truth, tested.predicted, clusters, self.L)}
+                | {"accuracy_interval": judge.accuracy_interval(right, clusters)}
+                | {key: float(np.mean([one[key] for one in results])) for key in ("seconds", "per_line", "bytes")}
+            )
+        return rows
+
+    @cached_property
+    def curve(self) -> list[dict[str, Any]]:
+        """Return the accuracy at each share of the training lines, the smallest first; empty without a curve."""
+        points = []
+        for stage, result in self.results.items():
+            if stage.startswith("learning curve, "):
+                name, _, share = stage.removeprefix("learning curve, ").removesuffix(" of the lines").rpartition(": ")
+                tested = tested_of([result])
+                points.append(
+                    {"name": name, "share": float(share), "right": tested.predicted == self.data.truth[tested.lines]}
+                )
+        if points:
+            points.append({"name": points[0]["name"], "share": 1.0, "right": self.right(points[0]["name"])})
+        return points
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [Finding(*finding) for finding in self.results["look at the data"]]
+
+    @cached_property
+    def mistakes(self) -> list[dict[str, Any]]:
+        """Return the wrong labels of the advised contender with the highest probability."""
+        tested, rows = self.tested[self.advice.name], list[dict[str, Any]]()
+        wrong = np.flatnonzero(~self.right(self.advice.name))
+        for position in sorted(wrong, key=lambda position: -tested.confidence[position])[:MISTAKES]:
+            line, answer = int(tested.lines[position]), int(tested.predicted[position])
+            row = {
+                "example": self.numbers[line],
+                "prompt": self.data.prompts[line],
+                "label": self.labels[self.data.truth[line]],
+            }
+            rows.append(row | {"answer": self.labels[answer], "probability": float(tested.confidence[position])})
+        return rows
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        return {
+            stage.removesuffix(": time pilot"): result["left_out"]
+            for stage, result in self.results.items()
+            if isinstance(result, dict) and "left_out" in result
+        }
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return the report for --json."""
+        return {
+            "findings": [finding._asdict() for finding in self.findings],
+            "split": {"how": self.split.how, "warning": self.split.warning},
+            "contenders": self.contenders,
+            "left_out": self.left_out,
+            "advice": {"name": self.advice.name, "why": self.advice.why},
+            "per_label": self.per_label(),
+            "threshold": self.sure._asdict(),
+            "learning_curve": [point | {"right": float(point["right"].mean())} for point in self.curve],
+            "mistakes": self.mistakes,
+        }
+
+    def per_label(self) -> list[dict[str, Any]]:
+        """Return precision, recall and F1 of the advised contender for each label."""
+        tested = self.tested[self.advice.name]
+        columns = rates(confusion_matrix(self.data.truth[tested.lines], tested.predicted, self.L))
+        return [
+            {"label": label, "lines": int(columns["support"][index])}
+            | {key: float(columns[key][index]) for key in ("precision", "recall", "f1")}
+            for index, label in enumerate(self.labels)
+        ]
+
+    # ---- as text and page -------------------------------------------------------------------------------------------
+
+    @property
+    def summary(self) -> Summary:
+        name = self.advice.name
+        rows = [
+            {
+                "contender": row["name"] + " (advised)" * (row["name"] == name),
+                "accuracy": shown(row["accuracy"], row["accuracy_interval"]),
+                "macro-F1": shown(row["macro_f1"], row["macro_f1_interval"]),
+                "lines tested": f"{row['lines']:,}",
+                "training": duration(row["seconds"]) if row["seconds"] else "-",
+                "one line": f"{1000 * row['per_line']:.1f} ms",
+                "size": f"{row['bytes'] / 1e6:.2f} MB",
+            }
+            for row in self.contenders
+        ]
+        how = (
+            f"Split {self.split.how}. In parentheses: 95% confidence intervals in percent. Training: once. One line: "
+            "the time for a line that comes alone. "
+        )
+        how += LABELS
+        how += "".join(f" Left out: {name}, since {why}." for name, why in self.left_out.items())
+        tables = [Table("Contenders, the simplest first", rows, how), self._label_table()]
+        if self.mistakes:
+            tables.append(self._mistakes_table())
+        return Summary(
+            "Which model for these data, and how good is it?",
+            f"{self.data}: the simplest model that no other beats, tested as it will be used.",
+            [*tables, as_table(self.findings)],
+            [self._choice(), *self._missed(), self._threshold(), *self._more_labels()],
+            "Accuracy of the contenders, with 95% confidence intervals",
+            self._draw,
+        )
+
+    def _label_table(self) -> Table:
+        rows = [
+            {"label": escaped(cut(row["label"], 40)), "tested": f"{row['lines']:,}"}
+            | {key: f"{row[key]:.2f}" for key in ("precision", "recall", "f1")}
+            for row in self.per_label()
+        ]
+        how = (
+            f"Of {self.advice.name}. Precision: of the lines with this answer, the share with this label. Recall: of "
+            "the lines with this label, the share with this answer. Few tested lines make both uncertain."
+        )
+        return Table("Each label", rows, how)
+
+    def _mistakes_table(self) -> Table:
+        rows = [
+            {
+                "example": f"{row['example']:,}",
+                "prompt": look.shown(row["prompt"], SHOWN),
+                "label": escaped(row["label"]),
+            }
+            | {"answer": escaped(row["answer"]), "probability": f"{100 * row['probability']:.0f}%"}
+            for row in self.mistakes
+        ]
+        return Table(
+            "Wrong with the highest probability", rows, "Often the label is wrong, not the answer: check them."
+        )
+
+    def _choice(self) -> Verdict:
+        row = next(row for row in self.contenders if row["name"] == self.advice.name)
+        text = f"Advice: {row['name']}. {shown(row['accuracy'], row['accuracy_interval'])} of the answers are right."
+        if row["name"] == MAJORITY:
+            text = "Advice: no model yet. None is right more often than the commonest label alone."
+        elif len(self.tested) > 1:
+            text += f" Why: {self.advice.why}."
+        if self.split.warning:
+            text += f" Careful: {self.split.warning}."
+        return Verdict(
+            text,
+            "the simplest contender that is right more often than the majority and that no other beats by more than "
+            f"chance (paired, one-sided tests on common lines, p < {judge.CHANCE}); the majority, if there is none",
+        )
+
+    def _missed(self) -> list[Verdict]:
+        """Warn of labels that are mostly missed, which the accuracy does not show if they are rare."""
+        missed = [row for row in self.per_label() if row["lines"] and row["recall"] < FOUND]
+        if not missed:
+            return []
+        named = ", ".join(f"{escaped(cut(row['label'], 30))} ({100 * row['recall']:.0f}%)" for row in missed[:MOST])
+        more = f" and {counted(len(missed) - MOST, 'more label')}" if len(missed) > MOST else ""
+        text = f"Mostly missed: {named}{more}. If these are the lines that you look for, do not go by the accuracy: "
+        text += "label more of them"
+        if self.advice.name != MAJORITY:
+            text += ", or flag lines by their probability (docs/FINETUNING.md, a rare label)"
+        text += "."
+        return [Verdict(text, f"labels with a recall below {100 * FOUND:.0f}%")]
+
+    def _threshold(self) -> Verdict:
+        sure, goal = self.sure, f"{100 * TARGET:.0f}%"
+        rule = (
+            f"the lowest probability above which the accuracy's 95% interval begins at {goal} or higher, confirmed on "
+            "lines that did not choose it (each part of the tested lines, with a threshold from the others)"
+        )
+        if sure.threshold is None:
+            return Verdict(f"No threshold: at no probability are {goal} right answers certain. A person should look at "
+                           "each line.", rule)  # fmt: skip
+        share, (low, high) = sure.right / sure.answered, sure.interval
+        text = (
+            f"Answers with a probability of at least {sure.threshold:.2f} count as sure: about "
+            f"{100 * sure.answered / sure.total:.0f}% of the lines, of which {100 * share:.1f}% are right "
+            f"({100 * low:.0f} to {100 * high:.0f}). A person should look at the others."
+        )
+        return Verdict(text, rule)
+
+    def _more_labels(self) -> list[Verdict]:
+        if len(self.curve) < 2:
+            return []
+        half, whole = self.curve[-2], self.curve[-1]
+        clusters = self.split.clusters[self.split.tested]
+        gain = 100 * (whole["right"].mean() - half["right"].mean())
+        low, high = (100 * bound for bound in judge.gain_interval(half["right"], whole["right"], clusters))
+        steps = ", ".join(
+            f"{100 * point['right'].mean():.1f}% with {100 * point['share']:.0f}%" for point in self.curve
+        )
+        verb = f"gained {gain:.1f} points" if gain >= 0 else f"lost {-gain:.1f} points"
+        text = f"Twice as many examples: the last doubling {verb} ({low:+.1f} to {high:+.1f})"
+        before = 100 * (half["right"].mean() - self.curve[0]["right"].mean())
+        text += ", and the next one gains about as much or less. " if gain <= before else ". "
+        text += f"{whole['name'][0].upper()}{whole['name'][1:]}: {steps} of the training lines."
+        if gain >= 0 and low <= 0:
+            text += " A gain is not certain."
+        rule = "the gain from half of the training lines to all, on the same tested lines; gains shrink as data grow"
+        return [Verdict(text, rule)]
+
+    def _draw(self, axes: Any) -> None:
+        rows = self.contenders[::-1]
+        for position, row in enumerate(rows):
+            low, high = row["accuracy_interval"]
+            color = "C0" if row["name"] == self.advice.name else "0.55"
+            axes.plot([100 * low, 100 * high], [position, position], color=color, linewidth=3, solid_capstyle="butt")
+            axes.plot(100 * row["accuracy"], position, "o", color=color, markersize=8)
+        axes.set_yticks(
+            range(len(rows)), [row["name"] + "\n(advised)" * (row["name"] == self.advice.name) for row in rows]
+        )
+        axes.set(xlabel="accuracy (%)", ylim=(-0.6, len(rows) - 0.4))
+
+
+def shown(share: float, interval: tuple[float, float]) -> str:
+    """Format a share and its interval in percent."""
+    low, high = (100 * bound for bound in interval)
+    digits = 0 if math.ceil(high - low) > 10 else 1
+    return f"{100 * share:.1f}% ({low:.{digits}f} to {high:.{digits}f})"
