@@ -249,7 +249,11 @@ class Choice:
 
     def tests(self, mutant: Mutant) -> list[str]:
         """Those that execute the line first, of these the files about its module, and quick ones before slow ones."""
-        named = {f"tests/{name.name}" for glob in mutant.get("tests", []) for name in (ROOT / "tests").glob(glob)}
+        named = {
+            path.relative_to(ROOT).as_posix()
+            for glob in mutant.get("tests", [])
+            for path in (ROOT / "tests").rglob(glob)
+        }
         files = {*named}
         direct, at_import = set[str](), False
         if mutant["file"].endswith(".py"):

@@ -51,7 +51,8 @@ step "this machine"
 step "tests of the installed package"
 pip_install "$wheel[offline,eval,plot]" pytest pytest-timeout hypothesis
 "$bin/python" -m pytest -p no:cacheprovider -m "not slow" \
-    tests/test_{bad_input,checkpoint,evaluate,files,finetune,generate,machine,prepare,rows,sample,tokenizer,train}.py
+    tests/test_{bad_input,generate,prepare,sample,train}.py tests/base/test_files.py tests/data/test_{rows,tokenizer}.py \
+    tests/checkpoint/test_checkpoint.py tests/examine/test_{evaluate,machine}.py tests/adapt/test_finetune.py
 
 cd "$dist"
 if command -v sha256sum > /dev/null; then sha256sum tinygpt-*; else shasum -a 256 tinygpt-*; fi > SHA256SUMS

@@ -4,7 +4,7 @@ python scripts/torture.py                              # all proofs, about half 
 python scripts/torture.py --share=0.1                  # a tenth of the counts
 python scripts/torture.py -k "disk_full or signals"    # other options are pytest's
 
-The proofs are tests/test_reliability.py and tests/test_matrix.py. The exit status is 1 if one of them fails.
+The proofs are tests/test_reliability.py and tests/training/test_matrix.py. The exit status is 1 if one of them fails.
 """
 
 import argparse
@@ -43,11 +43,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--share", type=float, default=1.0, help="share of the full counts (default: 1)")
     options, more = parser.parse_known_args()
-    files = [str(TESTS / "test_reliability.py"), str(TESTS / "test_matrix.py")]
+    files = [str(TESTS / "test_reliability.py"), str(TESTS / "training/test_matrix.py")]
     unlimited = ["--timeout=0", "-o", "session_timeout=1e6", "-o", "addopts=", "-p", "no:terminal"]
     status = pytest.main([*files, f"--full={options.share}", *unlimited, *more], plugins=[Table()])
     if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        print("no proof matches: -k takes names of tests in tests/test_reliability.py and tests/test_matrix.py")
+        print(f"no proof matches: -k takes names of tests in {' and '.join(files)}")
     return int(status != 0)
 
 

@@ -43,7 +43,9 @@ slow = [hypothesis.HealthCheck.too_slow]
 hypothesis.settings.register_profile("everyday", derandomize=True, deadline=None, suppress_health_check=slow)
 hypothesis.settings.load_profile("everyday")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork, which Windows lacks")
-collect_ignore = [] if hasattr(os, "fork") else ["test_reliability.py", "test_matrix.py", "test_watch.py"]
+collect_ignore = (
+    [] if hasattr(os, "fork") else ["test_reliability.py", "training/test_matrix.py", "training/test_watch.py"]
+)
 
 # The files that take longest begin first, so that no process of pytest-xdist waits long for another at the end.
 LONGEST = ["notebook", "lab", "smollm2", "train", "reliability", "matrix", "exercise", "lab_labels", "together"]

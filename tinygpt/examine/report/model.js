@@ -1,7 +1,7 @@
 // The model of the page: tinygpt's GPT in plain JavaScript, without libraries and without requests.
 //
 // It computes what tinygpt/model.py computes, one position at a time with a cache of keys and values. The context
-// window and sampling are those of tinygpt/sample.py. tests/test_report_model.py compares the results with PyTorch's.
+// window and sampling are those of tinygpt/sample.py. tests/examine/test_report_model.py compares the results with PyTorch's.
 //
 //   const model = TinyGPT.load(packed);                         // packed: the object described below
 //   const reader = model.reader(model.encode("ROMEO:").ids);    // at least one id

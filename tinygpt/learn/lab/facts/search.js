@@ -3,7 +3,7 @@
 // It computes what tinygpt/use/ask does with its defaults: passages, BM25, the prompt of the tiny reader, its response.
 // Some things are simpler: words are not reduced to their stems and keep their accents, a passage that does not fit the
 // context is left out instead of shortened, and an answer that is not in the passage it cites is not rejected.
-// tests/test_lab.py compares the answers with those of Python.
+// tests/learn/test_lab.py compares the answers with those of Python.
 //
 //   const passages = Facts.passages({ "norvik.md": "# Norvik ..." });
 //   const hits = Facts.search(passages, "Who heads Norvik?", 3);

@@ -25,7 +25,7 @@ from tinygpt.options import GPTConfig
 from tinygpt.training.log import read_metrics
 from tinygpt.training.start import fit_dataset, make_model, starting_point
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 SHAPE = {"block_size": 8, "vocab_size": 5, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.0, "bias": True}
 
 

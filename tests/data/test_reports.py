@@ -57,7 +57,7 @@ def test_every_example_fits_into_the_context_of_the_preset() -> None:
 
 def test_the_examples_in_labs_are_those_of_the_code() -> None:
     """With the space before the percent sign, which firm A requires."""
-    page = (Path(__file__).parent.parent / "docs/LABS.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/LABS.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^\| (prompt|base model|firm A|firm B) \| `(.*)` \|$", page, re.MULTILINE))
     assert shown == {"prompt": PROMPT, "base model": right("plain"), "firm A": right("a"), "firm B": right("b")}
 

@@ -1,6 +1,6 @@
 """GGUF files: what is written is read back by gguf, transformers and tinygpt; what is damaged is refused in a sentence.
 
-tests/test_llama.py opens the same files in llama.cpp.
+tests/adapt/test_llama.py opens the same files in llama.cpp.
 """
 
 import dataclasses

@@ -248,7 +248,7 @@ def test_a_page_gets_as_many_snapshots_as_fit(with_snapshots: Path, monkeypatch:
 @pytest.mark.slow
 def test_six_snapshots_of_the_first_model_leave_the_page_below_8_mb() -> None:
     """configs/shakespeare_char.yaml, whose best model is usually the last one, so that five differ from it."""
-    settings = read_config(Path(__file__).parent.parent / "configs/shakespeare_char.yaml")
+    settings = read_config(Path(__file__).parents[2] / "configs/shakespeare_char.yaml")
     known = {field.name for field in dataclasses.fields(GPTConfig)}
     model = GPT(GPTConfig(**{key: value for key, value in settings.items() if key in known}, vocab_size=65))
     symbols = CharTokenizer(map(chr, range(ord("0"), ord("0") + 65)))

@@ -19,7 +19,7 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, generate, headlines, merchants, transactions
 from tinygpt.examine.eval.classify import ngram_classifier
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 INDEX = ROOT / "node_modules/name-suggestion-index"
 SHA256 = {
     "transactions": "82210fdb88710becdca786b7f01e46588a1a1be1d84001a5540c7fffe433c376",

@@ -327,7 +327,7 @@ def test_suggestions_of_the_exercises(place: Workplace) -> None:
 def test_every_command_in_the_source_has_the_options_that_follow_it() -> None:
     """In all texts of the package, also those that no test prints: `tinygpt NAME ... --key`, and suggest.command."""
     found = 0
-    for path in sorted(Path(suggest.__file__).parent.parent.rglob("*.py")):
+    for path in sorted(Path(suggest.__file__).parents[2].rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             said = ""
             if isinstance(node, ast.Constant | ast.JoinedStr):

@@ -30,7 +30,7 @@ from tinygpt.examine.eval.threshold import (
 )
 from tinygpt.examine.experiment.models import classifier
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHA256 = "e90a7e588a243e56a9b66e791b857e3e397d5fdbc3b58806c5eadbe8ee2ab2bc"
 EXAMPLES = TASKS["compliance"].make(1337)
 

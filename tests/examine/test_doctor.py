@@ -20,7 +20,7 @@ from tinygpt.examine.doctor.run import read_run
 from tinygpt.training.verdict import IN_A_ROW, RULES, Verdict, evaluations, judge, next_command
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
-CURVES = json.loads((Path(__file__).parent / "fixtures/curves.json").read_text())
+CURVES = json.loads((Path(__file__).parents[1] / "fixtures/curves.json").read_text())
 PRESETS = sorted(path for folder in (*configfile.PRESETS, *configfile.OTHERS) for path in folder.glob("*.yaml"))
 SETTINGS = {"max_iters": 2000, "eval_interval": 250, "learning_rate": 1e-3, "n_layer": 4, "dataset": "tiny"}
 

@@ -27,7 +27,7 @@ SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "eval_iters": 2}
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, in which the preset of quickstart is small.yaml."""
-    preset = Path(__file__).parent.parent / quickstart.CONFIG
+    preset = Path(__file__).parents[2] / quickstart.CONFIG
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(yaml.safe_load(preset.read_text(encoding="utf-8")) | SMALL))
     monkeypatch.setattr(quickstart, "CONFIG", "small.yaml")
     return tmp_path
@@ -67,7 +67,7 @@ def test_quickstart_twice(small: Path) -> None:
 
 def test_the_commands_for_teaching_print_what_is_asked(small: Path) -> None:
     """The first question of the worksheet and the claim about quickstart ask for three losses."""
-    docs = Path(__file__).parent.parent / "docs"
+    docs = Path(__file__).parents[2] / "docs"
     question = (docs / "WORKSHEET.md").read_text(encoding="utf-8").partition("**1. ")[2].partition("a) ")[0]
     (claim,) = (row for row in (docs / "TEACHING.md").read_text(encoding="utf-8").splitlines() if "Loss 4.20" in row)
     for text in (question, claim):

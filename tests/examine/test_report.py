@@ -28,7 +28,7 @@ from tinygpt.examine.report import collect
 from tinygpt.examine.report.overlap import SHORTEST, TrainingText, marked
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SMALL = 1000  # parameters, fewer than a model has here
 in_a_browser = pytest.mark.skipif(
     not (shutil.which("chromium") or shutil.which("google-chrome") or os.environ.get("CI")),

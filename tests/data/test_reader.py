@@ -30,7 +30,7 @@ from tinygpt.use.ask.answer import load_reader
 from tinygpt.use.ask.search import search
 from tinygpt.use.ask.store import open_index
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 SPLITS = {"train": 3000, "val": 300, "test": 300}
 

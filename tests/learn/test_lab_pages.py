@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import listing
 
-SCRIPT = Path(__file__).parent.parent / "scripts/docs.py"
+SCRIPT = Path(__file__).parents[2] / "scripts/docs.py"
 
 
 def lab_pages(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:

@@ -174,7 +174,7 @@ def test_eval_refuses_a_larger_vocabulary_than_the_models(run_copy: Path) -> Non
 
 
 def test_bits_per_character_count_the_characters_of_a_token() -> None:
-    """A token of two characters has half of its bits for each. (Pairs: tests/test_import.py and below.)"""
+    """A token of two characters has half of its bits for each. (Pairs: tests/adapt/test_import.py and below.)"""
     text: Any = SimpleNamespace(splits={"val": range(50)}, sources={"val": None}, meta={"characters": {"val": 100}})
     assert bits_per_character(math.log(4), text) == pytest.approx(1)
     text.meta = {}
