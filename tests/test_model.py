@@ -14,7 +14,8 @@ import torch
 import transformers
 from models import CHOICES, EVERYDAY, NEEDS, SIZES, SMALL, every_pair, every_path, ids, largest, shaken, small
 
-from tinygpt.adapt.formats.architectures import Stock, from_stock
+from tinygpt.adapt.formats.architectures import Stock
+from tinygpt.adapt.formats.conversion import from_stock
 from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint.resize import set_block_size
 from tinygpt.checkpoint.store import Checkpoint

@@ -9,7 +9,8 @@ import torch
 from conftest import Lazy
 from models import MODERN, every_option, ids, largest, shaken, small
 
-from tinygpt.adapt.formats.architectures import STOCK, Stock, from_stock, to_stock
+from tinygpt.adapt.formats.architectures import STOCK, Stock
+from tinygpt.adapt.formats.conversion import from_stock, to_stock
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.model import GPT
 

@@ -19,8 +19,10 @@ import torch
 from models import every_option, ids, largest, shaken, small
 
 from tinygpt.adapt.formats import gguf_file
-from tinygpt.adapt.formats.architectures import STOCK, Stock, from_stock, to_stock
-from tinygpt.adapt.formats.gguf_file import PRE, QUANTISATIONS, read_file, write_file
+from tinygpt.adapt.formats.architectures import STOCK, Stock
+from tinygpt.adapt.formats.conversion import from_stock, to_stock
+from tinygpt.adapt.formats.gguf_file import QUANTISATIONS, read_file, write_file
+from tinygpt.adapt.formats.gguf_tokenizer import PRE
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
 from tinygpt.model import GPT

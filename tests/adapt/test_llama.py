@@ -24,8 +24,9 @@ from models import largest, shaken, small
 from test_gguf import ROWS, pretrained_file, tokenizer
 from test_pairs import json_lines
 
-from tinygpt.adapt.formats.architectures import from_stock, to_stock
-from tinygpt.adapt.formats.gguf_file import PRE, read_file, write_file
+from tinygpt.adapt.formats.conversion import from_stock, to_stock
+from tinygpt.adapt.formats.gguf_file import read_file, write_file
+from tinygpt.adapt.formats.gguf_tokenizer import PRE
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, tokenizer_from_dict
 from tinygpt.model import GPT, GPTConfig

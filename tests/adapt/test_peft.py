@@ -13,7 +13,7 @@ from models import MODERN, largest
 from test_architectures import ROPE, every_row, ids, model, theirs_of
 from test_huggingface import auto, characters, refuses_mutants
 
-from tinygpt.adapt.formats.architectures import from_stock
+from tinygpt.adapt.formats.conversion import from_stock
 from tinygpt.adapt.formats.huggingface import read_folder, write_folder
 from tinygpt.adapt.formats.peft import read_adapter, write_adapter
 from tinygpt.adapt.formats.tokenizers import tokenizer_files

@@ -7,7 +7,8 @@ import dataclasses
 from pathlib import Path
 
 from tinygpt.adapt.formats import gguf_file, huggingface, peft
-from tinygpt.adapt.formats.architectures import Stock, from_stock, to_stock
+from tinygpt.adapt.formats.architectures import Stock
+from tinygpt.adapt.formats.conversion import from_stock, to_stock
 from tinygpt.base import device
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.adapt import ExportConfig

@@ -10,8 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from tinygpt.adapt.formats import gguf_file, huggingface, peft
-from tinygpt.adapt.formats.architectures import Pretrained, from_stock
+from tinygpt.adapt.formats.architectures import Pretrained
 from tinygpt.adapt.formats.chat import UnusableTemplate, pair_format
+from tinygpt.adapt.formats.conversion import from_stock
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.adapt import ImportConfig
 from tinygpt.base.errors import TinyGPTError

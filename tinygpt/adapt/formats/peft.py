@@ -21,21 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.adapt.formats.architectures import (
-    centred,
-    converted,
-    number,
-    shapes_of,
-    shown,
-    size,
-    split_rows,
-    stock_class,
-)
+from tinygpt.adapt.formats.conversion import centred, converted, shapes_of, split_rows, stock_class
 from tinygpt.adapt.formats.huggingface import (
     require_own,
     write_file,
     write_folder,
 )
+from tinygpt.adapt.formats.untrusted import number, shown, size
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.lora import LoRA, is_adapted, merged
 from tinygpt.checkpoint.store import Checkpoint
