@@ -1,0 +1,382 @@
+"""Show that a restructuring changed no behaviour: run scripts/same.txt with two checkouts and compare the results.
+
+python scripts/same.py record CHECKOUT RESULT.json             # about ten minutes on two cores
+python scripts/same.py record CHECKOUT RESULT.json --only ask  # one scene, and the scene that it begins from
+python scripts/same.py compare A.json B.json                   # print each difference; exit status 1 if there is one
+
+A record has the exit status, the output and the written files of each command line, and the answer to each request to
+`tinygpt serve`. It depends on the command line, files and HTTP only, not on the modules of tinygpt. Computation is
+reproducible, as it uses one thread. What differs between two runs of the same code is masked: times, speeds, memory,
+folders, ids, and names of modules. Of a long text only a hash is stored, and of a checkpoint that of each tensor.
+"""
+
+import argparse
+import difflib
+import hashlib
+import http.client
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import torch
+
+SCENES = Path(__file__).with_suffix(".txt")
+WORKERS = 2
+PATIENCE = 600  # seconds for a command
+LONGEST = 20_000  # characters of a text that is stored; of a longer one only its hash
+SHOWN = 30  # lines of a difference
+METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
+BY_NAME = (".db", ".db-wal", ".db-shm")  # files with times inside, and event files of TensorBoard
+
+# ---- masks -------------------------------------------------------------------------------------------------------
+
+NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
+KEYS = r"\w*seconds|tokens_per_second|\w*memory_mb|per_line|created"
+MASKS = [
+    (r"(?m)^  File \".*\n(?:    .*\n)*", ""),  # the frames of a traceback
+    (r"\btinygpt(?:[./]\w+)+", "<module>"),
+    (rf'("(?:{KEYS})": ?)(?:{NUMBER}|{{[^{{}}]*}})', r"\1<measured>"),  # in JSON
+    (r'("start": )\d+\.\d+', r"\1<measured>"),  # the time of starting, of plan
+    (r"(?m)^note: other programs keep .*\n", ""),  # of a busy machine
+    (r"(?m)^expected:    .*", "expected: <time>"),
+    (rf"\b(done in|training time\W+(?:<[^>]*>|\W)*) ?{NUMBER} min {NUMBER} s", r"\1 <time>"),
+    (rf"\((about|after) {NUMBER} (?:s|min)\b[^)]*\)", r"(\1 <time>)"),  # of a stage
+    (rf"{NUMBER} ms with (\d+ threads?)", r"<time> with \1"),
+    (r"(?m)^(start|iterations|evaluations|saves): +([\d,]+) .*\d%$", r"\1: \2 <times>"),  # plan
+    (r"(?m)^(time|memory): .* to .*", r"\1: <measured>"),
+    (rf"{NUMBER} s( *</?t?[|d].*?){NUMBER} ms\b", r"<time>\1<time>"),  # a table of advise
+    (rf"{NUMBER} s +\| +{NUMBER} ms +", "<time> | <time> "),
+    (rf"free disk space {NUMBER} GB", "free disk space <size>"),
+    (r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d\S*", "<date>"),
+    (r"(127\.0\.0\.1|localhost):\d+", r"\1:<port>"),
+    (r"\b((?:chat)?cmpl)-\w+", r"\1-<id>"),
+    (r"tfevents\.[\w.-]+", "tfevents.<id>"),
+]
+PATTERNS = [(re.compile(pattern), replacement) for pattern, replacement in MASKS]
+
+
+def masked(text: str) -> str:
+    """Replace what differs between two runs of the same code."""
+    for pattern, replacement in PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def kept(text: str) -> str:
+    """Return a text as it is stored: itself, to be masked when it is compared, or the hash of its masked form."""
+    return text if len(text) <= LONGEST else f"{len(masked(text))} characters, {sha256(masked(text).encode())}"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def describe(path: Path) -> str:
+    """Return what is stored of a file: its text, or a hash; of a checkpoint its values and the hash of each tensor."""
+    if path.suffix in BY_NAME or "tfevents" in path.name:
+        return "present"
+    data = path.read_bytes()
+    if path.suffix == ".pt":
+        try:
+            return "\n".join(leaves(torch.load(path, weights_only=True, map_location="cpu")))
+        except Exception:
+            return f"no checkpoint: {sha256(data)}"
+    if path.suffix == ".bin" or b"\0" in data:
+        return f"{len(data)} bytes, {sha256(data)}"
+    return data.decode(errors="backslashreplace")
+
+
+def leaves(value: Any, name: str = "") -> list[str]:
+    """List the values in a checkpoint with their names; of a tensor its dtype, shape and hash."""
+    if isinstance(value, torch.Tensor):
+        data = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return [f'"{name}": {value.dtype} {list(value.shape)} {sha256(data)}']
+    if isinstance(value, dict):
+        items = sorted(value.items(), key=lambda item: str(item[0]))
+    elif isinstance(value, list | tuple) and len(value) < 1000:
+        items = list(enumerate(value))
+    else:
+        last = name.rpartition(".")[2]  # as a mask expects it
+        return [f'{name} "{last}": {value if isinstance(value, float | int) else repr(value)}']
+    return [leaf for key, one in items for leaf in leaves(one, f"{name}.{key}" if name else str(key))]
+
+
+def stats(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """Return the state of every file, which changes when a file is written."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            stat = path.stat()
+            found[path] = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+    return found
+
+
+# ---- what the commands read --------------------------------------------------------------------------------------
+
+WORDS = ["the", "king", "of", "Rome", "and", "his", "old", "queen", "love", "all", "day", "long", "no", "man", "may"]
+LABELS = {
+    "food": ["bread", "cheese", "apple", "soup", "tea"],
+    "travel": ["train", "taxi", "flight", "ferry", "bus"],
+    "home": ["rent", "lamp", "chair", "water", "carpet"],
+}
+SETTINGS = {
+    **{"dataset": "tiny", "n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 32, "batch_size": 4},
+    **{"gradient_accumulation_steps": 1, "max_iters": 20, "eval_interval": 10, "eval_iters": 2, "warmup_iters": 2},
+    **{"learning_rate": 0.01, "min_lr": 0.001, "device": "cpu", "log_interval": 5},
+}
+TUNING = ("max_iters", "eval_interval", "batch_size", "learning_rate", "warmup_iters", "device", "log_interval")
+
+
+def verses(draw: random.Random, lines: int) -> str:
+    alphabet = "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789 .,:;!?'-*#\"()"
+    return "".join(" ".join(draw.choices(WORDS, k=8)) + ".\n" for _ in range(lines)) + f"{alphabet}\n"
+
+
+def sheet(draw: random.Random, rows: int) -> list[list[str]]:
+    """Return the rows of a labelled sheet, with a header."""
+    lines = [["prompt", "response", "customer", "date"]]
+    for row in range(rows):
+        label = draw.choice([*LABELS])
+        text = f"{draw.choice(['paid', 'card', 'SQ *'])} {draw.choice(LABELS[label])} {draw.randint(10, 99)}"
+        lines.append([text, label, f"c{row % 17}", f"2025-{1 + row % 12:02}-{1 + row % 28:02}"])
+    return lines
+
+
+def write_inputs(folder: Path) -> None:
+    """Write the files that the commands of every scene read."""
+    draw = random.Random(1)
+    text = verses(draw, 500)
+    rows = sheet(draw, 240)
+    records = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+    names = {
+        "text.txt": text,
+        "more/a.txt": verses(draw, 50),
+        "more/b.txt": verses(draw, 60),
+        "pages.jsonl": "".join(json.dumps({"text": verses(draw, 5), "page": n}) + "\n" for n in range(40)),
+        "pairs.csv": "".join(",".join(row) + "\n" for row in rows),
+        "pairs.tsv": "".join("\t".join(row) + "\n" for row in rows),
+        "semicolon.csv": "".join(";".join(row) + "\n" for row in rows),
+        "pairs.jsonl": "".join(json.dumps(record) + "\n" for record in records),
+        "new.csv": "".join(",".join((row[0], row[2])) + "\n" for row in rows[:12]),
+        "new.txt": "".join(f"{row[0]}\n" for row in rows[1:9]),
+        "tiny.yaml": "".join(f"{key}: {value}\n" for key, value in SETTINGS.items()),
+        "tiny.py": "".join(f"{key} = {value!r}\n" for key, value in SETTINGS.items()),
+        "tune.yaml": "".join(f"{key}: {SETTINGS[key]}\n" for key in TUNING),
+        "unknown.yaml": "n_layr: 3\n",
+        "broken.yaml": "n_layer: [3\n",
+        "docs/office.md": "# Office\n\nThe office opens at nine. Notice is three months.\n\n- Coffee is free.\n",
+        "docs/prices.csv": "item,price\nlamp,40 euros\nchair,95 euros\n",
+        "docs/page.html": "<h1>Travel</h1><p>The train to Rome leaves on Mondays.</p>",
+        "questions.jsonl": '{"question": "When does the office open?", "answer": "nine"}\n'
+        '{"question": "Who is the king?", "answer": ""}\n',
+        "prompt.txt": "the king",
+        "key.txt": "0123456789abcdef-for-tests\n",
+        "empty.txt": "",
+        "bad.jsonl": '{"prompt": "a", "response": "b"}\n{"prompt": 3\n',
+    }
+    for name, content in names.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (folder / "latin.txt").write_bytes("le café du roi, tôt ou tard\n".encode("cp1252") * 200)
+    (folder / "random.pt").write_bytes(random.Random(2).randbytes(5000))
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)  # type: ignore[union-attr]
+    book.save(folder / "pairs.xlsx")
+
+
+# ---- record ------------------------------------------------------------------------------------------------------
+
+
+class Scene:
+    """A folder in which the lines of a scene run in their order."""
+
+    def __init__(self, name: str, root: Path, checkout: Path, lines: list[str]) -> None:
+        self.name, self.lines = name, lines
+        self.folder = root / name
+        self.ready = threading.Event()
+        self.records: dict[str, Any] = {}
+        self.counts: Counter[str] = Counter()
+        self.server: subprocess.Popen[str] | None = None
+        self.port = 0
+        self.places = {"<folder>": self.folder, "<root>": root, "<checkout>": checkout, "<prefix>": Path(sys.prefix)}
+        self.env = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
+        self.env |= {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+        self.env |= {"HOME": str(root / "home"), "TMPDIR": str(root / "tmp"), "PYTHONPYCACHEPREFIX": str(root / "code")}
+
+    def run(self, base: "Scene | None") -> None:
+        """Run every line. The folder begins as a copy of that of `base`."""
+        try:
+            began = time.monotonic()
+            if base:
+                base.ready.wait()
+                shutil.copytree(base.folder, self.folder)
+            else:
+                write_inputs(self.folder)
+            for line in self.lines:
+                self.line(line)
+            print(f"{self.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        finally:
+            self.ready.set()
+            if self.server:
+                self.server.kill()
+
+    def line(self, line: str) -> None:
+        """Run a line: a command of the shell, a request, the end of the server, or a command of tinygpt."""
+        self.counts[line] += 1
+        key = f"[{self.name}] {line}" + (f" #{self.counts[line]}" if self.counts[line] > 1 else "")
+        if line.startswith("$ "):
+            subprocess.run(line[2:], shell=True, cwd=self.folder, env=self.env, check=True)
+            return
+        if line.split()[0] in METHODS:
+            self.records[key] = self.request(line)
+            return
+        if line.endswith(" &"):
+            self.start(line[:-2])
+            return
+        before = stats(self.folder)
+        status, out, err = self.stop() if line == "stop" else self.command(line)
+        after = stats(self.folder)
+        self.records[key] = {"status": status, "out": self.text(out), "err": self.text(err)}
+        for path in sorted(path for path in before | after if before.get(path) != after.get(path)):
+            content = self.text(describe(path)) if path in after else "removed"
+            self.records[key][masked(str(path.relative_to(self.folder)))] = content
+
+    def text(self, text: str) -> str:
+        """Return a text as it is stored, with names in place of absolute paths."""
+        for name, path in self.places.items():
+            text = text.replace(str(path), name)
+        return kept(text)
+
+    def command(self, line: str) -> tuple[int, str, str]:
+        """Run a command line of tinygpt; standard input is what follows <<."""
+        args, _, given = line.partition("<<")
+        argv = [sys.executable, "-m", "tinygpt", *shlex.split(args)]
+        given = given.lstrip().replace("\\n", "\n")
+        done = subprocess.run(argv, cwd=self.folder, env=self.env, input=given, **OUTPUT)
+        return done.returncode, done.stdout, done.stderr
+
+    def start(self, line: str) -> None:
+        """Start a server, and wait until it answers."""
+        log = open(self.folder.parent / f"{self.name}.log", "w+")  # noqa: SIM115 (for as long as the server runs)
+        argv = [sys.executable, "-m", "tinygpt", *shlex.split(line)]
+        self.server = subprocess.Popen(argv, cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True)
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.search(r"^API: .*:(\d+)/v1.*^stop:", self.log(), re.M | re.S)):
+            if self.server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{line}: {self.log()}")
+            time.sleep(0.1)
+        self.port = int(found[1])
+
+    def log(self) -> str:
+        return (self.folder.parent / f"{self.name}.log").read_text()
+
+    def stop(self) -> tuple[int, str, str]:
+        assert self.server
+        self.server.send_signal(signal.SIGTERM)
+        return self.server.wait(PATIENCE), self.log(), ""
+
+    def request(self, line: str) -> dict[str, Any]:
+        """Send METHOD PATH [NAME:VALUE ...] [BODY]; TEXT*N in angle brackets stands for N repetitions of TEXT."""
+        head, _, body = line.partition(" |")
+        method, path, *fields = head.split()
+        body = re.sub(r"<([^<>]+)\*(\d+)>", lambda match: match[1] * int(match[2]), body)
+        headers = {"Content-Type": "application/json"} | dict(field.split(":", 1) for field in fields)
+        headers = {name: value.replace("_", " ") for name, value in headers.items()}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection.request(method, path, body.strip().encode(), headers)
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+        connection.close()
+        received = sorted(f"{name.lower()}: {value}" for name, value in answer.getheaders() if name.lower() != "date")
+        return {"status": answer.status, "headers": "\n".join(received), "body": self.text(text)}
+
+
+OUTPUT: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": PATIENCE}
+
+
+def read_scenes() -> dict[str, tuple[str, list[str]]]:
+    """Read scripts/same.txt: the lines of each scene, and the name of the scene that it begins from."""
+    scenes: dict[str, tuple[str, list[str]]] = {}
+    for line in SCENES.read_text().splitlines():
+        if line.startswith("["):
+            name, _, base = line.strip("[]").partition(" < ")
+            scenes[name] = base, []
+        elif line.strip() and not line.startswith("#"):
+            scenes[name][1].append(line)
+    return scenes
+
+
+def record(checkout: Path, only: str) -> dict[str, Any]:
+    """Run all scenes, several at a time, with the tinygpt of a checkout."""
+    table = read_scenes()
+    if only:
+        table = {name: table[name] for name in (table[only][0], only) if name}
+    with tempfile.TemporaryDirectory(prefix="same-") as temporary, ThreadPoolExecutor(WORKERS) as pool:
+        root = Path(temporary)
+        for name in ("home", "tmp"):
+            (root / name).mkdir()
+        scenes = {name: Scene(name, root, checkout, lines) for name, (_, lines) in table.items()}
+        argv = [sys.executable, "-c", "import matplotlib.font_manager"]  # builds a cache, and says so
+        subprocess.run(argv, env=next(iter(scenes.values())).env, check=True, **OUTPUT)
+        for running in [pool.submit(scene.run, scenes.get(table[name][0])) for name, scene in scenes.items()]:
+            running.result()
+    return {key: entry for scene in scenes.values() for key, entry in scene.records.items()}
+
+
+# ---- compare -----------------------------------------------------------------------------------------------------
+
+
+def compare(first: dict[str, Any], second: dict[str, Any]) -> int:
+    """Print the differences between two records; return their number."""
+    count = 0
+    for key in [*first, *(key for key in second if key not in first)]:
+        one, other = first.get(key, {}), second.get(key, {})
+        for part in [*one, *(part for part in other if part not in one)]:
+            texts = [masked(str(entry.get(part, "(none)"))) for entry in (one, other)]
+            if texts[0] != texts[1]:
+                count += 1
+                lines = [text.splitlines() for text in texts]
+                print(f"{key}: {part}")
+                print("\n".join([*difflib.unified_diff(*lines, lineterm="", n=0)][2 : SHOWN + 2]))
+    print(f"{len(first)} and {len(second)} entries, {count} differences")
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("action", choices=("record", "compare"))
+    parser.add_argument("paths", nargs=2, type=Path, help="CHECKOUT RESULT.json, or A.json B.json")
+    parser.add_argument("--only", default="", help="record this scene only")
+    options = parser.parse_args()
+    first, second = options.paths
+    if options.action == "compare":
+        return int(compare(json.loads(first.read_text()), json.loads(second.read_text())) > 0)
+    began = time.monotonic()
+    records = record(first.resolve(), options.only)
+    second.write_text(json.dumps(records, indent=1))
+    kinds = Counter("requests" if "headers" in entry else "command lines" for entry in records.values())
+    print(f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}; {time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
