@@ -37,7 +37,7 @@ import torch
 SCENES = Path(__file__).with_suffix(".txt")
 WORKERS = 2
 PATIENCE = 600  # seconds for a command
-LONGEST = 20_000  # characters of a text that is stored; of a longer one only its hash
+LONGEST = 60_000  # characters of a text that is stored; of a longer one only its hash
 SHOWN = 30  # lines of a difference
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
 BY_NAME = (".db", ".db-wal", ".db-shm")  # files with times inside, and event files of TensorBoard
