@@ -41,8 +41,7 @@ from tinygpt.data.rows import PairRows, Rows, TextRows
 from tinygpt.examine.doctor.run import examine, read_run
 from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
-from tinygpt.examine.report.collect import curves
-from tinygpt.examine.report.curves import draw_curves
+from tinygpt.examine.report.curves import curves, draw_curves
 from tinygpt.examine.report.plot import draw
 from tinygpt.generate import Sampling, TextStream, generate, pieces
 from tinygpt.training.log import read_metrics

@@ -26,7 +26,7 @@ from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
 from tinygpt.cli import main
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.report.collect import load_run
+from tinygpt.examine.report.loaded_run import load_run
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.training.log import read_metrics
 

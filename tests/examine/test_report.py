@@ -24,8 +24,10 @@ from test_finetune import tuned  # noqa: F401 (a fixture)
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.examine.eval import baselines
-from tinygpt.examine.report import collect
+from tinygpt.examine.report import loaded_run, packed_models, samples
+from tinygpt.examine.report.embedding_map import embedding_map
 from tinygpt.examine.report.overlap import SHORTEST, TrainingText, marked
+from tinygpt.examine.report.predictions import passages
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,7 @@ def large(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with out/, a run whose model is larger than SMALL, and report.html."""
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("large") / "work"))
     ok(folder, *TINY_TRAIN, "--max_iters=1", "--sample_interval=1")
-    with mock.patch.object(collect, "LARGEST", SMALL):
+    with mock.patch.object(loaded_run, "LARGEST", SMALL), mock.patch.object(packed_models, "LARGEST", SMALL):
         result = ok(folder, "report", "out", "-o", "report.html")
     assert "all weights" not in result.out and "the vocabulary (" in result.out
     return folder
@@ -416,7 +418,7 @@ def test_the_map_of_the_tokens_is_that_of_scikit_learn(reported: Path) -> None:
     from tinygpt.base.configs.examine import ReportConfig
 
     config = ReportConfig(data_dir=str(reported / "data"))
-    found = collect.embedding_map(collect.load_run(str(reported / "out"), config))
+    found = embedding_map(loaded_run.load_run(str(reported / "out"), config))
     vectors = load(reported / "out").build_model().transformer["wte"].weight[: len(found["points"])].detach().numpy()
     analysis = PCA(2, svd_solver="full")
     places = analysis.fit_transform(vectors)
@@ -430,11 +432,11 @@ def test_the_map_of_the_tokens_is_that_of_scikit_learn(reported: Path) -> None:
 def test_the_context_of_a_passage_is_limited(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, context: int) -> None:
     from tinygpt.base.configs.examine import ReportConfig
 
-    monkeypatch.setattr(collect, "CONTEXT", context)
-    run = collect.load_run(str(tiny_run / "out"), ReportConfig(data_dir=str(tiny_run / "data")))
+    monkeypatch.setattr(loaded_run, "CONTEXT", context)
+    run = loaded_run.load_run(str(tiny_run / "out"), ReportConfig(data_dir=str(tiny_run / "data")))
     lengths: list[int] = []
     run.model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].size(1)))
-    cells = collect.passages(run)["val"]
+    cells = passages(run)["val"]
     assert len(cells) == 600 and all("loss" in cell for cell in cells)
     assert max(lengths) == min(context, 16) - 1  # 16: the model's own
 
@@ -664,8 +666,9 @@ def test_a_missing_package_is_named(run_copy: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = load(large / "out").build_model().num_params()
-    assert collect.LARGEST == 9_000_000
-    monkeypatch.setattr(collect, "LARGEST", SMALL)
+    assert loaded_run.LARGEST == 9_000_000
+    for module in (loaded_run, packed_models):
+        monkeypatch.setattr(module, "LARGEST", SMALL)
     what = f"he model has {parameters:,} parameters, and a page can hold at most {SMALL:,}"
     before = listing(large)
     result = cli_here("export", "--ckpt=out", "--format=html", cwd=large)
@@ -673,10 +676,11 @@ def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPat
     assert listing(large) == before
     page = (large / "report.html").read_text(encoding="utf-8")
     assert f"T{what}, so it does not run here. Left out as well: attention, one training step, memorised text." in page
-    monkeypatch.delattr(collect, "fresh")  # nothing is generated for the page of a large model
+    monkeypatch.delattr(samples, "fresh")  # nothing is generated for the page of a large model
     assert cli_here("report", "out", "-o", "again.html", "--no_text", cwd=large).status == 0
     monkeypatch.undo()
-    monkeypatch.setattr(collect, "LARGEST", parameters)  # the limit itself is allowed
+    for module in (loaded_run, packed_models):
+        monkeypatch.setattr(module, "LARGEST", parameters)  # the limit itself is allowed
     result = cli_here("report", "out", "-o", "live.html", cwd=large)
     assert result.status == 0 and "all weights of the model" in result.out, result.err
     assert 'id="memorised"' in (large / "live.html").read_text(encoding="utf-8")

@@ -26,7 +26,8 @@ from tinygpt.base.configs.parse import read_config
 from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
 from tinygpt.checkpoint.store import load, save, tokenizer_of
 from tinygpt.data.tokenizer import CharTokenizer
-from tinygpt.examine.report import collect
+from tinygpt.examine.report import packed_models
+from tinygpt.examine.report.loaded_run import load_run
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.examine.report.page import short
 from tinygpt.examine.report.weights import BLOCK, differences, pack, page_weights
@@ -232,17 +233,17 @@ def test_the_scripts_weights_are_those_that_python_reconstructs(with_snapshots: 
 
 def test_a_page_gets_as_many_snapshots_as_fit(with_snapshots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.chdir(with_snapshots):
-        run = collect.load_run("out", ReportConfig())
-        size = len(collect.models(run, [])[0]["packed"]["data"])
-        small = collect.load_run("other", ReportConfig())
-        both = size + len(collect.models(small, [])[0]["packed"]["data"])
-        monkeypatch.setattr(collect, "ROOM", int(2.3 * size))
-        assert [len(one["packed"].get("snapshots", ())) for one in collect.models(run, [small])] == [0, 0]
-        monkeypatch.setattr(collect, "MOST", both - 1)
-        assert [one["name"] for one in collect.models(run, [small])] == ["out"]
+        run = load_run("out", ReportConfig())
+        size = len(packed_models.models(run, [])[0]["packed"]["data"])
+        small = load_run("other", ReportConfig())
+        both = size + len(packed_models.models(small, [])[0]["packed"]["data"])
+        monkeypatch.setattr(packed_models, "ROOM", int(2.3 * size))
+        assert [len(one["packed"].get("snapshots", ())) for one in packed_models.models(run, [small])] == [0, 0]
+        monkeypatch.setattr(packed_models, "MOST", both - 1)
+        assert [one["name"] for one in packed_models.models(run, [small])] == ["out"]
         for room, steps in ((10 * size, [0, 1, 4]), (2.3 * size, [0, 4]), (1.6 * size, [0]), (size, [])):
-            monkeypatch.setattr(collect, "ROOM", int(room))
-            assert [one["step"] for one in collect.models(run, [])[0]["packed"]["snapshots"]] == steps
+            monkeypatch.setattr(packed_models, "ROOM", int(room))
+            assert [one["step"] for one in packed_models.models(run, [])[0]["packed"]["snapshots"]] == steps
 
 
 @pytest.mark.slow
@@ -255,7 +256,7 @@ def test_six_snapshots_of_the_first_model_leave_the_page_below_8_mb() -> None:
     packed = pack(model, symbols)
     packed["snapshots"] = differences(packed, 5, dict.fromkeys(range(5), model), symbols)
     models = len(json.dumps(packed))
-    assert 5_000_000 < models < collect.ROOM  # none is left out
+    assert 5_000_000 < models < packed_models.ROOM  # none is left out
     assert models < 8_000_000 - 350_000  # the rest of a page takes 350,000 bytes with eight samples
 
 
@@ -456,7 +457,7 @@ def stepped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def the_step(folder: Path, run: str = "out") -> dict[str, Any]:
     with contextlib.chdir(folder):
-        return one_step(collect.load_run(run, ReportConfig()))
+        return one_step(load_run(run, ReportConfig()))
 
 
 def test_the_step_is_the_one_that_training_makes(stepped: Path) -> None:
@@ -595,7 +596,7 @@ def test_a_step_needs_dataset_optimizer_and_permission(with_snapshots: Path, tmp
     state = load(folder / "out")
     assert "optimizer" in state.training
     with contextlib.chdir(with_snapshots):
-        run = collect.load_run("out", ReportConfig())
+        run = load_run("out", ReportConfig())
         run.checkpoint = dataclasses.replace(run.checkpoint, training={})
         assert one_step(run) == {}
 

@@ -21,7 +21,7 @@ from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.device import Autocast, Compute
 from tinygpt.checkpoint.store import load, save
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.report.collect import load_run
+from tinygpt.examine.report.loaded_run import load_run
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatWeights

@@ -34,10 +34,11 @@ from tinygpt.base.configs.use import ServeConfig
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.use.serve import engine as engines
 from tinygpt.use.serve import listen as listening
-from tinygpt.use.serve.app import State, make_app
+from tinygpt.use.serve.app import make_app
 from tinygpt.use.serve.engine import Engine, Event, Failed, Piece, Served, Settings, Task
 from tinygpt.use.serve.http import Guard
 from tinygpt.use.serve.listen import listen, make_server
+from tinygpt.use.serve.state import State
 
 KEY = "0123456789abcdef-for-tests"
 ENDLESS = 1_000_000  # tokens: minutes

@@ -10,7 +10,6 @@ from pathlib import Path
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.examine.report.curves import RUN_COLOURS
-from tinygpt.examine.report.gather import gather
 from tinygpt.examine.report.live import keep_up_to_date, remove_leftovers
 from tinygpt.examine.report.page import destination, publish, templates
 from tinygpt.examine.report.plot import convert, draw
@@ -27,6 +26,8 @@ def report(config: ReportConfig) -> None:
         require_installed("report --live", "matplotlib")
         keep_up_to_date(config, page_path(config))
     else:
+        from tinygpt.examine.report.gather import gather
+
         path = page_path(config)
         publish(gather(folders, config), path)
         remove_leftovers(path)

@@ -1,4 +1,4 @@
-"""Draw the curves of one or more runs as inline SVG, with matplotlib.
+"""Read the curves of runs, and draw them as inline SVG, with matplotlib.
 
 Measured for one run of 400 points: matplotlib's SVG 30 KB in 0.7 s; Altair's, through vl-convert, 17 KB in 1.0 s and
 94 MB of packages; Altair with its inline bundle 898 KB of script in 1.5 s. An SVG needs no script, so it can be printed
@@ -7,14 +7,30 @@ and the page's content security policy does not block it. Its colours are those 
 
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 from tinygpt.base.errors import library
+from tinygpt.training.log import is_number, read_metrics
+from tinygpt.training.verdict import evaluations
 
 RUN_COLOURS = 6  # in colours.css: --run-0, --run-1, ...
 MOST_SHOWN = 4  # most evaluations with which the axis includes the first one, of the untrained model
 MOST_POINTS = 400  # about as many learning rates and gradient norms are drawn: of a longer run, every n-th
 INK, LINE = "#0a0b0c", "#1a1b1c"  # placeholders of the page's colours
+
+
+def curves(folder: Path) -> dict[str, Any]:
+    """Read the losses, learning rates and gradient norms of a run. Errors: TinyGPTError without metrics.jsonl."""
+    entries = read_metrics(folder)
+    steps, train, val, error = evaluations(entries)
+    lines = [
+        (entry["step"], entry["lr"], entry["grad_norm"])
+        for entry in entries
+        if entry["kind"] == "train" and is_number(entry.get("lr")) and is_number(entry.get("grad_norm"))
+    ]
+    measured = {"train": train.tolist(), "val": val.tolist(), "error": error.tolist()}
+    return {"name": folder.name or folder.resolve().name, "steps": steps, "lines": lines} | measured
 
 
 def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:

@@ -1,84 +1,84 @@
 """The values of a page: what the template shows of a run, or of a model alone."""
 
 import contextlib
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tinygpt.base.configs.adapt import ExportConfig
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_of, without_folders
-from tinygpt.examine.report.curves import draw_curves
+from tinygpt.base.terminal import counted
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
+from tinygpt.examine.doctor.run import read_run
+from tinygpt.examine.report import packed_models, samples
+from tinygpt.examine.report.curves import curves, draw_curves
+from tinygpt.examine.report.embedding_map import embedding_map
+from tinygpt.examine.report.loaded_run import LoadedRun, load_run, one_thread_if_small
+from tinygpt.examine.report.one_step import one_step
 from tinygpt.examine.report.page import destination, publish, templates
-
-if TYPE_CHECKING:
-    from tinygpt.examine.report.collect import LoadedRun
+from tinygpt.examine.report.predictions import passages
+from tinygpt.examine.report.reproduce import reproduce
+from tinygpt.examine.report.summary import summary
 
 
 def export(config: ExportConfig) -> None:
     """Write the page of a model alone. Errors: TinyGPTError for one that is too large or has a subword tokenizer."""
-    templates()
-    from tinygpt.examine.report import collect
-
+    templates()  # refuses early if Jinja2 is missing
     folder = folder_of(config.ckpt)
     path = destination(config.output, folder, "model.html")
-    run = collect.load_run(config.ckpt, config)
-    collect.live_model(run)
-    with collect.one_thread_if_small(run.model):
+    run = load_run(config.ckpt, config)
+    packed_models.live_model(run)
+    with one_thread_if_small(run.model):
         publish(complete(run, [], {"kind": "export"}, opening=not run.answers), path)  # not text of the dataset
 
 
 def gather(folders: list[Path], config: ReportConfig, quick: bool = False) -> dict[str, Any]:
     """Collect the values of a page for the template: it describes the run in the first folder. quick: for a run that is
     training, measured on less text, and without new samples."""
-    from tinygpt.examine.doctor.run import read_run
-    from tinygpt.examine.report import collect
-    from tinygpt.examine.report.one_step import one_step
-
     entries, settings = read_run(folders[0])
     settings = without_folders(settings)
-    run = collect.load_run(str(folders[0]), config, quick)
-    with collect.one_thread_if_small(run.model):
-        run_curves = [collect.curves(folder) for folder in folders]
+    run = load_run(str(folders[0]), config, quick)
+    with one_thread_if_small(run.model):
+        run_curves = [curves(folder) for folder in folders]
         training = run.training_text() if run.dataset else None
         values: dict[str, Any] = {
             "kind": "report",
-            "summary": collect.summary(run, entries, settings),
+            "summary": summary(run, entries, settings),
             "runs": run_curves,
             "wide": draw_curves(run_curves, 860, run.unit),
             "narrow": draw_curves(run_curves, 360, run.unit),
-            "samples": [] if config.no_text else collect.samples(entries, training),
-            "passages": {} if config.no_text else collect.passages(run),
+            "samples": [] if config.no_text else samples.samples(entries, training),
+            "passages": {} if config.no_text else passages(run),
             "step": {} if config.no_text else one_step(run),
-            "memorised": {} if quick else collect.memorised(run, training, quote=not config.no_text),
-            "reproduce": collect.reproduce(run, settings or without_folders(run.checkpoint.config)),
+            "memorised": {} if quick else samples.memorised(run, training, quote=not config.no_text),
+            "reproduce": reproduce(run, settings or without_folders(run.checkpoint.config)),
             "no_text": config.no_text,
             "quick": quick,
         }
         others = []
         for folder in folders[1:]:
             with contextlib.suppress(TinyGPTError):  # it may have no model, or one that diverged
-                others.append(collect.load_run(str(folder), config))
+                others.append(load_run(str(folder), config))
         return complete(run, others, values, opening=not config.no_text)
 
 
-def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any], opening: bool) -> dict[str, Any]:
+def complete(run: LoadedRun, others: list[LoadedRun], values: dict[str, Any], opening: bool) -> dict[str, Any]:
     """Complete the values of a page: add those of every page, and empty ones for those that only a run has. others:
     runs whose models are compared with that of `run`. opening: put text into the text box."""
-    from tinygpt.examine.report import collect
-
     nothing: dict[str, Any] = {"samples": [], "passages": {}, "runs": [], "memorised": {}, "step": {}}
     values = nothing | {"no_text": False, "quick": False} | values
     try:
-        models, silent = collect.models(run, others), ""
+        models, silent = packed_models.models(run, others), ""
     except TinyGPTError as error:
         models, silent = [], error.message
     cells = {
         split: [[cell["rank"], cell["p"], cell["loss"], cell["top"]] if "p" in cell else 0 for cell in passage]
         for split, passage in values["passages"].items()
     }
-    first = collect.opening(run) if models and opening else ""
-    embedding = collect.embedding_map(run)
+    first = samples.opening(run) if models and opening else ""
+    embedding = embedding_map(run)
     omitted = {"attention": "attention"} if silent else {}  # sections, and what they would show
     omitted |= {"tokens": "token ids and embedding map"} if silent and not embedding else {}
     omitted |= {"one-step": "one training step", "memorised": "memorised text"} if run.is_large else {}
@@ -97,7 +97,7 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
         "omitted": omitted,
         "missing": run.missing,
         "opening": first,
-        "contents": collect.contents(run, values, first, models),
+        "contents": contents(run, values, first, models),
         "note": note,
         "embedding": embedding,
         "not_compared": [entry["name"] for entry in values["runs"] if entry["name"] not in names] if models else [],
@@ -105,3 +105,35 @@ def complete(run: "LoadedRun", others: list["LoadedRun"], values: dict[str, Any]
         "any_answers": any(model["answers"] for model in models),
         "data": {"models": models, "cells": cells, "step": values["step"].get("cells", [])},
     }
+
+
+def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[dict[str, Any]]) -> str:
+    """List what a reader of the page gets, with amounts. first: the opening; packed: its models."""
+    items = []
+    for index, entry in enumerate(packed):
+        weights = sum(math.prod(tensor["shape"]) for tensor in entry["packed"]["tensors"].values())
+        whose = f" in {entry['name']}" if index else ""
+        items.append(f"all weights of the model{whose} ({weights:,} parameters)")
+        if count := len(entry["packed"].get("snapshots", ())):
+            items.append(f"{counted(count, 'snapshot')} of its training")
+        if index:
+            items.append(f"its vocabulary ({len(entry['packed']['vocabulary']):,} tokens)")
+    if packed or isinstance(run.tokenizer, CharTokenizer):
+        words = "" if isinstance(run.tokenizer, CharTokenizer) else ", words of the training data among them"
+        items.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens{words})")
+    if runs := len(values["runs"]):
+        items += ["the run's settings, column and file names", f"the losses of {counted(runs, 'run')}"]
+    if shown_samples := values["samples"]:
+        length = sum(len(entry["prompt"]) + sum(len(piece) for piece, _ in entry["pieces"]) for entry in shown_samples)
+        items.append(f"{counted(len(shown_samples), 'sample')} ({counted(length, 'character')})")
+    shown = values["passages"] | values["step"]
+    for key, whose in (("train", "the training data"), ("val", "the validation data"), ("cells", "a training batch")):
+        if key in shown:
+            length = sum(len(cell["text"]) for cell in shown[key] if cell["text"] not in SPECIAL)
+            items.append(f"{counted(length, 'character')} of {whose}")
+    if longest := values["memorised"].get("longest"):
+        length = sum(size for size, _, _ in longest)
+        items.append(f"{counted(len(longest), 'quotation')} from the training data ({counted(length, 'character')})")
+    if first and not run.answers:  # a prompt is among the characters of the validation data
+        items.append(f"{counted(len(first), 'character')} of text that the model generated")
+    return ", ".join(items)

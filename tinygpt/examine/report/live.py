@@ -27,7 +27,6 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import WINDOWS, file_lock, replacing, target_of
 from tinygpt.base.terminal import escaped, silence
 from tinygpt.examine.report.follow import ENDED, FollowedRun
-from tinygpt.examine.report.gather import gather
 from tinygpt.examine.report.page import Page, render, write
 
 TICK = 1.0  # seconds between two states
@@ -179,6 +178,7 @@ class LivePage:
         import torch
 
         from tinygpt.checkpoint.store import load
+        from tinygpt.examine.report.gather import gather
 
         torch.set_num_threads(1)
         started = time.thread_time()

@@ -18,7 +18,8 @@ from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tokenizer import SPECIAL
-from tinygpt.examine.report.collect import PARTS, LoadedRun
+from tinygpt.examine.report.loaded_run import LoadedRun
+from tinygpt.examine.report.summary import PARTS
 from tinygpt.model import VECTOR, parameter_class
 from tinygpt.training.optimizer import TorchOptimizer, learning_rate, load_state
 

@@ -1,6 +1,6 @@
 """From values to a page: one HTML file with its style and script inside, and a policy that forbids every request.
 
-page = render({"kind": "report", ...})      # the values of collect.py
+page = render({"kind": "report", ...})      # the values of gather.py
 write(page, Path("out/report.html"))
 """
 

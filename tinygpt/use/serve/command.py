@@ -35,7 +35,8 @@ SHOWN = 20  # labels in a reply
 def serve(config: ServeConfig) -> None:
     """Serve until a signal, then end this process. Errors: TinyGPTError."""
     require_installed("tinygpt serve", "starlette", "uvicorn")
-    from tinygpt.use.serve.app import Responder, State, make_app
+    from tinygpt.use.serve.app import make_app
+    from tinygpt.use.serve.state import Responder, State
 
     key = read_key(config)
     paths = adapters_of(config)

@@ -34,7 +34,7 @@ class Settings(NamedTuple):
     sampling: Sampling = Sampling()  # its seed is that of the first sequence; the next ones add 1, 2, ...
     seeded: bool = True  # False: each sequence draws a seed of its own instead
     n: int = 1
-    stops: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()  # texts that end a sequence, and are left out of it
     logprobs: int = -1  # alternatives per token in the log probabilities; -1: no log probabilities
     echo: bool = False  # return the log probabilities of the prompt's tokens, too
 
