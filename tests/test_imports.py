@@ -79,6 +79,25 @@ def test_imports_point_one_way() -> None:
     assert len([one for one, other in arrows if one != other]) <= 78
 
 
+def test_no_string_of_the_core_names_a_module_above_it() -> None:
+    """Such a name could be imported later: by `importlib`, by `resolve_name`, or in the code of a child process."""
+    _, *above = GROUPS
+    group = f"({'|'.join(above)})"
+    named = re.compile(rf"\btinygpt\.{group}\b|^{group}(\.\w+)+")
+    assert all(named.search(target) for name in above for target, _, _ in GROUPS[name].values())
+    assert named.search("from tinygpt.use import label")
+    below = {"__init__", *ROOMS[: ROOMS.index(above[0])]}
+    for name in (name for name in modules() if room(name) in below):
+        texts = [str(node.value) for node in ast.walk(modules()[name]) if isinstance(node, ast.Constant)]
+        assert not [text for text in texts if named.search(text)], name
+
+
+@pytest.mark.slow
+def test_the_core_lives_alone() -> None:
+    done = subprocess.run([sys.executable, SOURCE.parent / "scripts/core_alone.py"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("PASS  without ") == len(GROUPS), done.stdout
+
+
 def test_there_is_no_cycle_of_modules() -> None:
     imports = {name: own(name) for name in modules()}
     while imports:  # remove modules without remaining imports; a cycle would stay
