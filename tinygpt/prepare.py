@@ -23,8 +23,9 @@ from tinygpt.base.terminal import counted
 from tinygpt.data import preview
 from tinygpt.data.bpe import train_bpe, training_pieces
 from tinygpt.data.corpora import CORPORA
-from tinygpt.data.pairs import PAIR_FILES, prepare_pairs
+from tinygpt.data.pairs import prepare_pairs
 from tinygpt.data.parallel import in_order
+from tinygpt.data.sheets import PAIR_FILES
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.text_files import (
     TEXT_FILES,

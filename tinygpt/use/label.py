@@ -25,7 +25,7 @@ from tinygpt.base.files import (
     strict_json,
     write_csv,
 )
-from tinygpt.data.pairs import PAIR_FILES, converted, distinct, separator_of, text_of
+from tinygpt.data.sheets import PAIR_FILES, converted, distinct, separator_of, text_of
 from tinygpt.data.text_files import decoding_error, require_encoding
 from tinygpt.data.workbook import UNREADABLE
 from tinygpt.use.advise.labeller import GPT, Answer, Labeller, is_run, load, of_run

@@ -27,7 +27,8 @@ from tinygpt.base.process import ended_by_sigterm
 from tinygpt.base.terminal import duration, print_error
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.store import load
-from tinygpt.data.pairs import converted, labels_of, pair_of
+from tinygpt.data.pairs import labels_of, pair_of
+from tinygpt.data.sheets import converted
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, forget, run, stored
 from tinygpt.examine.experiment.summary import write
 from tinygpt.prepare import tokenizer_for_pairs
