@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash scripts/release.sh: build the wheel and the source archive of a release in dist/, and test them as a user does
 #
-# The tree must have no changes, and CHANGELOG.md must begin with the section of the version in tinygpt/__init__.py. The
+# The tree must have no changes, and CHANGELOG.md must begin with the section of the version in tinygpt/base/__init__.py. The
 # wheel is installed into an empty environment outside the checkout, where the three commands and tests of the installed
 # package run. The script publishes nothing: it ends with the commands that tag the release.
 work="$(mktemp -d)"
@@ -11,13 +11,13 @@ unset PYTHONPATH # which could lead to the checkout's package
 . "$(dirname "$0")/common.sh"
 refuse() { echo "$1" >&2 && exit 2; }
 
-version="$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' tinygpt/__init__.py)"
+version="$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' tinygpt/base/__init__.py)"
 tag="v$version"
 commit="$(git rev-parse HEAD)"
 section="$(grep -m1 '^## ' CHANGELOG.md || true)"
 [ -z "$(git status --porcelain)" ] || refuse "the tree has changes; commit them first: git status"
 [ "$(git rev-parse -q --verify "$tag^{commit}" || echo "$commit")" = "$commit" ] ||
-    refuse "$tag is the tag of another commit; raise __version__ in tinygpt/__init__.py"
+    refuse "$tag is the tag of another commit; raise __version__ in tinygpt/base/__init__.py"
 [ "$section" = "## $version" ] ||
     refuse "CHANGELOG.md begins with \"$section\", not with \"## $version\"; rename the section or change __version__"
 

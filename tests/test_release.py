@@ -71,7 +71,7 @@ def release(tmp_path: Path) -> Path:
     if os.name == "nt" or not (shutil.which("bash") and shutil.which("git")):
         pytest.skip("needs bash and git")
     root = tmp_path / "checkout"
-    for name in ("scripts/common.sh", "scripts/release.sh", "tinygpt/__init__.py"):
+    for name in ("scripts/common.sh", "scripts/release.sh", "tinygpt/base/__init__.py"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / "CHANGELOG.md").write_text(f"# Changelog\n\n## {__version__}\n\n- More.\n\n## 0.0.1\n\n- First.\n")

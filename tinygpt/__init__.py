@@ -21,6 +21,7 @@ and training/optimizer.py, then sample.py. fast/ computes the same, faster on a 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tinygpt.base import __version__
 from tinygpt.base.errors import TinyGPTError
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from tinygpt import api
     from tinygpt.api import LoadedModel
 
-__all__ = ["TinyGPTError", "api", "load"]
-__version__ = "0.6.0"
+__all__ = ["TinyGPTError", "__version__", "api", "load"]
 
 
 def load(path: "str | Path" = "out", **options: Any) -> "LoadedModel":

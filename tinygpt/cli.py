@@ -12,8 +12,7 @@ import pkgutil
 import sys
 from typing import Any
 
-from tinygpt import __version__
-from tinygpt.base import terminal, threads
+from tinygpt.base import __version__, terminal, threads
 from tinygpt.base.errors import TinyGPTError, fitting
 
 # command: (module:function, its configuration in tinygpt.base.configs, one line of help); below the first group, the

@@ -2,3 +2,5 @@
 
 It imports nothing else of tinygpt.
 """
+
+__version__ = "0.6.0"

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinygpt import __version__
+from tinygpt.base import __version__
 from tinygpt.base.configs import suggest
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import RUN_AGAIN

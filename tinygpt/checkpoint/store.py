@@ -25,7 +25,7 @@ from typing import IO, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from tinygpt import __version__
+from tinygpt.base import __version__
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.run import TrainConfig

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt import __version__
+from tinygpt.base import __version__
 from tinygpt.base.files import remove, replacing, require_closed
 from tinygpt.data.tokenizer import Tokenizer
 

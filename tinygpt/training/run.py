@@ -15,8 +15,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from tinygpt import __version__
-from tinygpt.base import device, threads
+from tinygpt.base import __version__, device, threads
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.parse import to_yaml
 from tinygpt.base.configs.run import FinetuneConfig, TrainConfig, run_settings

@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from tinygpt import __version__
 from tinygpt.adapt.formats.architectures import Pretrained, Stock
 from tinygpt.adapt.formats.conversion import to_stock
 from tinygpt.adapt.formats.tokenizers import tokenizer_files
 from tinygpt.adapt.formats.untrusted import read_errors
+from tinygpt.base import __version__
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.run import SampleConfig
 from tinygpt.base.errors import TinyGPTError, library

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinygpt import __version__
-from tinygpt.base import device, threads
+from tinygpt.base import __version__, device, threads
 from tinygpt.base.configs.parse import parse
 from tinygpt.base.configs.run import PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.checkpoint import store

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import yaml
 
-from tinygpt import __version__
+from tinygpt.base import __version__
 from tinygpt.base.configs import suggest
 from tinygpt.base.files import without_folders
 from tinygpt.examine.report.loaded_run import LoadedRun
