@@ -1,4 +1,4 @@
-"""Files of other tools with a model's tensors and settings: safetensors, pickled weights, JSON.
+"""Read and write other tools' files of tensors and settings: safetensors, pickled weights, JSON.
 
 Everything that is read may come from a stranger. Pickled weights are read only with torch.load's `weights_only=True`.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 from tinygpt.base.errors import TinyGPTError, library
 from tinygpt.base.files import read_text, replacing
 
+WEIGHTS = "model.safetensors", "pytorch_model.bin"  # in the order in which they are looked for
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # stored by older files, computed by the model
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 SAFETENSORS = "safetensors.torch", "a file of tensors"  # a module, and what needs it
@@ -54,6 +55,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a folder, from one file or from those that an index names. Errors: as in `read_tensors`."""
+    for name in WEIGHTS:
+        if (path / name).exists():
+            return read_tensors(path / name)
+        if (index := path / f"{name}.index.json").exists():
+            files = dict.fromkeys(Path(file).name for file in read_json(index)["weight_map"].values())
+            return {name: weight for file in files for name, weight in read_tensors(path / file).items()}
+    raise TinyGPTError(f"{path}: no {' or '.join(WEIGHTS)}", "give a folder with config.json and weights")
+
+
 def write_tensors(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors; the file appears in one step."""
     with replacing(path) as file:
         file.write(library(*SAFETENSORS).save(weights, metadata={"format": "pt"}))

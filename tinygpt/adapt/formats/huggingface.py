@@ -1,8 +1,8 @@
 """Hugging Face folders, in and out: config.json, model.safetensors, tokenizer.json and the files around them.
 
-Everything that is read may come from a stranger. Pickled weights are read only with torch.load's `weights_only=True`,
-and code in the folder is never run. A folder is written file by file, config.json last, so that no library takes an
-incomplete folder for a model. The key "tinygpt" in it marks a folder that may be replaced.
+Everything that is read may come from a stranger, and code in the folder is never run. A folder is written file by
+file, config.json last, so that no library takes an incomplete folder for a model. The key "tinygpt" in config.json
+marks a folder that may be replaced.
 
     pretrained = read_folder(Path("SmolLM2-135M-Instruct"))
     write_folder(Path("out-hf"), checkpoint, tokenizer)
@@ -14,22 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 
 from tinygpt.adapt.formats.architectures import Pretrained, Stock
 from tinygpt.adapt.formats.conversion import to_stock
 from tinygpt.adapt.formats.tokenizers import tokenizer_files
-from tinygpt.adapt.formats.untrusted import read_errors
 from tinygpt.base import __version__
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.run import SampleConfig
 from tinygpt.base.errors import TinyGPTError, library
 from tinygpt.base.files import read_text, remove, replacing, target_of, without_folders
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.checkpoint.tensors import AGAIN, SAFETENSORS, read_json, read_tensors, write_tensors
+from tinygpt.checkpoint.tensors import AGAIN, SAFETENSORS, WEIGHTS, read_json, read_weights, write_tensors
+from tinygpt.checkpoint.untrusted import read_errors
 from tinygpt.data.tokenizer import Tokenizer, from_json, lone_surrogate
 
-WEIGHTS = "model.safetensors", "pytorch_model.bin"  # in the order in which they are looked for
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 SETTINGS = "config.json", "tokenizer_config.json", "generation_config.json"
 WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md"}
@@ -47,7 +45,7 @@ def read_folder(path: Path) -> Pretrained:
     with read_errors(path / TOKENIZER):
         eos = _eos(from_json(text), settings, generation, config)
     with read_errors(path):
-        return Pretrained(Stock(config, _weights(path)), text, eos, _chat_template(path, settings))
+        return Pretrained(Stock(config, read_weights(path)), text, eos, _chat_template(path, settings))
 
 
 def _eos(tokenizer: Any, *settings: dict[str, Any]) -> str:
@@ -71,17 +69,6 @@ def _chat_template(path: Path, settings: dict[str, Any]) -> str:
     if isinstance(template, list):  # several templates with names
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     return template if isinstance(template, str) and not lone_surrogate(template) else ""
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a folder, from one file or from those that an index names."""
-    for name in WEIGHTS:
-        if (path / name).exists():
-            return read_tensors(path / name)
-        if (index := path / f"{name}.index.json").exists():
-            files = dict.fromkeys(Path(file).name for file in read_json(index)["weight_map"].values())
-            return {name: weight for file in files for name, weight in read_tensors(path / file).items()}
-    raise TinyGPTError(f"{path}: no {' or '.join(WEIGHTS)}", "give a folder with config.json and weights")
 
 
 def write_folder(out: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, note: str = "", beside: str = "") -> None:
