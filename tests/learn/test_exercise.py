@@ -1,6 +1,7 @@
 """The exercise: a correct solution passes, and each plausible mistake is found by the check that is meant for it."""
 
 import csv
+import importlib
 import importlib.util
 import os
 import re
@@ -144,7 +145,7 @@ WRONG = [
 
 def checks_in(step: int) -> list[Any]:
     """The checks of a step, in their order."""
-    ladder = getattr(steps, f"TestStep{step}")
+    ladder = getattr(importlib.import_module(f"{runner.STEPS}.test_step{step:02}"), f"TestStep{step}")
     return [getattr(ladder(), name) for name in vars(ladder) if name.startswith("test_")]
 
 

@@ -1,4 +1,4 @@
-"""A plugin for pytest: run the tests of steps.py on the file of `--file`, which they get as the module my_gpt.
+"""A plugin for pytest: run the tests of steps/ on the file of `--file`, which they get as the module my_gpt.
 
 A failed check is reported without the code of the test, and the other checks of its step are skipped. With
 `--results FILE`, each line of FILE is a state of a check in JSON: {"step", "passed", "failed"}. A check is written as
@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tinygpt.learn.exercise.outline import IMPORTED, LABELS
-from tinygpt.learn.exercise.steps import CheckFailed
+from tinygpt.learn.exercise.steps.expect import CheckFailed
 
 PROCESS = os.getpid()
 LONGEST = 1000  # characters of a value or an exception in a report

@@ -1,4 +1,4 @@
-"""Run the checks of a student's file: pytest with the tests of steps.py, in a process of its own.
+"""Run the checks of a student's file: pytest with the tests of steps/, in a process of its own.
 
 outcomes = check_file(Path("my_gpt.py"), [1, 2, 3], quiet=True)
 outcomes[2].failed                # {} if step 2 passed, else {"check", "look", "given", "got", "expected"}
@@ -21,10 +21,11 @@ from tinygpt.learn.exercise.outline import IMPORTED
 
 LIMIT = 60  # seconds that one check may take; all checks of a correct file together take a few
 STDERR = 2
-STEPS = "tinygpt.learn.exercise.steps"
+STEPS = "tinygpt.learn.exercise.steps"  # a package with a module for each step
 # the user's own settings and plugins of pytest do not apply; matplotlib opens no windows
 SETTINGS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "PYTEST_PLUGINS": "", "MPLBACKEND": "Agg"}
 OPTIONS = ["-qqs", "--noconftest", "--no-summary", "--pyargs"]
+OPTIONS += ["--assert=plain"]  # a check reports in its own words
 OPTIONS += ["-p", "no:cacheprovider", "-p", "pytest_timeout", "-p", "tinygpt.learn.exercise.child"]
 
 
@@ -59,7 +60,8 @@ def run_pytest(path: Path, steps: list[int], quiet: bool) -> tuple[dict[int, Ste
         results.touch()
         settings = Path(folder) / "pytest.ini"
         settings.touch()
-        command += ["-c", str(settings), f"--results={results}", *(f"{STEPS}::TestStep{step}" for step in steps)]
+        command += ["-c", str(settings), f"--results={results}"]
+        command += [f"{STEPS}.test_step{step:02}::TestStep{step}" for step in steps]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | SETTINGS
         )
