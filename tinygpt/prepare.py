@@ -23,21 +23,12 @@ from tinygpt.base.terminal import counted
 from tinygpt.data import preview
 from tinygpt.data.bpe import train_bpe, training_pieces
 from tinygpt.data.corpora import CORPORA
+from tinygpt.data.input_files import TEXT_FILES, input_files, notes_on_unread, of_one_ending
 from tinygpt.data.pairs import prepare_pairs
 from tinygpt.data.parallel import in_order
 from tinygpt.data.sheets import PAIR_FILES
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.text_files import (
-    TEXT_FILES,
-    InputText,
-    Lines,
-    input_files,
-    is_json_lines,
-    notes_on_unread,
-    of_one_ending,
-    plain,
-    require_encoding,
-)
+from tinygpt.data.text_files import InputText, Lines, is_json_lines, plain, require_encoding
 from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import (
     OWN_TOKENIZERS,

@@ -23,11 +23,11 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import byte_order_mark
 from tinygpt.checkpoint import store
 from tinygpt.data.dataset import Dataset, data_dir
+from tinygpt.data.input_files import input_files
 from tinygpt.data.pairs import pair_of
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.data.sheets import PAIR_FILES, entries
-from tinygpt.data.text_files import input_files
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.model import GPT
 from tinygpt.training.losses import row_losses

@@ -37,7 +37,7 @@ from tinygpt.base.terminal import duration, print_error, table
 from tinygpt.base.threads import mean_seconds
 from tinygpt.checkpoint.store import WithoutInit, load
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.text_files import input_files
+from tinygpt.data.input_files import input_files
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.examine.doctor.machine import description
 from tinygpt.examine.experiment.models import write_text

@@ -23,7 +23,7 @@ from typing import Any
 from tinygpt.base.errors import TinyGPTError, library
 from tinygpt.base.files import file_error, read_text
 from tinygpt.base.terminal import one_line
-from tinygpt.data.text_files import starts_as_text
+from tinygpt.data.input_files import starts_as_text
 
 LONGEST_TITLE = 300  # characters of the headings above a section, which are stored with each of its passages
 FORMATS = "give text, Markdown, HTML, CSV, PDF or .docx; text must be UTF-8 (in Excel: save as CSV UTF-8)"

@@ -22,7 +22,7 @@ from tinygpt.base.configs.use import AskConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import file_error, file_lock, remove_leftovers, require_closed, require_writable
 from tinygpt.base.terminal import counted, escaped, progress
-from tinygpt.data.text_files import input_files, notes_on_unread
+from tinygpt.data.input_files import input_files, notes_on_unread
 from tinygpt.use.ask import documents, embeddings, passages
 from tinygpt.use.ask.embeddings import WordLlama
 from tinygpt.use.ask.store import Fingerprint, Index, open_index, updated_index
