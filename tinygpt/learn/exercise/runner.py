@@ -25,7 +25,6 @@ STEPS = "tinygpt.learn.exercise.steps"  # a package with a module for each step
 # the user's own settings and plugins of pytest do not apply; matplotlib opens no windows
 SETTINGS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "", "PYTEST_PLUGINS": "", "MPLBACKEND": "Agg"}
 OPTIONS = ["-qqs", "--noconftest", "--no-summary", "--pyargs"]
-OPTIONS += ["--assert=plain"]  # a check reports in its own words
 OPTIONS += ["-p", "no:cacheprovider", "-p", "pytest_timeout", "-p", "tinygpt.learn.exercise.child"]
 
 

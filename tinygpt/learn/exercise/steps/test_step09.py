@@ -1,4 +1,7 @@
-"""The checks of step 9: prompt and response; loss on the response only."""
+"""The checks of step 9: prompt and response; loss on the response only.
+
+PYTEST_DONT_REWRITE: pytest would add the code of the test to the report of its `assert`.
+"""
 
 from typing import Any
 
