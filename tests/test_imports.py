@@ -107,6 +107,10 @@ def test_there_is_no_cycle_of_modules() -> None:
         imports = {name: needs for name, needs in imports.items() if name not in free}
 
 
+def test_no_module_is_long() -> None:
+    assert not [path for path in SOURCE.rglob("*.py") if len(path.read_text("utf-8").splitlines()) > 400]
+
+
 def test_every_package_says_what_it_is_for() -> None:
     for path in SOURCE.rglob("__init__.py"):
         assert ast.get_docstring(ast.parse(path.read_bytes())), path
