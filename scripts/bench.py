@@ -42,8 +42,8 @@ if __name__ == "__mp_main__":  # in the process of a program
 
     import tinygpt
     from tinygpt.base import device
+    from tinygpt.base.configs.core import TrainConfig
     from tinygpt.base.configs.parse import parse
-    from tinygpt.base.configs.run import TrainConfig
     from tinygpt.generate import Sampling, generate
     from tinygpt.train import batch, forward_backward, require_finite_loss
     from tinygpt.training.optimizer import learning_rate

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt.base.share import wilson
+from tinygpt.base.intervals import wilson
 from tinygpt.data.tasks import TASKS, Pair
 
 LINES = {"transactions": 1000, "compliance": 1000, "headlines": 4000, "sms": 500}

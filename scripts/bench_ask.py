@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt.base.configs.use import AskConfig
-from tinygpt.base.share import percent
+from tinygpt.base.intervals import percent
 from tinygpt.use.ask import rank as ranking
 from tinygpt.use.ask.answer import by_rare_words
 from tinygpt.use.ask.command import THRESHOLD

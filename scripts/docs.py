@@ -26,8 +26,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import keys, meanings
-from tinygpt.base.configs.run import FinetuneConfig, TrainConfig
 from tinygpt.base.files import replacing
 from tinygpt.learn.lab.command import BASES, LABS
 

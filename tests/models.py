@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.fast.model import FastGPT

@@ -21,8 +21,8 @@ import torch
 
 from tinygpt import cli, options
 from tinygpt.base.configs import parse as configfile
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse, read_config
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tasks import TASKS
 from tinygpt.examine.eval.classify import label_indices, ngram_classifier
@@ -371,7 +371,7 @@ def test_a_wrong_parameter_count_would_be_noticed(text: str) -> None:
 
 FIGURES = tomllib.loads((ROOT / "docs/figures.toml").read_text(encoding="utf-8"))
 STATING = [
-    "tinygpt/base/configs/run.py",
+    "tinygpt/base/configs/core.py",
     "tinygpt/data/preview.py",
     "tinygpt/learn/quickstart.py",
     "scripts/wheelhouse.sh",

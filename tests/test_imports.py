@@ -70,7 +70,7 @@ def test_the_help_is_the_map() -> None:
             place = name if group == FIRST else f"{group}.{name}"
             module = target.partition(":")[0]
             assert module.removesuffix("_") in (place, f"{place}.command") and module in modules()
-            assert config.partition(":")[0] in (group, "run") and config_class(name)
+            assert config.partition(":")[0] in (group, "core") and config_class(name)
 
 
 def test_imports_point_one_way() -> None:
@@ -137,7 +137,7 @@ def test_help_and_preparing_text_import_nothing_heavy(tmp_path: Path) -> None:
 import contextlib, sys
 from tinygpt.cli import main
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 imported = []
 def note(*names):
     imported.append([name for name in names if name in sys.modules])

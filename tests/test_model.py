@@ -16,7 +16,7 @@ from models import CHOICES, EVERYDAY, NEEDS, SIZES, SMALL, every_pair, every_pat
 
 from tinygpt.adapt.formats.architectures import Stock
 from tinygpt.adapt.formats.conversion import from_stock
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.checkpoint.resize import set_block_size
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.generate import Sampling, generate

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tinygpt
 from tinygpt import cli, train
 from tinygpt.base import device, terminal
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import load
 from tinygpt.data.rows import TextRows

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from tinygpt import prepare
 from tinygpt.base import files
+from tinygpt.base.configs.core import PrepareConfig, TrainConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import PrepareConfig, TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data import text_files
 from tinygpt.data.corpora import tiny_shakespeare

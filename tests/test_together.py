@@ -24,7 +24,7 @@ from test_pairs import json_lines
 
 from tinygpt import train
 from tinygpt.base import files
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.use import AskConfig
 from tinygpt.checkpoint.store import load, write
 from tinygpt.data.dataset import Dataset

@@ -15,9 +15,9 @@ import torch
 from conftest import PATIENCE, TINY_TRAIN, cli, cli_here, listing, needs_fork, ok, refused, tiny_text, trained, until
 from models import nanogpts_file, same_weights
 
+from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import Key, keys
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import FinetuneConfig, TrainConfig
 from tinygpt.checkpoint.store import load, save
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import learning_rate

@@ -26,10 +26,10 @@ import torch
 from tinygpt import prepare as prepare_command
 from tinygpt import train as train_command
 from tinygpt.base import threads
+from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig
 from tinygpt.base.configs.fields import Config, keys
 from tinygpt.base.configs.parse import parse, python_flags
-from tinygpt.base.configs.run import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.base.device import choose_for_inference
 from tinygpt.base.errors import OPTION, TinyGPTError, fitting
 from tinygpt.base.terminal import counted, table
@@ -38,7 +38,7 @@ from tinygpt.checkpoint.store import tokenizer_of
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.prompts import encode_prompt, require_room
 from tinygpt.data.rows import PairRows, Rows, TextRows
-from tinygpt.examine.doctor.run import examine, read_run
+from tinygpt.examine.doctor.read_run import examine, read_run
 from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
 from tinygpt.examine.report.curves import curves, draw_curves

@@ -19,9 +19,9 @@ from tinygpt.base.errors import TinyGPTError, fitting
 # module of the command NAME of GROUP is tinygpt/GROUP/NAME.py, or in tinygpt/GROUP/NAME/
 GROUPS = {
     "start with these three": {
-        "prepare": ("prepare:prepare", "run:PrepareConfig", "turn text into token files"),
-        "train": ("train:train", "run:TrainConfig", "train a GPT on a prepared dataset"),
-        "sample": ("sample:sample", "run:SampleConfig", "generate text with a trained model"),
+        "prepare": ("prepare:prepare", "core:PrepareConfig", "turn text into token files"),
+        "train": ("train:train", "core:TrainConfig", "train a GPT on a prepared dataset"),
+        "sample": ("sample:sample", "core:SampleConfig", "generate text with a trained model"),
     },
     "examine": {
         "plan": ("examine.plan.command:plan", "examine:PlanConfig", "predict a training run's time and memory"),
@@ -45,7 +45,7 @@ GROUPS = {
     "adapt": {
         "finetune": (
             "adapt.finetune:finetune",
-            "run:FinetuneConfig",
+            "core:FinetuneConfig",
             "fine-tune a model, all weights or LoRA adapters",
         ),
         "import": ("adapt.import_:import_model", "adapt:ImportConfig", "make a checkpoint of a pretrained model"),

@@ -1,6 +1,6 @@
 """Options of the architecture: norms, activations, position encodings and others, each with its paper.
 
-To add a choice: define it here, and add its name and help to its key in base/configs/run.py (then run
+To add a choice: define it here, and add its name and help to its key in base/configs/core.py (then run
 `python scripts/docs.py`).
 
 norm          layernorm (Ba et al. 2016)         rmsnorm (Zhang & Sennrich 2019)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.run import PrepareConfig, prepare_options
+from tinygpt.base.configs.core import PrepareConfig, prepare_options
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_lock, replacing
 from tinygpt.base.terminal import counted

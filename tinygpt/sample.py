@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tinygpt.base import device
-from tinygpt.base.configs.run import SampleConfig
+from tinygpt.base.configs.core import SampleConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import strict_json
 from tinygpt.checkpoint.adapter import load_model

@@ -16,7 +16,7 @@ import torch
 
 from tinygpt.base import device, terminal, threads
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import save_adapter

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from tinygpt import cli
 from tinygpt.base.configs import parse as configfile
 from tinygpt.base.configs.adapt import ExportConfig
+from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig, run_settings
 from tinygpt.base.configs.examine import EvalConfig
 from tinygpt.base.configs.fields import HIDDEN, PATH, POSITIONAL, Config, Key, Limit, groups, keys, meanings
 from tinygpt.base.configs.parse import parse, read_python, read_yaml, to_yaml
-from tinygpt.base.configs.run import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig, run_settings
 from tinygpt.base.configs.use import ServeConfig
 from tinygpt.base.errors import TinyGPTError
 

@@ -10,7 +10,7 @@ from conftest import TINY_MODEL, cli_here
 from scipy.stats import binomtest
 from test_pairs import json_lines
 
-from tinygpt.base.share import intervals, percent, wilson
+from tinygpt.base.intervals import intervals, percent, wilson
 from tinygpt.examine.eval.threshold import outcome
 
 TRAIN = ["--dataset=all-right", "--device=cpu", "--dtype=float32", "--block_size=24", "--batch_size=32", "--quiet"]

@@ -28,9 +28,9 @@ from test_pairs import json_lines
 
 from tinygpt.base import terminal
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import FinetuneConfig, TrainConfig
 from tinygpt.checkpoint.store import load
 from tinygpt.cli import COMMANDS, config_class
 from tinygpt.data.preview import PRETRAINED_BLOCK_SIZE

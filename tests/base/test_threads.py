@@ -13,8 +13,8 @@ import torch
 from conftest import TINY_TRAIN, cli, ok, refused
 
 from tinygpt.base import threads
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint.store import load
 from tinygpt.training.start import choose_compute, starting_point
 

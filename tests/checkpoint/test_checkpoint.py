@@ -16,7 +16,7 @@ import yaml
 from conftest import ok, refused
 from models import every_option, nanogpts_file
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.data.dataset import Dataset

@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import SMALL, every_option, every_path, ids, largest, shaken, small
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import lora

@@ -14,7 +14,7 @@ import pytest
 import sklearn.metrics
 from conftest import TINY_MODEL, cli_here, ok, refused
 
-from tinygpt.base.configs.run import PrepareConfig
+from tinygpt.base.configs.core import PrepareConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.preview import print_next_commands
 from tinygpt.data.tasks import TASKS, compliance

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinygpt.base import files
-from tinygpt.base.configs.run import PrepareConfig
+from tinygpt.base.configs.core import PrepareConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data import dataset as data
 from tinygpt.data.dataset import Dataset

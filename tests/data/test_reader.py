@@ -16,7 +16,7 @@ from conftest import cli_here, ok, refused
 
 from tinygpt.base import device
 from tinygpt.base.configs.use import AskConfig
-from tinygpt.base.share import percent, wilson
+from tinygpt.base.intervals import percent, wilson
 from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
 from tinygpt.checkpoint.store import Checkpoint, load, save
 from tinygpt.data.dataset import Dataset

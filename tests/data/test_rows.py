@@ -70,7 +70,7 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(tiny_data: 
     """1, 2 and 4 processes: their shares, put together, are the same rows in the same order, at 100 steps."""
     import torch
 
-    from tinygpt.base.configs.run import TrainConfig
+    from tinygpt.base.configs.core import TrainConfig
     from tinygpt.train import batch
     from tinygpt.training.processes import Processes
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import cli_here, listing, ok
 
-from tinygpt.data.query import MAX_ROWS, run_query, same_rows
+from tinygpt.data.run_sql import MAX_ROWS, run_query, same_rows
 from tinygpt.data.tasks import TASKS, sql
 
 
@@ -75,7 +75,7 @@ HOSTILE = {
 }  # fmt: skip
 RUNS_HOSTILE = """
 import json, re, sys
-from tinygpt.data.query import run_query
+from tinygpt.data.run_sql import run_query
 from tinygpt.data.tasks import sql
 queries = json.load(sys.stdin)
 before = list(sql.database().iterdump())

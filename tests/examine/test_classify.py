@@ -16,7 +16,7 @@ import torch
 from models import shaken, small
 
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.base.share import percent, wilson
+from tinygpt.base.intervals import percent, wilson
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.examine.eval import classify

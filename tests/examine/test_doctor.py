@@ -14,9 +14,9 @@ from conftest import TINY_TRAIN, cli_here
 
 from tinygpt import cli
 from tinygpt.base.configs import parse as configfile
+from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import FinetuneConfig, TrainConfig
-from tinygpt.examine.doctor.run import read_run
+from tinygpt.examine.doctor.read_run import read_run
 from tinygpt.training.verdict import IN_A_ROW, RULES, Verdict, evaluations, judge, next_command
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error

@@ -15,9 +15,9 @@ from conftest import cli_here, ok, refused
 from models import nanogpts_file
 
 from tinygpt.base import device
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import EvalConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import TextRows

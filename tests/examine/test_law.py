@@ -10,9 +10,9 @@ import pytest
 import torch
 from conftest import cli_here, commands_here, ok, tiny_text
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import TrainConfig
-from tinygpt.examine.eval.law import Law, fit, nonnegative
+from tinygpt.examine.eval.scaling_law import Law, fit, nonnegative
 from tinygpt.learn.lab import scale
 from tinygpt.learn.lab.scale import SHAPES
 from tinygpt.model import GPT, GPTConfig

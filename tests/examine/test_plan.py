@@ -16,8 +16,8 @@ from conftest import cli_here, commands_here, ok, refused, tiny_text, trained
 from models import ALONE, ids
 from torch import Tensor
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.terminal import durations
 from tinygpt.examine.plan import cost
 from tinygpt.examine.plan.cost import Costs

@@ -16,9 +16,9 @@ from scipy.stats import binomtest, ttest_1samp
 from test_lab_canary import quick
 from test_pairs import json_lines
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint import store
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows, TextRows

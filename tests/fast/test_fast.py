@@ -11,7 +11,7 @@ from conftest import ok, trained
 from models import OPTIMIZERS, every_pair, ids, largest, shaken, small
 from torch import Tensor
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.lora import LoRA, attach

@@ -16,8 +16,8 @@ import pytest
 from children import Child, lines_of
 from conftest import Shared, cli_here, listing, needs_fork, ok, refused, tiny_text, until
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.learn.lab import race

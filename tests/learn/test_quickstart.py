@@ -15,9 +15,9 @@ from children import Child, wait_for_lines
 from conftest import cli, cli_here, listing, needs_fork, ok
 from test_suggestions import suggested
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.learn import QuickstartConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.learn import quickstart
 
 SHORT = "--max_iters=30"

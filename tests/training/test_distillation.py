@@ -16,8 +16,8 @@ from test_distributed import BATCH, numbers, two_processes
 from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 from test_train import column
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import ReportConfig
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.device import Autocast, Compute
 from tinygpt.checkpoint.store import load, save
 from tinygpt.data.dataset import Dataset

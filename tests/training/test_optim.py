@@ -9,7 +9,7 @@ import torch
 from models import OPTIMIZERS
 from torch import Tensor
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT

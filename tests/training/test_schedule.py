@@ -11,7 +11,7 @@ from conftest import trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.training.optimizer import learning_rate
 
 

@@ -14,7 +14,7 @@ from conftest import PATIENCE, commands_here, needs_fork, ok, refused, until
 from scipy import stats
 
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.base.share import Z, wilson
+from tinygpt.base.intervals import Z, wilson
 from tinygpt.data.dataset import Dataset
 from tinygpt.examine.experiment.models import Model
 from tinygpt.use.advise import contenders, judge, labeller, summary

@@ -1,6 +1,6 @@
 """`tinygpt finetune`: train on from a model, all of its weights or LoRA adapters (Hu et al. 2021)."""
 
-from tinygpt.base.configs.run import FinetuneConfig
+from tinygpt.base.configs.core import FinetuneConfig
 from tinygpt.train import train
 
 

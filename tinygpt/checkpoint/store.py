@@ -27,8 +27,8 @@ from torch.overrides import TorchFunctionMode
 
 from tinygpt.base import __version__
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.fields import keys
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import RUN_AGAIN, file_error, folder_of, replacing

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.base import terminal
-from tinygpt.base.configs.run import PrepareConfig, prepare_options
+from tinygpt.base.configs.core import PrepareConfig, prepare_options
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_lock, replacing
 from tinygpt.data.bpe import train_bpe

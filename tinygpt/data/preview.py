@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.run import PrepareConfig
+from tinygpt.base.configs.core import PrepareConfig
 from tinygpt.data.bpe import MOST_READ
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.token_files import TOKEN

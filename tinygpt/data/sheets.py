@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tinygpt.base import terminal
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.run import PrepareConfig
+from tinygpt.base.configs.core import PrepareConfig
 from tinygpt.base.configs.use import LabelConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import byte_order_mark, file_error

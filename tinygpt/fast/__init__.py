@@ -1,7 +1,7 @@
 """The fast path: model and optimizer in a version that is faster for small models on a CPU.
 
 Every part computes the same as the plain core (tests/fast/test_fast.py) and is measurably faster (docs/EXPERIMENTS.md).
-`model.model_class` chooses between the two.
+`model_class` in fast/model.py chooses between the two.
 
     flat = FlatWeights(FastGPT(model_config), torch.bfloat16)
     optimizer = FlatOptimizer(flat, config)

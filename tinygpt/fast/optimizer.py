@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.fast.muon import Muon
 from tinygpt.model import EMBEDDING, GPT, MATRIX, VECTOR, GPTConfig, parameter_class
 

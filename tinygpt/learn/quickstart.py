@@ -8,9 +8,9 @@ import math
 from pathlib import Path
 
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.base.configs.learn import QuickstartConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.base.errors import TinyGPTError
 
 CONFIG = "configs/shakespeare_char.yaml"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from tinygpt.base import device
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import progress
 from tinygpt.checkpoint.store import load

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import Autocast, Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import counted

@@ -17,8 +17,8 @@ import torch.nn as nn
 
 from tinygpt.base import __version__, device, threads
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.base.configs.parse import to_yaml
-from tinygpt.base.configs.run import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_lock, refuse_link, remove, replacing
 from tinygpt.base.terminal import counted, print_error

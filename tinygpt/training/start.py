@@ -16,9 +16,9 @@ import torch
 
 from tinygpt.base import device
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import MOST_BIGRAM_TOKENS, SESSION, FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.parse import converted
-from tinygpt.base.configs.run import MOST_BIGRAM_TOKENS, SESSION, FinetuneConfig, TrainConfig
 from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store

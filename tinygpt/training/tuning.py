@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
-from tinygpt.base.configs.run import FinetuneConfig
+from tinygpt.base.configs.core import FinetuneConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.lora import LoRA, attach

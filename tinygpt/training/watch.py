@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.terminal import escaped
 from tinygpt.training.log import RunLog
 from tinygpt.training.processes import StopSignal

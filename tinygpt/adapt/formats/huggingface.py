@@ -20,7 +20,7 @@ from tinygpt.adapt.formats.conversion import to_stock
 from tinygpt.adapt.formats.tokenizers import tokenizer_files
 from tinygpt.base import __version__
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.run import SampleConfig
+from tinygpt.base.configs.core import SampleConfig
 from tinygpt.base.errors import TinyGPTError, library
 from tinygpt.base.files import read_text, remove, replacing, target_of, without_folders
 from tinygpt.checkpoint.store import Checkpoint

@@ -1,4 +1,4 @@
-"""The configurations of `tinygpt import` and `tinygpt export`; that of finetune is in run.py."""
+"""The configurations of `tinygpt import` and `tinygpt export`; that of finetune is in core.py."""
 
 import dataclasses
 from collections.abc import Iterator

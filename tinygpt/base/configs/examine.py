@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.fields import HIDDEN, POSITIONAL, RUN, Group, Limit
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.configs.shared import Count, CountOrZero, DataConfig, DatasetName, File, Files, InferenceConfig
 
 

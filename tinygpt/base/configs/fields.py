@@ -1,6 +1,6 @@
 """The base class of configurations, their keys, and the annotations of these: limits, path, positional.
 
-batch_size: Annotated[int, Limit(">=", 1)] = 12       # in run.py
+batch_size: Annotated[int, Limit(">=", 1)] = 12       # in core.py
 keys(TrainConfig)["batch_size"].marks                 # (Limit(sign='>=', bound=1),)
 """
 

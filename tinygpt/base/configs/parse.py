@@ -18,9 +18,9 @@ from typing import Any, TypeVar, get_args
 
 from tinygpt.base import terminal
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.base.configs.examine import PlanConfig
 from tinygpt.base.configs.fields import PATH, POSITIONAL, REQUIRED, RUN, Config, Key, keys
-from tinygpt.base.configs.run import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.base.configs.shared import Switch
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import read_text

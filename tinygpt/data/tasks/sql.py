@@ -22,7 +22,7 @@ import re
 import sqlite3
 from typing import Any, NamedTuple
 
-from tinygpt.data.query import Rows, run_query, same_rows
+from tinygpt.data.run_sql import Rows, run_query, same_rows
 from tinygpt.data.tasks.generate import Pair, read_wordings, word_lists
 from tinygpt.data.tasks.reader import person, place
 

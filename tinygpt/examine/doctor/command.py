@@ -12,7 +12,7 @@ from tinygpt.base.files import folder_of
 from tinygpt.base.terminal import counted
 from tinygpt.examine.doctor.files import check_files
 from tinygpt.examine.doctor.machine import check_machine
-from tinygpt.examine.doctor.run import examine, read_run
+from tinygpt.examine.doctor.read_run import examine, read_run
 from tinygpt.training.verdict import is_unfinished
 
 

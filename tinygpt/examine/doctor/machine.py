@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from tinygpt.base import __version__, device, threads
+from tinygpt.base.configs.core import PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.run import PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.checkpoint import store
 from tinygpt.data.dataset import Dataset
 from tinygpt.prepare import prepare

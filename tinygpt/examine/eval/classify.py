@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import drawing
-from tinygpt.base.share import INTERVALS, by_group, intervals, percent
+from tinygpt.base.intervals import INTERVALS, by_group, intervals, percent
 from tinygpt.base.terminal import counted, cut, escaped, progress, table
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer

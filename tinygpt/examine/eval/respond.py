@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tinygpt.base.device import Compute
-from tinygpt.base.share import INTERVALS, by_group, intervals, percent, wilson
+from tinygpt.base.intervals import INTERVALS, by_group, intervals, percent, wilson
 from tinygpt.base.terminal import counted, escaped, progress
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.base.files import drawing
-from tinygpt.base.share import INTERVALS, intervals, wilson
+from tinygpt.base.intervals import INTERVALS, intervals, wilson
 from tinygpt.base.terminal import counted, cut, escaped, table
 
 MISLEADING = 0.9  # accuracy of flagging nothing from which the report warns about accuracy

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.base.files import drawing, replacing
-from tinygpt.base.share import wilson
+from tinygpt.base.intervals import wilson
 from tinygpt.examine.report.page import STYLES, render
 
 COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import PlanConfig
 from tinygpt.base.configs.fields import keys
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import strict_json

@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import to_yaml
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import writing
 from tinygpt.base.process import ended_by_sigterm, run

@@ -6,7 +6,7 @@ compares the results with measurements.
 
 from typing import Any
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import Compute
 from tinygpt.base.terminal import table
 from tinygpt.model import GPT, MATRIX, parameter_class

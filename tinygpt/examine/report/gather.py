@@ -11,7 +11,7 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_of, without_folders
 from tinygpt.base.terminal import counted
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
-from tinygpt.examine.doctor.run import read_run
+from tinygpt.examine.doctor.read_run import read_run
 from tinygpt.examine.report import packed_models, samples
 from tinygpt.examine.report.curves import curves, draw_curves
 from tinygpt.examine.report.embedding_map import embedding_map

@@ -1,7 +1,7 @@
 // The model of the page: tinygpt's GPT in plain JavaScript, without libraries and without requests.
 //
 // It computes what tinygpt/model.py computes, one position at a time with a cache of keys and values. The context
-// window and sampling are those of tinygpt/sample.py. tests/examine/test_report_model.py compares the results with PyTorch's.
+// window and sampling are those of tinygpt/generate.py. tests/examine/test_report_model.py compares the results with PyTorch's.
 //
 //   const model = TinyGPT.load(packed);                         // packed: the object described below
 //   const reader = model.reader(model.encode("ROMEO:").ids);    // at least one id
@@ -468,7 +468,7 @@ const TinyGPT = (() => {
   // ---- a text longer than the context window -----------------------------------------------------------------------
 
   /**
-   * A text and the logits of its next token, as in `generate` of tinygpt/sample.py: only the last block_size tokens are
+   * A text and the logits of its next token, as in tinygpt/generate.py: only the last block_size tokens are
    * read, and a full window that cannot move is filled again with its last half.
    */
   class Reader {

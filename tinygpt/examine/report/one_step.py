@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.fields import keys
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tokenizer import SPECIAL
 from tinygpt.examine.report.loaded_run import LoadedRun

@@ -1,5 +1,6 @@
 // What all parts of the page share, and the sections that need no model: samples, and the loss of each token. Everything
-// shown is inserted as text, never as HTML. The other parts: write.js (type here, attention, tokens), compare.js.
+// shown is inserted as text, never as HTML. The other parts: write.js (type here, tokens),
+// draw_attention.js, compare.js.
 //
 // The page of a run that is watched gets newer contents while the run trains (`update`). A section with data-kept keeps its
 // contents, since the reader's text and choices are in it: its part's `renew` is called. The others are replaced, and

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, TrainConfig
 from tinygpt.base.configs.examine import WhyConfig
-from tinygpt.base.configs.run import FinetuneConfig, PrepareConfig, TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import byte_order_mark
 from tinygpt.checkpoint import store

@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import to_host
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.examine.why.explained import Explained

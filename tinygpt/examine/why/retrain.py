@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tinygpt.base.configs.run import TrainConfig
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import is_out_of_memory
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.rows import Rows

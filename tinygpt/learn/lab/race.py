@@ -27,9 +27,9 @@ import torch
 
 from tinygpt.base import device
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.configs.parse import find_config, parse, read_config
-from tinygpt.base.configs.run import TrainConfig
 from tinygpt.base.errors import TinyGPTError, diverged
 from tinygpt.base.files import folder_lock, read_text, replacing, strict_json, write_table, writing
 from tinygpt.base.process import ended_by_sigterm

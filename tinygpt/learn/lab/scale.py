@@ -20,7 +20,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import duration
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.eval.law import Law, fit
+from tinygpt.examine.eval.scaling_law import Law, fit
 from tinygpt.examine.experiment.models import prepared, train
 from tinygpt.examine.experiment.stages import Results, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, spread

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.run import PrepareConfig
+from tinygpt.base.configs.core import PrepareConfig
 from tinygpt.base.configs.use import AdviseConfig
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_lock, strict_json

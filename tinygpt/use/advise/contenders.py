@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tinygpt.base.configs.run import MOST_BIGRAM_TOKENS
+from tinygpt.base.configs.core import MOST_BIGRAM_TOKENS
 from tinygpt.base.terminal import progress
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tokenizer import CharTokenizer

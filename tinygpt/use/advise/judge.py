@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinygpt.base.share import Z, wilson
+from tinygpt.base.intervals import Z, wilson
 from tinygpt.examine.eval.classify import confusion_matrix, rates
 from tinygpt.examine.eval.threshold import lowest_threshold
 

@@ -26,7 +26,7 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.configs.use import AskConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import read_text, strict_json
-from tinygpt.base.share import INTERVALS, intervals, percent
+from tinygpt.base.intervals import INTERVALS, intervals, percent
 from tinygpt.base.terminal import counted, escaped, one_line, progress
 from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.use.ask.index import index_of
