@@ -6,6 +6,7 @@ The first part is one run of shakespeare_char_best with independent draws. The s
 three presets have made in out-nanogpt/, out-best/ and out-record/, and is omitted without them.
 """
 
+import argparse
 import re
 import shutil
 import statistics
@@ -134,6 +135,7 @@ def quotations() -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     api.prepare("shakespeare_char")
     if not (OUT / f"loss-{TARGETS[-1]}.pt").exists():
         train()

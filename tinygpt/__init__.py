@@ -21,7 +21,7 @@ and training/optimizer.py, then generate.py and sample.py. fast/ computes the sa
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tinygpt.base import __version__
+from tinygpt.base import __version__ as __version__
 from tinygpt.base.errors import TinyGPTError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tinygpt import api
     from tinygpt.api import LoadedModel
 
-__all__ = ["TinyGPTError", "__version__", "api", "load"]
+__all__ = ["TinyGPTError", "api", "load"]
 
 
 def load(path: "str | Path" = "out", **options: Any) -> "LoadedModel":
