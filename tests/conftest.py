@@ -33,8 +33,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed 
 from tinygpt.adapt.formats import chat
 from tinygpt.base import process
 from tinygpt.base.configs.fields import keys
+from tinygpt.base.process import peak_memory
 from tinygpt.cli import COMMANDS, config_class, main
-from tinygpt.training.log import peak_memory
 
 # A shell's background job ignores Ctrl-C, and so would the children of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)

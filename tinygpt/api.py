@@ -15,10 +15,10 @@ with a complete command line.
 import contextlib
 import html
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from tinygpt import train as train_command
 from tinygpt.base import threads
 from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig
-from tinygpt.base.configs.fields import Config, keys
-from tinygpt.base.configs.parse import parse, python_flags
+from tinygpt.base.configs.fields import keys
+from tinygpt.base.configs.parse import ConfigType, parse, python_flags
 from tinygpt.base.device import choose_for_inference
 from tinygpt.base.errors import OPTION, TinyGPTError, fitting
 from tinygpt.base.terminal import counted, table
@@ -38,17 +38,17 @@ from tinygpt.checkpoint.store import tokenizer_of
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.prompts import encode_prompt, require_room
 from tinygpt.data.rows import PairRows, Rows, TextRows
-from tinygpt.examine.doctor.read_run import examine, read_run
+from tinygpt.examine.doctor.command import verdict_on
 from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
 from tinygpt.examine.report.curves import curves, draw_curves
 from tinygpt.examine.report.plot import draw
 from tinygpt.generate import Sampling, TextStream, generate, pieces
-from tinygpt.training.log import read_metrics
+from tinygpt.train import Callback
+from tinygpt.training.log import read_metrics, read_run
 from tinygpt.training.losses import mean_loss
 
 __all__ = ["Dataset", "LoadedModel", "Picture", "Run", "evaluate", "finetune", "plot", "prepare", "train"]
-ConfigType = TypeVar("ConfigType", bound=Config)
 LOAD = ("adapter", "device", "dtype", "threads")
 GENERATE = ("temperature", "top_k", "top_p", "seed", "stop", "plain", "skip_unknown")
 ConfigFile = str | Path | Mapping[str, object]  # a config file, or its content
@@ -215,7 +215,7 @@ class Run:
     def verdict(self) -> str:
         """Return the verdict of `tinygpt doctor` with its reason: finished, still improving, overfitting and others."""
         config = _config(DoctorConfig, data_dir=self._data_dir)
-        verdict = examine(self.folder, config, *read_run(self.folder))
+        verdict = verdict_on(self.folder, config, *read_run(self.folder))
         return f"{verdict.title} ({verdict.why})"
 
     def load(self, **options: Any) -> LoadedModel:
@@ -250,9 +250,6 @@ class Picture(NamedTuple):
 
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()
-
-
-Callback = Callable[[dict[str, Any]], object]
 
 
 @_arguments(*keys(PrepareConfig))

@@ -33,7 +33,7 @@ class Context:
 
     rotation: Tensor | None  # (2, T, head_dim), or (2, B, 1, T, head_dim): rotation of queries and keys
     mask: Tensor | None  # (1 or B, 1 or n_head, T, S), added to attention's scores; None: causal, and S = T
-    cache: Any = None  # a KVCache, or serve/batch.py's BatchCache
+    cache: Any = None  # a KVCache, or use/serve/batch.py's BatchCache
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:

@@ -18,12 +18,13 @@ from tinygpt.base import device, terminal, threads
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.process import peak_memory
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import save_adapter
 from tinygpt.checkpoint.snapshots import save_snapshot, snapshot_steps
 from tinygpt.generate import Sampling, generate
 from tinygpt.training import compare
-from tinygpt.training.log import Pace, peak_memory, read_metrics
+from tinygpt.training.log import Pace, read_metrics
 from tinygpt.training.losses import estimate_losses
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.processes import StopSignal, has_lost_another

@@ -21,7 +21,7 @@ from test_architectures import PUBLISHED, apart, every_row, model, rebuilt, thei
 from tinygpt.adapt.formats.huggingface import read_folder, write_folder
 from tinygpt.adapt.formats.tokenizers import chat_template, tokenizer_files
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.checkpoint.gpt2 import hub_folder
+from tinygpt.checkpoint.foreign import hub_folder
 from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
 from tinygpt.data.tokenizer import (
     END,
@@ -327,7 +327,7 @@ def test_a_name_that_the_hub_cannot_have() -> None:
 @pytest.mark.slow
 def test_no_connection_to_the_hub(tmp_path: Path) -> None:
     code = (
-        "from tinygpt.checkpoint.gpt2 import hub_folder\n"
+        "from tinygpt.checkpoint.foreign import hub_folder\n"
         "from tinygpt.base.errors import TinyGPTError\n"
         "try: hub_folder('tinygpt-tests/no-such-model')\n"
         "except TinyGPTError as error: print(error.message)"

@@ -16,8 +16,8 @@ from tinygpt import cli
 from tinygpt.base.configs import parse as configfile
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.examine.doctor.read_run import read_run
-from tinygpt.training.verdict import IN_A_ROW, RULES, Verdict, evaluations, judge, next_command
+from tinygpt.training.log import read_run
+from tinygpt.training.verdict import IN_A_ROW, RULES, Verdict, evaluations, judge, remedy
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
 CURVES = json.loads((Path(__file__).parents[1] / "fixtures/curves.json").read_text())
@@ -186,14 +186,14 @@ def test_each_command_is_understood(settings: dict[str, Any], folder: str) -> No
     ],
 )
 def test_a_continued_run_with_too_little_data_tries_lora(settings: dict[str, Any], more: list[str]) -> None:
-    command = next_command("too little data", SETTINGS | settings, "out")
+    command = remedy("too little data", SETTINGS | settings, "out")
     assert shlex.split(command) == ["tinygpt", "finetune", "out/config.yaml", *more, "--out_dir=out-lora"]
 
 
 @pytest.mark.parametrize(("settings", "more"), [({"lr_decay_iters": 2000}, ["--lr_decay_iters=0"]), ({}, [])])
 def test_a_longer_run_decays_to_its_own_end(settings: dict[str, Any], more: list[str]) -> None:
     """Also after a run whose configuration fixes the end of the decay, as nanoGPT's do."""
-    command = next_command("still improving", SETTINGS | settings, "out")
+    command = remedy("still improving", SETTINGS | settings, "out")
     assert shlex.split(command)[4:] == ["--max_iters=4000", *more]
 
 

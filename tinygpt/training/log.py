@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 from tqdm import tqdm
 
 from tinygpt.base import terminal
+from tinygpt.base.configs.parse import read_config
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import RUN_AGAIN, file_error, remove, replacing, strict_json, writing
 
@@ -156,20 +157,6 @@ class Pace:
         return f"expected:    {terminal.duration(mean * remaining)} for {iterations} ({mean * 1000:.1f} ms each)"
 
 
-def peak_memory() -> int:
-    """Return the largest amount of memory that this process has used so far, in bytes; 0 on Windows."""
-    if sys.platform == "win32":
-        return 0
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss also counts the memory of the process that started this one on Linux
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) << 10
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if sys.platform == "linux" else 0)
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Read the intact lines of a run's metrics.jsonl (see `intact_entry`). Errors: TinyGPTError without the file."""
     path = folder / "metrics.jsonl"
@@ -178,6 +165,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise file_error(path, error, "give the folder of a run, which contains metrics.jsonl") from None
     return [entry for line in lines if (entry := intact_entry(line))]
+
+
+def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Read metrics.jsonl, and the values of config.yaml, none if that is unreadable. Errors: TinyGPTError."""
+    entries = read_metrics(folder)
+    try:
+        return entries, read_config(folder / "config.yaml")
+    except (OSError, TinyGPTError):
+        return entries, {}
 
 
 def intact_entry(line: str | bytes) -> dict[str, Any] | None:

@@ -71,7 +71,7 @@ def judge(
     unfinished = is_unfinished(entries, settings)
 
     def verdict(kind: str, since: int | None, why: str) -> Verdict:
-        return Verdict(kind, since, why, RULES[kind], next_command(kind, settings, out, unfinished))
+        return Verdict(kind, since, why, RULES[kind], remedy(kind, settings, out, unfinished))
 
     if entries and entries[-1]["kind"] == "diverged":
         return verdict("diverged", entries[-1]["step"], str(entries[-1].get("reason", "the loss is not finite")))
@@ -130,7 +130,7 @@ def is_unfinished(entries: list[dict[str, Any]], settings: dict[str, Any]) -> bo
     return evaluated < number(settings, "max_iters", 0)
 
 
-def next_command(kind: str, settings: dict[str, Any], out: str, unfinished: bool = False) -> str:
+def remedy(kind: str, settings: dict[str, Any], out: str, unfinished: bool = False) -> str:
     """Return the command to try after a verdict. For an unfinished run that does well, it continues the run."""
     iterations, interval = int(number(settings, "max_iters", 1000)), int(number(settings, "eval_interval", 10))
     from_scratch = settings.get("init_from", "scratch") == "scratch" and "ckpt" not in settings

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tinygpt.adapt.formats.architectures import ACTIVATION, EVERYWHERE, STOCK, Stock, StockClass
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.checkpoint.untrusted import number, read_errors, shown, size, unusable
+from tinygpt.checkpoint.foreign import number, read_errors, shown, size, unusable
 from tinygpt.data.tokenizer import MAX_SYMBOLS
 from tinygpt.model import GPT, QK_EPS
 from tinygpt.options import NEUTRAL, GPTConfig

@@ -25,7 +25,7 @@ from tinygpt.adapt.formats.gguf_tokenizer import read_tokenizer, write_tokenizer
 from tinygpt.base.errors import TinyGPTError, library
 from tinygpt.base.files import replacing
 from tinygpt.base.terminal import escaped, progress
-from tinygpt.checkpoint.untrusted import read_errors
+from tinygpt.checkpoint.foreign import read_errors
 from tinygpt.data.tokenizer import Tokenizer, from_json
 from tinygpt.options import NEUTRAL, GPTConfig
 

@@ -23,9 +23,8 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import SampleConfig
 from tinygpt.base.errors import TinyGPTError, library
 from tinygpt.base.files import read_text, remove, replacing, target_of, without_folders
+from tinygpt.checkpoint.foreign import AGAIN, SAFETENSORS, WEIGHTS, read_errors, read_json, read_weights, write_tensors
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.checkpoint.tensors import AGAIN, SAFETENSORS, WEIGHTS, read_json, read_weights, write_tensors
-from tinygpt.checkpoint.untrusted import read_errors
 from tinygpt.data.tokenizer import Tokenizer, from_json, lone_surrogate
 
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"

@@ -28,10 +28,9 @@ from tinygpt.adapt.formats.huggingface import (
     write_folder,
 )
 from tinygpt.base.errors import TinyGPTError
+from tinygpt.checkpoint.foreign import number, read_json, read_tensors, shown, size, write_tensors
 from tinygpt.checkpoint.lora import LoRA, is_adapted, merged
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.checkpoint.tensors import read_json, read_tensors, write_tensors
-from tinygpt.checkpoint.untrusted import number, shown, size
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.options import GPTConfig
 

@@ -1,1 +1,1 @@
-"""`tinygpt doctor`: check the files of runs and datasets and judge the runs, or test this machine."""
+"""`tinygpt doctor`: command.py prints the verdict on a run, files.py checks files, machine.py tests this machine."""

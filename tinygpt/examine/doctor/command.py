@@ -4,16 +4,20 @@ tinygpt doctor out data/shakespeare_char
 tinygpt doctor --machine
 """
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 from tinygpt.base.configs.examine import DoctorConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_of
 from tinygpt.base.terminal import counted
+from tinygpt.checkpoint.store import load
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.examine.doctor.files import check_files
 from tinygpt.examine.doctor.machine import check_machine
-from tinygpt.examine.doctor.read_run import examine, read_run
-from tinygpt.training.verdict import is_unfinished
+from tinygpt.training.log import read_run
+from tinygpt.training.verdict import Verdict, is_unfinished, judge
 
 
 def doctor(config: DoctorConfig) -> int:
@@ -46,7 +50,7 @@ def check_folders(config: DoctorConfig) -> int:
 def diagnose(folder: Path, config: DoctorConfig, intact: bool) -> None:
     """Print the verdict on a run, and the command to try unless files are damaged, which it may need."""
     entries, settings = read_run(folder)
-    verdict = examine(folder, config, entries, settings)
+    verdict = verdict_on(folder, config, entries, settings)
     lines = verdict.lines()
     if not intact:
         lines.pop()
@@ -54,3 +58,14 @@ def diagnose(folder: Path, config: DoctorConfig, intact: bool) -> None:
     if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
         done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
         print(f"unfinished:  {done:,} of {counted(settings['max_iters'], 'iteration')}")
+
+
+def verdict_on(folder: Path, config: DoctorConfig, entries: list[dict[str, Any]], settings: dict[str, Any]) -> Verdict:
+    """Judge a run by what `read_run` returned, its model and its data."""
+    parameters = tokens = 0  # not known
+    with contextlib.suppress(TinyGPTError):
+        parameters = load(folder).build_model().num_params()
+    with contextlib.suppress(TinyGPTError):
+        dataset = Dataset(data_dir(config, settings, folder), str(settings.get("dataset", "")))
+        tokens = len(dataset.splits["train"])
+    return judge(entries, settings, str(folder), parameters, tokens)

@@ -66,7 +66,7 @@ def check_run(folder: Path, config: DoctorConfig, findings: Findings) -> None:
         intact = sum(intact_entry(line) is not None for line in lines)
         text = f"{folder}/metrics.jsonl: {intact:,} of {counted(len(lines), 'line')} intact"
         findings.add(intact == len(lines), text)
-    usable = [next_command(best, folder, data_folder)] if best else []
+    usable = [next_for_checkpoint(best, folder, data_folder)] if best else []
     usable += [suggest.resume(last.config, folder)] if last and last.training and same_data else []
     findings.lines.append("can be used: " + ("; ".join(usable) if usable else "nothing here; train again"))
 
@@ -118,7 +118,7 @@ def check_dataset(folder: Path, findings: Findings) -> None:
         findings.add(False, error.message, error.hint)
 
 
-def next_command(model: Checkpoint, out: str | Path, folder: str) -> str:
+def next_for_checkpoint(model: Checkpoint, out: str | Path, folder: str) -> str:
     """Return the next command for a model with its best checkpoint in `out`, and its dataset in the folder `folder`."""
     tokenizer = model.tokenizer or {}
     answers_prompts = bool(tokenizer.get("pair")) or PROMPT in tokenizer.get("symbols", [])

@@ -1,4 +1,1 @@
-"""`tinygpt plan`: predict time and memory of a training run on this machine.
-
-tinygpt plan configs/shakespeare_char.yaml --device=cpu
-"""
+"""`tinygpt plan`: command.py prints the prediction, cost.py measures steps, memory.py computes several processes."""

@@ -5,33 +5,19 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tinygpt.base.configs.adapt import ExportConfig
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.base.files import folder_of, without_folders
+from tinygpt.base.files import without_folders
 from tinygpt.base.terminal import counted
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
-from tinygpt.examine.doctor.read_run import read_run
 from tinygpt.examine.report import packed_models, samples
 from tinygpt.examine.report.curves import curves, draw_curves
 from tinygpt.examine.report.embedding_map import embedding_map
 from tinygpt.examine.report.loaded_run import LoadedRun, load_run, one_thread_if_small
 from tinygpt.examine.report.one_step import one_step
-from tinygpt.examine.report.page import destination, publish, templates
 from tinygpt.examine.report.predictions import passages
-from tinygpt.examine.report.reproduce import reproduce
-from tinygpt.examine.report.summary import summary
-
-
-def export(config: ExportConfig) -> None:
-    """Write the page of a model alone. Errors: TinyGPTError for one that is too large or has a subword tokenizer."""
-    templates()  # refuses early if Jinja2 is missing
-    folder = folder_of(config.ckpt)
-    path = destination(config.output, folder, "model.html")
-    run = load_run(config.ckpt, config)
-    packed_models.live_model(run)
-    with one_thread_if_small(run.model):
-        publish(complete(run, [], {"kind": "export"}, opening=not run.answers), path)  # not text of the dataset
+from tinygpt.examine.report.summary import reproduce, summary
+from tinygpt.training.log import read_run
 
 
 def gather(folders: list[Path], config: ReportConfig, quick: bool = False) -> dict[str, Any]:

@@ -1,1 +1,4 @@
-"""`tinygpt why`: the training examples that raised or lowered the probability of an output, proved by retraining."""
+"""`tinygpt why`: the training examples that changed an output, estimated (influence.py), proved by retraining.
+
+explained.py loads the run and the output.
+"""

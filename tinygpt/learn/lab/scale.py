@@ -1,8 +1,8 @@
 """`tinygpt lab scale`: how does the loss depend on the size of the model and on the length of its training?
 
 Models of several sizes are trained for several lengths on one text, each with a complete schedule, and a scaling law is
-fitted (law.py). It divides compute, C = 6 N D FLOP for N parameters and D training tokens (Kaplan et al. 2020), between
-size and length. The last run needs the most compute and is held out: it tests the law.
+fitted (eval/scaling_law.py). It divides compute, C = 6 N D FLOP for N parameters and D training tokens (Kaplan et al.
+2020), between size and length. The last run needs the most compute and is held out: it tests the law.
 """
 
 import math
