@@ -171,7 +171,7 @@ def test_a_language_model_that_was_tested_on_one_fold_can_have_a_threshold() -> 
     answers = {"lines": list(range(0, 1000, 5)), "predicted": [0] * 200, "confidence": [0.999] * 200}
     results = {GPT + ", fold 1 of 1": answers}
     data = Data([str(line) for line in lines], np.zeros(1000, int), ["a", "b"])
-    assert summary.Report(data, divided, results, list(range(1000))).sure.threshold == 0.999
+    assert summary.Report(data, divided, results).sure.threshold == 0.999
 
 
 # ---- splits ---------------------------------------------------------------------------------------------------------
@@ -241,14 +241,14 @@ def test_equal_times_are_no_split_by_time() -> None:
     ],
 )
 def test_times(texts: list[str]) -> None:
-    times = parsed_times(texts, "day")
+    times = parsed_times(texts, "day", ["here"] * len(texts))
     assert times[0] < times[1] < times[2]
 
 
 @pytest.mark.parametrize("text", ["12/31/2025", "yesterday", "31.31.2025", "nan", "inf", "2025-13-01"])
 def test_other_times_are_refused(text: str) -> None:
-    with pytest.raises(TinyGPTError, match=r"example 2: day .* is not a date"):
-        parsed_times(["2025-01-01", text], "day")
+    with pytest.raises(TinyGPTError, match=r"line 3: day .* is not a date"):
+        parsed_times(["2025-01-01", text], "day", ["here", "line 3"])
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -362,16 +362,20 @@ def test_killed_and_started_again(folder: Path, harness: Any) -> None:
     "change, flags, message",
     [
         ({"response": "card"}, [], "all examples have the label 'card'"),
-        ({}, ["--by=customer"], "no column customer; the columns are prompt, response, who, day"),
-        ({}, ["--time=date"], "no column date; the columns are"),
+        (
+            {},
+            ["--by=customer"],
+            "no column customer; the first row, which has to name the columns, is: prompt, response, who, day",
+        ),
+        ({}, ["--time=date"], "--time=COLUMN"),
         ({}, ["--prompt_field=text"], "text"),
         ({}, ["--by=who", "--time=day"], "give --by or --time, not both"),
         ({}, ["--budget=1s"], "a budget of 1s is too short"),
         ({}, ["--budget=soon"], "a time such as 90s, 10m or 1h"),
-        ({"day": "12/{n}/2025"}, ["--time=day"], "example 1: day '12/0/2025' is not a date"),
+        ({"day": "12/{n}/2025"}, ["--time=day"], "pairs.csv line 2: day '12/0/2025' is not a date"),
         ({"day": "5"}, ["--time=day"], "all lines have the same time"),
         ({"who": "anna"}, ["--by=who"], "all lines are in one group"),
-        ({"who": ""}, ["--by=who"], "example 1 has no who"),
+        ({"who": ""}, ["--by=who"], "pairs.csv line 2: who is empty"),
         ({"prompt": " "}, [], "prompt"),
         ({"response": ""}, [], "response"),
         ({"response": "reply {n}"}, [], "48 different responses in 48 examples are free text, not labels"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.use.advise import look as look_module
-from tinygpt.use.advise.look import Finding, across, as_table, as_text, look, near_duplicates, unseen
+from tinygpt.use.advise.look import Finding, Line, across, as_table, as_text, look, near_duplicates, unseen
 from tinygpt.use.advise.personal import masked
 
 pytest.importorskip("sklearn")
@@ -31,8 +31,13 @@ PAIRS = [
 LABELS = ["card", "loan", "other"]
 
 
+def lines_of(pairs: list[tuple[str, str]]) -> list[Line]:
+    """The pairs as lines of a sheet whose first line names the columns."""
+    return [Line(*pair, f"line {number}") for number, pair in enumerate(pairs, start=2)]
+
+
 def found(pairs: list[tuple[str, str]], labels: list[str]) -> dict[str, Finding]:
-    return {finding.name: finding for finding in look(pairs, labels)}
+    return {finding.name: finding for finding in look(lines_of(pairs), labels)}
 
 
 def test_each_finding_by_hand() -> None:
@@ -43,44 +48,54 @@ def test_each_finding_by_hand() -> None:
     }  # fmt: skip
     assert "Labels: 3 (card 10, loan 3, other 1)." in findings["examples and labels"].what
     assert "median 11, 95th percentile 51, longest 53." in findings["lengths"].what
-    assert findings["lengths"].examples[0] == "?" and not findings["lengths"].advice
-    assert findings["exact duplicates"].examples == ["where is my card → card", "hello → loan"]
+    assert findings["lengths"].examples[0] == "line 9: ?" and not findings["lengths"].advice
+    assert findings["exact duplicates"].examples == [
+        "line 2, line 3: where is my card → card",
+        "line 7, line 8: hello → loan",
+    ]
     assert "accuracy on these lines is 92.9%" in findings["different labels"].what  # 13 of 14
-    assert findings["different labels"].examples == ["hello → card | loan"]
+    assert findings["different labels"].examples == ["line 6, line 7: hello → card | loan"]
     assert "1 of them with another label" in findings["near duplicates"].what
-    assert [text[-6:] for text in findings["near duplicates"].examples] == ["→ loan", "→ card"]
+    assert [(text[:6], text[-6:]) for text in findings["near duplicates"].examples] == [
+        ("line 4", "→ loan"),
+        ("line 5", "→ card"),
+    ]
     assert "(other 1, loan 3)" in findings["rare labels"].what
-    assert findings["tiny prompts"].examples == ["? → other"]
+    assert findings["tiny prompts"].examples == ["line 9: ? → other"]
     assert "1 (e-mail addresses in 1, telephone numbers in 1)" in findings["personal data"].what
+    assert [text[:9] for text in findings["personal data"].examples] == ["line 10: "] * 2
+    assert [text[:8] for text in findings["rare labels"].examples] == ["line 4: ", "line 7: "]
     for finding in findings.values():
         assert (
             finding.what.endswith(".")
             and len(finding.examples) <= 2
-            and max(map(len, finding.examples), default=0) <= 70
+            and max((len(text.partition(": ")[2]) for text in finding.examples), default=0) <= 70
         )
 
 
 def test_clean_examples_have_three_findings_without_advice() -> None:
     words = ("apple", "bridge", "candle", "donkey", "engine", "forest", "guitar", "hammer", "island", "jacket")
     pairs = [(f"{word} {label}", label) for word in words for label in ("yes", "no")]
-    findings = look(pairs, ["yes", "no"])
+    findings = look(lines_of(pairs), ["yes", "no"])
     assert [finding.name for finding in findings] == ["examples and labels", "lengths", "exact duplicates"]
     assert not any(finding.advice for finding in findings) and findings[2].count == 0
 
 
 def test_many_labels_are_listed_in_part_and_a_majority_is_named() -> None:
     labels = [f"label {number}" for number in range(14)]
-    first = look([("some words", labels[0])] * 90 + [("x y z", label) for label in labels[1:-1]], labels)[0]
+    pairs = [("some words", labels[0])] * 90 + [("x y z", label) for label in labels[1:-1]]
+    first, _, repeated, *_ = look(lines_of(pairs), labels)
+    assert repeated.examples == ["line 2, line 3, line 4, ...: some words → label 0"]
     assert "label 11 1, ...; the rarest: label 13 0)" in first.what and "label 12" not in first.what
     assert "accuracy of 88%" in first.advice
 
 
 def test_personal_data_and_control_characters_are_shown_nowhere() -> None:
     pairs = [*PAIRS, (f"\x1b[31m{'mia.muster@example.org 4111 1111 1111 1111 ' * 20}", "card"), ("\x1b", "card")]
-    text = "\n".join([*as_text(look(pairs, LABELS)), as_table(look(pairs, LABELS)).as_text()])
+    text = "\n".join([*as_text(look(lines_of(pairs), LABELS)), as_table(look(lines_of(pairs), LABELS)).as_text()])
     assert "muster" not in text and "1111" not in text and "1234567" not in text and "\x1b" not in text
     assert "m…@example.org" in text and "\\x1b" in text
-    assert all(len(line) <= 100 for line in as_text(look(pairs, LABELS)))
+    assert all(len(line) <= 100 for line in as_text(look(lines_of(pairs), LABELS)))
 
 
 # ---- near duplicates --------------------------------------------------------------------------------------------
@@ -127,7 +142,7 @@ def test_near_duplicates_by_hand() -> None:
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
     with pytest.raises(TinyGPTError) as caught:
-        look(PAIRS, LABELS)
+        look(lines_of(PAIRS), LABELS)
     assert "tinygpt[eval]" in caught.value.hint
 
 
@@ -188,12 +203,13 @@ def test_the_check_of_cards_is_that_of_luhn(digits: int, last: int) -> None:
 
 def test_tested_lines_that_nearly_repeat_a_training_line() -> None:
     prompts = ["please send the invoice again", "Please send the invoice again!", "where is my card", "another text"]
+    lines = lines_of([(prompt, "any") for prompt in prompts])
     folds = [(np.array([0, 2]), np.array([1, 3]))]
-    (found,) = across(prompts, folds)
-    assert found.count == 1 and found.examples == [prompts[0], prompts[1]]
-    assert across(prompts, [(np.array([1, 2, 3]), np.array([0]))])[0].count == 1  # the other way round
-    assert across(prompts, [(np.array([0, 1]), np.array([2, 3]))]) == []  # both on one side
-    crossed = across(prompts, [(np.array([0, 2]), np.array([1, 3])), (np.array([1, 3]), np.array([0, 2]))])
+    (found,) = across(lines, folds)
+    assert found.count == 1 and found.examples == [f"line 2: {prompts[0]}", f"line 3: {prompts[1]}"]
+    assert across(lines, [(np.array([1, 2, 3]), np.array([0]))])[0].count == 1  # the other way round
+    assert across(lines, [(np.array([0, 1]), np.array([2, 3]))]) == []  # both on one side
+    crossed = across(lines, [(np.array([0, 2]), np.array([1, 3])), (np.array([1, 3]), np.array([0, 2]))])
     assert crossed[0].count == 2  # cross-validated: each is tested once
 
 

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_lock, replacing
 from tinygpt.data.bpe import train_bpe
 from tinygpt.data.preview import show_pairs
-from tinygpt.data.sheets import Entry, converted, text_of
+from tinygpt.data.sheets import Row, Sheet
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.generate import hashed
 from tinygpt.data.token_files import write_token_files
@@ -39,9 +39,9 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
         splits, labels = make(1337), list(task.labels)
         source = f"the templates of tinygpt.data.tasks, {task.name}{', synthetic' if config.synthetic else ''}"
     else:
-        pairs = list(read(paths, config))
+        pairs = [pair for _, pair in read(paths, config)]
         splits = split(pairs, config.val_fraction, config.test_fraction)
-        labels = [label.strip() for label in config.labels] or labels_of(pairs)
+        labels = [label.strip() for label in config.labels] or labels_of([response for _, response in pairs])
         source = ", ".join(map(str, paths[:3]))
     if tokenizer is None and config.tokenizer == "bpe":
         learned = train_bpe(itertools.chain.from_iterable(splits["train"]), config.vocab_size - len(SPECIAL))
@@ -87,18 +87,20 @@ def write_library(documents: dict[str, str], questions: dict[str, list[dict[str,
             file.write(text.encode())
 
 
-def read(paths: list[Path], config: PrepareConfig) -> Iterator[Pair]:
-    """Read the pairs of JSON Lines, CSV and Excel files. Errors: TinyGPTError for bad lines, unless --skip_bad."""
-    return converted(paths, config, lambda entry: pair_of(entry, config))
+def read(paths: list[Path], config: PrepareConfig, quiet: bool = False) -> Iterator[tuple[Row, Pair]]:
+    """Read the pairs of JSON Lines, CSV and Excel files. Errors: TinyGPTError for bad lines, unless --skip_bad.
+
+    quiet: leave out bad lines without a message.
+    """
+    columns = {"--prompt_field": config.prompt_field, "--response_field": config.response_field}
+    sheet = Sheet(paths, columns, config.encoding, config.skip_bad, quiet)
+    return sheet.rows(lambda row: pair_of(row, config))
 
 
-def pair_of(entry: Entry, config: PrepareConfig) -> Pair:
-    """Return the prompt and the response of an entry. Errors: ValueError."""
-    keys = (config.prompt_field, config.response_field)
-    prompt, response = (text_of(entry, key) for key in keys)
-    for key, text in zip(keys, (prompt, response), strict=True):
-        if not text:
-            raise ValueError(f"{key} is empty")
+def pair_of(row: Row, config: PrepareConfig) -> Pair:
+    """Return the prompt and the response of a row. Errors: ValueError."""
+    prompt = row.text(config.prompt_field)
+    response = row.text(config.response_field)
     if config.labels and response not in map(str.strip, config.labels):
         labels = ", ".join(config.labels)
         raise ValueError(f"{config.response_field} {response[:40]!r} is not one of the labels {labels}")
@@ -123,7 +125,7 @@ def normalised(prompt: str) -> str:
     return "".join(filter(str.isalnum, prompt.casefold())) or prompt
 
 
-def labels_of(pairs: list[Pair]) -> list[str]:
+def labels_of(responses: Sequence[str]) -> list[str]:
     """Return the distinct responses if they are few enough to be labels, else none."""
-    labels = sorted({response for _, response in pairs})
-    return labels if 2 <= len(labels) <= MOST_LABELS and len(labels) * 4 <= len(pairs) else []
+    labels = sorted(set(responses))
+    return labels if 2 <= len(labels) <= MOST_LABELS and len(labels) * 4 <= len(responses) else []

@@ -25,7 +25,7 @@ from tinygpt.base.files import (
     strict_json,
     write_csv,
 )
-from tinygpt.data.sheets import PAIR_FILES, converted, distinct, separator_of, text_of
+from tinygpt.data.sheets import PAIR_FILES, Sheet, distinct
 from tinygpt.data.text_files import decoding_error, require_encoding
 from tinygpt.data.workbook import UNREADABLE
 from tinygpt.use.advise.labeller import GPT, Answer, Labeller, is_run, load, of_run
@@ -90,13 +90,14 @@ def read(config: LabelConfig) -> tuple[list[dict[str, Any]], list[str], str]:
         return [{config.prompt_field: prompt} for prompt in prompts], [prompt.strip() for prompt in prompts], ","
     if ending not in (*PAIR_FILES, *UNREADABLE):
         raise TinyGPTError(f"{path}: not .csv, .xlsx, .jsonl or .txt", "give the file one of these endings")
-    read_entries = list(converted([path], config, lambda entry: (entry, text_of(entry, config.prompt_field))))
-    entries = [entry for entry, _ in read_entries if isinstance(entry, dict)]  # others are errors
+    sheet = Sheet([path], {"--prompt_field": config.prompt_field}, config.encoding)
+    rows = list(sheet.rows(lambda row: row.text(config.prompt_field, empty=True)))
+    entries = [row.cells for row, _ in rows]
     separator = ","
     if ending == ".csv" and any(len(entry) > 1 for entry in entries):  # a single column has no separator
         with open(path, encoding=config.encoding, newline="") as file:
-            separator = separator_of(file.readline().removeprefix("\ufeff"), config)
-    return entries, [prompt for _, prompt in read_entries], separator
+            separator = sheet.separator(file.readline().removeprefix("\ufeff"))
+    return entries, [prompt for _, prompt in rows], separator
 
 
 def lines(path: Path, config: LabelConfig) -> list[str]:

@@ -5,7 +5,6 @@ x, y = output(explained, "SQ *BLUE HERON", "coffee")     # int64 (1, T) each; y 
 log_probability(model, x, y)                             # in nats
 """
 
-import csv
 import dataclasses
 import os
 from collections import defaultdict
@@ -20,14 +19,13 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, TrainConfig
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.base.files import byte_order_mark
 from tinygpt.checkpoint import store
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.input_files import input_files
-from tinygpt.data.pairs import pair_of
+from tinygpt.data.pairs import read
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.rows import PairRows, Rows
-from tinygpt.data.sheets import PAIR_FILES, entries
+from tinygpt.data.sheets import PAIR_FILES
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.model import GPT
 from tinygpt.training.losses import row_losses
@@ -147,14 +145,9 @@ def lines_of_pairs(dataset: Dataset) -> dict[tuple[str, str], list[str]]:
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
     try:
         options = PrepareConfig(dataset.name, **dataset.meta.get("options", {}))
-        for path in input_files(options.input, PAIR_FILES) if options.input else []:
-            with open(path, "rb") as raw:
-                raw.read(byte_order_mark(raw.peek(3), path, options.encoding))
-                for place, entry in entries(path, raw, options):
-                    try:
-                        places[pair_of(entry, options)].append(place)
-                    except ValueError:  # a line that prepare has left out
-                        continue
-    except (TinyGPTError, OSError, ValueError, TypeError, csv.Error):
+        paths = input_files(options.input, PAIR_FILES) if options.input else []
+        for row, pair in read(paths, options, quiet=True):
+            places[pair].append(row.location)
+    except (TinyGPTError, OSError, ValueError, TypeError):
         places.clear()
     return places

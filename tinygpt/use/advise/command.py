@@ -11,7 +11,6 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.core import PrepareConfig
 from tinygpt.base.configs.use import AdviseConfig
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_lock, strict_json
@@ -27,14 +25,14 @@ from tinygpt.base.process import ended_by_sigterm
 from tinygpt.base.terminal import duration, print_error
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.checkpoint.store import load
-from tinygpt.data.pairs import labels_of, pair_of
-from tinygpt.data.sheets import converted
+from tinygpt.data.pairs import labels_of
+from tinygpt.data.sheets import Row, Sheet, unit
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, forget, run, stored
 from tinygpt.examine.experiment.summary import write
 from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.use.advise import contenders, labeller, summary
 from tinygpt.use.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, Data, Training
-from tinygpt.use.advise.look import FEW, Finding, across, as_text, look, unseen
+from tinygpt.use.advise.look import FEW, Finding, Line, across, as_text, look, unseen
 from tinygpt.use.advise.split import Split, parsed_times, split
 
 MOST = 20_000  # lines; of more, a random sample is used
@@ -54,19 +52,19 @@ def advise(config: AdviseConfig) -> None:
     """Advise, print the answer and write the page. Errors: TinyGPTError."""
     require_installed("tinygpt advise", "sklearn", "jinja2", "matplotlib")
     budget, path, folder = seconds_of(config.budget), Path(config.pairs), Path(config.out_dir)
-    data, lines, extra = read_data(config, path)
+    data, by, times = read_data(config, path)
     models = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     if config.pretrained:
         models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
         tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
     settings = {key: getattr(config, key) for key in SETTINGS}
-    divided = split(data.prompts, data.truth, extra["by"], extra["time"])
+    divided = split(data.prompts, data.truth, by, times)
     screen = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
     with folder_lock(folder, "advice"), ended_by_sigterm(), screen:
         print(f"{path}: {data}; budget {duration(budget)}\n")
         examiner = Examiner(config, data, divided, folder, Identity("advise", path.name, settings, models), budget)
         results = examiner.results()
-        report = summary.Report(data, divided, results, lines)
+        report = summary.Report(data, divided, results)
         text = report.summary._replace(tables=report.summary.tables[:-1])  # the last, of the data, was printed first
         print(f"\n{text.as_text()}\n")
         for written in write(report.summary, folder, "advise", command="advise"):
@@ -90,47 +88,41 @@ def seconds_of(text: str) -> float:
 # ---- the examples -----------------------------------------------------------------------------------------------
 
 
-def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[int], dict[str, Any]]:
-    """Read the examples; return them, the numbers of their lines, and their groups and times. Errors: TinyGPTError."""
-    options = {key: getattr(config, key) for key in ("prompt_field", "response_field", "encoding", "skip_bad")}
-    reading = PrepareConfig("advise", format="pairs", **options)
-    entries = list(converted([path], reading, lambda entry: (pair_of(entry, reading), entry)))
-    numbers = list(range(1, len(entries) + 1))
-    if len(entries) < FEWEST:
-        raise TinyGPTError(f"{path}: too few examples ({len(entries)}) to test anything", f"label at least {FEWEST}")
-    if len(entries) > MOST:
-        chosen = np.sort(np.random.default_rng(1).choice(len(entries), MOST, replace=False))
-        print_error(f"note: {path} has {len(entries):,} examples; a random sample of {MOST:,} is used")
-        entries, numbers = [entries[index] for index in chosen], [int(index) + 1 for index in chosen]
-    pairs = [pair for pair, _ in entries]
-    labels = sorted({label for _, label in pairs})
+def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[str] | None, np.ndarray | None]:
+    """Read the examples; return them, and their groups or times, if these are asked for. Errors: TinyGPTError."""
+    keys = ("prompt_field", "response_field", "by", "time")
+    columns = {f"--{key}": getattr(config, key) for key in keys if getattr(config, key)}
+    sheet = Sheet([path], columns, config.encoding, config.skip_bad)
+    examples = list(sheet.rows(lambda row: example(row, config)))
+    if len(examples) < FEWEST:
+        raise TinyGPTError(f"{path}: too few examples ({len(examples)}) to test anything", f"label at least {FEWEST}")
+    if len(examples) > MOST:
+        chosen = np.sort(np.random.default_rng(1).choice(len(examples), MOST, replace=False))
+        print_error(f"note: {path} has {len(examples):,} examples; a random sample of {MOST:,} is used")
+        examples = [examples[index] for index in chosen]
+    rows = [row for row, _ in examples]
+    prompts, responses, further = map(list, zip(*(values for _, values in examples), strict=True))
+    labels = sorted(set(responses))
     if len(labels) == 1:
-        raise TinyGPTError(f"{path}: all examples have the label {pairs[0][1][:40]!r}", "add examples of another label")
-    if not labels_of(pairs) and len(labels) * FEW > len(pairs):  # here there may be more labels than in other tasks
-        problem = f"{path}: {len(labels):,} different responses in {len(pairs):,} examples are free text, not labels"
+        raise TinyGPTError(f"{path}: all examples have the label {labels[0][:40]!r}", "add examples of another label")
+    if not labels_of(responses) and len(labels) * FEW > len(rows):  # here there may be more labels than in other tasks
+        problem = f"{path}: {len(labels):,} different responses in {len(rows):,} examples are free text, not labels"
         command = suggest.command("prepare", "mine", f"--input={path}", "--format=pairs")
         raise TinyGPTError(problem, f"{command}, then tinygpt finetune --dataset=mine and tinygpt eval --task=mine")
     index_of = {label: index for index, label in enumerate(labels)}
-    truth = np.array([index_of[label] for _, label in pairs])
-    data = Data([prompt for prompt, _ in pairs], truth, labels)
-    by, times = (column_of(entries, name, path) for name in (config.by, config.time))
-    return data, numbers, {"by": by, "time": None if times is None else parsed_times(times, config.time)}
+    truth = np.array([index_of[label] for label in responses])
+    data = Data(prompts, truth, labels, [row.number for row in rows], unit(path))
+    times = parsed_times(further, config.time, [row.location for row in rows]) if config.time else None
+    return data, further if config.by else None, times
 
 
-def column_of(entries: Sequence[tuple[Any, Any]], name: str, path: Path) -> list[str] | None:
-    """Return a further column. Errors: TinyGPTError if there is none, or it is empty in a line."""
-    if not name:
-        return None
-    columns = [key for key in entries[0][1] if key]
-    if name not in columns:
-        close = [column for column in columns if column.casefold() == name.casefold()]
-        problem = f"{path}: no column {name}; the columns are {', '.join(columns)}"
-        raise TinyGPTError(problem, suggest.quoted(close[0]) if close else "the name of one of them")
-    values = [str(entry.get(name) or "").strip() for _, entry in entries]
-    if "" in values:
-        number = values.index("") + 1
-        raise TinyGPTError(f"{path}: example {number} has no {name}", f"fill in {name}, or leave these lines out")
-    return values
+def example(row: Row, config: AdviseConfig) -> tuple[str, str, str]:
+    """Return the prompt, the label, and the group or time, which of JSON Lines may be a number. Errors: ValueError."""
+    column = config.by or config.time
+    further = row.cells.get(column, "")
+    if column and not isinstance(further, int | float):
+        further = row.text(column)
+    return row.text(config.prompt_field), row.text(config.response_field), str(further)
 
 
 # ---- the stages -------------------------------------------------------------------------------------------------
@@ -154,7 +146,7 @@ class Examiner:
             self._run(name, 5, partial(contenders.measure_cheap, name, self.data, self.split))
         for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
             self._language_model(name, share)
-        report = summary.Report(self.data, self.split, self._run_all(), [])
+        report = summary.Report(self.data, self.split, self._run_all())
         name, cheap = report.advice.name, [name for name in contenders.cheap(self.data) if name != MAJORITY]
         best = name if name in cheap else max(cheap, key=lambda name: report.right(name).sum())
         for share in CURVE:
@@ -175,8 +167,9 @@ class Examiner:
 
     def _look(self) -> list[Any]:
         labels = [self.data.labels[index] for index in self.data.truth]
-        findings = look(list(zip(self.data.prompts, labels, strict=True)), self.data.labels)
-        findings += across(self.data.prompts, self.split.folds)
+        places = [f"{self.data.unit} {number}" for number in self.data.numbers]
+        lines = list(map(Line, self.data.prompts, labels, places))
+        findings = look(lines, self.data.labels) + across(lines, self.split.folds)
         return findings + unseen(self.data.truth, self.data.labels, self.split.folds)
 
     def _language_model(self, name: str, share: float) -> None:
@@ -218,7 +211,7 @@ class Examiner:
     def _keep(self, name: str) -> dict[str, Any]:
         """Train the advised contender on all lines, and store it with its threshold."""
         results, config = run(self.folder, self.identity, self.stages[:-1]), self.config
-        report = summary.Report(self.data, self.split, results, [])
+        report = summary.Report(self.data, self.split, results)
         iterations = report.measured[name][0].get("iterations", 0)
         row = next(row for row in report.contenders if row["name"] == name)
         about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}

@@ -49,11 +49,13 @@ PRETRAINED_TESTED = 200  # lines, since each takes a large part of a second
 
 
 class Data(NamedTuple):
-    """The examples: prompts, the index of each label, int64 (n,), and the labels."""
+    """The examples: prompts, the index of each label, int64 (n,), and the labels; the number of each in the file."""
 
     prompts: list[str]
     truth: np.ndarray
     labels: list[str]
+    numbers: Sequence[int] = ()
+    unit: str = "line"  # that the numbers count: a line, or a row in Excel
 
     def pick(self, lines: np.ndarray) -> tuple[list[str], np.ndarray]:
         return [self.prompts[line] for line in lines], self.truth[lines]

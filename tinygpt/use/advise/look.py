@@ -1,6 +1,7 @@
 """Look at labelled examples before training: duplicates, contradictions, rare labels, and likely personal data.
 
-print(*as_text(look([("card lost", "card"), ("loan rate?", "loan")], ["card", "loan"])), sep="\\n")
+lines = [Line("card lost", "card", "line 2"), Line("loan rate?", "loan", "line 3")]
+print(*as_text(look(lines, ["card", "loan"])), sep="\\n")
 
 Likely personal data are masked wherever examples are shown.
 """
@@ -8,7 +9,7 @@ Likely personal data are masked wherever examples are shown.
 import re
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,6 @@ import numpy as np
 from tinygpt.base.errors import library
 from tinygpt.base.terminal import cut, escaped, progress
 from tinygpt.data.pairs import normalised
-from tinygpt.data.tasks import Pair
 from tinygpt.examine.experiment.summary import COLUMNS, Table
 from tinygpt.use.advise.personal import masked
 
@@ -24,87 +24,100 @@ FEW = 10  # examples: a label with fewer can be neither learned nor tested
 MANY = 12  # labels that are listed
 THRESHOLD = 0.9  # cosine of near duplicates
 BLOCK = 256  # prompts that all others are compared with at once: for 20,000 prompts a matrix of 40 MB
-SHOWN = 70  # characters of an example
+SHOWN = 70  # characters of an example, after its places
+PLACES = 3  # that are named with an example
+
+
+class Line(NamedTuple):
+    prompt: str
+    label: str
+    place: str  # in the file: `line 5`, or `row 5` of an Excel sheet
 
 
 class Finding(NamedTuple):
     name: str
     count: int  # type: ignore[assignment] # hides tuple.count, which nobody calls
     what: str  # was found: a sentence with the count
-    examples: list[str]  # up to two
+    examples: list[str]  # up to two, each with its places
     advice: str  # what to do; empty if nothing has to be done
 
 
-def look(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
+def look(lines: Sequence[Line], labels: Sequence[str]) -> list[Finding]:
     """Describe examples, and find what is wrong with them; the first three findings are always there.
 
-    pairs: (prompt, label), one or more. labels: all that there are.
+    lines: one or more. labels: all that there are.
     Errors: TinyGPTError if scikit-learn is not installed.
     """
-    problems = [contradictions(pairs), near(pairs), *too_little(pairs, labels), personal_data(pairs)]
-    return [*described(pairs, labels), duplicates(pairs), *(finding for finding in problems if finding.count)]
+    problems = [contradictions(lines), near(lines), *too_little(lines, labels), personal_data(lines)]
+    return [*described(lines, labels), duplicates(lines), *(finding for finding in problems if finding.count)]
 
 
-def described(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
-    n, counts = len(pairs), Counter(response for _, response in pairs)
+def grouped(lines: Sequence[Line], key: Callable[[Line], Hashable]) -> list[list[Line]]:
+    """Group lines with equal keys; the groups and the lines of each keep their order."""
+    groups = defaultdict[Hashable, list[Line]](list)
+    for line in lines:
+        groups[key(line)].append(line)
+    return list(groups.values())
+
+
+def described(lines: Sequence[Line], labels: Sequence[str]) -> list[Finding]:
+    n, counts = len(lines), Counter(line.label for line in lines)
     ranked = sorted(labels, key=lambda label: -counts[label])
     rarest = f"; the rarest: {listed(ranked[-1:], counts)}" if len(labels) > MANY else ""
     what = f"Examples: {n:,}. Labels: {len(labels):,} ({listed(ranked, counts)}{rarest})."
     advice = ""
     if (share := counts[ranked[0]] / n) >= 0.8:
         advice = f"Always answering {shown(ranked[0], 30)} has an accuracy of {share:.0%}: compare macro-F1, too."
-    ordered = sorted((prompt for prompt, _ in pairs), key=len)
-    longest, (middle, high) = len(ordered[-1]), np.percentile([len(prompt) for prompt in ordered], [50, 95])
+    ordered = sorted(lines, key=lambda line: len(line.prompt))
+    longest, (middle, high) = len(ordered[-1].prompt), np.percentile([len(line.prompt) for line in lines], [50, 95])
     size = f"Characters of a prompt: median {middle:,.0f}, 95th percentile {high:,.0f}, longest {longest:,}."
     several = "Look at the longest prompts: several texts may have become one." if longest > 10 * high else ""
     first = Finding("examples and labels", n, what, [], advice)
-    return [first, Finding("lengths", n, size, [shown(ordered[0]), shown(ordered[-1])], several)]
+    return [first, Finding("lengths", n, size, [prompt_of(ordered[0]), prompt_of(ordered[-1])], several)]
 
 
-def duplicates(pairs: Sequence[Pair]) -> Finding:
-    keys = [(normalised(prompt), response) for prompt, response in pairs]
-    counts, first = Counter(keys), dict(zip(reversed(keys), reversed(pairs), strict=True))
-    count, examples = len(keys) - len(counts), [arrow(*first[key]) for key, n in counts.most_common(2) if n > 1]
+def duplicates(lines: Sequence[Line]) -> Finding:
+    groups = grouped(lines, lambda line: (normalised(line.prompt), line.label))
+    count = len(lines) - len(groups)
+    examples = [arrow(group) for group in sorted(groups, key=len, reverse=True)[:2] if len(group) > 1]
     what = f"Lines that repeat an earlier one (the same letters and digits, the same response): {count:,}."
     advice = "Keep one of each, unless prompts repeat like this in use." if count else ""
     return Finding("exact duplicates", count, what, examples, advice)
 
 
-def contradictions(pairs: Sequence[Pair]) -> Finding:
+def contradictions(lines: Sequence[Line]) -> Finding:
     """Find prompts, equal in every character, that occur with several labels."""
-    responses = defaultdict[str, Counter[str]](Counter)
-    for prompt, response in pairs:
-        responses[prompt][response] += 1
-    several = {prompt: counts for prompt, counts in responses.items() if len(counts) > 1}
-    ceiling = 100 * sum(max(counts.values()) for counts in responses.values()) / len(pairs)
+    by_label = [grouped(group, lambda line: line.label) for group in grouped(lines, lambda line: line.prompt)]
+    several = [groups for groups in by_label if len(groups) > 1]
+    ceiling = 100 * sum(max(map(len, groups)) for groups in by_label) / len(lines)
     what = f"Prompts that occur with different labels: {len(several):,}, so the highest possible accuracy on these "
-    examples = [arrow(prompt, " | ".join(counts)) for prompt, counts in [*several.items()][:2]]
+    examples = [arrow([group[0] for group in groups]) for groups in several[:2]]
     advice = "Choose one of the labels for each, or add to the prompt what tells the cases apart."
     return Finding("different labels", len(several), f"{what}lines is {ceiling:.1f}%.", examples, advice)
 
 
-def near(pairs: Sequence[Pair]) -> Finding:
-    firsts = dict(reversed(pairs))  # the first response to each prompt; other responses are contradictions
-    lines = [*{(normalised(pair[0]), pair[1]): pair for pair in firsts.items()}.values()][::-1]
-    found = near_duplicates([prompt for prompt, _ in lines])
-    differ = [(i, j) for i, j in found if lines[i][1] != lines[j][1]]
+def near(lines: Sequence[Line]) -> Finding:
+    prompts = [group[0] for group in grouped(lines, lambda line: line.prompt)]  # other labels are contradictions
+    firsts = [group[0] for group in grouped(prompts, lambda line: (normalised(line.prompt), line.label))]
+    found = near_duplicates([line.prompt for line in firsts])
+    differ = [(i, j) for i, j in found if firsts[i].label != firsts[j].label]
     what = f"Prompts that nearly repeat an earlier one (cosine of TF-IDF character trigrams from {THRESHOLD:g}): "
     what += f"{len(found):,}, {len(differ):,} of them with another label."
-    examples = [arrow(*lines[index]) for pair in (differ or found)[:1] for index in pair]
+    examples = [arrow([firsts[index]]) for pair in (differ or found)[:1] for index in pair]
     advice = "Keep near duplicates in one split: a test on them does not show how a model does on new prompts."
     return Finding("near duplicates", len(found), what, examples, "Check labels that differ. " * bool(differ) + advice)
 
 
-def across(prompts: Sequence[str], folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Finding]:
+def across(lines: Sequence[Line], folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Finding]:
     """Count the tested lines that nearly repeat a training line of their fold. folds: as in `Split`."""
-    found, examples = near_duplicates(prompts), list[str]()
+    found, examples = near_duplicates([line.prompt for line in lines]), list[str]()
     tested = set[int]()
     for train, test in folds:
         sides = {**dict.fromkeys(train.tolist(), 0), **dict.fromkeys(test.tolist(), 1)}
         for pair in found:
             if all(line in sides for line in pair) and sides[pair[0]] != sides[pair[1]]:
                 tested.add(pair[sides[pair[1]]])
-                examples += [shown(prompts[line]) for line in pair] if not examples else []
+                examples += [prompt_of(lines[line]) for line in pair] if not examples else []
     if not tested:
         return []
     what = f"Tested lines that nearly repeat a training line: {len(tested):,}."
@@ -123,27 +136,29 @@ def unseen(truth: np.ndarray, labels: Sequence[str], folds: Sequence[tuple[np.nd
     return [Finding("unseen labels", len(new), what, [], advice)]
 
 
-def too_little(pairs: Sequence[Pair], labels: Sequence[str]) -> list[Finding]:
-    counts = Counter(response for _, response in pairs)
+def too_little(lines: Sequence[Line], labels: Sequence[str]) -> list[Finding]:
+    counts = Counter(line.label for line in lines)
     rare = sorted((label for label in labels if counts[label] < FEW), key=lambda label: counts[label])
     what = f"Labels with fewer than {FEW} examples: {len(rare):,} ({listed(rare, counts)})."
     advice = "Add examples or merge labels: so few examples are enough neither to learn a label nor to test it."
-    seldom = Finding("rare labels", len(rare), what, [arrow(*pair) for pair in pairs if pair[1] in rare][:2], advice)
-    tiny = [arrow(*pair) for pair in pairs if len(pair[0].strip()) < 2]
+    seldom = Finding(
+        "rare labels", len(rare), what, [arrow([line]) for line in lines if line.label in rare][:2], advice
+    )
+    tiny = [arrow([line]) for line in lines if len(line.prompt.strip()) < 2]
     what = f"Prompts that are empty or a single character: {len(tiny):,}."
     return [seldom, Finding("tiny prompts", len(tiny), what, tiny[:2], "Remove them, unless they occur in use.")]
 
 
-def personal_data(pairs: Sequence[Pair]) -> Finding:
+def personal_data(lines: Sequence[Line]) -> Finding:
     kinds, examples, count = Counter[str](), dict[str, str](), 0
-    for pair in pairs:
-        found = {kind: text for text, some in map(masked, pair) for kind in some}
+    for line in lines:
+        found = {kind: text for text, some in map(masked, line[:2]) for kind in some}
         kinds.update(found.keys())
         count += bool(found)
         for kind, text in found.items():
             match = re.search(r"…@|\d\D{0,2}x", text)
             at = max(0, match.start() - 25) if match else 0
-            examples.setdefault(kind, cut(escaped("…" * (at > 0) + text[at:]), SHOWN))
+            examples.setdefault(kind, f"{line.place}: {cut(escaped('…' * (at > 0) + text[at:]), SHOWN)}")
     listing = ", ".join(f"{kind} in {n:,}" for kind, n in kinds.most_common())
     what = f"Lines with likely personal data: {count:,} ({listing}); names and addresses are not looked for."
     advice = (
@@ -176,8 +191,15 @@ def shown(text: str, width: int = SHOWN) -> str:
     return cut(escaped(masked(text)[0]), width)
 
 
-def arrow(prompt: str, response: str) -> str:
-    return f"{shown(prompt, 48)} → {shown(response, 19)}"
+def prompt_of(line: Line) -> str:
+    return f"{line.place}: {shown(line.prompt)}"
+
+
+def arrow(lines: Sequence[Line]) -> str:
+    """Show the places, the prompt and the labels of lines with the same prompt."""
+    places = [line.place for line in lines[:PLACES]] + ["..."] * (len(lines) > PLACES)
+    labels = " | ".join(dict.fromkeys(line.label for line in lines))
+    return f"{', '.join(places)}: {shown(lines[0].prompt, 48)} → {shown(labels, 19)}"
 
 
 def listed(labels: Sequence[str], counts: Counter[str]) -> str:

@@ -111,17 +111,17 @@ def clusters_of(names: Sequence[str]) -> np.ndarray:
     return np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1]
 
 
-def parsed_times(texts: Sequence[str], column: str) -> np.ndarray:
-    """Convert dates (ISO 8601, or 31.12.2025) or numbers to float64 (n,). Errors: TinyGPTError that names a line."""
+def parsed_times(texts: Sequence[str], column: str, locations: Sequence[str]) -> np.ndarray:
+    """Convert dates (ISO 8601, or 31.12.2025) or numbers to float64 (n,). Errors: TinyGPTError with its location."""
     with contextlib.suppress(ValueError):
         values = np.array([float(text) for text in texts])
         if np.isfinite(values).all():
             return values
-    return np.array([parsed_time(text.strip(), column, number) for number, text in enumerate(texts, start=1)])
+    return np.array([parsed_time(text.strip(), column, at) for text, at in zip(texts, locations, strict=True)])
 
 
-def parsed_time(text: str, column: str, number: int) -> float:
+def parsed_time(text: str, column: str, location: str) -> float:
     for parse in (datetime.fromisoformat, *((lambda text, form=form: datetime.strptime(text, form)) for form in DATES)):
         with contextlib.suppress(ValueError, OverflowError, OSError):
             return parse(text).timestamp()
-    raise TinyGPTError(f"example {number}: {column} {text[:30]!r} is not a date", "write dates as 2025-12-31")
+    raise TinyGPTError(f"{location}: {column} {text[:30]!r} is not a date", "write dates as 2025-12-31")

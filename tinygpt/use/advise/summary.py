@@ -50,9 +50,8 @@ def measured(results: Results) -> dict[str, list[dict[str, Any]]]:
 class Report:
     """The results as values, and as tables and verdicts."""
 
-    def __init__(self, data: Data, divided: Split, results: Results, numbers: Sequence[int]) -> None:
-        """numbers: of the examples in the file, for messages."""
-        self.data, self.split, self.results, self.numbers = data, divided, results, numbers
+    def __init__(self, data: Data, divided: Split, results: Results) -> None:
+        self.data, self.split, self.results = data, divided, results
         self.measured = measured(results)
         self.tested = {name: tested_of(parts) for name, parts in self.measured.items()}
         self.labels, self.L = data.labels, len(data.labels)
@@ -122,12 +121,15 @@ class Report:
         wrong = np.flatnonzero(~self.right(self.advice.name))
         for position in sorted(wrong, key=lambda position: -tested.confidence[position])[:MISTAKES]:
             line, answer = int(tested.lines[position]), int(tested.predicted[position])
-            row = {
-                "example": self.numbers[line],
-                "prompt": self.data.prompts[line],
-                "label": self.labels[self.data.truth[line]],
-            }
-            rows.append(row | {"answer": self.labels[answer], "probability": float(tested.confidence[position])})
+            rows.append(
+                {
+                    self.data.unit: self.data.numbers[line],
+                    "prompt": self.data.prompts[line],
+                    "label": self.labels[self.data.truth[line]],
+                    "answer": self.labels[answer],
+                    "probability": float(tested.confidence[position]),
+                }
+            )
         return rows
 
     @property
@@ -213,7 +215,7 @@ class Report:
     def _mistakes_table(self) -> Table:
         rows = [
             {
-                "example": f"{row['example']:,}",
+                self.data.unit: str(row[self.data.unit]),
                 "prompt": look.shown(row["prompt"], SHOWN),
                 "label": escaped(row["label"]),
             }
