@@ -103,7 +103,7 @@ class Sheet:
             raise TinyGPTError(problem, "decompress it first")
         with file if ending == ".xlsx" else io.TextIOWrapper(file, self.encoding, newline="") as content:
             if ending == ".xlsx":
-                title, rows, others = read_sheet(path, content, set(self.columns.values()))
+                title, rows, others = read_sheet(path, file, set(self.columns.values()))
                 if others:
                     where += f" sheet {title!r}"
                 if others and not self.quiet:
