@@ -28,7 +28,7 @@ from tinygpt.base import files, threads
 from tinygpt.checkpoint import store
 from tinygpt.data import dataset, rows
 from tinygpt.examine.doctor import machine
-from tinygpt.fast import attention
+from tinygpt.fast.attention import FastSelfAttention
 from tinygpt.fast.decoder import Decoder
 from tinygpt.model import GPT
 from tinygpt.training import run
@@ -279,8 +279,11 @@ def no_gpu() -> None:
 
 def wrong_kernel() -> None:
     """The fast path's attention forgets the mask."""
-    kernel = attention.plain_attention
-    replace(attention, "plain_attention", lambda q, k, v, mask, dropout: kernel(q, k, v, torch.zeros(()), dropout))
+
+    def attend(self: Any, q: Any, k: Any, v: Any, mask: Any, dropout: float = 0.0, fused: bool = True) -> Any:
+        return right(self, q, k, v, mask if fused else torch.zeros(()), dropout, fused)
+
+    right = replace(FastSelfAttention, "attend", attend)
 
 
 def wrong_decoding() -> None:

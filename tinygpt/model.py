@@ -13,8 +13,9 @@ Shapes: B sequences, T positions, C = n_embd, V = vocab_size, S keys (earlier po
 
 import copy
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from tinygpt.options import ACTIVATIONS, NORMS, POSITIONS, GPTConfig, Norm, rotate
 
+Function = Callable[[Tensor], Tensor]
 QK_EPS = 1e-6  # of the normalisation of queries and keys, as in Qwen3
 
 
@@ -32,20 +34,8 @@ class Context:
     """Inputs of a forward pass that all blocks share."""
 
     rotation: Tensor | None  # (2, T, head_dim), or (2, B, 1, T, head_dim): rotation of queries and keys
-    mask: Tensor | None  # (1 or B, 1 or n_head, T, S), added to attention's scores; None: causal, and S = T
+    mask: Tensor | None  # (1 or B, 1 or n_head, T, S), added to attention's scores; None: causal, as in `attend`
     cache: Any = None  # a KVCache, or use/serve/batch.py's BatchCache
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """Compute softmax(q kᵀ / √head_dim + mask) v, with PyTorch's fused kernels (FlashAttention, Dao et al. 2022).
-
-    q (B, n_head, T, head_dim), k and v (B, kv_heads, S, head_dim), mask as in Context; returns the shape of q.
-    """
-    mask = None if mask is None else mask.to(q.dtype)
-    grouped = q.size(1) != k.size(1)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
-    )
 
 
 class CausalSelfAttention(nn.Module):
@@ -71,7 +61,9 @@ class CausalSelfAttention(nn.Module):
         q, k, v = self.split_heads(self.c_attn(x), B, T, context.rotation)
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
-        y = attend(q, k, v, context.mask, self.dropout if self.training else 0.0)
+        mask = None if context.mask is None else context.mask.to(q.dtype)
+        dropout = self.dropout if self.training else 0.0
+        y = self.attend(q, k, v, mask, dropout, self.use_fused(k.size(2), context.cache))
         y = y.transpose(1, 2).reshape(B, T, C)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
 
@@ -86,6 +78,46 @@ class CausalSelfAttention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         return q, k, v
+
+    def use_fused(self, S: int, cache: Any) -> bool:
+        """Return whether `forward` lets PyTorch's fused kernels compute the attention to S keys."""
+        return True
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0, fused: bool = True
+    ) -> Tensor:
+        """Compute softmax(q kᵀ / √head_dim + mask) v: the attention of every path, in training and in decoding.
+
+        q (B, n_head, T, head_dim), k and v (B, kv_heads, S, head_dim); returns the shape of q. mask: (1 or B,
+        1 or n_head, T, S), in the dtype of q; None: causal. The queries belong to the last T of the S positions, so
+        a single query attends to every key. fused: compute the same by PyTorch's kernels, which do not store the
+        scores. They know no other scores or weights than these, and a mask of None only for T = 1 and T = S.
+        """
+        if fused:
+            return fused_attention(q, k, v, mask, dropout)
+        (B, n_head, T, head_dim), kv_heads, S = q.shape, k.size(1), k.size(2)
+        mask = causal_mask(T, S, q.dtype, q.device) if mask is None else mask
+        # the queries of a group, which share keys, are rows of one product
+        scores = (q * head_dim**-0.5).reshape(B, kv_heads, -1, head_dim) @ k.transpose(2, 3)
+        scores = scores.view(B, n_head, T, S) + mask
+        weights = F.dropout(scores.softmax(-1), dropout)
+        return (weights.view(B, kv_heads, -1, S) @ v).view(B, n_head, T, head_dim)
+
+
+@functools.lru_cache(maxsize=2)
+def causal_mask(T: int, S: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Make the mask (T, S) of the last T of S positions: zero for a key that is not later, else minus infinity."""
+    return torch.full((T, S), -math.inf, dtype=dtype, device=device).triu(S - T + 1)
+
+
+def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Compute CausalSelfAttention.attend by PyTorch's fused kernels (FlashAttention, Dao et al. 2022)."""
+    T, S, grouped = q.size(2), k.size(2), q.size(1) != k.size(1)
+    if grouped and T < S and mask is None:  # T = 1: the queries of a group as rows, without copies of shared keys
+        rows = q.reshape(q.size(0), k.size(1), -1, q.size(3))
+        return F.scaled_dot_product_attention(rows, k, v, dropout_p=dropout).reshape(q.shape)
+    causal = mask is None and T == S
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=grouped)
 
 
 class MLP(nn.Module):
@@ -194,8 +226,7 @@ class GPT(nn.Module):
         x = self.residual(idx, cache)
         if targets_only and targets is not None:
             x, targets = x[targets >= 0], targets[targets >= 0]  # (N, C) and (N,)
-        x = self.transformer["ln_f"](x[:, -1:] if last_only else x)
-        logits = self.lm_head(x).float()
+        logits = self.logits(x[:, -1:] if last_only else x, self.transformer["ln_f"], self.lm_head)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-1)
@@ -218,6 +249,11 @@ class GPT(nn.Module):
         if cache is not None:
             cache.advance(idx)
         return x
+
+    def logits(self, x: Tensor, norm: Function, linear: Function) -> Tensor:
+        """Compute the logits, float32 (..., V), from the residual stream x (..., C): the head of every path, with the
+        functions by which the path computes the final norm and the product with the head's weights."""
+        return linear(norm(x)).float()
 
     def context(self, queries: Tensor, cache: Any = None) -> Context:
         """Build the context of a forward pass over the tokens at the positions `queries`, int64 (T,).

@@ -1,34 +1,24 @@
 """Attention for a small model on a CPU: plain matrix products and a softmax instead of PyTorch's fused call, whose
 backward pass is slow for contexts of up to some hundred tokens (docs/EXPERIMENTS.md)."""
 
-import functools
-import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tinygpt.fast.norm import rms_norm
-from tinygpt.model import QK_EPS, CausalSelfAttention, Context, KVCache, attend
+from tinygpt.model import QK_EPS, CausalSelfAttention, KVCache
 from tinygpt.options import GPTConfig, rotate
 
 LONGEST = 512  # up to this context plain products are faster than the fused call
 
 
 class FastSelfAttention(CausalSelfAttention):
-    """The same function of the same parameters as CausalSelfAttention; for decoding it calls that class."""
+    """The same function of the same parameters as CausalSelfAttention, by other kernels in training."""
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        if context.cache is not None and not isinstance(context.cache, SharedPrefix):
-            return super().forward(x, context)
-        B, T, C = x.size()
-        q, k, v = self.split_heads(self.c_attn(x), B, T, context.rotation)
-        if context.cache is not None:
-            k, v = context.cache.extend(self.layer, k, v)
-        attention = attend if k.size(2) > LONGEST else plain_attention
-        y = attention(q, k, v, context.mask, self.dropout if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+    def use_fused(self, S: int, cache: Any) -> bool:
+        decoding = cache is not None and not isinstance(cache, SharedPrefix)
+        return decoding or S > LONGEST
 
     def split_heads(self, qkv: Tensor, B: int, T: int, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Compute CausalSelfAttention.split_heads, for queries and keys together."""
@@ -46,21 +36,6 @@ class FastSelfAttention(CausalSelfAttention):
             return None
         norms = (self.q_norm, self.k_norm)
         return torch.cat([norm.weight.expand(heads, -1) for norm, heads in zip(norms, self.heads, strict=False)])
-
-
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Compute `attend` by plain products: the queries of a group, which share keys, are rows of one product."""
-    B, n_head, T, head_dim = q.shape
-    scores = (q * head_dim**-0.5).reshape(B, k.size(1), -1, head_dim) @ k.transpose(2, 3)  # (B, kv_heads, group T, S)
-    scores = scores.view(B, n_head, T, -1) + (causal_mask(T, q.dtype) if mask is None else mask.to(q.dtype))
-    weights = F.dropout(scores.softmax(-1), dropout)
-    return (weights.view(B, k.size(1), -1, k.size(2)) @ v).view(B, n_head, T, head_dim)
-
-
-@functools.lru_cache(maxsize=2)
-def causal_mask(T: int, dtype: torch.dtype) -> Tensor:
-    """Make the mask (T, T) that is added to the scores: zero on and below the diagonal, minus infinity above."""
-    return torch.full((T, T), -math.inf, dtype=dtype).triu(1)
 
 
 class SharedPrefix(KVCache):

@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinygpt.model import GPT, QK_EPS, Block, KVCache, shift
+from tinygpt.model import GPT, QK_EPS, Block, Function, KVCache, shift
 from tinygpt.options import rotate
-
-Function = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(slots=True)
@@ -67,8 +65,7 @@ class Decoder(KVCache):
         self.wpe, self.wbe = (transformer[name].weight if name in transformer else None for name in ("wpe", "wbe"))
         self.blocks = [layout_block(block) for block in transformer["h"]]
         self.ln_f = norm(transformer["ln_f"])
-        position = torch.zeros(1, dtype=torch.long)
-        self.biased = model.position.bias(position, position) is not None
+        self.masked = model.context(torch.zeros(1, dtype=torch.long)).mask is not None  # also a single token
         self.rotation: Tensor | None = None  # of the positions from rotation_start on
         self.rotation_start = self.rotation_end = 0
 
@@ -85,15 +82,14 @@ class Decoder(KVCache):
         x = x.view(B * T, -1)
         slot, filled = start % self.block_size, min(start + T, self.block_size)
         new, cached = self.keys_values.narrow(4, slot, T).unbind(), self.keys_values.narrow(4, 0, filled).unbind()
-        for layer, (ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj, activate) in enumerate(self.blocks):
+        for layer, (ln_1, c_attn, attend, attn_proj, ln_2, c_fc, mlp_proj, activate) in enumerate(self.blocks):
             qkv = c_attn(self._shifted(ln_1(x), T, layer, 0))
             q = self._split_heads(qkv, rotation, layer, new[layer])
-            k, v = cached[layer].unbind()
-            y = grouped_attention(q, k, v, mask)
+            y = attend(q, *cached[layer].unbind(), mask)
             x = attn_proj.onto(x, y.transpose(1, 2).reshape(B * T, -1))
             x = mlp_proj.onto(x, activate(c_fc(self._shifted(ln_2(x), T, layer, 1))))
         self.advance(idx)
-        return self.head(self.ln_f(x if T == 1 else x.view(B, T, -1)[:, -1])).float()
+        return self.model.logits(x if T == 1 else x.view(B, T, -1)[:, -1], self.ln_f, self.head)
 
     def _split_heads(self, qkv: Tensor, rotation: Tensor | None, layer: int, new: Tensor) -> Tensor:
         """Write keys and values to `new` (2, B, kv_heads, T, head_dim), and return q (B, n_head, T, head_dim)."""
@@ -109,8 +105,8 @@ class Decoder(KVCache):
         return parts[0]
 
     def _mask(self, T: int) -> Tensor | None:
-        """Return the mask of the next T tokens; None for a single token without a bias, which attends to every key."""
-        if T == 1 and not self.biased:
+        """Return the mask of the next T tokens; None for a single token that attends to every key."""
+        if T == 1 and not self.masked:
             return None
         mask = self.model.context(self.query_positions(T), self).mask
         return None if mask is None else mask.to(self.wte.dtype)
@@ -136,20 +132,12 @@ class Decoder(KVCache):
         return shifted.flatten(0, 1)
 
 
-def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Compute `attend` without copies of shared keys: the queries of a group are rows that attend to the same keys."""
-    if q.size(1) == k.size(1):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    if q.size(2) > 1 or mask is not None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-    grouped = q.reshape(q.size(0), k.size(1), -1, q.size(3))  # (B, kv_heads, n_head / kv_heads, head_dim)
-    return F.scaled_dot_product_attention(grouped, k, v).reshape(q.shape)
-
-
-def layout_block(block: Block) -> tuple[Function, Product, Product, Function, Product, Product, Function]:
-    """Return ln_1, c_attn, c_proj of attention, ln_2, c_fc, c_proj of the MLP, and the activation."""
+def layout_block(
+    block: Block,
+) -> tuple[Function, Product, Callable[..., Tensor], Product, Function, Product, Product, Function]:
+    """Return ln_1, c_attn, `attend`, c_proj of attention, ln_2, c_fc, c_proj of the MLP, and the activation."""
     attn, mlp = block.attn, block.mlp
-    attention = norm(block.ln_1), layout(attn.c_attn), layout(attn.c_proj)
+    attention = norm(block.ln_1), layout(attn.c_attn), attn.attend, layout(attn.c_proj)
     return *attention, norm(block.ln_2), layout(mlp.c_fc), layout(mlp.c_proj), mlp.activate
 
 
