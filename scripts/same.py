@@ -206,21 +206,45 @@ def write_inputs(folder: Path) -> None:
 # ---- record ------------------------------------------------------------------------------------------------------
 
 
+# Run each command line in a process of its own, forked from one that has imported PyTorch, which takes a second.
+FORKS = """
+import json, os, runpy, signal, sys, torch
+for line in sys.stdin:
+    args, *paths = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(PATIENCE)
+        for number, path in enumerate(paths):
+            os.dup2(os.open(path, [os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC][number > 0], 0o600), number)
+        sys.stdin = open(0, closefd=False)
+        sys.argv = ["tinygpt", *args]
+        runpy.run_module("tinygpt", run_name="__main__", alter_sys=True)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+""".replace("PATIENCE", str(PATIENCE))
+
+
 class Scene:
     """A folder in which the lines of a scene run in their order."""
 
-    def __init__(self, name: str, root: Path, checkout: Path, lines: list[str]) -> None:
+    def __init__(self, name: str, root: Path, lines: list[str]) -> None:
         self.name, self.lines = name, lines
         self.folder = root / name
         self.ready = threading.Event()
         self.records: dict[str, Any] = {}
         self.counts: Counter[str] = Counter()
         self.server: subprocess.Popen[str] | None = None
+        self.forks: subprocess.Popen[str] | None = None
         self.port = 0
-        self.places = {"<folder>": self.folder, "<root>": root, "<checkout>": checkout, "<prefix>": Path(sys.prefix)}
+        self.places = {"<folder>": self.folder, "<root>": root, "<prefix>": Path(sys.prefix)}
         self.env = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
-        self.env |= {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
-        self.env |= {"HOME": str(root / "home"), "TMPDIR": str(root / "tmp"), "PYTHONPYCACHEPREFIX": str(root / "code")}
+        self.env |= {
+            "PYTHONPATH": str(root / "checkout"),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "80",
+            "HF_HUB_OFFLINE": "1",
+        }
+        self.env |= {"HOME": str(root / "home"), "TMPDIR": str(root / "tmp")}
 
     def run(self, base: "Scene | None") -> None:
         """Run every line. The folder begins as a copy of that of `base`."""
@@ -231,13 +255,17 @@ class Scene:
                 shutil.copytree(base.folder, self.folder)
             else:
                 write_inputs(self.folder)
+            argv = [sys.executable, "-c", FORKS]
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self.forks = subprocess.Popen(argv, cwd=self.folder, env=self.env, **pipes)
             for line in self.lines:
                 self.line(line)
             print(f"{self.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         finally:
             self.ready.set()
-            if self.server:
-                self.server.kill()
+            for process in (self.server, self.forks):
+                if process:
+                    process.kill()
 
     def line(self, line: str) -> None:
         """Run a line: a command of the shell, a request, the end of the server, or a command of tinygpt."""
@@ -269,10 +297,13 @@ class Scene:
     def command(self, line: str) -> tuple[int, str, str]:
         """Run a command line of tinygpt; standard input is what follows <<."""
         args, _, given = line.partition("<<")
-        argv = [sys.executable, "-m", "tinygpt", *shlex.split(args)]
-        given = given.lstrip().replace("\\n", "\n")
-        done = subprocess.run(argv, cwd=self.folder, env=self.env, input=given, **OUTPUT)
-        return done.returncode, done.stdout, done.stderr
+        paths = [self.folder.parent / f"{self.name}.{stream}" for stream in ("in", "out", "err")]
+        paths[0].write_text(given.lstrip().replace("\\n", "\n"))
+        assert self.forks and self.forks.stdin and self.forks.stdout
+        print(json.dumps([shlex.split(args), *map(str, paths)]), file=self.forks.stdin, flush=True)
+        status = int(self.forks.stdout.readline())
+        out, err = (path.read_text(errors="replace") for path in paths[1:])
+        return status, out, err
 
     def start(self, line: str) -> None:
         """Start a server, and wait until it answers."""
@@ -334,7 +365,9 @@ def record(checkout: Path, only: str) -> dict[str, Any]:
         root = Path(temporary)
         for name in ("home", "tmp"):
             (root / name).mkdir()
-        scenes = {name: Scene(name, root, checkout, lines) for name, (_, lines) in table.items()}
+        for name in ("tinygpt", "configs"):  # a copy, so that nothing is written into the checkout
+            shutil.copytree(checkout / name, root / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        scenes = {name: Scene(name, root, lines) for name, (_, lines) in table.items()}
         argv = [sys.executable, "-c", "import matplotlib.font_manager"]  # builds a cache, and says so
         subprocess.run(argv, env=next(iter(scenes.values())).env, check=True, **OUTPUT)
         for running in [pool.submit(scene.run, scenes.get(table[name][0])) for name, scene in scenes.items()]:
