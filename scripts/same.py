@@ -37,6 +37,7 @@ import torch
 SCENES = Path(__file__).with_suffix(".txt")
 WORKERS = 2
 PATIENCE = 600  # seconds for a command
+FIXED = {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "LANG": "C.UTF-8", "PATH": os.environ["PATH"]}
 LONGEST = 60_000  # characters of a text that is stored; of a longer one only its hash
 SHOWN = 30  # lines of a difference
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
@@ -60,6 +61,8 @@ MASKS = [
     (r"(?m)^(time|memory): .* to .*", r"\1: <measured>"),
     (rf"{NUMBER} s( *</?t?[|d].*?){NUMBER} ms\b", r"<time>\1<time>"),  # a table of advise
     (rf"{NUMBER} s +\| +{NUMBER} ms +", "<time> | <time> "),
+    (rf"(?m)^( *\d+[ ,]+\w+-[0-9a-f]{{4}}[ ,].*)(?:[ ,]+{NUMBER}){{3}}$", r"\1 <times>"),  # of lab race
+    (rf"(budget is now about) {NUMBER} (?:s|min)", r"\1 <time>"),
     (rf"free disk space {NUMBER} GB", "free disk space <size>"),
     (r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d\S*", "<date>"),
     (r"(127\.0\.0\.1|localhost):\d+", r"\1:<port>"),
@@ -237,14 +240,8 @@ class Scene:
         self.forks: subprocess.Popen[str] | None = None
         self.port = 0
         self.places = {"<folder>": self.folder, "<root>": root, "<prefix>": Path(sys.prefix)}
-        self.env = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
-        self.env |= {
-            "PYTHONPATH": str(root / "checkout"),
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "80",
-            "HF_HUB_OFFLINE": "1",
-        }
-        self.env |= {"HOME": str(root / "home"), "TMPDIR": str(root / "tmp")}
+        places = {"PYTHONPATH": root / "checkout", "HOME": root / "home", "TMPDIR": root / "tmp"}
+        self.env = FIXED | {name: str(path) for name, path in places.items()}
 
     def run(self, base: "Scene | None") -> None:
         """Run every line. The folder begins as a copy of that of `base`."""
@@ -266,6 +263,7 @@ class Scene:
             for process in (self.server, self.forks):
                 if process:
                     process.kill()
+                    process.wait()
 
     def line(self, line: str) -> None:
         """Run a line: a command of the shell, a request, the end of the server, or a command of tinygpt."""
