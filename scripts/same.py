@@ -40,7 +40,7 @@ FIXED = {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "LANG":
 LONGEST = 60_000  # characters of a text that is stored; of a longer one only its hash
 SHOWN = 30  # lines of a difference
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
-BY_NAME = (".db", ".db-wal", ".db-shm")  # files with times inside, and event files of TensorBoard
+BY_NAME = (".db", ".db-wal", ".db-shm")  # files with times inside, as event files of TensorBoard
 
 # ---- masks -------------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def write_inputs(folder: Path) -> None:
     text = verses(draw, 500)
     rows = sheet(draw, 240)
     records = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
-    names = {
+    files = {
         "text.txt": text,
         "more/a.txt": verses(draw, 50),
         "more/b.txt": verses(draw, 60),
@@ -92,7 +92,7 @@ def write_inputs(folder: Path) -> None:
         "empty.txt": "",
         "bad.jsonl": '{"prompt": "a", "response": "b"}\n{"prompt": 3\n',
     }
-    for name, content in names.items():
+    for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
