@@ -40,7 +40,7 @@ FIXED = {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "LANG":
 LONGEST = 60_000  # characters of a text that is stored; of a longer one only its hash
 SHOWN = 30  # lines of a difference
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
-BY_NAME = (".db", ".db-wal", ".db-shm")  # files with times inside, as event files of TensorBoard
+BY_NAME = (".db", ".db-wal", ".db-shm", ".memory")  # files with times inside, as event files of TensorBoard
 
 # ---- masks -------------------------------------------------------------------------------------------------------
 
@@ -207,6 +207,8 @@ class Scene:
         after = stats(self.folder)
         self.records[key] = {"status": status, "out": self.text(out), "err": self.text(err)}
         for path in sorted(path for path in before | after if before.get(path) != after.get(path)):
+            if path.parent.name.endswith("-live"):  # goes away by itself soon after the run
+                continue
             content = self.text(describe(path)) if path in after else "removed"
             self.records[key][masked(str(path.relative_to(self.folder)))] = content
 
