@@ -40,15 +40,19 @@ FIXED = {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", "LANG":
 LONGEST = 60_000  # characters of a text that is stored; of a longer one only its hash
 SHOWN = 30  # lines of a difference
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
-BY_NAME = (".db", ".db-wal", ".db-shm", ".memory")  # files with times inside, as event files of TensorBoard
+LEFT_OUT = ("date", "content-length")  # headers; the body is compared
+BY_NAME = (".db", ".db-wal", ".db-shm", ".lock", ".memory")  # files with times inside, as event files of TensorBoard
 
 # ---- masks -------------------------------------------------------------------------------------------------------
 
-NUMBER = r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
-KEYS = r"\w*seconds|tokens_per_second|\w*memory_mb|per_line|created"
+NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
+KEYS = r"\w*seconds|tokens_per_second|\w*memory_mb|per_line|created|calibration|used"
 MASKS = [
     (r"(?m)^  File \".*\n(?:    .*\n)*", ""),  # the frames of a traceback
     (r"\btinygpt(?:[./]\w+)+", "<module>"),
+    (r"(?m)^ *//.*\n", ""),  # comments in pages, which name modules
+    (r"(?ms)^ */\*.*?\*/", ""),
+    (r"sha256-[\w+/]{43}=", "<hash>"),  # of a script with its comments
     (rf'("(?:{KEYS})": ?)(?:{NUMBER}|{{[^{{}}]*}})', r"\1<measured>"),  # in JSON
     (r'("start": )\d+\.\d+', r"\1<measured>"),  # the time of starting, of plan
     (r"(?m)^note: other programs keep .*\n", ""),  # of a busy machine
@@ -60,7 +64,7 @@ MASKS = [
     (r"(?m)^(time|memory): .* to .*", r"\1: <measured>"),
     (rf"{NUMBER} s( *</?t?[|d].*?){NUMBER} ms\b", r"<time>\1<time>"),  # a table of advise
     (rf"{NUMBER} s +\| +{NUMBER} ms +", "<time> | <time> "),
-    (rf"(?m)^( *\d+[ ,]+\w+-[0-9a-f]{{4}}[ ,].*)(?:[ ,]+{NUMBER}){{3}}$", r"\1 <times>"),  # of lab race
+    (rf"(?m)^( *\d+[ ,]+\w+-[0-9a-f]{{4}}(?:[ ,]+{NUMBER}){{4}})(?:[ ,]+{NUMBER}){{3}}", r"\1 <times>"),  # lab race
     (rf"(budget is now about) {NUMBER} (?:s|min)", r"\1 <time>"),
     (rf"free disk space {NUMBER} GB", "free disk space <size>"),
     (r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d\S*", "<date>"),
@@ -252,16 +256,17 @@ class Scene:
     def request(self, line: str) -> dict[str, Any]:
         """Send METHOD PATH [NAME:VALUE ...] [BODY]; TEXT*N in angle brackets stands for N repetitions of TEXT."""
         head, _, body = line.partition(" |")
-        method, path, *fields = head.split()
+        method, path, *given = head.split()
         body = re.sub(r"<([^<>]+)\*(\d+)>", lambda match: match[1] * int(match[2]), body)
-        headers = {"Content-Type": "application/json"} | dict(field.split(":", 1) for field in fields)
+        headers = {"Content-Type": "application/json"} | dict(field.split(":", 1) for field in given)
         headers = {name: value.replace("_", " ") for name, value in headers.items()}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request(method, path, body.strip().encode(), headers)
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace")
         connection.close()
-        received = sorted(f"{name.lower()}: {value}" for name, value in answer.getheaders() if name.lower() != "date")
+        fields = sorted((name.lower(), value) for name, value in answer.getheaders())
+        received = [f"{name}: {value}" for name, value in fields if name not in LEFT_OUT]
         return {"status": answer.status, "headers": "\n".join(received), "body": self.text(text)}
 
 
@@ -306,7 +311,11 @@ def compare(first: dict[str, Any], second: dict[str, Any]) -> int:
     """Print the differences between two records; return their number."""
     count = 0
     for key in [*first, *(key for key in second if key not in first)]:
-        one, other = first.get(key, {}), second.get(key, {})
+        if key not in first or key not in second:
+            count += 1
+            print(f"{key}: only in the {'first' if key in first else 'second'} record")
+            continue
+        one, other = first[key], second[key]
         for part in [*one, *(part for part in other if part not in one)]:
             texts = [masked(str(entry.get(part, "(none)"))) for entry in (one, other)]
             if texts[0] != texts[1]:

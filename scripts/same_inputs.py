@@ -5,8 +5,11 @@ from same_inputs import write_inputs
 write_inputs(folder)    # the same content each time
 """
 
+import io
 import json
 import random
+import re
+import zipfile
 from pathlib import Path
 
 import openpyxl
@@ -101,4 +104,9 @@ def write_inputs(folder: Path) -> None:
     book = openpyxl.Workbook()
     for row in rows:
         book.active.append(row)  # type: ignore[union-attr]
-    book.save(folder / "pairs.xlsx")
+    stream = io.BytesIO()
+    book.save(stream)
+    with zipfile.ZipFile(stream) as saved, zipfile.ZipFile(folder / "pairs.xlsx", "w") as archive:
+        for name in saved.namelist():  # without the time of saving
+            content = re.sub(rb"20\d\d-[\w:-]+Z", b"2025-01-01T00:00:00Z", saved.read(name))
+            archive.writestr(zipfile.ZipInfo(name), content)
