@@ -39,9 +39,7 @@ def load(path: "str | Path" = "out", **options: Any) -> "LoadedModel":
     Returns an object with generate(prompt, n), logits(text), loss(text), classify(prompt), tokenizer and config.
     options: adapter, device, dtype, threads, data_dir, as in `tinygpt sample --help`. Errors: TinyGPTError.
     """
-    from tinygpt.api import LoadedModel
-
-    return LoadedModel(path, **options)
+    return importlib.import_module("tinygpt.api").load(path, **options)
 
 
 if not TYPE_CHECKING:

@@ -30,11 +30,9 @@ from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfi
 from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig
 from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.parse import ConfigType, parse, python_flags
-from tinygpt.base.device import choose_for_inference
 from tinygpt.base.errors import OPTION, TinyGPTError, fitting
 from tinygpt.base.terminal import counted, table
-from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.prompts import encode_prompt, require_room
 from tinygpt.data.rows import PairRows, Rows, TextRows
@@ -48,7 +46,7 @@ from tinygpt.train import Callback
 from tinygpt.training.log import read_metrics, read_run
 from tinygpt.training.losses import mean_loss
 
-__all__ = ["Dataset", "LoadedModel", "Picture", "Run", "evaluate", "finetune", "plot", "prepare", "train"]
+__all__ = ["Dataset", "LoadedModel", "Picture", "Run", "evaluate", "finetune", "load", "plot", "prepare", "train"]
 LOAD = ("adapter", "device", "dtype", "threads")
 GENERATE = ("temperature", "top_k", "top_p", "seed", "stop", "plain", "skip_unknown")
 ConfigFile = str | Path | Mapping[str, object]  # a config file, or its content
@@ -68,26 +66,12 @@ def _arguments(*same: str, **renamed: str) -> Iterator[None]:
         raise
 
 
-class LoadedModel:
-    """A trained model with its tokenizer; `tinygpt.load` makes one.
+class LoadedModel(Loaded):
+    """A trained model with its tokenizer; `load` makes one.
 
     tokenizer: `encode(text)` returns ids, uint16 (n,); `decode(ids)` returns text. config: the run's configuration.
     model: the torch module, whose call with ids, int64 (B, T), returns logits (B, T, V) and None.
     """
-
-    @_arguments(*LOAD, "data_dir", ckpt="path")
-    def __init__(self, path: str | Path = "out", *, data_dir: str | Path = "data", **options: Any) -> None:
-        """Load a checkpoint, or the best model of a run's folder. options: adapter, device, dtype and threads of
-        `tinygpt sample`. Errors: TinyGPTError."""
-        _require_known("load", options, LOAD)
-        settings = _config(SampleConfig, ckpt=path, **options)
-        checkpoint = load_model(settings.ckpt, settings.adapter)
-        self.path, self.config = Path(settings.adapter or settings.ckpt), checkpoint.config
-        self.name = str(self.path)  # for display
-        self.tokenizer = tokenizer_of(checkpoint, settings.ckpt, str(data_dir))
-        self.compute = choose_for_inference(settings.device, settings.dtype, checkpoint.num_params, settings.threads)
-        self.model = checkpoint.for_inference(self.compute)
-        self._data_dir = _absolute(data_dir)
 
     def __repr__(self) -> str:
         size, shape = f"{self.model.num_params():,} parameters", self.model.config
@@ -159,7 +143,7 @@ class LoadedModel:
         self._require_pairs()
         if labels is None:
             name = str(self.config.get("dataset", ""))
-            folder = data_dir(_config(EvalConfig, data_dir=self._data_dir), self.config, self.path)
+            folder = data_dir(_config(EvalConfig, data_dir=self.data_dir), self.config, self.path)
             labels = Dataset(folder, name).labels
         if not labels:
             raise TinyGPTError("this model was not trained on labels", 'classify(prompt, labels=["one", "other"])')
@@ -220,7 +204,7 @@ class Run:
 
     def load(self, **options: Any) -> LoadedModel:
         """Load the best model of the run, with the options of `tinygpt.load`."""
-        loaded = LoadedModel(self.folder, data_dir=self._data_dir, **options)
+        loaded = load(self.folder, data_dir=self._data_dir, **options)
         if "adapter" not in options:
             loaded.name = self._name
         return loaded
@@ -250,6 +234,17 @@ class Picture(NamedTuple):
 
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()
+
+
+@_arguments(*LOAD, "data_dir", ckpt="path")
+def load(path: str | Path = "out", *, data_dir: str | Path = "data", **options: Any) -> LoadedModel:
+    """Load a checkpoint, or the best model of a run's folder. options: adapter, device, dtype and threads of
+    `tinygpt sample`. Errors: TinyGPTError."""
+    _require_known("load", options, LOAD)
+    settings = _config(SampleConfig, ckpt=path, **options)
+    loaded = LoadedModel.load(settings.ckpt, settings.adapter, settings, str(data_dir))
+    loaded.data_dir = str(_absolute(data_dir))
+    return loaded
 
 
 @_arguments(*keys(PrepareConfig))

@@ -10,8 +10,7 @@ from tinygpt.base import device
 from tinygpt.base.configs.core import SampleConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import strict_json
-from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.data.prompts import encode_prompt, prompt_text, require_room
 from tinygpt.generate import Sampling, TextStream, generate, pieces
 
@@ -20,12 +19,10 @@ MOST_VALUES = 1 << 46  # of a batch: more than any machine has; from 2^63 on, to
 
 def sample(config: SampleConfig) -> None:
     """Print `num_samples` continuations of `start`: a single one is streamed, several are generated as one batch."""
-    checkpoint = load_model(config.ckpt, config.adapter)
-    tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
+    loaded = Loaded.load(config.ckpt, config.adapter, config, config.data_dir)
+    tokenizer, model, compute = loaded.tokenizer, loaded.model, loaded.compute
     text = prompt_text(config.start)
     prompt = encode_prompt(text, tokenizer, config.skip_unknown, config.plain)
-    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
-    model = checkpoint.for_inference(compute, config.fast)
     start = tokenizer.decode(prompt[len(tokenizer.start) :])
     if tokenizer.pair is not None and not config.plain:
         require_room(prompt, model.config.block_size)

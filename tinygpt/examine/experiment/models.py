@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tinygpt.base import device
+from tinygpt.base.configs.shared import InferenceConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_lock
 from tinygpt.base.process import run
 from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.checkpoint.lora import adapted_only
-from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
+from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.pairs import tokenizer_of_pairs, write_pairs
 from tinygpt.data.tasks import Pair
 from tinygpt.data.token_files import write_token_files
@@ -71,14 +72,13 @@ def right(probs: np.ndarray, pairs: Sequence[Pair], labels: Sequence[str]) -> np
     return probs.argmax(axis=1) == classify.label_indices(pairs, labels)
 
 
-class Model:
+class Model(Loaded):
     """A trained model on the CPU, from a checkpoint, its file or folder. Errors: TinyGPTError as in `load_model`."""
 
     def __init__(self, ckpt: Checkpoint | Path | str, adapter: Path | str = "") -> None:
         checkpoint = ckpt if isinstance(ckpt, Checkpoint) else load_model(str(ckpt), str(adapter))
-        self.tokenizer = tokenizer_of(checkpoint, "the model" if checkpoint is ckpt else str(ckpt), "")
-        self.compute = device.choose_for_inference("cpu", "auto", checkpoint.num_params)
-        self.model = checkpoint.for_inference(self.compute)
+        path = "the model" if checkpoint is ckpt else str(ckpt)
+        super().__init__(checkpoint, path, InferenceConfig(device="cpu", threads=""), "")
 
     def classify(self, prompts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
         """Compute the probabilities of the labels, float64 (n, L)."""

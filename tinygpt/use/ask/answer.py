@@ -23,12 +23,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from tinygpt.base import device
 from tinygpt.base.configs.use import AskConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import one_line
-from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import tokenizer_of
+from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.data.tasks import reader as task
 from tinygpt.data.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenizer
 from tinygpt.generate import GREEDY, generate_with_logits
@@ -196,11 +194,8 @@ class Reader:
 def load_reader(config: AskConfig) -> Reader:
     """Load the model of --ckpt and --adapter. Errors: TinyGPTError, also if it only continues text."""
     ckpt = str(SHIPPED) if config.ckpt == TINY and not Path(TINY).exists() else config.ckpt
-    checkpoint = load_model(ckpt, config.adapter)
-    tokenizer = tokenizer_of(checkpoint, ckpt, "data")
-    compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
-    model = checkpoint.for_inference(compute, config.fast)
-    return Reader(model, tokenizer, str(checkpoint.config.get("dataset", "")))
+    loaded = Loaded.load(ckpt, config.adapter, config)
+    return Reader(loaded.model, loaded.tokenizer, str(loaded.config.get("dataset", "")))
 
 
 def occurrence(answer: str, text: str) -> re.Match[str] | None:

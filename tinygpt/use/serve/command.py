@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinygpt.base import device
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.shared import InferenceConfig
 from tinygpt.base.configs.use import AskConfig, ServeConfig
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_of, read_text
 from tinygpt.checkpoint.adapter import Adapters
-from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
+from tinygpt.checkpoint.loaded import Loaded
+from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.dataset import Dataset
 from tinygpt.fast.decoder import pack
 from tinygpt.use.serve.engine import Engine, Served
@@ -109,14 +110,12 @@ def base_name(ckpt: str) -> str:
 
 def load_models(config: ServeConfig, adapters: Adapters) -> list[Served]:
     """Load the base model, then the models of its adapters, each with its tokenizer. Errors: TinyGPTError."""
+    settings = InferenceConfig(device=config.device, dtype=config.dtype, threads=config.threads, fast="False")
     models = []
     for name in ["", *adapters.names]:
-        checkpoint = adapters.checkpoint(name)
-        tokenizer = tokenizer_of(checkpoint, config.ckpt, config.data_dir)
-        compute = device.choose_for_inference(config.device, config.dtype, checkpoint.num_params, config.threads)
-        model = checkpoint.for_inference(compute, "False")
-        parameters = model.num_params()  # before `pack`, which hides the parameters of packed layers
-        models.append(Served(name or base_name(config.ckpt), tokenizer, pack(model), parameters))
+        loaded = Loaded(adapters.checkpoint(name), config.ckpt, settings, config.data_dir)
+        parameters = loaded.model.num_params()  # before `pack`, which hides the parameters of packed layers
+        models.append(Served(name or base_name(config.ckpt), loaded.tokenizer, pack(loaded.model), parameters))
     return models
 
 
