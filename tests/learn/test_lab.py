@@ -22,7 +22,7 @@ from tinygpt.base.terminal import duration
 from tinygpt.data.tasks import generate, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.examine.experiment import stages
-from tinygpt.examine.experiment.stages import Identity, Stage
+from tinygpt.examine.experiment.stages import Identity, Records, Stage
 from tinygpt.examine.experiment.summary import Share
 from tinygpt.learn.lab import methods
 from tinygpt.learn.lab.facts import experiment, systems, world
@@ -62,6 +62,24 @@ def test_each_stage_runs_once_and_one_that_failed_again(tmp_path: Path, capsys: 
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "stage 1 of 3: a (about 10 s; about 30 s for all that remain)"
     assert said[-1] == "stage 3 of 3: c (about 1 s)"  # the first two took no time
+
+
+def test_records_are_what_was_measured_with_what_was_varied(tmp_path: Path) -> None:
+    cases = [{"method": method, "seed": seed} for seed in (1, 2) for method in ("a", "b")]
+    figures: list[Any] = [{"x": 0.25}, [{"x": 1, "y": 2}, {"x": 3}], {"x": 0.75}, None]
+    made = [Stage(str(number), 1, lambda number=number: figures[number], cases[number]) for number in range(4)]
+    for _ in range(2):  # measured, and read from the file
+        records = stages.run(tmp_path, X, made).records
+        assert records == [
+            cases[0] | {"x": 0.25},
+            cases[1] | {"x": 1, "y": 2},
+            cases[1] | {"x": 3},
+            cases[2] | {"x": 0.75},
+        ]
+    assert records.where(method="a", seed=2) == [records[3]] and not records.where(seed=3)
+    assert {key: own.values("x") for key, own in records.by("method").items()} == {"a": [0.25, 0.75], "b": [1, 3]}
+    assert list(records.by("seed", "method")) == [(1, "a"), (1, "b"), (2, "a")]
+    assert isinstance(records.by("seed")[1], Records) and records.where(method="a").percent("x") == 50
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.generate import letters
 from tinygpt.data.tasks.merchants import merchants_by_label
 from tinygpt.examine.experiment.models import right
+from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import drift, labels
 
 TASK = TASKS["transactions"]
@@ -172,7 +173,7 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
 
 @pytest.fixture(scope="module")
 def years() -> drift.Lines:
-    return drift.lines(1)
+    return drift.lines_of(1)
 
 
 def brands_in(pairs: list[Pair], brands: set[str]) -> set[str]:
@@ -206,27 +207,30 @@ def test_test_lines_are_others_about_the_same_brands(years: drift.Lines) -> None
     names = {brand.name for splits in merchants_by_label().values() for brand in splits["test"]}
     learned, tested = (brands_in(years["new"][name], names) for name in ("train", "test"))
     assert len(learned) >= 9 * drift.BRANDS and len(tested - learned) < 0.1 * len(tested)
-    assert drift.lines(2)["old"]["train"] != years["old"]["train"] and drift.lines(1) == years
+    assert drift.lines_of(2)["old"]["train"] != years["old"]["train"] and drift.lines_of(1) == years
 
 
-def row(way: str, lines: int, old: float, new: float, seconds: float = 1) -> drift.Row:
-    return drift.Row(way, lines, [old] * 3, [new] * 3, [seconds] * 3)
+def records(method: str, lines: int, old: float, new: float, seconds: float = 1) -> Records:
+    one = {"method": method, "lines": lines, "old": old, "new": new, "next": (old + new) / 2, "seconds": seconds}
+    return Records([one] * 3)
 
 
 def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
-    base = row("new", 0, 0.9, 0.3)
-    bad, good = row("new", 200, 0.6, 0.8, 2), row("replay", 200, 0.9, 0.8, 3)
-    said = drift.repair(base, [base, bad, good, row("replay", 1000, 0.9, 0.9)]).text
+    base = records("scratch", 0, 0.9, 0.3)
+    bad, good = records("new", 200, 0.6, 0.8, 2), records("replay", 200, 0.9, 0.8, 3)
+    curve = {0: base, 200: good, 1000: records("replay", 1000, 0.9, 0.9)}
+    said = drift.repair(base, {"new": {0: base, 200: bad}, "replay": curve}).text
     assert "It is reached by fine-tuned, half of the lines replayed with 200 new lines (85.0%)." in said
     assert "The best of the others: fine-tuned on the new lines (70.0%)." in said
-    assert "No method reaches it." in drift.repair(base, [base, bad]).text
+    assert "No method reaches it." in drift.repair(base, {"new": {0: base, 200: bad}}).text
     assert drift.gain_of_replay({"new": bad, "replay": good}, base).text.startswith("Replay old lines.")
-    same = row("replay", 200, 0.61, 0.8)
+    same = records("replay", 200, 0.61, 0.8)
     assert drift.gain_of_replay({"new": bad, "replay": same}, base).text.startswith("Replay is not needed")
-    dear = row("replay", 200, 0.9, 0.4)
+    dear = records("replay", 200, 0.9, 0.4)
     assert drift.gain_of_replay({"new": bad, "replay": dear}, base).text.startswith("Replay is not needed")
-    assert "choose: fine-tuned, half" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.7)]).text
-    assert "choose: n-gram baseline" in drift.cheapest([bad, good, row("ngram", 200, 0.9, 0.78)]).text
+    both = {"new": bad, "replay": good}
+    assert "choose: fine-tuned, half" in drift.cheapest({**both, "ngram": records("ngram", 200, 0.9, 0.7)}).text
+    assert "choose: n-gram baseline" in drift.cheapest({**both, "ngram": records("ngram", 200, 0.9, 0.78)}).text
 
 
 FEW = {"LINES": {"train": 400, "val": 50, "test": 60}, "SCRATCH_QUICK": 4, "UPDATE": {200: 4}}
@@ -242,14 +246,12 @@ def lab_drift(folder: Path, sizes: dict[str, Any]) -> str:
 
 
 def test_the_table_of_three_seeds_fits_into_a_terminal() -> None:
-    figures = {"old": 1.0, "new": 0.999}
-    runs = [(0, "scratch"), *((size, way) for size in drift.UPDATE for way in ("new", "replay", "scratch"))]
-    found = {
-        f"{size} {way} {seed}": {"way": way, "lines": size, "seed": seed, "seconds": 100.0, "model": figures}
-        | ({"ngram": figures, "ngram_seconds": 10.0} if way == "replay" or not size else {})
+    cases = [(0, "scratch"), (0, "ngram"), *((size, method) for size in drift.UPDATE for method in drift.METHODS)]
+    found = Records(
+        {"method": method, "lines": size, "seed": seed, "old": 1.0, "new": 0.999, "seconds": 100.0}
         for seed in (1, 2, 3)
-        for size, way in runs
-    }
+        for size, method in cases
+    )
     said = drift.summarise(found, LabConfig()).as_text()
     assert "| 100 (100 to 100)% " in said and max(map(len, said.splitlines())) <= 130
 
@@ -270,7 +272,7 @@ def test_the_quick_lab_drift_writes_its_tables_and_its_picture(drifted: tuple[Pa
 @pytest.mark.slow
 def test_new_brands_are_hard_and_replay_keeps_the_old_ones(tmp_path: Path) -> None:
     said = lab_drift(tmp_path, LEARNING)
-    base, new, replay = (one["model"] for one in lab_results(tmp_path / "out").values())
+    base, new, replay = (one[0] for one in lab_results(tmp_path / "out").values())
     assert base["old"] > base["new"] + 0.2  # drift
     assert new["new"] > base["new"] + 0.1 and replay["new"] > base["new"] + 0.1  # the update helps
     assert new["old"] < base["old"] - 0.1 and replay["old"] > new["old"] + 0.1  # forgetting, and less with replay
@@ -282,7 +284,7 @@ def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(
 ) -> None:
     for name, value in FEW.items():
         monkeypatch.setattr(drift, name, value)
-    years, (folder, _) = drift.lines(1), drifted
+    years, (folder, _) = drift.lines_of(1), drifted
     for way, share in (("new", 0.0), ("replay", drift.REPLAY)):
         dataset = Dataset(str(folder / "out/data"), f"{way}-200-1")
         assert dataset.sources["train"].examples(dataset.tokenizer) == years["new"]["train"][:200]

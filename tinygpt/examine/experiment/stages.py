@@ -5,8 +5,9 @@ was stopped starts again; it alone writes into the folders of its commands, so t
 """
 
 import json
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +16,57 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import read_text, replacing, strict_json
 from tinygpt.base.terminal import duration
 
-Results = dict[str, Any]  # by stage, plain values
+
+class Records(list[dict[str, Any]]):
+    """What was measured, each with what was varied: {"method": "replay", "lines": 200, "seed": 1, "accuracy": 0.9}."""
+
+    def where(self, **case: Any) -> "Records":
+        """Return the records that have these values."""
+        return Records(record for record in self if all(record.get(key) == value for key, value in case.items()))
+
+    def by(self, *keys: str) -> dict[Any, "Records"]:
+        """Group the records by the value of a key, or by the tuple of several, in the order of their first records."""
+        groups: dict[Any, Records] = {}
+        for record in self:
+            group = tuple(record[key] for key in keys)
+            groups.setdefault(group if len(keys) > 1 else group[0], Records()).append(record)
+        return groups
+
+    def values(self, key: str) -> list[Any]:
+        """Return the values of a key: usually one for each seed."""
+        return [record[key] for record in self]
+
+    def median(self, key: str) -> float:
+        return statistics.median(self.values(key))
+
+    def percent(self, key: str) -> float:
+        """Return the median of shares, in percent."""
+        return 100 * self.median(key)
 
 
 class Stage(NamedTuple):
     name: str
     seconds: float  # about how long it takes on two cores with bfloat16; only the ratios of stages matter
     compute: Callable[[], Any]  # a value that JSON can store
+    case: Mapping[str, Any] = {}  # what is varied: {"method": "replay", "seed": 1}
+
+
+class Results(dict[str, Any]):
+    """The results of stages by their names, and as records."""
+
+    def __init__(self, stages: Sequence[Stage], known: Mapping[str, Mapping[str, Any]]) -> None:
+        """known: the stored content of each stage."""
+        super().__init__({stage.name: known[stage.name]["result"] for stage in stages})
+        self.cases = {stage.name: stage.case for stage in stages}
+
+    @property
+    def records(self) -> Records:
+        """Return the records of all stages whose result is a dictionary, or a list of these."""
+        records = Records()
+        for name, result in self.items():
+            figures = result if isinstance(result, list) else [result]
+            records += [{**self.cases[name], **each} for each in figures if isinstance(each, dict)]
+        return records
 
 
 class Identity(NamedTuple):
@@ -59,7 +104,7 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = 
         result = json.loads(strict_json(stage.compute()))  # the same values as after a resumption
         known[stage.name] = {"seconds": time.monotonic() - began, "result": result}
         save(folder, identity, content)
-    return {stage.name: known[stage.name]["result"] for stage in stages}
+    return Results(stages, known)
 
 
 def every_seed(results: Results, name: str) -> list[Any]:

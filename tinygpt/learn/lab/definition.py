@@ -1,8 +1,23 @@
-"""What a lab is: its entry LAB, with which its module or package tinygpt.learn.lab.NAME ends."""
+"""What a lab is: its entry LAB, with which its module or package tinygpt.learn.lab.NAME ends; and what labs share.
 
-from collections.abc import Callable, Iterator
+A lab states its cases, which it measures one by one (`stage`), and makes tables, a picture and verdicts of the records:
+
+    def stages(config, folder):
+        for seed in seeds(config):
+            yield stage(f"seed {seed}", 10, measure, folder, seed=seed)     # measure(folder, seed=1) returns figures
+
+    def summarise(records, config):                                         # [{"seed": 1, "loss": 1.5}, ...]
+        return Summary("Title", "What is asked?", [Table(...)], [Verdict("What follows.", "by which rule")], ...)
+
+    LAB = Lab("what it shows", stages, summarise)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.examine.experiment.stages import Results, Stage
@@ -16,13 +31,14 @@ class Lab(NamedTuple):
 
     about: str
     stages: Callable[[LabConfig, Path], Iterator[Stage]]  # for a configuration and the lab's folder
-    summarise: Callable[[Results, LabConfig], Summary]
+    summarise: Callable[[Any, LabConfig], Summary]
     settings: tuple[str, ...] = ()  # keys of LabConfig that change the results, besides `quick`
     models: tuple[str, ...] = ()  # keys that name a base model
     others: tuple[str, ...] = ()  # keys that it uses, and that do not change the results of its stages
     live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
     quick: bool = False  # has a short form for a lesson
     ngrams: bool = False  # compares with the n-gram baseline, which needs scikit-learn
+    records: bool = False  # summarise takes records, not results by the names of stages
 
     @property
     def keys(self) -> set[str]:
@@ -33,3 +49,15 @@ class Lab(NamedTuple):
 def seeds(config: LabConfig) -> range:
     """Return the seeds of the repetitions: 1, 2, ...; a quick lab has one."""
     return range(1, (1 if config.quick else config.seeds) + 1)
+
+
+def stage(name: str, seconds: float, measure: Callable[..., Any], *fixed: Any, **case: Any) -> Stage:
+    """Make the stage that measures a case: measure(*fixed, **case) returns a dictionary of figures, or several, which
+    become records with the case."""
+    return Stage(name, seconds, partial(measure, *fixed, **case), case)
+
+
+def accuracy(probabilities: np.ndarray, pairs: Sequence[tuple[str, str]], labels: Sequence[str]) -> float:
+    """Return the share of the prompts whose most probable label is the true one. probabilities: float64 (n, L)."""
+    answers = [labels[index] for index in probabilities.argmax(axis=1)]
+    return float(np.mean([answer == label for answer, (_, label) in zip(answers, pairs, strict=True)]))

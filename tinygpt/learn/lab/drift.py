@@ -7,14 +7,13 @@ fine-tuned with replay of old lines, or trained from scratch on all.
 """
 
 import random
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
@@ -24,10 +23,11 @@ from tinygpt.data.tasks.generate import generate
 from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
 from tinygpt.data.tasks.transactions import line_of
 from tinygpt.examine.eval.classify import Classifier
-from tinygpt.examine.experiment.models import classifier, ngrams, right, train, write_dataset
-from tinygpt.examine.experiment.stages import Results, Stage
+from tinygpt.examine.experiment.models import classifier, ngrams, train, write_dataset
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
-from tinygpt.learn.lab.definition import Lab, seeds
+from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
 LINES = {"train": 3000, "val": 100, "test": 500}  # of each year; of next year's train, only the first are used
@@ -44,11 +44,14 @@ METHODS = {
     "ngram": "n-gram baseline, trained on all lines",
 }
 YEARS = {"old": "last year's brands", "new": "new brands"}
+MARKS = {"old": "o-", "new": "s--"}  # of the lines in the picture
 
+
+Curves = dict[str, dict[int, Records]]  # method -> number of new lines -> a record for each seed
 Lines = dict[str, dict[str, list[Pair]]]  # year -> split -> pairs
 
 
-def lines(seed: int) -> Lines:
+def lines_of(seed: int) -> Lines:
     """Make lines of last year's and of new brands, whose names share no word; in each split the labels alternate."""
     by_year: Lines = {}
     for year, split in (("old", "train"), ("new", "test")):
@@ -73,89 +76,64 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     sizes, methods = ((QUICK,), ("new", "replay")) if config.quick else (UPDATE, ("new", "replay", "scratch"))
     scratch = SCRATCH_QUICK if config.quick else SCRATCH
     for seed in seeds(config):
-        for size, method in [(0, "scratch"), *((size, method) for size in sizes for method in methods)]:
-            length = scratch if method == "scratch" else UPDATE[size]
-            name = f"{size:,} new lines, {METHODS[method]}, seed {seed}" if size else f"last year's model, seed {seed}"
-            yield Stage(name, 4 + length / 25, partial(measure, folder, seed, method, size, length))
+        for lines, method in [(0, "scratch"), *((size, method) for size in sizes for method in methods)]:
+            iterations = scratch if method == "scratch" else UPDATE[lines]
+            name = f"{lines:,} new lines, {METHODS[method]}" if lines else "last year's model"
+            case = {"seed": seed, "method": method, "lines": lines, "iterations": iterations}
+            yield stage(f"{name}, seed {seed}", 4 + iterations / 25, measure, folder, **case)
 
 
-def measure(folder: Path, seed: int, method: str, size: int, iterations: int) -> dict[str, Any]:
-    """Train a model with `size` new lines in one of METHODS; return its accuracies by year, and the seconds.
-
-    The results of last year's model and of replay include the n-gram baseline, trained on all old and new lines.
-    """
-    by_year, labels = lines(seed), list(merchants_by_label())
-    tokenizer = tokenizer_of_pairs({f"{year} {name}": by_year[year][name] for year in YEARS for name in LINES})
-    new = by_year["new"]["train"][:size]
-    all_lines, name = by_year["old"]["train"] + new, f"{method}-{size}-{seed}"
-    splits = by_year["old"] | {"train": all_lines if method == "scratch" else new}
-    dataset = write_dataset(folder / "data" / name, splits, labels, tokenizer)
+def measure(folder: Path, seed: int, method: str, lines: int, iterations: int) -> list[dict[str, Any]]:
+    """Train a model with `lines` new lines in one of METHODS, and measure its accuracy on the brands of each year; of
+    last year's model and with replay, that of the n-gram baseline, too, trained on all old and new lines."""
+    years, labels = lines_of(seed), list(merchants_by_label())
+    new = years["new"]["train"][:lines]
+    all_lines, name = years["old"]["train"] + new, f"{method}-{lines}-{seed}"
+    splits = years["old"] | {"train": all_lines if method == "scratch" else new}
+    vocabulary = {f"{year} {split}": years[year][split] for year in YEARS for split in LINES}
+    dataset = write_dataset(folder / "data" / name, splits, labels, tokenizer_of_pairs(vocabulary))
     settings: dict[str, Any] = {"seed": seed, "max_iters": iterations}
     if method != "scratch":
         settings |= {"ckpt": folder / f"scratch-0-{seed}", "replay": REPLAY if method == "replay" else 0}
     kind = ("train", "lab_classifier") if method == "scratch" else ("finetune", "finetune_lab_drift")
     cost = train(*kind, folder / name, dataset, **settings)
 
-    def accuracies(classify: Classifier) -> dict[str, float]:
-        tests = {year: by_year[year]["test"] for year in YEARS}
-        probs = {year: classify([prompt for prompt, _ in test]) for year, test in tests.items()}
-        return {year: float(right(probs[year], test, labels).mean()) for year, test in tests.items()}
+    def measured(method: str, classify: Classifier, seconds: float) -> dict[str, Any]:
+        tests = {year: years[year]["test"] for year in YEARS}
+        return {"method": method, "seconds": seconds} | {
+            year: accuracy(classify([line for line, _ in test]), test, labels) for year, test in tests.items()
+        }
 
-    result: dict[str, Any] = {"way": method, "lines": size, "seed": seed, "seconds": cost.seconds}
-    result["model"] = accuracies(classifier(folder / name, labels))
-    if method == "replay" or not size:
-        start = time.monotonic()
-        ngram = accuracies(ngrams(all_lines, labels))
-        result |= {"ngram_seconds": time.monotonic() - start, "ngram": ngram}
-    return result
-
-
-class Row(NamedTuple):
-    """The accuracies and times of a method with a number of new lines; each list has a value for each seed."""
-
-    method: str
-    lines: int
-    old: list[float]  # accuracy on last year's brands
-    new: list[float]  # on new brands
-    seconds: list[float]
-
-    def next_year(self) -> list[float]:
-        """Return the accuracy on next year's lines, of which half name a new brand."""
-        return [(old + new) / 2 for old, new in zip(self.old, self.new, strict=True)]
+    measurements = [measured(method, classifier(folder / name, labels), cost.seconds)]
+    if method == "replay" or not lines:
+        began = time.monotonic()
+        ngram = measured("ngram", ngrams(all_lines, labels), 0.0)
+        measurements.append(ngram | {"seconds": time.monotonic() - began})
+    return measurements
 
 
-def rows_of(results: Results) -> list[Row]:
-    """Make the rows, sorted by method, as in METHODS, and number of new lines. With 0 new lines nothing is updated, so
-    all methods have the same row: that of the model trained from scratch on last year's lines."""
-    rows: dict[tuple[str, int], Row] = {}
-    for result in results.values():
-        methods = ["new", "replay", "scratch"] if not result["lines"] else [result["way"]]
-        keys = [(method, "model", "seconds") for method in methods]
-        keys += [("ngram", "ngram", "ngram_seconds")] * ("ngram" in result)
-        for method, key, seconds in keys:
-            row = rows.setdefault((method, result["lines"]), Row(method, result["lines"], [], [], []))
-            row.old.append(result[key]["old"])
-            row.new.append(result[key]["new"])
-            row.seconds.append(result[seconds])
-    updated = {method for method, size in rows if size}  # all, except in the quick form
-    return [rows[key] for method in METHODS if method in updated for key in sorted(rows) if key[0] == method]
-
-
-def summarise(results: Results, _: LabConfig) -> Summary:
-    rows = rows_of(results)
-    base, most = rows[0], max(row.lines for row in rows)
-    names = {"new": "tiny model, not updated", "ngram": "n-gram baseline, not updated"}
+def summarise(records: Records, _: LabConfig) -> Summary:
+    for record in records:
+        record["next"] = (record["old"] + record["new"]) / 2  # next year, half of the lines name a new brand
+    groups = records.by("method", "lines")
+    base, most = groups["scratch", 0], max(records.values("lines"))
+    curves: Curves = {method: {0: base} for method in METHODS if (method, most) in groups}
+    for method, lines in sorted(groups):
+        if method in curves:
+            curves[method][lines] = groups[method, lines]
+    first = {("new", 0): "tiny model, not updated", ("ngram", 0): "n-gram baseline, not updated"}
     cells = [
         {
-            "method": METHODS[row.method] if row.lines else names[row.method],
-            "new lines": f"{row.lines:,}",
-            YEARS["old"]: percent(row.old, ".0f"),
-            YEARS["new"]: percent(row.new, ".0f"),
-            "next year": percent(row.next_year(), ".0f"),
-            "training": duration(statistics.median(row.seconds)),
+            "method": METHODS[method] if lines else first[method, 0],
+            "new lines": f"{lines:,}",
+            YEARS["old"]: percent(own.values("old"), ".0f"),
+            YEARS["new"]: percent(own.values("new"), ".0f"),
+            "next year": percent(own.values("next"), ".0f"),
+            "training": duration(own.median("seconds")),
         }
-        for row in rows
-        if row.lines or row.method in names  # without new lines, the models of all methods are the same
+        for method, curve in curves.items()
+        for lines, own in curve.items()
+        if lines or (method, 0) in first  # without new lines, the models of all methods are the same
     ]
     note = (
         f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
@@ -164,42 +142,33 @@ def summarise(results: Results, _: LabConfig) -> Summary:
         f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time, "
         "that of the n-gram baseline includes its answers."
     )
+    last = {method: curves[method][most] for method in curves}
     return Summary(
         "A model meets next year's merchants",
         "Spending categories of card-statement lines: what accuracy new brands cost, and what restores it.",
         [Table("Accuracy before and after the update", cells, note)],
-        [
-            cost_of_drift(base, next(row for row in rows if row.method == "ngram")),
-            repair(base, rows),
-            gain_of_replay({row.method: row for row in rows if row.lines == most}, base),
-            cheapest([row for row in rows if row.lines == most]),
-        ],
+        [cost_of_drift(base, curves["ngram"][0]), repair(base, curves), gain_of_replay(last, base), cheapest(last)],
         "Accuracy against the number of new labelled lines",
-        partial(draw, rows=rows),
+        picture(curves),
     )
 
 
-def middle(values: Sequence[float]) -> float:
-    """Return the median, in percent."""
-    return 100 * statistics.median(values)
-
-
-def cost_of_drift(base: Row, ngram: Row) -> Verdict:
+def cost_of_drift(base: Records, ngram: Records) -> Verdict:
     statements = [
-        f"{name} has {middle(row.old):.1f}% on last year's brands and {middle(row.new):.1f}% on new ones, so "
-        f"{middle(row.next_year()):.1f}% next year"
-        for name, row in (("the tiny model", base), ("the n-gram baseline", ngram))
+        f"{name} has {own.percent('old'):.1f}% on last year's brands and {own.percent('new'):.1f}% on new ones, so "
+        f"{own.percent('next'):.1f}% next year"
+        for name, own in (("the tiny model", base), ("the n-gram baseline", ngram))
     ]
     rule = "accuracies before the update; next year is the mean of the two"
     return Verdict(f"Without an update, {'; '.join(statements)}.", rule)
 
 
-def repair(base: Row, rows: Sequence[Row]) -> Verdict:
+def repair(base: Records, curves: Curves) -> Verdict:
     """State how many new lines bring next year's accuracy back to last year's."""
-    goal = middle(base.old) - 100 * ENOUGH
+    goal = base.percent("old") - 100 * ENOUGH
     reached, missed = [], []
-    for method in dict.fromkeys(row.method for row in rows):
-        by_lines = {row.lines: middle(row.next_year()) for row in rows if row.method == method and row.lines}
+    for method, curve in curves.items():
+        by_lines = {lines: own.percent("next") for lines, own in curve.items() if lines}
         if enough := next((lines for lines, share in by_lines.items() if share >= goal), None):
             reached.append(f"{METHODS[method]} with {enough:,} new lines ({by_lines[enough]:.1f}%)")
         else:
@@ -208,51 +177,54 @@ def repair(base: Row, rows: Sequence[Row]) -> Verdict:
     statements += [f"The best of the others: {'; '.join(missed)}."] if missed else []
     return Verdict(
         f"The drift is repaired with {goal:.1f}% next year. {' '.join(statements)}",
-        f"the tiny model's accuracy last year, {middle(base.old):.1f}%, less {100 * ENOUGH:.0f} percentage points; "
+        f"the tiny model's accuracy last year, {base.percent('old'):.1f}%, less {100 * ENOUGH:.0f} percentage points; "
         "with the fewest new lines that reach it",
     )
 
 
-def gain_of_replay(last: dict[str, Row], base: Row) -> Verdict:
-    """Judge how much fine-tuning forgets, and replay prevents. last: the rows with the most new lines, by method."""
+def gain_of_replay(last: dict[str, Records], base: Records) -> Verdict:
+    """Judge how much fine-tuning forgets, and replay prevents. last: the most new lines, by method."""
     alone, replay = last["new"], last["replay"]
-    lost, kept = (statistics.median(base.old) - statistics.median(row.old) for row in (alone, replay))
-    price = statistics.median(alone.new) - statistics.median(replay.new)
-    advice = "Replay old lines." if lost - kept > CLOSE and price <= lost - kept else "Replay is not needed here."
+    lost, kept = (base.percent("old") - own.percent("old") for own in (alone, replay))
+    price = alone.percent("new") - replay.percent("new")
+    advice = "Replay old lines." if lost - kept > 100 * CLOSE and price <= lost - kept else "Replay is not needed here."
     return Verdict(
-        f"{advice} With {alone.lines:,} new lines, fine-tuning on these alone changes the accuracy on last year's "
-        f"brands by {-100 * lost:+.1f} points, with replay by {-100 * kept:+.1f}. On new brands, replay changes the "
-        f"accuracy by {-100 * price:+.1f} points.",
+        f"{advice} With {alone[0]['lines']:,} new lines, fine-tuning on these alone changes the accuracy on last "
+        f"year's brands by {-lost:+.1f} points, with replay by {-kept:+.1f}. On new brands, replay changes the "
+        f"accuracy by {-price:+.1f} points.",
         f"replay if it saves more than {100 * CLOSE:.0f} points on last year's brands, and no less than it costs on "
         "new brands",
     )
 
 
-def cheapest(last: Sequence[Row]) -> Verdict:
+def cheapest(last: dict[str, Records]) -> Verdict:
     """Choose the fastest method whose accuracy next year is close to the best."""
-    best = max(statistics.median(row.next_year()) for row in last)
-    good = [row for row in last if statistics.median(row.next_year()) >= best - CLOSE]
-    row = min(good, key=lambda row: statistics.median(row.seconds))
+    best = max(own.median("next") for own in last.values())
+    good = [method for method, own in last.items() if own.median("next") >= best - CLOSE]
+    method = min(good, key=lambda method: last[method].median("seconds"))
+    own = last[method]
     return Verdict(
-        f"With {row.lines:,} new lines, choose: {METHODS[row.method]} ({middle(row.next_year()):.1f}% next year, "
-        f"{duration(statistics.median(row.seconds))} of training).",
+        f"With {own[0]['lines']:,} new lines, choose: {METHODS[method]} ({own.percent('next'):.1f}% next year, "
+        f"{duration(own.median('seconds'))} of training).",
         f"the shortest training among the methods within {100 * CLOSE:.0f} points of the best accuracy next year",
     )
 
 
-def draw(axes: Any, rows: Sequence[Row]) -> None:
-    line_counts = sorted({row.lines for row in rows})
-    for method in dict.fromkeys(row.method for row in rows):
-        own, style = [row for row in rows if row.method == method], {"color": f"C{list(METHODS).index(method)}"}
-        positions = [line_counts.index(row.lines) for row in own]
-        axes.plot(positions, [middle(row.old) for row in own], "o-", label=METHODS[method], markersize=4, **style)
-        axes.plot(positions, [middle(row.new) for row in own], "s--", markersize=4, **style)
-    axes.plot([], [], "o-", color="gray", label=f"solid: {YEARS['old']}", markersize=4)
-    axes.plot([], [], "s--", color="gray", label=f"dashed: {YEARS['new']}", markersize=4)
-    axes.set(xlabel="new labelled lines", ylabel="accuracy (%)", ylim=(0, 103))
-    axes.set_xticks(range(len(line_counts)), [f"{line_count:,}" for line_count in line_counts])
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+def picture(curves: Curves) -> Plane:
+    """Draw both accuracies of each method; the numbers of lines have equal distances."""
+    line_counts = sorted({lines for curve in curves.values() for lines in curve})
+    drawn = [
+        Line(METHODS[method] if year == "old" else "", [line_counts.index(lines) for lines in curve],
+             [own.percent(year) for own in curve.values()], mark, f"C{list(METHODS).index(method)}")
+        for method, curve in curves.items()
+        for year, mark in MARKS.items()
+    ]  # fmt: skip
+    drawn += [
+        Line(f"{name}: {YEARS[year]}", [], [], MARKS[year]) for name, year in (("solid", "old"), ("dashed", "new"))
+    ]
+    ticks = {place: f"{lines:,}" for place, lines in enumerate(line_counts)}
+    return Plane("new labelled lines", "accuracy (%)", drawn, ticks, ylim=(0, 103))
 
 
 ABOUT = "a model meets next year's merchants: what does it cost, and what repairs it?"
-LAB = Lab(ABOUT, stages, summarise, quick=True, ngrams=True)
+LAB = Lab(ABOUT, stages, summarise, quick=True, ngrams=True, records=True)
