@@ -17,6 +17,7 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.intervals import Z, wilson
 from tinygpt.data.dataset import Dataset
 from tinygpt.examine.experiment.models import Model
+from tinygpt.examine.experiment.stages import Results, Stage
 from tinygpt.use.advise import contenders, judge, labeller, summary
 from tinygpt.use.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
 from tinygpt.use.advise.split import Split, parsed_times, split
@@ -169,7 +170,8 @@ def test_a_language_model_that_was_tested_on_one_fold_can_have_a_threshold() -> 
     lines = alone(1000)
     divided = Split("", [(lines[lines % 5 != k], lines[lines % 5 == k]) for k in range(5)], lines, None)
     answers = {"lines": list(range(0, 1000, 5)), "predicted": [0] * 200, "confidence": [0.999] * 200}
-    results = {GPT + ", fold 1 of 1": answers}
+    fold = Stage("fold", 1, lambda: None, {"contender": GPT, "share": 1})
+    results = Results([fold], {"fold": {"result": answers}})
     data = Data([str(line) for line in lines], np.zeros(1000, int), ["a", "b"])
     assert summary.Report(data, divided, results).sure.threshold == 0.999
 

@@ -82,17 +82,19 @@ class Histograms:
 
 @dataclass(frozen=True)
 class Intervals:
-    """A value with its interval for each row, the first at the top."""
+    """A share with its interval for each row, in percent, the first at the top."""
 
     x: str
-    rows: Mapping[str, tuple[float, float, float]]  # label -> value, lower and upper end
-    chosen: str = ""  # the row in colour
+    rows: dict[str, tuple[float, float, float]]  # label -> share, lower and upper end
+    chosen: str  # the row in colour
+    why: str  # it is chosen: a word below its label
 
     def __call__(self, axes: Any) -> None:
-        rows = list(self.rows.items())[::-1]
-        for position, (label, (value, low, high)) in enumerate(rows):
+        labels = list(self.rows)[::-1]
+        for position, label in enumerate(labels):
+            share, low, high = (100 * number for number in self.rows[label])
             color = "C0" if label == self.chosen else "0.55"
             axes.plot([low, high], [position, position], color=color, linewidth=3, solid_capstyle="butt")
-            axes.plot(value, position, "o", color=color, markersize=8)
-        axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-        axes.set(xlabel=self.x, ylim=(-0.6, len(self.rows) - 0.4))
+            axes.plot(share, position, "o", color=color, markersize=8)
+        axes.set_yticks(range(len(labels)), [label + f"\n({self.why})" * (label == self.chosen) for label in labels])
+        axes.set(xlabel=self.x, ylim=(-0.6, len(labels) - 0.4))

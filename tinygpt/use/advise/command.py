@@ -139,11 +139,11 @@ class Examiner:
 
     def results(self) -> Results:
         """Return the results of all stages."""
-        findings = self._run("look at the data", 2, self._look)
+        findings = self._run(summary.LOOK, 2, self._look)
         print("\n".join(as_text([Finding(*one) for one in findings])))
         print(f"\nsplit {self.split.how}\n")
         for name in contenders.cheap(self.data):
-            self._run(name, 5, partial(contenders.measure_cheap, name, self.data, self.split))
+            self._run(name, 5, partial(contenders.measure_cheap, name, self.data, self.split), contender=name, share=1)
         for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
             self._language_model(name, share)
         report = summary.Report(self.data, self.split, self._run_all())
@@ -151,15 +151,15 @@ class Examiner:
         best = name if name in cheap else max(cheap, key=lambda name: report.right(name).sum())
         for share in CURVE:
             measure = partial(contenders.measure_cheap, best, self.data, self.split, share)
-            self._run(f"learning curve, {best}: {share:g} of the lines", 5, measure)
+            self._run(f"learning curve, {best}: {share:g} of the lines", 5, measure, contender=best, share=share)
         if not self._kept(name):
             forget(self.folder, self.identity, f"keep: {name}")
         self._run(f"keep: {name}", 5, partial(self._keep, name))
         return self._run_all()
 
-    def _run(self, name: str, seconds: float, compute: Any) -> Any:
-        """Add a stage, and return its result."""
-        self.stages.append(Stage(name, seconds, compute))
+    def _run(self, name: str, seconds: float, compute: Any, **case: Any) -> Any:
+        """Add a stage, and return its result. case: the contender, and the share of the training lines that it has."""
+        self.stages.append(Stage(name, seconds, compute, case))
         return self._run_all()[name]
 
     def _run_all(self) -> Results:
@@ -175,13 +175,14 @@ class Examiner:
     def _language_model(self, name: str, share: float) -> None:
         """Try a language model for a share of the time that is left, on as many folds as fit."""
         training = contenders.planned(name, self.data, self.config.pretrained)
-        plan = self._run(f"{name}: time pilot", 20, partial(self._plan, training, share))
+        plan = self._run(f"{name}: time pilot", 20, partial(self._plan, training, share), contender=name)
         training = training._replace(iterations=plan["iterations"])
         for fold in range(plan["folds"]):
             folder = self.folder / f"{FOLDERS[name]}-{fold + 1}"
             arguments = training, self.data, self.split, fold, folder, plan["seconds"]
             measure = partial(contenders.measure_language_model, *arguments)
-            self._run(f"{name}, fold {fold + 1} of {plan['folds']}", plan["seconds"], measure)
+            stage = f"{name}, fold {fold + 1} of {plan['folds']}"
+            self._run(stage, plan["seconds"], measure, contender=name, share=1)
 
     def _plan(self, training: Training, share: float) -> dict[str, Any]:
         """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygpt.base.terminal import counted, cut, duration, escaped
 from tinygpt.examine.eval.classify import confusion_matrix, quality, rates
+from tinygpt.examine.experiment.picture import Intervals
 from tinygpt.examine.experiment.stages import Results
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict
 from tinygpt.use.advise import judge, look
@@ -17,6 +18,7 @@ from tinygpt.use.advise.judge import TARGET, Advice, Sure, Tested
 from tinygpt.use.advise.look import Finding, as_table
 from tinygpt.use.advise.split import Split
 
+LOOK = "look at the data"  # the stage of the findings
 SHOWN = 60  # characters of a prompt
 FOUND = 0.5  # a label with a lower recall is mostly missed
 MOST = 5  # labels that are named
@@ -38,21 +40,12 @@ def joined(results: Sequence[dict[str, Any]], key: str) -> np.ndarray:
     return np.concatenate([np.array(result[key]) for result in results])
 
 
-def measured(results: Results) -> dict[str, list[dict[str, Any]]]:
-    """Collect the results of each contender by name, the simplest first; a language model has one for each fold."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for stage, result in results.items():
-        if isinstance(result, dict) and "lines" in result and not stage.startswith("learning curve"):
-            by_name.setdefault(stage.partition(", fold ")[0], []).append(result)
-    return by_name
-
-
 class Report:
     """The results as values, and as tables and verdicts."""
 
     def __init__(self, data: Data, divided: Split, results: Results) -> None:
         self.data, self.split, self.results = data, divided, results
-        self.measured = measured(results)
+        self.measured = results.records.where(share=1).by("contender")  # a language model has one for each fold
         self.tested = {name: tested_of(parts) for name, parts in self.measured.items()}
         self.labels, self.L = data.labels, len(data.labels)
 
@@ -99,20 +92,18 @@ class Report:
     def curve(self) -> list[dict[str, Any]]:
         """Return the accuracy at each share of the training lines, the smallest first; empty without a curve."""
         points = []
-        for stage, result in self.results.items():
-            if stage.startswith("learning curve, "):
-                name, _, share = stage.removeprefix("learning curve, ").removesuffix(" of the lines").rpartition(": ")
-                tested = tested_of([result])
-                points.append(
-                    {"name": name, "share": float(share), "right": tested.predicted == self.data.truth[tested.lines]}
-                )
+        for record in self.results.records:
+            if 0 < record.get("share", 0) < 1:
+                tested = tested_of([record])
+                right = tested.predicted == self.data.truth[tested.lines]
+                points.append({"name": record["contender"], "share": record["share"], "right": right})
         if points:
             points.append({"name": points[0]["name"], "share": 1.0, "right": self.right(points[0]["name"])})
         return points
 
     @property
     def findings(self) -> list[Finding]:
-        return [Finding(*finding) for finding in self.results["look at the data"]]
+        return [Finding(*finding) for finding in self.results[LOOK]]
 
     @cached_property
     def mistakes(self) -> list[dict[str, Any]]:
@@ -134,11 +125,7 @@ class Report:
 
     @property
     def left_out(self) -> dict[str, str]:
-        return {
-            stage.removesuffix(": time pilot"): result["left_out"]
-            for stage, result in self.results.items()
-            if isinstance(result, dict) and "left_out" in result
-        }
+        return {record["contender"]: record["left_out"] for record in self.results.records if "left_out" in record}
 
     @property
     def values(self) -> dict[str, Any]:
@@ -197,7 +184,7 @@ class Report:
             [*tables, as_table(self.findings)],
             [self._choice(), *self._missed(), self._threshold(), *self._more_labels()],
             "Accuracy of the contenders, with 95% confidence intervals",
-            self._draw,
+            self._picture(),
         )
 
     def _label_table(self) -> Table:
@@ -292,17 +279,9 @@ class Report:
         rule = "the gain from half of the training lines to all, on the same tested lines; gains shrink as data grow"
         return [Verdict(text, rule)]
 
-    def _draw(self, axes: Any) -> None:
-        rows = self.contenders[::-1]
-        for position, row in enumerate(rows):
-            low, high = row["accuracy_interval"]
-            color = "C0" if row["name"] == self.advice.name else "0.55"
-            axes.plot([100 * low, 100 * high], [position, position], color=color, linewidth=3, solid_capstyle="butt")
-            axes.plot(100 * row["accuracy"], position, "o", color=color, markersize=8)
-        axes.set_yticks(
-            range(len(rows)), [row["name"] + "\n(advised)" * (row["name"] == self.advice.name) for row in rows]
-        )
-        axes.set(xlabel="accuracy (%)", ylim=(-0.6, len(rows) - 0.4))
+    def _picture(self) -> Intervals:
+        rows = {row["name"]: (row["accuracy"], *row["accuracy_interval"]) for row in self.contenders}
+        return Intervals("accuracy (%)", rows, self.advice.name, "advised")
 
 
 def shown(share: float, interval: tuple[float, float]) -> str:
