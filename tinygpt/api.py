@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from tinygpt import prepare as prepare_command
+from tinygpt import sample as sample_command
 from tinygpt import train as train_command
 from tinygpt.base import threads
 from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig
@@ -32,16 +33,14 @@ from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.parse import ConfigType, parse, python_flags
 from tinygpt.base.errors import OPTION, TinyGPTError, fitting
 from tinygpt.base.terminal import counted, table
-from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.data.dataset import Dataset, data_dir
-from tinygpt.data.prompts import encode_prompt, require_room
+from tinygpt.data.prompts import require_room
 from tinygpt.data.rows import PairRows, Rows, TextRows
 from tinygpt.examine.doctor.command import verdict_on
 from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
 from tinygpt.examine.report.curves import curves, draw_curves
 from tinygpt.examine.report.plot import draw
-from tinygpt.generate import Sampling, TextStream, generate, pieces
 from tinygpt.train import Callback
 from tinygpt.training.log import read_metrics, read_run
 from tinygpt.training.losses import mean_loss
@@ -66,7 +65,7 @@ def _arguments(*same: str, **renamed: str) -> Iterator[None]:
         raise
 
 
-class LoadedModel(Loaded):
+class LoadedModel(sample_command.LoadedModel):
     """A trained model with its tokenizer; `load` makes one.
 
     tokenizer: `encode(text)` returns ids, uint16 (n,); `decode(ids)` returns text. config: the run's configuration.
@@ -95,11 +94,8 @@ class LoadedModel(Loaded):
         """
         _require_known("generate", options, GENERATE)
         settings = _config(SampleConfig, start=prompt, max_new_tokens=n, **options)
-        ids = self._prompt(settings.start, settings.skip_unknown, settings.plain)
-        stops = [settings.stop] if settings.plain else [self.tokenizer.stop, settings.stop]
-        sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
-        rows = generate(self.model, ids, settings.max_new_tokens, sampling, self.tokenizer.vocab_size)
-        text = pieces(rows, TextStream(self.tokenizer, stops))
+        ids = self.encode(settings.start, settings.skip_unknown, settings.plain)
+        text = (piece for (piece,) in self.samples(ids, settings))
         return text if stream else "".join(text)
 
     @_arguments(start="text")
@@ -110,9 +106,10 @@ class LoadedModel(Loaded):
         A model that answers prompts reads the text as a prompt; the last row is of the first token of its response.
         Errors: as in `generate`.
         """
-        ids = self._prompt(text)
-        require_room(ids[0].tolist(), self.model.config.block_size)
-        return self.model(ids)[0][0, :, : self.tokenizer.vocab_size].float().cpu()
+        ids = self.encode(text)
+        require_room(ids, self.model.config.block_size)
+        idx = torch.tensor([ids], device=self.compute.device)
+        return self.model(idx)[0][0, :, : self.tokenizer.vocab_size].float().cpu()
 
     @_arguments()
     def loss(self, text: str, response: str | None = None) -> float:
@@ -150,13 +147,6 @@ class LoadedModel(Loaded):
         scores, _ = classify.label_scores(self.model, self.tokenizer, [prompt], labels)
         probabilities = dict(zip(labels, classify.probabilities(scores)[0].tolist(), strict=True))
         return dict(sorted(probabilities.items(), key=lambda item: -item[1]))
-
-    def _prompt(self, text: str, skip_unknown: bool = False, plain: bool = False) -> torch.Tensor:
-        """Encode a prompt: int64 (1, T) on the model's device."""
-        ids = encode_prompt(text, self.tokenizer, skip_unknown, plain)
-        if self.tokenizer.pair is not None and not plain:
-            require_room(ids, self.model.config.block_size)
-        return torch.tensor([ids], dtype=torch.long, device=self.compute.device)
 
     def _require_pairs(self) -> None:
         if self.tokenizer.pair is None:

@@ -174,10 +174,10 @@ class TextStream:
         return "" if self.stopped else self.pending + self.decoder.decode(b"", final=True)
 
 
-def pieces(rows: Iterator[Tensor], text: TextStream) -> Iterator[str]:
-    """Yield the text of one sample, each token as soon as it is generated."""
+def pieces(rows: Iterator[Tensor], streams: Sequence[TextStream]) -> Iterator[list[str]]:
+    """Yield the new text of every sample after each token, until all have ended."""
     for row in rows:
-        yield text.feed(int(row[0]))
-        if text.stopped:
+        yield ["" if text.stopped else text.feed(token) for text, token in zip(streams, row.tolist(), strict=True)]
+        if all(text.stopped for text in streams):
             return
-    yield text.end()
+    yield [text.end() for text in streams]

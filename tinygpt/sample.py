@@ -1,13 +1,17 @@
-"""`tinygpt sample`: generate text with a checkpoint (generate.py makes the tokens and the text)."""
+"""`tinygpt sample`: generate text with a checkpoint (generate.py makes the tokens and the text).
+
+model = LoadedModel.load("out", "", config)
+for (piece,) in model.samples(model.encode("ROMEO:"), config):    # config: a SampleConfig
+    print(piece, end="")
+"""
 
 import itertools
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from tinygpt.base import device
 from tinygpt.base.configs.core import SampleConfig
+from tinygpt.base.device import is_out_of_memory
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import strict_json
 from tinygpt.checkpoint.loaded import Loaded
@@ -17,63 +21,68 @@ from tinygpt.generate import Sampling, TextStream, generate, pieces
 MOST_VALUES = 1 << 46  # of a batch: more than any machine has; from 2^63 on, torch overflows
 
 
+class LoadedModel(Loaded):
+    """A trained model that continues text."""
+
+    def encode(self, prompt: str, skip_unknown: bool = False, plain: bool = False) -> list[int]:
+        """Encode a prompt. Errors: TinyGPTError as in `encode_prompt`, and for one to answer that does not fit the
+        context."""
+        ids = encode_prompt(prompt, self.tokenizer, skip_unknown, plain)
+        if self.tokenizer.pair is not None and not plain:
+            require_room(ids, self.model.config.block_size)
+        return ids
+
+    def samples(self, prompt: list[int], config: SampleConfig) -> Iterator[list[str]]:
+        """Continue a prompt `num_samples` times as one batch: after each token, yield the new text of every sample."""
+        idx = torch.tensor([prompt], device=self.compute.device).expand(config.num_samples, -1)  # int64 (B, T)
+        sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
+        size, exact = self.tokenizer.vocab_size, config.exact_window
+        rows = generate(self.model, idx, config.max_new_tokens, sampling, size, exact)  # int64 (B,), one for each token
+        stops = [config.stop] if config.plain else [self.tokenizer.stop, config.stop]
+        return pieces(rows, [TextStream(self.tokenizer, stops) for _ in range(config.num_samples)])
+
+
 def sample(config: SampleConfig) -> None:
     """Print `num_samples` continuations of `start`: a single one is streamed, several are generated as one batch."""
-    loaded = Loaded.load(config.ckpt, config.adapter, config, config.data_dir)
-    tokenizer, model, compute = loaded.tokenizer, loaded.model, loaded.compute
+    model = LoadedModel.load(config.ckpt, config.adapter, config, config.data_dir)
     text = prompt_text(config.start)
-    prompt = encode_prompt(text, tokenizer, config.skip_unknown, config.plain)
-    start = tokenizer.decode(prompt[len(tokenizer.start) :])
-    if tokenizer.pair is not None and not config.plain:
-        require_room(prompt, model.config.block_size)
-        start = tokenizer.decode(tokenizer.encode(text.strip("\n"), config.skip_unknown))  # without special tokens
+    prompt = model.encode(text, config.skip_unknown, config.plain)
+    start = model.tokenizer.decode(prompt[len(model.tokenizer.start) :])
+    if model.tokenizer.pair is not None and not config.plain:
+        start = model.tokenizer.decode(model.tokenizer.encode(text.strip("\n"), config.skip_unknown))
         start += "" if config.json else "\n"
-    stops = [config.stop] if config.plain else [tokenizer.stop, config.stop]
     single = config.num_samples == 1 and not config.json
-    idx = torch.tensor([prompt], dtype=torch.long, device=compute.device).expand(config.num_samples, -1)
-    sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
     try:
-        values = config.num_samples * max(config.max_new_tokens, model.config.block_size * model.config.n_embd)
+        shape = model.model.config
+        values = config.num_samples * max(config.max_new_tokens, shape.block_size * shape.n_embd)
         if not single and values > MOST_VALUES:
             raise MemoryError  # reported below
-        rows = generate(model, idx, config.max_new_tokens, sampling, tokenizer.vocab_size, config.exact_window)
-        # errors of the first step are raised before any output
-        rows = itertools.chain(list(itertools.islice(rows, 1)), rows)
-        streams = [TextStream(tokenizer, stops) for _ in range(config.num_samples)]
+        steps = model.samples(prompt, config)
+        steps = itertools.chain([next(steps)], steps)  # errors of the first step are raised before any output
         if single:
-            print_stream(rows, start, streams[0])
+            print_stream(start, steps)
         else:
-            print_batch(rows, start, streams, config.json)
+            print_batch(start, steps, config.json)
     except (MemoryError, RuntimeError) as error:
-        if not device.is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         settings = f"--num_samples={config.num_samples} and --max_new_tokens={config.max_new_tokens}"
-        problem = f"out of memory on {compute.device} with {settings}"
+        problem = f"out of memory on {model.compute.device} with {settings}"
         raise TinyGPTError(problem, "lower --num_samples or --max_new_tokens", status=1) from None
 
 
-def print_stream(rows: Iterator[Tensor], start: str, text: TextStream) -> None:
+def print_stream(start: str, steps: Iterator[list[str]]) -> None:
     """Print one sample, each token as soon as it is generated."""
     print(start, end="", flush=True)
     try:
-        for piece in pieces(rows, text):
+        for (piece,) in steps:
             print(piece, end="", flush=True)
     finally:
         print(flush=True)
 
 
-def print_batch(rows: Iterator[Tensor], start: str, streams: list[TextStream], json: bool) -> None:
-    """Generate all samples as one batch, until each has ended, and print them."""
-    pieces: list[list[str]] = [[] for _ in streams]
-    for row in rows:
-        for index, token in enumerate(row.tolist()):
-            if not streams[index].stopped:
-                pieces[index].append(streams[index].feed(token))
-        if all(stream.stopped for stream in streams):
-            break
-    for index, stream in enumerate(streams):
-        text = "".join(pieces[index]) + stream.end()
-        if json:
-            print(strict_json({"sample": index, "prompt": start, "text": text}))
-        else:
-            print(f"{start}{text}\n{'-' * 15}")
+def print_batch(start: str, steps: Iterator[list[str]], json: bool) -> None:
+    """Print all samples when each has ended."""
+    for index, parts in enumerate(zip(*steps, strict=True)):
+        text = "".join(parts)
+        print(strict_json({"sample": index, "prompt": start, "text": text}) if json else f"{start}{text}\n{'-' * 15}")
