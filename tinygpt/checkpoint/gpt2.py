@@ -11,8 +11,7 @@ from torch import Tensor
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.foreign import hub_folder, read_errors, read_weights, shown, unusable
-from tinygpt.checkpoint.store import Checkpoint, WithoutInit
-from tinygpt.model import GPT
+from tinygpt.checkpoint.store import Checkpoint, empty_model
 from tinygpt.options import GPTConfig
 
 GPT2 = {"gpt2": (12, 12, 768), "gpt2-medium": (24, 16, 1024), "gpt2-large": (36, 20, 1280), "gpt2-xl": (48, 25, 1600)}
@@ -53,8 +52,7 @@ def named_as_here(stored: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _require_shapes(weights: dict[str, Tensor], config: GPTConfig, source: Path) -> None:
     """Check that there are the tensors of this GPT and no others. Errors: TinyGPTError names the first that differs."""
-    with torch.device("meta"), WithoutInit():
-        expected = GPT(config).state_dict()
+    expected = empty_model(config).state_dict()
     for name in expected | weights:
         if name not in weights:
             raise unusable(f"{source}: the weights lack the tensor {name}")

@@ -84,8 +84,7 @@ class Checkpoint:
         model = self._build(gpt_class, {name: weight for name, weight in self.model.items() if name not in trained})
         rank = next(len(weight) for name, weight in trained.items() if name.endswith(".lora_A"))
         alpha, dropout, targets = (self.config[f"lora_{name}"] for name in ("alpha", "dropout", "targets"))
-        adapter = lora.LoRA(rank, alpha, dropout, targets)
-        lora.attach(model, adapter, len(trained.get("transformer.wte.new_rows", ())))
+        lora.attach(model, lora.LoRA(rank, alpha, dropout, targets), len(trained.get("transformer.wte.new_rows", ())))
         self._fill(model, self.model)
         return model
 
@@ -94,8 +93,7 @@ class Checkpoint:
         blocks = {match[1] for name in self.model if (match := re.match(r"transformer\.h\.(\d+)\.", name))}
         if len(blocks) != args.n_layer:  # before a billion layers are built
             raise TinyGPTError(f"{MISMATCH}: n_layer={args.n_layer}, number of blocks {len(blocks)}")
-        with torch.device("meta"), WithoutInit():  # no weights, since those of the checkpoint are used as they are
-            model = gpt_class(args)
+        model = empty_model(args, gpt_class)
         self._fill(model, weights, dtype)
         return model
 
@@ -112,6 +110,12 @@ class Checkpoint:
         if tokenizer.vocab_size > size:
             problem = f"{where} has a vocabulary of {size} tokens, but its tokenizer has {tokenizer.vocab_size}"
             raise TinyGPTError(problem, "prepare the text that it was trained on, under the same dataset name")
+
+
+def empty_model(config: GPTConfig, gpt_class: type[GPT] = GPT) -> GPT:
+    """Build a model whose weights have shapes, but no memory."""
+    with torch.device("meta"), WithoutInit():
+        return gpt_class(config)
 
 
 class WithoutInit(TorchFunctionMode):
@@ -204,8 +208,7 @@ def _read_errors(path: Path) -> Iterator[None]:
         raise TinyGPTError(error.message, error.hint or _recovery_hint(path)) from None
     except OSError as error:
         ways = "train a model first (tinygpt train CONFIG), or import one (tinygpt import smollm2)"
-        otherwise = f"{ways}, or give a prompt as --start"
-        raise file_error(path, error, _recovery_hint(path, otherwise)) from None
+        raise file_error(path, error, _recovery_hint(path, f"{ways}, or give a prompt as --start")) from None
     except Exception as error:  # foreign content makes torch.load raise many types
         if "weights_only" in str(error) or "Unsupported" in str(error):
             problem = f"{path}: holds more than tensors and plain values; refused, since loading it could run code"
@@ -222,7 +225,6 @@ def verify(file: IO[bytes], path: Path) -> bool:
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - SEAL_BYTES, 0))
     tail = file.read()
-    file.seek(0)
     sealed = tail.startswith(SEAL)
     if sealed and _digest(file, size - SEAL_BYTES) != tail[len(SEAL) :].decode("ascii", "replace"):
         raise _damaged(path, "its checksum does not match")
@@ -249,8 +251,7 @@ def _seal(file: IO[bytes]) -> None:
     """Append the digest of the file as the zip archive's comment, which torch.load ignores."""
     file.seek(-2, os.SEEK_END)  # a zip ends with the length of its comment
     file.write(struct.pack("<H", SEAL_BYTES))
-    size = file.tell()
-    file.write(SEAL + _digest(file, size).encode())
+    file.write(SEAL + _digest(file, file.tell()).encode())
 
 
 def _digest(file: IO[bytes], size: int) -> str:
@@ -267,9 +268,8 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not isinstance(state, dict):
         raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
     if "tinygpt_adapter" in state:
-        hint = f"--ckpt=BASE/ckpt.pt --adapter={suggest.quoted(str(path))}"
-        merge = "export", "--format=checkpoint", "--ckpt", "BASE/ckpt.pt", "--adapter"
-        hint += f", or {suggest.command(*merge, path)}"
+        merge = suggest.command("export", "--format=checkpoint", "--ckpt", "BASE/ckpt.pt", "--adapter", path)
+        hint = f"--ckpt=BASE/ckpt.pt --adapter={suggest.quoted(str(path))}, or {merge}"
         raise TinyGPTError(f"{path}: an adapter, which needs its base model", hint)
     version = state.get("tinygpt_format", 0)
     if version and not sealed:

@@ -23,8 +23,9 @@ from torch import Tensor
 from tinygpt.adapt.formats.architectures import ACTIVATION, EVERYWHERE, STOCK, Stock, StockClass
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.foreign import number, read_errors, shown, size, unusable
+from tinygpt.checkpoint.store import empty_model
 from tinygpt.data.tokenizer import MAX_SYMBOLS
-from tinygpt.model import GPT, QK_EPS
+from tinygpt.model import QK_EPS
 from tinygpt.options import NEUTRAL, GPTConfig
 
 HARMLESS = {  # keys of a config.json that are read elsewhere, or change no logits
@@ -146,12 +147,6 @@ def split_rows(row: StockClass, config: GPTConfig, layer: str, outputs: Tensor) 
     return dict(zip(parts, outputs.split(sizes), strict=True))
 
 
-def shapes_of(config: GPTConfig) -> dict[str, Tensor]:
-    """Return a GPT's weights as tensors that have a shape, but no memory."""
-    with torch.device("meta"):
-        return GPT(config).state_dict()
-
-
 def _transposed(row: StockClass, layer: str, weight: Tensor) -> Tensor:
     """Transpose the matrices of GPT-2's blocks, which its class stores as (in, out); return others as they are."""
     return weight.t().contiguous() if row.learned and ".h." in layer and weight.dim() == 2 else weight.contiguous()
@@ -185,7 +180,7 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     head = tensors.pop("lm_head.weight", None) if config.tie_weights else None
     if head is not None and not torch.equal(head, tensors[embeddings]):
         raise unusable("tie_word_embeddings is true, but lm_head.weight differs from the embeddings")
-    shapes, weights = shapes_of(config), dict[str, Tensor]()
+    shapes, weights = empty_model(config).state_dict(), dict[str, Tensor]()
     for name, like in shapes.items():
         layer, _, parameter = name.rpartition(".")
         is_tied = layer == "lm_head" and config.tie_weights

@@ -21,16 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.adapt.formats.conversion import centred, converted, shapes_of, split_rows, stock_class
-from tinygpt.adapt.formats.huggingface import (
-    require_own,
-    write_file,
-    write_folder,
-)
+from tinygpt.adapt.formats.conversion import centred, converted, split_rows, stock_class
+from tinygpt.adapt.formats.huggingface import require_own, write_file, write_folder
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.foreign import number, read_json, read_tensors, shown, size, write_tensors
 from tinygpt.checkpoint.lora import LoRA, is_adapted, merged
-from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.checkpoint.store import Checkpoint, empty_model
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.options import GPTConfig
 
@@ -99,7 +95,8 @@ def read_adapter(folder: Path, base: Checkpoint) -> Checkpoint:
     rank, scale = _settings(settings, folder / SETTINGS)
     pickled = WEIGHTS.replace(".safetensors", ".bin")
     tensors = read_tensors(folder / (pickled if (folder / pickled).exists() else WEIGHTS))
-    shapes = {name.removesuffix(".weight"): like for name, like in shapes_of(config).items() if ".h." in name}
+    empty = empty_model(config).state_dict()
+    shapes = {name.removesuffix(".weight"): like for name, like in empty.items() if ".h." in name}
     layers = {layer: _layer(config, layer, like, rank, tensors) for layer, like in shapes.items() if like.dim() == 2}
     width = max(len(a) for a, _ in layers.values())
     if tensors or not width:
