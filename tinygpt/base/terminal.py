@@ -46,10 +46,15 @@ def silence(name: str) -> None:
 
 def print_error(text: str) -> None:
     """Print a line on standard error, or nothing if standard error cannot be written to."""
+    print_line(text, "stderr")
+
+
+def print_line(text: str, stream: str = "stdout") -> None:
+    """Print a line on a standard stream, or nothing if it cannot be written to."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=getattr(sys, stream), flush=True)
     except OSError:
-        silence("stderr")
+        silence(stream)
 
 
 def progress(items: Iterable[Any] | None = None, show: bool = True, **options: Any) -> Any:

@@ -36,6 +36,7 @@ GPT2_EOS, GPT2_END_OF_TEXT = "<|endoftext|>", 50256
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = sorted(set(range(256)) - set(_PRINTABLE))
 BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)}
+CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 
 def tiny_shakespeare() -> str:

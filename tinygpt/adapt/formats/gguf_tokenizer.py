@@ -12,7 +12,7 @@ from typing import Any
 
 from tinygpt.adapt.formats.tokenizers import tokenizer_files
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.data.corpora import BYTES
+from tinygpt.data.corpora import BYTES, CHARACTERS
 from tinygpt.data.tokenizer import LLAMA3, MAX_SYMBOLS, QWEN2, SPECIAL, CharTokenizer, Tokenizer, from_json, split_by
 
 FOLDER = "import the Hugging Face folder of this model"
@@ -33,7 +33,6 @@ PRE: dict[str, list[dict[str, Any]]] = {  # tokenizer.ggml.pre: how llama.cpp cu
 }
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
 NO_MERGE = "\uffff \uffff"  # gguf leaves an empty array out, and llama.cpp wants one
-CHARACTERS = {byte: character for character, byte in BYTES.items()}
 
 
 def read_tokenizer(path: Path, header: dict[str, Any]) -> tuple[str, int | None, int | None]:

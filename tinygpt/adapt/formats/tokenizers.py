@@ -13,7 +13,7 @@ import itertools
 import json
 from typing import Any
 
-from tinygpt.data.corpora import BYTES, GPT2_EOS, gpt2_ranks
+from tinygpt.data.corpora import CHARACTERS, GPT2_EOS, gpt2_ranks
 from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, Tokenizer, tokenizers_library
 
 
@@ -69,9 +69,8 @@ def _characters(symbols: list[str]) -> str:
 
 def _gpt2() -> str:
     tokenizers = tokenizers_library()
-    letters = {byte: character for character, byte in BYTES.items()}
     ranks = gpt2_ranks()
-    names = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    names = {token: "".join(CHARACTERS[byte] for byte in token) for token in ranks}
     merges = [
         tuple(names[part] for part in _merged(token, ranks)) for token in sorted(ranks, key=ranks.__getitem__)[256:]
     ]

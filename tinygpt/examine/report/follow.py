@@ -18,7 +18,7 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.configs.parse import read_config
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import WINDOWS, lock_owner
-from tinygpt.training.log import intact_entry, is_number
+from tinygpt.training.log import intact_entry, is_number, number
 
 ENDED = ("finished", "stopped", "diverged")
 RECENT = 100  # lines from which the pace is estimated
@@ -87,7 +87,7 @@ class FollowedRun:
         """
         last = self._lines[-1] if self._lines else {}
         done = max(last.get("step", -1) + 1, self.evaluations[-1][0] if self.evaluations else 0, self.saved)
-        max_iters, pace = self._setting("max_iters", done), self._pace()
+        max_iters, pace = int(number(self.settings, "max_iters", done)), self._pace()
         phase = self._phase(max_iters, ended or not self.is_running)
         left = (max_iters - done) * pace if phase == "training" and pace else None
         can_resume = phase == "stopped" and (self.folder / "last.pt").exists()
@@ -107,7 +107,7 @@ class FollowedRun:
         if self.newest_kind == "diverged":
             return "diverged"
         evaluated, losses = self.evaluations[-1][0] if self.evaluations else -1, [loss for _, loss in self.evaluations]
-        patience = self._setting("patience", 0)
+        patience = number(self.settings, "patience", 0)
         if evaluated >= max_iters or (patience and losses and len(losses) - 1 - losses.index(min(losses)) >= patience):
             return "finished"
         return "stopped" if ended else "training"
@@ -119,7 +119,3 @@ class FollowedRun:
         first, last = self._lines[0], self._lines[-1]
         steps = last["step"] - first["step"]
         return (last["seconds"] - first["seconds"]) / steps if steps > 0 else None
-
-    def _setting(self, name: str, default: int) -> int:
-        value = self.settings.get(name)
-        return value if isinstance(value, int) and value > 0 else default

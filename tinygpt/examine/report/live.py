@@ -25,7 +25,7 @@ from typing import Any
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import WINDOWS, file_lock, replacing, target_of
-from tinygpt.base.terminal import escaped, silence
+from tinygpt.base.terminal import escaped, print_line
 from tinygpt.examine.report.follow import ENDED, FollowedRun
 from tinygpt.examine.report.page import Page, render, write
 
@@ -45,8 +45,7 @@ def keep_up_to_date(config: ReportConfig, path: Path) -> None:
     if hasattr(os, "nice"):
         os.nice(10)  # about a tenth of a core that a run keeps busy
     live = LivePage(config, path)
-    patience = LOCK_TIME if config.until_eof else 0
-    with file_lock(path, "choose another file: -o FILE", patience):
+    with file_lock(path, "choose another file: -o FILE", patience=LOCK_TIME if config.until_eof else 0):
         try:
             live.work()
         except KeyboardInterrupt:
@@ -77,14 +76,6 @@ def remove_scripts(folder: Path) -> None:
             if target_of(path.name) in ("state.js", "page.js"):
                 path.unlink(missing_ok=True)
         folder.rmdir()
-
-
-def print_line(text: str) -> None:
-    """Print a line, or nothing if standard output cannot be written to."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        silence("stdout")
 
 
 class LivePage:
