@@ -19,6 +19,8 @@ from tinygpt.examine.doctor.machine import check_machine
 from tinygpt.training.log import read_run
 from tinygpt.training.verdict import Verdict, is_unfinished, judge
 
+HINT = "tinygpt doctor out, or tinygpt doctor data/NAME"
+
 
 def doctor(config: DoctorConfig) -> int:
     """Run the command: examine folders, or this machine. Returns 0 if every check passes, else 1."""
@@ -31,13 +33,10 @@ def check_folders(config: DoctorConfig) -> int:
     for name in config.run or ["out"]:
         folder = folder_of(name)
         has_log = (folder / "metrics.jsonl").exists()
-        problem = ""
         if not Path(name).exists():
-            problem = "no such folder"
-        elif not (has_log or (folder / "meta.json").exists() or any(folder.glob("*.pt"))):  # *.pt: an imported model
-            problem = "neither a run (metrics.jsonl) nor a dataset (meta.json)"
-        if problem:
-            raise TinyGPTError(f"{name}: {problem}", "tinygpt doctor out, or tinygpt doctor data/NAME")
+            raise TinyGPTError(f"{name}: no such folder", HINT)
+        if not (has_log or (folder / "meta.json").exists() or any(folder.glob("*.pt"))):  # *.pt: an imported model
+            raise TinyGPTError(f"{name}: neither a run (metrics.jsonl) nor a dataset (meta.json)", HINT)
         if len(config.run) > 1:
             print(f"{folder}:")
         intact = check_files(folder, config)

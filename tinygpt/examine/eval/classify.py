@@ -226,10 +226,7 @@ def make_report(
     results = {key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()}
     error, bins = calibration(probs, truth)
     confidence, wrong, columns = probs.max(axis=1).tolist(), np.flatnonzero(predicted != truth), rates(confusion)
-    mistakes = []
-    for i in sorted(wrong, key=lambda i: -confidence[i])[:MISTAKES]:
-        answer = {"prompt": prompts[i], "true": labels[truth[i]], "predicted": labels[predicted[i]]}
-        mistakes.append(answer | {"probability": confidence[i]})
+    most_confident = sorted(wrong, key=lambda i: -confidence[i])[:MISTAKES]
     return {
         "task": task,
         "split": split,
@@ -244,7 +241,15 @@ def make_report(
         "confusion": confusion.tolist(),  # (L, L): rows are the truth, columns the answers
         "calibration_error": error,
         "bins": bins,
-        "mistakes": mistakes,
+        "mistakes": [
+            {
+                "prompt": prompts[i],
+                "true": labels[truth[i]],
+                "predicted": labels[predicted[i]],
+                "probability": confidence[i],
+            }
+            for i in most_confident
+        ],
         "note": "; ".join(notes),  # why a baseline is missing
     }
 

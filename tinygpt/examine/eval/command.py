@@ -127,10 +127,8 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
     elif len(labels) == 2 and counts.max() >= threshold.MISLEADING * counts.sum():
         name = labels[counts.argmin()]
         print(f"\n{name!r} is rare: --positive={suggest.quoted(name)} adds its precision, recall and cost")
-    folder = folder_of(config.ckpt)
-    picture = (
-        Path(config.output) if config.output else folder / ("precision_recall.png" if tradeoff else "confusion.png")
-    )
+    name = "precision_recall.png" if tradeoff else "confusion.png"
+    picture = Path(config.output) if config.output else folder_of(config.ckpt) / name
     try:
         if tradeoff:
             threshold.draw_curves(dataset.name, tradeoff, curves, picture)
@@ -159,9 +157,16 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     train, vocabulary = dataset.splits["train"], dataset.tokenizer.vocab_size
     baselines = {} if dataset.pairs else ngram_baselines(train, val, vocabulary)
     note = omissions_note(len(train), len(val) - 1) if baselines else ""
-    results = {"ckpt": config.ckpt, "dataset": dataset.name, "tokens": targets, "loss": loss}
-    results |= {"perplexity": perplexity(loss), "bits_per_character": bits_per_character(loss, dataset)}
-    results |= {"baselines": baselines, "note": note}
+    results = {
+        "ckpt": config.ckpt,
+        "dataset": dataset.name,
+        "tokens": targets,
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_character": bits_per_character(loss, dataset),
+        "baselines": baselines,
+        "note": note,
+    }
     if config.json:
         print(strict_json(results))
         return results

@@ -109,9 +109,16 @@ def make_tradeoff(
     for key, threshold, chosen in (*candidates, ("nothing", math.inf, False), ("everything", 0.0, False)):
         measured = outcome(scores.get(key, np.zeros(len(truth))), truth, threshold, miss_cost)
         rows.append({"classifier": key, "chosen": chosen, **measured})
-    report = {"positive": positive, "split": split, "n": len(truth), "positives": int(truth.sum())}
-    areas = {key: average_precision(curve) for key, curve in curves.items()}
-    return report | {"miss_cost": miss_cost, "average_precision": areas, "rows": rows}, curves
+    report = {
+        "positive": positive,
+        "split": split,
+        "n": len(truth),
+        "positives": int(truth.sum()),
+        "miss_cost": miss_cost,
+        "average_precision": {key: average_precision(curve) for key, curve in curves.items()},
+        "rows": rows,
+    }
+    return report, curves
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -29,8 +29,14 @@ def curves(folder: Path) -> dict[str, Any]:
         for entry in entries
         if entry["kind"] == "train" and is_number(entry.get("lr")) and is_number(entry.get("grad_norm"))
     ]
-    measured = {"train": train.tolist(), "val": val.tolist(), "error": error.tolist()}
-    return {"name": folder.name or folder.resolve().name, "steps": steps, "lines": lines} | measured
+    return {
+        "name": folder.name or folder.resolve().name,
+        "steps": steps,
+        "lines": lines,
+        "train": train.tolist(),
+        "val": val.tolist(),
+        "error": error.tolist(),
+    }
 
 
 def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:

@@ -18,8 +18,7 @@ def embedding_map(run: LoadedRun) -> dict[str, Any]:
     if len(vocabulary) < 3 or run.model.config.n_embd < 2:
         return {}
     vectors = device.to_host(run.model.transformer["wte"].weight[: len(vocabulary)])
-    centred = vectors - vectors.mean(0)
-    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    left, scale, _ = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
     xy = left[:, :2] * scale[:2] * (1, -1)  # y points down in a picture
     xy -= xy.min(0)
     xy *= (700 - 2 * MARGIN) / max(xy[:, 0].max(), xy[:, 1].max() / 0.8, 1e-9)  # one scale for both axes

@@ -89,9 +89,16 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         parts = before[name], gradients[name], now[name], *moments[name]
         value, gradient, new, m, v = (part.flatten()[index].item() for part in parts)
         decay = 0.0 if parameter_class(name, before[name]) == VECTOR else config.weight_decay
-        title = weight_name(name, index, before[name].shape, run)
-        shown: dict[str, Any] = {"name": title, "value": value, "after": new, "gradient": gradient, "decay": decay}
-        weights.append(shown | adamw(value, factor * gradient, m, v, updates, config, rate, decay))
+        weights.append(
+            {
+                "name": weight_name(name, index, before[name].shape, run),
+                "value": value,
+                "after": new,
+                "gradient": gradient,
+                "decay": decay,
+                **adamw(value, factor * gradient, m, v, updates, config, rate, decay),
+            }
+        )
     return {
         "step": step,
         "config": config,
@@ -128,9 +135,16 @@ def adamw(
     b1, b2 = config.beta1, config.beta2
     new_m, new_v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
     m_hat, v_hat = new_m / (1 - b1**updates), new_v / (1 - b2**updates)
-    change = -rate * (m_hat / (math.sqrt(v_hat) + EPSILON) + decay * value)
-    old = {"m": m, "v": v, "clipped": gradient}
-    return old | {"new_m": new_m, "new_v": new_v, "m_hat": m_hat, "v_hat": v_hat, "change": change}
+    return {
+        "m": m,
+        "v": v,
+        "clipped": gradient,
+        "new_m": new_m,
+        "new_v": new_v,
+        "m_hat": m_hat,
+        "v_hat": v_hat,
+        "change": -rate * (m_hat / (math.sqrt(v_hat) + EPSILON) + decay * value),
+    }
 
 
 def weight_name(name: str, index: int, shape: torch.Size, run: LoadedRun) -> str:

@@ -20,13 +20,16 @@ HELD_OUT = 20_000  # tokens of the validation text that are searched for quotati
 
 def samples(entries: list[dict[str, Any]], training: TrainingText | None) -> list[dict[str, Any]]:
     """Cut the samples that `train` generated into pieces, and mark those that are quotations from the training text."""
-    cut_samples = []
-    for entry in (entry for entry in entries if entry["kind"] == "sample"):
-        text = entry["text"]
-        stretches, share = (training.stretches(text), training.share(text)) if training else ([], math.nan)
-        sample = {"step": entry["step"], "prompt": entry["prompt"], "pieces": marked(text, stretches)}
-        cut_samples.append(sample | {"share": share})
-    return cut_samples
+    return [
+        {
+            "step": entry["step"],
+            "prompt": entry["prompt"],
+            "pieces": marked(entry["text"], training.stretches(entry["text"]) if training else []),
+            "share": training.share(entry["text"]) if training else math.nan,
+        }
+        for entry in entries
+        if entry["kind"] == "sample"
+    ]
 
 
 def memorised(run: LoadedRun, training: TrainingText | None, quote: bool) -> dict[str, Any]:

@@ -48,8 +48,14 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
         "machine": machine(run.folder),
     }
     measured, note = losses(run)
-    tables = {"losses": measured, "losses_note": note, "before_after": before_after(entries)}
-    return {"facts": facts, "verdict": verdict, "parts": parts, **tables}
+    return {
+        "facts": facts,
+        "verdict": verdict,
+        "parts": parts,
+        "losses": measured,
+        "losses_note": note,
+        "before_after": before_after(entries),
+    }
 
 
 def parameters(model: GPT) -> dict[str, int]:
@@ -95,11 +101,16 @@ def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
         target_indices = np.concatenate(spans)
     measured = ngram_baselines(train, val, run.tokenizer.vocab_size, target_indices) | {"this model": loss}
     bits_per_nat = bits_per_character(1.0, run.dataset)
-    table = []
-    for name, value in measured.items():
-        units = {"perplexity": short_number(perplexity(value)), "bits": value * bits_per_nat}
-        known = error if name == "this model" and math.isfinite(error) else None
-        table.append({"name": name, "loss": value, "error": known} | units)
+    table = [
+        {
+            "name": name,
+            "loss": value,
+            "error": error if name == "this model" and math.isfinite(error) else None,
+            "perplexity": short_number(perplexity(value)),
+            "bits": value * bits_per_nat,
+        }
+        for name, value in measured.items()
+    ]
     return table, omissions_note(len(train), len(target_indices))
 
 
