@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from tinygpt.base.configs.fields import POSITIONAL, RUN, Config
-from tinygpt.base.configs.shared import File
+from tinygpt.base.configs.shared import CheckpointConfig, File
 
 
 @dataclasses.dataclass
@@ -31,7 +31,7 @@ class ImportConfig(Config):
 
 
 @dataclasses.dataclass
-class ExportConfig(Config):
+class ExportConfig(CheckpointConfig):
     """Write a model in the format of another tool.
 
     tinygpt export out --format html
@@ -56,8 +56,6 @@ class ExportConfig(Config):
     output: File = ""
     """the file or folder; empty: model.html, model-QUANTISATION.gguf, hf or peft in the checkpoint's folder,
     merged/ckpt.pt in the adapter's"""
-    data_dir: File = "data"
-    """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from tinygpt.base.configs.fields import DATASET_NAME, POSITIONAL, RUN, Config, Group, Limit, Text, keys
 from tinygpt.base.configs.shared import (
     FOLDER_NAME,
+    CheckpointConfig,
     Count,
     CountOrZero,
     DataConfig,
@@ -352,7 +353,7 @@ class FinetuneConfig(TrainConfig):
 
 
 @dataclasses.dataclass
-class SampleConfig(InferenceConfig):
+class SampleConfig(InferenceConfig, CheckpointConfig):
     """Generate text with a trained model.
 
     tinygpt sample out
@@ -387,5 +388,3 @@ class SampleConfig(InferenceConfig):
     """beyond the context length, recompute the complete window for every token, as nanoGPT does (slow)"""
     json: bool = False
     """print one JSON object per sample, for programs"""
-    data_dir: File = "data"
-    """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""

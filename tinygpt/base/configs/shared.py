@@ -30,6 +30,14 @@ class DataConfig(Config):
 
 
 @dataclasses.dataclass(kw_only=True)
+class CheckpointConfig(Config):
+    """A command that reads a checkpoint and no dataset."""
+
+    data_dir: File = "data"
+    """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
+
+
+@dataclasses.dataclass(kw_only=True)
 class DeviceConfig(Config):
     """A command that computes with a trained model."""
 

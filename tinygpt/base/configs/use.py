@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from tinygpt.base.configs.fields import POSITIONAL, RUN, Config, Group, Limit, Text
-from tinygpt.base.configs.shared import Count, DataConfig, DeviceConfig, File, Files, InferenceConfig, Port, Share
+from tinygpt.base.configs.shared import (
+    CheckpointConfig,
+    Count,
+    DataConfig,
+    DeviceConfig,
+    File,
+    Files,
+    InferenceConfig,
+    Port,
+    Share,
+)
 
 
 @dataclasses.dataclass
@@ -92,7 +102,7 @@ class LabelConfig(DataConfig):
 
 
 @dataclasses.dataclass
-class ServeConfig(DeviceConfig):
+class ServeConfig(DeviceConfig, CheckpointConfig):
     """Serve a model on this machine: a chat page, and an API for clients of OpenAI's protocol.
 
     tinygpt serve out
@@ -121,8 +131,6 @@ class ServeConfig(DeviceConfig):
     no checkpoint is served"""
     skip_unknown: bool = False
     """remove characters outside the model's vocabulary from prompts instead of refusing them"""
-    data_dir: File = "data"
-    """folder of the datasets; needed only for a nanoGPT checkpoint, whose tokenizer is its dataset's"""
 
     host: Annotated[str, Group("network")] = "127.0.0.1"
     """address to listen on; 127.0.0.1: this machine only; 0.0.0.0: all networks, which requires --api_key"""
