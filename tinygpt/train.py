@@ -182,7 +182,7 @@ def tune_threads(run: Run, tuner: threads.ThreadTuner) -> None:
     """Time steps again. If another number of threads is faster, save the state: a resumed run computes with it, too."""
     before, times = torch.get_num_threads(), tuner.tune()
     if (now := torch.get_num_threads()) != before:
-        change = f"on {threads.format_threads(now)} instead of {before}, faster now"
+        change = f"on {terminal.counted(now, 'thread')} instead of {before}, faster now"
         note = f"note: from iteration {run.progress.step:,} {change} ({threads.format_times(times)} a step)"
         run.log.print_line(f"{note}; --threads={before} prevents this", always=True)
         save(run, "last.pt")

@@ -31,7 +31,7 @@ class Compute:
     def describe(self) -> str:
         name = str(self.device)
         if self.device.type == "cpu":
-            name += f" ({threads.format_threads(torch.get_num_threads())})"
+            name += f" ({terminal.counted(torch.get_num_threads(), 'thread')})"
         elif self.device.type == "cuda":
             name += f" ({torch.cuda.get_device_name(self.device)})"
         return f"{name}, {str(self.dtype).removeprefix('torch.')}: {self.reason}"

@@ -88,12 +88,12 @@ def missing(module: str, feature: str, otherwise: str = "") -> TinyGPTError:
     return TinyGPTError(f"{feature} needs the package {package}", hint)
 
 
-def library(module: str, feature: str, otherwise: str = "") -> Any:
+def library(module: str, feature: str) -> Any:
     """Import a module that `feature` needs and the plain install lacks. Errors: TinyGPTError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise missing(module, feature, otherwise) from None
+        raise missing(module, feature) from None
 
 
 def require_installed(feature: str, *modules: str, otherwise: str = "") -> None:

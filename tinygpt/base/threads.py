@@ -58,10 +58,10 @@ def set_threads(setting: str, kept: int = 0) -> str:
     torch.set_num_threads(kept or _free)
     if not first or _free == _cores:
         return ""
-    effect = f"tinygpt computes with {format_threads(kept or _free)} (set OMP_NUM_THREADS to choose the number)"
+    effect = f"tinygpt computes with {counted(kept or _free, 'thread')} (set OMP_NUM_THREADS to choose the number)"
     if kept > _free:
         faster = f"--threads={_free} may be faster, but changes the last bits"
-        effect = f"this run keeps its {format_threads(kept)}; {faster}"
+        effect = f"this run keeps its {counted(kept, 'thread')}; {faster}"
     return f"note: other programs keep {busy:.1f} of {_cpus()} CPUs busy; {effect}"
 
 
@@ -77,14 +77,9 @@ def free() -> int:
     return _free or cores()
 
 
-def format_threads(threads: int) -> str:
-    """Format a number of threads: `1 thread`, `2 threads`."""
-    return counted(threads, "thread")
-
-
 def format_times(times: dict[int, float]) -> str:
     """Format seconds by number of threads: `27.1 ms with 1 thread, 21.3 ms with 2`."""
-    counts = {n: format_threads(n) if n == 1 else n for n in times}
+    counts = {n: counted(n, "thread") if n == 1 else n for n in times}
     return ", ".join(f"{1000 * seconds:.1f} ms with {counts[n]}" for n, seconds in times.items())
 
 
