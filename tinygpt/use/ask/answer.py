@@ -123,8 +123,7 @@ class Reader:
         idx = torch.from_numpy(prompt)[None].to(self.model.lm_head.weight.device)
         ids: list[int] = []
         log_probability = 0.0
-        steps = generate_with_logits(self.model, idx, self.room + 1, GREEDY, self.tokenizer.vocab_size)
-        for tokens, logits in steps:
+        for tokens, logits in generate_with_logits(self.model, idx, self.room + 1, GREEDY, self.tokenizer.vocab_size):
             token = int(tokens) if len(ids) < self.room else self.end
             log_probability += float(logits[0].float().log_softmax(-1)[token])
             if token == self.end:

@@ -11,11 +11,11 @@ Sources: https://arxiv.org/abs/2005.11401; answers are compared as in SQuAD, htt
 """
 
 import io
-import json
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import read_text, strict_json
 from tinygpt.base.intervals import INTERVALS, intervals, percent
 from tinygpt.base.terminal import counted, escaped, one_line, progress
+from tinygpt.data.text_files import json_lines, text_in
 from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.use.ask.index import index_of
 from tinygpt.use.ask.questions import answer_in
@@ -77,14 +78,13 @@ def ask(config: AskConfig) -> int:
     return 0
 
 
+@dataclass
 class Responder:
     """An index, and a model if there is one, loaded once, that answer questions."""
 
-    def __init__(self, config: AskConfig, index: Index, reader: Any) -> None:
-        """reader: a Reader, or None."""
-        self.config = config
-        self.index = index
-        self.reader = reader
+    config: AskConfig
+    index: Index
+    reader: Any  # a Reader, or None
 
     def __call__(self, question: str) -> Outcome:
         """Answer a question. Errors: TinyGPTError as in `search` and `Reader.quoted`."""
@@ -112,9 +112,18 @@ def quotation(question: str, ranking: Ranking, number: int) -> dict[str, Any]:
     """Describe a ranked sentence; start and end are the place of the part that answers, None if that is not clear."""
     unit, passage = ranking.found[number]
     start, end = (ranking.kind and answer_in(unit.text, question, ranking.kind)) or (None, None)
-    fields = {"rank": number + 1, "source": passage.source, "position": unit.position, "title": passage.title}
-    fields |= {"text": unit.text, "start": start, "end": end, "score": float(ranking.scores[number])}
-    return fields | {"columns": unit.header, "passage": unquoted(passage.text)}
+    return {
+        "rank": number + 1,
+        "source": passage.source,
+        "position": unit.position,
+        "title": passage.title,
+        "text": unit.text,
+        "start": start,
+        "end": end,
+        "score": float(ranking.scores[number]),
+        "columns": unit.header,
+        "passage": unquoted(passage.text),
+    }
 
 
 # ---- asking -----------------------------------------------------------------------------------------------------
@@ -199,15 +208,11 @@ def read_questions(path: Path) -> list[LabelledQuestion]:
     """Read questions with known answers, JSON Lines. Errors: TinyGPTError that names the first invalid line."""
     example = 'write {"question": "Who is the CFO?", "answer": "Lars Holm"}'
     questions = []
-    for number, line in enumerate(read_text(path, "--questions questions.jsonl").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, entry in json_lines(read_text(path, "--questions questions.jsonl").split("\n")):
         try:
-            entry = json.loads(line)
-            questions.append(LabelledQuestion(checked_question(entry["question"]), entry["answer"]))
-            if not isinstance(questions[-1].answer, str):
-                raise TypeError
-        except (TinyGPTError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            answer = text_in(entry, "answer")
+            questions.append(LabelledQuestion(checked_question(text_in(entry, "question")), answer))
+        except (TinyGPTError, ValueError) as error:
             problem = getattr(error, "message", "not a question with its answer")
             raise TinyGPTError(f"{path} line {number}: {problem}", example) from None
     if not questions:

@@ -258,8 +258,16 @@ def read_errors(path: Path, format_name: str) -> Iterator[None]:
         raise TinyGPTError(message, "open it and save it again") from None
 
 
-READERS = {".txt": plain, ".md": markdown, ".markdown": markdown, ".html": html, ".htm": html}
-READERS |= {".csv": table, ".pdf": pdf, ".docx": word}
+READERS = {
+    ".txt": plain,
+    ".md": markdown,
+    ".markdown": markdown,
+    ".html": html,
+    ".htm": html,
+    ".csv": table,
+    ".pdf": pdf,
+    ".docx": word,
+}
 PLAIN = {"", ".rst", ".log", ".text", ".adoc", ".org", ".debian"}  # endings of other files that are plain text
 
 

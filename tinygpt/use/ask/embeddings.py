@@ -54,12 +54,7 @@ class WordLlama:
         for mean, encoding in zip(means, encodings, strict=True):
             if encoding.ids:
                 mean[:] = self._table[encoding.ids].mean(axis=0)
-        return normalised(means)
-
-
-def normalised(vectors: np.ndarray) -> np.ndarray:
-    """Scale the rows to length 1; a row of zeros stays as it is."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
 
 
 def load(name: str) -> WordLlama | None:

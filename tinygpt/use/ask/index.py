@@ -21,7 +21,7 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.configs.use import AskConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import file_error, file_lock, remove_leftovers, require_closed, require_writable
-from tinygpt.base.terminal import counted, escaped, progress
+from tinygpt.base.terminal import counted, escaped, print_error, progress
 from tinygpt.data.input_files import input_files, notes_on_unread
 from tinygpt.use.ask import documents, embeddings, passages
 from tinygpt.use.ask.embeddings import WordLlama
@@ -73,14 +73,14 @@ def index_of(config: AskConfig) -> Path:
                 counts = update(config, out, settings, changes, embedding)
                 endings = (*documents.READERS, *sorted(documents.PLAIN - {""}))
                 for note in notes_on_unread(config.documents, paths, [f"*{ending}" for ending in endings]):
-                    say(note)
+                    print_error(note)
     for problem in changes.problems:
-        say(f"left out: {problem}")
+        print_error(escaped(f"left out: {problem}"))
     with open_index(out) as index:
         indexed = len(readable(index))
         counts["left out"] = len(index.sources) - indexed + len(changes.problems)
     parts = [f"{count:,} {change}" for change, count in counts.items() if count]
-    say(f"index: {out}: {', '.join([counted(indexed, 'document'), *parts])}")
+    print_error(escaped(f"index: {out}: {', '.join([counted(indexed, 'document'), *parts])}"))
     return out
 
 
@@ -115,7 +115,7 @@ def existing(config: AskConfig, out: Path) -> list[Path]:
         except TinyGPTError as error:
             if not (names_stored(item, out) if config.index else out.exists()):
                 raise TinyGPTError(error.message, quoted_question(config) or error.hint) from None
-            say(f"note: {item}: no document is left there; the index keeps none of its text")
+            print_error(escaped(f"note: {item}: no document is left there; the index keeps none of its text"))
     return list(paths.values())
 
 
@@ -142,14 +142,13 @@ def quoted_question(config: AskConfig) -> str:
 
 def compared(config: AskConfig, out: Path, paths: list[Path], settings: dict[str, Any]) -> Changes:
     """Compare the documents with the index. Errors: TinyGPTError if one that the user names cannot be opened."""
-    stored: dict[str, Fingerprint] = {}
-    earlier = set[str]()  # also those of an index with other settings
-    is_new = not out.exists()
-    if not is_new:
+    earlier: dict[str, Fingerprint] = {}  # also those of an index with other settings
+    is_new = True
+    if out.exists():
         with open_index(out) as index:
+            earlier = index.sources
             is_new = not settings.items() <= index.settings.items()
-            stored = {} if is_new else index.sources
-            earlier = set(index.sources)
+    stored = {} if is_new else earlier
     todo: dict[Path, Fingerprint] = {}
     problems = []
     kept = set()
@@ -166,7 +165,7 @@ def compared(config: AskConfig, out: Path, paths: list[Path], settings: dict[str
         kept.add(name_of(path))
         if file != old:
             todo[path] = file
-    return Changes(stored, is_new, todo, sorted(earlier - kept), problems)
+    return Changes(stored, is_new, todo, sorted(earlier.keys() - kept), problems)
 
 
 def update(
@@ -177,10 +176,10 @@ def update(
     Errors: TinyGPTError if a document that the user names cannot be read, or no document of the folders.
     """
     if changes.is_new and out.exists():
-        say(f"note: {out} was made with other settings, so all documents are indexed again")
+        print_error(escaped(f"note: {out} was made with other settings, so all documents are indexed again"))
     if config.embeddings == "auto" and embedding is None:
         hint = "pip install 'tinygpt[retrieve]' adds semantic search"
-        say(f"note: keyword search only, since the package wordllama is missing; {hint}")
+        print_error(f"note: keyword search only, since the package wordllama is missing; {hint}")
     counts = Counter(new=0, changed=0, removed=len(changes.removed))
     bar = progress(changes.todo.items(), desc="indexing", unit="document", delay=SHOW_AFTER)
     with updated_index(out, settings, changes.is_new) as index, bar:
@@ -248,8 +247,3 @@ def name_of(path: str | Path) -> str:
 def readable(index: Index) -> list[str]:
     """Return the paths of the documents that could be read."""
     return [path for path, file in index.sources.items() if file.sha256]
-
-
-def say(line: str) -> None:
-    """Print a line on standard error: standard output is for answers."""
-    print(escaped(line), file=sys.stderr, flush=True)
