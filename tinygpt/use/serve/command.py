@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ def serve(config: ServeConfig) -> None:
     state = State(config)
     server = make_server(make_app(state, key, hosts), DRAIN)
     errors: list[BaseException] = []
-    opened = contextlib.ExitStack()  # the index, until the process ends
 
     def load() -> None:
         try:
@@ -57,7 +56,7 @@ def serve(config: ServeConfig) -> None:
                 adapters = Adapters(config.ckpt, paths)
                 models = load_models(config, adapters)
                 prompt = example(config, adapters.checkpoint(), models[0])
-            respond = {DOCUMENTS: opened.enter_context(reader(config))} if has_documents(config) else {}
+            respond = {DOCUMENTS: reader(config)} if has_documents(config) else {}
             respond |= {LABELS: labeller(config)} if config.labels else {}
             responders = [Responder(name, function, config.max_queue) for name, function in respond.items()]
             state.open(Engine(models, config.max_batch, config.max_queue), responders)
@@ -131,19 +130,24 @@ def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str 
     return ""
 
 
-@contextlib.contextmanager
-def reader(config: ServeConfig) -> Iterator[Respond]:
-    """Make or open the index; yield a function that answers questions from it, as `tinygpt ask` does, with the
+def reader(config: ServeConfig) -> Respond:
+    """Make or open the index; return a function that answers questions from it, as `tinygpt ask` does, with the
     sentences.
 
-    After an update by `tinygpt ask` it is opened again, so that no removed document is quoted. Errors: TinyGPTError.
+    The index stays open. After an update by `tinygpt ask` it is opened again, so that no removed document is quoted.
+    Errors: TinyGPTError.
     """
     from tinygpt.use.ask.command import ABSTENTION, Responder, checked_question, load_reader
     from tinygpt.use.ask.index import index_of
     from tinygpt.use.ask.store import open_index
 
-    paths: dict[str, Any] = {"documents": config.documents, "index": config.index, "ckpt": config.reader}
-    ask_config = AskConfig(**paths, device=config.device, dtype=config.dtype)
+    ask_config = AskConfig(
+        documents=config.documents,
+        index=config.index,
+        ckpt=config.reader,
+        device=config.device,
+        dtype=config.dtype,
+    )
     model = load_reader(ask_config)
     path = index_of(ask_config).absolute()
     opened = contextlib.ExitStack()
@@ -153,17 +157,14 @@ def reader(config: ServeConfig) -> Iterator[Respond]:
     def answer(question: str) -> tuple[str, dict[str, Any]]:
         nonlocal opened
         if not respond.index.is_current():
-            with contextlib.ExitStack() as stack:
-                index = stack.enter_context(open_index(path))
-                opened.close()
-                respond.index, opened = index, stack.pop_all()
+            newer = contextlib.ExitStack()
+            respond.index = newer.enter_context(open_index(path))
+            opened.close()
+            opened = newer
         outcome = respond(checked_question(question))
         return outcome.answer or ABSTENTION, outcome._asdict()
 
-    try:
-        yield answer
-    finally:
-        opened.close()
+    return answer
 
 
 def labeller(config: ServeConfig) -> Respond:

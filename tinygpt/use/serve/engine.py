@@ -182,8 +182,7 @@ class Served:
                 self._start_rows(prefill)
                 self.prefills.popleft()  # now, so that `fail` finds its task if `_start_rows` raises
         if self.rows:
-            last_tokens = [[row.recent[-1]] for row in self.rows]
-            idx = torch.tensor(last_tokens, device=self.model.lm_head.weight.device)
+            idx = torch.tensor([[row.recent[-1]] for row in self.rows], device=self.model.lm_head.weight.device)
             draw_tokens(self.rows, self.model.next_logits(idx, self.batch)[:, : self.tokenizer.vocab_size])
             self._remove_rows()
 

@@ -18,8 +18,10 @@ from tinygpt.examine.report.page import read
 from tinygpt.use.serve.protocol import ApiError
 
 MAX_BODY = 4 << 20  # bytes of a request
-CSP = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
-CSP += "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # no site may embed the page
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:"
+    "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"  # no site may embed the page
+)
 HEADERS = {
     "content-security-policy": CSP,
     "x-content-type-options": "nosniff",
