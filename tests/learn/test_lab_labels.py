@@ -21,12 +21,12 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.generate import letters
 from tinygpt.data.tasks.merchants import merchants_by_label
-from tinygpt.examine.experiment.models import right
 from tinygpt.examine.experiment.stages import Records
-from tinygpt.learn.lab import drift, labels
+from tinygpt.learn.lab import definition, drift, labels
 
 TASK = TASKS["transactions"]
 SPLITS = TASK.make(1337)
+FEW_LABELS = [(50, 0.0), (200, 0.0), (200, 0.2)]  # numbers of examples, shares of wrong labels
 SMALL = SPLITS | {"val": SPLITS["val"][:60], "test": SPLITS["test"][:150]}
 
 
@@ -52,7 +52,7 @@ def test_wrong_labels_are_uniform_and_a_larger_share_adds_to_a_smaller_one() -> 
 
 def accuracy(answers: list[str], pairs: list[Pair]) -> float:
     probs = np.array([[answer == label for label in TASK.labels] for answer in answers])
-    return float(right(probs, pairs, TASK.labels).mean())
+    return definition.accuracy(probs, pairs, TASK.labels)
 
 
 def test_accuracy_of_a_perfect_a_majority_and_a_random_answer() -> None:
@@ -79,14 +79,22 @@ def test_the_worth_of_wrong_labels_by_hand() -> None:
     assert labels.worth({100: 0.3, 1000: 0.2, 10000: 0.5}, 0.4) == round(1000 * math.sqrt(10))
 
 
+def learned(accuracies: dict[tuple[int, float], float]) -> Records:
+    """Records of three seeds, by number of examples and share of wrong labels."""
+    return Records(
+        {"examples": size, "share": share, "seed": seed, "correct": accuracy}
+        for (size, share), accuracy in accuracies.items()
+        for seed in (1, 2, 3)
+    )
+
+
 def test_a_verdict_follows_from_the_numbers() -> None:
-    clean = {100: [0.2, 0.2, 0.2], 1000: [0.4, 0.4, 0.4]}
-    costly, free = ({1000: [0.4 - lost] * 3} for lost in (0.1, 0.01))
-    said = [labels.cost_of_wrong("x", {0.0: clean, 0.1: some}).text for some in (costly, free)]
-    assert "worth about 316 (316 to 316) correct ones (-10.0 points)" in said[0]
-    assert "are worth as much as correct ones (-1.0 points)" in said[1]
-    more = labels.more_labels({"x": {50: 0.1, 100: 0.2, 1000: 0.4}, "y": {50: 0.1, 100: 0.2, 1000: 0.21}}).text
-    assert more == "x: collect more examples (+20.0 points); y: enough examples (+1.0 points)."
+    clean = {(100, 0.0): 0.2, (1000, 0.0): 0.4}
+    costly, free = (labels.cost_of_wrong("x", learned({**clean, (1000, 0.1): 0.4 - lost})) for lost in (0.1, 0.01))
+    assert "worth about 316 (316 to 316) correct ones (-10.0 points)" in costly.text
+    assert "are worth as much as correct ones (-1.0 points)" in free.text
+    more = labels.more_labels({labels.MODEL: {50: 0.1, 100: 0.2, 1000: 0.4}, "y": {50: 0.1, 100: 0.2, 1000: 0.21}})
+    assert more.text == "tiny model: collect more examples (+20.0 points); y: enough examples (+1.0 points)."
     compared = labels.better({1: 0.5, 2: 0.5, 3: 0.5}, {1: 0.4, 2: 0.49, 3: 0.6}).text
     assert (
         "1 examples: tiny model (+10.0 points); 2 examples: no difference (+1.0 points); 3 examples: n-gram baseline"
@@ -99,7 +107,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the quick lab ran, with fewer and shorter trainings."""
     folder = tmp_path_factory.mktemp("labels")
     with commands_here(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labels, "QUICK", [(50, 0.0), (200, 0.0), (200, 0.2)])
+        patch.setattr(labels, "QUICK", FEW_LABELS)
         patch.setattr(labels, "ITERATIONS", {50: 4, 200: 50})
         patch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: SMALL))
         done = ok(folder, "lab", "labels", "--quick", "--out_dir=out")
@@ -118,11 +126,12 @@ def test_only_the_training_labels_are_wrong(quick: Path) -> None:
 
 
 def test_the_accuracies_are_those_of_eval_and_of_scikit_learn(quick: Path) -> None:
-    found = lab_results(quick / "out")["200 examples, 20% wrong labels, seed 1"]
+    measured = lab_results(quick / "out")["200 examples, 20% wrong labels, seed 1"]
+    model, ngram = (one for learner in (labels.MODEL, labels.NGRAM) for one in measured if one["learner"] == learner)
     flags = ["--ckpt=out/200-20-1", "--task=200-20-1", "--data_dir=out/data", "--device=cpu", "--json"]
     report = json.loads(cli_here("eval", *flags, cwd=quick).out)
-    assert found["correct"]["model"] == pytest.approx(report["results"]["model"]["accuracy"])
-    assert found["correct"]["model"] > 2 / 12  # the majority is 1 / 12
+    assert model["correct"] == pytest.approx(report["results"]["model"]["accuracy"])
+    assert model["correct"] > 2 / 12  # the majority is 1 / 12
     dataset = Dataset(str(quick / "out/data"), "200-20-1")
     train, test = (dataset.sources[split].examples(dataset.tokenizer) for split in ("train", "test"))
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 5), sublinear_tf=True)
@@ -130,15 +139,15 @@ def test_the_accuracies_are_those_of_eval_and_of_scikit_learn(quick: Path) -> No
         vectorizer.fit_transform(p for p, _ in train), [y for _, y in train]
     )
     expected = fitted.score(vectorizer.transform(p for p, _ in test), [y for _, y in test])
-    assert found["correct"]["ngram"] == pytest.approx(expected, abs=0.002)
-    assert found["wrong"]["ngram"] < found["correct"]["ngram"]
+    assert ngram["correct"] == pytest.approx(expected, abs=0.002)
+    assert ngram["wrong"] < ngram["correct"]
 
 
 def test_the_quick_lab_writes_its_tables_its_picture_and_its_verdicts(quick: Path) -> None:
     said = (quick / "said.txt").read_text(encoding="utf-8")
     rows = [line for line in said.splitlines() if line.startswith(("| 50 ", "| 200 "))]
     assert len(rows) == 3 and max(map(len, said.splitlines())) <= 120
-    assert all(f"\nverdict: {name}: 200 labels, 20% of them wrong," in said for name in labels.LEARNERS.values())
+    assert all(f"\nverdict: {name}: 200 labels, 20% of them wrong," in said for name in (labels.MODEL, labels.NGRAM))
     assert "| perfect model   | 100.0%" in said and "Better with correct labels, by number of examples: 50" in said
     assert (quick / "out/labels.png").read_bytes().startswith(b"\x89PNG") and (quick / "out/labels.html").exists()
 
@@ -154,18 +163,23 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
     ok(tmp_path, "import", "theirs", "--out_dir=out-large")
     few = {split: pairs[:60] for split, pairs in SPLITS.items()}
     monkeypatch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: few))
-    monkeypatch.setattr(labels, "PRETRAINED", {50: 1, 1000: 1})
+    monkeypatch.setattr(labels, "FINETUNING", {50: 1, 1000: 1})
     config, out = LabConfig(pretrained=str(tmp_path / "out-large"), quick=True), tmp_path / "out"
-    names = [stage.name.split(", from")[0] for stage in labels.stages(config, out)]
+    stages = list(labels.stages(config, out))
+    names = [stage.name.split(", from")[0] for stage in stages]
     assert names[3:] == ["pretrained, LoRA, 50 examples", "pretrained, LoRA, 1,000 examples"]
     out.mkdir()
     with commands_here():
-        found = labels.pretrained(config, out, 50, 1).compute()
-    assert found["examples"] == 50 and found["correct"].keys() == {"pretrained"}
-    summary = labels.summarise(lab_results(quick / "out") | {"a": found, "b": found | {"examples": 200}}, config)
-    assert [row["pretrained model, LoRA"] for row in summary.tables[0].rows] == [
-        f"{100 * found['correct']['pretrained']:.1f}%"
-    ] * 2 + [""]
+        found = stages[3].compute() | stages[3].case
+    assert found.keys() == {"learner", "share", "examples", "seed", "correct"}
+    others = [
+        {"examples": size, "share": share, "seed": 1, **one}
+        for (size, share), measured in zip(FEW_LABELS, lab_results(quick / "out").values(), strict=True)
+        for one in measured
+    ]
+    summary = labels.summarise(Records([*others, found, found | {"examples": 200}]), config)
+    cells = [row[labels.PRETRAINED] for row in summary.tables[0].rows]
+    assert cells == [f"{100 * found['correct']:.1f}%"] * 2 + [""]
 
 
 # ---- lab drift -------------------------------------------------------------------------------------------------------

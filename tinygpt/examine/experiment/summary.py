@@ -87,7 +87,8 @@ def wrapped(text: str) -> str:
 
 
 def percent(shares: Sequence[float], form: str = ".1f") -> str:
-    return spread([100 * share for share in shares], form) + "%"
+    """Format shares in percent as `spread` does; none: an empty cell."""
+    return spread([100 * share for share in shares], form) + "%" if shares else ""
 
 
 def spread(values: Sequence[float], form: str) -> str:

@@ -5,39 +5,37 @@ label. The labels of validation and test are correct; a second table shows how w
 measured accuracy. A pretrained model adds a column.
 """
 
-import dataclasses
 import math
 import random
 import statistics
 from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair
-from tinygpt.examine.experiment.models import classifier, ngrams, right, train, write_dataset
-from tinygpt.examine.experiment.stages import Results, Stage
+from tinygpt.examine.experiment.models import classifier, ngrams, train, write_dataset
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
-from tinygpt.learn.lab import methods
-from tinygpt.learn.lab.definition import Lab, seeds
+from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
 
 TASK = TASKS["transactions"]
 ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised
-PRETRAINED = {50: 30, 200: 50, 1000: 100, 4000: 250}  # the same for the pretrained model
+FINETUNING = {50: 30, 200: 50, 1000: 100, 4000: 250}  # the same for the pretrained model
 SHARES = (0.0, 0.1, 0.2)  # of wrong labels
 GRID = [(size, share) for size in ITERATIONS for share in SHARES]
 QUICK = [(50, 0.0), (1000, 0.0), (1000, 0.2)]  # of GRID
 WORST = max(SHARES)  # also of the test split, for the second table
-KINDS = ("correct", "wrong")  # labels of the test split that an accuracy is measured with
 CLOSE = 0.02  # accuracies that differ by less count as equal
-LEARNERS = {"model": "tiny model", "ngram": "n-gram baseline"}
+MODEL, NGRAM, PRETRAINED = "tiny model", "n-gram baseline", "pretrained model, LoRA"
+LEARNERS = {MODEL: "o-", NGRAM: "s--", PRETRAINED: "^:"}  # and their lines in the picture
 
-Curve = dict[int, float]  # number of examples -> accuracy, median over the seeds
+Curve = dict[int, float]  # number of examples -> accuracy on correct labels
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
@@ -45,26 +43,43 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     for seed in seeds(config):
         for size, share in grid:
             name = f"{size:,} examples, {100 * share:.0f}% wrong labels, seed {seed}"
-            yield Stage(name, 4 + ITERATIONS[size] / 25, partial(measure, folder, size, share, seed))
-        if config.pretrained:
-            yield from (pretrained(config, folder, size, seed) for size, share in grid if not share)
+            seconds = 4 + ITERATIONS[size] / 25
+            yield stage(name, seconds, measure, folder, examples=size, share=share, seed=seed)
+        for size in dict(grid) if config.pretrained else ():
+            name = f"pretrained, LoRA, {size:,} examples, from {config.pretrained}, seed {seed}"
+            seconds = 60 + 2 * FINETUNING[size]
+            yield stage(name, seconds, measure_pretrained, folder, config.pretrained, examples=size, seed=seed)
 
 
-def measure(folder: Path, size: int, share: float, seed: int) -> dict[str, Any]:
-    """Train both learners on `size` lines, a share of them with wrong labels; return their accuracies, by KINDS."""
+def measure(folder: Path, examples: int, share: float, seed: int) -> list[dict[str, Any]]:
+    """Train both learners on lines, a share of them with wrong labels, and measure their accuracies on correct and on
+    wrong labels of the test split."""
     task, labels = TASK.make(1337), TASK.labels
-    examples = mislabelled(random.Random(seed).sample(task["train"], len(task["train"]))[:size], share, seed)
-    name, iterations = f"{size}-{100 * share:.0f}-{seed}", ITERATIONS[size]
-    dataset = write_dataset(folder / "data" / name, task | {"train": examples}, labels, tokenizer_of_pairs(task))
+    lines = mislabelled(random.Random(seed).sample(task["train"], len(task["train"]))[:examples], share, seed)
+    name, iterations = f"{examples}-{100 * share:.0f}-{seed}", ITERATIONS[examples]
+    dataset = write_dataset(folder / "data" / name, task | {"train": lines}, labels, tokenizer_of_pairs(task))
     lengths = {"max_iters": iterations, "eval_interval": iterations // 2}
     train("train", "lab_classifier", folder / name, dataset, seed=seed, **lengths)
-    learners = {"model": classifier(folder / name, labels), "ngram": ngrams(examples, labels)}
-    prompts = [prompt for prompt, _ in task["test"]]
-    probs = {learner: classify(prompts) for learner, classify in learners.items()}
-    result: dict[str, Any] = {"examples": size, "share": share, "seed": seed}
-    for kind, test in zip(KINDS, (task["test"], mislabelled(task["test"], WORST, seed)), strict=True):
-        result[kind] = {learner: float(right(own, test, labels).mean()) for learner, own in probs.items()}
-    return result
+    tests = {"correct": task["test"], "wrong": mislabelled(task["test"], WORST, seed)}
+    answers = {
+        learner: classify([line for line, _ in task["test"]])
+        for learner, classify in ((MODEL, classifier(folder / name, labels)), (NGRAM, ngrams(lines, labels)))
+    }
+    return [
+        {"learner": learner, **{kind: accuracy(probabilities, test, labels) for kind, test in tests.items()}}
+        for learner, probabilities in answers.items()
+    ]
+
+
+def measure_pretrained(folder: Path, base: str, examples: int, seed: int) -> dict[str, Any]:
+    """Fine-tune a pretrained model with LoRA on the first examples, as in docs/FINETUNING.md."""
+    task = TASK.make(1337)
+    dataset = write_dataset(folder / "data" / TASK.name, task, TASK.labels)
+    out = folder / f"pretrained-{examples}-{seed}-{quote(base, safe='')}"
+    settings: dict[str, Any] = {"ckpt": base, "seed": seed, "examples": examples, "max_iters": FINETUNING[examples]}
+    train("finetune", "finetune_transactions_pretrained", out, dataset, **settings)
+    answers = classifier(out, TASK.labels)([line for line, _ in task["test"]])
+    return {"learner": PRETRAINED, "share": 0.0, "correct": accuracy(answers, task["test"], TASK.labels)}
 
 
 def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
@@ -78,44 +93,14 @@ def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
     return [(pair[0], other_labels[i]) if i in wrong else pair for i, pair in enumerate(pairs)]
 
 
-def pretrained(config: LabConfig, folder: Path, size: int, seed: int) -> Stage:
-    """Make the stage that fine-tunes the pretrained model with LoRA on `size` lines, as in docs/FINETUNING.md."""
-    lengths = {"examples": size, "max_iters": PRETRAINED[size]}
-    method = methods.Method("finetune", methods.LARGE, lengths, "pretrained")
-    job = methods.TrainingJob(f"pretrained, LoRA, {size:,} examples", method, config.pretrained, seed)
-
-    def compute() -> dict[str, Any]:
-        write_dataset(folder / "data" / TASK.name, TASK.make(1337), TASK.labels)
-        figures = methods.measure(job, dataclasses.replace(config, data_dir=str(folder / "data")), folder)
-        return {"examples": size, "share": 0.0, "seed": seed, "correct": {"pretrained": figures["accuracy"]}}
-
-    return Stage(job.title(), 60 + 2 * PRETRAINED[size], compute)
-
-
-def accuracies(results: Results, learner: str, share: float, kind: str = "correct") -> dict[int, list[float]]:
-    """Collect a learner's accuracies with a share of wrong labels: by number of examples, one for each seed."""
-    by_size: dict[int, list[float]] = {}
-    for result in results.values():
-        if result["share"] == share and learner in result.get(kind, {}):
-            by_size.setdefault(result["examples"], []).append(result[kind][learner])
-    return by_size
-
-
-def summarise(results: Results, config: LabConfig) -> Summary:
-    learners = LEARNERS | ({"pretrained": "pretrained model, LoRA"} if config.pretrained else {})
-    sizes, shares = (sorted({result[key] for result in results.values()}) for key in ("examples", "share"))
-    by_learner = {(learner, share): accuracies(results, learner, share) for learner in learners for share in shares}
-    curves = {
-        key: {size: statistics.median(values) for size, values in by_size.items()}
-        for key, by_size in by_learner.items()
-        if by_size
-    }
-    rows = []
-    for size, share in product(sizes, shares):
-        cells = {name: by_learner[learner, share].get(size) for learner, name in learners.items()}
-        if size in by_learner["model", share]:
-            row = {"examples": f"{size:,}", "wrong labels": f"{100 * share:.0f}%"}
-            rows.append(row | {name: percent(values) if values else "" for name, values in cells.items()})
+def summarise(records: Records, config: LabConfig) -> Summary:
+    learners = records.by("learner")
+    clean = {learner: curve(own.where(share=0.0)) for learner, own in learners.items()}
+    rows = [
+        {"examples": f"{size:,}", "wrong labels": f"{100 * share:.0f}%"}
+        | {learner: percent(own.where(learner=learner).values("correct")) for learner in learners}
+        for (size, share), own in sorted(records.by("examples", "share").items())
+    ]
     note = (
         "Accuracy on 1,000 test lines with brands that do not occur in training, all with correct labels: median over "
         "the seeds (minimum to maximum). Each seed draws its own examples and its own wrong labels, each of the eleven "
@@ -125,10 +110,21 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     )
     if config.pretrained:
         note += f" The pretrained model ({config.pretrained}) learns the first examples, the same with each seed."
-    reported = {
-        learner: [statistics.median(accuracies(results, learner, 0.0, kind)[sizes[-1]]) for kind in KINDS]
-        for learner in LEARNERS
-    }
+    most = max(records.values("examples"))
+    model, ngram = (learners[learner].where(examples=most, share=0.0) for learner in (MODEL, NGRAM))
+    on_wrong = [
+        {
+            "learner": learner,
+            "correct labels": percent([right]),
+            "wrong labels": percent(wrong),
+            "expected": percent([on_wrong_labels(right)]),
+        }
+        for learner, right, wrong in (
+            (MODEL, model.median("correct"), [model.median("wrong")]),
+            (NGRAM, ngram.median("correct"), [ngram.median("wrong")]),
+            ("perfect model", 1.0, []),
+        )
+    ]
     return Summary(
         "How many labels does a task need, and how accurate must they be?",
         "Spending categories of card-statement lines, learned from few or many labels, some of them wrong.",
@@ -136,34 +132,31 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             Table("Accuracy", rows, note),
             Table(
                 f"The same models, measured with {100 * WORST:.0f}% wrong labels in the test split",
-                [
-                    {
-                        "learner": LEARNERS.get(learner, learner),
-                        "correct labels": percent([right]),
-                        "wrong labels": percent(wrong) if wrong else "",
-                        "expected": percent([on_wrong_labels(right)]),
-                    }
-                    for learner, (right, *wrong) in {**reported, "perfect model": [1.0]}.items()
-                ],
-                f"Learners of {sizes[-1]:,} examples with correct labels. Expected: a (1 - w) + "
+                on_wrong,
+                f"Learners of {most:,} examples with correct labels. Expected: a (1 - w) + "
                 f"(1 - a) w / 11 for the accuracy a and the share w = {WORST} of wrong labels, since a wrong answer "
                 "agrees with a wrong label in one of eleven cases.",
             ),
         ],
         [
-            *(cost_of_wrong(LEARNERS[key], {share: by_learner[key, share] for share in shares}) for key in LEARNERS),
-            more_labels({name: curves[learner, 0.0] for learner, name in learners.items()}),
-            better(curves["model", 0.0], curves["ngram", 0.0]),
+            cost_of_wrong(MODEL, learners[MODEL]),
+            cost_of_wrong(NGRAM, learners[NGRAM]),
+            more_labels(clean),
+            better(clean[MODEL], clean[NGRAM]),
             Verdict(
-                f"A test split with {100 * WORST:.0f}% wrong labels reports {100 * reported['model'][1]:.1f}% for a "
-                f"model whose accuracy is {100 * reported['model'][0]:.1f}%. Correct the labels of the test split "
+                f"A test split with {100 * WORST:.0f}% wrong labels reports {model.percent('wrong'):.1f}% for a "
+                f"model whose accuracy is {model.percent('correct'):.1f}%. Correct the labels of the test split "
                 "before those of train.",
                 "the tiny model of the second table; the same answers, compared with correct and with wrong labels",
             ),
         ],
         "Accuracy on correct labels against the number of training examples",
-        partial(draw, curves=curves, names=learners),
+        picture(learners),
     )
+
+
+def curve(records: Records) -> Curve:
+    return {size: own.median("correct") for size, own in records.by("examples").items()}
 
 
 def on_wrong_labels(right: float) -> float:
@@ -171,20 +164,19 @@ def on_wrong_labels(right: float) -> float:
     return right * (1 - WORST) + (1 - right) * WORST / (len(TASK.labels) - 1)
 
 
-def cost_of_wrong(name: str, by_share: dict[float, dict[int, list[float]]]) -> Verdict:
-    """State how many correct labels give the same accuracy. by_share: share of wrong ones -> examples -> accuracies."""
-    clean, statements = by_share[0.0], []
-    most = max(clean)
-    for share in sorted(by_share)[1:]:
-        lost = statistics.median(right - wrong for right, wrong in zip(clean[most], by_share[share][most], strict=True))
+def cost_of_wrong(learner: str, records: Records) -> Verdict:
+    """State how many correct labels give a learner the same accuracy."""
+    curves = {seed: curve(own) for seed, own in records.where(share=0.0).by("seed").items()}
+    most, statements = max(records.values("examples")), []
+    for share, wrong in sorted(records.where(examples=most).by("share").items())[1:]:
+        lost = statistics.median(curves[one["seed"]][most] - one["correct"] for one in wrong)
         cost = "are worth as much as correct ones"
         if lost > CLOSE:
-            curves = ({size: values[seed] for size, values in clean.items()} for seed in range(len(clean[most])))
-            worths = [worth(curve, wrong) for curve, wrong in zip(curves, by_share[share][most], strict=True)]
+            worths = [worth(curves[one["seed"]], one["correct"]) for one in wrong]
             cost = f"are worth about {spread(worths, ',.0f')} correct ones"
         statements.append(f"{most:,} labels, {100 * share:.0f}% of them wrong, {cost} ({-100 * lost:+.1f} points)")
     return Verdict(
-        f"{name}: {'; '.join(statements)}.",
+        f"{learner}: {'; '.join(statements)}.",
         "the number of correct labels with the same accuracy, by interpolation between the rows without wrong "
         "labels (linear in its logarithm), for each seed: median (minimum to maximum); a median loss of up to "
         f"{100 * CLOSE:.0f} percentage points is not counted. It holds for uniformly drawn errors and "
@@ -200,12 +192,15 @@ def worth(clean: Curve, accuracy: float) -> int:
 
 
 def more_labels(clean: dict[str, Curve]) -> Verdict:
-    """Judge whether more examples would help, by the last step of each curve."""
-    fewer, most = sorted(next(iter(clean.values())))[-2:]
-    gains = {name: curve[most] - curve[fewer] for name, curve in clean.items()}
-    advice = {name: "collect more examples" if gain > CLOSE else "enough examples" for name, gain in gains.items()}
+    """Judge whether more examples would help, by the last step of each learner's curve."""
+    fewer, most = sorted(clean[MODEL])[-2:]
+    statements = []
+    for learner, curve in clean.items():
+        gain = curve[most] - curve[fewer]
+        advice = "collect more examples" if gain > CLOSE else "enough examples"
+        statements.append(f"{learner}: {advice} ({100 * gain:+.1f} points)")
     return Verdict(
-        "; ".join(f"{name}: {advice[name]} ({100 * gain:+.1f} points)" for name, gain in gains.items()) + ".",
+        f"{'; '.join(statements)}.",
         f"more examples help if going from {fewer:,} to {most:,} correct labels gains more than {100 * CLOSE:.0f} "
         "percentage points",
     )
@@ -216,7 +211,7 @@ def better(model: Curve, ngram: Curve) -> Verdict:
     statements = []
     for size in sorted(model):
         gap = model[size] - ngram[size]
-        winner = "no difference" if abs(gap) <= CLOSE else LEARNERS["model" if gap > 0 else "ngram"]
+        winner = "no difference" if abs(gap) <= CLOSE else MODEL if gap > 0 else NGRAM
         statements.append(f"{size:,} examples: {winner} ({100 * gap:+.1f} points)")
     return Verdict(
         f"Better with correct labels, by number of examples: {'; '.join(statements)}.",
@@ -224,19 +219,16 @@ def better(model: Curve, ngram: Curve) -> Verdict:
     )
 
 
-def draw(axes: Any, curves: dict[tuple[str, float], Curve], names: dict[str, str]) -> None:
-    lines = {"model": "o-", "ngram": "s--", "pretrained": "^:"}
-    shades = {share: f"C{index}" for index, share in enumerate(SHARES)}
-    for (learner, share), curve in curves.items():
-        label = f"{names[learner]}, {100 * share:.0f}% wrong labels"
-        heights = [100 * value for value in curve.values()]
-        axes.plot(list(curve), heights, lines[learner], color=shades[share], label=label, markersize=4)
-    sizes = sorted(curves["model", 0.0])
-    axes.set(xlabel="training examples (logarithmic)", ylabel="accuracy (%)", xscale="log")
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8)
+def picture(learners: dict[str, Records]) -> Plane:
+    lines = [
+        Line(f"{learner}, {100 * share:.0f}% wrong labels", list(points := curve(own)),
+             [100 * height for height in points.values()], LEARNERS[learner], f"C{SHARES.index(share)}")
+        for learner, records in learners.items()
+        for share, own in records.by("share").items()
+    ]  # fmt: skip
+    ticks = {size: f"{size:,}" for size in lines[0].x}
+    return Plane("training examples (logarithmic)", "accuracy (%)", lines, ticks, log=True)
 
 
 ABOUT = "how many labels does one need, and how good must they be?"
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), quick=True, ngrams=True)
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), quick=True, ngrams=True, records=True)
