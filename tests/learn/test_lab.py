@@ -22,11 +22,11 @@ from tinygpt.base.terminal import duration
 from tinygpt.data.tasks import generate, reader
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.examine.experiment import stages
-from tinygpt.examine.experiment.stages import Identity, Records, Stage
+from tinygpt.examine.experiment.stages import Identity, Records, Results, Stage
 from tinygpt.examine.experiment.summary import Share
 from tinygpt.learn.lab import methods
 from tinygpt.learn.lab.facts import experiment, systems, world
-from tinygpt.learn.lab.facts.summary import Measured, Row, freshest
+from tinygpt.learn.lab.facts.summary import NONE, Measured, Row, freshest
 from tinygpt.learn.lab.facts.systems import Reply, relevance
 from tinygpt.learn.lab.facts.world import Question
 from tinygpt.training.log import read_metrics
@@ -217,24 +217,31 @@ ASKED = [Question("?", "ba", "chair", "new", "changed", "old")] * 3
 ASKED += [Question("?", "ba", "seat", "Oslo", "fact"), Question("?", "ba", "tax", "", "absent")]
 
 
-def answered(*texts: str, probabilities: tuple[float, ...] = (1.0,) * 5) -> dict[str, Any]:
-    numbers = list(range(len(texts)))
-    return {"questions": numbers, "answers": texts, "probabilities": probabilities, "connections": 1}
+def asked(*seeds: int) -> list[dict[str, Any]]:
+    return [{"phase": "questions", "seed": seed, **question._asdict()} for seed in seeds for question in ASKED]
+
+
+def answered(part: str, *texts: str, seed: int = 1, sure: float = 1) -> dict[str, Any]:
+    """The answers to ASKED; sure: probability of the last one."""
+    case = dict(zip(("phase", "system"), part.split(), strict=True))
+    answers = {"questions": [*range(5)], "answers": texts, "probabilities": [1, 1, 1, 1, sure], "connections": 1}
+    return {**case, "seed": seed, **answers}
 
 
 def test_answers_are_judged_by_what_was_right_at_the_time() -> None:
-    found = Measured({
-        "questions, seed 1": ASKED, "questions, seed 2": ASKED,
-        "before: x, seed 1": answered("old", "old", "new", "Oslo", ""),
-        "after: x, seed 1": answered("old", "new", "", "Bern", "Rome", probabilities=(1, 1, 1, 1, 0.6)),
-        "after: x, seed 2": answered("new", "new", "new", "Oslo", "Rome", probabilities=(1, 1, 1, 1, 0.8)),
-    })  # fmt: skip
-    assert found.share("before: x", ["changed"], "right") == (1, 3)  # a system that is not updated
-    assert found.share("before: x", ["changed"], "stale") == (2, 3)
-    assert found.share("after: x", ["changed"], "right") == (4, 6)
-    assert found.share("after: x", ["changed"], "abstained") == (1, 6)
-    assert found.confidence("after: x") == pytest.approx(0.7) and found.confidence("before: x") is None
-    row = Row("x", "", "before: x", "", "after: x")
+    found = Measured(Records([
+        *asked(1, 2),
+        answered("before x", "old", "old", "new", "Oslo", ""),
+        answered("after x", "old", "new", "", "Bern", "Rome", sure=0.6),
+        answered("after x", "new", "new", "new", "Oslo", "Rome", sure=0.8, seed=2),
+    ]))  # fmt: skip
+    before, after = ("before", "x"), ("after", "x")
+    assert found.share(before, ["changed"], "right") == (1, 3)  # a system that is not updated
+    assert found.share(before, ["changed"], "stale") == (2, 3)
+    assert found.share(after, ["changed"], "right") == (4, 6)
+    assert found.share(after, ["changed"], "abstained") == (1, 6)
+    assert found.confidence(after) == pytest.approx(0.7) and found.confidence(before) is None
+    row = Row("x", NONE, before, NONE, after)
     assert found.right(row) == pytest.approx((6 * 4 / 6 + 2 * 1 / 2 + 2 * 0 / 2) / 10) and found.connections(row) == 3
 
 
@@ -249,16 +256,15 @@ def test_answers_are_judged_by_what_was_right_at_the_time() -> None:
 )
 def test_documents_are_compared_with_training_again(again: tuple[str, ...], seconds: float, advice: str) -> None:
     """Not with a model that cannot know the new facts, nor only with one that loses the old ones."""
-    said = freshest(Measured({
-        "questions, seed 1": ASKED,
-        "update: index, seed 1": {"seconds": 1.0},
-        "update: closed, seed 1": {"seconds": 9.0},
-        "update: again, seed 1": {"seconds": seconds},
-        "after: reader, seed 1": answered("new", "new", "", "Oslo", ""),
-        "before: closed, seed 1": answered("old", "old", "old", "Oslo", ""),
-        "after: closed, seed 1": answered("new", "", "", "Bern", ""),
-        "after: again, seed 1": answered(*again),
-    })).text  # fmt: skip
+    costs = {"index": 1.0, "closed": 9.0, "again": seconds}
+    said = freshest(Measured(Records([
+        *asked(1),
+        *({"phase": "update", "system": system, "seconds": cost} for system, cost in costs.items()),
+        answered("after reader", "new", "new", "", "Oslo", ""),
+        answered("before closed", "old", "old", "old", "Oslo", ""),
+        answered("after closed", "new", "", "", "Bern", ""),
+        answered("after again", *again),
+    ]))).text  # fmt: skip
     assert f"If facts change, {advice}" in said
     right = round(100 * again.count("new") / 3)
     assert f"67% with an update of the index ({duration(1.0)})" in said
@@ -340,10 +346,13 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_quick_lab_shows_what_the_course_claims(quick: Path) -> None:
     said = (quick / "said.txt").read_text(encoding="utf-8")
     results = lab_results(quick / "out")
-    found = Measured(results)
+    place = experiment.Tiny(quick / "out/seed-1", 1, SMALL)
+    known = {name: {"result": result} for name, result in results.items()}
+    found = Measured(Results(place.stages(), known).records)
 
-    def share(stage: str, kind: str, outcome: str) -> float:
-        return found.share(stage, [kind], outcome).value()
+    def share(part: str, kind: str, outcome: str) -> float:
+        phase, _, system = part.partition(": ")
+        return found.share((phase, system), [kind], outcome).value()
 
     assert share("after: reader", "changed", "right") > 0.3 > share("after: reader", "changed", "stale")
     # it has memorised facts, as they were (8 questions ask for those that change; 1 to 5 are remembered, by rounding),

@@ -77,9 +77,10 @@ def lab(config: LabConfig) -> int:
     with folder_lock(folder, "lab"), ended_by_sigterm():
         print(f"lab {config.name}: {chosen.about}")
         results = run(folder, identity, stages)
-        summary = chosen.summarise(results.records if chosen.records else results, config)
+        measured = results.records if chosen.records else results
+        summary = chosen.summarise(measured, config)
         print(f"\n{summary.as_text()}\n")
-        live = chosen.live(config, folder, results) if chosen.live else None
+        live = chosen.live(config, folder, results.records) if chosen.live else None
         for path in write(summary, folder, config.name, live):
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")

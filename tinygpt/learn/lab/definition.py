@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.examine.experiment.stages import Results, Stage
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary
 
 HOUR = 0.1  # price of an hour of a machine, for the cost of answers
@@ -35,7 +35,7 @@ class Lab(NamedTuple):
     settings: tuple[str, ...] = ()  # keys of LabConfig that change the results, besides `quick`
     models: tuple[str, ...] = ()  # keys that name a base model
     others: tuple[str, ...] = ()  # keys that it uses, and that do not change the results of its stages
-    live: Callable[[LabConfig, Path, Results], dict[str, Any]] | None = None  # what the page needs to answer
+    live: Callable[[LabConfig, Path, Records], dict[str, Any]] | None = None  # what the page needs to answer
     quick: bool = False  # has a short form for a lesson
     ngrams: bool = False  # compares with the n-gram baseline, which needs scikit-learn
     records: bool = False  # summarise takes records, not results by the names of stages

@@ -3,13 +3,13 @@
 The systems are built, and answer the questions; then the facts change, each system is brought up to date in its own
 way, and the questions are asked again. A pretrained model answers a fixed sample of the questions of the first seed.
 
-    questions, seed N           the questions as they are after the change, as lists
-    build: NAME, seed N         what it cost, see Cost
-    before: SYSTEM, seed N      the answers before the change, see systems.measured
-    update: NAME, seed N        what it cost, see Cost
-    after: SYSTEM, seed N       the answers after the change
-    passage: SYSTEM, seed N     the same, but the system is given the right passage
-    fresh: SYSTEM, seed N       {"seconds": from a changed document to a right answer; null if none was right}
+The records of a phase and a system, for each seed:
+
+    questions       the questions as they are after the change
+    build, update   what it cost, see Cost
+    before, after   the answers before and after the change, see systems.measured
+    passage         the same, but the system is given the right passage
+    fresh           {"seconds": from a changed document to a right answer; null if none was right}
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from tinygpt.base.configs.use import AskConfig
 from tinygpt.base.process import Done, run
 from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.examine.experiment.models import train
-from tinygpt.examine.experiment.stages import Results, Stage
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.report.weights import pack
 from tinygpt.learn.lab.definition import seeds
 from tinygpt.learn.lab.facts import systems
@@ -86,13 +86,15 @@ class SeedFolder:
         world = make(self.seed, self.size.companies)
         return world if when == "before" else changed(world, self.seed, CHANGED)
 
-    def stage(self, name: str, seconds: float, compute: Callable[[], Any]) -> Stage:
-        return Stage(f"{name}, seed {self.seed}", seconds, compute)
+    def stage(self, phase: str, system: str, seconds: float, compute: Callable[[], Any]) -> Stage:
+        case = {"phase": phase, "system": system, "seed": self.seed}
+        name = f"{phase}: {system}" if system else phase
+        return Stage(f"{name}, seed {self.seed}", seconds, compute, case)
 
     def asking(self, when: When, seconds: dict[str, float]) -> list[Stage]:
         """List the stages in which systems answer the questions. seconds: expected time, by system."""
         expected = seconds.items()
-        return [self.stage(f"{when}: {name}", duration, partial(self.ask, name, when)) for name, duration in expected]
+        return [self.stage(when, name, duration, partial(self.ask, name, when)) for name, duration in expected]
 
     def teach(self, command: str, preset: str, when: When, dataset: str, out: Path, **settings: Any) -> Cost:
         """Train on pairs that teach the facts, or with the dataset `changes` the new facts."""
@@ -175,17 +177,20 @@ class Tiny(SeedFolder):
         scale, training = self.size.companies / FULL.companies, 150 * self.size.closed / FULL.closed
         seconds = {"majority": scale, "search": 5 * scale, "reader": 90 * scale, "closed": 60 * scale}
         return [
-            self.stage("questions", 1, lambda: self.world("after").questions),
-            self.stage("build: index", 3, partial(self.reindex, "before")),
-            self.stage("build: closed", training, partial(self.memorise, "before", "closed")),
+            self.stage("questions", "", 1, self.questions),
+            self.stage("build", "index", 3, partial(self.reindex, "before")),
+            self.stage("build", "closed", training, partial(self.memorise, "before", "closed")),
             *self.asking("before", seconds),
-            self.stage("update: index", 3, partial(self.reindex, "after")),
-            self.stage("update: closed", 20, self.memorise_changes),
-            self.stage("update: again", training, partial(self.memorise, "after", "again")),
+            self.stage("update", "index", 3, partial(self.reindex, "after")),
+            self.stage("update", "closed", 20, self.memorise_changes),
+            self.stage("update", "again", training, partial(self.memorise, "after", "again")),
             *self.asking("after", seconds | {"again": seconds["closed"]}),
-            self.stage("passage: reader", 0.8 * seconds["reader"], partial(self.ask_with_passage, "reader")),
-            self.stage("fresh: reader", 5, partial(self.freshness, "reader")),
+            self.stage("passage", "reader", 0.8 * seconds["reader"], partial(self.ask_with_passage, "reader")),
+            self.stage("fresh", "reader", 5, partial(self.freshness, "reader")),
         ]
+
+    def questions(self) -> list[dict[str, str]]:
+        return [question._asdict() for question in self.world("after").questions]
 
     def reindex(self, when: When) -> Cost:
         """Index all documents (before), or only those that have changed (after)."""
@@ -231,15 +236,15 @@ class Pretrained(SeedFolder):
         size, (zero_shot, reading, memorised) = self.size, names(self.path)
         ask_seconds = {zero_shot: 1.5 * size.sample, reading: 1.5 * size.sample, memorised: 0.5 * size.sample}
         return [
-            self.stage(f"build: {memorised}", 1.5 * size.facts, self.memorise),
-            self.stage(f"build: {reading}", 30 + 3 * size.reading, self.learn_to_read),
+            self.stage("build", memorised, 1.5 * size.facts, self.memorise),
+            self.stage("build", reading, 30 + 3 * size.reading, self.learn_to_read),
             *self.asking("before", ask_seconds),
-            self.stage(f"update: {memorised}", 10 + 1.5 * size.changes, self.memorise_changes),
+            self.stage("update", memorised, 10 + 1.5 * size.changes, self.memorise_changes),
             *self.asking("after", ask_seconds),
-            self.stage(f"passage: {zero_shot}", 0.8 * size.sample, partial(self.ask_with_passage, zero_shot)),
-            self.stage(f"passage: {reading}", 0.8 * size.sample, partial(self.ask_with_passage, reading)),
-            self.stage(f"fresh: {zero_shot}", 10, partial(self.freshness, zero_shot)),
-            self.stage(f"fresh: {reading}", 10, partial(self.freshness, reading)),
+            self.stage("passage", zero_shot, 0.8 * size.sample, partial(self.ask_with_passage, zero_shot)),
+            self.stage("passage", reading, 0.8 * size.sample, partial(self.ask_with_passage, reading)),
+            self.stage("fresh", zero_shot, 10, partial(self.freshness, zero_shot)),
+            self.stage("fresh", reading, 10, partial(self.freshness, reading)),
         ]
 
     def numbers(self) -> list[int]:
@@ -287,7 +292,7 @@ def names(pretrained: str) -> tuple[str, str, str]:
     return f"{pretrained} zero-shot", f"{pretrained} fine-tuned to read", f"{pretrained} with LoRA"
 
 
-def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
+def live(config: LabConfig, folder: Path, records: Records) -> dict[str, Any]:
     """Collect the page's documents and models, from the first seed, and the answers of the pretrained model."""
     tiny = Tiny(folder / "seed-1", 1, QUICK if config.quick else FULL)
     before = tiny.world("before")
@@ -301,17 +306,17 @@ def live(config: LabConfig, folder: Path, results: Results) -> dict[str, Any]:
         },
         "known": {old.text: [old.answer, new.answer] for old, new in question_pairs},
         "names": {key: company.name for key, company in before.companies.items()},
-        "recorded": recorded(config.pretrained, before.questions, results) if config.pretrained else {},
+        "recorded": recorded(config.pretrained, before.questions, records) if config.pretrained else {},
         "thresholds": {"min_score": systems.MIN_SCORE, "min_probability": systems.MIN_PROBABILITY},
     }
     return {"data": data, "parameters": {key: model.num_params for key, model in models.items()}}
 
 
-def recorded(pretrained: str, questions: list[Question], results: Results) -> dict[str, list[list[str]]]:
+def recorded(pretrained: str, questions: list[Question], records: Records) -> dict[str, list[list[str]]]:
     """Collect by question: name, answer before and answer after the change, for each system of the pretrained model."""
     by_question: dict[str, list[list[str]]] = {}
     for name in names(pretrained):
-        before, after = (results[f"{when}: {name}, seed 1"] for when in ("before", "after"))
+        before, after = (records.where(phase=phase, system=name, seed=1)[0] for phase in ("before", "after"))
         for number, *answers in zip(before["questions"], before["answers"], after["answers"], strict=True):
             by_question.setdefault(questions[number].text, []).append([name, *answers])
     return by_question

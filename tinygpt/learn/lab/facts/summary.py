@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import counted, duration
-from tinygpt.examine.experiment.stages import Results
+from tinygpt.examine.experiment.stages import Records
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict
 from tinygpt.learn.lab.definition import HOUR
 from tinygpt.learn.lab.facts.experiment import TRIES, names
@@ -48,66 +48,81 @@ EFFORT: dict[str, tuple[str, Callable[[float], str]]] = {  # column: key of a Co
 }
 
 
+Part = tuple[str, str]  # a phase and a system, see experiment.py
+NONE = ("", "")  # a part that a system does not have
+
+
 class Row(NamedTuple):
-    """A row of the tables: a system, and the names of its stages, without the seed; empty if it has no such stage."""
+    """A row of the tables: a system, and the parts of the lab that tell about it."""
 
     name: str
-    build: str
-    before: str
-    update: str
-    after: str
+    build: Part
+    before: Part
+    update: Part
+    after: Part
 
-    def stage(self, name: str) -> str:
-        """Return the name of another stage of the same system, as `fresh`; not every system has it."""
-        return f"{name}: {self.after.partition(': ')[2]}"
+    def other(self, phase: str) -> Part:
+        """Return another part of the same system, as `fresh`; not every system has it."""
+        return phase, self.after[1]
 
 
 def rows(pretrained: str) -> list[Row]:
     """List the systems, the simplest first; the first two are baselines."""
-    zero_shot, reading, lora = names(pretrained)
+    systems = names(pretrained)
     titles = names("pretrained model")  # a path would be no title
-    systems = [
-        Row("majority baseline", "", "before: majority", "", "after: majority"),
-        Row("search only", "build: index", "before: search", "update: index", "after: search"),
-        Row("retrieval: tiny reader", "build: index", "before: reader", "update: index", "after: reader"),
-        Row(f"retrieval: {titles[0]}", "build: index", f"before: {zero_shot}", "update: index", f"after: {zero_shot}"),
-        Row("closed book, not updated", "build: closed", "before: closed", "", "before: closed"),
-        Row("closed book, fine-tuned", "build: closed", "before: closed", "update: closed", "after: closed"),
-        Row("closed book, trained again", "build: closed", "before: closed", "update: again", "after: again"),
-        Row(f"closed book, {titles[2]}", f"build: {lora}", f"before: {lora}", f"update: {lora}", f"after: {lora}"),
-        Row(f"retrieval: {titles[1]}", f"build: {reading}", f"before: {reading}", "update: index", f"after: {reading}"),
+
+    def retrieval(name: str, system: str, build: str = "index") -> Row:
+        return Row(name, ("build", build), ("before", system), ("update", "index"), ("after", system))
+
+    def closed(name: str, update: Part, after: Part, system: str = "closed") -> Row:
+        return Row(name, ("build", system), ("before", system), update, after)
+
+    lora = systems[2]
+    tiny = [
+        Row("majority baseline", NONE, ("before", "majority"), NONE, ("after", "majority")),
+        retrieval("search only", "search"),
+        retrieval("retrieval: tiny reader", "reader"),
+        closed("closed book, not updated", NONE, ("before", "closed")),
+        closed("closed book, fine-tuned", ("update", "closed"), ("after", "closed")),
+        closed("closed book, trained again", ("update", "again"), ("after", "again")),
     ]
-    return systems if pretrained else systems[:3] + systems[4:7]
+    if not pretrained:
+        return tiny
+    return [
+        *tiny[:3],
+        retrieval(f"retrieval: {titles[0]}", systems[0]),
+        *tiny[3:],
+        closed(f"closed book, {titles[2]}", ("update", lora), ("after", lora), lora),
+        retrieval(f"retrieval: {titles[1]}", systems[1], systems[1]),
+    ]
 
 
 class Measured:
-    """The results of the lab by stage, over all seeds."""
+    """The records of the lab, over all seeds."""
 
-    def __init__(self, results: Results) -> None:
-        self.results = results
+    def __init__(self, records: Records) -> None:
+        self.records = records
         self.questions = {
-            int(name.rpartition(" ")[2]): [Question(*question) for question in result]
-            for name, result in results.items()
-            if name.startswith("questions, seed")
+            seed: [Question(*(record[field] for field in Question._fields)) for record in own]
+            for seed, own in records.where(phase="questions").by("seed").items()
         }
         self.kinds = Counter(question.kind for questions in self.questions.values() for question in questions)
 
-    def of(self, stage: str) -> dict[int, Any]:
-        """Return the results of a stage by seed."""
-        names = {seed: f"{stage}, seed {seed}" for seed in self.questions}
-        return {seed: self.results[name] for seed, name in names.items() if name in self.results}
+    def of(self, part: Part) -> Records:
+        """Return the records of a part, one for each seed that has it."""
+        return self.records.where(phase=part[0], system=part[1])
 
-    def replies(self, stage: str, kinds: Sequence[str]) -> Iterator[tuple[Question, str, float | None]]:
+    def replies(self, part: Part, kinds: Sequence[str]) -> Iterator[tuple[Question, str, float | None]]:
         """Yield the questions of these kinds, each with its answer and the probability of the answer."""
-        for seed, result in self.of(stage).items():
-            columns = (result[key] for key in ("questions", "answers", "probabilities"))
+        for record in self.of(part):
+            columns = (record[key] for key in ("questions", "answers", "probabilities"))
             for number, text, probability in zip(*columns, strict=True):
-                if (question := self.questions[seed][number]).kind in kinds:
+                if (question := self.questions[record["seed"]][number]).kind in kinds:
                     yield question, text, probability
 
-    def share(self, stage: str, kinds: Sequence[str], expected: str) -> Share:
+    def share(self, part: Part, kinds: Sequence[str], expected: str) -> Share:
         """Return the share of an outcome (see `systems.outcome`) among the answers to questions of these kinds."""
-        outcomes = [outcome(question, text) for question, text, _ in self.replies(stage, kinds)]
+        outcomes = [outcome(question, text) for question, text, _ in self.replies(part, kinds)]
         return Share(outcomes.count(expected), len(outcomes))
 
     def right(self, row: Row) -> float:
@@ -117,25 +132,25 @@ class Measured:
         weights = {kind: self.kinds[kind] for kind, share in shares.items() if share.total}
         return sum(weight * shares[kind].value() for kind, weight in weights.items()) / sum(weights.values())
 
-    def confidence(self, stage: str) -> float | None:
+    def confidence(self, part: Part) -> float | None:
         """Average the probability of the answers to unanswerable questions; None without such answers."""
-        replies = self.replies(stage, ["absent"])
+        replies = self.replies(part, ["absent"])
         values = [probability for _, text, probability in replies if text and probability is not None]
         return statistics.mean(values) if values else None
 
-    def mean(self, stage: str, key: str) -> float | None:
-        """Average a value over the seeds; None if the stage does not exist or has no value."""
-        values = [result[key] for result in self.of(stage).values() if result[key] is not None]
+    def mean(self, part: Part, key: str) -> float | None:
+        """Average a value over the seeds; None if there is no such part, or no value."""
+        values = [record[key] for record in self.of(part) if record[key] is not None]
         return statistics.mean(values) if values else None
 
     def connections(self, row: Row) -> int:
-        stages = {row.before, row.after, row.stage("passage")}
-        return sum(result["connections"] for stage in stages for result in self.of(stage).values())
+        parts = {row.before, row.after, row.other("passage")}
+        return sum(record["connections"] for part in parts for record in self.of(part))
 
 
-def summarise(results: Results, config: LabConfig) -> Summary:
+def summarise(records: Records, config: LabConfig) -> Summary:
     """Summarise what each system knows before and after the change, and its costs."""
-    measured, systems = Measured(results), rows(config.pretrained)
+    measured, systems = Measured(records), rows(config.pretrained)
     fine_tuning = [combined(measured, config.pretrained)] if config.pretrained else []
     names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
     counts = ", ".join(f"{measured.kinds[kind]:,} {name}" for kind, name in names.items())
@@ -164,7 +179,7 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             Table("What the change costs", [change(measured, row) for row in systems], CHANGES),
             Table("What building and asking cost", [costs(measured, row) for row in systems], prices),
         ],
-        [simplest(measured, systems), freshest(measured), *fine_tuning, private(results)],
+        [simplest(measured, systems), freshest(measured), *fine_tuning, private(records)],
         "Answers after the change",
         draw,
     )
@@ -178,7 +193,7 @@ def known(measured: Measured, row: Row) -> dict[str, str]:
         "unchanged, after": str(measured.share(row.after, ["fact"], "right")),
         "changed": str(measured.share(row.after, ["changed"], "right")),
         "stale": str(measured.share(row.after, ["changed"], "stale")),
-        "passage given": str(measured.share(row.stage("passage"), ["fact", "changed"], "right")),
+        "passage given": str(measured.share(row.other("passage"), ["fact", "changed"], "right")),
         "abstains": str(measured.share(row.after, ["absent"], "abstained")),
         "confidence": "" if confidence is None else f"{confidence:.2f}",
         "conflict": str(measured.share(row.after, ["conflict"], "right")),
@@ -186,9 +201,9 @@ def known(measured: Measured, row: Row) -> dict[str, str]:
 
 
 def change(measured: Measured, row: Row) -> dict[str, str]:
-    update, fresh = measured.mean(row.update, "seconds"), measured.mean(row.stage("fresh"), "seconds")
-    failed = "none" if measured.of(row.stage("fresh")) else ""
-    if update is not None and not failed and row.after != "after: search":
+    update, fresh = measured.mean(row.update, "seconds"), measured.mean(row.other("fresh"), "seconds")
+    failed = "none" if measured.of(row.other("fresh")) else ""
+    if update is not None and not failed and row.after != ("after", "search"):
         fresh = update + (measured.mean(row.after, "seconds per question") or 0.0)
     return {
         "system": row.name,
@@ -208,9 +223,9 @@ def costs(measured: Measured, row: Row) -> dict[str, str]:
     }
 
 
-def effort(measured: Measured, stage: str, *columns: str) -> dict[str, str]:
-    """Format parts of the Cost of a stage, by column; empty cells if there is no such stage."""
-    means = {column: measured.mean(stage, EFFORT[column][0]) for column in columns}
+def effort(measured: Measured, part: Part, *columns: str) -> dict[str, str]:
+    """Format figures of the Cost of a part, by column; empty cells if there is no such part."""
+    means = {column: measured.mean(part, EFFORT[column][0]) for column in columns}
     return {column: "" if mean is None else EFFORT[column][1](mean) for column, mean in means.items()}
 
 
@@ -229,10 +244,10 @@ def simplest(measured: Measured, systems: Sequence[Row]) -> Verdict:
 
 def freshest(measured: Measured) -> Verdict:
     """Judge whether facts that change belong in documents or in a closed-book model."""
-    index, again, alone = (measured.mean(f"update: {key}", "seconds") or 0.0 for key in ("index", "again", "closed"))
+    index, again, alone = (measured.mean(("update", key), "seconds") or 0.0 for key in ("index", "again", "closed"))
     answering = ("reader", "again", "closed")
-    right = {key: measured.share(f"after: {key}", ["changed"], "right").value() for key in answering}
-    before, after = (measured.share(f"{when}: closed", ["fact"], "right").value() for when in ("before", "after"))
+    right = {key: measured.share(("after", key), ["changed"], "right").value() for key in answering}
+    before, after = (measured.share((when, "closed"), ["fact"], "right").value() for when in ("before", "after"))
     documents = index < again and right["reader"] >= right["again"] - NEAR
     advice = "keep them in documents" if documents else "train the closed-book model again"
     return Verdict(
@@ -249,9 +264,9 @@ def freshest(measured: Measured) -> Verdict:
 
 def combined(measured: Measured, pretrained: str) -> Verdict:
     """State the effect of fine-tuning on retrieval."""
-    after_stages = [f"after: {name}" for name in names(pretrained)[:2]]
-    right = [100 * measured.share(stage, ["fact", "changed"], "right").value() for stage in after_stages]
-    abstains = [100 * measured.share(stage, ["absent"], "abstained").value() for stage in after_stages]
+    after = [("after", name) for name in names(pretrained)[:2]]
+    right = [100 * measured.share(part, ["fact", "changed"], "right").value() for part in after]
+    abstains = [100 * measured.share(part, ["absent"], "abstained").value() for part in after]
     return Verdict(
         f"Fine-tuning {pretrained} to read passages changes its share of right answers from {right[0]:.0f} to "
         f"{right[1]:.0f}%, and its share of abstentions on unanswerable questions from {abstains[0]:.0f} to "
@@ -261,8 +276,8 @@ def combined(measured: Measured, pretrained: str) -> Verdict:
     )
 
 
-def private(results: Results) -> Verdict:
-    used = sum(result.get("connections", 0) for result in results.values() if isinstance(result, dict))
+def private(records: Records) -> Verdict:
+    used = sum(record.get("connections", 0) for record in records)
     attempts = f"Python reported {counted(used, 'attempt')} to use the network while the systems answered."
     return Verdict(
         attempts if used else "No system used the network while it answered.",
