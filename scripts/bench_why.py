@@ -30,10 +30,9 @@ from scipy.stats import spearmanr
 
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.data.corpora import industry_descriptions
-from tinygpt.data.pairs import tokenizer_of_pairs
+from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.tokenizer import CharTokenizer
-from tinygpt.examine.experiment.models import train, write_dataset, write_text
+from tinygpt.examine.experiment.models import train
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
 from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, texts_of
 from tinygpt.examine.why.retrain import effects, retrain
@@ -52,10 +51,9 @@ def fit(folder: Path, kind: str) -> None:
     if kind == "pairs":
         task = TASKS["transactions"].make(1337)
         splits = task | {"train": task["train"][:PAIRS]}
-        write_dataset(data, splits, TASKS["transactions"].labels, tokenizer_of_pairs(task))
+        write_dataset(data, splits, TASKS["transactions"].labels, task)
     else:
-        text = industry_descriptions()[:CHARACTERS]
-        write_text(data, text, CharTokenizer(sorted(set(text))))
+        write_dataset(data, industry_descriptions()[:CHARACTERS])
     train("train", PRESETS[kind], folder / "run", data, **SETTINGS)
 
 

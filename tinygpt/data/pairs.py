@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from tinygpt.data.token_files import write_token_files
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, Tokenizer
 
 MOST_LABELS = 50  # more distinct responses than this are free text
+
+Texts = str | Iterable[Any] | Mapping[str, Any]  # a text, or several, also in lists, pairs and splits
 
 
 def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer | None = None) -> None:
@@ -58,10 +60,17 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
     show_pairs(config, meta, tokenizer, splits, source)
 
 
-def tokenizer_of_pairs(splits: dict[str, list[Pair]]) -> CharTokenizer:
+def tokenizer_of_pairs(texts: Texts) -> CharTokenizer:
     """Make a tokenizer of the characters of all prompts and responses, and the special tokens."""
-    characters = {character for part in splits.values() for pair in part for character in "".join(pair)}
-    return CharTokenizer([*sorted(characters), *SPECIAL])
+    return CharTokenizer([*sorted(characters(texts)), *SPECIAL])
+
+
+def characters(texts: Texts) -> set[str]:
+    """Collect the characters of texts, which may be in pairs, lists and splits."""
+    if isinstance(texts, str):
+        return set(texts)
+    parts = texts.values() if isinstance(texts, Mapping) else texts
+    return set[str]().union(*map(characters, parts))
 
 
 def write_pairs(

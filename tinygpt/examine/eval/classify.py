@@ -174,6 +174,15 @@ def ngram_classifier(
         return None, f"the {ROWS[kind]} cannot be trained: {error.message}"
 
 
+def ngrams(examples: LabelledPrompts, labels: Sequence[str]) -> Classifier:
+    """Train the n-gram baseline on examples. Errors: TinyGPTError if it cannot be trained."""
+    truth = label_indices(examples, labels)
+    trained, problem = ngram_classifier([prompt for prompt, _ in examples], truth, len(labels))
+    if trained is None:
+        raise TinyGPTError(problem)
+    return trained
+
+
 # ---- the report -------------------------------------------------------------------------------------------------
 
 ROWS = {

@@ -22,7 +22,8 @@ import numpy as np
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
-from tinygpt.examine.experiment.models import Model, train, write_dataset
+from tinygpt.data.memory import write_dataset
+from tinygpt.examine.experiment.models import Model, train
 from tinygpt.examine.experiment.stages import Results, Stage, every_seed
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
 from tinygpt.learn.lab.definition import Lab, seeds

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.examine.experiment.models import classifier, ngrams, right, train, write_dataset
+from tinygpt.data.memory import write_dataset
+from tinygpt.examine.eval.classify import ngrams
+from tinygpt.examine.experiment.models import classifier, right, train
 from tinygpt.examine.experiment.stages import Results, Stage
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.learn.lab.confidence import FEWEST, TASK, threshold
@@ -51,7 +53,7 @@ def fit(data: Path, seed: int, preset: str, out: Path, iterations: int, **base: 
     """Train a model on the dataset of a seed, from a base if there is one; return the seconds."""
     dataset = write_dataset(data / f"transactions-{seed}", TASK.make(seed), TASK.labels)
     settings: dict[str, Any] = {"seed": seed, "max_iters": iterations, "eval_iters": 10, **base}
-    return train("finetune" if base else "train", preset, out, dataset, **settings).seconds
+    return train("finetune" if base else "train", preset, out, dataset.folder, **settings).seconds
 
 
 def ask(seed: int, out: Path | None = None) -> dict[str, Any]:

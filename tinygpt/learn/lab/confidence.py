@@ -18,10 +18,12 @@ import numpy as np
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.dataset import Dataset
+from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.transactions import LINE_WIDTH
+from tinygpt.examine.eval.classify import ngrams
 from tinygpt.examine.eval.threshold import lowest_threshold
-from tinygpt.examine.experiment.models import classifier, ngrams, prepared, right, train, write_dataset
+from tinygpt.examine.experiment.models import classifier, prepared, right, train
 from tinygpt.examine.experiment.stages import Results, Stage, every_seed
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.examine.report.page import read
@@ -56,7 +58,7 @@ def fine_tune(out: Path, data: Path, seed: int, iterations: int) -> dict[str, fl
     settings: dict[str, Any] = {"seed": seed, "ckpt": out / "base", "max_iters": iterations}
     settings |= {"eval_interval": 200, "eval_iters": 10}
     settings["learning_rate"] = 3e-3  # a narrow model allows a high rate
-    cost = train("finetune", "finetune_transactions", out / "model", dataset, **settings)
+    cost = train("finetune", "finetune_transactions", out / "model", dataset.folder, **settings)
     return {**cost.base_losses, "characters": Dataset(str(data), "shakespeare_char").tokenizer.vocab_size}
 
 

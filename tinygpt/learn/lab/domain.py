@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.corpora import tiny_shakespeare
 from tinygpt.data.dataset import Dataset
+from tinygpt.data.memory import write_dataset
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair, sectors
 from tinygpt.examine.eval.classifiers import Majority
-from tinygpt.examine.eval.classify import Classifier, confusion_matrix, label_indices, quality
-from tinygpt.examine.experiment.models import classifier, ngrams, train, write_dataset, write_text
+from tinygpt.examine.eval.classify import Classifier, confusion_matrix, label_indices, ngrams, quality
+from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.stages import Results, Stage, every_seed
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.learn.lab.definition import Lab, seeds
@@ -88,10 +89,9 @@ def prepare(folder: Path, size: Size) -> dict[str, int]:
     industries = sectors.corpus()
     texts = dict(zip(TEXTS, (tiny_shakespeare()[: len(industries)], industries), strict=True))
     tasks = {task: TASKS[task].make(SEED) for task in size.tasks()}
-    pairs = [pair for splits in tasks.values() for split_pairs in splits.values() for pair in split_pairs]
-    tokenizer = tokenizer_of_pairs({"all": [*pairs, *texts.items()]})
+    tokenizer = tokenizer_of_pairs([tasks, texts])
     for name, text in texts.items():
-        write_text(folder / "texts" / name, text, tokenizer)
+        write_dataset(folder / "texts" / name, text, tokenizer=tokenizer)
     for task, splits in tasks.items():
         write_dataset(folder / "tasks" / task, splits, TASKS[task].labels, tokenizer)
     return {"characters": len(industries)}

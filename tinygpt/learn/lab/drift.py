@@ -17,13 +17,14 @@ from typing import Any
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
+from tinygpt.data.memory import write_dataset
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import Pair
 from tinygpt.data.tasks.generate import generate
 from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
 from tinygpt.data.tasks.transactions import line_of
-from tinygpt.examine.eval.classify import Classifier
-from tinygpt.examine.experiment.models import classifier, ngrams, train, write_dataset
+from tinygpt.examine.eval.classify import Classifier, ngrams
+from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
@@ -96,7 +97,7 @@ def measure(folder: Path, seed: int, method: str, lines: int, iterations: int) -
     if method != "scratch":
         settings |= {"ckpt": folder / f"scratch-0-{seed}", "replay": REPLAY if method == "replay" else 0}
     kind = ("train", "lab_classifier") if method == "scratch" else ("finetune", "finetune_lab_drift")
-    cost = train(*kind, folder / name, dataset, **settings)
+    cost = train(*kind, folder / name, dataset.folder, **settings)
 
     def measured(method: str, classify: Classifier, seconds: float) -> dict[str, Any]:
         tests = {year: years[year]["test"] for year in YEARS}

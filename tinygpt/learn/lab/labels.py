@@ -16,9 +16,10 @@ from urllib.parse import quote
 import numpy as np
 
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.data.pairs import tokenizer_of_pairs
+from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS, Pair
-from tinygpt.examine.experiment.models import classifier, ngrams, train, write_dataset
+from tinygpt.examine.eval.classify import ngrams
+from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
@@ -57,9 +58,9 @@ def measure(folder: Path, examples: int, share: float, seed: int) -> list[dict[s
     task, labels = TASK.make(1337), TASK.labels
     lines = mislabelled(random.Random(seed).sample(task["train"], len(task["train"]))[:examples], share, seed)
     name, iterations = f"{examples}-{100 * share:.0f}-{seed}", ITERATIONS[examples]
-    dataset = write_dataset(folder / "data" / name, task | {"train": lines}, labels, tokenizer_of_pairs(task))
+    dataset = write_dataset(folder / "data" / name, task | {"train": lines}, labels, task)
     lengths = {"max_iters": iterations, "eval_interval": iterations // 2}
-    train("train", "lab_classifier", folder / name, dataset, seed=seed, **lengths)
+    train("train", "lab_classifier", folder / name, dataset.folder, seed=seed, **lengths)
     tests = {"correct": task["test"], "wrong": mislabelled(task["test"], WORST, seed)}
     answers = {
         learner: classify([line for line, _ in task["test"]])
@@ -77,7 +78,7 @@ def measure_pretrained(folder: Path, base: str, examples: int, seed: int) -> dic
     dataset = write_dataset(folder / "data" / TASK.name, task, TASK.labels)
     out = folder / f"pretrained-{examples}-{seed}-{quote(base, safe='')}"
     settings: dict[str, Any] = {"ckpt": base, "seed": seed, "examples": examples, "max_iters": FINETUNING[examples]}
-    train("finetune", "finetune_transactions_pretrained", out, dataset, **settings)
+    train("finetune", "finetune_transactions_pretrained", out, dataset.folder, **settings)
     answers = classifier(out, TASK.labels)([line for line, _ in task["test"]])
     return {"learner": PRETRAINED, "share": 0.0, "correct": accuracy(answers, task["test"], TASK.labels)}
 

@@ -38,9 +38,8 @@ from tinygpt.base.threads import mean_seconds
 from tinygpt.checkpoint.store import WithoutInit, load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.input_files import input_files
-from tinygpt.data.tokenizer import CharTokenizer
+from tinygpt.data.memory import write_dataset
 from tinygpt.examine.doctor.machine import description
-from tinygpt.examine.experiment.models import write_text
 from tinygpt.examine.experiment.stages import Identity, Stage, forget, run, stored
 from tinygpt.model import GPT
 from tinygpt.train import train
@@ -158,9 +157,8 @@ def write_datasets(folder: Path, train: str, test: str) -> None:
         listed = ", ".join(map(repr, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
         print_error(f"note: these characters occur only in the test, and are skipped there: {listed}")
     test = "".join(character for character in test if character in known)
-    tokenizer = CharTokenizer(sorted(known))
-    write_text(folder / TRAIN, train, tokenizer)
-    write_text(folder / TEST, train + test, tokenizer, len(train))
+    students = write_dataset(folder / TRAIN, train)
+    write_dataset(folder / TEST, {"train": train, "val": test}, tokenizer=students.tokenizer)
 
 
 def ranks(losses: Mapping[str, float]) -> dict[str, int]:

@@ -18,12 +18,14 @@ import torch
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
 from tinygpt.checkpoint.adapter import Adapters
+from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tasks.reports import check_facts, check_style
-from tinygpt.examine.experiment.models import Model, Trained, train, write_dataset
+from tinygpt.examine.experiment.models import Model, train
 from tinygpt.examine.experiment.stages import Results, Stage, every_seed
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
 from tinygpt.learn.lab.definition import Lab, seeds
+from tinygpt.training.child import Cost
 
 FIRMS = {"a": "firm A", "b": "firm B"}
 DATASETS = {"plain": "reports", "a": "reports_a", "b": "reports_b"}
@@ -78,7 +80,7 @@ def adapter(folder: Path, seed: int, quick: bool, firm: str, size: int) -> dict[
     return {"firm": firm, "examples": size, "seed": seed, **costs(cost), **judgement}
 
 
-def costs(trained: Trained) -> dict[str, float]:
+def costs(trained: Cost) -> dict[str, float]:
     return {"seconds": trained.seconds, "trained": trained.weights, "bytes": trained.bytes}
 
 

@@ -21,9 +21,9 @@ import torch
 
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.data.pairs import tokenizer_of_pairs
+from tinygpt.data.memory import write_dataset
 from tinygpt.examine.eval.classify import label_scores
-from tinygpt.examine.experiment.models import classifier, right, train, write_dataset
+from tinygpt.examine.experiment.models import classifier, right, train
 from tinygpt.examine.experiment.stages import Results, Stage, every_seed
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.examine.why.command import random_rows
@@ -67,8 +67,8 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 def fit(folder: Path, size: Size, seed: int) -> None:
     task = TASK.make(1337)
     lines = mislabelled(random.Random(seed).sample(task["train"], size.lines), WRONG, seed)
-    dataset = write_dataset(folder / "data/lines", task | {"train": lines}, TASK.labels, tokenizer_of_pairs(task))
-    train("train", "lab_classifier", folder / "run", dataset, seed=seed, max_iters=size.iterations)
+    dataset = write_dataset(folder / "data/lines", task | {"train": lines}, TASK.labels, task)
+    train("train", "lab_classifier", folder / "run", dataset.folder, seed=seed, max_iters=size.iterations)
 
 
 def loaded(folder: Path) -> Explained:

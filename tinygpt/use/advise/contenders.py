@@ -21,11 +21,14 @@ import torch
 
 from tinygpt.base.configs.core import MOST_BIGRAM_TOKENS
 from tinygpt.base.terminal import progress
+from tinygpt.data.memory import write_dataset
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.examine.eval.classifiers import Classifier, Linear, Majority, Nearest
-from tinygpt.examine.experiment.models import Trained, classifier, seconds_per_iteration, train, write_dataset
+from tinygpt.examine.experiment.models import classifier
 from tinygpt.prepare import tokenizer_for_pairs
+from tinygpt.training.child import Cost, train_in_child
+from tinygpt.training.log import read_metrics
 from tinygpt.use.advise.labeller import GPTState
 from tinygpt.use.advise.split import Split
 from tinygpt.use.ask import embeddings
@@ -163,7 +166,7 @@ def characters(data: Data, training: Training) -> CharTokenizer:
 
 def fit_language_model(
     training: Training, data: Data, split: Split, lines: np.ndarray, folder: Path, limit: float = math.inf
-) -> Trained:
+) -> Cost:
     """Train on some lines, into folder/model, for at most `limit` seconds."""
     held_out = split.part(lines, min(HELD_OUT, MOST_HELD_OUT[training.name] / len(lines)), seed=2)
     val = lines[held_out] if held_out.any() and not held_out.all() else lines
@@ -174,7 +177,8 @@ def fit_language_model(
     command, preset, settings = training.settings()
     if training.name == GPT and known.vocab_size > MOST_BIGRAM_TOKENS:
         settings["bigram_table"] = False
-    return train(command, preset, folder / "model", dataset, limit, seed=1, **settings)
+    settings |= {"seed": 1, "device": "cpu"}
+    return train_in_child(command, f"configs/{preset}.yaml", folder / "model", dataset.folder, limit, **settings)
 
 
 def measure_language_model(
@@ -209,6 +213,13 @@ def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: f
     tested = len(training.tested(len(split.folds[0][1])))
     testing = tested_in / len(results["lines"]) * tested + results["per_line"] * ALONE
     return seconds_per_iteration(folder / "model"), testing
+
+
+def seconds_per_iteration(out: Path) -> float:
+    """Measure the seconds of an iteration in the second half of a training's log."""
+    entries = [entry for entry in read_metrics(out) if entry["kind"] == "train"]
+    first, last = entries[len(entries) // 2], entries[-1]
+    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
 
 def iterations_for(training: Training, lines: int, seconds: float, each: float) -> int:

@@ -1,0 +1,55 @@
+"""A training in a process of its own: the weights of the command, its cost, and how it continues."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_TRAIN
+
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.process import peak_memory
+from tinygpt.checkpoint.store import load
+from tinygpt.training.child import Cost, cost_of, train_in_child
+from tinygpt.training.log import read_metrics
+
+OPTIONS = dict(flag[2:].split("=") for flag in TINY_TRAIN[1:] if not flag.startswith("--dataset"))
+
+
+def test_a_child_trains_as_the_command_does_and_its_cost_is_measured(
+    tiny_run: Path, work: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = work / "out-1.5"
+    cost = train_in_child("train", "", out, work / "data/tiny", **OPTIONS)
+    expected, weights = load(tiny_run / "out/last.pt"), load(out / "last.pt").model
+    assert all(torch.equal(weights[name], expected.model[name]) for name in expected.model)
+    assert cost == Cost(
+        seconds=read_metrics(out)[-1]["seconds"],
+        memory=cost.memory,
+        bytes=os.stat(out / "ckpt.pt").st_size,
+        weights=expected.num_params,
+        base_losses={},
+    )
+    assert 50e6 < cost.memory < 20e9 and cost.memory != peak_memory()
+    assert capfd.readouterr().out == "" and (work / "out-1.5.log").exists()
+    assert cost_of(out) == cost  # also later
+    assert cost_of(tiny_run / "out").memory == 0  # it had no process of its own
+
+
+def test_a_child_continues_a_run_and_a_mistake_has_the_status_of_the_command(tiny_run: Path, run_copy: Path) -> None:
+    longer = train_in_child("train", "", run_copy / "out", run_copy / "data/tiny", max_iters=24)
+    assert [entry["step"] for entry in read_metrics(run_copy / "out") if entry["kind"] == "eval"][-1] == 24
+    assert longer.seconds > cost_of(tiny_run / "out").seconds
+    with pytest.raises(TinyGPTError, match=r"failed with status 2; its output is in .*none\.log") as caught:
+        train_in_child("train", "", run_copy / "none", run_copy / "data/tiny", n_layr=1)
+    assert caught.value.status == 2
+
+
+def test_the_cost_of_an_adapter_counts_what_was_trained(models: Path, tmp_path: Path) -> None:
+    settings = {"lora_rank": 2, "max_iters": 2, "eval_interval": 2, "eval_iters": 1, "patience": 0, "device": "cpu"}
+    settings |= {"ckpt": models / "out", "base_dataset": "tiny", "warmup_iters": 0}
+    cost = train_in_child("finetune", "", tmp_path / "out", models / "data/colours", **settings)
+    assert cost.bytes == os.stat(tmp_path / "out/adapter.pt").st_size
+    adapted = {name: weight for name, weight in load(tmp_path / "out").model.items() if "lora" in name or "new" in name}
+    assert cost.weights == sum(weight.numel() for weight in adapted.values()) and adapted
+    assert cost.base_losses.keys() == {"before", "after"}

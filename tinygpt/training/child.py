@@ -1,0 +1,56 @@
+"""Train a model in a process of its own, and state what the training has cost.
+
+cost = train_in_child("train", "lab_classifier", Path("out-lab/model"), Path("data/notes"), seed=1)
+cost.seconds, cost.memory
+"""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt.base.process import run
+from tinygpt.checkpoint.lora import adapted_only
+from tinygpt.checkpoint.store import load
+from tinygpt.training.log import read_metrics
+
+
+class Cost(NamedTuple):
+    """The cost of a training, and the losses that show its forgetting."""
+
+    seconds: float  # evaluations included, over all sessions if it was stopped
+    memory: int  # peak of its process, in bytes; 0 if it had no process of its own
+    bytes: int  # of the adapter, or of the checkpoint
+    weights: int  # number of those that were trained
+    base_losses: dict[str, float]  # on the base model's own data, "before" and "after" a fine-tuning, if measured
+
+
+def train_in_child(
+    command: str, config: str, out: Path, dataset: Path, limit: float = math.inf, **settings: Any
+) -> Cost:
+    """Run `tinygpt train` or `finetune` with a config (may be empty), or continue a training that was stopped.
+
+    Its output goes to NAME.log next to its folder NAME. After `limit` seconds it is stopped. Errors: TinyGPTError as in
+    base/process.py.
+    """
+    settings |= {"dataset": dataset.name, "data_dir": dataset.parent, "out_dir": out, "init_from": "auto"}
+    flags = [f"--{key}={value}" for key, value in settings.items()]
+    run(log_of(out), command, *filter(None, [config]), "--quiet", *flags, limit=limit)
+    return cost_of(out)
+
+
+def log_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.log")
+
+
+def cost_of(out: Path) -> Cost:
+    """Read the cost of the training in a run's folder. Errors: TinyGPTError without a model."""
+    saved, metrics, memory = load(out / "ckpt.pt"), read_metrics(out), log_of(out).with_suffix(".memory")
+    weights = sum(weight.numel() for weight in adapted_only(saved.model).values()) or saved.num_params
+    file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())
+    return Cost(
+        seconds=max(entry["seconds"] for entry in metrics),
+        memory=int(memory.read_text()) if memory.exists() else 0,
+        bytes=file.stat().st_size,
+        weights=weights,
+        base_losses={entry["kind"]: entry["base_loss"] for entry in metrics if "base_loss" in entry},
+    )
