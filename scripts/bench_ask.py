@@ -29,7 +29,6 @@ from tinygpt.base.configs.use import AskConfig
 from tinygpt.base.intervals import percent
 from tinygpt.use.ask import rank as ranking
 from tinygpt.use.ask.answer import by_rare_words
-from tinygpt.use.ask.command import THRESHOLD
 from tinygpt.use.ask.index import index_of
 from tinygpt.use.ask.passages import sentences
 from tinygpt.use.ask.search import search
@@ -143,9 +142,9 @@ def shares(rows: list[Row]) -> dict[str, str]:
         "a candidate": share([any(row["right"]) for row in yes]),
         "first": share([first(row) for row in yes]),
         "three": share([first(row, 3) for row in yes]),
-        "wrong shown": share([row["p"] >= THRESHOLD and not first(row) for row in yes]),
-        "refused, answerable": share([row["p"] < THRESHOLD for row in yes]),
-        "refused, unanswerable": share([row["p"] < THRESHOLD for row in no]),
+        "wrong shown": share([row["p"] >= AskConfig.min_probability and not first(row) for row in yes]),
+        "refused, answerable": share([row["p"] < AskConfig.min_probability for row in yes]),
+        "refused, unanswerable": share([row["p"] < AskConfig.min_probability for row in no]),
         "simple first": share([any(row["simple"][:1]) for row in yes]),
         "simple three": share([any(row["simple"][:3]) for row in yes]),
     }
@@ -161,7 +160,7 @@ def show(rows: list[Row], title: str) -> None:
     table = {name: shares(group) for name, group in groups.items() if group}
     names = list(table["all"])
     print(
-        f"\n{title}, threshold {THRESHOLD}\n| collection | "
+        f"\n{title}, threshold {AskConfig.min_probability}\n| collection | "
         + " | ".join(names)
         + " |\n"
         + "|---" * len(names)

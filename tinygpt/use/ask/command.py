@@ -37,7 +37,6 @@ from tinygpt.use.ask.search import normalised
 from tinygpt.use.ask.sentences import unquoted
 from tinygpt.use.ask.store import Index, open_index
 
-THRESHOLD = AskConfig.min_probability
 SHOWN = 3  # sentences: the answer and two runners-up
 COLUMNS = 100  # width of the terminal
 LONGEST = 10_000  # characters of a question: a second of ranking, which other clients of the server wait for
