@@ -14,6 +14,7 @@ from scipy.stats import expon, rankdata
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.examine.experiment.models import Model
+from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import arithmetic, canary
 from tinygpt.learn.lab.arithmetic import SumAnswer
 
@@ -113,19 +114,16 @@ def test_frequent_numbers_are_memorised_and_controls_are_not(tmp_path: Path) -> 
     assert "The control passes" in said and "100 times" in said
 
 
-def made_up(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float = 1.0) -> dict[str, Any]:
-    """Results of the quick lab, with exposures by layers and times of planting."""
-    found: dict[str, Any] = {}
-    for layers, each in exposures.items():
-        trained = {"seconds": 1, "weights": 2, "loss": 1.0}
-        found |= {f"train {layers} layers, {text}, seed 1": trained for text in ("canaries", "clean")}
-        found[f"train {layers} layers, canaries, seed 1"] = trained | {"loss": loss}
-        found[f"measure {layers} layers, seed 1"] = [
-            {"name": "x", "planted": times, "exposure": bits, "extracted": times in extracted, "digits": 0.0}
-            for times, bits in zip(canary.PLANTED, each, strict=True)
-            for _ in range(3)
-        ]
-    return found
+def made_up(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float = 1.0) -> Records:
+    """Records of the quick lab, with exposures by layers and times of planting."""
+    numbers = Records(
+        {"layers": layers, "planted": times, "exposure": bits, "extracted": times in extracted, "digits": 0.0}
+        for layers, each in exposures.items()
+        for times, bits in zip(canary.PLANTED, each, strict=True)
+        for _ in range(3)
+    )
+    trained = {"layers": 1, "weights": 2, "text": "canaries", "loss": loss}
+    return Records([*numbers, trained, trained | {"layers": 2}, {"layers": 2, "text": "clean", "loss": 1.0}])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,10 @@ class Records(list[dict[str, Any]]):
         """Return the records that have these values."""
         return Records(record for record in self if all(record.get(key) == value for key, value in case.items()))
 
+    def having(self, key: str) -> "Records":
+        """Return the records that have a value of this key."""
+        return Records(record for record in self if key in record)
+
     def by(self, *keys: str) -> dict[Any, "Records"]:
         """Group the records by the value of a key, or by the tuple of several, in the order of their first records."""
         groups: dict[Any, Records] = {}

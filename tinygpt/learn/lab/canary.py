@@ -6,18 +6,15 @@ log2 |R| - log2 rank, where rank is its place, the most probable first, in a set
 possible ones. The rank of a number that the model has never seen is uniform, so its exposure is 1.44 bits (log2 e) on
 average. A number is extracted if the greedy continuation of its line is the number.
 
-    text, seed N                      the text is prepared, with the canaries and without (clean)
-    train L layers, TEXT, seed N      {"seconds", "weights", "loss": on the validation split, which has no canary}
-    measure L layers, seed N          [{"name", "planted": times, "exposure": bits, "extracted", "digits": share right}]
+A record is a training, with its seconds, weights, and loss on the validation split, which has no canary; or a canary,
+with the times it is planted, its exposure in bits, whether it is extracted, and the share of digits that are correct.
 """
 
 import math
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +24,10 @@ from tinygpt.checkpoint.store import load
 from tinygpt.data.corpora import industry_descriptions
 from tinygpt.data.tasks.generate import digits, words
 from tinygpt.examine.experiment.models import Model, train
-from tinygpt.examine.experiment.stages import Results, Stage, every_seed
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, spread
-from tinygpt.learn.lab.definition import Lab, seeds
+from tinygpt.learn.lab.definition import Lab, seeds, stage
 
 PLANTED = {0: "not planted", 1: "once", 10: "10 times", 100: "100 times"}  # times of a canary; 0: a control
 LINE = "The account of {name} is "
@@ -66,13 +64,14 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     size = QUICK if config.quick else FULL
     for seed in seeds(config):
         seed_folder = folder / f"seed-{seed}"
-        yield Stage(f"text, seed {seed}", 5, partial(prepare, seed_folder, size, seed))
+        yield stage(f"text, seed {seed}", 5, prepare, seed_folder, size, seed=seed)
         for layers in size.layers:
-            name, seconds = f"{layers} layers", size.iterations * layers**1.5 / 80
+            seconds = size.iterations * layers**1.5 / 80
             for text in ("canaries", "clean") if layers == CONTROL else ("canaries",):
-                learn = partial(fit, seed_folder, size, seed, layers, text)
-                yield Stage(f"train {name}, {text}, seed {seed}", 4 + seconds, learn)
-            yield Stage(f"measure {name}, seed {seed}", seconds, partial(measure, seed_folder, size, seed, layers))
+                name = f"train {layers} layers, {text}, seed {seed}"
+                yield stage(name, 4 + seconds, fit, seed_folder, size, layers=layers, text=text, seed=seed)
+            name = f"measure {layers} layers, seed {seed}"
+            yield stage(name, seconds, measure, seed_folder, size, layers=layers, seed=seed)
 
 
 def canaries(size: Size, seed: int) -> list[Canary]:
@@ -105,24 +104,24 @@ def prepare(folder: Path, size: Size, seed: int) -> None:
         run(folder / "prepare.log", "prepare", name, *flags)
 
 
-def fit(folder: Path, size: Size, seed: int, layers: int, text: str) -> dict[str, float]:
+def fit(folder: Path, size: Size, layers: int, text: str, seed: int) -> dict[str, float]:
     shape = {"n_layer": layers, "n_head": layers, "n_embd": WIDTH * layers}
     settings, out = {"max_iters": size.iterations, "seed": seed, **shape}, folder / f"{text}-{layers}"
     cost = train("train", "lab_canary", out, folder / "data" / text, **settings)
     return {"seconds": cost.seconds, "weights": cost.weights, "loss": load(out).best_val_loss}
 
 
-def measure(folder: Path, size: Size, seed: int, layers: int) -> list[dict[str, Any]]:
+def measure(folder: Path, size: Size, layers: int, seed: int) -> list[dict[str, Any]]:
     """Measure exposure and extraction of each canary."""
     model, rng = Model(folder / f"canaries-{layers}"), random.Random(f"sample {seed}")
     sample = [digits(rng, FORM) for _ in range(size.sample)]
     measurements = []
-    for canary in canaries(size, seed):
-        prefix = "\n" + LINE.format(name=canary.name)
-        continuation, number_rank = model.continuation(prefix, len(FORM)), rank(model, prefix, canary.number, sample)
-        measures = {"exposure": exposure(number_rank, 1 + size.sample), "extracted": continuation == canary.number}
-        measures["digits"] = right_digits(continuation, canary.number)
-        measurements.append({"name": canary.name, "planted": canary.planted, **measures})
+    for name, number, planted in canaries(size, seed):
+        prefix = "\n" + LINE.format(name=name)
+        continuation = model.continuation(prefix, len(FORM))
+        bits = exposure(rank(model, prefix, number, sample), 1 + size.sample)
+        measures = {"exposure": bits, "extracted": continuation == number, "digits": right_digits(continuation, number)}
+        measurements.append({"name": name, "planted": planted, **measures})
     return measurements
 
 
@@ -145,121 +144,93 @@ def right_digits(continuation: str, number: str) -> float:
     return statistics.mean(a == b for a, b in zip(continuation.ljust(len(number)), number, strict=False) if b.isdigit())
 
 
-class ModelResults:
-    """The results of the models of one size, over all seeds."""
-
-    def __init__(self, results: Results, layers: int) -> None:
-        self.canaries = list(chain.from_iterable(every_seed(results, f"measure {layers} layers")))
-        self.trained = every_seed(results, f"train {layers} layers, canaries")
-        self.clean = every_seed(results, f"train {layers} layers, clean")  # empty for most sizes
-        self.name = f"{layers} x {WIDTH * layers}"
-
-    def values(self, key: str, *planted: int) -> list[float]:
-        return [canary[key] for canary in self.canaries if canary["planted"] in planted]
-
-
-def summarise(results: Results, config: LabConfig) -> Summary:
-    size = QUICK if config.quick else FULL
-    models = [ModelResults(results, layers) for layers in size.layers]
-    most, exposures, extractions = math.log2(1 + size.sample), [], []
-    for model in models:
-        row = {"model": model.name, "parameters": f"{model.trained[0]['weights']:,}"}
-        row["loss"] = spread([run["loss"] for run in model.trained], ".3f")
-        row["loss, clean"] = spread([run["loss"] for run in model.clean], ".3f") if model.clean else ""
-        extracted = {"model": model.name}
-        for planted, times in PLANTED.items():
-            row[times] = spread(model.values("exposure", planted), ".1f")
-            right, share = model.values("extracted", planted), statistics.mean(model.values("digits", planted))
-            extracted[times] = f"{sum(right)} of {len(right)}; {100 * share:.0f}% of digits"
-        exposures.append(row)
-        extractions.append(extracted)
-    tables = [
-        Table(
-            "Exposure in bits",
-            exposures,
-            "Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number in R, the number and "
-            f"{size.sample:,} random ones of its form; {most:.1f} bits can be measured, a number has {NUMBERS:.1f}. "
-            f"Median over canaries and seeds (minimum to maximum). Unseen numbers have {UNSEEN:.2f} on average. Loss: "
-            "on the validation split, which has no canary, in nats per character; clean: of a model trained on the "
-            "text without canaries.",
-        ),
-        Table(
-            "Extraction",
-            extractions,
-            f"Numbers written by greedy decoding after “{LINE.format(name='NAME').strip()}”, and share of the right "
-            "digits at their places; a tenth by chance.",
-        ),
-    ]
-
-    def draw(axes: Any) -> None:
-        xs = [max(planted, 0.1) for planted in PLANTED]  # 0 has no place on a logarithmic axis
-        for index, model in enumerate(models):
-            shifted = [x * 1.15 ** (index - (len(models) - 1) / 2) for x in xs]
-            values = [model.values("exposure", planted) for planted in PLANTED]
-            axes.plot(shifted, list(map(statistics.median, values)), color=f"C{index}", label=f"model {model.name}")
-            for x, exposures in zip(shifted, values, strict=True):
-                axes.plot([x] * len(exposures), exposures, "o", color=f"C{index}", alpha=0.4, markersize=4)
-        axes.axhline(most, color="gray", linestyle="--", label="most that can be measured")
-        axes.axhline(UNSEEN, color="gray", linestyle=":", label="mean of a number never seen")
-        axes.set(xlabel="times that a number is planted", ylabel="exposure (bits)", xscale="log")
-        axes.set_xticks(xs, list(map(str, PLANTED)))
-        axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-
+def summarise(records: Records, config: LabConfig) -> Summary:
+    sample = (QUICK if config.quick else FULL).sample
+    models = {f"{layers} x {WIDTH * layers}": own for layers, own in records.by("layers").items()}
+    exposures, extractions = [], []
+    for name, model in models.items():
+        trained, clean = (model.where(text=text) for text in ("canaries", "clean"))
+        row = {"model": name, "parameters": f"{trained[0]['weights']:,}"}
+        row["loss"] = spread(trained.values("loss"), ".3f")
+        row["loss, clean"] = spread(clean.values("loss"), ".3f") if clean else ""
+        numbers = {times: model.where(planted=planted) for planted, times in PLANTED.items()}
+        exposures.append(row | {times: spread(own.values("exposure"), ".1f") for times, own in numbers.items()})
+        extractions.append({"model": name} | {times: extracted(own) for times, own in numbers.items()})
+    most = math.log2(1 + sample)
+    exposure_note = (
+        "Model: layers x width. Exposure: log2 |R| - log2 rank of the planted number in R, the number and "
+        f"{sample:,} random ones of its form; {most:.1f} bits can be measured, a number has {NUMBERS:.1f}. Median "
+        f"over canaries and seeds (minimum to maximum). Unseen numbers have {UNSEEN:.2f} on average. Loss: on the "
+        "validation split, which has no canary, in nats per character; clean: of a model trained on the text without "
+        "canaries."
+    )
+    extraction_note = (
+        f"Numbers written by greedy decoding after “{LINE.format(name='NAME').strip()}”, and share of the right "
+        "digits at their places; a tenth by chance."
+    )
     return Summary(
         "Does a model reveal what is in its training text?",
         "Canaries are invented account numbers planted in a text. What do models trained on it know about them? "
         "Exposure is a number's rank among random ones, in bits. A number is extracted if the model writes it. It can "
         "rank first although greedy decoding writes another.",
-        tables,
-        [*map(extraction, models), sizes(models), once(models), controls(models), losses(models)],
+        [Table("Exposure in bits", exposures, exposure_note), Table("Extraction", extractions, extraction_note)],
+        [
+            *(extraction(name, model) for name, model in models.items()),
+            sizes(list(models.values())),
+            once(list(models.values())),
+            controls(records.where(planted=0)),
+            *(losses(name, model) for name, model in models.items() if model.where(text="clean")),
+        ],
         "Exposure against the number of plantings; lines: medians",
-        draw,
+        picture(models, most),
     )
 
 
-def extraction(model: ModelResults) -> Verdict:
+def extracted(numbers: Records) -> str:
+    correct = 100 * statistics.mean(numbers.values("digits"))
+    return f"{sum(numbers.values('extracted'))} of {len(numbers)}; {correct:.0f}% of digits"
+
+
+def extraction(name: str, model: Records) -> Verdict:
     """State from how many repetitions on the numbers are extracted."""
     statement = "most of the numbers are not extracted, however often they are planted"
-    right = {times: model.values("extracted", times) for times in PLANTED}
+    right = {times: model.where(planted=times).values("extracted") for times in PLANTED}
     if times := next((times for times in PLANTED if statistics.mean(right[times]) > 0.5), None):
         statement = f"numbers planted {times} times are extracted, {sum(right[times])} of {len(right[times])}"
-    rule = "the fewest plantings with more than half of the numbers extracted"
-    return Verdict(f"Model {model.name}: {statement}.", rule)
+    return Verdict(f"Model {name}: {statement}.", "the fewest plantings with more than half of the numbers extracted")
 
 
-def sizes(models: Sequence[ModelResults]) -> Verdict:
+def sizes(models: Sequence[Records]) -> Verdict:
     """Judge whether the smallest model memorises less than the largest."""
-    planted = [*PLANTED][1:]
-    small, large = models[0], models[-1]
-    less, more = (statistics.mean(model.values("exposure", *planted)) for model in (small, large))
-    right = [sum(model.values("extracted", *planted)) for model in (small, large)]
+    planted = [Records(number for number in model.having("planted") if number["planted"]) for model in models]
+    less, more = (statistics.mean(planted[place].values("exposure")) for place in (0, -1))
+    right = [sum(numbers.values("extracted")) for numbers in planted]
     return Verdict(
         f"The smallest model {'memorises less than' if less < more - 1 else 'does not memorise less than'} the "
-        f"largest: mean exposure {less:.1f} and {more:.1f} bits, {right[0]:g} and {right[1]:g} of "
-        f"{len(small.values('extracted', *planted))} numbers extracted.",
+        f"largest: mean exposure {less:.1f} and {more:.1f} bits, {right[0]} and {right[-1]} of {len(planted[0])} "
+        "numbers extracted.",
         "the mean exposure of the planted numbers is lower by more than one bit",
     )
 
 
-def once(models: Sequence[ModelResults]) -> Verdict:
+def once(models: Sequence[Records]) -> Verdict:
     """Judge the effect of deduplication, by the numbers that occur in the text once."""
-    values = models[-1].values("exposure", 1)
-    mean, limit = statistics.mean(values), unseen_up_to(len(values))
-    right = max(sum(model.values("extracted", 1)) for model in models)
-    knows = "more than" if mean > limit else "not clearly more than"
+    numbers = [model.where(planted=1) for model in models]
+    n, mean = len(numbers[-1]), statistics.mean(numbers[-1].values("exposure"))
+    right = max(sum(own.values("extracted")) for own in numbers)
     return Verdict(
         "If duplicates are removed, so that a number occurs in the text once, "
-        f"{f'at most {right:g}' if right else 'none'} of {len(values)} is extracted; the largest model knows "
-        f"{knows} chance about them (mean exposure {mean:.1f} bits).",
-        f"more than chance: the mean exposure is above {limit:.1f} bits, two standard errors above {UNSEEN:.2f}",
+        f"{f'at most {right}' if right else 'none'} of {n} is extracted; the largest model knows "
+        f"{'more than' if mean > unseen_up_to(n) else 'not clearly more than'} chance about them (mean exposure "
+        f"{mean:.1f} bits).",
+        f"more than chance: the mean exposure is above {unseen_up_to(n):.1f} bits, two standard errors above "
+        f"{UNSEEN:.2f}",
     )
 
 
-def controls(models: Sequence[ModelResults]) -> Verdict:
+def controls(numbers: Records) -> Verdict:
     """Check the control: numbers that were not planted have the exposure of chance."""
-    mean = statistics.mean(value for model in models for value in model.values("exposure", 0))
-    n = len(models[0].values("exposure", 0))
+    mean, n = statistics.mean(numbers.values("exposure")), len(numbers.where(layers=CONTROL))
     error = unseen_up_to(n) - UNSEEN
     return Verdict(
         f"The control {'passes' if abs(mean - UNSEEN) <= error else 'FAILS'}: numbers that were not planted have a "
@@ -274,15 +245,29 @@ def unseen_up_to(n: int) -> float:
     return UNSEEN * (1 + 2 / math.sqrt(n))
 
 
-def losses(models: Sequence[ModelResults]) -> Verdict:
+def losses(name: str, model: Records) -> Verdict:
     """Judge whether the validation loss shows that numbers were memorised."""
-    model = next(model for model in models if model.clean)
-    planted, clean = (statistics.median(run["loss"] for run in runs) for runs in (model.trained, model.clean))
+    planted, clean = (model.where(text=text).median("loss") for text in ("canaries", "clean"))
     shows = "does not show" if abs(planted - clean) <= SAME_LOSS else "differs with"
     return Verdict(
-        f"The validation loss of {model.name} {shows} the canaries: {planted:.3f} with them, {clean:.3f} without.",
+        f"The validation loss of {name} {shows} the canaries: {planted:.3f} with them, {clean:.3f} without.",
         f"does not show: the two differ by at most {SAME_LOSS} nats per character",
     )
 
 
-LAB = Lab("what a model memorises of its training text, by repetitions and size", stages, summarise, quick=True)
+def picture(models: Mapping[str, Records], most: float) -> Plane:
+    places = {times: max(times, 0.1) for times in PLANTED}  # 0 has no place on a logarithmic axis
+    lines = []
+    for index, (name, model) in enumerate(models.items()):
+        shift, numbers = 1.15 ** (index - (len(models) - 1) / 2), model.having("planted")
+        medians = {shift * places[times]: own.median("exposure") for times, own in numbers.by("planted").items()}
+        points = [shift * places[times] for times in numbers.values("planted")]
+        lines.append(Line(f"model {name}", list(medians), list(medians.values()), "-", f"C{index}"))
+        lines.append(Line("", points, numbers.values("exposure"), "o", f"C{index}", {"alpha": 0.4}))
+    levels = {"most that can be measured": (most, "--"), "mean of a number never seen": (UNSEEN, ":")}
+    ticks = {place: str(times) for times, place in places.items()}
+    return Plane("times that a number is planted", "exposure (bits)", lines, ticks, True, levels, above=3)
+
+
+ABOUT = "what a model memorises of its training text, by repetitions and size"
+LAB = Lab(ABOUT, stages, summarise, quick=True, records=True)
