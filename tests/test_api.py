@@ -176,6 +176,19 @@ def test_a_hint_names_arguments_of_the_function(models: Path, tmp_path: Path) ->
         assert caught.value.hint in traceback.format_exception(caught.value)[-1]
 
 
+def test_runs_and_datasets_are_arguments(tiny_run: Path, work: Path) -> None:
+    with contextlib.chdir(work):
+        options = OPTIONS | {"dataset": api.Dataset(tiny_run / "data", "tiny"), "max_iters": 2, "data_dir": "none"}
+        run = api.train(options, init_from=api.Run(tiny_run / "out"), out_dir="out", eval_interval=2)
+        config = run.load().config
+        assert (config["dataset"], config["data_dir"]) == ("tiny", str(tiny_run / "data"))
+        assert config["init_from"] == str(tiny_run / "out") and Path(run) == work / "out"
+        tuned = api.finetune(options, ckpt=run, out_dir="out-lora", lora_rank=2, base_dataset="")
+        assert tuned.load().config["ckpt"] == str(work / "out")
+        assert api.evaluate(run, dataset=options["dataset"])["loss"] == api.evaluate("out")["loss"]
+        assert tinygpt.load(run).loss("The king") == run.load().loss("The king")
+
+
 def test_evaluate_returns_what_json_prints(tiny_run: Path, capsys: Any) -> None:
     with contextlib.chdir(tiny_run):
         results = api.evaluate("out", device="cpu")

@@ -30,7 +30,7 @@ from tinygpt.base import threads
 from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig
 from tinygpt.base.configs.fields import keys
-from tinygpt.base.configs.parse import ConfigType, parse, python_flags
+from tinygpt.base.configs.parse import ConfigType, from_values
 from tinygpt.base.errors import OPTION, TinyGPTError, fitting
 from tinygpt.base.terminal import counted, table
 from tinygpt.data.dataset import Dataset, data_dir
@@ -165,6 +165,9 @@ class Run:
     def __repr__(self) -> str:
         return f"<{self._name}: {self.verdict}>"
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def losses(self) -> Any:
         """Return the evaluations as a table with the columns step, seconds, train_loss and val_loss (nats per token): a
@@ -227,7 +230,7 @@ class Picture(NamedTuple):
 
 
 @_arguments(*LOAD, "data_dir", ckpt="path")
-def load(path: str | Path = "out", *, data_dir: str | Path = "data", **options: Any) -> LoadedModel:
+def load(path: str | Path | Run = "out", *, data_dir: str | Path = "data", **options: Any) -> LoadedModel:
     """Load a checkpoint, or the best model of a run's folder. options: adapter, device, dtype and threads of
     `tinygpt sample`. Errors: TinyGPTError."""
     _require_known("load", options, LOAD)
@@ -270,7 +273,7 @@ def finetune(config: ConfigFile | None = None, /, *, callback: Callback | None =
 
 
 @_arguments(*keys(EvalConfig))
-def evaluate(ckpt: str | Path = "out/ckpt.pt", **options: Any) -> dict[str, Any]:
+def evaluate(ckpt: str | Path | Run = "out/ckpt.pt", **options: Any) -> dict[str, Any]:
     """Measure a model, as `tinygpt eval`, and return what --json prints: `evaluate("out", task="transactions")`.
 
     Errors: TinyGPTError.
@@ -284,8 +287,7 @@ def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
 
     Errors: TinyGPTError without an evaluation, and without matplotlib (the extra `plot`).
     """
-    folders = [run.folder if isinstance(run, Run) else run for run in runs]
-    return Picture(_absolute(draw(_config(ReportConfig, *folders, png=output or None))))
+    return Picture(_absolute(draw(_config(ReportConfig, *runs, png=output or None))))
 
 
 def _train(config_class: type[TrainConfig], config: ConfigFile | None, callback: Callback | None, options: Any) -> Run:
@@ -314,6 +316,7 @@ def _require_known(function: str, options: Mapping[str, object], known: tuple[st
 def _config(config_class: type[ConfigType], /, *positionals: object, **options: Any) -> ConfigType:
     """Make a command's configuration from Python values, with the checks and messages of the command line."""
     threads.measure()
+    if isinstance(dataset := options.get("dataset"), Dataset):
+        options |= {"dataset": dataset.name, "data_dir": dataset.folder.parent}
     command = config_class.__name__.removesuffix("Config").lower()
-    paths = [f"./{text}" if text.startswith("-") else text for text in map(str, positionals)]  # not a flag
-    return parse(config_class, [*paths, *python_flags(config_class, options)], prog=f"tinygpt {command}")
+    return from_values(config_class, positionals, options, f"tinygpt {command}")

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -22,7 +23,7 @@ from tinygpt.base.configs.adapt import ExportConfig
 from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig, run_settings
 from tinygpt.base.configs.examine import EvalConfig
 from tinygpt.base.configs.fields import HIDDEN, PATH, POSITIONAL, Config, Key, Limit, groups, keys, meanings
-from tinygpt.base.configs.parse import parse, read_python, read_yaml, to_yaml
+from tinygpt.base.configs.parse import from_values, parse, read_python, read_yaml, to_yaml
 from tinygpt.base.configs.use import ServeConfig
 from tinygpt.base.errors import TinyGPTError
 
@@ -74,7 +75,49 @@ def test_defaults_then_files_in_order_then_flags(tmp_path: Path) -> None:
     ],
 )
 def test_the_forms_of_a_flag(args: list[str], expected: dict[str, Any]) -> None:
-    assert train(*args) == TrainConfig(**expected)
+    assert train(*args) == TrainConfig(**expected) == from_values(TrainConfig, [], expected)
+
+
+def test_python_values_are_checked_like_flags(tmp_path: Path) -> None:
+    (tmp_path / "-a.yaml").write_text("n_layer: 2\nn_head: 2\nn_embd: 64\n")
+    values = {"n_layer": np.int64(3), "bias": np.True_, "dropout": np.float32(0.1), "compile": True, "threads": 2}
+    run = from_values(TrainConfig, [tmp_path / "-a.yaml"], values | {"out_dir": Path("~/--x"), "seed": None})
+    assert (run.n_layer, run.n_embd, run.bias, run.dropout, run.compile) == (
+        3,
+        64,
+        True,
+        float(np.float32(0.1)),
+        "True",
+    )
+    assert (run.threads, run.seed, run.out_dir) == ("2", TrainConfig.seed, os.path.expanduser("~/--x"))
+    assert run.flags == {*values, "out_dir"} and run.given == run.flags | {"n_head", "n_embd"}
+    text = from_values(SampleConfig, [], {"start": "--json", "stop": "--help"})
+    assert (text.start, text.stop, text.json) == ("--json", "--help", False)
+    files = from_values(PrepareConfig, ["mine"], {"input": (Path(name) for name in ("a", "--b")), "labels": "one"})
+    assert (files.name, files.input, files.labels) == ("mine", ("a", "--b"), ("one",))
+    assert from_values(PrepareConfig, ["mine"], {"input": []}) == PrepareConfig(name="mine")
+    for values, problem in (
+        ({"max_iters": [1, 2]}, "max_iters: needs one value, not [1, 2] []"),
+        ({"max_iters": {"a": 1}}, "--max_iters: needs one plain value, not dict {'a': 1} [max_iters: 1]"),
+        ({"max_iters": 5.0}, "--max_iters: 5.0 is not a whole number []"),
+        ({"dataset": 1.5}, "--dataset: needs text, not the number 1.5 [dataset = '1.5']"),
+        ({"max_iters": -1, "dropout": 2}, "max_iters is -1, but must be at least 0; dropout is 2.0, but must be .*"),
+        ({"lr": None}, "--lr: no such key [--learning_rate=VALUE]"),
+        ({"config": "a.yaml"}, "--config: is an argument without a flag, not a key [tinygpt CONFIG]"),
+    ):
+        with pytest.raises(TinyGPTError) as caught:
+            from_values(TrainConfig, [], values)
+        assert re.fullmatch(re.escape(problem).replace(r"\.\*", ".*"), f"{caught.value.message} [{caught.value.hint}]")
+
+
+def test_the_keys_of_wandb_are_ignored_in_a_dictionary(capsys: pytest.CaptureFixture[str]) -> None:
+    assert from_values(TrainConfig, [], {"wandb_log": False, "wandb_project": "owt"}) == TrainConfig()
+    assert not capsys.readouterr().err
+    assert from_values(TrainConfig, [], {"wandb_log": True}) == TrainConfig()
+    assert "note: --wandb_log is ignored" in capsys.readouterr().err
+    with pytest.raises(TinyGPTError, match="--wandb_log: no such key"):
+        from_values(SampleConfig, [], {"wandb_log": True})
+    assert not capsys.readouterr().err
 
 
 def test_several_inputs_follow_one_flag() -> None:

@@ -1,9 +1,10 @@
 """From config files and flags to a checked config, and back to a file.
 
     config = parse(TrainConfig, ["configs/shakespeare_char.yaml", "--device=cpu"])
+    config = from_values(TrainConfig, ["configs/shakespeare_char.yaml"], {"device": "cpu", "max_iters": 500})
 
-A config file is YAML, or Python in nanoGPT's style, which is parsed and never executed. Values from files and flags go
-through the same function, `converted`, so a key has one type, one range and one error message.
+A config file is YAML, or Python in nanoGPT's style, which is parsed and never executed. Values from files, flags and
+Python go through the same function, `converted`, so a key has one type, one range and one error message.
 """
 
 import ast
@@ -72,14 +73,36 @@ def parse(config_class: type[ConfigType], args: list[str], prog: str = "tinygpt"
 
         print(help_text(config_class, prog), end="")
         raise SystemExit
-    texts, flags = split_arguments(config_class, args, prog)
-    values, from_files = positional_values(config_class, texts, flags, prog), {}
+    return _checked(config_class, *split_arguments(config_class, args, prog), prog)
+
+
+def from_values(
+    config_class: type[ConfigType], positionals: Iterable[object], values: Mapping[str, object], prog: str = "tinygpt"
+) -> ConfigType:
+    """Make a config from Python values: positional arguments, and values by key, which count as flags.
+
+    A path or a number of NumPy is a value, too; None is the default. A key that takes several values takes an iterable.
+    Errors: as in `parse`.
+    """
+    flags = dict[str, Any]()
+    for name, value in values.items():
+        if ignored(config_class, name, value, "--"):
+            continue
+        key = find_key(config_class, name, "--", prog)
+        items = value if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)) else [value]
+        if items is value and key.type is not tuple:
+            raise TinyGPTError(f"{name}: needs one value, not {value!r}")
+        flags |= assigned(key, [plain(item) for item in items if item is not None], "--")
+    return _checked(config_class, list(map(plain, positionals)), flags, prog)
+
+
+def _checked(config_class: type[ConfigType], positionals: list[Any], flags: dict[str, Any], prog: str) -> ConfigType:
+    """Make a config of positional arguments, the files that they name, and flags; check all values together."""
+    values, from_files = positional_values(config_class, positionals, flags, prog), {}
     for path in map(find_config, values.get("config", ())):
         for name, value in read_config(path).items():
-            if name in WANDB:
-                note_wandb(name, value, f"{path}: ")
-                continue
-            from_files[name] = converted(find_key(config_class, name, f"{path}: ", prog), value, f"{path}: ")
+            if not ignored(config_class, name, value, f"{path}: "):
+                from_files[name] = converted(find_key(config_class, name, f"{path}: ", prog), value, f"{path}: ")
     config = config_class(**values | from_files | flags, flags=frozenset(flags), given=frozenset(flags | from_files))
     if problems := list(config.problems()):
         raise TinyGPTError("; ".join(problems))
@@ -102,8 +125,7 @@ def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[lis
         if not arg.startswith("--") or arg == "--":
             raise TinyGPTError(f"{arg}: no such option")
         name, equals, text = arg[2:].partition("=")
-        if name in WANDB and equals and issubclass(config_class, TrainConfig):
-            note_wandb(name, text.lower() != "false", "--")
+        if equals and ignored(config_class, name, text, "--"):
             continue
         key = find_key(config_class, name.replace("-", "_"), "--", prog)
         if equals:
@@ -125,26 +147,15 @@ def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[lis
     return positionals, flags
 
 
-def note_wandb(name: str, value: object, prefix: str) -> None:
-    """Print that nanoGPT's wandb_log is ignored, if it is on."""
-    if name == "wandb_log" and value:
+def ignored(config_class: type, name: str, value: object, prefix: str) -> bool:
+    """Return whether a training ignores a key of nanoGPT; print a note if wandb_log is on."""
+    wandb = name in WANDB and issubclass(config_class, TrainConfig)
+    if wandb and name == "wandb_log" and value and str(value).lower() != "false":
         terminal.print_error(f"note: {prefix}wandb_log is ignored: no run is sent to Weights & Biases")
+    return wandb
 
 
-def python_flags(config_class: type, options: Mapping[str, object]) -> list[str]:
-    """Turn Python values into flags; None is the default. Errors: TinyGPTError for several values of a key for one."""
-    flags, known = list[str](), keys(config_class)
-    for name, value in options.items():
-        values: Iterable[object] = [value]
-        if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
-            if name in known and known[name].type is not tuple:
-                raise TinyGPTError(f"{name}: needs one value, not {value!r}")
-            values = value
-        flags += [f"--{name}={item}" for item in values if item is not None]
-    return flags
-
-
-def positional_values(config_class: type, texts: list[str], flags: dict[str, Any], prog: str) -> dict[str, Any]:
+def positional_values(config_class: type, texts: list[Any], flags: dict[str, Any], prog: str) -> dict[str, Any]:
     """Assign the positional arguments to their keys, in order. Errors: TinyGPTError for too few or too many."""
     values: dict[str, Any] = {}
     for key in keys(config_class).values():
@@ -153,9 +164,7 @@ def positional_values(config_class: type, texts: list[str], flags: dict[str, Any
         if key.default is REQUIRED and not texts:
             raise TinyGPTError(f"{prog} needs {key.name.upper()}")
         taken, texts = (texts, []) if key.type is tuple else (texts[:1], texts[1:])
-        parsed = [converted(key, text, "") for text in taken]
-        if parsed:
-            values[key.name] = tuple(parsed) if key.type is tuple else parsed[0]
+        values |= assigned(key, taken, "")
     if texts:
         hint = f"--start {suggest.quoted(texts[0])}" if "start" in keys(config_class) else ""
         run = next((key.name for key in keys(config_class).values() if RUN in key.marks), "")
@@ -183,6 +192,17 @@ def find_key(config_class: type, name: str, prefix: str, prog: str) -> Key:
     near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known, cutoff=0.7)) if key in known]
     hints = (f"--{key}=VALUE" if prefix == "--" else f"{key}{sign} VALUE" for key in near)
     raise TinyGPTError(f"{prefix}{name}: no such key", next(hints, ""))
+
+
+def plain(value: object) -> Any:
+    """Convert a path to text, and a number of NumPy to one of Python; other values stay."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else getattr(value, "item", lambda: value)()
+
+
+def assigned(key: Key, values: Iterable[Any], prefix: str) -> dict[str, Any]:
+    """Convert the values given for a key, and return them by its name: a tuple if it takes several; empty for none."""
+    parsed = tuple(converted(key, value, prefix) for value in values)
+    return {key.name: parsed if key.type is tuple else parsed[0]} if parsed else {}
 
 
 def converted(key: Key, value: Any, prefix: str) -> Any:
