@@ -15,8 +15,8 @@ from test_import import save_model
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.tasks import generate
 from tinygpt.data.tasks.transactions import LINE_WIDTH
+from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import cascade, confidence
-from tinygpt.learn.lab.cascade import System
 from tinygpt.learn.lab.confidence import auroc, threshold
 from tinygpt.training.log import read_metrics
 
@@ -38,10 +38,10 @@ def test_the_auroc_of_a_perfect_a_useless_and_a_reversed_detector() -> None:
 
 
 def test_the_threshold_is_the_lowest_that_meets_the_target() -> None:
-    values, right = [0.6, 0.9, 0.8, 0.7, 0.8], [False, True, True, True, False]
+    values, right = np.array([0.6, 0.9, 0.8, 0.7, 0.8]), np.array([False, True, True, True, False])
     found = {target: threshold(values, right, target, 1) for target in (0.6, 0.7, 0.76, 0.99)}
     assert found == {0.6: 0.6, 0.7: 0.7, 0.76: 0.9, 0.99: 0.9}  # the two lines of 0.8 are answered together
-    assert threshold([0.9, 0.8], [False, True], 0.9, 1) == threshold([], [], 0.9, 1) == math.inf
+    assert threshold(values[1:3], right[:2], 0.9, 1) == threshold(values[:0], right[:0], 0.9, 1) == math.inf
     ordered, hits = np.linspace(1, 0.1, 30), np.arange(30) < 19  # too few right answers, with the default
     assert threshold(ordered, hits, 0.99) == math.inf and threshold(ordered, hits, 0.99, 19) == ordered[18]
 
@@ -59,19 +59,18 @@ def test_the_threshold_is_that_of_a_search_through_all() -> None:
 UP, DOWN = [0.9] * 100, [0.2] * 100
 
 
-def results(inside: list[float], outside: list[float], right: int, after: float = 6.0) -> dict[str, Any]:
-    """Results of one seed; of each split, the first `right` lines are answered correctly."""
-    truth = [number < right for number in range(len(inside))]
-    asked = {
-        "confidence": {"val": inside, "test": inside, "poem": outside, "noise": outside},
-        "right": {"val": truth, "test": truth},
+def results(inside: list[float], outside: list[float], right: int, after: float = 6.0, tested: int = 0) -> Records:
+    """Records of one seed; the first `right` lines are answered correctly, of the test split the first `tested`."""
+    truth = {
+        split: [number < hits for number in range(100)] for split, hits in (("val", right), ("test", tested or right))
     }
-    useless = asked | {"confidence": dict.fromkeys(("val", "test", "poem", "noise"), UP)}
-    forgotten = {"before": 1.8, "after": after, "characters": 65}
-    return {"fine-tuning, seed 1": forgotten, "ask: model, seed 1": asked, "ask: ngram, seed 1": useless}
+    confidence = {"val": inside, "test": inside, "poem": outside, "noise": outside}
+    model = {"system": "model", "confidence": confidence, "right": truth}
+    useless = {"system": "ngram", "confidence": dict.fromkeys(confidence, UP), "right": truth | {"test": truth["val"]}}
+    return Records([{"before": 1.8, "after": after, "characters": 65}, model, useless])
 
 
-def verdicts(found: dict[str, Any], target: float) -> list[str]:
+def verdicts(found: Records, target: float) -> list[str]:
     return [each.text for each in confidence.summarise(found, LabConfig("confidence", target=target)).verdicts]
 
 
@@ -84,9 +83,8 @@ def test_what_a_model_knows_keeps_and_forgets() -> None:
     knows, _, better, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)  # sure everywhere
     assert "does not know that" in knows and "it answers 100%" in knows
     assert "equally well" in better and "still predicts the text of its pretraining" in forgotten
-    found = results(UP, DOWN, 90)
     for hits, word in ((60, "misses"), (100, "exceeds")):
-        found["ask: model, seed 1"]["right"]["test"] = [number < hits for number in range(100)]
+        found = results(UP, DOWN, 90, tested=hits)
         assert f"fine-tuned model {word} it ({hits}.0%" in verdicts(found, 0.9)[1]
 
 
@@ -100,68 +98,67 @@ def test_without_a_threshold_nothing_is_answered() -> None:
 # ---- cascades --------------------------------------------------------------------------------------------------------
 
 
-def system(values: list[float], right: list[int], seconds: float = 1.0, price: float = 3.0) -> System:
-    """A system with the same answers to val and test; there are 20 lines of each kind."""
-    both = ("val", "test")
-    answers = dict.fromkeys(both, np.repeat(values, 20)), dict.fromkeys(both, np.repeat(np.array(right, bool), 20))
-    return System(*answers, seconds, price)
+def system(values: list[float], right: list[int], latency: float = 1.0, tested: list[int] | None = None) -> Any:
+    """A system's answers, equal in val and test but for the correct ones; there are 20 lines of each kind."""
+    truth = {"val": np.repeat(right, 20) > 0, "test": np.repeat(tested or right, 20) > 0}
+    return {"confidence": dict.fromkeys(truth, np.repeat(values, 20)), "right": truth, "latency": latency}
 
 
 FIRST = system([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0])
-SECOND = system([0.5, 0.5, 0.9, 0.4], [0, 0, 1, 0], seconds=4, price=20)
+SECOND = system([0.5, 0.5, 0.9, 0.4], [0, 0, 1, 0], latency=4)
+PRICE = 1000 / 3600 * cascade.HOUR  # of 1,000 lines of a second each
+PERSON = cascade.PERSON_SECONDS
+
+
+def run(target: float, *systems: Any) -> Any:
+    """The cascade of systems a, b, ..., and in the order of these: thresholds, shares with that of the person."""
+    found = cascade.cascade(dict(zip("abc", systems, strict=False)), target)
+    names = "abc"[: len(systems)]
+    shares = [found[f"by {who}"] for who in (*names, "person")]
+    return found, [found[f"threshold: {name}"] for name in names], shares
 
 
 def test_a_cascade_by_hand() -> None:
     """The first answers two kinds of lines, the second one of the two that reach it, a person the last."""
-    run = cascade.cascade([FIRST, SECOND], 0.9)
-    assert run.thresholds == [0.8, 0.9] and run.shares == [0.5, 0.25, 0.25] and run.accuracy == 1
-    assert run.cost == 3 + 0.5 * 20 + 0.25 * 50
-    assert run.seconds == 1 + 0.5 * 4 + 0.25 * cascade.PERSON_SECONDS
-    assert run.answered["test"] == [(40, 40), (20, 20)]
+    found, thresholds, shares = run(0.9, FIRST, SECOND)
+    assert thresholds == [0.8, 0.9] and shares == [0.5, 0.25, 0.25] and found["accuracy"] == 1
+    assert found["cost"] == pytest.approx(PRICE + 0.5 * 4 * PRICE + 0.25 * 50)
+    assert found["seconds"] == 1 + 0.5 * 4 + 0.25 * PERSON
+    assert found["reaches: b"] == 0.5 and (found["test: a"], found["test: b"]) == ((40, 40), (20, 20))
 
 
 def test_a_threshold_is_chosen_on_the_lines_that_reach_the_stage() -> None:
     """All lines give the second system half of its answers right from 0.6 on; those that reach it, none."""
     second = system([0.9, 0.9, 0.6, 0.6], [1, 1, 0, 0])
-    assert cascade.cascade([second], 0.5).thresholds == [0.6]
-    assert cascade.cascade([FIRST, second], 0.9).thresholds == [0.8, math.inf]
-    assert cascade.cascade([FIRST, second], 0.5).shares == [1, 0, 0]  # nothing reaches it
+    assert run(0.5, second)[1] == [0.6]
+    assert run(0.9, FIRST, second)[1] == [0.8, math.inf]
+    assert run(0.5, FIRST, second)[2] == [1, 0, 0]  # nothing reaches it
 
 
 def test_the_limits_of_a_cascade() -> None:
     """A perfect system leaves nothing to the person, one that is always wrong everything."""
     perfect, wrong = system([0.1, 0.2], [1, 1]), system([0.99, 1.0], [0, 0])
-    assert cascade.cascade([perfect], 0.99)[2:] == ([1, 0], 1, 3, 1)
-    assert cascade.cascade([wrong], 0.01)[2:] == ([0, 1], 1, 53, 1 + cascade.PERSON_SECONDS)
-    assert cascade.cascade([], 0.9)[2:] == ([1], 1, 50, cascade.PERSON_SECONDS)
-    assert cascade.alone(FIRST)[2:] == ([1, 0], 0.5, 3, 1)
+    for (found, _, shares), by, *figures in (
+        (run(0.99, perfect), [1, 0], 1, PRICE, 1),
+        (run(0.01, wrong), [0, 1], 1, PRICE + 50, 1 + PERSON),
+        (run(0.9), [1], 1, 50, PERSON),
+        (run(cascade.ALONE, FIRST), [1, 0], 0.5, PRICE, 1),
+    ):
+        assert shares == by and [found[key] for key in ("accuracy", "cost", "seconds")] == pytest.approx(figures)
 
 
 def test_errors_among_the_answered_lines_lower_the_accuracy() -> None:
     """The threshold fits val; on test the same confidence is right less often."""
-    first = FIRST._replace(right=FIRST.right | {"test": np.arange(80) < 20})
-    assert cascade.cascade([first], 0.9).accuracy == 0.75
+    assert run(0.9, system([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], tested=[1, 0, 0, 0]))[0]["accuracy"] == 0.75
 
 
-def stored(one: System, latency: float) -> dict[str, Any]:
-    splits = {
-        split: {"confidence": one.confidence[split].tolist(), "right": one.right[split].tolist()}
-        for split in ("val", "test")
-    }
-    return {**splits, "latency": latency}
-
-
-def test_the_cost_is_the_latency_at_the_price_of_an_hour() -> None:
-    found = {f"ask: {name}, seed 1": stored(FIRST, 3.6) for name in ("ngram", "tiny", "pretrained tiny")}
-    config = LabConfig("cascade", seeds=1, pretrained="tiny")
-    here = cascade.systems_of(found, config, 1)
-    assert list(here) == ["n-gram baseline", "tiny model", "pretrained model"]  # `tiny` is a stage's name, too
-    assert here["pretrained model"].price == here["tiny model"].price == pytest.approx(0.1)
+def asked_records(seed: int = 1, **systems: Any) -> Records:
+    return Records({"seed": seed, "system": name, **answers} for name, answers in systems.items())
 
 
 @pytest.mark.parametrize(("second", "start"), [(SECOND, "n-gram baseline and tiny model"), (FIRST, "n-gram baseline")])
-def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None:
-    found = {"ask: ngram, seed 1": stored(FIRST, 0.001), "ask: tiny, seed 1": stored(second, 0.01)}
+def test_a_stage_is_advised_only_if_it_saves(second: Any, start: str) -> None:
+    found = asked_records(ngram=FIRST, tiny=second)
     simple, _, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
     assert simple.text.startswith(f"Start with: {start}; a person answers the rest")
     assert "n-gram baseline: kept (100 (91-100)%)" in kept.text
@@ -170,10 +167,10 @@ def test_a_stage_is_advised_only_if_it_saves(second: System, start: str) -> None
 
 def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
     """The pretrained model has one seed; on the other one, the n-grams would answer everything for nothing."""
-    found = {f"ask: {name}, seed 1": stored(FIRST, 0.001) for name in ("ngram", "tiny", "pretrained big")}
-    easy = FIRST._replace(right=dict.fromkeys(("val", "test"), np.ones(80, bool)))
-    found |= {f"ask: {name}, seed 2": stored(easy, 0.001) for name in ("ngram", "tiny")}
-    summary = cascade.summarise(found, LabConfig("cascade", seeds=2, pretrained="big"))
+    first = FIRST | {"latency": 0.001}
+    easy = first | {"right": dict.fromkeys(("val", "test"), np.ones(80, bool))}
+    found = asked_records(ngram=first, tiny=first, pretrained=first) + asked_records(2, ngram=easy, tiny=easy)
+    summary = cascade.summarise(Records(found), LabConfig("cascade", seeds=2, pretrained="big"))
     assert (
         "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00" in summary.verdicts[0].text
     )
@@ -233,8 +230,8 @@ def test_the_model_forgets_its_text_and_answers_outside_the_task_more_often_than
         f"{losses['after']:.2f}"
     )
     assert cells(said, "uniform guessing")[1] == "4.17" and losses["after"] > losses["before"] + 1
-    found = {name: confidence.SystemResults(lab_results(tmp_path / "out"), name, 0.95) for name in ("model", "ngram")}
-    mean = {name: each.mean(each.auroc)[0] for name, each in found.items()}
+    found = {name: lab_results(tmp_path / "out")[f"ask: {name}, seed 1"] for name in ("model", "ngram")}
+    mean = {name: confidence.figures(each, 0.95)["AUROC outside"] for name, each in found.items()}
     assert mean["model"] < mean["ngram"] - 0.05
     assert mean["ngram"] > 0.6
 

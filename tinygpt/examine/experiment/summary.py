@@ -47,6 +47,11 @@ class Share(NamedTuple):
     def interval(self) -> tuple[float, float]:
         return wilson(self.value(), self.total)
 
+    def compared(self, target: float, below: str, around: str, above: str) -> str:
+        """Choose the word for where the interval lies."""
+        low, high = self.interval()
+        return above if low > target else below if high < target else around
+
     def __str__(self) -> str:
         if not self.total:
             return ""

@@ -8,170 +8,141 @@ threshold is the lowest one at which, of the validation lines that reach it, the
 import hashlib
 import statistics
 import timeit
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.memory import write_dataset
 from tinygpt.examine.eval.classify import ngrams
-from tinygpt.examine.experiment.models import classifier, right, train
-from tinygpt.examine.experiment.stages import Results, Stage
+from tinygpt.examine.experiment.models import classifier, train
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
-from tinygpt.learn.lab.confidence import FEWEST, TASK, threshold
-from tinygpt.learn.lab.definition import HOUR, Lab, seeds
+from tinygpt.learn.lab.confidence import FEWEST, SPLITS, TASK, answers, threshold
+from tinygpt.learn.lab.definition import HOUR, Lab, seeds, stage
 
-SPLITS = ("val", "test")  # thresholds, and figures
+PERSON = "person"
 PERSON_SECONDS = 10.0  # an assumption, as that a person is always right
 PERSON_PRICE = 50.0  # of 1,000 answers of a person: 18 per hour
 TIMED = 30  # lines
 TARGETS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the picture
+ALONE = 0.0  # the target of a system that answers every line
 GAIN = 0.05  # a stage that cuts the cost by a smaller share is not worth its complexity
 FULL, QUICK = (500, 100), (200, 20)  # iterations of the tiny model, and of the pretrained one
+SYSTEMS = {"ngram": "n-gram baseline", "tiny": "tiny model", "pretrained": "pretrained model"}  # the cheapest first
+MARKS = {**dict(zip(SYSTEMS.values(), ("s", "^", "D"), strict=True)), PERSON: "*"}  # in the picture
+
+Names = tuple[str, ...]  # of the systems of a cascade, in order
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    path, (tiny_steps, large_steps) = config.pretrained, QUICK if config.quick else FULL
+    base, (tiny_steps, large_steps) = config.pretrained, QUICK if config.quick else FULL
     for seed in seeds(config):
-        out = folder / f"seed-{seed}"
-        tiny, large = out / "tiny", out / f"pretrained-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-        learn = partial(fit, folder / "data", seed)
-        learn_tiny = partial(learn, "lab_classifier", tiny, tiny_steps)
-        yield Stage(f"train: tiny, seed {seed}", 3 + tiny_steps / 25, learn_tiny)
-        yield Stage(f"ask: ngram, seed {seed}", 4, partial(ask, seed))
-        yield Stage(f"ask: tiny, seed {seed}", 4, partial(ask, seed, tiny))
-        if path and seed == 1:
-            tune = partial(learn, "finetune_transactions_pretrained", large, large_steps, ckpt=path)
-            yield Stage(f"train: pretrained {path}, seed 1", 10 + large_steps, tune)
-            yield Stage(f"ask: pretrained {path}, seed 1", 200, partial(ask, seed, large))
+        yield stage(f"train: tiny, seed {seed}", 3 + tiny_steps / 25, fit, folder, "", tiny_steps, seed=seed)
+        for system in ("ngram", "tiny"):
+            yield stage(f"ask: {system}, seed {seed}", 4, ask, folder, "", seed=seed, system=system)
+        if base and seed == 1:
+            yield stage(f"train: pretrained {base}, seed 1", 10 + large_steps, fit, folder, base, large_steps, seed=1)
+            yield stage(f"ask: pretrained {base}, seed 1", 200, ask, folder, base, seed=1, system="pretrained")
 
 
-def fit(data: Path, seed: int, preset: str, out: Path, iterations: int, **base: str) -> float:
-    """Train a model on the dataset of a seed, from a base if there is one; return the seconds."""
-    dataset = write_dataset(data / f"transactions-{seed}", TASK.make(seed), TASK.labels)
-    settings: dict[str, Any] = {"seed": seed, "max_iters": iterations, "eval_iters": 10, **base}
-    return train("finetune" if base else "train", preset, out, dataset.folder, **settings).seconds
+def model_of(folder: Path, base: str, seed: int) -> Path:
+    """Return the folder of the model of a seed: a tiny one, or a fine-tuned base."""
+    name = f"pretrained-{hashlib.sha256(base.encode()).hexdigest()[:8]}" if base else "tiny"
+    return folder / f"seed-{seed}" / name
 
 
-def ask(seed: int, out: Path | None = None) -> dict[str, Any]:
-    """Measure a model, or without `out` the n-gram baseline; latency: of one line, in seconds."""
-    pairs, results = TASK.make(seed), {}
-    classify = classifier(out, TASK.labels) if out else ngrams(pairs["train"], TASK.labels)
-    for split in SPLITS:
-        probs = classify([prompt for prompt, _ in pairs[split]])
-        correct = right(probs, pairs[split], TASK.labels)
-        results[split] = {"confidence": probs.max(axis=1).tolist(), "right": correct.tolist()}
-    seconds = [timeit.timeit(partial(classify, [prompt]), number=1) for prompt, _ in pairs["test"][:TIMED]]
-    return {**results, "latency": statistics.median(seconds)}
+def fit(folder: Path, base: str, iterations: int, seed: int) -> None:
+    """Train a tiny model, or fine-tune a base."""
+    dataset = write_dataset(folder / f"data/transactions-{seed}", TASK.make(seed), TASK.labels)
+    kind = ("finetune", "finetune_transactions_pretrained") if base else ("train", "lab_classifier")
+    settings: dict[str, Any] = {"seed": seed, "max_iters": iterations, "eval_iters": 10}
+    if base:
+        settings["ckpt"] = base
+    train(*kind, model_of(folder, base, seed), dataset.folder, **settings)
 
 
-class System(NamedTuple):
-    """A stage that answers: confidence and correctness of its answers by split, (n,) each, and the cost of a line."""
-
-    confidence: dict[str, np.ndarray]
-    right: dict[str, np.ndarray]
-    seconds: float
-    price: float  # of 1,000 lines
-
-
-class Run(NamedTuple):
-    """The result of a cascade, or of a system alone, on the test lines."""
-
-    thresholds: list[float]
-    answered: dict[str, list[Share]]  # by split, for each stage: the right ones among the answered lines
-    shares: list[float]  # answered by each stage, and by the person
-    accuracy: float
-    cost: float  # of 1,000 lines
-    seconds: float  # mean per line
+def ask(folder: Path, base: str, seed: int, system: str) -> dict[str, Any]:
+    """Measure the answers of a system; latency: of one line, in seconds."""
+    pairs = TASK.make(seed)
+    model = model_of(folder, base, seed)
+    classify = ngrams(pairs["train"], TASK.labels) if system == "ngram" else classifier(model, TASK.labels)
+    seconds = [timeit.timeit(partial(classify, [line]), number=1) for line, _ in pairs["test"][:TIMED]]
+    return answers(classify, pairs, {}) | {"latency": statistics.median(seconds)}
 
 
-def cascade(systems: Sequence[System], target: float) -> Run:
-    """Pass the lines through the systems; a person answers the rest. Without a system, the person answers all."""
-    remaining = {split: np.ones_like(right) for split, right in systems[0].right.items()} if systems else {}
-    answered: dict[str, list[Share]] = {split: [] for split in remaining}
-    thresholds, shares, cost, seconds = [], [], 0.0, 0.0
-    for system in systems:
+def cascade(systems: Mapping[str, Mapping[str, Any]], target: float) -> dict[str, Any]:
+    """Pass the lines through systems, given by their names; a person answers the rest. ALONE as the target: the first
+    system answers all.
+
+    Returns the accuracy, the cost of 1,000 lines and the mean seconds of a line; and the steps: the threshold of the
+    system NAME ("threshold: NAME"), the share of the lines that reach it ("reaches: NAME"), the share that it answers
+    ("by NAME"), and by split the correct ones among these ("test: NAME").
+    """
+    steps: dict[str, Any] = {}
+    accuracy, seconds, rest = 0.0, 0.0, 1.0
+    remaining: dict[str, np.ndarray] = {}
+    for name, system in systems.items():
+        levels, right = ({split: np.array(system[key][split]) for split in SPLITS} for key in ("confidence", "right"))
+        remaining = remaining or {split: np.ones_like(right[split]) for split in SPLITS}
         reached = remaining["val"]
-        thresholds.append(threshold(system.confidence["val"][reached], system.right["val"][reached], target))
-        reach = float(remaining["test"].mean())
-        cost, seconds = cost + reach * system.price, seconds + reach * system.seconds
-        for split in remaining:
-            answered_here = remaining[split] & (system.confidence[split] >= thresholds[-1])
-            answered[split].append(Share(int(system.right[split][answered_here].sum()), int(answered_here.sum())))
-            remaining[split] = remaining[split] & ~answered_here
-        shares.append(reach - float(remaining["test"].mean()))
-    rest = 1 - sum(shares)
-    hits = sum(share.hits for share in answered.get("test", []))
-    accuracy = (hits / len(remaining["test"]) if systems else 0) + rest
-    totals = cost + rest * PERSON_PRICE, seconds + rest * PERSON_SECONDS
-    return Run(thresholds, answered, [*shares, rest], accuracy, *totals)
+        limit = threshold(levels["val"][reached], right["val"][reached], target) if target else 0.0
+        for split in SPLITS:
+            answered = remaining[split] & (levels[split] >= limit)
+            steps[f"{split}: {name}"] = Share(int(right[split][answered].sum()), int(answered.sum()))
+            remaining[split] = remaining[split] & ~answered
+        share = steps[f"test: {name}"]
+        steps |= {f"threshold: {name}": limit, f"reaches: {name}": rest, f"by {name}": share.total / len(answered)}
+        accuracy += share.hits / len(answered)
+        seconds += rest * system["latency"]
+        rest = float(remaining["test"].mean())
+    return steps | {
+        f"by {PERSON}": rest,
+        "accuracy": accuracy + rest,
+        "cost": 1000 * seconds / 3600 * HOUR + rest * PERSON_PRICE,
+        "seconds": seconds + rest * PERSON_SECONDS,
+    }
 
 
-def alone(system: System) -> Run:
-    """Run a system that answers every line."""
-    answered = {split: [Share(int(right.sum()), len(right))] for split, right in system.right.items()}
-    return Run([0.0], answered, [1.0, 0.0], float(system.right["test"].mean()), system.price, system.seconds)
+def cascades(asked: Records, targets: Sequence[float]) -> Records:
+    """Run each system alone, and at each target: each system with a person, the first ones together with a person, and
+    a person alone. A seed takes part in the runs of which it has all systems."""
+    runs = Records()
+    for seed, own in asked.by("seed").items():
+        by_name = {SYSTEMS[record["system"]]: record for record in own}
+        names = tuple(by_name)
+        singles = [(name,) for name in names]
+        together = [names[:length] for length in range(2, len(names) + 1)]
+        for target, group in [*product([ALONE], singles), *product(targets, [*singles, *together, ()])]:
+            figures = cascade({name: by_name[name] for name in group}, target)
+            runs.append({"seed": seed, "systems": group, "target": target, **figures})
+    return runs
 
 
-def systems_of(results: Results, config: LabConfig, seed: int) -> dict[str, System]:
-    """Collect the systems of a seed by name, the cheapest first."""
-    names = {"ngram": "n-gram baseline", "tiny": "tiny model"}
-    if config.pretrained:
-        names[f"pretrained {config.pretrained}"] = "pretrained model"
-    by_name = {}
-    for key, name in names.items():
-        if (result := results.get(f"ask: {key}, seed {seed}")) is not None:
-            price = 1000 * result["latency"] / 3600 * HOUR
-            arrays = {key: {split: np.array(result[split][key]) for split in SPLITS} for key in ("confidence", "right")}
-            by_name[name] = System(seconds=result["latency"], price=price, **arrays)
-    return by_name
-
-
-class AllRuns:
-    """The runs of each system alone and of each cascade: lists over the seeds that have all of its systems."""
-
-    def __init__(self, systems: list[dict[str, System]], target: float) -> None:
-        """systems: those of each seed by name; the first seed has all."""
-        self.seeds, self.target, self.names = systems, target, list(systems[0])
-        lengths = range(2, len(self.names) + 1)  # each system with a person, and the first ones together
-        self.cascades = [*((name,) for name in self.names), *(tuple(self.names[:length]) for length in lengths)]
-        self.longest = self.cascades[-1]
-
-    def having(self, names: Sequence[str]) -> list[dict[str, System]]:
-        return [by_name for by_name in self.seeds if set(names) <= set(by_name)]
-
-    def alone(self, name: str) -> list[Run]:
-        return [alone(by_name[name]) for by_name in self.having([name])]
-
-    def cascade(self, names: Sequence[str], target: float | None = None) -> list[Run]:
-        chosen = [[by_name[name] for name in names] for by_name in self.having(names)]
-        return [cascade(systems, target or self.target) for systems in chosen]
-
-
-def median(runs: Sequence[Run], key: str) -> float:
-    return statistics.median(getattr(run, key) for run in runs)
-
-
-def summarise(results: Results, config: LabConfig) -> Summary:
-    """Summarise cost and accuracy of each system and each cascade."""
-    systems = [systems_of(results, config, seed) for seed in seeds(config)]
-    all_runs, rows = AllRuns(systems, config.target), []
-    common = AllRuns(all_runs.having(all_runs.longest), config.target)  # the same lines for each system
-    runs_of: list[tuple[str, Sequence[str], list[Run]]] = [
-        *((f"{name} alone", [name], all_runs.alone(name)) for name in all_runs.names),
-        *((f"{', '.join(names)}, person", names, all_runs.cascade(names)) for names in all_runs.cascades),
-        ("person alone", [], all_runs.cascade([])),
-    ]
-    for name, names, runs in runs_of:
-        row = {"system": name, "accuracy": percent([run.accuracy for run in runs])}
-        row |= {"cost of 1,000": money([run.cost for run in runs]), "time per line": time_of(median(runs, "seconds"))}
-        row |= {f"by {who}": "" for who in [*all_runs.names, "person"]}
-        for who, *shares in zip([*names, "person"], *(run.shares for run in runs), strict=True):
-            row[f"by {who}"] = percent([statistics.median(shares)], ".0f")
-        rows.append(row)
+def summarise(records: Records, config: LabConfig) -> Summary:
+    runs = cascades(records.having("latency"), sorted({*TARGETS, config.target}))
+    alone, chosen = (runs.where(target=target) for target in (ALONE, config.target))
+    longest = max(chosen.values("systems"), key=len)
+    own = chosen.where(systems=longest)
+    common = Records(run for run in [*alone, *chosen] if run["seed"] in own.values("seed"))  # the same lines for each
+    rows = []
+    for (names, target), group in Records([*alone, *chosen]).by("systems", "target").items():
+        members = names if target == ALONE else (*names, PERSON)
+        shares = {who: [group.median(f"by {who}")] if f"by {who}" in group[0] else [] for who in (*longest, PERSON)}
+        rows.append(
+            {
+                "system": ", ".join(members) + (" alone" if len(members) == 1 else ""),
+                "accuracy": percent(group.values("accuracy")),
+                "cost of 1,000": money(group.values("cost")),
+                "time per line": time_of(group.median("seconds")),
+                **{f"by {who}": percent(share, ".0f") for who, share in shares.items()},
+            }
+        )
     rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum), "
         "a pretrained model has one seed. Cost of 1,000 lines: the latency of single lines on this "
@@ -181,23 +152,22 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     if config.pretrained:
         rows_note += f" The pretrained model is {config.pretrained}."
     stages_note = (
-        f"The cascade of {', '.join(all_runs.longest)} and person. Threshold: the lowest confidence at which "
+        f"The cascade of {', '.join(longest)} and person. Threshold: the lowest confidence at which "
         f"{100 * config.target:g}% of the answered validation lines at this stage are correct (--target), if there are "
         f"at least {FEWEST}; none: no confidence reaches it. Accuracy: on the lines answered by the stage, in percent "
         "(95% interval, pooled over the seeds)."
     )
-    runs = all_runs.cascade(all_runs.longest)
     steps = [
         {
             "stage": name,
-            "threshold": spread([run.thresholds[index] for run in runs], ".2f"),
-            "reaches it": percent([1 - sum(run.shares[:index]) for run in runs]),
-            "answers": percent([run.shares[index] for run in runs]),
-            "accuracy, validation": str(pooled([run.answered["val"][index] for run in runs])),
-            "accuracy, test": str(pooled([run.answered["test"][index] for run in runs])),
-            "latency": time_of(statistics.median(run.seconds for run in all_runs.alone(name))),
+            "threshold": spread(own.values(f"threshold: {name}"), ".2f"),
+            "reaches it": percent(own.values(f"reaches: {name}")),
+            "answers": percent(own.values(f"by {name}")),
+            "accuracy, validation": str(pooled(own.values(f"val: {name}"))),
+            "accuracy, test": str(pooled(own.values(f"test: {name}"))),
+            "latency": time_of(alone.where(systems=(name,)).median("seconds")),
         }
-        for index, name in enumerate(all_runs.longest)
+        for name in longest
     ]
     return Summary(
         "Start simple, and add a system only where it is needed",
@@ -206,9 +176,9 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             Table("Systems alone, and cascades", rows, rows_note),
             Table("The stages of the longest cascade", steps, stages_note),
         ],
-        [simple(common), compared(common), promise(all_runs)],
+        [*comparison(common, longest), promise(own, longest, config.target)],
         "Accuracy against cost; a line is a cascade at several targets, a circle the chosen one",
-        partial(draw, all_runs),
+        picture(runs, config.target),
     )
 
 
@@ -221,41 +191,38 @@ def time_of(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
-def simple(all_runs: AllRuns) -> Verdict:
-    """Choose the cascade with the fewest stages whose cost is close to that of the cheapest."""
-    costs = {names: median(all_runs.cascade(names), "cost") for names in all_runs.cascades}
+def comparison(runs: Records, longest: Names) -> list[Verdict]:
+    """Choose the cascade with the fewest stages whose cost is close to that of the cheapest; compare the longest one
+    with the best system alone and with a person alone. runs: at the chosen target, of seeds with all systems."""
+    accuracy = {names[0]: own.median("accuracy") for names, own in runs.where(target=ALONE).by("systems").items()}
+    best = max(accuracy, key=lambda name: accuracy[name])
+    together = Records(run for run in runs if run["target"] != ALONE and run["systems"]).by("systems")
+    costs = {names: own.median("cost") for names, own in together.items()}
     low = min(costs.values())
-    names = next(names for names in costs if costs[names] <= (1 + GAIN) * low)
-    first = (all_runs.longest[: number + 1] for number in range(len(all_runs.longest)))
-    steps = [f"{', '.join(cascade_names)} and person: {costs[cascade_names]:.2f}" for cascade_names in first]
-    return Verdict(
-        f"Start with: {' and '.join(names)}; a person answers the rest. Cost: {costs[names]:.2f} per 1,000 lines; the "
-        f"cheapest cascade costs {low:.2f}. Stage by stage: {'; '.join(steps)}.",
+    start = next(names for names, cost in costs.items() if cost <= (1 + GAIN) * low)
+    first = [longest[: number + 1] for number in range(len(longest))]
+    steps = "; ".join(f"{', '.join(names)} and person: {costs[names]:.2f}" for names in first)
+    simplest = Verdict(
+        f"Start with: {' and '.join(start)}; a person answers the rest. Cost: {costs[start]:.2f} per 1,000 lines; the "
+        f"cheapest cascade costs {low:.2f}. Stage by stage: {steps}.",
         f"the cascade with the fewest and simplest stages among those at most {100 * GAIN:.0f}% above the cheapest; "
         "on common seeds",
     )
-
-
-def compared(all_runs: AllRuns) -> Verdict:
-    """Compare the longest cascade with the best system alone and with a person alone."""
-    runs = all_runs.cascade(all_runs.longest)
-    accuracy = {name: median(all_runs.alone(name), "accuracy") for name in all_runs.names}
-    best = max(accuracy, key=lambda name: accuracy[name])
-    saved = 100 * (1 - median(runs, "cost") / PERSON_PRICE)
-    return Verdict(
-        f"The longest cascade has {100 * median(runs, 'accuracy'):.1f}% correct answers and costs {saved:.0f}% less "
-        f"than a person alone; the best system alone, {best}, has {100 * accuracy[best]:.1f}%.",
+    gain = Verdict(
+        f"The longest cascade has {together[longest].percent('accuracy'):.1f}% correct answers and costs "
+        f"{100 * (1 - costs[longest] / PERSON_PRICE):.0f}% less than a person alone; the best system alone, {best}, "
+        f"has {100 * accuracy[best]:.1f}%.",
         "medians over the seeds that all systems have; a person counts as always correct",
     )
+    return [simplest, gain]
 
 
-def promise(all_runs: AllRuns) -> Verdict:
+def promise(own: Records, names: Names, target: float) -> Verdict:
     """Judge whether the answered test lines reach the accuracy for which the thresholds were chosen."""
-    runs, target, statements = all_runs.cascade(all_runs.longest), all_runs.target, []
-    for index, name in enumerate(all_runs.longest):
-        share = pooled([run.answered["test"][index] for run in runs])
-        low, high = share.interval()
-        kept = "kept" if low <= target <= high else "exceeded" if low > target else "missed"
+    statements = []
+    for name in names:
+        share = pooled(own.values(f"test: {name}"))
+        kept = share.compared(target, "missed", "kept", "exceeded")
         statements.append(f"{name}: {kept} ({share}%)" if share.total else f"{name}: no answers")
     return Verdict(
         f"The target of each stage is {100 * target:g}% correct answers. On the test lines: {'; '.join(statements)}.",
@@ -263,28 +230,24 @@ def promise(all_runs: AllRuns) -> Verdict:
     )
 
 
-def draw(all_runs: AllRuns, axes: Any) -> None:
+def picture(runs: Records, target: float) -> Plane:
     """Draw accuracy against cost: a line for each cascade, a point for each system alone."""
-
-    def point(runs: Sequence[Run]) -> tuple[float, float]:
-        return median(runs, "cost"), 100 * median(runs, "accuracy")
-
-    for index, names in enumerate(all_runs.cascades):
-        points = zip(*(point(all_runs.cascade(names, target)) for target in TARGETS), strict=True)
-        width = 2 + len(all_runs.cascades) - index  # lines that coincide remain visible
-        size = {"linewidth": width, "markersize": width + 2}
-        axes.plot(*points, "o-", color=f"C{index}", label=f"{', '.join(names)}, person", **size)
-        axes.plot(*point(all_runs.cascade(names)), "o", color=f"C{index}", markersize=12, markerfacecolor="none")
-    alone = [*((name, all_runs.alone(name)) for name in all_runs.names), ("person", all_runs.cascade([]))]
-    for number, (name, runs) in enumerate(alone):
-        axes.plot(*point(runs), "ks", markersize=6)
-        side = "right" if name == "person" else "left"
-        offset = -8 if name == "person" else 8, -15 if number == 2 else -4  # the third is often close to the second
-        axes.annotate(name, point(runs), offset, textcoords="offset points", ha=side, fontsize=9)
-    axes.set(xlabel="cost of 1,000 lines", ylabel="accuracy (%)")
-    axes.margins(x=0.2, y=0.1)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    lines = []
+    points = {case: (own.median("cost"), own.percent("accuracy")) for case, own in runs.by("systems", "target").items()}
+    together = [names for names in runs.where(target=target).by("systems") if names]
+    for index, names in enumerate(together):
+        color, width = f"C{index}", 2 + len(together) - index  # lines that coincide remain visible
+        x, y = zip(*(points[names, each] for each in TARGETS), strict=True)
+        look = {"linewidth": width, "markersize": width + 2}
+        lines.append(Line(f"{', '.join(names)}, {PERSON}", x, y, "o-", color, look))
+        cost, accuracy = points[names, target]
+        lines.append(Line("", [cost], [accuracy], "o", color, {"markersize": 12, "markerfacecolor": "none"}))
+    for names, each in [*(((name,), ALONE) for name in max(together, key=len)), ((), target)]:
+        name = (*names, PERSON)[0]
+        cost, accuracy = points[names, each]
+        lines.append(Line(f"{name} alone", [cost], [accuracy], MARKS[name], "black", {"markersize": 7}))
+    return Plane("cost of 1,000 lines", "accuracy (%)", lines, above=2)
 
 
 ABOUT = "n-gram baseline, tiny model, pretrained model, person: which is needed for which lines?"
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=("target",), quick=True, ngrams=True)
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=("target",), quick=True, ngrams=True, records=True)

@@ -9,8 +9,7 @@ risk follow from it (El-Yaniv & Wiener 2010). The n-gram baseline answers the sa
 import math
 import random
 import statistics
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,69 +19,79 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS, Pair
-from tinygpt.data.tasks.transactions import LINE_WIDTH
-from tinygpt.examine.eval.classify import ngrams
-from tinygpt.examine.eval.threshold import lowest_threshold
-from tinygpt.examine.experiment.models import classifier, prepared, right, train
-from tinygpt.examine.experiment.stages import Results, Stage, every_seed
+from tinygpt.examine.eval.classify import Classifier, ngrams
+from tinygpt.examine.experiment.models import classifier, prepared, train
+from tinygpt.examine.experiment.picture import Histograms
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.examine.report.page import read
-from tinygpt.learn.lab.definition import Lab, seeds
+from tinygpt.learn.lab.definition import Lab, right, seeds, stage
 from tinygpt.learn.lab.methods import SONNET
 
 TASK = TASKS["transactions"]
+SPLITS = ("val", "test")  # thresholds are chosen on the first, figures measured on the second
+LONGEST = 48  # characters of a prompt, as of a line of the task
 OUTSIDE = 200  # prompts of each kind outside the task, if there are as many
 SYSTEMS = {"model": "fine-tuned model", "ngram": "n-gram baseline"}
 FEWEST = 20  # answered validation lines; fewer may be correct by chance
+ERRORS = "its wrong answers"
 CLOSE = 0.02  # AUROCs that differ by less count as equal
 FULL, QUICK = (500, 600), (100, 200)  # iterations of the base model, and of the fine-tuning
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """List the stages of each seed: train the base model, fine-tune it, ask both systems."""
-    data, (base, task) = folder / "data", QUICK if config.quick else FULL
-    yield prepared(data, folder, "shakespeare_char")
+    base, task = QUICK if config.quick else FULL
+    yield prepared(folder / "data", folder, "shakespeare_char")
     for seed in seeds(config):
-        out = folder / f"seed-{seed}"
-        train_base = partial(train, "train", "lab_classifier", out / "base", data / "shakespeare_char")
-        settings = {"seed": seed, "max_iters": base, "eval_iters": 20}
-        yield Stage(f"base, seed {seed}", 3 + base / 20, partial(train_base, **settings))
-        yield Stage(f"fine-tuning, seed {seed}", 6 + task / 20, partial(fine_tune, out, data, seed, task))
+        yield stage(f"base, seed {seed}", 3 + base / 20, pretrain, folder, base, seed=seed)
+        yield stage(f"fine-tuning, seed {seed}", 6 + task / 20, finetune, folder, task, seed=seed)
         for system in SYSTEMS:
-            yield Stage(f"ask: {system}, seed {seed}", 5, partial(ask, system, out, data, seed))
+            yield stage(f"ask: {system}, seed {seed}", 5, ask, folder, seed=seed, system=system)
 
 
-def fine_tune(out: Path, data: Path, seed: int, iterations: int) -> dict[str, float]:
+def pretrain(folder: Path, iterations: int, seed: int) -> None:
+    settings = {"seed": seed, "max_iters": iterations, "eval_iters": 20}
+    train("train", "lab_classifier", folder / f"seed-{seed}/base", folder / "data/shakespeare_char", **settings)
+
+
+def finetune(folder: Path, iterations: int, seed: int) -> dict[str, Any]:
     """Fine-tune all weights on the task; return the losses of the base model's own text before and after."""
-    dataset = write_dataset(data / f"transactions-{seed}", TASK.make(seed), TASK.labels)
-    settings: dict[str, Any] = {"seed": seed, "ckpt": out / "base", "max_iters": iterations}
+    dataset = write_dataset(folder / f"data/transactions-{seed}", TASK.make(seed), TASK.labels)
+    settings: dict[str, Any] = {"seed": seed, "ckpt": folder / f"seed-{seed}/base", "max_iters": iterations}
     settings |= {"eval_interval": 200, "eval_iters": 10}
     settings["learning_rate"] = 3e-3  # a narrow model allows a high rate
-    cost = train("finetune", "finetune_transactions", out / "model", dataset.folder, **settings)
-    return {**cost.base_losses, "characters": Dataset(str(data), "shakespeare_char").tokenizer.vocab_size}
+    cost = train("finetune", "finetune_transactions", folder / f"seed-{seed}/model", dataset.folder, **settings)
+    return {**cost.base_losses, "characters": Dataset(str(folder / "data"), "shakespeare_char").tokenizer.vocab_size}
 
 
-def ask(system: str, out: Path, data: Path, seed: int) -> dict[str, Any]:
-    """Measure a system's confidence by group of prompts, and which lines of val and test it answers correctly."""
+def ask(folder: Path, seed: int, system: str) -> dict[str, Any]:
     pairs = TASK.make(seed)
-    groups = {split: [prompt for prompt, _ in pairs[split]] for split in ("val", "test")} | outside(data, pairs, seed)
-    classify = classifier(out / "model", TASK.labels) if system == "model" else ngrams(pairs["train"], TASK.labels)
-    by_group = {name: classify(prompts) for name, prompts in groups.items()}
+    model = folder / f"seed-{seed}/model"
+    classify = classifier(model, TASK.labels) if system == "model" else ngrams(pairs["train"], TASK.labels)
+    return answers(classify, pairs, outside(folder / "data", pairs, seed))
+
+
+def answers(
+    classify: Classifier, pairs: Mapping[str, Sequence[Pair]], others: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Measure the confidence by group of prompts, and which lines of SPLITS are answered correctly."""
+    groups = {split: [prompt for prompt, _ in pairs[split]] for split in SPLITS} | {**others}
+    probabilities = {group: classify(prompts) for group, prompts in groups.items()}
     return {
-        "confidence": {name: probs.max(axis=1).tolist() for name, probs in by_group.items()},
-        "right": {split: right(by_group[split], pairs[split], TASK.labels).tolist() for split in ("val", "test")},
+        "confidence": {group: probs.max(axis=1).tolist() for group, probs in probabilities.items()},
+        "right": {split: right(probabilities[split], pairs[split], TASK.labels).tolist() for split in SPLITS},
     }
 
 
-def outside(data: Path, pairs: dict[str, list[Pair]], seed: int) -> dict[str, list[str]]:
+def outside(data: Path, pairs: Mapping[str, Sequence[Pair]], seed: int) -> dict[str, list[str]]:
     """Collect prompts outside the task, by kind, none longer than a line of the task."""
     rng, plays = random.Random(seed), Dataset(str(data), "shakespeare_char")
     verse = [line.strip() for line in plays.tokenizer.decode(plays.splits["val"].tolist()).split("\n")]
-    verse = sorted({line for line in verse if 15 <= len(line) <= LINE_WIDTH and not line.endswith(":")})
-    headlines = [prompt for prompt, _ in TASKS["headlines"].make(seed)["test"] if len(prompt) <= LINE_WIDTH]
+    verse = sorted({line for line in verse if 15 <= len(line) <= LONGEST and not line.endswith(":")})
+    headlines = [prompt for prompt, _ in TASKS["headlines"].make(seed)["test"] if len(prompt) <= LONGEST]
     lengths = [len(prompt) for prompt, _ in pairs["test"]]
     characters = sorted({character for prompt, _ in pairs["train"] for character in prompt})
-    sonnet = [line for line in SONNET.splitlines() if len(line) <= LINE_WIDTH]
+    sonnet = [line for line in SONNET.splitlines() if len(line) <= LONGEST]
     return {
         "Shakespeare": sonnet + rng.sample(verse, OUTSIDE - len(sonnet)),
         "other languages": read("learn/lab/sentences.txt").splitlines(),
@@ -100,71 +109,53 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
     return float((smaller + not_larger).mean() / 2 / len(ordered))
 
 
-def threshold(confidence: Sequence[float], right: Sequence[bool], target: float, fewest: int = FEWEST) -> float:
+def threshold(confidence: np.ndarray, correct: np.ndarray, target: float, fewest: int = FEWEST) -> float:
     """Find the lowest confidence at or above which there are at least `fewest` answers, and a share `target` of them is
     correct; infinity for none."""
-    levels = np.asarray(confidence)
-    correct = np.asarray(right)
-    lowest = lowest_threshold(levels, levels, lambda sure: sure.sum() >= fewest and correct[sure].mean() >= target)
-    return math.inf if lowest is None else lowest
+    answered = {float(level): correct[confidence >= level] for level in np.unique(confidence)}
+    good = (level for level, hits in answered.items() if len(hits) >= fewest and hits.mean() >= target)
+    return min(good, default=math.inf)
 
 
-class SystemResults:
-    """The results of one system, as lists with a value for each seed."""
-
-    def __init__(self, results: Results, system: str, target: float) -> None:
-        runs = every_seed(results, f"ask: {system}")
-        self.confidence = [{group: np.array(values) for group, values in run["confidence"].items()} for run in runs]
-        self.right = [np.array(run["right"]["test"]) for run in runs]
-        self.thresholds = [threshold(run["confidence"]["val"], run["right"]["val"], target) for run in runs]
-        self.kinds = [group for group in self.confidence[0] if group not in ("val", "test")]
-
-    def masks(self, group: str) -> list[np.ndarray]:
-        """Return which prompts of a group are answered."""
-        return [run[group] >= limit for run, limit in zip(self.confidence, self.thresholds, strict=True)]
-
-    def answered(self, group: str) -> list[float]:
-        """Return the share of the prompts of a group that are answered."""
-        return [float(mask.mean()) for mask in self.masks(group)]
-
-    def auroc(self, kind: str) -> list[float]:
-        return [auroc(confidence["test"], confidence[kind]) for confidence in self.confidence]
-
-    def mean(self, measure: Any) -> list[float]:
-        """Average a measure over the kinds of prompts outside the task."""
-        return [statistics.mean(values) for values in zip(*map(measure, self.kinds), strict=True)]
-
-    def shares(self) -> list[Share]:
-        """Count the correct answers among the answered test lines."""
-        masks = zip(self.right, self.masks("test"), strict=True)
-        return [Share(int(right[mask].sum()), int(mask.sum())) for right, mask in masks]
-
-    def accuracy(self) -> list[float]:
-        """Return the accuracy on the answered test lines, of the seeds that answer any."""
-        return [share.value() for share in self.shares() if share.total]
-
-    def own_errors(self) -> list[float]:
-        """Compute the AUROC of the confidence as a detector of wrong answers to test lines."""
-        runs = zip(self.confidence, self.right, strict=True)
-        return [auroc(confidence["test"][right], confidence["test"][~right]) for confidence, right in runs]
+def figures(record: dict[str, Any], target: float) -> dict[str, Any]:
+    """Choose a system's threshold, and measure which prompts of each group it answers and how well its confidence
+    detects the kinds of prompts outside the task, and its wrong answers to test lines."""
+    confidence = {group: np.array(values) for group, values in record["confidence"].items()}
+    correct = {split: np.array(record["right"][split]) for split in SPLITS}
+    limit = threshold(confidence["val"], correct["val"], target)
+    test, kinds = confidence["test"], [group for group in confidence if group not in SPLITS]
+    answered = correct["test"][test >= limit]
+    shares = {f"answered: {group}": float((values >= limit).mean()) for group, values in confidence.items()}
+    aurocs = {f"AUROC: {kind}": auroc(test, confidence[kind]) for kind in kinds}
+    return {
+        "kinds": kinds,
+        "accuracy": float(correct["test"].mean()),
+        "threshold": limit,
+        "correct": Share(int(answered.sum()), len(answered)),
+        **shares,
+        **aurocs,
+        "answered outside": statistics.mean(shares[f"answered: {kind}"] for kind in kinds),
+        "AUROC outside": statistics.mean(aurocs.values()),
+        f"AUROC: {ERRORS}": auroc(test[correct["test"]], test[~correct["test"]]),
+    }
 
 
-def summarise(results: Results, config: LabConfig) -> Summary:
-    """Summarise the answers inside and outside the task, and the forgetting of the base model."""
-    by_system = {key: SystemResults(results, key, config.target) for key in SYSTEMS}
-    model = by_system["model"]
-    losses = every_seed(results, "fine-tuning")
+def summarise(records: Records, config: LabConfig) -> Summary:
+    losses = records.having("before")
+    asked = Records(record | figures(record, config.target) for record in records.having("confidence"))
+    systems: dict[str, Records] = asked.by("system")
+    model = systems["model"]
     limit = math.log(losses[0]["characters"])
     rows = [
         {
             "system": SYSTEMS[key],
-            "accuracy": percent([float(right.mean()) for right in system.right]),
-            "threshold": spread(system.thresholds, ".2f"),
-            "coverage": percent(system.answered("test"), ".0f"),
-            "accuracy, answered": percent(system.accuracy()) if system.accuracy() else "",
-            "outside, answered": percent(system.mean(system.answered), ".0f"),
+            "accuracy": percent(own.values("accuracy")),
+            "threshold": spread(own.values("threshold"), ".2f"),
+            "coverage": percent(own.values("answered: test"), ".0f"),
+            "accuracy, answered": percent([share.value() for share in own.values("correct") if share.total]),
+            "outside, answered": percent(own.values("answered outside"), ".0f"),
         }
-        for key, system in by_system.items()
+        for key, own in systems.items()
     ]
     rows_note = (
         "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
@@ -173,11 +164,12 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "answered: share of prompts outside the task answered anyway, mean over the kinds; no answer can be correct."
     )
     kinds = []
-    for kind in [*model.kinds, ""]:
-        row = {"prompts": kind or "its wrong answers", "number": f"{len(model.confidence[0][kind])}" if kind else ""}
-        for name, system in zip(("model", "n-gram baseline"), by_system.values(), strict=True):
-            row[f"{name}: answered"] = percent(system.answered(kind)) if kind else ""
-            row[f"{name}: AUROC"] = spread(system.auroc(kind) if kind else system.own_errors(), ".2f")
+    for kind in [*model[0]["kinds"], ERRORS]:
+        is_kind = kind != ERRORS
+        row = {"prompts": kind, "number": f"{len(model[0]['confidence'][kind])}" if is_kind else ""}
+        for name, own in zip(("model", "n-gram baseline"), systems.values(), strict=True):
+            row[f"{name}: answered"] = percent(own.values(f"answered: {kind}")) if is_kind else ""
+            row[f"{name}: AUROC"] = spread(own.values(f"AUROC: {kind}"), ".2f")
         kinds.append(row)
     kinds_note = (
         "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
@@ -185,8 +177,8 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         "lines. A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up to 7 (95%)."
     )
     forgetting = [
-        {"model": "base model", "loss": spread([loss["before"] for loss in losses], ".2f")},
-        {"model": "after fine-tuning", "loss": spread([loss["after"] for loss in losses], ".2f")},
+        {"model": "base model", "loss": spread(losses.values("before"), ".2f")},
+        {"model": "after fine-tuning", "loss": spread(losses.values("after"), ".2f")},
         {"model": "uniform guessing", "loss": f"{limit:.2f}"},
     ]
     unit = (
@@ -201,34 +193,39 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             Table("Prompts outside the task", kinds, kinds_note),
             Table("Loss on the base model's own text", forgetting, unit),
         ],
-        [knows(model, config.target), holds(by_system, config.target), better(by_system), forgotten(losses, limit)],
+        [
+            knows(model, config.target),
+            holds(systems, config.target),
+            better(systems),
+            forgotten(losses, limit),
+        ],
         "Confidence inside and outside the task; above the threshold the system answers",
-        partial(draw, by_system),
+        picture(systems),
     )
 
 
-def knows(model: SystemResults, target: float) -> Verdict:
+def knows(model: Records, target: float) -> Verdict:
     """Judge whether the model abstains outside the task."""
-    shares = {kind: statistics.median(model.answered(kind)) for kind in model.kinds}
+    shares = {kind: model.percent(f"answered: {kind}") for kind in model[0]["kinds"]}
     worst = max(shares, key=lambda kind: shares[kind])
-    verb = "knows" if shares[worst] <= 1 - target else "does not know"
+    verb = "knows" if shares[worst] <= 100 * (1 - target) else "does not know"
     return Verdict(
-        f"The fine-tuned model {verb} that it does not know: it answers {100 * shares[worst]:.0f}% of "
-        f"one kind of prompts outside its task ({worst}).",
+        f"The fine-tuned model {verb} that it does not know: it answers {shares[worst]:.0f}% of one kind of prompts "
+        f"outside its task ({worst}).",
         f"it knows if it answers at most {100 * (1 - target):.0f}% of every kind of prompts outside the task",
     )
 
 
-def holds(by_system: dict[str, SystemResults], target: float) -> Verdict:
+def holds(systems: Mapping[str, Records], target: float) -> Verdict:
     """Judge whether the answered test lines have the target accuracy."""
     statements = []
-    for key, system in by_system.items():
-        share = pooled(system.shares())
+    for key, own in systems.items():
+        share = pooled(own.values("correct"))
         if not share.total:
             statements.append(f"with the threshold of the {SYSTEMS[key]} nothing is answered")
             continue
         low, high = share.interval()
-        verb = "keeps" if low <= target <= high else "exceeds" if low > target else "misses"
+        verb = share.compared(target, "misses", "keeps", "exceeds")
         statements.append(
             f"the threshold of the {SYSTEMS[key]} {verb} it ({100 * share.value():.1f}%, 95% interval "
             f"{100 * low:.1f} to {100 * high:.1f}%)"
@@ -239,9 +236,9 @@ def holds(by_system: dict[str, SystemResults], target: float) -> Verdict:
     )
 
 
-def better(by_system: dict[str, SystemResults]) -> Verdict:
+def better(systems: Mapping[str, Records]) -> Verdict:
     """Judge which system detects prompts outside the task better."""
-    aurocs = {SYSTEMS[key]: statistics.median(system.mean(system.auroc)) for key, system in by_system.items()}
+    aurocs = {SYSTEMS[key]: own.median("AUROC outside") for key, own in systems.items()}
     best, other = sorted(aurocs, key=lambda name: -aurocs[name])
     statement = f"The {best} detects prompts outside the task better than the {other}"
     if aurocs[best] - aurocs[other] < CLOSE:
@@ -252,36 +249,29 @@ def better(by_system: dict[str, SystemResults]) -> Verdict:
     )
 
 
-def forgotten(losses: Sequence[dict[str, float]], limit: float) -> Verdict:
+def forgotten(losses: Records, limit: float) -> Verdict:
     """Compare the loss on the base model's own text before and after fine-tuning."""
-    before, after = (statistics.median(loss[when] for loss in losses) for when in ("before", "after"))
+    after = losses.median("after")
     still, than = ("", "worse") if after > limit else ("still ", "better")
     return Verdict(
         f"The model {still}predicts the text of its pretraining {than} than uniform guessing: its loss rises from "
-        f"{before:.2f} to {after:.2f} nats per character; uniform guessing has {limit:.2f}.",
+        f"{losses.median('before'):.2f} to {after:.2f} nats per character; uniform guessing has {limit:.2f}.",
         "the median of the losses after fine-tuning, compared with the logarithm of the number of characters",
     )
 
 
-def draw(by_system: dict[str, SystemResults], axes: Any) -> None:
-    """Draw a histogram of the confidence for each system; the kinds of prompts outside the task have equal weights."""
-    figure, edges = axes.figure, np.linspace(0, 1, 21)
-    axes.remove()
-    for axes, (key, system) in zip(figure.subplots(2, 1, sharex=True), by_system.items(), strict=True):
-        for name, groups, color in (("inside the task", ["test"], "C0"), ("outside", system.kinds, "C1")):
-            values = [confidence[group] for confidence in system.confidence for group in groups]
-            weights = np.concatenate([np.full(len(prompts), 100 / len(prompts) / len(values)) for prompts in values])
-            axes.hist(np.concatenate(values), edges, weights=weights, color=color, alpha=0.5, label=name)
-        line = statistics.median(system.thresholds)
-        if math.isfinite(line):
-            axes.axvline(line, color="black", label="threshold")
-        axes.set_title(SYSTEMS[key], fontsize=10)
-        axes.set(ylabel="prompts (%)", xlim=(0, 1))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
-    axes.set_xlabel("confidence (largest probability of a label)")
+def picture(systems: Mapping[str, Records]) -> Histograms:
+    """Draw the confidence of each system; the kinds of prompts outside the task have equal weights."""
+    groups = {
+        SYSTEMS[key]: {
+            "inside the task": [record["confidence"]["test"] for record in own],
+            "outside": [record["confidence"][kind] for record in own for kind in record["kinds"]],
+        }
+        for key, own in systems.items()
+    }
+    marks = {SYSTEMS[key]: ("threshold", own.median("threshold")) for key, own in systems.items()}
+    return Histograms("confidence (largest probability of a label)", "prompts (%)", groups, marks)
 
 
 ABOUT = "does a fine-tuned model know that it does not know?"
-LAB = Lab(ABOUT, stages, summarise, others=("target",), quick=True, ngrams=True)
+LAB = Lab(ABOUT, stages, summarise, others=("target",), quick=True, ngrams=True, records=True)

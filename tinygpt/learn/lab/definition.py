@@ -57,7 +57,12 @@ def stage(name: str, seconds: float, measure: Callable[..., Any], *fixed: Any, *
     return Stage(name, seconds, partial(measure, *fixed, **case), case)
 
 
+def right(probabilities: np.ndarray, pairs: Sequence[tuple[str, str]], labels: Sequence[str]) -> np.ndarray:
+    """Compare the most probable label of each prompt with the true one: bool (n,). probabilities: float64 (n, L)."""
+    answers = [labels[index] for index in probabilities.argmax(axis=1)]
+    return np.array([answer == label for answer, (_, label) in zip(answers, pairs, strict=True)])
+
+
 def accuracy(probabilities: np.ndarray, pairs: Sequence[tuple[str, str]], labels: Sequence[str]) -> float:
     """Return the share of the prompts whose most probable label is the true one. probabilities: float64 (n, L)."""
-    answers = [labels[index] for index in probabilities.argmax(axis=1)]
-    return float(np.mean([answer == label for answer, (_, label) in zip(answers, pairs, strict=True)]))
+    return float(right(probabilities, pairs, labels).mean())
