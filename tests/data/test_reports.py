@@ -18,6 +18,7 @@ from tinygpt.checkpoint.adapter import Adapters, load_model, save_adapter, weigh
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.tasks import TASKS, reports
 from tinygpt.data.tokenizer import SPECIAL
+from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import reports as lab
 
 DATASETS = {"plain": "reports", "a": "reports_a", "b": "reports_b"}
@@ -240,17 +241,16 @@ def lab_reports(folder: Path, **sizes: int) -> Result:
         for name, made in EXAMPLES.items():
             few = made | {"val": made["val"][:100]}
             patch.setitem(TASKS, name, dataclasses.replace(TASKS[name], make=lambda seed, few=few: few))
-        patch.setattr(lab, "EXAMPLES", (400,))
-        patch.setattr(lab, "QUICK", sizes)
+        patch.setattr(lab, "QUICK", lab.Size(**sizes, examples=(400,)))
         return ok(folder, "lab", "reports", "--quick", "--out_dir=out")
 
 
 def test_adapters_are_swapped_in_the_lab_and_judged_by_every_style(tmp_path: Path) -> None:
     said, found = lab_reports(tmp_path, base=2, adapter=3, prompts=6), lab_results(tmp_path / "out")
     base, trained = found["base model, seed 1"], found["firm B, 400 examples, seed 1"]
-    assert base["n"] == trained["n"] == 6 and trained["fidelity"] == 0  # it has learned nothing
+    assert base["prompts"] == trained["prompts"] == 6 and trained["fidelity"] == 0  # it has learned nothing
     assert trained["bytes"] < 100_000 < base["bytes"] and trained["trained"] < base["trained"] / 10
-    assert found["swaps"]["exact"] and found["swaps"]["differ"] and "bit-identical to" in said.out
+    assert found["swaps"]["exact"] and "bit-identical to" in said.out
     assert (tmp_path / "out/reports.png").exists() and "Prompt: " in (tmp_path / "out/reports.html").read_text()
 
 
@@ -266,8 +266,8 @@ def test_the_lab_tells_style_from_fidelity(quick: tuple[Path, Result]) -> None:
     folder, said = quick
     results = lab_results(folder / "out")
     base, trained = results["base model, seed 1"], results["firm B, 400 examples, seed 1"]
-    assert base["fidelity"] > 0.5 and base["plain"]["style"] > 0.9 and base["a"]["style"] == base["b"]["style"] == 0
-    assert trained["b"]["style"] > 0.7 > trained["fidelity"] and trained["a"]["style"] == 0
+    assert base["fidelity"] > 0.5 and base["style plain"] > 0.9 and base["style a"] == base["style b"] == 0
+    assert trained["style b"] > 0.7 > trained["fidelity"] and trained["style a"] == 0
     assert results["swaps"]["exact"] and "A text in perfect style can be wrong" in said.out
     assert "The style score separates the styles" in said.out
     prompts = [prompt for prompt, _ in EXAMPLES["reports_b"]["test"]][:50]
@@ -285,25 +285,32 @@ def test_eval_scores_an_adapter_as_the_lab_does(quick: tuple[Path, Result]) -> N
     share = {name: float(found) for name, found in re.findall(r"^(\S.*?) +(\d+\.\d)% \(", shown, re.MULTILINE)}
     assert list(share) == ["exact match", "style", "fidelity", *reports.RULES["b"], *reports.check_facts(PROMPT, "")]
     assert share["exact match"] <= min(share["style"], share["fidelity"])
-    assert abs(share["style"] - 100 * stored["b"]["style"]) < 20  # the same adapter on other companies
+    assert abs(share["style"] - 100 * stored["style b"]) < 20  # the same adapter on other companies
     assert "(fails: fidelity, " in shown or "(fails: style" in shown
 
 
-def verdicts(style: dict[int, float], wrong: int) -> str:
-    """The verdicts on made-up results: firm A's style by number of examples, wrong texts among 100 in style."""
-
-    def one(share: float) -> dict[str, object]:
-        mine = {"style": share, "in style": 100, "wrong": wrong}
-        return {"fidelity": 1 - wrong / 100, "a": mine, "b": mine}
-
-    runs = {(firm, size): [one(share)] for firm in "ab" for size, share in style.items()}
-    return lab.needed(runs).text + lab.in_style_and_wrong(runs).text
+def verdicts(style: dict[int, float], wrong: float) -> str:
+    """The verdicts on made-up results: both firms' style by number of examples, and what is wrong in perfect style."""
+    shares = {"style a": 0.0, "style b": 0.0, "wrong a": wrong, "wrong b": wrong, "fidelity": 1 - wrong}
+    curve = {size: Records([shares | {"style a": share, "style b": share}]) for size, share in style.items()}
+    curves = {"a": curve, "b": curve}
+    return lab.needed(curves).text + lab.in_style_and_wrong(curves).text
 
 
 def test_verdicts_follow_from_the_numbers() -> None:
-    assert "firm A: style 100, fidelity 25" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0)
-    assert "A text in perfect style is correct in this run" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 10)
-    said = verdicts({25: 0.1, 400: 0.2}, 11)
+    assert "firm A: style 100, fidelity 25" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0.0)
+    assert "A text in perfect style is correct in this run" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0.1)
+    said = verdicts({25: 0.1, 400: 0.2}, 0.11)
     assert "firm A: style more than 400, fidelity more than 400" in said
     assert "A text in perfect style can be wrong. With 25, 400 examples" in said
     assert "something wrong: firm A 11, 11%; firm B 11, 11%." in said
+
+
+def test_the_style_score_is_judged_by_the_other_firms_rules() -> None:
+    own, other = ({"style a": share, "style b": 1 - share} for share in (1.0, 0.0))
+    curves = {"a": {400: Records([own])}, "b": {400: Records([other])}}
+    base = Records([{"style a": 0.0, "style b": 0.0}])
+    assert "The style score separates the styles" in lab.apart(base, curves).text
+    for share in ({"style a": 0.004, "style b": 0.0}, {"style a": 0.0, "style b": 0.004}):
+        assert "does not separate the styles" in lab.apart(Records([share]), curves).text
+        assert "at most 0.4% follow" in lab.apart(Records([share]), curves).text

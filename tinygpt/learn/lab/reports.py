@@ -7,11 +7,10 @@ it states the figures of the prompt (fidelity). At the end, the adapters are swa
 
 import statistics
 import timeit
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator
 from itertools import cycle, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,73 +19,72 @@ from tinygpt.base.terminal import duration
 from tinygpt.checkpoint.adapter import Adapters
 from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS
-from tinygpt.data.tasks.reports import check_facts, check_style
+from tinygpt.data.tasks.reports import SCORES
 from tinygpt.examine.experiment.models import Model, train
-from tinygpt.examine.experiment.stages import Results, Stage, every_seed
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
-from tinygpt.learn.lab.definition import Lab, seeds
-from tinygpt.training.child import Cost
+from tinygpt.learn.lab.definition import Lab, seeds, stage
 
 FIRMS = {"a": "firm A", "b": "firm B"}
-DATASETS = {"plain": "reports", "a": "reports_a", "b": "reports_b"}
-EXAMPLES = (25, 100, 400)
-ITERATIONS = {"base": 400, "adapter": 200}
-PROMPTS = 500  # of the test split
-QUICK = {"base": 300, "adapter": 100, "prompts": 200}
+DATASETS = {"": "reports", "a": "reports_a", "b": "reports_b"}  # of the base model, and of each firm's adapters
+FACTS = ("company", "quarter", "figures", "directions")  # that a response with fidelity states
 ENOUGH = 0.9  # share of the test prompts from which on a style, or fidelity, counts as learned
 MARGIN = 10  # a share of 500 prompts has a 95% confidence interval of at most +- 4.4 percentage points
 SWAPS = 20  # timed
 
 
-def examples(config: LabConfig) -> tuple[int, ...]:
-    """Return the numbers of training examples of an adapter; a quick lab has the smallest and the largest."""
-    return tuple(sorted({EXAMPLES[0], EXAMPLES[-1]})) if config.quick else EXAMPLES
+class Size(NamedTuple):
+    base: int  # iterations
+    adapter: int
+    prompts: int  # of the test split
+    examples: tuple[int, ...]  # of an adapter
+
+
+FULL = Size(400, 200, 500, (25, 100, 400))
+QUICK = Size(300, 100, 200, (25, 400))
+Curves = dict[str, dict[int, Records]]  # firm -> number of examples -> a record for each seed
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    """List the stages: the datasets; for each seed a base model, and an adapter per firm and size; the swaps."""
-    yield Stage("datasets", 1, partial(write_datasets, folder))
+    size = QUICK if config.quick else FULL
     for seed in seeds(config):
-        out = folder / f"seed-{seed}"
-        yield Stage(f"base model, seed {seed}", 10, partial(base_model, out, seed, config.quick))
-        for firm, size in product(FIRMS, examples(config)):
-            name = f"{stage_of(firm, size)}, seed {seed}"
-            yield Stage(name, 6 if config.quick else 10, partial(adapter, out, seed, config.quick, firm, size))
-    yield Stage("swaps", 3, partial(swaps, folder / "seed-1"))
+        yield stage(f"base model, seed {seed}", 10, measure, folder, size, seed=seed, firm="", examples=0)
+        for firm, examples in product(FIRMS, size.examples):
+            case = {"seed": seed, "firm": firm, "examples": examples}
+            name = f"{FIRMS[firm]}, {examples} examples, seed {seed}"
+            yield stage(name, 1 + size.adapter / 20, measure, folder, size, **case)
+    adapters = {firm: str(folder / f"seed-1/{firm}-{size.examples[-1]}") for firm in FIRMS}
+    yield stage("swaps", 3, swaps, str(folder / "seed-1/base"), adapters)
 
 
-def stage_of(firm: str, size: int) -> str:
-    return f"{FIRMS[firm]}, {size} examples"
+def prompts_of_test() -> list[str]:
+    return [prompt for prompt, _ in TASKS["reports"].make(1337)["test"]]
 
 
-def write_datasets(folder: Path) -> None:
-    for name in DATASETS.values():
-        write_dataset(folder / "data" / name, TASKS[name].make(1337))
+def measure(folder: Path, size: Size, seed: int, firm: str, examples: int) -> dict[str, Any]:
+    """Train the base model of a seed, or an adapter on it, and judge its responses by all styles and by their facts."""
+    data = write_dataset(folder / "data" / DATASETS[firm], TASKS[DATASETS[firm]].make(1337))
+    base, out = (folder / f"seed-{seed}" / name for name in ("base", f"{firm}-{examples}"))
+    if firm:
+        settings: dict[str, Any] = {"max_iters": size.adapter, "ckpt": base, "examples": examples}
+        cost = train("finetune", "finetune_reports", out, data.folder, seed=seed, **settings)
+    else:
+        cost = train("train", "reports", base, data.folder, seed=seed, max_iters=size.base)
+    prompts = prompts_of_test()[: size.prompts]
+    texts, _ = Model(base, out if firm else "").responses(prompts, 120)
+    figures = {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes, "responses": texts[:50]}
+    for style, scores in SCORES.items():
+        judgements = [scores(prompt, "", text) for prompt, text in zip(prompts, texts, strict=True)]
+        wrong = [not judgement["fidelity"] for judgement in judgements if judgement["style"]]
+        figures[f"style {style}"] = len(wrong) / len(prompts)
+        figures[f"wrong {style}"] = sum(wrong) / max(len(wrong), 1)
+    fidelity = statistics.mean(judgement["fidelity"] for judgement in judgements)  # the same in each style
+    return {**figures, "prompts": len(prompts), "fidelity": fidelity}
 
 
-def base_model(folder: Path, seed: int, quick: bool) -> dict[str, Any]:
-    """Train the base model of a seed; return its cost, and how its responses are judged."""
-    settings = {"seed": seed, "max_iters": (QUICK if quick else ITERATIONS)["base"]}
-    cost = train("train", "reports", folder / "base", folder.parent / "data" / DATASETS["plain"], **settings)
-    return costs(cost) | judged(Model(folder / "base"), quick)
-
-
-def adapter(folder: Path, seed: int, quick: bool, firm: str, size: int) -> dict[str, Any]:
-    """Train an adapter; return its cost, and how its responses are judged."""
-    out, data = folder / f"{firm}-{size}", folder.parent / "data" / DATASETS[firm]
-    settings: dict[str, Any] = {"seed": seed, "max_iters": (QUICK if quick else ITERATIONS)["adapter"]}
-    cost = train("finetune", "finetune_reports", out, data, ckpt=folder / "base", examples=size, **settings)
-    judgement = judged(Model(folder / "base", out), quick)
-    return {"firm": firm, "examples": size, "seed": seed, **costs(cost), **judgement}
-
-
-def costs(trained: Cost) -> dict[str, float]:
-    return {"seconds": trained.seconds, "trained": trained.weights, "bytes": trained.bytes}
-
-
-def swaps(folder: Path) -> dict[str, Any]:
+def swaps(base: str, files: dict[str, str]) -> dict[str, Any]:
     """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
-    base, files = str(folder / "base"), {firm: str(folder / f"{firm}-{EXAMPLES[-1]}") for firm in FIRMS}
     adapters, prompt = Adapters(base, files), prompts_of_test()[0]
 
     def logits(model: Model) -> torch.Tensor:
@@ -101,26 +99,8 @@ def swaps(folder: Path) -> dict[str, Any]:
     return {
         "swap": milliseconds(lambda: Model(adapters.checkpoint(next(names)))),
         "load": milliseconds(lambda: Model(base, files[next(names)])),
-        "exact": all(map(torch.equal, swapped, loaded)),
-        "differ": not torch.equal(swapped[0], swapped[3]),
+        "exact": all(map(torch.equal, swapped, loaded)) and not torch.equal(swapped[0], swapped[3]),
     }
-
-
-def prompts_of_test() -> list[str]:
-    return [prompt for prompt, _ in TASKS["reports"].make(1337)["test"]]
-
-
-def judged(model: Model, quick: bool) -> dict[str, Any]:
-    """Judge the responses to test prompts by the style of each firm and by their facts."""
-    prompts = prompts_of_test()[: QUICK["prompts"] if quick else PROMPTS]
-    texts, _ = model.responses(prompts, 120)
-    correct = [all(check_facts(prompt, text).values()) for prompt, text in zip(prompts, texts, strict=True)]
-    judgement: dict[str, Any] = {"n": len(prompts), "fidelity": statistics.mean(correct), "responses": texts[:50]}
-    for firm in DATASETS:
-        in_style = [i for i, text in enumerate(texts) if all(check_style(firm, text).values())]
-        wrong = sum(not correct[i] for i in in_style)
-        judgement[firm] = {"style": len(in_style) / len(prompts), "in style": len(in_style), "wrong": wrong}
-    return judgement
 
 
 def milliseconds(work: Callable[[], Any]) -> float:
@@ -128,161 +108,150 @@ def milliseconds(work: Callable[[], Any]) -> float:
     return 1000 * statistics.median(timeit.repeat(work, number=1, repeat=SWAPS))
 
 
-def summarise(results: Results, config: LabConfig) -> Summary:
-    bases, swap, sizes = every_seed(results, "base model"), results["swaps"], examples(config)
-    runs = {(firm, size): every_seed(results, stage_of(firm, size)) for firm, size in product(FIRMS, sizes)}
-
-    def draw(axes: Any) -> None:
-        for index, (firm, name) in enumerate(FIRMS.items()):
-            for what, line, marker in (("style", "-", "o"), ("fidelity", "--", "s")):
-                color, values = f"C{index}", {size: shares(runs[firm, size], firm, what) for size in sizes}
-                axes.plot(sizes, [100 * statistics.median(values[size]) for size in sizes], line, color=color)
-                points = [(size, 100 * share) for size in sizes for share in values[size]]
-                axes.plot(*zip(*points, strict=True), marker, color=color, markersize=5)
-                axes.plot([], [], marker, linestyle=line, color=color, label=f"{name}, {what}")
-        fidelity = 100 * statistics.median(shares(bases, "", "fidelity"))
-        axes.axhline(fidelity, color="gray", linestyle=":", label="base model, fidelity")
-        axes.set(xlabel="training examples of the adapter", ylabel="test prompts (%)", xscale="log", ylim=(-3, 103))
-        axes.set_xticks(sizes, list(map(str, sizes)))
-        axes.minorticks_off()
-        axes.figure.legend(frameon=False, fontsize=9, loc="outside upper center", ncols=3)
-
+def summarise(records: Records, _: LabConfig) -> Summary:
+    base = records.where(firm="")
+    (swap,) = records.having("swap")
+    curves = {firm: records.where(firm=firm).by("examples") for firm in FIRMS}
     return Summary(
         "A style from a small adapter, and whether the text is correct",
         "Two sentences about a company's figures, in the styles of two firms: how many examples does a style need, and "
         "does a text in perfect style state the figures?",
-        [models(bases, runs, swap), by_examples(runs, bases[0]["n"]), one_prompt(bases[0], runs)],
-        [needed(runs), in_style_and_wrong(runs), apart(bases, runs), swapping(bases[0], runs, swap)],
+        [models(base, curves, swap), by_examples(curves), one_prompt(base, curves)],
+        [needed(curves), in_style_and_wrong(curves), apart(base, curves), swapping(base, curves, swap)],
         "Style and fidelity against the number of training examples",
-        draw,
+        picture(base, curves),
     )
 
 
-Runs = dict[tuple[str, int], list[dict[str, Any]]]  # by firm and number of examples: one for each seed
-
-
-def shares(runs: Sequence[dict[str, Any]], firm: str, what: str) -> list[float]:
-    """Return for each run the share of responses in a firm's style, with fidelity, or wrong among those in style."""
-    if what == "fidelity":
-        return [run["fidelity"] for run in runs]
-    if what == "style":
-        return [run[firm]["style"] for run in runs]
-    return [run[firm]["wrong"] / max(run[firm]["in style"], 1) for run in runs]
-
-
-def models(bases: list[dict[str, Any]], runs: Runs, swap: dict[str, Any]) -> Table:
+def models(base: Records, curves: Curves, swap: dict[str, Any]) -> Table:
     """Compare the base model and each firm's adapter from all examples, judged by all styles."""
-    rows = {"base model": bases} | {f"base + {firm.upper()}": runs[firm, EXAMPLES[-1]] for firm in FIRMS}
+    most = max(curves["a"])
+    rows = {"base model": base} | {f"base + {firm.upper()}": curve[most] for firm, curve in curves.items()}
     return Table(
-        f"One base model, two adapters from {EXAMPLES[-1]} examples each",
+        f"One base model, two adapters from {most} examples each",
         [
             {
                 "model": name,
-                "style plain": percent(shares(model_runs, "plain", "style"), ".0f"),
-                "style A": percent(shares(model_runs, "a", "style"), ".0f"),
-                "style B": percent(shares(model_runs, "b", "style"), ".0f"),
-                "fidelity": percent(shares(model_runs, "", "fidelity"), ".0f"),
-                "trained": f"{model_runs[0]['trained']:,}",
-                "file": f"{model_runs[0]['bytes'] / 1e6:.2f} MB",
-                "training": duration(statistics.median(run["seconds"] for run in model_runs)),
-                "swap": f"{swap['swap']:.0f} ms" if name != "base model" else "",
+                "style plain": percent(own.values("style plain"), ".0f"),
+                "style A": percent(own.values("style a"), ".0f"),
+                "style B": percent(own.values("style b"), ".0f"),
+                "fidelity": percent(own.values("fidelity"), ".0f"),
+                "trained": f"{own[0]['trained']:,}",
+                "file": f"{own[0]['bytes'] / 1e6:.2f} MB",
+                "training": duration(own.median("seconds")),
+                "swap": f"{swap['swap']:.0f} ms" if own != base else "",
             }
-            for name, model_runs in rows.items()
+            for name, own in rows.items()
         ],
-        f"On {bases[0]['n']} test prompts of companies that occur in no training set; median over the seeds (minimum "
-        "to maximum), each with a base model of its own. Style: the response follows all rules of a style, whatever it "
-        "states. Fidelity: it states company, quarter, figures and directions of the prompt, and nothing else, in "
-        "whatever style. Trained: parameters. File: the checkpoint, or the adapter. Training: evaluations included. "
-        "Swap: from one adapter to the other, the base model staying loaded.",
+        f"On {base[0]['prompts']} test prompts of companies that occur in no training set; median over the seeds "
+        "(minimum to maximum), each with a base model of its own. Style: the response follows all rules of a style, "
+        "whatever it states. Fidelity: it states company, quarter, figures and directions of the prompt, and nothing "
+        "else, in whatever style. Trained: parameters. File: the checkpoint, or the adapter. Training: evaluations "
+        "included. Swap: from one adapter to the other, the base model staying loaded.",
     )
 
 
-def by_examples(runs: Runs, n: int) -> Table:
+def by_examples(curves: Curves) -> Table:
+    columns = {"style": "style {}", "fidelity": "fidelity", "in style but wrong": "wrong {}"}
     rows = []
-    for size in sorted({size for _, size in runs}):
+    for size in curves["a"]:
         row = {"examples": str(size)}
-        for firm, what in product(FIRMS, ("style", "fidelity", "in style but wrong")):
-            row[f"{firm.upper()}: {what}"] = percent(shares(runs[firm, size], firm, what), ".0f")
+        for firm, (column, key) in product(FIRMS, columns.items()):
+            row[f"{firm.upper()}: {column}"] = percent(curves[firm][size].values(key.format(firm)), ".0f")
         rows.append(row)
     note = (
-        f"Each firm's adapter, judged by its rules on {n} test prompts: median over the seeds (minimum to maximum). "
-        "In style but wrong: share of the responses in perfect style that fail fidelity."
+        "Each firm's adapter, judged by its rules on the same prompts. In style but wrong: share of the responses in "
+        "perfect style that fail fidelity."
     )
     return Table("Style and fidelity by number of training examples", rows, note)
 
 
-def one_prompt(base: dict[str, Any], runs: Runs) -> Table:
+def one_prompt(base: Records, curves: Curves) -> Table:
     """Show the responses to one prompt: the first with a wrong text in perfect style, if any, else the first of all."""
-    prompts = prompts_of_test()
-    shown = {"base": base} | {f"{firm.upper()}, {size}": adapter_runs[0] for (firm, size), adapter_runs in runs.items()}
-    few = runs["a", EXAMPLES[0]][0]["responses"]
-    good = (i for i, text in enumerate(few) if all(check_style("a", text).values()) and wrong_facts(prompts[i], text))
-    index = next(good, 0)
+    prompts, few = prompts_of_test(), min(curves["a"])
+    texts = curves["a"][few][0]["responses"]
+    judgements = [SCORES["a"](prompt, "", text) for prompt, text in zip(prompts, texts, strict=False)]
+    wrong = (i for i, judgement in enumerate(judgements) if judgement["style"] and not judgement["fidelity"])
+    index = next(wrong, 0)
     rows = []
-    for name, run in shown.items():
+    for run in [base[0], *(own[0] for curve in curves.values() for own in curve.values())]:
         text = run["responses"][index]
-        rows.append({"model": name, "response": text, "wrong": wrong_facts(prompts[index], text) or "nothing"})
+        judgement = SCORES["plain"](prompts[index], "", text)
+        mistakes = ", ".join(fact for fact in FACTS if not judgement[fact])
+        name = f"{run['firm'].upper()}, {run['examples']}" if run["firm"] else "base"
+        rows.append({"model": name, "response": text, "wrong": mistakes or "nothing"})
     note = (
-        f"A, {EXAMPLES[0]}: the base model with firm A's adapter from {EXAMPLES[0]} examples, seed 1. The prompt is "
-        f"the first one where that response is in perfect style and wrong, if there is one among the first {len(few)}."
+        f"A, {few}: the base model with firm A's adapter from {few} examples, seed 1. The prompt is the first one "
+        f"where that response is in perfect style and wrong, if there is one among the first {len(texts)}."
     )
     return Table(f"Prompt: {prompts[index]}", rows, note)
 
 
-def wrong_facts(prompt: str, text: str) -> str:
-    return ", ".join(name for name, right in check_facts(prompt, text).items() if not right)
-
-
-def needed(runs: Runs) -> Verdict:
+def needed(curves: Curves) -> Verdict:
     """State from how many examples on style and fidelity are learned."""
 
-    def smallest(firm: str, what: str) -> str:
-        sizes = [size for key, size in runs if key == firm]
-        good = (size for size in sizes if statistics.median(shares(runs[firm, size], firm, what)) >= ENOUGH)
-        return f"{what} {next(good, f'more than {max(sizes)}')}"
+    def smallest(curve: dict[int, Records], key: str) -> str:
+        good = (str(size) for size, own in curve.items() if own.median(key) >= ENOUGH)
+        return next(good, f"more than {max(curve)}")
 
-    statements = [f"{name}: {smallest(firm, 'style')}, {smallest(firm, 'fidelity')}" for firm, name in FIRMS.items()]
+    statements = [
+        f"{FIRMS[firm]}: style {smallest(curve, f'style {firm}')}, fidelity {smallest(curve, 'fidelity')}"
+        for firm, curve in curves.items()
+    ]
     return Verdict(
         f"Training examples needed: {'; '.join(statements)}.",
         f"the smallest number with which at least {100 * ENOUGH:.0f}% of the responses pass (median over the seeds)",
     )
 
 
-def in_style_and_wrong(runs: Runs) -> Verdict:
+def in_style_and_wrong(curves: Curves) -> Verdict:
     """State how many texts in perfect style are wrong."""
-    wrong = {key: 100 * statistics.median(shares(adapter_runs, key[0], "wrong")) for key, adapter_runs in runs.items()}
-    sizes = [size for firm, size in runs if firm == "a"]
-    head = "can be wrong" if max(wrong.values()) > MARGIN else "is correct in this run"
-    statements = [f"{name} {', '.join(f'{wrong[firm, size]:.0f}' for size in sizes)}%" for firm, name in FIRMS.items()]
+    wrong = {firm: [own.percent(f"wrong {firm}") for own in curve.values()] for firm, curve in curves.items()}
+    head = "can be wrong" if max(map(max, wrong.values())) > MARGIN else "is correct in this run"
+    statements = [f"{FIRMS[firm]} {', '.join(f'{share:.0f}' for share in wrong[firm])}%" for firm in FIRMS]
     return Verdict(
-        f"A text in perfect style {head}. With {', '.join(map(str, sizes))} examples, this share of such texts states "
-        f"something wrong: {'; '.join(statements)}.",
+        f"A text in perfect style {head}. With {', '.join(map(str, curves['a']))} examples, this share of such texts "
+        f"states something wrong: {'; '.join(statements)}.",
         f"can be wrong: the largest of these shares (median over the seeds) is above {MARGIN}%",
     )
 
 
-def apart(bases: list[dict[str, Any]], runs: Runs) -> Verdict:
+def apart(base: Records, curves: Curves) -> Verdict:
     """Check the negative control: each adapter judged by the other firm's rules, and the base model by both."""
-    other = [(runs["a", EXAMPLES[-1]], "b"), (runs["b", EXAMPLES[-1]], "a"), (bases, "a"), (bases, "b")]
-    most = max(share for model_runs, firm in other for share in shares(model_runs, firm, "style"))
-    verb = "separates the styles" if most == 0 else "does not separate the styles"
+    most = max(curves["a"])
+    a_or_base, b_or_base = (Records(curves[firm][most] + base) for firm in FIRMS)
+    share = max(a_or_base.values("style b") + b_or_base.values("style a"))
     return Verdict(
-        f"The style score {verb}: of any model's responses, at most {100 * most:.1f}% follow all rules of "
-        "another firm.",
-        f"the base model, and both adapters from {EXAMPLES[-1]} examples, judged by the rules of the other firm: "
-        "all 0%",
+        f"The style score {'does not separate' if share else 'separates'} the styles: of any model's responses, at "
+        f"most {100 * share:.1f}% follow all rules of another firm.",
+        f"the base model, and both adapters from {most} examples, judged by the rules of the other firm: all 0%",
     )
 
 
-def swapping(base: dict[str, Any], runs: Runs, swap: dict[str, Any]) -> Verdict:
-    sizes = [adapter_runs[0]["bytes"] for (_, size), adapter_runs in runs.items() if size == EXAMPLES[-1]]
-    exact = "bit-identical to" if swap["exact"] and swap["differ"] else "NOT the same as"
+def swapping(base: Records, curves: Curves, swap: dict[str, Any]) -> Verdict:
+    adapter = max(own[0]["bytes"] for own in (curve[max(curve)] for curve in curves.values()))
     return Verdict(
-        f"An adapter takes {max(sizes) / 1000:.0f} kB, the base model {base['bytes'] / 1000:.0f} kB. A swap takes "
+        f"An adapter takes {adapter / 1000:.0f} kB, the base model {base[0]['bytes'] / 1000:.0f} kB. A swap takes "
         f"{swap['swap']:.1f} ms, loading both from files {swap['load']:.1f} ms. After the swaps to A, B, A and back to "
-        f"the base, the logits are {exact} those of models loaded from files.",
+        f"the base, the logits are {'bit-identical to' if swap['exact'] else 'NOT the same as'} those of models loaded "
+        "from files.",
         f"median of {SWAPS} swaps and {SWAPS} loads; all logits of one prompt compared",
     )
 
 
-LAB = Lab("a style from a small adapter, and whether the text is right", stages, summarise, quick=True)
+def picture(base: Records, curves: Curves) -> Plane:
+    """Draw a line through the medians, and a point for each seed."""
+    lines = []
+    for color, (firm, curve) in zip(("C0", "C1"), curves.items(), strict=True):
+        for name, key, style in (("style", f"style {firm}", "o-"), ("fidelity", "fidelity", "s--")):
+            medians = [own.percent(key) for own in curve.values()]
+            lines.append(Line(f"{FIRMS[firm]}, {name}", list(curve), medians, style, color))
+            for size, own in curve.items():
+                lines.append(Line("", [size] * len(own), [100 * share for share in own.values(key)], style[0], color))
+    level = {"base model, fidelity": (base.percent("fidelity"), ":")}
+    ticks = {size: str(size) for size in curves["a"]}
+    axes = "training examples of the adapter", "test prompts (%)"
+    return Plane(*axes, lines, ticks, log=True, levels=level, ylim=(-3, 103), above=3)
+
+
+LAB = Lab("a style from a small adapter, and whether the text is right", stages, summarise, quick=True, records=True)
