@@ -26,7 +26,7 @@ from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
 from tinygpt.cli import main
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.report.loaded_run import load_run
+from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.training.log import read_metrics
 
@@ -338,7 +338,7 @@ def test_the_step_of_a_report_draws_from_the_first_examples(tuned: Path, tmp_pat
     work = Path(shutil.copytree(tuned, tmp_path / "work"))
     ok(work, "finetune", *FLAGS, "--examples=1", "--max_iters=10", "--out_dir=one")
     with contextlib.chdir(work):
-        run = load_run("one", ReportConfig())
+        run = LoadedRun("one", ReportConfig())
         assert run.dataset is not None
         shown, source = one_step(run), run.dataset.sources["train"]
         only = np.zeros(1, dtype=np.int64)

@@ -418,7 +418,7 @@ def test_the_map_of_the_tokens_is_that_of_scikit_learn(reported: Path) -> None:
     from tinygpt.base.configs.examine import ReportConfig
 
     config = ReportConfig(data_dir=str(reported / "data"))
-    found = embedding_map(loaded_run.load_run(str(reported / "out"), config))
+    found = embedding_map(loaded_run.LoadedRun(str(reported / "out"), config))
     vectors = load(reported / "out").build_model().transformer["wte"].weight[: len(found["points"])].detach().numpy()
     analysis = PCA(2, svd_solver="full")
     places = analysis.fit_transform(vectors)
@@ -433,7 +433,7 @@ def test_the_context_of_a_passage_is_limited(tiny_run: Path, monkeypatch: pytest
     from tinygpt.base.configs.examine import ReportConfig
 
     monkeypatch.setattr(loaded_run, "CONTEXT", context)
-    run = loaded_run.load_run(str(tiny_run / "out"), ReportConfig(data_dir=str(tiny_run / "data")))
+    run = loaded_run.LoadedRun(str(tiny_run / "out"), ReportConfig(data_dir=str(tiny_run / "data")))
     lengths: list[int] = []
     run.model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].size(1)))
     cells = passages(run)["val"]

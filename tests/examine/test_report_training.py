@@ -27,7 +27,7 @@ from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
 from tinygpt.checkpoint.store import load, save, tokenizer_of
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.examine.report import packed_models
-from tinygpt.examine.report.loaded_run import load_run
+from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.examine.report.page import short
 from tinygpt.examine.report.weights import BLOCK, differences, pack, page_weights
@@ -233,9 +233,9 @@ def test_the_scripts_weights_are_those_that_python_reconstructs(with_snapshots: 
 
 def test_a_page_gets_as_many_snapshots_as_fit(with_snapshots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.chdir(with_snapshots):
-        run = load_run("out", ReportConfig())
+        run = LoadedRun("out", ReportConfig())
         size = len(packed_models.models(run, [])[0]["packed"]["data"])
-        small = load_run("other", ReportConfig())
+        small = LoadedRun("other", ReportConfig())
         both = size + len(packed_models.models(small, [])[0]["packed"]["data"])
         monkeypatch.setattr(packed_models, "ROOM", int(2.3 * size))
         assert [len(one["packed"].get("snapshots", ())) for one in packed_models.models(run, [small])] == [0, 0]
@@ -457,7 +457,7 @@ def stepped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def the_step(folder: Path, run: str = "out") -> dict[str, Any]:
     with contextlib.chdir(folder):
-        return one_step(load_run(run, ReportConfig()))
+        return one_step(LoadedRun(run, ReportConfig()))
 
 
 def test_the_step_is_the_one_that_training_makes(stepped: Path) -> None:
@@ -596,7 +596,7 @@ def test_a_step_needs_dataset_optimizer_and_permission(with_snapshots: Path, tmp
     state = load(folder / "out")
     assert "optimizer" in state.training
     with contextlib.chdir(with_snapshots):
-        run = load_run("out", ReportConfig())
+        run = LoadedRun("out", ReportConfig())
         run.checkpoint = dataclasses.replace(run.checkpoint, training={})
         assert one_step(run) == {}
 

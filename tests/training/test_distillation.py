@@ -21,7 +21,7 @@ from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.device import Autocast, Compute
 from tinygpt.checkpoint.store import load, save
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.report.loaded_run import load_run
+from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatWeights
@@ -172,7 +172,7 @@ def test_commands_that_cannot_have_a_teacher(run_copy: Path) -> None:
     assert "also learned from a teacher" in refused(run_copy, "why", "student", "--text=a")
     assert "teacher cannot be used with" in refused(run_copy, "plan", *TINY_TRAIN[1:], *TAUGHT, "--processes=2")
     with contextlib.chdir(run_copy):
-        assert one_step(load_run("out", ReportConfig())) and not one_step(load_run("student", ReportConfig()))
+        assert one_step(LoadedRun("out", ReportConfig())) and not one_step(LoadedRun("student", ReportConfig()))
     (run_copy / "out/ckpt.pt").unlink()
     said = ok(run_copy, "train", "--init_from=resume", "--out_dir=student", "--eval_only").out
     assert "fingerprint" not in said

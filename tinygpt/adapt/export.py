@@ -21,7 +21,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.examine.doctor.files import next_for_checkpoint
 from tinygpt.examine.report.gather import complete
-from tinygpt.examine.report.loaded_run import load_run, one_thread_if_small
+from tinygpt.examine.report.loaded_run import LoadedRun, one_thread_if_small
 from tinygpt.examine.report.packed_models import live_model
 from tinygpt.examine.report.page import destination, publish, templates
 from tinygpt.training.losses import mean_loss
@@ -57,7 +57,7 @@ def export_page(config: ExportConfig) -> None:
     templates()  # refuses early if Jinja2 is missing
     folder = folder_of(config.ckpt)
     path = destination(config.output, folder, "model.html")
-    run = load_run(config.ckpt, config)
+    run = LoadedRun(config.ckpt, config)
     live_model(run)
     with one_thread_if_small(run.model):
         publish(complete(run, [], {"kind": "export"}, opening=not run.answers), path)  # not text of the dataset

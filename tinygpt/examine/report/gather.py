@@ -13,7 +13,7 @@ from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.examine.report import packed_models, samples
 from tinygpt.examine.report.curves import curves, draw_curves
 from tinygpt.examine.report.embedding_map import embedding_map
-from tinygpt.examine.report.loaded_run import LoadedRun, load_run, one_thread_if_small
+from tinygpt.examine.report.loaded_run import LoadedRun, one_thread_if_small
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.examine.report.predictions import passages
 from tinygpt.examine.report.summary import reproduce, summary
@@ -25,7 +25,7 @@ def gather(folders: list[Path], config: ReportConfig, quick: bool = False) -> di
     training, measured on less text, and without new samples."""
     entries, settings = read_run(folders[0])
     settings = without_folders(settings)
-    run = load_run(str(folders[0]), config, quick)
+    run = LoadedRun(str(folders[0]), config, quick)
     with one_thread_if_small(run.model):
         run_curves = [curves(folder) for folder in folders]
         training = run.training_text() if run.dataset else None
@@ -46,7 +46,7 @@ def gather(folders: list[Path], config: ReportConfig, quick: bool = False) -> di
         others = []
         for folder in folders[1:]:
             with contextlib.suppress(TinyGPTError):  # it may have no model, or one that diverged
-                others.append(load_run(str(folder), config))
+                others.append(LoadedRun(str(folder), config))
         return complete(run, others, values, opening=not config.no_text)
 
 

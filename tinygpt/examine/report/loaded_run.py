@@ -1,22 +1,20 @@
 """A run's folder with its best model loaded, from which the other modules compute the values of a page."""
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from tinygpt.base import device
 from tinygpt.base.configs.adapt import ExportConfig
 from tinygpt.base.configs.examine import ReportConfig
+from tinygpt.base.configs.shared import InferenceConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import without_folders
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
+from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.data.dataset import Dataset, data_dir
-from tinygpt.data.tokenizer import END, CharTokenizer, Tokenizer
+from tinygpt.data.tokenizer import END, CharTokenizer
 from tinygpt.examine.report.overlap import TrainingText
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT
@@ -28,22 +26,35 @@ SMALL = 4_000_000  # most parameters of a model for which one thread is enough
 LARGEST = 9_000_000  # most parameters of a model in a page: 24 MB, which Node runs at 80 tokens per second on one core
 
 
-@dataclasses.dataclass
-class LoadedRun:
-    """A run's folder, with its best model loaded."""
+class LoadedRun(Loaded):
+    """A run's folder with its best model, the adapter of `export`, and its dataset if that is here.
 
-    folder: Path
-    checkpoint: Checkpoint
-    model: GPT
-    tokenizer: Tokenizer
-    compute: device.Compute
-    dataset: Dataset | None
-    missing: str  # why there is no dataset, or in what the dataset differs from that of the run
-    quick: bool  # it is training
+    missing: why there is no dataset, or in what it differs from that of the run. quick: the run is training.
+    """
 
-    @property
-    def name(self) -> str:
-        return self.folder.name or self.folder.resolve().name
+    def __init__(self, path: str, config: ReportConfig | ExportConfig, quick: bool = False) -> None:
+        """Errors: TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged."""
+        self.checkpoint = load_model(path, config.adapter if isinstance(config, ExportConfig) else "")
+        device = "cpu" if isinstance(config, ReportConfig) and config.live else "auto"
+        settings = InferenceConfig(device=device, dtype="float32", threads="")
+        data_folder = data_dir(config, self.checkpoint.config, path)
+        super().__init__(self.checkpoint, path, settings, data_folder)
+        refuse_diverged(self.model, path)
+        self.name = self.path.name or self.path.resolve().name
+        self.quick = quick
+        self.missing = ""
+        self.dataset: Dataset | None = None
+        name = str(self.config.get("dataset", ""))
+        try:
+            dataset = Dataset(data_folder, name)
+            if not dataset.adopt_tokenizer(self.tokenizer):
+                self.missing = f"dataset {name!r} and this model have different vocabularies"
+                return
+            self.dataset = dataset
+            if self.checkpoint.data and not dataset.has_checksums(self.checkpoint.data):
+                self.missing = f"dataset {name!r} is not the text that the model was trained on"
+        except TinyGPTError as error:
+            self.missing = error.message.replace(data_folder, without_folders(data_folder))
 
     @property
     def answers(self) -> bool:
@@ -77,28 +88,6 @@ class LoadedRun:
     def held_out_pairs(self) -> list[tuple[str, str]]:
         """Return the prompts and responses of the validation split; none for plain text or without the dataset."""
         return self.dataset.sources["val"].examples(self.tokenizer) if self.dataset else []
-
-
-def load_run(path: str, config: ReportConfig | ExportConfig, quick: bool = False) -> LoadedRun:
-    """Load the best model of a folder, with the adapter of `export`, and its dataset if that is here. Errors:
-    TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged."""
-    checkpoint = load_model(path, config.adapter if isinstance(config, ExportConfig) else "")
-    data_folder = data_dir(config, checkpoint.config, path)
-    tokenizer = tokenizer_of(checkpoint, path, data_folder)
-    compute = device.choose("cpu" if isinstance(config, ReportConfig) and config.live else "auto", "float32")
-    model = checkpoint.for_inference(compute)
-    refuse_diverged(model, path)
-    missing, dataset = "", None
-    name = str(checkpoint.config.get("dataset", ""))
-    try:
-        dataset = Dataset(data_folder, name)
-        if not dataset.adopt_tokenizer(tokenizer):
-            dataset, missing = None, f"dataset {name!r} and this model have different vocabularies"
-        elif checkpoint.data and not dataset.has_checksums(checkpoint.data):
-            missing = f"dataset {name!r} is not the text that the model was trained on"
-    except TinyGPTError as error:
-        missing = error.message.replace(data_folder, without_folders(data_folder))
-    return LoadedRun(Path(path), checkpoint, model, tokenizer, compute, dataset, missing, quick)
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def memorised(run: LoadedRun, training: TrainingText | None, quote: bool) -> dic
         return {}
     texts = {f"best model (step {run.checkpoint.step:,})": fresh(run, run.model)}
     with contextlib.suppress(TinyGPTError):  # a folder with the best model alone
-        last = load(run.folder / "last.pt")
+        last = load(run.path / "last.pt")
         if last.step > run.checkpoint.step:
             texts[f"newest model (step {last.step:,})"] = fresh(run, last.for_inference(run.compute))
     longest = [

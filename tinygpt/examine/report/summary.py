@@ -35,7 +35,7 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
     without = f", {size:,} without the position embeddings," if size < total else ""
     shared = f" ({shape.kv_heads} of keys and values)" if shape.kv_heads < shape.n_head else ""
     tokens = len(run.split("train")) if run.dataset else 0
-    verdict = judge(entries, settings, without_folders(str(run.folder)), size, tokens)
+    verdict = judge(entries, settings, without_folders(str(run.path)), size, tokens)
     done = max((entry["step"] for entry in entries), default=run.checkpoint.step)
     seconds = max((entry["seconds"] for entry in entries), default=0.0)
     facts = {
@@ -45,7 +45,7 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
         "iterations": f"{done:,} of {settings.get('max_iters', done):,}; this page describes the best model, of "
         f"iteration {run.checkpoint.step:,}",
         "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
-        "machine": machine(run.folder),
+        "machine": machine(run.path),
     }
     measured, note = losses(run)
     return {
@@ -125,11 +125,11 @@ def before_after(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
     """Collect configuration, checksums, versions and commands that reproduce the run, without absolute paths."""
-    path = run.folder / "ckpt.pt"
+    path = run.path / "ckpt.pt"
     sums = {}
     if path.is_file():
         with open(path, "rb") as file:
-            sums[f"{run.folder.name}/ckpt.pt"] = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[f"{run.path.name}/ckpt.pt"] = hashlib.file_digest(file, "sha256").hexdigest()
     name = str(run.checkpoint.config.get("dataset", ""))
     sums |= {f"{name} {file}": str(value) for file, value in sorted(run.checkpoint.data.items())}
     prepare, data_folder = suggest.command("prepare", name), "data"
@@ -139,7 +139,7 @@ def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
         dataset.folder = Path(data_folder := without_folders(str(dataset.folder.parent))) / dataset.name
         prepare = dataset.prepare_command
     train_command = suggest.command(suggest.training_command(settings), "config.yaml")
-    folder = without_folders(str(run.folder))
+    folder = without_folders(str(run.path))
     versions = f"tinygpt {__version__}, torch {torch.__version__}, numpy {np.__version__}"
     system = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     return {
@@ -150,6 +150,6 @@ def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
         ],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "sums": sums,
-        "trained": machine(run.folder),
+        "trained": machine(run.path),
         "here": f"{versions}, {system}, threads: {torch.get_num_threads()}",
     }
