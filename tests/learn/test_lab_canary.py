@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.examine.experiment.models import Model
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import arithmetic, canary
-from tinygpt.learn.lab.arithmetic import SumAnswer
 
 # shorter forms of QUICK: the models learn hardly anything, or something
 SMALL = canary.Size(60_000, 2, 1 << 9, 8, (2,))
@@ -162,11 +162,10 @@ def added(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_no_sum_of_the_test_is_in_training_and_no_training_number_is_longer_than_three_digits() -> None:
     known, test = arithmetic.sums(arithmetic.FULL, 2)
-    asked = [prompt for some in test.values() for prompt in some]
-    assert len({*known, *asked}) == len(known) + len(asked) == 10_000 + 5 * 300
+    assert len({*known, *test}) == len(known) + len(test) == 10_000 + 5 * 300
     assert max(int(number) for prompt in known for number in prompt.split("+")) == 999
-    for kind, some in test.items():
-        assert {" + ".join(str(len(number)) for number in prompt.split("+")) for prompt in some} == {kind}
+    lengths = Counter(tuple(len(number) for number in prompt.split("+")) for prompt in test)
+    assert lengths == dict.fromkeys(arithmetic.KINDS.values(), 300)
 
 
 def test_the_datasets_hold_the_right_answers_in_both_formats(added: Path) -> None:
@@ -179,23 +178,19 @@ def test_the_datasets_hold_the_right_answers_in_both_formats(added: Path) -> Non
 
 
 def test_digits_and_failures_of_answers_by_hand() -> None:
-    def failed(said: str) -> SumAnswer:
-        answer = SumAnswer("47+385", "2 + 3", said, 0.5)  # 432
-        assert not answer.exact()
-        return answer
-
-    assert SumAnswer("47+385", "2 + 3", "432", 0.5).exact()
     cases = {
         "32": ("too few digits", 2 / 3), "": ("too few digits", 0), "1432": ("too many digits", 1),
-        "422": ("one digit wrong", 2 / 3), "324": ("several digits wrong", 0),
+        "422": ("one digit wrong", 2 / 3), "324": ("several digits wrong", 0), "432": ("", 1),
     }  # fmt: skip
-    assert {said: (failed(said).failure(), failed(said).digits()) for said in cases} == cases
+    for said, (failure, digits) in cases.items():
+        answer = arithmetic.judged({"prompt": "47+385", "text": said})  # 432
+        assert (answer["failure"], answer["digits"], answer["exact"]) == (failure, digits, said == "432")
+        assert answer["kind"] == "2 + 3" and not answer["beyond"]
 
 
 def test_the_nearest_example_is_that_of_scikit_learn() -> None:
     text = pytest.importorskip("sklearn.feature_extraction.text")
-    known, test = arithmetic.sums(FEW, 1)
-    asked = [prompt for some in test.values() for prompt in some]
+    known, asked = arithmetic.sums(FEW, 1)
     vectorizer = text.TfidfVectorizer(analyzer="char", ngram_range=(1, 3), binary=True, use_idf=False)
     there = vectorizer.fit_transform([f"^{prompt}$" for prompt in known])
     cosines = (vectorizer.transform([f"^{prompt}$" for prompt in asked]) @ there.T).toarray()
@@ -207,9 +202,7 @@ def test_the_nearest_example_is_that_of_scikit_learn() -> None:
 @pytest.mark.slow
 def test_the_accuracy_is_that_of_tinygpt_eval(tmp_path: Path) -> None:
     added = quick(tmp_path, "arithmetic", arithmetic, LEARNING_SUMS)
-    said = lab_results(added)["answer reversed, seed 1"]["said"]
-    asked = [prompt for some in arithmetic.sums(FEW, 1)[1].values() for prompt in some]
-    right = [text == str(eval_sum(prompt)) for text, prompt in zip(said, asked, strict=True)]
+    right = [one["text"] == str(eval_sum(one["prompt"])) for one in lab_results(added)["answer reversed, seed 1"]]
     assert 0 < np.mean(right) < 1
     flags = [f"--ckpt={added / 'seed-1/reversed'}", f"--data_dir={added / 'seed-1/data'}", "--device=cpu", "--json"]
     report = cli_here("eval", "--task=reversed", *flags, cwd=added)
@@ -229,15 +222,16 @@ def test_the_quick_lab_ends_with_controls_and_a_picture(added: Path) -> None:
     assert (added / "arithmetic.png").read_bytes().startswith(b"\x89PNG")
 
 
-def system(shares: dict[str, float], probability: float) -> list[list[SumAnswer]]:
+def system(shares: dict[str, float], probability: float) -> Records:
     """One seed of a system that answers these shares of each kind of sum correctly."""
-    return [
-        [
-            SumAnswer(prompt, kind, arithmetic.right(prompt) if at < share * 40 else "0", probability)
-            for kind, share in shares.items()
-            for at, prompt in enumerate(arithmetic.sums(FEW, 1)[1][kind])
-        ]
+    prompts = arithmetic.sums(FEW, 1)[1]
+    kinds = {kind: prompts[40 * place :][:40] for place, kind in enumerate(arithmetic.KINDS)}
+    answers = [
+        {"prompt": prompt, "text": arithmetic.right(prompt) if at < shares[kind] * 40 else "0", "seed": 1}
+        for kind, some in kinds.items()
+        for at, prompt in enumerate(some)
     ]
+    return Records(arithmetic.judged(answer | {"probability": probability}) for answer in answers)
 
 
 def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
@@ -246,9 +240,8 @@ def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
     assert "no model adds" in arithmetic.beyond({"plain": model, "reversed": table}).text
     assert "length generalisation" in arithmetic.beyond({"plain": model, "reversed": table}).rule
     assert "a model still adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).text
-    found = {arithmetic.NEAREST: table, "plain": model}
-    assert " generalises" in arithmetic.learned(found, {"plain": model}).text
-    assert "does not generalise" in arithmetic.learned(found, {"plain": table}).text
+    assert " generalises" in arithmetic.learned({"plain": model}, table).text
+    assert "does not generalise" in arithmetic.learned({"plain": table}, table).text
     assert "they are confident" in arithmetic.confident({"plain": table}).text
     assert "not confident" in arithmetic.confident({"plain": model}).text
     both = {"plain": table, "plain, larger model": table, "reversed": model}

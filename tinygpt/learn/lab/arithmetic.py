@@ -4,17 +4,13 @@ Models learn sums such as `47+385` -> `432`, of numbers with one to three digits
 five digits. A second format writes the answer in reverse, the units first (Lee et al. 2023, "Teaching Arithmetic to
 Small Transformers", section 3): each digit then depends on two digits and a carry, not on all digits.
 
-    examples, seed N          {"guess": the most frequent answer, "nearest": the answers of the nearest examples}
-    train MODEL, seed N       {"seconds", "weights"}
-    answer MODEL, seed N      {"said": the answers, with the units last, "probabilities"}
+A record is a training, with its seconds and weights, or the answer of a system to a sum, with the units last.
 """
 
 import random
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from operator import attrgetter
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +20,10 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
 from tinygpt.data.memory import write_dataset
 from tinygpt.examine.experiment.models import Model, train
-from tinygpt.examine.experiment.stages import Results, Stage, every_seed
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
-from tinygpt.learn.lab.definition import Lab, seeds
+from tinygpt.learn.lab.definition import Lab, seeds, stage
 
 LEARNED = 3  # most digits of a number in training
 WEIGHTS = (1, 2, 4)  # of numbers with 1, 2 and 3 digits in training: there are more long numbers than short ones
@@ -34,6 +31,7 @@ KINDS = {"2 + 2": (2, 2), "3 + 1": (3, 1), "3 + 3": (3, 3), "4 + 4": (4, 4), "5 
 BEYOND = ("4 + 4", "5 + 5")
 CLOSE = 0.05  # accuracies that differ by less count as equal
 GUESS, NEAREST, CALCULATOR = "most frequent answer", "nearest training example", "calculator"
+CONTROLS = {GUESS: ":", NEAREST: "--", CALCULATOR: "-."}  # and their lines in the picture
 
 
 class Variant(NamedTuple):
@@ -65,11 +63,11 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     size = QUICK if config.quick else FULL
     for seed in seeds(config):
         seed_folder = folder / f"seed-{seed}"
-        yield Stage(f"examples, seed {seed}", 3, partial(examples, seed_folder, size, seed))
-        for name in size.variants:
-            seconds = 4 + VARIANTS[name].seconds * size.iterations / FULL.iterations
-            yield Stage(f"train {name}, seed {seed}", seconds, partial(fit, seed_folder, size, seed, name))
-            yield Stage(f"answer {name}, seed {seed}", 2, partial(answers, seed_folder, size, seed, name))
+        yield stage(f"examples, seed {seed}", 3, examples, seed_folder, size, seed=seed)
+        for system in size.variants:
+            seconds = 4 + VARIANTS[system].seconds * size.iterations / FULL.iterations
+            yield stage(f"train {system}, seed {seed}", seconds, fit, seed_folder, size, system=system, seed=seed)
+            yield stage(f"answer {system}, seed {seed}", 2, answers, seed_folder, size, system=system, seed=seed)
 
 
 def right(prompt: str) -> str:
@@ -77,8 +75,8 @@ def right(prompt: str) -> str:
     return str(sum(map(int, prompt.split("+"))))
 
 
-def sums(size: Size, seed: int) -> tuple[list[str], dict[str, list[str]]]:
-    """Draw different sums for training and, by kind, for the test; none is in both."""
+def sums(size: Size, seed: int) -> tuple[list[str], list[str]]:
+    """Draw different sums for training and, of each kind in turn, for the test; none is in both."""
     rng, seen = random.Random(f"sums {seed}"), set[str]()
 
     def new(count: int, sizes: Sequence[int] = ()) -> list[str]:
@@ -92,7 +90,7 @@ def sums(size: Size, seed: int) -> tuple[list[str], dict[str, list[str]]]:
                 seen.add(prompt)
         return prompts
 
-    test = {kind: new(size.test, sizes) for kind, sizes in KINDS.items()}
+    test = [prompt for digit_counts in KINDS.values() for prompt in new(size.test, digit_counts)]
     return new(size.examples), test
 
 
@@ -110,108 +108,77 @@ def nearest(known: Sequence[str], queries: Sequence[str]) -> list[str]:
     return [known[index] for index in (vectors(queries) @ vectors(known).T).argmax(axis=1)]
 
 
-def examples(folder: Path, size: Size, seed: int) -> dict[str, Any]:
+def examples(folder: Path, size: Size, seed: int) -> list[dict[str, Any]]:
     """Write the datasets, and answer the test with the controls."""
     (known, test), val_size = sums(size, seed), size.examples // 20
-    test_prompts = [prompt for prompts in test.values() for prompt in prompts]
-    prompts_of = {"train": known[val_size:], "val": known[:val_size], "test": test_prompts}
+    prompts = {"train": known[val_size:], "val": known[:val_size], "test": test}
     for form, step in STEPS.items():
-        splits = {name: [(p, right(p)[::step]) for p in prompts] for name, prompts in prompts_of.items()}
+        splits = {split: [(p, right(p)[::step]) for p in split_prompts] for split, split_prompts in prompts.items()}
         write_dataset(folder / "data" / form, splits)
     guess = Counter(map(right, known)).most_common(1)[0][0]
-    return {"guess": guess, "nearest": [right(prompt) for prompt in nearest(known, test_prompts)]}
+    return [
+        {"system": system, "prompt": prompt, "text": text}
+        for prompt, near in zip(test, nearest(known, test), strict=True)
+        for system, text in ((GUESS, guess), (NEAREST, right(near)), (CALCULATOR, right(prompt)))
+    ]
 
 
-def fit(folder: Path, size: Size, seed: int, name: str) -> dict[str, float]:
-    settings = {"max_iters": size.iterations, "seed": seed, **VARIANTS[name].settings}
-    out, dataset = folder / name.replace(", ", "-"), folder / "data" / VARIANTS[name].form
+def fit(folder: Path, size: Size, system: str, seed: int) -> dict[str, float]:
+    settings = {"max_iters": size.iterations, "seed": seed, **VARIANTS[system].settings}
+    out, dataset = folder / system.replace(", ", "-"), folder / "data" / VARIANTS[system].form
     cost = train("train", "lab_arithmetic", out, dataset, **settings)
     return {"seconds": cost.seconds, "weights": cost.weights}
 
 
-def answers(folder: Path, size: Size, seed: int, name: str) -> dict[str, Any]:
-    model, (_, test) = Model(folder / name.replace(", ", "-")), sums(size, seed)
-    prompts = [prompt for kind_prompts in test.values() for prompt in kind_prompts]
-    responses, probabilities = model.responses(prompts, max(len(right(prompt)) for prompt in prompts) + 2)
-    step = STEPS[VARIANTS[name].form]
-    return {"said": [text[::step] for text in responses], "probabilities": probabilities.tolist()}
+def answers(folder: Path, size: Size, system: str, seed: int) -> list[dict[str, Any]]:
+    model, step = Model(folder / system.replace(", ", "-")), STEPS[VARIANTS[system].form]
+    _, test = sums(size, seed)
+    texts, probabilities = model.responses(test, max(len(right(prompt)) for prompt in test) + 2)
+    return [
+        {"prompt": prompt, "text": text[::step], "probability": probability}
+        for prompt, text, probability in zip(test, texts, probabilities.tolist(), strict=True)
+    ]
 
 
-class SumAnswer(NamedTuple):
-    prompt: str
-    kind: str  # of the sum, a key of KINDS
-    text: str
-    probability: float
-
-    def exact(self) -> bool:
-        return self.text == right(self.prompt)
-
-    def digits(self) -> float:
-        """Return the share of correct digits, by position from the units."""
-        truth = right(self.prompt)
-        return statistics.mean(a == b for a, b in zip(self.text[::-1].ljust(len(truth)), truth[::-1], strict=False))
-
-    def failure(self) -> str:
-        truth = right(self.prompt)
-        if len(self.text) != len(truth):
-            return "too few digits" if len(self.text) < len(truth) else "too many digits"
-        wrong = sum(a != b for a, b in zip(self.text, truth, strict=True))
-        return "one digit wrong" if wrong == 1 else "several digits wrong"
-
-
-Runs = list[list[SumAnswer]]  # the answers of a system, a list for each seed
+def judged(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the kind of an answer's sum, the share of digits that are correct, by position from the units, and the
+    failure: empty if the answer is correct."""
+    text, truth = answer["text"], right(answer["prompt"])
+    kind = " + ".join(str(len(number)) for number in answer["prompt"].split("+"))
+    digits = statistics.mean(a == b for a, b in zip(text[::-1].ljust(len(truth)), truth[::-1], strict=False))
+    failure = "" if text == truth else "several digits wrong"
+    if len(text) != len(truth):
+        failure = "too few digits" if len(text) < len(truth) else "too many digits"
+    elif sum(a != b for a, b in zip(text, truth, strict=True)) == 1:
+        failure = "one digit wrong"
+    return {
+        **answer,
+        "kind": kind,
+        "beyond": kind in BEYOND,
+        "exact": not failure,
+        "digits": digits,
+        "failure": failure,
+    }
 
 
-def answered(results: Results, config: LabConfig) -> dict[str, Runs]:
-    """Collect the answers of each system."""
+def means(answers: Records, key: str) -> list[float]:
+    """Average a value for each seed."""
+    return [statistics.mean(own.values(key)) for own in answers.by("seed").values()]
+
+
+def accuracy(answers: Records, **case: Any) -> float:
+    """Return the share of the answers in a case that are correct, median over the seeds."""
+    return statistics.median(means(answers.where(**case), "exact"))
+
+
+def summarise(records: Records, config: LabConfig) -> Summary:
     size = QUICK if config.quick else FULL
-    by_system = defaultdict(list)
-    for seed in seeds(config):
-        questions = [(prompt, kind) for kind, prompts in sums(size, seed)[1].items() for prompt in prompts]
-        controls, ones = results[f"examples, seed {seed}"], [1.0] * len(questions)
-        columns_of = {GUESS: ([controls["guess"]] * len(questions), ones), NEAREST: (controls["nearest"], ones)}
-        columns_of[CALCULATOR] = [right(prompt) for prompt, _ in questions], ones
-        for name in size.variants:
-            result = results[f"answer {name}, seed {seed}"]
-            columns_of[name] = result["said"], result["probabilities"]
-        for system, columns in columns_of.items():
-            answers = zip(questions, *columns, strict=True)
-            by_system[system].append([SumAnswer(*question, *answer) for question, *answer in answers])
-    return by_system
-
-
-def of(answers: Sequence[SumAnswer], *kinds: str) -> list[SumAnswer]:
-    return [answer for answer in answers if answer.kind in kinds]
-
-
-def means(runs: Runs, value: Callable[[SumAnswer], float], *kinds: str) -> list[float]:
-    """Average a value over the answers to sums of these kinds, for each seed."""
-    return [statistics.mean(map(value, of(answers, *kinds))) for answers in runs]
-
-
-def accuracy(runs: Runs, *kinds: str) -> float:
-    return statistics.median(means(runs, SumAnswer.exact, *kinds))
-
-
-def summarise(results: Results, config: LabConfig) -> Summary:
-    by_system, size = answered(results, config), QUICK if config.quick else FULL
-    models = {name: by_system[name] for name in size.variants}
-    trained = {name: every_seed(results, f"train {name}") for name in models}
-
-    def exact(name: str, kind: str) -> str:
-        """Format an accuracy, for a model with its range over the seeds."""
-        shares = means(by_system[name], SumAnswer.exact, kind)
-        return percent(shares if name in models else [statistics.median(shares)], ".0f")
-
-    def partly(name: str, kind: str) -> str:
-        """Format the share of correct digits and the confidence."""
-        value_lists = (means(by_system[name], value, kind) for value in (SumAnswer.digits, attrgetter("probability")))
-        return ", ".join(percent([statistics.median(values)], ".0f") for values in value_lists)
-
+    systems = Records(map(judged, records.having("text"))).by("system")
+    models = {system: answers for system, answers in systems.items() if system in VARIANTS}
     tables = [
         Table(
             "Correct answers, by the digits of the two numbers",
-            [{"system": name, **{kind: exact(name, kind) for kind in KINDS}} for name in by_system],
+            [{"system": system, **exact(system, answers)} for system, answers in systems.items()],
             f"Exact match: median over the seeds (models: minimum to maximum), on {size.test} sums of a kind and seed "
             f"that are not among the {size.examples:,} sums of training, whose numbers have at most {LEARNED} digits. "
             "A tenth of those of 2 + 2 and of 3 + 1 digits is among them with its two numbers swapped. Reversed: the "
@@ -221,60 +188,67 @@ def summarise(results: Results, config: LabConfig) -> Summary:
             "The models: size and training; correct digits and confidence",
             [
                 {
-                    "system": name,
-                    "parameters": f"{trained[name][0]['weights']:,}",
-                    "training": duration(statistics.median(cost["seconds"] for cost in trained[name])),
-                    **{kind: partly(name, kind) for kind in KINDS},
+                    "system": system,
+                    "parameters": f"{trained[0]['weights']:,}",
+                    "training": duration(trained.median("seconds")),
+                    **partly(models[system]),
                 }
-                for name in models
+                for system, trained in records.having("weights").by("system").items()
             ],
             "Correct digits: share that is correct at its place, counted from the units; a tenth by chance. "
             "Confidence: mean probability of the answers, correct or wrong. Medians over the seeds.",
         ),
         Table(
             "Wrong answers",
-            [row for name, runs in models.items() for row in failures(name, runs)],
+            [row for system, answers in models.items() for row in failures(system, answers.where(exact=False))],
             "Over all kinds of sums and seeds.",
         ),
     ]
-
-    def draw(axes: Any) -> None:
-        kinds = {kind: sizes[0] for kind, sizes in KINDS.items() if sizes[0] == sizes[1]}
-        for name, runs in by_system.items():
-            color = f"C{list(models).index(name)}" if name in models else "gray"
-            style = "-o" if name in models else {GUESS: ":", NEAREST: "--", CALCULATOR: "-."}[name]
-            medians = [100 * accuracy(runs, kind) for kind in kinds]
-            axes.plot(list(kinds.values()), medians, style, color=color, label=name)
-        axes.axvspan(min(kinds.values()) - 0.2, LEARNED + 0.5, color="C2", alpha=0.1, label="lengths of training")
-        axes.set(xlabel="digits of both numbers", ylabel="correct answers (%)", xticks=list(kinds.values()))
-        axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-
     return Summary(
         "Does a model calculate?",
         f"Sums of two numbers, learned from examples with at most {LEARNED} digits, and asked with up to five.",
         tables,
-        [learned(by_system, models), form(models), beyond(models), confident(models)],
+        [learned(models, systems[NEAREST]), form(models), beyond(models), confident(models)],
         "Correct answers against the number of digits",
-        draw,
+        picture(systems),
     )
 
 
-def failures(name: str, runs: Runs) -> list[dict[str, str]]:
+def exact(system: str, answers: Records) -> dict[str, str]:
+    """Format the accuracy for each kind of sum, of a model with its range over the seeds."""
+    shares = {kind: means(answers.where(kind=kind), "exact") for kind in KINDS}
+    return {
+        kind: percent(own if system in VARIANTS else [statistics.median(own)], ".0f") for kind, own in shares.items()
+    }
+
+
+def partly(answers: Records) -> dict[str, str]:
+    """Format the share of correct digits and the confidence for each kind of sum."""
+    kinds = {kind: answers.where(kind=kind) for kind in KINDS}
+    return {
+        kind: ", ".join(percent([statistics.median(means(own, key))], ".0f") for key in ("digits", "probability"))
+        for kind, own in kinds.items()
+    }
+
+
+def failures(system: str, wrong: Records) -> list[dict[str, str]]:
     """Make a row for each kind of failure, the most frequent first."""
-    wrong = [answer for answers in runs for answer in answers if not answer.exact()]
     rows = []
-    for failure, count in Counter(answer.failure() for answer in wrong).most_common():
-        worst = max((answer for answer in wrong if answer.failure() == failure), key=lambda answer: answer.probability)
-        example = f"{worst.prompt} = {worst.text}, correct is {right(worst.prompt)} ({100 * worst.probability:.0f}%)"
-        share = f"{100 * count / len(wrong):.0f}%"
-        rows.append({"system": name, "failure": failure, "of wrong answers": share, "the most confident one": example})
+    for failure, own in sorted(wrong.by("failure").items(), key=lambda item: -len(item[1])):
+        worst = max(own, key=lambda answer: answer["probability"])
+        example = f"{worst['prompt']} = {worst['text']}, correct is {right(worst['prompt'])}"
+        example += f" ({100 * worst['probability']:.0f}%)"
+        share = f"{100 * len(own) / len(wrong):.0f}%"
+        rows.append(
+            {"system": system, "failure": failure, "of wrong answers": share, "the most confident one": example}
+        )
     return rows
 
 
-def learned(by_system: dict[str, Runs], models: dict[str, Runs]) -> Verdict:
+def learned(models: Mapping[str, Records], nearest: Records) -> Verdict:
     """Judge whether the best model does more than look up the nearest example."""
-    best = max(models, key=lambda name: accuracy(models[name], "3 + 3"))
-    value, lookup = accuracy(models[best], "3 + 3"), accuracy(by_system[NEAREST], "3 + 3")
+    best = max(models, key=lambda system: accuracy(models[system], kind="3 + 3"))
+    value, lookup = accuracy(models[best], kind="3 + 3"), accuracy(nearest, kind="3 + 3")
     more = value > 2 * lookup and value > lookup + CLOSE
     return Verdict(
         f"On new sums of the lengths of training, {best} {'generalises' if more else 'does not generalise'}: "
@@ -284,9 +258,9 @@ def learned(by_system: dict[str, Runs], models: dict[str, Runs]) -> Verdict:
     )
 
 
-def form(models: dict[str, Runs]) -> Verdict:
+def form(models: Mapping[str, Records]) -> Verdict:
     """Compare the gain from the format of the answers with that from a larger model."""
-    value = {name: accuracy(runs, "3 + 3") for name, runs in models.items()}
+    value = {system: accuracy(answers, kind="3 + 3") for system, answers in models.items()}
     gain = value[REVERSED] - value[PLAIN]
     statement = f"Reversed answers change the accuracy on 3 + 3 digits by {100 * gain:+.1f} points"
     rule = f"more than {100 * CLOSE:.0f} percentage points"
@@ -300,10 +274,13 @@ def form(models: dict[str, Runs]) -> Verdict:
     )
 
 
-def beyond(models: dict[str, Runs]) -> Verdict:
+def beyond(models: Mapping[str, Records]) -> Verdict:
     """Judge whether a model can add longer numbers than those in training."""
-    best = max(models, key=lambda name: (accuracy(models[name], *BEYOND), accuracy(models[name], "3 + 3")))
-    value, within = accuracy(models[best], *BEYOND), accuracy(models[best], "3 + 3")
+    values = {
+        system: (accuracy(answers, beyond=True), accuracy(answers, kind="3 + 3")) for system, answers in models.items()
+    }
+    best = max(values, key=lambda system: values[system])
+    value, within = values[best]
     return Verdict(
         f"Beyond the lengths of training, {'a model still adds' if value > within / 2 else 'no model adds'}: the best "
         f"one, {best}, has {100 * value:.1f}% correct with 4 and 5 digits, and {100 * within:.1f}% with 3 + 3.",
@@ -312,19 +289,30 @@ def beyond(models: dict[str, Runs]) -> Verdict:
     )
 
 
-def confident(models: dict[str, Runs]) -> Verdict:
+def confident(models: Mapping[str, Records]) -> Verdict:
     """Judge whether wrong answers to sums longer than those in training have a low probability."""
-    confidence = {}
-    for name, runs in models.items():
-        longer = [answer for answers in runs for answer in of(answers, *BEYOND)]
-        confidence[name] = statistics.mean([answer.probability for answer in longer if not answer.exact()] or [0.0])
-    name = max(confidence, key=lambda name: confidence[name])
+    wrong = {system: answers.where(beyond=True, exact=False) for system, answers in models.items()}
+    confidence = {system: statistics.mean(own.values("probability") or [0.0]) for system, own in wrong.items()}
+    system = max(confidence, key=lambda system: confidence[system])
     means = "confident, so a high probability does not mean that a sum is correct"
     return Verdict(
-        f"The wrong answers of {name} to longer sums have a mean probability of {100 * confidence[name]:.0f}%: they "
-        f"are {means if confidence[name] > 0.5 else 'not confident'}.",
+        f"The wrong answers of {system} to longer sums have a mean probability of {100 * confidence[system]:.0f}%: "
+        f"they are {means if confidence[system] > 0.5 else 'not confident'}.",
         "confident: a mean probability above 50%, in the model where it is highest",
     )
 
 
-LAB = Lab("does a model calculate, or recall examples? Sums longer than in training", stages, summarise, quick=True)
+def picture(systems: Mapping[str, Records]) -> Plane:
+    kinds = {kind: first for kind, (first, second) in KINDS.items() if first == second}
+    lines = []
+    for index, (system, answers) in enumerate(systems.items()):
+        heights = [100 * accuracy(answers, kind=kind) for kind in kinds]
+        color = "gray" if system in CONTROLS else f"C{index - len(CONTROLS)}"
+        lines.append(Line(system, list(kinds.values()), heights, CONTROLS.get(system, "o-"), color))
+    lines.append(Line("end of the lengths of training", [LEARNED + 0.5] * 2, [0, 100], "-", "C2", {"alpha": 0.4}))
+    ticks = {digits: str(digits) for digits in kinds.values()}
+    return Plane("digits of both numbers", "correct answers (%)", lines, ticks, above=3)
+
+
+ABOUT = "does a model calculate, or recall examples? Sums longer than in training"
+LAB = Lab(ABOUT, stages, summarise, quick=True, records=True)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.base.process import run
 from tinygpt.checkpoint.store import load
 from tinygpt.data.corpora import industry_descriptions
+from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks.generate import digits, words
 from tinygpt.examine.experiment.models import Model, train
 from tinygpt.examine.experiment.picture import Line, Plane
@@ -96,12 +96,9 @@ def prepare(folder: Path, size: Size, seed: int) -> None:
     text = industry_descriptions()[: size.characters]
     cut = text.rindex("\n", 0, len(text) * 9 // 10) + 1
     head, rest = text[:cut], text[cut:]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, start in (("canaries", with_canaries(head, canaries(size, seed), seed)), ("clean", head)):
-        source, share = folder / f"{name}.txt", len(rest) / len(start + rest)
-        source.write_text(start + rest, encoding="utf-8")
-        flags = [f"--input={source}", f"--data_dir={folder / 'data'}", f"--val_fraction={share}"]
-        run(folder / "prepare.log", "prepare", name, *flags)
+    planted = with_canaries(head, canaries(size, seed), seed)
+    write_dataset(folder / "data/canaries", {"train": planted, "val": rest})
+    write_dataset(folder / "data/clean", {"train": head, "val": rest})
 
 
 def fit(folder: Path, size: Size, layers: int, text: str, seed: int) -> dict[str, float]:
