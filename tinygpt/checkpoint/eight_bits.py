@@ -23,29 +23,27 @@ def absmax(rows: Tensor, smallest: float = 0.0) -> tuple[Tensor, Tensor]:
 
 def to_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Quantise weights: a matrix (rows, columns) to int8 of that shape and scales float16 (rows, 1)."""
+    matrices = {weight.data_ptr(): weight for weight in weights.values() if weight.dim() > 1}
+    quantised = {address: absmax(matrix, SMALLEST) for address, matrix in matrices.items()}  # tied ones stay tied
     small: dict[str, Tensor] = {}
-    quantised: dict[int, tuple[Tensor, Tensor]] = {}  # by address, so that tied matrices stay tied
     for name, weight in weights.items():
-        if weight.dim() < 2:
+        if weight.dim() > 1:
+            small[name], small[name + SCALE] = quantised[weight.data_ptr()]
+        else:
             small[name] = weight.half()
-            continue
-        if weight.data_ptr() not in quantised:
-            quantised[weight.data_ptr()] = absmax(weight, SMALLEST)
-        small[name], small[name + SCALE] = quantised[weight.data_ptr()]
     return small
 
 
 def from_8_bits(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Undo `to_8_bits`: dequantise to float32. Weights without an 8-bit matrix are returned unchanged. Errors: KeyError
     or RuntimeError for missing or other scales."""
-    if not any(weight.dtype == torch.int8 for weight in weights.values()):
+    matrices = {weight.data_ptr(): name for name, weight in weights.items() if weight.dtype == torch.int8}
+    if not matrices:
         return weights
+    dequantised = {at: weights[name].float() * weights[name + SCALE].float() for at, name in matrices.items()}
     full: dict[str, Tensor] = {}
-    dequantised: dict[int, Tensor] = {}
     for name, weight in weights.items():
         if weight.dtype == torch.int8:
-            if weight.data_ptr() not in dequantised:
-                dequantised[weight.data_ptr()] = weight.float() * weights[name + SCALE].float()
             full[name] = dequantised[weight.data_ptr()]
         elif not name.endswith(SCALE):
             full[name] = weight.float()
