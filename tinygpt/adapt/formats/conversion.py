@@ -104,16 +104,23 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
 def _stock_config(row: StockClass, config: GPTConfig, tied: bool) -> dict[str, Any]:
     values = {**dataclasses.asdict(config), "n_kv_head": config.kv_heads, "mlp_width": config.hidden_width}
     values["activation"] = next(stock for stock, activation in ACTIVATION.items() if activation == config.activation)
-    result: dict[str, Any] = {"architectures": [row.name], "model_type": row.model_type}
-    result |= {key: values[field] for field, key in row.keys.items()}
-    result |= dict.fromkeys(row.biases.values(), config.bias)
     if row.learned:
-        result |= {f"{part}_pdrop": 0.0 for part in ("attn", "embd", "resid")}
+        own: dict[str, Any] = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
     else:  # rope_theta is read by transformers 4, rope_parameters by 5
-        result |= {"head_dim": config.head_dim, "rope_scaling": None}
-        result["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_base}
-    tokens = {f"{role}_token_id": None for role in ("bos", "eos", "pad")}
-    return {**result, "tie_word_embeddings": tied, **tokens, "torch_dtype": "float32"}
+        rope = {"rope_type": "default", "rope_theta": config.rope_base}
+        own = {"head_dim": config.head_dim, "rope_scaling": None, "rope_parameters": rope}
+    return {
+        "architectures": [row.name],
+        "model_type": row.model_type,
+        **{key: values[field] for field, key in row.keys.items()},
+        **dict.fromkeys(row.biases.values(), config.bias),
+        **own,
+        "tie_word_embeddings": tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "torch_dtype": "float32",
+    }
 
 
 # ---- what both directions, and adapters, share ------------------------------------------------------------------

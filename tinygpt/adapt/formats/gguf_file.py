@@ -49,8 +49,10 @@ ROPE_KEYS = {"attention.head_count_kv": "n_kv_head", "attention.key_length": "he
 FLOATS = {"rope.freq_base", "attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"}
 DERIVED = {"vocab_size", "rope.dimension_count", "attention.value_length"}  # follow from the others
 USUAL = {"attention.causal": (True,)}  # values of other keys that change nothing, if not NEUTRAL
-IMPLIED = {"architectures", "model_type", "vocab_size", "tie_word_embeddings", "torch_dtype", "rope_parameters"}
-IMPLIED |= {f"{role}_token_id" for role in ("bos", "eos", "pad")}  # of config.json: by tensors and tokenizer
+IMPLIED = {  # keys of config.json that follow from tensors and tokenizer
+    *("architectures", "model_type", "vocab_size", "tie_word_embeddings", "torch_dtype", "rope_parameters"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+}
 
 
 def _row(model_type: str) -> StockClass:
@@ -107,10 +109,15 @@ def read_file(path: Path) -> Pretrained:
         weights = _weights(path, reader.tensors, config)
     biased = [name for name in weights if name.endswith("_proj.bias")]
     biases = _row(config["model_type"]).biases
-    config |= {key: any(f"{part}." in name for name in biased) for part, key in biases.items()}
-    config |= {"vocab_size": len(header["tokenizer.ggml.tokens"]), "eos_token_id": eos, "bos_token_id": bos}
-    config["tie_word_embeddings"] = "lm_head.weight" not in weights
-    end = "" if eos is None else header["tokenizer.ggml.tokens"][eos]
+    tokens = header["tokenizer.ggml.tokens"]
+    config |= {
+        **{key: any(f"{part}." in name for name in biased) for part, key in biases.items()},
+        "vocab_size": len(tokens),
+        "eos_token_id": eos,
+        "bos_token_id": bos,
+        "tie_word_embeddings": "lm_head.weight" not in weights,
+    }
+    end = "" if eos is None else tokens[eos]
     return Pretrained(Stock(config, weights), text, end, header.get("tokenizer.chat_template", ""))
 
 

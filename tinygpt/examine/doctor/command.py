@@ -23,12 +23,10 @@ HINT = "tinygpt doctor out, or tinygpt doctor data/NAME"
 
 
 def doctor(config: DoctorConfig) -> int:
-    """Run the command: examine folders, or this machine. Returns 0 if every check passes, else 1."""
-    return check_machine() if config.machine else check_folders(config)
-
-
-def check_folders(config: DoctorConfig) -> int:
-    """Check the files, and print the verdict on each run. Returns 1 if any files are damaged, else 0."""
+    """Run the command: check files, and print the verdict on each run; or test this machine. Returns 0 if every check
+    passes, else 1."""
+    if config.machine:
+        return check_machine()
     all_intact = True
     for name in config.run or ["out"]:
         folder = folder_of(name)
@@ -65,6 +63,5 @@ def verdict_on(folder: Path, config: DoctorConfig, entries: list[dict[str, Any]]
     with contextlib.suppress(TinyGPTError):
         parameters = load(folder).build_model().num_params()
     with contextlib.suppress(TinyGPTError):
-        dataset = Dataset(data_dir(config, settings, folder), str(settings.get("dataset", "")))
-        tokens = len(dataset.splits["train"])
+        tokens = len(Dataset(data_dir(config, settings, folder), str(settings.get("dataset", ""))).splits["train"])
     return judge(entries, settings, str(folder), parameters, tokens)

@@ -105,10 +105,8 @@ def make_tradeoff(
     for key in scores:
         cheapest = cheapest_threshold(precision_recall(val[0][key], val[1]), miss_cost)
         candidates += [(key, 0.5, False), (key, cheapest, True)]
-    rows = []
-    for key, threshold, chosen in (*candidates, ("nothing", math.inf, False), ("everything", 0.0, False)):
-        measured = outcome(scores.get(key, np.zeros(len(truth))), truth, threshold, miss_cost)
-        rows.append({"classifier": key, "chosen": chosen, **measured})
+    candidates += [("nothing", math.inf, False), ("everything", 0.0, False)]
+    no_scores = np.zeros(len(truth))
     report = {
         "positive": positive,
         "split": split,
@@ -116,7 +114,14 @@ def make_tradeoff(
         "positives": int(truth.sum()),
         "miss_cost": miss_cost,
         "average_precision": {key: average_precision(curve) for key, curve in curves.items()},
-        "rows": rows,
+        "rows": [
+            {
+                "classifier": key,
+                "chosen": chosen,
+                **outcome(scores.get(key, no_scores), truth, threshold, miss_cost),
+            }
+            for key, threshold, chosen in candidates
+        ],
     }
     return report, curves
 
