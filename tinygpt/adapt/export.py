@@ -55,8 +55,7 @@ def export(config: ExportConfig) -> None:
 def export_page(config: ExportConfig) -> None:
     """Write the page of a model alone. Errors: TinyGPTError for one that is too large or has a subword tokenizer."""
     templates()  # refuses early if Jinja2 is missing
-    folder = folder_of(config.ckpt)
-    path = destination(config.output, folder, "model.html")
+    path = destination(config.output, folder_of(config.ckpt), "model.html")
     run = LoadedRun(config.ckpt, config)
     live_model(run)
     with one_thread_if_small(run.model):

@@ -19,8 +19,10 @@ from torch import Tensor
 from tinygpt.base.errors import TinyGPTError, library
 from tinygpt.base.files import read_text, replacing
 
-FILES = ["config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"]
-FILES += ["*.safetensors", "model.safetensors.index.json"]
+FILES = [
+    *("config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"),
+    *("*.safetensors", "model.safetensors.index.json"),
+]
 WEIGHTS = "model.safetensors", "pytorch_model.bin"  # in the order in which they are looked for
 BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # stored by older files, computed by the model
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}

@@ -103,8 +103,7 @@ def starts_as_text(path: Path, encoding: str = "utf-8") -> bool:
             start = file.read(1024)
     except OSError:
         return True  # the reader names the problem
-    codec = codecs.lookup(encoding)
-    if re.fullmatch(ASCII_BASED, codec.name):
+    if re.fullmatch(ASCII_BASED, codecs.lookup(encoding).name):
         return b"\0" not in start and not start.startswith(b"%PDF-")
     try:
         codecs.getincrementaldecoder(encoding)().decode(start)

@@ -150,8 +150,7 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         base = f"out-fast-{width}"
         flags = [f"--block_size={width}", f"--out_dir={base}"]
     base_task = base.removeprefix("out-")  # the task that trains the base model, as reports for reports_a
-    untrained = not Path(f"{base}/ckpt.pt").exists()
-    if untrained:
+    if not Path(f"{base}/ckpt.pt").exists():
         text = base_task if base_task in TASKS else "shakespeare_char"
         recipe = TASKS[text].preset if text in TASKS else "configs/shakespeare_char_fast.yaml"
         if text not in TASKS:

@@ -120,9 +120,8 @@ class CharTokenizer(BaseTokenizer):
             self.pair = PairFormat(*(np.array([self.special[name]], dtype="<u2") for name in SPECIAL))
             self.stop = END
         ids = {symbol: index for index, symbol in enumerate(self.symbols) if symbol not in SPECIAL}
-        codes = code_points("".join(ids))
         self._ids = np.full(CODE_POINTS, -1, dtype=np.int32)  # by code point; -1: unknown
-        self._ids[codes] = list(ids.values())
+        self._ids[code_points("".join(ids))] = list(ids.values())
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
         """Encode a text to ids, uint16 (n,). Errors: TinyGPTError that names the first character without an id."""
@@ -214,10 +213,9 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self.vocab_size = max(self._tokens, default=-1) + 1
         if not 0 < self.vocab_size <= MAX_SYMBOLS:
             raise ValueError(f"{self.vocab_size:,} tokens, but tinygpt supports 1 to {MAX_SYMBOLS:,} (uint16)")
-        added_tokens = self._encoding.get_added_tokens_decoder()
-        added = added_tokens.values()
-        self._added = {token.content for token in added}
-        self.special = {token.content: id for id, token in added_tokens.items() if token.special}
+        added = self._encoding.get_added_tokens_decoder()
+        self._added = {token.content for token in added.values()}
+        self.special = {token.content: id for id, token in added.items() if token.special}
         self.start = np.array(self._encoding.encode("").ids, dtype="<u2")
         eos_id = self._encoding.token_to_id(eos)
         self.end_of_text = np.array([] if eos_id is None else [eos_id], dtype="<u2")
@@ -230,7 +228,7 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self._encoding.encode_special_tokens = True
         spec = json.loads(text)
         self.bytes = BYTES if (spec.get("decoder") or {}).get("type") == "ByteLevel" else {}
-        self.cut_before = " " if splits_at_spaces(spec, added) else ""
+        self.cut_before = " " if splits_at_spaces(spec, added.values()) else ""
 
     def encode(self, text: str, skip_unknown: bool = False) -> np.ndarray:
         """Encode a text to ids, uint16 (n,). Errors: TinyGPTError for a surrogate."""

@@ -66,8 +66,10 @@ class StockClass:
         return self.layers[re.sub(r"\.\d+\.", ".N.", layer)].replace(".N.", f".{number}.").split()
 
 
-EVERYWHERE = {"dropout", "zero_init"}  # of training
-EVERYWHERE |= {"tie_weights", "rope_base", "qk_norm_weights"}  # the last two without effect where a class lacks them
+EVERYWHERE = {
+    *("dropout", "zero_init"),  # of training
+    *("tie_weights", "rope_base", "qk_norm_weights"),  # the last two without effect where a class lacks them
+}
 UNGATED: Options = {"activation": {"gelu", "gelu_tanh", "relu2"}}
 SWIGLU: Options = {"activation": {"swiglu"}}
 LEARNED: Options = {"position": {"learned"}, "norm": {"layernorm"}, "bias": {False, True}}

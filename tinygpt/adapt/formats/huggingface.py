@@ -38,8 +38,7 @@ def read_folder(path: Path) -> Pretrained:
     Errors: TinyGPTError for a file that is missing or damaged, and for a model that tinygpt's GPT cannot express.
     """
     config = read_json(path / "config.json", "give a folder with config.json and model.safetensors")
-    hint = "save the model's fast tokenizer there: AutoTokenizer...save_pretrained(FOLDER)"
-    text = read_text(path / TOKENIZER, hint)
+    text = read_text(path / TOKENIZER, "save the model's fast tokenizer there: AutoTokenizer...save_pretrained(FOLDER)")
     settings, generation = (read_json(path / name) if (path / name).exists() else {} for name in SETTINGS[1:])
     with read_errors(path / TOKENIZER):
         eos = _eos(from_json(text), settings, generation, config)

@@ -321,7 +321,12 @@ def library(seed: int, companies: int = 100) -> tuple[dict[str, str], dict[str, 
                 if relation in known or rng.random() < 0.5:
                     split = rng.choice(("val", "test"))
                     question_text = question(rng, relation, rng.choice((name, short(name))), new=split == "test")
-                    answer = {"answer": known.get(relation, ""), "source": source if relation in known else ""}
-                    questions[split].append({"question": question_text, **answer})
+                    questions[split].append(
+                        {
+                            "question": question_text,
+                            "answer": known.get(relation, ""),
+                            "source": source if relation in known else "",
+                        }
+                    )
         documents[source] = "\n\n".join(parts) + "\n"
     return documents, questions

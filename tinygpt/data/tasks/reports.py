@@ -176,7 +176,6 @@ def make(firm: str, seed: int) -> dict[str, list[Pair]]:
 
 def draw_figures(rng: random.Random, company: str) -> Figures:
     """Draw figures of a company. The two changes differ in size, so that an exchange of the two is a mistake."""
-    sizes = rng.sample(range(1, 40), 2)
-    sales_change, profit_change = (f"{rng.choice('+-')}{size}" for size in sizes)
+    sales_change, profit_change = (f"{rng.choice('+-')}{size}" for size in rng.sample(range(1, 40), 2))
     sales, profit = f"{rng.randrange(100, 1000) / 10:.1f}", f"{rng.randrange(10, 100) / 10:.1f}"
     return Figures(company, f"Q{rng.randint(1, 4)}", sales, sales_change, profit, profit_change)

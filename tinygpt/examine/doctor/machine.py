@@ -33,8 +33,10 @@ from tinygpt.training.log import read_metrics
 from tinygpt.training.start import seconds_per_batch
 
 DATASET, PRESET = "shakespeare_char", "configs/nanogpt.yaml"
-SMALL = [PRESET, "--n_layer=2", "--n_embd=64", "--block_size=32", "--dropout=0.1", "--learning_rate=5e-3", "--quiet"]
-SMALL += ["--max_iters=60", "--warmup_iters=5", "--eval_interval=20", "--sample_interval=0", "--compile=False"]
+SMALL = [
+    *(PRESET, "--n_layer=2", "--n_embd=64", "--block_size=32", "--dropout=0.1", "--learning_rate=5e-3", "--quiet"),
+    *("--max_iters=60", "--warmup_iters=5", "--eval_interval=20", "--sample_interval=0", "--compile=False"),
+]
 EXACT, ROUNDED = 1e-4, 5e-2  # limits for differences of logits; the second in 16 bits or on a GPU, which may use TF32
 
 

@@ -25,9 +25,11 @@ from tinygpt.generate import require_finite
 from tinygpt.model import GPT
 
 # What model.js implements: every value of the first fields of GPTConfig, these values of the next, else the default.
-EVERY_VALUE = {"block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"}
-EVERY_VALUE |= {"bias", "qk_norm", "qk_norm_weights", "tie_weights", "zero_init", "bigram_table", "token_shift"}
-EVERY_VALUE |= {"n_kv_head", "mlp_width", "rope_base", "norm_eps", "window"}
+EVERY_VALUE = {
+    *("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "position"),
+    *("bias", "qk_norm", "qk_norm_weights", "tie_weights", "zero_init", "bigram_table", "token_shift"),
+    *("n_kv_head", "mlp_width", "rope_base", "norm_eps", "window"),
+}
 BLOCK = 128  # weights that share the scale of a difference, as in model.js
 MOST_TOKENS = 8192  # of byte-level BPE, in 0.2 MB
 GPT2_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
