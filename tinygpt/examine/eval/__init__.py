@@ -1,5 +1,5 @@
 """`tinygpt eval`: measure a trained model, and compare it with baselines.
 
 command.py measures losses; classify.py, threshold.py and respond.py measure tasks; baselines.py and classifiers.py are
-what it is compared with. scaling_law.py is for `tinygpt lab scale`.
+what it is compared with.
 """

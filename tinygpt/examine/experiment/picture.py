@@ -16,8 +16,8 @@ class Line:
     """A line, or points."""
 
     label: str  # in the legend; empty: none
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
     style: str = "o-"  # marker and line, as in matplotlib
     color: str = "gray"
     look: Mapping[str, Any] = field(default_factory=dict)  # further properties, as in matplotlib: {"alpha": 0.5}

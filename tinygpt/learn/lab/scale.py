@@ -1,16 +1,16 @@
 """`tinygpt lab scale`: how does the loss depend on the size of the model and on the length of its training?
 
 Models of several sizes are trained for several lengths on one text, each with a complete schedule, and a scaling law is
-fitted (eval/scaling_law.py). It divides compute, C = 6 N D FLOP for N parameters and D training tokens (Kaplan et al.
-2020), between size and length. The last run needs the most compute and is held out: it tests the law.
+fitted (scaling_law.py). It divides compute, C = 6 N D FLOP for N parameters and D training tokens (Kaplan et al. 2020),
+between size and length. The last run needs the most compute and is held out: it tests the law.
 """
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +20,12 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import duration
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.eval.scaling_law import Law, fit
 from tinygpt.examine.experiment.models import prepared, train
-from tinygpt.examine.experiment.stages import Results, Stage
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, spread
-from tinygpt.learn.lab.definition import Lab, seeds
+from tinygpt.learn.lab.definition import Lab, seeds, stage
+from tinygpt.learn.lab.scaling_law import UNKNOWN, Fitted, Law, fit_with_samples
 from tinygpt.training.losses import validation_loss
 
 # the model sizes: width (n_embd), and its layers and heads
@@ -33,7 +34,6 @@ TOKENS = 2048  # of a batch
 MOST_TOKENS = 1_000_000  # of the training split that count as one pass, so that a large text does not take hours
 LEAST_TOKENS = 150_000
 TARGETS = {"10 M": 10e6, "124 M (GPT-2)": 124e6}  # parameters
-UNKNOWN = 10  # a figure whose interval is wider than this factor is not determined
 SPEED = 1.5e11  # FLOP per second of two cores, for the expected times
 
 
@@ -61,19 +61,16 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
         if tokens < LEAST_TOKENS:
             problem = f"{config.dataset} has {tokens:,} training tokens, but lab scale needs {LEAST_TOKENS:,}"
             raise TinyGPTError(problem, "prepare more text")
-    one_pass = min(tokens, MOST_TOKENS)
     for seed, width, passes in [*product(seeds(config), size.widths, size.passes), (1, *size.last)]:
-        iterations = round(passes * one_pass / TOKENS)
+        iterations = round(passes * min(tokens, MOST_TOKENS) / TOKENS)
         parameters = 12 * SHAPES[width][0] * width**2
         seconds = 4 + 6 * parameters * iterations * TOKENS / SPEED + iterations * 0.004
-        yield Stage(name(width, passes, seed), seconds, partial(fit_one, config, folder, seed, width, iterations))
+        name = f"width {width}, {passes:g} passes, seed {seed}"
+        case = {"seed": seed, "width": width, "passes": passes}
+        yield stage(name, seconds, measure, config, folder, iterations, **case)
 
 
-def name(width: int, passes: float, seed: int) -> str:
-    return f"width {width}, {passes:g} passes, seed {seed}"
-
-
-def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: int) -> dict[str, float]:
+def measure(config: LabConfig, folder: Path, iterations: int, seed: int, width: int, passes: float) -> dict[str, float]:
     """Train a model; return its size, its length and its loss on the complete validation split."""
     layers, heads = SHAPES[width]
     settings = {"n_layer": layers, "n_head": heads, "n_embd": width, "seed": seed, "max_iters": iterations}
@@ -86,144 +83,91 @@ def fit_one(config: LabConfig, folder: Path, seed: int, width: int, iterations: 
     return {"parameters": cost.weights, "tokens": iterations * TOKENS, "loss": loss, "seconds": cost.seconds}
 
 
-def columns_of(results: Results, config: LabConfig) -> list[np.ndarray]:
-    """Return the arguments of `fit`: parameters, tokens and losses of all runs but the held-out one."""
-    size = QUICK if config.quick else FULL
-    runs = [results[name(*cell)] for cell in product(size.widths, size.passes, seeds(config))]
-    return [np.array([float(run[key]) for run in runs]) for key in ("parameters", "tokens", "loss")]
+def flop(run: dict[str, Any]) -> float:
+    return 6.0 * run["parameters"] * run["tokens"]
 
 
-def resampled(law: Law, columns: Sequence[np.ndarray], count: int = 200) -> list[Law]:
-    """Fit laws to losses with resampled residuals: the residual bootstrap (Efron 1979), for the intervals."""
-    rng, (parameters, tokens, losses) = np.random.default_rng(1), columns
-    fitted = law.loss(parameters, tokens)
-    residuals = (losses / fitted - 1) * np.sqrt(len(losses) / max(1, len(losses) - len(law)))
-    return [fit(parameters, tokens, fitted * (1 + rng.choice(residuals, len(losses)))) for _ in range(count)]
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 10% and the 90% quantile: an 80% interval."""
-    low, high = np.quantile(values, [0.1, 0.9])
-    return float(low), float(high)
-
-
-def growth(law: Law) -> float:
-    """Return the exponent g of the best size, which grows with the compute C as C ** g."""
-    return law.beta / (law.alpha + law.beta)
-
-
-def best_loss(law: Law, compute: float) -> float:
-    """Compute the loss of the best size for a compute in FLOP."""
-    if not (law.A and law.B):  # size, or length, costs nothing: the best size is 0, or infinite
-        return law.E
-    best = law.best_parameters(compute)
-    return float(law.loss(best, compute / 6 / best))
-
-
-def summarise(results: Results, config: LabConfig) -> Summary:
-    size = QUICK if config.quick else FULL
-    last, cells = results[name(*size.last, 1)], list(product(size.widths, size.passes))
-    runs = {cell: [results[name(*cell, seed)] for seed in seeds(config)] for cell in cells}
-    parameters = {width: runs[width, size.passes[0]][0]["parameters"] for width in size.widths}
-    columns = columns_of(results, config)
-    law = fit(*columns)
-    samples = resampled(law, columns)
-
-    def ranged(value: Any, form: str) -> str:
-        """Format a value of the law and its interval, if these runs determine it."""
-        low, high = interval([value(fitted) for fitted in samples])
-        if not 0 < high < UNKNOWN * low:
-            return "not determined"
-        return f"{value(law):{form}} ({low:{form}} to {high:{form}})"
-
-    def flop(run: dict[str, float]) -> float:
-        return 6 * run["parameters"] * run["tokens"]
-
-    speed = statistics.median(flop(run) / run["seconds"] for run in runs[cells[-1]])
-    grid = []
-    for width in size.widths:
-        row = {"width x layers": f"{width} x {SHAPES[width][0]}", "parameters": f"{parameters[width]:,}"}
-        for passes in size.passes:
-            row[f"passes: {passes:g}"] = spread([run["loss"] for run in runs[width, passes]], ".3f")
-        grid.append(row)
-    figures = {key: ranged(attrgetter(key), ".2f") for key in ("E", "alpha", "beta")}
-    figures["growth of the best size"] = ranged(lambda fitted: 10 ** growth(fitted), ".1f")
-    extrapolations = [
-        {
-            "parameters": title,
-            "best tokens per parameter": (best := ranged(lambda fitted, n=n: fitted.best_tokens(n) / n, ",.0f")),
-            "loss": ranged(lambda fitted, n=n: fitted.loss(n, fitted.best_tokens(n)), ".2f"),
-            "time on this machine": duration(6 * n * law.best_tokens(n) / speed) if "(" in best else best,
-        }
-        for title, n in TARGETS.items()
-    ]
-    exponents = np.log10(6 * columns[0] * columns[1])
-    best_sizes = [
-        {
-            "compute C in FLOP": f"10^{math.log10(compute):.0f}",
-            "parameters N": f"{law.best_parameters(compute):,.0f}",
-            "training tokens D": f"{compute / 6 / law.best_parameters(compute) if law.A else math.inf:,.0f}",
-            "loss": ranged(lambda fitted, compute=compute: best_loss(fitted, compute), ".2f"),
-        }
-        for compute in [10.0**n for n in range(math.ceil(exponents.min()), math.floor(exponents.max()) + 1)]
-    ]
-    spreads = ": median (minimum to maximum) of the seeds" if len(seeds(config)) > 1 else ""
-    flops = "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter."
-    tables = [
-        Table(
-            "Loss by size and length",
-            grid,
-            f"Validation loss in nats per token, on the complete split{spreads}. A pass is the training split or, if "
-            f"it is longer, {MOST_TOKENS:,} tokens.",
-        ),
-        Table(
-            "The law: loss = E + A / N^alpha + B / D^beta",
-            [figures],
-            f"Here: loss = {law.E:.3f} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}, with N: "
-            f"parameters; D: training tokens; E: the irreducible loss. Fitted to {len(columns[0])} runs; in "
-            f"parentheses, intervals of 80% from {len(samples)} bootstrap samples. Not determined: the interval "
-            f"reaches down to 0, or its ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the "
-            "best size N grows with ten times the compute.",
-        ),
-        Table("The best size for a compute, by the law", best_sizes, flops),
-        Table(
-            "What the law says about larger models",
-            extrapolations,
-            f"An extrapolation: these models are {min(TARGETS.values()) / max(columns[0]):,.0f} and "
-            f"{max(TARGETS.values()) / max(columns[0]):,.0f} times as large as the largest one in the fit. The "
-            "intervals contain the error of the fit only. The law may not hold so far out, and it assumes more "
-            "new tokens of the same kind than this dataset has.",
-        ),
-    ]
-
-    def draw(axes: Any) -> None:
-        for index, (width, n) in enumerate(parameters.items()):
-            d, color = np.geomspace(min(columns[1]), max(columns[1]), 50), f"C{index}"
-            axes.plot(6 * n * d, law.loss(n, d), color=color, alpha=0.6)
-            width_runs = [run for passes in size.passes for run in runs[width, passes]]
-            points = list(map(flop, width_runs)), [run["loss"] for run in width_runs]
-            axes.plot(*points, "o", color=color, markersize=4, label=f"{n / 1e3:,.0f} k parameters")
-        n, d = last["parameters"], np.geomspace(max(columns[1]) / 4, last["tokens"], 50)
-        axes.plot(6 * n * d, law.loss(n, d), ":", color="black", label=f"{n / 1e3:,.0f} k, predicted")
-        compute = np.geomspace(6 * min(columns[0] * columns[1]), flop(last), 50)
-        losses = [best_loss(law, budget) for budget in compute]
-        axes.plot(compute, losses, "--", color="gray", label="best size, by the law")
-        axes.plot([flop(last)], [last["loss"]], "*", color="black", markersize=10, label="held-out run")
-        axes.set(xlabel="compute (6 N D, FLOP)", ylabel="validation loss (nats per token)", xscale="log")
-        axes.legend(frameon=False, fontsize=8, ncols=2)
-
+def summarise(records: Records, config: LabConfig) -> Summary:
+    last = records[-1]
+    runs = Records(sorted(records[:-1], key=itemgetter("width", "passes", "seed")))
+    sizes, lengths, measured = (np.array(runs.values(key), float) for key in ("parameters", "tokens", "loss"))
+    fitted = fit_with_samples(sizes, lengths, measured)
     return Summary(
         "How does the loss depend on size and length?",
-        f"Models of {columns[0].min():,.0f} to {columns[0].max():,.0f} parameters, trained on {config.dataset} with "
-        f"{columns[1].min():,.0f} to {columns[1].max():,.0f} tokens.",
-        tables,
-        [predicted(law, last), divided(law, samples), spent(law, samples, columns)],
+        f"Models of {sizes.min():,.0f} to {sizes.max():,.0f} parameters, trained on {config.dataset} with "
+        f"{lengths.min():,.0f} to {lengths.max():,.0f} tokens.",
+        [losses(runs), figures(fitted, len(runs)), best_sizes(fitted, runs), larger(fitted, runs)],
+        [predicted(fitted.law, last), divided(fitted), spent(fitted, sizes.max(), lengths.max())],
         "Validation loss against compute; points: runs, lines: the fitted law",
-        draw,
+        picture(fitted.law, runs, last),
     )
 
 
-def predicted(law: Law, last: dict[str, float]) -> Verdict:
+def losses(runs: Records) -> Table:
+    rows = []
+    for width, own in runs.by("width").items():
+        row = {"width x layers": f"{width} x {SHAPES[width][0]}", "parameters": f"{own[0]['parameters']:,}"}
+        row |= {f"passes: {passes:g}": spread(each.values("loss"), ".3f") for passes, each in own.by("passes").items()}
+        rows.append(row)
+    note = (
+        "Validation loss in nats per token, on the complete split: median over the seeds (minimum to maximum). A pass "
+        f"is the training split or, if it is longer, {MOST_TOKENS:,} tokens."
+    )
+    return Table("Loss by size and length", rows, note)
+
+
+def figures(fitted: Fitted, runs: int) -> Table:
+    law = fitted.law
+    row = {key: fitted.as_text(attrgetter(key), ".2f") for key in ("E", "alpha", "beta")}
+    row["growth of the best size"] = fitted.as_text(lambda law: 10**law.growth, ".1f")
+    note = (
+        f"Here: loss = {law.E:.3f} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}, with N: "
+        f"parameters; D: training tokens; E: the irreducible loss. Fitted to {runs} runs; in parentheses, intervals of "
+        f"80% from {len(fitted.samples)} bootstrap samples. Not determined: the interval reaches down to 0, or its "
+        f"ends differ by more than a factor of {UNKNOWN}. Growth: by which factor the best size N grows with ten "
+        "times the compute."
+    )
+    return Table("The law: loss = E + A / N^alpha + B / D^beta", [row], note)
+
+
+def best_sizes(fitted: Fitted, runs: Records) -> Table:
+    exponents = [math.log10(flop(run)) for run in runs]
+    rows = []
+    for exponent in range(math.ceil(min(exponents)), math.floor(max(exponents)) + 1):
+        compute = 10.0**exponent
+        size = fitted.law.best_parameters(compute)
+        row = {"compute C in FLOP": f"10^{exponent}", "parameters N": f"{size:,.0f}"}
+        row["training tokens D"] = f"{compute / 6 / size if size else math.inf:,.0f}"
+        row["loss"] = fitted.as_text(partial(Law.best_loss, compute=compute), ".2f")
+        rows.append(row)
+    note = "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter."
+    return Table("The best size for a compute, by the law", rows, note)
+
+
+def larger(fitted: Fitted, runs: Records) -> Table:
+    """Extrapolate to TARGETS, with the time at the speed of the largest model in the fit, trained longest."""
+    largest = runs.where(width=runs[-1]["width"], passes=runs[-1]["passes"])
+    speed = statistics.median(flop(run) / run["seconds"] for run in largest)
+
+    def row(title: str, n: float) -> dict[str, str]:
+        best = fitted.as_text(lambda law: law.best_tokens(n) / n, ",.0f")
+        return {
+            "parameters": title,
+            "best tokens per parameter": best,
+            "loss": fitted.as_text(lambda law: law.loss(n, law.best_tokens(n)), ".2f"),
+            "time on this machine": duration(6 * n * fitted.law.best_tokens(n) / speed) if "(" in best else best,
+        }
+
+    times = " and ".join(f"{target / largest[0]['parameters']:,.0f}" for target in TARGETS.values())
+    note = (
+        f"An extrapolation: these models are {times} times as large as the largest one in the fit. The intervals "
+        "contain the error of the fit only. The law may not hold so far out, and it assumes more new tokens of the "
+        "same kind than this dataset has."
+    )
+    return Table("What the law says about larger models", [row(*target) for target in TARGETS.items()], note)
+
+
+def predicted(law: Law, last: dict[str, Any]) -> Verdict:
     """Judge whether the law predicts the largest run, which it was not fitted to."""
     expected, measured = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
     error = abs(expected / measured - 1)
@@ -234,25 +178,25 @@ def predicted(law: Law, last: dict[str, float]) -> Verdict:
     )
 
 
-def divided(law: Law, samples: Sequence[Law]) -> Verdict:
+def divided(fitted: Fitted) -> Verdict:
     """State how to divide more compute between size and length."""
-    low, high = interval(list(map(growth, samples)))
+    low, high = fitted.interval(attrgetter("growth"))
     size = "it is not clear whether the best size or the best length grows faster"
     if low > 0.5:
         size = "the best size grows faster than the best length"
     elif high < 0.5:
         size = "the best length grows faster than the best size"
     return Verdict(
-        f"With more compute C, {size}: the best size grows as C^{growth(law):.2f} ({low:.2f} to {high:.2f}).",
+        f"With more compute C, {size}: the best size grows as C^{fitted.law.growth:.2f} ({low:.2f} to {high:.2f}).",
         "the 80% interval of the exponent is above or below 0.5; Hoffmann et al. (2022) found 0.5 for large models",
     )
 
 
-def spent(law: Law, samples: Sequence[Law], columns: Sequence[np.ndarray]) -> Verdict:
+def spent(fitted: Fitted, n: float, d: float) -> Verdict:
     """State what limits the largest model at the longest training: its size or its data."""
-    n, d = columns[0].max(), columns[1].max()
+    law = fitted.law
     size, length = law.A * n**-law.alpha, law.B * d**-law.beta
-    low, high = interval([fitted.E for fitted in samples])
+    low, high = fitted.interval(attrgetter("E"))
     gain = "from more data" if length > size else "from more parameters"
     return Verdict(
         f"The largest model in the fit, trained longest, could gain most {gain}: of the law's loss of "
@@ -262,5 +206,21 @@ def spent(law: Law, samples: Sequence[Law], columns: Sequence[np.ndarray]) -> Ve
     )
 
 
+def picture(law: Law, runs: Records, last: dict[str, Any]) -> Plane:
+    lines = []
+    shortest, longest = min(runs.values("tokens")), max(runs.values("tokens"))
+    for index, (n, own) in enumerate(runs.by("parameters").items()):
+        d = np.geomspace(shortest, longest, 50)
+        lines.append(Line("", 6 * n * d, law.loss(n, d), "-", f"C{index}", {"alpha": 0.6}))
+        points = list(map(flop, own)), own.values("loss")
+        lines.append(Line(f"{n / 1e3:,.0f} k parameters", *points, "o", f"C{index}"))
+    n, d = last["parameters"], np.geomspace(longest / 4, last["tokens"], 50)
+    lines.append(Line(f"{n / 1e3:,.0f} k, predicted", 6 * n * d, law.loss(n, d), ":", "black"))
+    compute = np.geomspace(min(map(flop, runs)), flop(last), 50)
+    lines.append(Line("best size, by the law", compute, list(map(law.best_loss, compute)), "--"))
+    lines.append(Line("held-out run", [flop(last)], [last["loss"]], "*", "black", {"markersize": 10}))
+    return Plane("compute (6 N D, FLOP)", "validation loss (nats per token)", lines, log=True, above=4)
+
+
 ABOUT = "how the loss depends on size and length: a scaling law"
-LAB = Lab(ABOUT, stages, summarise, settings=("dataset",), others=("data_dir",), quick=True)
+LAB = Lab(ABOUT, stages, summarise, settings=("dataset",), others=("data_dir",), quick=True, records=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from conftest import cli_here, commands_here, ok, tiny_text
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.examine.eval.scaling_law import Law, fit, nonnegative
 from tinygpt.learn.lab import scale
 from tinygpt.learn.lab.scale import SHAPES
+from tinygpt.learn.lab.scaling_law import Law, fit, fit_with_samples, nonnegative
 from tinygpt.model import GPT, GPTConfig
 
 TRUE = Law(E=1.0, A=20.0, B=60.0, alpha=0.4, beta=0.3)
@@ -33,10 +34,8 @@ def test_with_noise_the_intervals_contain_the_law() -> None:
     rng, inside = np.random.default_rng(3), 0
     for _ in range(10):
         losses = TRUE.loss(*GRID) * (1 + 0.005 * rng.standard_normal(len(GRID[0])))
-        law = fit(*GRID, losses)
-        growth = [each.beta / (each.alpha + each.beta) for each in scale.resampled(law, [*GRID, losses], count=25)]
-        low, high = scale.interval(growth)
-        inside += low <= TRUE.beta / (TRUE.alpha + TRUE.beta) <= high
+        low, high = fit_with_samples(*GRID, losses, count=25).interval(attrgetter("growth"))
+        inside += low <= TRUE.growth <= high
     assert inside >= 5  # of 10, with intervals of 80%
 
 
@@ -46,8 +45,7 @@ def test_parabolas_through_equal_compute_are_biased() -> None:
     parabolas = [np.polyfit(np.log(SIZES), TRUE.loss(SIZES, compute / 6 / SIZES), 2) for compute in computes]
     best = [np.exp(-b / 2 / a) for a, b, _ in parabolas]
     growth = np.polyfit(np.log(computes), np.log(best), 1)[0]
-    exact = TRUE.beta / (TRUE.alpha + TRUE.beta)
-    assert growth < 0.9 * exact
+    assert growth < 0.9 * TRUE.growth
     fitted = fit(*GRID, TRUE.loss(*GRID))
     for compute in computes:
         assert fitted.best_parameters(compute) == pytest.approx(TRUE.best_parameters(compute), rel=0.05)
@@ -62,8 +60,8 @@ def test_the_best_size_and_length_against_a_search() -> None:
     steep = Law(1.0, 1e-3, 60.0, 0.4, 0.02)  # overflows as a power
     assert 1e6 < steep.best_tokens(124e6) < np.inf
     assert TRUE._replace(A=0.0).best_tokens(1e6) == np.inf and TRUE._replace(B=0.0).best_tokens(1e6) == 1
-    assert scale.best_loss(TRUE, 1e13) == pytest.approx(TRUE.loss(sizes, 1e13 / 6 / sizes).min(), rel=1e-6)
-    assert scale.best_loss(TRUE._replace(A=0.0), 1e13) == scale.best_loss(TRUE._replace(B=0.0), 1e13) == TRUE.E
+    assert TRUE.best_loss(1e13) == pytest.approx(TRUE.loss(sizes, 1e13 / 6 / sizes).min(), rel=1e-6)
+    assert TRUE._replace(A=0.0).best_loss(1e13) == TRUE._replace(B=0.0).best_loss(1e13) == TRUE.E
 
 
 def test_nonnegative_least_squares_against_a_search() -> None:
@@ -130,7 +128,7 @@ def test_the_law_on_the_page_is_that_of_its_losses() -> None:
             tokens = round(passes * scale.MOST_TOKENS / scale.TOKENS) * scale.TOKENS
             columns.append((model.num_params(), tokens, float(loss)))
     law = fit(*np.array(columns).T)
-    figures = [law.E, law.alpha, law.beta, 10 ** scale.growth(law)]
+    figures = [law.E, law.alpha, law.beta, 10**law.growth]
     row = re.search(r"^\| ([\d.]+) \([^|]+\| ([\d.]+) \([^|]+\| ([\d.]+) \([^|]+\| ([\d.]+) \(", page, re.MULTILINE)
     assert row and figures == pytest.approx([float(figure) for figure in row.groups()], rel=0.01)
     parameters, tokens_of, measured = np.array(columns).T

@@ -7,10 +7,12 @@ size adds to the loss, B and beta what the limited training adds.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+UNKNOWN = 10  # a figure whose interval is wider than this factor is not determined
 LARGEST = 300.0  # upper limit of the logarithm of a number of tokens, so that none overflows
 
 
@@ -26,6 +28,11 @@ class Law(NamedTuple):
     def loss(self, parameters: Any, tokens: Any) -> Any:
         """Predict the loss, for numbers or arrays."""
         return self.E + self.A * parameters**-self.alpha + self.B * tokens**-self.beta
+
+    @property
+    def growth(self) -> float:
+        """The exponent g of the best size, which grows with the compute C as C ** g."""
+        return self.beta / (self.alpha + self.beta)
 
     def best_tokens(self, parameters: float) -> float:
         """Return the compute-optimal length for a size: with the same compute, 6 N D, no other size has a lower loss.
@@ -44,7 +51,33 @@ class Law(NamedTuple):
         if not self.B:
             return math.inf
         g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        return float(g * (compute / 6) ** (self.beta / (self.alpha + self.beta)))
+        return float(g * (compute / 6) ** self.growth)
+
+    def best_loss(self, compute: float) -> float:
+        """Compute the loss of the best size for a compute in FLOP."""
+        if not (self.A and self.B):  # size, or length, costs nothing: the best size is 0, or infinite
+            return self.E
+        best = self.best_parameters(compute)
+        return float(self.loss(best, compute / 6 / best))
+
+
+class Fitted(NamedTuple):
+    """A law, and laws that are fitted to bootstrap samples of its runs, for intervals."""
+
+    law: Law
+    samples: Sequence[Law]
+
+    def interval(self, figure: Callable[[Law], float]) -> tuple[float, float]:
+        """Return the 10% and the 90% quantile of a figure: an 80% interval."""
+        low, high = np.quantile([figure(law) for law in self.samples], [0.1, 0.9])
+        return float(low), float(high)
+
+    def as_text(self, figure: Callable[[Law], float], form: str) -> str:
+        """Format a figure of the law and its interval, if the runs determine it."""
+        low, high = self.interval(figure)
+        if not 0 < high < UNKNOWN * low:
+            return "not determined"
+        return f"{figure(self.law):{form}} ({low:{form}} to {high:{form}})"
 
 
 def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
@@ -86,3 +119,13 @@ def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np
         best[np.ix_(better, active)] = solutions[better]
         errors[better] = error[better]
     return best, errors
+
+
+def fit_with_samples(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray, count: int = 200) -> Fitted:
+    """Fit the law to losses, and to `count` samples of these with resampled residuals: the residual bootstrap (Efron
+    1979)."""
+    law, rng = fit(parameters, tokens, losses), np.random.default_rng(1)
+    expected = law.loss(parameters, tokens)
+    residuals = (losses / expected - 1) * np.sqrt(len(losses) / max(1, len(losses) - len(law)))
+    samples = [expected * (1 + rng.choice(residuals, len(losses))) for _ in range(count)]
+    return Fitted(law, [fit(parameters, tokens, sample) for sample in samples])
