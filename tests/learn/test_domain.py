@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import commands_here, ok
+from sklearn.metrics import f1_score
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data import corpora
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.tasks import TASKS, sectors
+from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import domain
-from tinygpt.learn.lab.domain import Case
 from tinygpt.training.losses import bits_per_character
 
 EXAMPLES = sectors.make(1337)
@@ -106,7 +107,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sectors, "corpus", lambda: text)
         patch.setitem(TASKS, "sectors", dataclasses.replace(TASKS["sectors"], make=lambda seed: few))
-        patch.setattr(domain, "QUICK", domain.Size(30, (Case("sectors", 200, 4),)))
+        patch.setattr(domain, "QUICK", (30, (("sectors", 200, 4),)))
         done = ok(folder, "lab", "domain", "--quick", "--out_dir=out")
     (folder / "said.txt").write_text(done.out, encoding="utf-8")
     return folder
@@ -134,8 +135,9 @@ def test_the_bases_differ_in_their_weights_alone(quick: Path) -> None:
     assert bits_per_character(np.log(2), texts[0]) == pytest.approx(1)  # a token is a character
 
 
-def figures(*accuracies: float) -> dict[Case, list[dict[str, float]]]:
-    return {Case("sectors", 200, 40): [{"accuracy": one, "macro_f1": one} for one in accuracies]}
+def figures(**accuracies: tuple[float, ...]) -> domain.Figures:
+    by_base = {base: Records({"accuracy": one} for one in values) for base, values in accuracies.items()}
+    return {("sectors", 200, 40): by_base}
 
 
 @pytest.mark.parametrize(
@@ -149,11 +151,20 @@ def figures(*accuracies: float) -> dict[Case, list[dict[str, float]]]:
     ],
 )
 def test_a_difference_counts_by_its_rule(mine: tuple[float, ...], its: tuple[float, ...], verdict: str) -> None:
-    found = {"industries": figures(*mine), "Shakespeare": figures(*its)}
-    said = domain.compared(found, "industries", "Shakespeare").text
+    said = domain.compared(figures(industries=mine, Shakespeare=its), "industries", "Shakespeare").text
     assert said.startswith(f"Pretraining on industries {verdict} pretraining on Shakespeare: sectors, 200 examples")
 
 
 def test_a_base_that_predicts_another_text_better_is_named() -> None:
     low, high = {"Shakespeare": 2.0, "industries": 2.0}, {"Shakespeare": 3.0, "industries": 3.0}
-    assert "not always" in domain.own_text({"Shakespeare": [low], "industries": [high]}).text
+    assert "not always" in domain.own_text({"Shakespeare": Records([low]), "industries": Records([high])}).text
+
+
+def test_the_macro_f1_is_that_of_scikit_learn() -> None:
+    """Labels that occur neither in the truth nor among the answers do not count."""
+    rng, labels = np.random.default_rng(0), list("abcdef")
+    scores, truth = rng.random((40, 6)) * [1, 1, 1, 1, 0, 1], rng.choice(labels[:4], 40)
+    measured = domain.quality(scores, [("", label) for label in truth], labels)
+    predicted = [labels[index] for index in scores.argmax(axis=1)]
+    assert measured["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert measured["accuracy"] == np.mean(truth == np.array(predicted)) and "e" not in predicted

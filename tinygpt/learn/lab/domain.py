@@ -7,149 +7,135 @@ with few and with all examples. A longer fine-tuning on few shows whether pretra
 about industries does not contain those of val and test of `sectors`; all datasets have the same vocabulary.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.corpora import tiny_shakespeare
-from tinygpt.data.dataset import Dataset
 from tinygpt.data.memory import write_dataset
-from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tasks import TASKS, Pair, sectors
-from tinygpt.examine.eval.classifiers import Majority
-from tinygpt.examine.eval.classify import Classifier, confusion_matrix, label_indices, ngrams, quality
+from tinygpt.examine.eval.classify import ngrams
 from tinygpt.examine.experiment.models import classifier, train
-from tinygpt.examine.experiment.stages import Results, Stage, every_seed
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
-from tinygpt.learn.lab.definition import Lab, seeds
-from tinygpt.training.losses import bits_per_character, validation_loss
+from tinygpt.learn.lab.definition import Lab, seeds, stage
 
 TEXTS = ("Shakespeare", "industries")
 BASES = ("none", *TEXTS)
+BASELINES = {"n-gram baseline": "--", "majority baseline": ":"}  # and their lines in the picture
 MARGIN = 0.03  # of accuracy: about the standard error of the difference of two models on the test prompts
 SEED = 1337  # of the tasks
 
+Case = tuple[str, int, int]  # a fine-tuning: its task, its number of training examples (0: all), its iterations
+Figures = dict[Case, dict[str, Records]]  # by base or baseline: a record for each seed
 
-class Case(NamedTuple):
-    """A fine-tuning: its task, its number of training examples, and its iterations."""
-
-    task: str
-    examples: int  # 0: all
-    iterations: int
-
-    def data(self) -> str:
-        return f"{self.task}, {self.examples or 'all'} examples"
-
-    def name(self) -> str:
-        return f"{self.data()}, {self.iterations} iterations"
-
-    def splits(self) -> dict[str, list[Pair]]:
-        pairs = TASKS[self.task].make(SEED)
-        return pairs | {"train": pairs["train"][: self.examples or None]}
+FULL = 300, (  # iterations of a base; the fine-tunings
+    ("sectors", 200, 40), ("sectors", 200, 120), ("sectors", 0, 150),
+    ("transactions", 200, 40), ("transactions", 0, 150),
+)  # fmt: skip
+QUICK = 60, (("sectors", 200, 40),)
 
 
-class Size(NamedTuple):
-    pretraining: int  # iterations of a base
-    cases: tuple[Case, ...]
-
-    def tasks(self) -> list[str]:
-        return list(dict.fromkeys(case.task for case in self.cases))
-
-
-FULL = Size(300, (
-    Case("sectors", 200, 40), Case("sectors", 200, 120), Case("sectors", 0, 150),
-    Case("transactions", 200, 40), Case("transactions", 0, 150),
-))  # fmt: skip
-QUICK = Size(60, (Case("sectors", 200, 40),))
-Figures = dict[str, dict[Case, list[dict[str, float]]]]  # by base or baseline and case: the figures of each seed
+def title(task: str, examples: int, iterations: int = 0) -> str:
+    """Name a fine-tuning, or without iterations its data."""
+    return f"{task}, {examples or 'all'} examples" + (f", {iterations} iterations" if iterations else "")
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    size = QUICK if config.quick else FULL
-    yield Stage("datasets", 2, partial(prepare, folder, size))
-    for data, case in {case.data(): case for case in size.cases}.items():
-        yield Stage(f"baselines: {data}", 6 - 5 * bool(case.examples), partial(baselines, case))
+    pretraining, cases = QUICK if config.quick else FULL
+    yield stage("datasets", 2, prepare, folder, list(dict.fromkeys(task for task, _, _ in cases)))
+    for task, examples in dict.fromkeys((task, examples) for task, examples, _ in cases):
+        name = f"baselines: {title(task, examples)}"
+        yield stage(name, 1 if examples else 6, baselines, task=task, examples=examples)
     for seed in seeds(config):
         for base in BASES:
-            iterations = size.pretraining if base in TEXTS else 0
-            compute = partial(pretrain, folder, base, iterations, seed)
-            yield Stage(f"base: {base}, seed {seed}", 3 + iterations / 35, compute)
-        for case in size.cases:
+            n = pretraining if base in TEXTS else 0
+            yield stage(f"base: {base}, seed {seed}", 3 + n / 35, pretrain, folder, n, base=base, seed=seed)
+        for task, examples, n in cases:
             for base in BASES:
-                compute = partial(finetune, folder, base, case, seed)
-                yield Stage(f"{base}: {case.name()}, seed {seed}", 3 + case.iterations / 30, compute)
+                name = f"{base}: {title(task, examples, n)}, seed {seed}"
+                case = {"base": base, "task": task, "examples": examples, "iterations": n, "seed": seed}
+                yield stage(name, 3 + n / 30, finetune, folder, **case)
 
 
-def prepare(folder: Path, size: Size) -> dict[str, int]:
+def prepare(folder: Path, names: Sequence[str]) -> dict[str, int]:
     """Write the texts, of equal length, and the tasks, all with one vocabulary; return the number of characters."""
     industries = sectors.corpus()
     texts = dict(zip(TEXTS, (tiny_shakespeare()[: len(industries)], industries), strict=True))
-    tasks = {task: TASKS[task].make(SEED) for task in size.tasks()}
-    tokenizer = tokenizer_of_pairs([tasks, texts])
-    for name, text in texts.items():
-        write_dataset(folder / "texts" / name, text, tokenizer=tokenizer)
+    tasks = {task: TASKS[task].make(SEED) for task in names}
     for task, splits in tasks.items():
-        write_dataset(folder / "tasks" / task, splits, TASKS[task].labels, tokenizer)
+        dataset = write_dataset(folder / "tasks" / task, splits, TASKS[task].labels, [tasks, texts])
+    for name, text in texts.items():
+        write_dataset(folder / "texts" / name, text, tokenizer=dataset.tokenizer)
     return {"characters": len(industries)}
 
 
-def pretrain(folder: Path, base: str, iterations: int, seed: int) -> dict[str, float]:
+def pretrain(folder: Path, iterations: int, base: str, seed: int) -> dict[str, float]:
     """Train a base; return its loss on each text, in bits per character."""
     text = base if base in TEXTS else TEXTS[0]  # without an iteration, only the vocabulary matters
     settings = {"seed": seed, "dropout": 0, "max_iters": iterations, "eval_interval": max(iterations, 1)}
     out = folder / f"seed-{seed}" / base
     train("train", "lab_classifier", out, folder / "texts" / text, **settings)
-    datasets = {text: Dataset(str(folder / "texts"), text) for text in TEXTS}
-    return {text: bits_per_character(validation_loss(out, data), data) for text, data in datasets.items()}
+    model, losses = api.load(out, device="cpu", dtype="bfloat16"), {}
+    for text in TEXTS:
+        dataset = api.Dataset(str(folder / "texts"), text)
+        losses[text] = model.loss(dataset.tokenizer.decode(dataset.splits["val"].tolist())) / math.log(2)
+    return losses
 
 
-def finetune(folder: Path, base: str, case: Case, seed: int) -> dict[str, float]:
-    seed_folder = folder / f"seed-{seed}"
-    out = seed_folder / f"{base}-{case.task}-{case.examples or 'all'}-{case.iterations}"
-    settings: dict[str, Any] = {
-        "ckpt": seed_folder / base,
-        "seed": seed,
-        "examples": case.examples,
-        "max_iters": case.iterations,
-    }
-    train("finetune", "finetune_sectors", out, folder / "tasks" / case.task, **settings)
-    return measured(case, classifier(out, TASKS[case.task].labels))
+def finetune(folder: Path, base: str, task: str, examples: int, iterations: int, seed: int) -> dict[str, Any]:
+    ckpt = folder / f"seed-{seed}" / base
+    out = ckpt.with_name(f"{base}-{task}-{examples or 'all'}-{iterations}")
+    settings: dict[str, Any] = {"ckpt": ckpt, "seed": seed, "examples": examples, "max_iters": iterations}
+    train("finetune", "finetune_sectors", out, folder / "tasks" / task, **settings)
+    test = TASKS[task].make(SEED)["test"]
+    return quality(classifier(out, TASKS[task].labels)([prompt for prompt, _ in test]), test, TASKS[task].labels)
 
 
-def baselines(case: Case) -> dict[str, dict[str, float]]:
+def baselines(task: str, examples: int) -> list[dict[str, Any]]:
     """Measure the n-gram baseline and the majority baseline on the same training examples."""
-    examples, labels = case.splits()["train"], TASKS[case.task].labels
-    majority = Majority.fit([], label_indices(examples, labels), len(labels))
-    classifiers: dict[str, Classifier] = {"n-gram baseline": ngrams(examples, labels), "majority baseline": majority}
-    return {name: measured(case, classify) for name, classify in classifiers.items()}
+    splits, labels = TASKS[task].make(SEED), TASKS[task].labels
+    train, test = splits["train"][: examples or None], splits["test"]
+    counts = [sum(own == label for _, own in train) for label in labels]
+    majority = np.array([counts] * len(test))
+    probabilities = ngrams(train, labels)([prompt for prompt, _ in test])
+    by_name = zip(BASELINES, (probabilities, majority), strict=True)
+    return [{"base": name, **quality(scores, test, labels)} for name, scores in by_name]
 
 
-def measured(case: Case, classify: Classifier) -> dict[str, float]:
-    """Measure accuracy and macro F1 on the test prompts."""
-    labels, test = TASKS[case.task].labels, case.splits()["test"]
-    predicted = classify([prompt for prompt, _ in test]).argmax(axis=1)
-    return quality(confusion_matrix(label_indices(test, labels), predicted, len(labels)))
+def quality(scores: np.ndarray, pairs: Sequence[Pair], labels: Sequence[str]) -> dict[str, Any]:
+    """Measure accuracy, and macro F1: the mean over the labels that occur in the truth or among the answers. scores:
+    (n, L), the largest for the answer."""
+    predicted, truth = scores.argmax(axis=1), np.array([labels.index(label) for _, label in pairs])
+    f1 = []
+    for index in {*predicted.tolist(), *truth.tolist()}:
+        answered, correct = predicted == index, truth == index
+        f1.append(2 * (answered & correct).sum() / (answered.sum() + correct.sum()))
+    return {"accuracy": float((predicted == truth).mean()), "macro_f1": float(np.mean(f1)), "prompts": len(pairs)}
 
 
-def summarise(results: Results, config: LabConfig) -> Summary:
-    every, size = seeds(config), QUICK if config.quick else FULL
-    bits = {base: every_seed(results, f"base: {base}") for base in BASES}
-    figures = {base: {case: every_seed(results, f"{base}: {case.name()}") for case in size.cases} for base in BASES}
-    for name in ("n-gram baseline", "majority baseline"):
-        figures[name] = {case: [results[f"baselines: {case.data()}"][name]] for case in size.cases}
-    shared = f"Median over {len(every)} seeds (minimum to maximum). " if len(every) > 1 else "One seed. "
-    knows = [
-        {"base": base, **{text: spread([losses[text] for losses in runs], ".2f") for text in TEXTS}}
-        for base, runs in bits.items()
-    ]
+def summarise(records: Records, config: LabConfig) -> Summary:
+    bits = records.having(TEXTS[0]).by("base")
+    figures: Figures = {}
+    for (task, examples, iterations), own in records.having("iterations").by("task", "examples", "iterations").items():
+        by_base = records.where(task=task, examples=examples).by("base") | own.by("base")
+        figures[task, examples, iterations] = {name: by_base[name] for name in (*BASES, *BASELINES)}
+    n = len(seeds(config))
+    shared = f"Median over {n} seeds (minimum to maximum). " if n > 1 else "One seed. "
+    knows = [{"base": base, **{text: spread(own.values(text), ".2f") for text in TEXTS}} for base, own in bits.items()]
     note = "Before fine-tuning, on the last tenth of each text. Less is better."
     tables = [Table("Loss of each base model, in bits per character of held-out text", knows, shared + note)]
-    for task in size.tasks():
-        n = len(TASKS[task].make(SEED)["test"])
+    for task, own in records.having("prompts").by("task").items():
+        n = own[0]["prompts"]
         error = f"the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points"
         note = f"On {n:,} test prompts; {error}."
         tables.append(Table(f"Accuracy on {task}", rows(figures, task, "accuracy"), shared + note))
@@ -157,38 +143,37 @@ def summarise(results: Results, config: LabConfig) -> Summary:
     tables.append(Table("Macro F1 on sectors", rows(figures, "sectors", "macro_f1"), shared + note))
     return Summary(
         "Does pretraining on text of one's own field help?",
-        f"A tiny model reads {results['datasets']['characters']:,} characters of Shakespeare, or of descriptions of "
+        f"A tiny model reads {records[0]['characters']:,} characters of Shakespeare, or of descriptions of "
         "industries, or nothing; then it learns to name the sector of a business activity, or another task.",
         tables,
         [own_text(bits), *(compared(figures, base, other) for base, other in combinations(BASES[::-1], 2))],
         "Accuracy after fine-tuning; each point is a seed",
-        partial(draw, figures),
+        picture(figures),
     )
 
 
 def rows(figures: Figures, task: str, figure: str) -> list[dict[str, str]]:
     """Make a row for each base and baseline, with a column for each case of the task."""
-    cases = [case for case in figures["none"] if case.task == task]
+    cases = {title(*case).removeprefix(f"{task}, "): own for case, own in figures.items() if case[0] == task}
     form = percent if figure == "accuracy" else partial(spread, form=".2f")
-    titles = {case: case.name().removeprefix(f"{task}, ") for case in cases}
     return [
-        {"base": name, **{title: form([run[figure] for run in row[case]]) for case, title in titles.items()}}
-        for name, row in figures.items()
+        {"base": name, **{column: form(own[name].values(figure)) for column, own in cases.items()}}
+        for name in (*BASES, *BASELINES)
     ]
 
 
-def own_text(bits: dict[str, list[dict[str, float]]]) -> Verdict:
+def own_text(bits: dict[str, Records]) -> Verdict:
     """Judge whether each base predicts its own text best."""
     statements, best = [], True
     for text, other in zip(TEXTS, reversed(TEXTS), strict=True):
-        own, foreign = ([losses[text] for losses in bits[base]] for base in (text, other))
+        own, foreign = (bits[base].values(text) for base in (text, other))
         best = best and max(own) < min(foreign)
         statements.append(
-            f"{median(own):.2f} bits per character of {text}, the base of {other} needs {median(foreign):.2f}"
+            f"the base of {text} needs {median(own):.2f} bits per character of {text}, the base of {other} needs "
+            f"{median(foreign):.2f}"
         )
     return Verdict(
-        f"Each base predicts {'its own text best' if best else 'not always its own text best'}: the base of "
-        f"{TEXTS[0]} needs {statements[0]}; the base of {TEXTS[1]} needs {statements[1]}.",
+        f"Each base predicts {'' if best else 'not always '}its own text best: {'; '.join(statements)}.",
         "on held-out text, a base's largest loss on its own kind is below the other base's smallest",
     )
 
@@ -196,12 +181,12 @@ def own_text(bits: dict[str, list[dict[str, float]]]) -> Verdict:
 def compared(figures: Figures, base: str, other_base: str) -> Verdict:
     """Compare two bases in each case."""
     outcomes: dict[str, list[str]] = {"better than": [], "worse than": [], "no different from": []}
-    for case in figures[base]:
-        accuracies, other_accuracies = ([run["accuracy"] for run in figures[key][case]] for key in (base, other_base))
+    for case, own in figures.items():
+        accuracies, other_accuracies = (own[name].values("accuracy") for name in (base, other_base))
         gain = median(accuracies) - median(other_accuracies)
         overlap = min(accuracies) <= max(other_accuracies) and max(accuracies) >= min(other_accuracies)
         outcome = "better than" if gain > MARGIN else "worse than" if -gain > MARGIN else "no different from"
-        outcomes["no different from" if overlap else outcome].append(f"{case.name()} ({100 * gain:+.1f})")
+        outcomes["no different from" if overlap else outcome].append(f"{title(*case)} ({100 * gain:+.1f})")
     names = {"none": "no pretraining", **{text: f"pretraining on {text}" for text in TEXTS}}
     subject = names[base][0].upper() + names[base][1:]
     parts = [f"{name} {names[other_base]}: {'; '.join(cases)}" for name, cases in outcomes.items() if cases]
@@ -212,21 +197,21 @@ def compared(figures: Figures, base: str, other_base: str) -> Verdict:
     )
 
 
-def draw(figures: Figures, axes: Any) -> None:
-    for index, (name, row) in enumerate(figures.items()):
-        for position, runs in enumerate(row.values()):
-            values, label = [100 * run["accuracy"] for run in runs], name if position == 0 else None
-            if name in BASES:
-                x, label = position + 0.18 * (index - 1), label and f"pretraining: {name}"
-                axes.plot([x] * len(values), values, "o", color=f"C{index}", alpha=0.8, label=label)
-            else:
-                style = "--" if name.startswith("n-gram") else ":"
-                axes.hlines(values, position - 0.35, position + 0.35, color="gray", linestyle=style, label=label)
-    titles = [case.name().replace(", ", "\n") for case in figures["none"]]
-    axes.set(ylabel="accuracy (%)", ylim=(0, 90))
-    axes.set_xticks(range(len(titles)), titles, fontsize=9)
-    axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center")
+def picture(figures: Figures) -> Plane:
+    lines = []
+    for position, own in enumerate(figures.values()):
+        for index, base in enumerate(BASES):
+            values = [100 * share for share in own[base].values("accuracy")]
+            label = "" if position else f"pretraining: {base}"
+            lines.append(
+                Line(label, [position + 0.18 * (index - 1)] * len(values), values, "o", f"C{index}", {"alpha": 0.8})
+            )
+        for name, style in BASELINES.items():
+            height = own[name].percent("accuracy")
+            lines.append(Line("" if position else name, [position - 0.35, position + 0.35], [height] * 2, style))
+    ticks = {position: title(*case).replace(", ", "\n") for position, case in enumerate(figures)}
+    return Plane("", "accuracy (%)", lines, ticks, ylim=(0, 90), above=3)
 
 
 ABOUT = "does pretraining on text of the task's own field help?"
-LAB = Lab(ABOUT, stages, summarise, others=("data_dir",), quick=True, ngrams=True)
+LAB = Lab(ABOUT, stages, summarise, others=("data_dir",), quick=True, ngrams=True, records=True)
