@@ -184,7 +184,10 @@ class Linear:
             embedding = {"centre": centre, "scale": self._scale, "probe": probe}
         return tensors | {
             "n_labels": self.n_labels,
-            "vocabularies": {name: terms(vectorizer) for name, vectorizer in self._vectorizers.items()},
+            "vocabularies": {  # in the order of the columns
+                name: sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
+                for name, vectorizer in self._vectorizers.items()
+            },
             "idf": {name: torch.from_numpy(vectorizer.idf_) for name, vectorizer in self._vectorizers.items()},
             "embedding": embedding,
         }
@@ -278,11 +281,6 @@ def stacked(blocks: list[Any]) -> Any:
     from scipy import sparse  # a requirement of scikit-learn
 
     return blocks[0] if len(blocks) == 1 else sparse.hstack(list(map(sparse.csr_matrix, blocks)), format="csr")
-
-
-def terms(fitted: Any) -> list[str]:
-    """Return the vocabulary of a TfidfVectorizer in the order of its columns."""
-    return sorted(fitted.vocabulary_, key=fitted.vocabulary_.__getitem__)
 
 
 def without_features(features: Sequence[str]) -> TinyGPTError:
