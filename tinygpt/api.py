@@ -7,9 +7,10 @@
     run.losses                              # a table: iteration, training loss, validation loss
     print(run.load().generate("Dear", 200))
 
-The options of a function are the keys of its command: `tinygpt train --help` lists those of `api.train`. A mistake
-raises TinyGPTError, whose message says what is wrong and whose hint says what to do: with arguments of the function, or
-with a complete command line.
+The options of a function are the keys of its command: `tinygpt train --help` lists those of `api.train`. `dataset` is a
+name or a Dataset, whose folder is then `data_dir`; where an option is a path, a Run is one, too. A mistake raises
+TinyGPTError, whose message says what is wrong and whose hint says what to do: with arguments of the function, or with a
+complete command line.
 """
 
 import contextlib

@@ -172,12 +172,3 @@ class TextStream:
     def end(self) -> str:
         """Return the rest of the text: what may have been the beginning of a stop text, or an incomplete character."""
         return "" if self.stopped else self.pending + self.decoder.decode(b"", final=True)
-
-
-def pieces(rows: Iterator[Tensor], streams: Sequence[TextStream]) -> Iterator[list[str]]:
-    """Yield the new text of every sample after each token, until all have ended."""
-    for row in rows:
-        yield ["" if text.stopped else text.feed(token) for text, token in zip(streams, row.tolist(), strict=True)]
-        if all(text.stopped for text in streams):
-            return
-    yield [text.end() for text in streams]

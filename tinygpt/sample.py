@@ -1,7 +1,7 @@
 """`tinygpt sample`: generate text with a checkpoint (generate.py makes the tokens and the text).
 
-model = LoadedModel.load("out", "", config)
-for (piece,) in model.samples(model.encode("ROMEO:"), config):    # config: a SampleConfig
+loaded = LoadedModel.load("out", "", config)    # config: a SampleConfig
+for (piece,) in loaded.samples(loaded.encode("ROMEO:"), config):
     print(piece, end="")
 """
 
@@ -16,7 +16,7 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import strict_json
 from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.data.prompts import encode_prompt, prompt_text, require_room
-from tinygpt.generate import Sampling, TextStream, generate, pieces
+from tinygpt.generate import Sampling, TextStream, generate
 
 MOST_VALUES = 1 << 46  # of a batch: more than any machine has; from 2^63 on, torch overflows
 
@@ -36,28 +36,34 @@ class LoadedModel(Loaded):
         """Continue a prompt `num_samples` times as one batch: after each token, yield the new text of every sample."""
         idx = torch.tensor([prompt], device=self.compute.device).expand(config.num_samples, -1)  # int64 (B, T)
         sampling = Sampling(config.temperature, config.top_k, config.top_p, config.seed)
-        size, exact = self.tokenizer.vocab_size, config.exact_window
-        rows = generate(self.model, idx, config.max_new_tokens, sampling, size, exact)  # int64 (B,), one for each token
+        vocab_size = self.tokenizer.vocab_size
+        steps = generate(self.model, idx, config.max_new_tokens, sampling, vocab_size, config.exact_window)
         stops = [config.stop] if config.plain else [self.tokenizer.stop, config.stop]
-        return pieces(rows, [TextStream(self.tokenizer, stops) for _ in range(config.num_samples)])
+        texts = [TextStream(self.tokenizer, stops) for _ in range(config.num_samples)]
+        for tokens in steps:  # int64 (B,)
+            yield ["" if text.stopped else text.feed(token) for text, token in zip(texts, tokens.tolist(), strict=True)]
+            if all(text.stopped for text in texts):
+                return
+        yield [text.end() for text in texts]
 
 
 def sample(config: SampleConfig) -> None:
     """Print `num_samples` continuations of `start`: a single one is streamed, several are generated as one batch."""
-    model = LoadedModel.load(config.ckpt, config.adapter, config, config.data_dir)
+    loaded = LoadedModel.load(config.ckpt, config.adapter, config, config.data_dir)
     text = prompt_text(config.start)
-    prompt = model.encode(text, config.skip_unknown, config.plain)
-    start = model.tokenizer.decode(prompt[len(model.tokenizer.start) :])
-    if model.tokenizer.pair is not None and not config.plain:
-        start = model.tokenizer.decode(model.tokenizer.encode(text.strip("\n"), config.skip_unknown))
+    prompt = loaded.encode(text, config.skip_unknown, config.plain)
+    tokenizer = loaded.tokenizer
+    start = tokenizer.decode(prompt[len(tokenizer.start) :])
+    if tokenizer.pair is not None and not config.plain:
+        start = tokenizer.decode(tokenizer.encode(text.strip("\n"), config.skip_unknown))
         start += "" if config.json else "\n"
     single = config.num_samples == 1 and not config.json
     try:
-        shape = model.model.config
+        shape = loaded.model.config
         values = config.num_samples * max(config.max_new_tokens, shape.block_size * shape.n_embd)
         if not single and values > MOST_VALUES:
             raise MemoryError  # reported below
-        steps = model.samples(prompt, config)
+        steps = loaded.samples(prompt, config)
         steps = itertools.chain([next(steps)], steps)  # errors of the first step are raised before any output
         if single:
             print_stream(start, steps)
@@ -67,7 +73,7 @@ def sample(config: SampleConfig) -> None:
         if not is_out_of_memory(error):
             raise
         settings = f"--num_samples={config.num_samples} and --max_new_tokens={config.max_new_tokens}"
-        problem = f"out of memory on {model.compute.device} with {settings}"
+        problem = f"out of memory on {loaded.compute.device} with {settings}"
         raise TinyGPTError(problem, "lower --num_samples or --max_new_tokens", status=1) from None
 
 
