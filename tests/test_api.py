@@ -23,6 +23,7 @@ from nbclient import NotebookClient
 import tinygpt
 from tinygpt import api
 from tinygpt.checkpoint.store import load
+from tinygpt.data.tasks import TASKS
 from tinygpt.train import is_true
 from tinygpt.training.processes import StopSignal
 
@@ -80,6 +81,100 @@ def test_classify_is_what_label_writes(models: Path, tmp_path: Path) -> None:
         model = tinygpt.load("out", adapter="out-lora", device="cpu")
         assert model.classify("001 red")[written["label"]] == pytest.approx(written["probability"], abs=1e-6)
     assert written.keys() == {"prompt", "label", "probability"}
+
+
+def test_many_prompts_at_once_give_what_single_ones_give(models: Path) -> None:
+    prompts, labels = ["001 red", "002 blue"], ["green", "red"]
+    with contextlib.chdir(models):
+        model = tinygpt.load("out-colours", device="cpu")
+
+        def logarithm(prompt: str, response: str) -> float:
+            return -model.loss(prompt, response) * (len(response) + 1)
+
+        single = [model.classify(prompt, labels) for prompt in prompts]
+        together = model.probabilities(["001 réed", "002 blue"], labels)  # the unknown character is left out
+        assert together == pytest.approx(np.array([[each[label] for label in labels] for each in single]), abs=1e-6)
+        assert model.probabilities(prompts).shape == (2, 3)  # the labels of the data
+        texts, shares = model.responses(prompts, 9)
+        assert texts == ["red", "blue"]
+        assert np.log(shares) == pytest.approx(list(map(logarithm, prompts, texts)), abs=1e-3)
+        logs = model.log_probabilities("001 red", labels)
+        assert logs == pytest.approx([logarithm("001 red", label) for label in labels], abs=1e-3)
+
+
+def test_the_log_probability_of_a_continuation_adds_up_those_of_its_tokens(models: Path) -> None:
+    model = tinygpt.load(models / "out", device="cpu")
+    ends, expected = ["king", "e", "king of"], []
+    for end in ends:
+        ids = model.tokenizer.encode(f"The {end}").tolist()
+        logs = model.logits(f"The {end}").log_softmax(-1)
+        expected.append(sum(float(logs[place - 1, ids[place]]) for place in range(4, len(ids))))
+    assert model.log_probabilities("The ", ends) == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(tinygpt.TinyGPTError, match="take 18 tokens, but the model reads 16"):
+        model.log_probabilities("The king of ", ["my so"] * 3 + ["my son"])
+    for call in (lambda: model.responses(["x"], 9), lambda: model.probabilities(["x"], ["a", "b"])):
+        with pytest.raises(tinygpt.TinyGPTError, match="not trained on prompts"):
+            call()
+
+
+def test_adapters_share_a_base_model(models: Path) -> None:
+    with contextlib.chdir(models):
+        adapted = api.load_adapters("out", {"colours": Path("out-lora")}, device="cpu")
+        assert list(adapted) == ["", "colours"] and len(adapted) == 2 and "german" not in adapted
+        alone = tinygpt.load("out", adapter="out-lora", device="cpu")
+        assert torch.equal(adapted["colours"].logits("001 red"), alone.logits("001 red"))
+        assert torch.equal(adapted[""].logits("The"), tinygpt.load("out", device="cpu").logits("The"))
+        with pytest.raises(KeyError):
+            adapted["german"]
+        with pytest.raises(tinygpt.TinyGPTError, match="trained on a base model other than"):
+            api.load_adapters("out", {"german": "out-german"})
+
+
+def test_a_child_trains_the_same_model_and_its_cost_is_measured(tiny_run: Path, work: Path, capfd: Any) -> None:
+    config = {name: value for name, value in OPTIONS.items() if name != "max_iters"}
+    with contextlib.chdir(work):
+        half = api.train(config, max_iters=10, out_dir="out", child=True, dataset=api.Dataset("data", "tiny"))
+        run = api.train(config, max_iters=20, out_dir="out", child=True)  # continues
+        expected, weights = load(tiny_run / "out/last.pt").model, load(work / "out/last.pt").model
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        assert capfd.readouterr().out == "" and half.folder == run.folder
+        assert run.cost == api.Run("out").cost and run.cost.memory > 50e6 and run.cost.weights == load("out").num_params
+        for options, message in (
+            ({"callback": print}, "cannot call the callback"),
+            ({"init_from": "out", "out_dir": "out2"}, "continues its run, or starts with new weights"),
+            ({"max_iters": "many"}, "max_iters: 'many' is not a whole number"),
+            ({"n_embd": 17, "out_dir": "out2"}, "n_embd"),
+        ):
+            with pytest.raises(tinygpt.TinyGPTError, match=message):
+                api.train(config, child=True, **options)
+    assert not (work / "out2").exists()
+
+
+def test_a_task_has_its_seed_and_its_options() -> None:
+    made = api.task("transactions", 7)
+    assert made.splits == TASKS["transactions"].make(7) and made.labels == TASKS["transactions"].labels
+    assert made.scores is None and api.task("transactions").splits == TASKS["transactions"].make(1337)
+    text = api.task("reports_a", 1)
+    prompt, response = text.splits["test"][0]
+    assert not text.labels and text.scores and all(text.scores(prompt, response, response).values())
+    for arguments, options, message in (
+        (("transaction",), {}, "transaction: no such task"),
+        (("sectors",), {"brands": 3}, "task sectors: brands: no such option"),
+        (("transactions",), {"brands": 3, "of": "next"}, "the split 'next' has 0 brands"),
+        (("transactions",), {"brands": 3000}, "the split 'train' has .* brands of each category"),
+    ):
+        with pytest.raises(tinygpt.TinyGPTError, match=message):
+            api.task(*arguments, **options)
+
+
+def test_the_n_gram_baseline_is_that_of_eval(tmp_path: Path) -> None:
+    pairs = [(f"{word} {number}", word) for word in ("red", "blue") for number in range(20)]
+    probabilities = api.ngrams(pairs, ["blue", "red"])(["a red one", "blue"])
+    assert probabilities.argmax(1).tolist() == [1, 0] and probabilities.sum(1) == pytest.approx(1)
+    with pytest.raises(tinygpt.TinyGPTError, match="cannot be trained"):
+        api.ngrams([("red", "red")], ["red", "blue"])
+    data = api.write_dataset(tmp_path / "colours", {"train": pairs, "val": pairs, "test": pairs}, ["red", "blue"])
+    assert isinstance(data, api.Dataset) and data.labels == ["red", "blue"]
 
 
 def rows(run: api.Run) -> list[dict[str, Any]]:

@@ -14,9 +14,8 @@ complete command line.
 """
 
 import contextlib
-import html
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, overload
@@ -33,20 +32,25 @@ from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig
 from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.parse import ConfigType, from_values
 from tinygpt.base.errors import OPTION, TinyGPTError, fitting
-from tinygpt.base.terminal import counted, table
+from tinygpt.base.terminal import counted
+from tinygpt.checkpoint.adapter import Adapters
+from tinygpt.checkpoint.loaded import AdaptedModels
+from tinygpt.data import memory, tasks
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.prompts import require_room
 from tinygpt.data.rows import PairRows, Rows, TextRows
 from tinygpt.examine.doctor.command import verdict_on
-from tinygpt.examine.eval import classify
+from tinygpt.examine.eval import classify, respond
 from tinygpt.examine.eval.command import measure
-from tinygpt.examine.report.curves import curves, draw_curves
+from tinygpt.examine.report.notebook import entries_of, run_html
 from tinygpt.examine.report.plot import draw
 from tinygpt.train import Callback
+from tinygpt.training.child import Cost, cost_of, run_in_child
 from tinygpt.training.log import read_metrics, read_run
 from tinygpt.training.losses import mean_loss
 
-__all__ = ["Dataset", "LoadedModel", "Picture", "Run", "evaluate", "finetune", "load", "plot", "prepare", "train"]
+__all__ = ["Cost", "Dataset", "LoadedModel", "Run", "TinyGPTError", "evaluate", "finetune", "load", "load_adapters"]
+__all__ += ["ngrams", "plot", "prepare", "task", "train", "write_dataset"]
 LOAD = ("adapter", "device", "dtype", "threads")
 GENERATE = ("temperature", "top_k", "top_p", "seed", "stop", "plain", "skip_unknown")
 ConfigFile = str | Path | Mapping[str, object]  # a config file, or its content
@@ -138,6 +142,37 @@ class LoadedModel(sample_command.LoadedModel):
         labels: by default those of the dataset that the model was trained on. Errors: TinyGPTError if it has none, and
         for a model that does not answer prompts.
         """
+        labels = self._labels(labels)
+        scores, _ = classify.label_scores(self.model, self.tokenizer, [prompt], labels)
+        probabilities = dict(zip(labels, classify.probabilities(scores)[0].tolist(), strict=True))
+        return dict(sorted(probabilities.items(), key=lambda item: -item[1]))
+
+    @_arguments()
+    def probabilities(self, prompts: Sequence[str], labels: Sequence[str] | None = None) -> np.ndarray:
+        """Compute the probabilities of labels as responses to many prompts, float64 (n, L).
+
+        Characters that the model does not know are left out. labels and errors: as in `classify`.
+        """
+        scores, _ = classify.label_scores(self.model, self.tokenizer, prompts, self._labels(labels), skip_unknown=True)
+        return classify.probabilities(scores)
+
+    @_arguments()
+    def responses(self, prompts: Sequence[str], n: int) -> tuple[list[str], np.ndarray]:
+        """Answer many prompts by greedy decoding with at most `n` tokens: the responses, and their probabilities,
+        float64 (n,). Characters that the model does not know are left out. Errors: TinyGPTError as in `classify`."""
+        self._require_pairs()
+        return respond.responses(self.model, self.tokenizer, prompts, n, skip_unknown=True)
+
+    @_arguments()
+    def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
+        """Compute the log-probabilities of continuations of a text, in nats, float64 (n,).
+
+        A model that answers prompts reads the text as a prompt, and the continuations as responses with their end.
+        Errors: as in `generate`.
+        """
+        return classify.continuation_scores(self.model, self.tokenizer, prefix, continuations)
+
+    def _labels(self, labels: Sequence[str] | None) -> list[str]:
         self._require_pairs()
         if labels is None:
             name = str(self.config.get("dataset", ""))
@@ -145,9 +180,7 @@ class LoadedModel(sample_command.LoadedModel):
             labels = Dataset(folder, name).labels
         if not labels:
             raise TinyGPTError("this model was not trained on labels", 'classify(prompt, labels=["one", "other"])')
-        scores, _ = classify.label_scores(self.model, self.tokenizer, [prompt], labels)
-        probabilities = dict(zip(labels, classify.probabilities(scores)[0].tolist(), strict=True))
-        return dict(sorted(probabilities.items(), key=lambda item: -item[1]))
+        return list(labels)
 
     def _require_pairs(self) -> None:
         if self.tokenizer.pair is None:
@@ -174,7 +207,7 @@ class Run:
         """Return the evaluations as a table with the columns step, seconds, train_loss and val_loss (nats per token): a
         pandas.DataFrame if pandas is installed, else a list of dictionaries."""
         columns = ("step", "seconds", "train_loss", "val_loss")
-        rows = [{name: entry.get(name) for name in columns} for entry in self._evaluations()]
+        rows = [{name: entry.get(name) for name in columns} for entry in entries_of(self.folder, "eval")]
         try:
             import pandas
         except ImportError:
@@ -184,10 +217,7 @@ class Run:
     @property
     def sample(self) -> str:
         """Return the newest sample that the run wrote, or an empty string."""
-        return str(self._newest_sample().get("text", ""))
-
-    def _newest_sample(self) -> dict[str, Any]:
-        return next((entry for entry in reversed(read_metrics(self.folder)) if entry["kind"] == "sample"), {})
+        return "".join(entry["text"] for entry in entries_of(self.folder, "sample")[-1:])
 
     @property
     def verdict(self) -> str:
@@ -195,6 +225,12 @@ class Run:
         config = _config(DoctorConfig, data_dir=self._data_dir)
         verdict = verdict_on(self.folder, config, *read_run(self.folder))
         return f"{verdict.title} ({verdict.why})"
+
+    @property
+    def cost(self) -> Cost:
+        """Return what the training has cost: seconds, memory (its peak, if it had a process of its own), bytes of its
+        file, trained weights, and the losses on the base model's own data before and after a fine-tuning."""
+        return cost_of(self.folder)
 
     def load(self, **options: Any) -> LoadedModel:
         """Load the best model of the run, with the options of `tinygpt.load`."""
@@ -205,20 +241,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Show the loss curves (without the extra `report`, the table of losses), the newest sample and the verdict."""
-        try:
-            curve = draw_curves([curves(self.folder)], width=620, unit="token")
-        except TinyGPTError:  # matplotlib is not installed
-            rows = [[entry[name] for name in ("step", "train_loss", "val_loss")] for entry in self._evaluations()]
-            heads = {"step": ">8", "training": ">12.4f", "validation": ">12.4f"}
-            curve = f"<pre>{'<br>'.join(table(heads, rows))}</pre>"
-        newest = self._newest_sample()
-        sample = f"<p>sample at step {newest['step']:,}:</p><pre>{html.escape(newest['text'])}</pre>" if newest else ""
-        colours = "--run-0:#2458c6;--soft:#646a74;--line:#b9b6b0;--sans:sans-serif"
-        title = f"<b>{html.escape(self._name)}</b>: {html.escape(self.verdict)}"
-        return f'<div style="max-width:48em;{colours}"><p>{title}</p>{curve}{sample}</div>'
-
-    def _evaluations(self) -> list[dict[str, Any]]:
-        return [entry for entry in read_metrics(self.folder) if entry["kind"] == "eval"]
+        return run_html(self.folder, self._name, self.verdict)
 
 
 class Picture(NamedTuple):
@@ -241,6 +264,21 @@ def load(path: str | Path | Run = "out", *, data_dir: str | Path = "data", **opt
     return loaded
 
 
+@_arguments(*LOAD, ckpt="path")
+def load_adapters(
+    path: str | Path | Run, adapters: Mapping[str, str | Path | Run], **options: Any
+) -> Mapping[str, LoadedModel]:
+    """Load a base model and several adapters once. `load_adapters("out", {"a": "out-a"})["a"]` builds the model with
+    the adapter a, as often as it is asked for; that of "" is the base model.
+
+    options: device, dtype and threads of `tinygpt sample`. Errors: TinyGPTError, also for another model's adapter.
+    """
+    _require_known("load_adapters", options, LOAD[1:])
+    settings = _config(SampleConfig, ckpt=path, **options)
+    paths = {name: str(_config(SampleConfig, adapter=adapter).adapter) for name, adapter in adapters.items()}
+    return AdaptedModels(LoadedModel, Adapters(settings.ckpt, paths), settings)
+
+
 @_arguments(*keys(PrepareConfig))
 def prepare(name: str, **options: Any) -> Dataset:
     """Turn text into token files, as `tinygpt prepare NAME`: `prepare("mine", input=["notes.txt", "letters/"])`.
@@ -252,25 +290,44 @@ def prepare(name: str, **options: Any) -> Dataset:
     return Dataset(config.data_dir, config.name)
 
 
+write_dataset = _arguments()(memory.write_dataset)
+ngrams = _arguments()(classify.ngrams)
+
+
+def task(name: str, seed: int = 1337, **options: Any) -> tasks.Examples:
+    """Make the examples of a built-in task from a seed: `task("transactions", seed=1).splits["train"]`.
+
+    Returns its splits (train, val and test: prompts with their responses), its labels, and for free text `scores`,
+    which judges a response: `scores(prompt, expected, response)` returns named checks. options: those of its module in
+    tinygpt.data.tasks. Errors: TinyGPTError for an unknown task or option.
+    """
+    return tasks.examples(name, seed, **options)
+
+
 @_arguments(*keys(TrainConfig))
-def train(config: ConfigFile | None = None, /, *, callback: Callback | None = None, **options: Any) -> Run:
+def train(
+    config: ConfigFile | None = None, /, *, callback: Callback | None = None, child: bool = False, **options: Any
+) -> Run:
     """Train a model, as `tinygpt train CONFIG`: `train("configs/shakespeare_char.yaml", max_iters=500)`.
 
     config: a config file, or a dictionary of its keys. callback: called with each line of metrics.jsonl as a
     dictionary (`kind`, `step`, `loss`, `val_loss`, ...); if it returns True, the run stops and saves its state.
     Interrupting also saves it, and raises KeyboardInterrupt; `train(init_from="resume", out_dir=...)` and the command
-    line continue the run. Errors: TinyGPTError.
+    line continue the run. child: train in a process of its own, whose peak memory is measured; it is quiet, and
+    continues the run in `out_dir` if it was stopped. Errors: TinyGPTError.
     """
-    return _train(TrainConfig, config, callback, options)
+    return _train(TrainConfig, config, callback, child, options)
 
 
 @_arguments(*keys(FinetuneConfig))
-def finetune(config: ConfigFile | None = None, /, *, callback: Callback | None = None, **options: Any) -> Run:
+def finetune(
+    config: ConfigFile | None = None, /, *, callback: Callback | None = None, child: bool = False, **options: Any
+) -> Run:
     """Fine-tune a model, as `tinygpt finetune CONFIG`: `finetune(ckpt="out", dataset="reports_a", lora_rank=8)`.
 
     Arguments, interrupting and errors: as in `train`.
     """
-    return _train(FinetuneConfig, config, callback, options)
+    return _train(FinetuneConfig, config, callback, child, options)
 
 
 @_arguments(*keys(EvalConfig))
@@ -291,10 +348,17 @@ def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
     return Picture(_absolute(draw(_config(ReportConfig, *runs, png=output or None))))
 
 
-def _train(config_class: type[TrainConfig], config: ConfigFile | None, callback: Callback | None, options: Any) -> Run:
+def _train(
+    config_class: type[TrainConfig], config: ConfigFile | None, callback: Callback | None, child: bool, options: Any
+) -> Run:
     files = [] if config is None or isinstance(config, Mapping) else [config]
     values = {**config, **options} if isinstance(config, Mapping) else options
     settings = _config(config_class, *files, **values)
+    if child and callback:
+        raise TinyGPTError("a process of its own cannot call the callback", "child=False")
+    if child:
+        run_in_child(settings)
+        return Run(settings.out_dir, data_dir=settings.data_dir)
     status = train_command.train(settings, callback or (lambda entry: None))
     if status >= 128:  # a signal, also one during the last evaluation
         raise KeyboardInterrupt if status == 128 + signal.SIGINT else SystemExit(status)

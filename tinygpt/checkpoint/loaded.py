@@ -4,12 +4,13 @@ loaded = Loaded.load("out", "out-lora", InferenceConfig(device="cpu"))
 loaded.model(torch.tensor([loaded.tokenizer.encode("text").tolist()]))[0]    # logits (1, T, V)
 """
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from tinygpt.base.configs.shared import InferenceConfig
 from tinygpt.base.device import choose_for_inference
-from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.adapter import Adapters, load_model
 from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 
 
@@ -36,3 +37,24 @@ class Loaded:
         """Load a checkpoint, or the best one of a run's folder, with an adapter unless that is empty. Errors: as in
         `load_model`, too."""
         return cls(load_model(ckpt, adapter), adapter or ckpt, settings, data_dir)
+
+
+Model = TypeVar("Model", bound=Loaded)
+
+
+class AdaptedModels(Mapping[str, Model]):
+    """A base model, "", and its adapters by name; each is built when it is asked for, on the base's tensors."""
+
+    def __init__(self, kind: type[Model], adapters: Adapters, settings: InferenceConfig) -> None:
+        self.kind, self.adapters, self.settings = kind, adapters, settings
+
+    def __getitem__(self, name: str) -> Model:
+        if name not in list(self):
+            raise KeyError(name)
+        return self.kind(self.adapters.checkpoint(name), self.adapters.ckpt, self.settings)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["", *self.adapters.names])
+
+    def __len__(self) -> int:
+        return 1 + len(self.adapters.names)

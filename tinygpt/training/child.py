@@ -8,6 +8,9 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinygpt.base.configs import suggest
+from tinygpt.base.configs.core import TrainConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.process import run
 from tinygpt.checkpoint.lora import adapted_only
 from tinygpt.checkpoint.store import load
@@ -25,7 +28,7 @@ class Cost(NamedTuple):
 
 
 def train_in_child(
-    command: str, config: str, out: Path, dataset: Path, limit: float = math.inf, **settings: Any
+    command: str, config: str, out: Path, dataset: Path, /, limit: float = math.inf, **settings: Any
 ) -> Cost:
     """Run `tinygpt train` or `finetune` with a config (may be empty), or continue a training that was stopped.
 
@@ -36,6 +39,18 @@ def train_in_child(
     flags = [f"--{key}={value}" for key, value in settings.items()]
     run(log_of(out), command, *filter(None, [config]), "--quiet", *flags, limit=limit)
     return cost_of(out)
+
+
+def run_in_child(config: TrainConfig) -> Cost:
+    """Run the training of a configuration, or continue it if it was stopped. Errors: TinyGPTError as above, and for a
+    start from other weights than those of a fine-tuning's base model."""
+    command = suggest.training_command(vars(config))
+    if command == "train" and config.init_from not in ("scratch", "auto", "resume"):
+        problem = f"init_from={config.init_from}: a process of its own continues its run, or starts with new weights"
+        raise TinyGPTError(problem, "child=False, or finetune(ckpt=...)")
+    values = {key: getattr(config, key) for key in config.flags}
+    dataset = Path(config.data_dir, config.dataset)
+    return train_in_child(command, "".join(config.config), Path(config.out_dir), dataset, **values)
 
 
 def log_of(out: Path) -> Path:

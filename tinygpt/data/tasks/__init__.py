@@ -3,15 +3,19 @@
 TASKS["headlines"].make(1337)["train"][0]  # -> (prompt, response)
 """
 
+import inspect
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple
 
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tasks import compliance, headlines, reader, reports, sectors, sql, transactions
 from tinygpt.data.tasks.generate import Pair
 
-Make = Callable[[int], dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
+Make = Callable[..., dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
 Scores = Callable[[str, str, str], dict[str, bool]]  # prompt, expected response, response -> check: passed
 Library = Callable[[int], tuple[dict[str, str], dict[str, list[dict[str, str]]]]]
 
@@ -69,3 +73,25 @@ _TASKS = (
     Task("sql", (), sql.make, "configs/sql.yaml", base="", scores=sql.scores, database=sql.database, group=sql.group),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}
+
+
+class Examples(NamedTuple):
+    """The examples of a task."""
+
+    splits: dict[str, list[Pair]]  # train, val, test: (prompt, response)
+    labels: tuple[str, ...]  # those that occur; empty: free text
+    scores: Scores | None
+
+
+def examples(name: str, seed: int, **options: Any) -> Examples:
+    """Make the examples of a task. options: of its function `make`. Errors: TinyGPTError for an unknown task or
+    option."""
+    if name not in TASKS:
+        raise TinyGPTError(f"{name}: no such task", f"one of {', '.join(TASKS)}")
+    task = TASKS[name]
+    known = list(inspect.signature(task.make).parameters)[1:]
+    if unknown := options.keys() - set(known):
+        raise TinyGPTError(f"task {name}: {min(unknown)}: no such option", ", ".join(known))
+    splits = task.make(seed, **options)
+    given = {response for _, response in chain.from_iterable(splits.values())}
+    return Examples(splits, tuple(label for label in task.labels if label in given), task.scores)

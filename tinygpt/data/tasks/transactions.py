@@ -13,7 +13,11 @@ No merchant of val or test occurs in train.
 """
 
 import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import count
 
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tasks.generate import Pair, digits, generate, read_wordings, word_lists, words
 from tinygpt.data.tasks.merchants import NAME_WIDTH, Merchant, merchants_by_label
 
@@ -41,9 +45,26 @@ _PLACES = {  # by country
 LINE_WIDTH = 48  # of a statement
 
 
-def with_brands(seed: int) -> dict[str, list[Pair]]:
-    """Make lines of card statements with real brands, each with one of `CATEGORIES`."""
-    return generate(seed, CATEGORIES, _statement_line)
+def with_brands(seed: int, brands: int = 0, of: str = "train") -> dict[str, list[Pair]]:
+    """Make lines of card statements with real brands, each with one of `CATEGORIES`.
+
+    brands: the lines of all splits name the same brands, so many of each category that has brands, drawn from those of
+    the split `of`, and the labels alternate; 0: each split names all its own brands.
+    """
+    if not brands:
+        return generate(seed, CATEGORIES, _statement_line)
+    if brands > (most := min(len(splits.get(of, ())) for splits in merchants_by_label().values())):
+        raise TinyGPTError(f"brands={brands}: the split {of!r} has {most} brands of each category", f"brands={most}")
+    rng = random.Random(seed)
+    chosen = {label: rng.sample(splits[of], brands) for label, splits in merchants_by_label().items()}
+    drawn = generate(seed, tuple(chosen), lambda rng, _, label, __: line_of(rng, rng.choice(chosen[label]), label))
+    return {split: _in_turn(pairs) for split, pairs in drawn.items()}
+
+
+def _in_turn(pairs: Sequence[Pair]) -> list[Pair]:
+    """Sort the pairs so that their labels alternate: the first pair of each label, then the second of each, ..."""
+    seen: defaultdict[str, Iterator[int]] = defaultdict(count)
+    return sorted(pairs, key=lambda pair: next(seen[pair[1]]))
 
 
 def invented(seed: int) -> dict[str, list[Pair]]:

@@ -183,6 +183,29 @@ def ngrams(examples: LabelledPrompts, labels: Sequence[str]) -> Classifier:
     return trained
 
 
+@torch.inference_mode()
+def continuation_scores(model: GPT, tokenizer: Tokenizer, prefix: str, continuations: Sequence[str]) -> np.ndarray:
+    """Compute the log-probabilities of continuations of a text, in nats, float64 (n,).
+
+    A model of pairs reads the text as a prompt, and continuations as responses with their end. Errors: TinyGPTError for
+    an unknown character, and for a text that, with the longest continuation, does not fit the model's context.
+    """
+    if tokenizer.pair is not None:
+        return label_scores(model, tokenizer, [prefix], continuations)[0][0]
+    prefix_ids = torch.from_numpy(tokenizer.encode(prefix).astype(np.int64))[None].to(model.lm_head.weight.device)
+    continuation_ids = [tokenizer.encode(text).astype(np.int64) for text in continuations]
+    longest = max(map(len, continuation_ids))
+    total, block_size = prefix_ids.size(1) + longest, model.config.block_size
+    if total - 1 > block_size:
+        problem = f"the text and its longest continuation take {total} tokens, but the model reads {block_size}"
+        raise TinyGPTError(problem, "shorten them")
+    batch_size, scores = max(1, BATCH_TOKENS // longest), []
+    for start in range(0, len(continuation_ids), batch_size):
+        batch = continuation_ids[start : start + batch_size]
+        scores.append(answer_scores(model, model.new_cache(1, total), prefix_ids, batch)[0])
+    return np.concatenate(scores)
+
+
 # ---- the report -------------------------------------------------------------------------------------------------
 
 ROWS = {

@@ -52,17 +52,9 @@ class Model(Loaded):
         """Decode greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
         return respond.responses(self.model, self.tokenizer, prompts, longest, skip_unknown=True)
 
-    @torch.inference_mode()
     def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
         """Compute the log-probabilities of continuations of a text, in nats, float64 (n,)."""
-        prefix_ids = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
-        continuation_ids = [self.tokenizer.encode(text).astype(np.int64) for text in continuations]
-        longest = max(map(len, continuation_ids))
-        batch_size, scores = max(1, classify.BATCH_TOKENS // longest), []
-        for start in range(0, len(continuation_ids), batch_size):
-            cache, batch = self.model.new_cache(1, prefix_ids.size(1) + longest), continuation_ids[start:][:batch_size]
-            scores.append(classify.answer_scores(self.model, cache, prefix_ids, batch)[0])
-        return np.concatenate(scores)
+        return classify.continuation_scores(self.model, self.tokenizer, prefix, continuations)
 
     def continuation(self, prefix: str, tokens: int) -> str:
         """Continue a text by greedy decoding."""
