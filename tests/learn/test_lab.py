@@ -524,9 +524,9 @@ def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pyte
     sizes = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=64", "--position=rope", "--device=cpu"]
     ok(tmp_path, "train", "--dataset=tiny", f"--data_dir={tiny_data / 'data'}", *sizes, *short_run)
     monkeypatch.setattr(methods, "METHODS", {
-        "from scratch, no pretraining": methods.Method("train", "shakespeare_char_fast", methods.SCRATCH | short, ""),
-        "all weights": methods.Method("finetune", methods.FULL, short),
-        "LoRA, rank 8": methods.Method("finetune", methods.LORA, short),
+        "from scratch, no pretraining": methods.Method("shakespeare_char_fast", methods.SCRATCH | short, ""),
+        "all weights": methods.Method(methods.FULL, short),
+        "LoRA, rank 8": methods.Method(methods.LORA, short),
     })  # fmt: skip
     with commands_here():
         done = ok(tmp_path, "lab", "methods", "--seeds=2", "--ckpt=out")
@@ -534,3 +534,20 @@ def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pyte
     assert len(rows) == 4 and all("% |" in row or "%  " in row for row in rows)
     assert "verdict: Start with the n-gram baseline" in done.out  # four iterations teach nothing
     assert (tmp_path / "out-lab-methods/methods.html").exists()
+
+
+def test_the_verdicts_of_methods_follow_from_the_numbers() -> None:
+    def runs(accuracy: float, **figures: float) -> Records:
+        return Records([{"accuracy": accuracy, **figures}] * 3)
+
+    small = {"all weights": runs(0.9, forgetting=0.5), "LoRA, rank 8": runs(0.88, forgetting=0.1)}
+    large = {"pretrained, LoRA": runs(0.95, forgetting=0.0)}
+    worse = {"LoRA, rank 2": runs(0.87, forgetting=0.05)}
+    chosen = methods.simplest({"the n-gram baseline": runs(0.8), **small}).text
+    assert chosen == "Start with all weights: accuracy 90.0%; that of the best method is 90.0%."
+    assert "Start with the n-gram baseline" in methods.simplest({"the n-gram baseline": runs(0.89), **small}).text
+    (verdict,) = methods.least_forgetting({**small, **worse, **large})
+    assert (
+        "use LoRA, rank 8: its loss on the base model's text rises by 0.10, with an accuracy of 88.0%" in verdict.text
+    )
+    assert methods.least_forgetting({**small, "LoRA, rank 2": runs(0.9)}) == []  # the base model's dataset is missing

@@ -1,28 +1,26 @@
 """`tinygpt lab methods`: what methods of fine-tuning gain, forget and cost.
 
-Each training is a stage: a method and a seed. It runs `tinygpt finetune` (or train, from scratch) and `tinygpt eval` on
-the transactions, whose test lines name brands that do not occur in train.
+The task is transactions, whose test lines name brands that do not occur in train. A record is a method and a seed, or
+the n-gram baseline: its accuracy, the cost of its training, its confidence on the test lines and on lines outside the
+task, and what the base model forgets.
 """
 
 import hashlib
-import json
 import re
-import statistics
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.base.process import run
 from tinygpt.base.terminal import duration
 from tinygpt.data.dataset import Dataset
+from tinygpt.examine.eval.classify import ngrams
 from tinygpt.examine.experiment.models import classifier, prepared, train
-from tinygpt.examine.experiment.stages import Results, Stage
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
-from tinygpt.examine.report.page import read
-from tinygpt.learn.lab.definition import Lab, seeds
+from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
 
 FULL, LORA, LARGE = (f"finetune_transactions{kind}" for kind in ("", "_lora", "_pretrained"))
 # from scratch: the small model with its own optimizer, and the schedule of FULL
@@ -32,81 +30,81 @@ CLOSE = 0.02  # accuracies that differ by less count as equal
 
 
 class Method(NamedTuple):
-    """A method to make a model for the task: a command, its settings, and its base model."""
+    """A method to make a model for the task."""
 
-    command: str  # finetune or train; empty: the base model zero-shot
-    preset: str
+    preset: str  # of a fine-tuning, or of a training without a base model; empty: the base model zero-shot
     settings: dict[str, Any]
     base: str = "small"  # small, pretrained, or empty for none
     seconds: float = 100  # about how long it takes, evaluations included
 
 
 METHODS = {
-    "from scratch, no pretraining": Method("train", "shakespeare_char_fast", SCRATCH, ""),
-    "all weights": Method("finetune", FULL, {}),
-    "all weights, replay 0.001": Method("finetune", FULL, {"replay": 0.001}),
-    "LoRA, rank 2": Method("finetune", LORA, {"lora_rank": 2}),
-    "LoRA, rank 8": Method("finetune", LORA, {}),
-    "pretrained, zero-shot": Method("", "", {}, "pretrained", 150),
-    "pretrained, LoRA": Method("finetune", LARGE, {"base_dataset": "shakespeare_char"}, "pretrained", 600),
+    "from scratch, no pretraining": Method("shakespeare_char_fast", SCRATCH, ""),
+    "all weights": Method(FULL, {}),
+    "all weights, replay 0.001": Method(FULL, {"replay": 0.001}),
+    "LoRA, rank 2": Method(LORA, {"lora_rank": 2}),
+    "LoRA, rank 8": Method(LORA, {}),
+    "pretrained, zero-shot": Method("", {}, "pretrained", 150),
+    "pretrained, LoRA": Method(LARGE, {"base_dataset": "shakespeare_char"}, "pretrained", 600),
 }
-SONNET = read("learn/lab/sonnet.txt")  # prompts outside the task: Shakespeare's sonnet 18
-
-
-class TrainingJob(NamedTuple):
-    name: str  # of the method
-    method: Method
-    base: str  # path of the base model, may be empty
-    seed: int
-
-    def title(self) -> str:
-        """Return the name of the stage, with everything that its result depends on."""
-        base = f"from {self.base}" if self.base else ""
-        return ", ".join(filter(None, (self.name, base, f"seed {self.seed}")))
+NGRAM = "n-gram baseline"
+SONNET = Path(__file__).with_name("sonnet.txt").read_text(encoding="utf-8")  # outside the task: Shakespeare's sonnet 18
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
     yield prepared(config.data_dir, folder, "transactions")
+    yield stage(NGRAM, 5, measure_ngrams, config, method=NGRAM)
     for seed, (name, method) in product(seeds(config), METHODS.items()):
-        known = bases[method.base] or not method.base
-        if known and (method.command or seed == 1):  # a zero-shot model has no seed, so it is measured once
-            job = TrainingJob(name, method, bases[method.base], seed)
-            yield Stage(job.title(), method.seconds, partial(measure, job, config, folder))
+        base = bases[method.base]
+        if (base or not method.base) and (method.preset or seed == 1):  # a zero-shot model has no seed
+            title = ", ".join(filter(None, (name, f"from {base}" if base else "", f"seed {seed}")))
+            yield stage(title, method.seconds, measure, config, folder, base, method=name, seed=seed)
 
 
-def measure(job: TrainingJob, config: LabConfig, folder: Path) -> dict[str, Any]:
+def pairs_of(config: LabConfig, split: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the pairs of a split of transactions, and the labels."""
+    dataset = Dataset(config.data_dir, "transactions")
+    return dataset.sources[split].examples(dataset.tokenizer), dataset.labels
+
+
+def measure_ngrams(config: LabConfig, method: str) -> dict[str, float]:
+    test, labels = pairs_of(config, "test")
+    classify = ngrams(pairs_of(config, "train")[0], labels)
+    return {"accuracy": accuracy(classify([line for line, _ in test]), test, labels)}
+
+
+def measure(config: LabConfig, folder: Path, base: str, method: str, seed: int) -> dict[str, Any]:
     """Train once and evaluate; return the figures."""
-    path = hashlib.sha256(job.base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
-    out = folder / re.sub(r"\W+", "-", f"{job._replace(base='').title()} {path}")
-    figures = {"method": job.name, "seed": job.seed, "seconds": 0.0, "memory": 0, "trained": 0, "bytes": 0}
-    figures["forgetting"] = None
-    if job.method.command:
-        settings = {**job.method.settings, "seed": job.seed} | ({"ckpt": job.base} if job.base else {})
-        cost = train(job.method.command, job.method.preset, out, Path(config.data_dir, "transactions"), **settings)
-        figures |= {"seconds": cost.seconds, "memory": cost.memory, "trained": cost.weights, "bytes": cost.bytes}
+    preset, settings = METHODS[method][:2]
+    path = hashlib.sha256(base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
+    model = Path(base)
+    figures: dict[str, Any] = dict.fromkeys(("seconds", "memory", "bytes", "weights"), 0)
+    if preset:
+        model = folder / re.sub(r"\W+", "-", f"{method}, seed {seed} {path}")
+        command, ckpt = ("finetune", {"ckpt": base}) if base else ("train", {})
+        data = Path(config.data_dir, "transactions")
+        cost = train(command, preset, model, data, **settings, **ckpt, seed=seed)
+        figures = {key: value for key, value in cost._asdict().items() if key in figures}
         if len(cost.base_losses) == 2:
             figures["forgetting"] = cost.base_losses["after"] - cost.base_losses["before"]
-    model, data = out if job.method.command else job.base, f"--data_dir={config.data_dir}"
-    eval_command = ["eval", f"--ckpt={model}", "--task=transactions", "--device=cpu", "--json", data]
-    report = json.loads(run(folder / "eval.log", *eval_command).output)
-    labels = Dataset(config.data_dir, "transactions").labels
-    outside = classifier(Path(model), labels)([line.strip() for line in SONNET.splitlines()])  # (lines, labels)
-    figures["accuracy"] = report["results"]["model"]["accuracy"]
-    figures["ngram"] = report["results"].get("ngram", {}).get("accuracy")
-    figures["confidence"] = sum(bin["count"] * (bin["confidence"] or 0) for bin in report["bins"]) / report["n"]
-    figures["outside"] = float(outside.max(axis=1).mean())
-    return figures
+    test, labels = pairs_of(config, "test")
+    probabilities, outside = (
+        classifier(model, labels)(lines) for lines in ([line for line, _ in test], SONNET.splitlines())
+    )
+    return figures | {
+        "accuracy": accuracy(probabilities, test, labels),
+        "confidence": float(probabilities.max(axis=1).mean()),
+        "outside": float(outside.max(axis=1).mean()),
+    }
 
 
-def summarise(results: Results, _: LabConfig) -> Summary:
+def summarise(records: Records, _: LabConfig) -> Summary:
     """Summarise the methods: a row for each, accuracy against forgetting, and the simplest one that is good enough."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for result in filter(None, results.values()):  # the data have none
-        runs.setdefault(result["method"], []).append(result)
-    ngram = next(run["ngram"] for method_runs in runs.values() for run in method_runs if run["ngram"] is not None)
-    rows = [row(name, method_runs) for name, method_runs in runs.items()]
-    rows.append(dict.fromkeys(rows[0], "") | {"method": "n-gram baseline", "accuracy": percent([ngram])})
+    methods = records.having("seed").by("method")
+    ngram = records.where(method=NGRAM)
+    rows = [row(name, own) for name, own in methods.items()]
+    rows.append(dict.fromkeys(rows[0], "") | {"method": NGRAM, "accuracy": percent(ngram.values("accuracy"))})
     note = (
         "Median over the seeds (minimum to maximum). Trained: number of parameters. File: size of the checkpoint or "
         "adapter. Training: time. Memory: peak of the training process. Accuracy: on 1,000 lines with merchants that "
@@ -114,70 +112,64 @@ def summarise(results: Results, _: LabConfig) -> Summary:
         "of a sonnet, which have none. Forgetting: increase of the loss on the base model's own validation split, in "
         "nats per token of its vocabulary."
     )
-
-    def draw(axes: Any) -> None:
-        for index, (name, method_runs) in enumerate(runs.items()):
-            measured = [run for run in method_runs if run["forgetting"] is not None]
-            if measured:
-                points = [run["forgetting"] for run in measured], [100 * run["accuracy"] for run in measured]
-                axes.plot(*points, "o", color=f"C{index}", label=name)
-        axes.axhline(100 * ngram, color="gray", linestyle=":", label="n-gram baseline")
-        axes.set(xlabel="forgetting (nats per token of the base model)", ylabel="accuracy (%)")
-        axes.legend(frameon=False, fontsize=9)
-
+    lines = [
+        Line(name, own.values("forgetting"), [100 * share for share in own.values("accuracy")], "o", f"C{index}")
+        for index, (name, own) in enumerate(methods.items())
+        if own.having("forgetting")
+    ]
+    axes = "forgetting (nats per token of the base model)", "accuracy (%)"
     return Summary(
         "What each method of fine-tuning gains, forgets and costs",
         "Spending categories of card-statement lines, learned from 4,000 examples by several methods.",
         [Table("Methods", rows, note)],
-        [simplest(runs, ngram), *least_forgetting(runs)],
+        [simplest({"the n-gram baseline": ngram, **methods}), *least_forgetting(methods)],
         "Accuracy against forgetting; the best is at the top left",
-        draw,
+        Plane(*axes, lines, levels={NGRAM: (ngram.percent("accuracy"), ":")}),
     )
 
 
-def median(runs: Sequence[dict[str, Any]], key: str) -> float:
-    return statistics.median(run[key] for run in runs)
-
-
-def row(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, str]:
-    forgetting = [run["forgetting"] for run in runs if run["forgetting"] is not None]
+def row(name: str, own: Records) -> dict[str, str]:
+    forgetting = own.having("forgetting").values("forgetting")
+    trained = own[0]["weights"]
     return {
         "method": name,
-        "trained": f"{runs[0]['trained']:,}",
-        "file": f"{runs[0]['bytes'] / 1e6:.1f} MB" if runs[0]["bytes"] else "",
-        "training": duration(median(runs, "seconds")) if runs[0]["trained"] else "",
-        "memory": f"{median(runs, 'memory') / 1e9:.1f} GB" if runs[0]["memory"] else "",
-        "accuracy": percent([run["accuracy"] for run in runs]),
-        "confidence: task, sonnet": ", ".join(f"{100 * median(runs, key):.0f}%" for key in ("confidence", "outside")),
+        "trained": f"{trained:,}",
+        "file": f"{own[0]['bytes'] / 1e6:.1f} MB" if trained else "",
+        "training": duration(own.median("seconds")) if trained else "",
+        "memory": f"{own.median('memory') / 1e9:.1f} GB" if trained else "",
+        "accuracy": percent(own.values("accuracy")),
+        "confidence: task, sonnet": f"{own.percent('confidence'):.0f}%, {own.percent('outside'):.0f}%",
         "forgetting": spread(forgetting, "+.2f") if forgetting else "",
     }
 
 
-def simplest(runs: dict[str, list[dict[str, Any]]], ngram: float) -> Verdict:
+def near_best(methods: dict[str, Records]) -> list[str]:
+    """Return the methods with an accuracy close to the best."""
+    best = max(own.median("accuracy") for own in methods.values())
+    return [name for name, own in methods.items() if own.median("accuracy") >= best - CLOSE]
+
+
+def simplest(methods: dict[str, Records]) -> Verdict:
     """Choose the simplest method, the n-gram baseline or the first in the table, with an accuracy close to the best."""
-    medians = {name: median(method_runs, "accuracy") for name, method_runs in runs.items()}
-    accuracy = {"the n-gram baseline": ngram, **medians}
-    best = max(accuracy.values())
-    name = next(name for name, value in accuracy.items() if value >= best - CLOSE)
+    name = near_best(methods)[0]
+    best = max(own.percent("accuracy") for own in methods.values())
     return Verdict(
-        f"Start with {name}: accuracy {100 * accuracy[name]:.1f}%; that of the best method is {100 * best:.1f}%.",
+        f"Start with {name}: accuracy {methods[name].percent('accuracy'):.1f}%; that of the best method is "
+        f"{best:.1f}%.",
         f"the n-gram baseline, or else the first method in the table, within {100 * CLOSE:.0f} percentage points of "
         "the best accuracy",
     )
 
 
-def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
+def least_forgetting(methods: dict[str, Records]) -> list[Verdict]:
     """Choose the method that forgets least, among those from the small base model close to their best accuracy."""
-    small = {name: method_runs for name, method_runs in runs.items() if METHODS[name].base == "small"}
-    if any(run["forgetting"] is None for method_runs in small.values() for run in method_runs):
+    small = {name: own for name, own in methods.items() if METHODS[name].base == "small"}
+    if any("forgetting" not in run for own in small.values() for run in own):
         return []  # the dataset of the base model is missing
-    best = max(median(method_runs, "accuracy") for method_runs in small.values())
-    good = [name for name, method_runs in small.items() if median(method_runs, "accuracy") >= best - CLOSE]
-    name = min(good, key=lambda name: median(small[name], "forgetting"))
-    accuracy, forgetting = (median(small[name], key) for key in ("accuracy", "forgetting"))
+    name = min(near_best(small), key=lambda name: small[name].median("forgetting"))
     verdict = Verdict(
         f"To limit forgetting in the small base model, use {name}: its loss on the base model's text rises by "
-        f"{forgetting:.2f}, with an accuracy of {100 * accuracy:.1f}%.",
+        f"{small[name].median('forgetting'):.2f}, with an accuracy of {small[name].percent('accuracy'):.1f}%.",
         f"the least forgetting among the methods from the small base model within {100 * CLOSE:.0f} percentage points "
         "of their best accuracy",
     )
@@ -185,4 +177,4 @@ def least_forgetting(runs: dict[str, list[dict[str, Any]]]) -> list[Verdict]:
 
 
 ABOUT = "what each method of fine-tuning gains, forgets and costs"
-LAB = Lab(ABOUT, stages, summarise, settings=("data_dir",), models=("ckpt", "pretrained"), ngrams=True)
+LAB = Lab(ABOUT, stages, summarise, settings=("data_dir",), models=("ckpt", "pretrained"), ngrams=True, records=True)
