@@ -185,16 +185,19 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
 # ---- lab drift -------------------------------------------------------------------------------------------------------
 
 
+Years = dict[str, dict[str, list[Pair]]]  # year -> split -> pairs
+
+
 @pytest.fixture(scope="module")
-def years() -> drift.Lines:
-    return drift.lines_of(1)
+def years() -> Years:
+    return {year: drift.lines_of(year, 1) for year in drift.YEARS}
 
 
 def brands_in(pairs: list[Pair], brands: set[str]) -> set[str]:
     return {brand for prompt, _ in pairs for brand in brands if brand in prompt}
 
 
-def test_only_the_brands_change(years: drift.Lines) -> None:
+def test_only_the_brands_change(years: Years) -> None:
     by_label = merchants_by_label()
     for year, other in (("old", "test"), ("new", "train")):
         split = {"old": "train", "new": "test"}[year]
@@ -207,7 +210,7 @@ def test_only_the_brands_change(years: drift.Lines) -> None:
         assert len(brands_in(years[year]["test"], foreign)) < 5  # a few brands are a part of another word or place
 
 
-def test_the_categories_are_equally_frequent_in_every_beginning(years: drift.Lines) -> None:
+def test_the_categories_are_equally_frequent_in_every_beginning(years: Years) -> None:
     for splits in years.values():
         for pairs in splits.values():
             for size in (50, 90, len(pairs)):
@@ -215,13 +218,13 @@ def test_the_categories_are_equally_frequent_in_every_beginning(years: drift.Lin
                 assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == 9
 
 
-def test_test_lines_are_others_about_the_same_brands(years: drift.Lines) -> None:
+def test_test_lines_are_others_about_the_same_brands(years: Years) -> None:
     prompts = [prompt for splits in years.values() for pairs in splits.values() for prompt, _ in pairs]
     assert len({letters(prompt) for prompt in prompts}) == len(prompts)
     names = {brand.name for splits in merchants_by_label().values() for brand in splits["test"]}
     learned, tested = (brands_in(years["new"][name], names) for name in ("train", "test"))
     assert len(learned) >= 9 * drift.BRANDS and len(tested - learned) < 0.1 * len(tested)
-    assert drift.lines_of(2)["old"]["train"] != years["old"]["train"] and drift.lines_of(1) == years
+    assert drift.lines_of("old", 2)["train"] != years["old"]["train"] and drift.lines_of("new", 1) == years["new"]
 
 
 def records(method: str, lines: int, old: float, new: float, seconds: float = 1) -> Records:
@@ -298,7 +301,8 @@ def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(
 ) -> None:
     for name, value in FEW.items():
         monkeypatch.setattr(drift, name, value)
-    years, (folder, _) = drift.lines_of(1), drifted
+    folder, _ = drifted
+    years = {year: drift.lines_of(year, 1) for year in drift.YEARS}
     for way, share in (("new", 0.0), ("replay", drift.REPLAY)):
         dataset = Dataset(str(folder / "out/data"), f"{way}-200-1")
         assert dataset.sources["train"].examples(dataset.tokenizer) == years["new"]["train"][:200]

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary
@@ -55,6 +56,17 @@ def stage(name: str, seconds: float, measure: Callable[..., Any], *fixed: Any, *
     """Make the stage that measures a case: measure(*fixed, **case) returns a dictionary of figures, or several, which
     become records with the case."""
     return Stage(name, seconds, partial(measure, *fixed, **case), case)
+
+
+def learn(preset: str, out: Path, dataset: api.Dataset, **settings: Any) -> api.Run:
+    """Train a model on the CPU in a process of its own, or continue its training; with `ckpt`, fine-tune that one.
+
+    With max_iters, the model is evaluated at the end only, unless the settings say otherwise.
+    """
+    if "max_iters" in settings:
+        settings = {"eval_interval": settings["max_iters"], **settings}
+    train = api.finetune if "ckpt" in settings else api.train
+    return train(preset, dataset=dataset, out_dir=out, device="cpu", child=True, **settings)
 
 
 def right(probabilities: np.ndarray, pairs: Sequence[tuple[str, str]], labels: Sequence[str]) -> np.ndarray:

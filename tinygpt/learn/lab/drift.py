@@ -6,29 +6,20 @@ model learns last year's lines, and is then updated with lines about the new bra
 fine-tuned with replay of old lines, or trained from scratch on all.
 """
 
-import random
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import partial
-from itertools import count
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
-from tinygpt.data.memory import write_dataset
-from tinygpt.data.pairs import tokenizer_of_pairs
-from tinygpt.data.tasks import Pair
-from tinygpt.data.tasks.generate import generate
-from tinygpt.data.tasks.merchants import Merchant, merchants_by_label
-from tinygpt.data.tasks.transactions import line_of
-from tinygpt.examine.eval.classify import Classifier, ngrams
-from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
-from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
+from tinygpt.learn.lab.definition import Lab, accuracy, learn, seeds, stage
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
 LINES = {"train": 3000, "val": 100, "test": 500}  # of each year; of next year's train, only the first are used
@@ -47,30 +38,7 @@ METHODS = {
 YEARS = {"old": "last year's brands", "new": "new brands"}
 MARKS = {"old": "o-", "new": "s--"}  # of the lines in the picture
 
-
 Curves = dict[str, dict[int, Records]]  # method -> number of new lines -> a record for each seed
-Lines = dict[str, dict[str, list[Pair]]]  # year -> split -> pairs
-
-
-def lines_of(seed: int) -> Lines:
-    """Make lines of last year's and of new brands, whose names share no word; in each split the labels alternate."""
-    by_year: Lines = {}
-    for year, split in (("old", "train"), ("new", "test")):
-        rng = random.Random(seed)
-        brands = {label: rng.sample(splits[split], BRANDS) for label, splits in merchants_by_label().items()}
-        drawn = generate(seed, tuple(brands), partial(draw_line, brands))
-        by_year[year] = {name: in_turn(pairs)[: LINES[name]] for name, pairs in drawn.items()}
-    return by_year
-
-
-def draw_line(brands: dict[str, list[Merchant]], rng: random.Random, split: str, label: str, number: int) -> str:
-    return line_of(rng, rng.choice(brands[label]), label)
-
-
-def in_turn(pairs: Sequence[Pair]) -> list[Pair]:
-    """Sort the pairs so that their labels alternate: the first pair of each label, then the second of each, ..."""
-    seen: defaultdict[str, Iterator[int]] = defaultdict(count)
-    return sorted(pairs, key=lambda pair: next(seen[pair[1]]))
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
@@ -87,30 +55,37 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 def measure(folder: Path, seed: int, method: str, lines: int, iterations: int) -> list[dict[str, Any]]:
     """Train a model with `lines` new lines in one of METHODS, and measure its accuracy on the brands of each year; of
     last year's model and with replay, that of the n-gram baseline, too, trained on all old and new lines."""
-    years, labels = lines_of(seed), list(merchants_by_label())
-    new = years["new"]["train"][:lines]
-    all_lines, name = years["old"]["train"] + new, f"{method}-{lines}-{seed}"
-    splits = years["old"] | {"train": all_lines if method == "scratch" else new}
-    vocabulary = {f"{year} {split}": years[year][split] for year in YEARS for split in LINES}
-    dataset = write_dataset(folder / "data" / name, splits, labels, tokenizer_of_pairs(vocabulary))
+    years = {year: lines_of(year, seed) for year in YEARS}
+    labels = sorted({label for _, label in years["old"]["test"]})
+    old, new = years["old"], years["new"]["train"][:lines]
+    known, name = old["train"] + new, f"{method}-{lines}-{seed}"
+    vocabulary = {f"{year} {split}": pairs for year, splits in years.items() for split, pairs in splits.items()}
+    splits = old | {"train": known if method == "scratch" else new}
+    dataset = api.write_dataset(folder / "data" / name, splits, labels, vocabulary)
     settings: dict[str, Any] = {"seed": seed, "max_iters": iterations}
-    if method != "scratch":
+    if method == "scratch":
+        run = learn("lab_classifier", folder / name, dataset, **settings)
+    else:
         settings |= {"ckpt": folder / f"scratch-0-{seed}", "replay": REPLAY if method == "replay" else 0}
-    kind = ("train", "lab_classifier") if method == "scratch" else ("finetune", "finetune_lab_drift")
-    cost = train(*kind, folder / name, dataset.folder, **settings)
+        run = learn("finetune_lab_drift", folder / name, dataset, **settings)
 
-    def measured(method: str, classify: Classifier, seconds: float) -> dict[str, Any]:
-        tests = {year: years[year]["test"] for year in YEARS}
-        return {"method": method, "seconds": seconds} | {
-            year: accuracy(classify([line for line, _ in test]), test, labels) for year, test in tests.items()
-        }
+    def accuracies(classify: Callable[[list[str]], np.ndarray]) -> dict[str, float]:
+        tests = {year: splits["test"] for year, splits in years.items()}
+        return {year: accuracy(classify([line for line, _ in test]), test, labels) for year, test in tests.items()}
 
-    measurements = [measured(method, classifier(folder / name, labels), cost.seconds)]
+    model = run.load(device="cpu")
+    measurements = [{"method": method, **accuracies(model.probabilities), "seconds": run.cost.seconds}]
     if method == "replay" or not lines:
         began = time.monotonic()
-        ngram = measured("ngram", ngrams(all_lines, labels), 0.0)
-        measurements.append(ngram | {"seconds": time.monotonic() - began})
+        ngram = accuracies(api.ngrams(known, labels))
+        measurements.append({"method": "ngram", **ngram, "seconds": time.monotonic() - began})
     return measurements
+
+
+def lines_of(year: str, seed: int) -> dict[str, list[tuple[str, str]]]:
+    """Make lines about the brands of a year, whose names share no word with those of the other year, by split."""
+    task = api.task("transactions", seed, brands=BRANDS, of="train" if year == "old" else "test")
+    return {split: pairs[: LINES[split]] for split, pairs in task.splits.items()}
 
 
 def summarise(records: Records, _: LabConfig) -> Summary:
