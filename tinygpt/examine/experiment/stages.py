@@ -15,6 +15,8 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import read_text, replacing, strict_json
 from tinygpt.base.terminal import duration
+from tinygpt.checkpoint.adapter import weights_fingerprint
+from tinygpt.checkpoint.store import load
 
 
 class Records(list[dict[str, Any]]):
@@ -83,6 +85,11 @@ class Identity(NamedTuple):
 
     def file(self, folder: Path) -> Path:
         return folder / f"{self.command}.json"
+
+
+def fingerprint(ckpt: str) -> str:
+    """Return the fingerprint of a base model, for an identity. Errors: TinyGPTError as in `load`."""
+    return weights_fingerprint(load(ckpt).model)
 
 
 def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = False) -> Results:

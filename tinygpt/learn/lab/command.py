@@ -5,15 +5,13 @@ tinygpt lab methods --seeds=1
 
 from pathlib import Path
 
+from tinygpt import api
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.errors import TinyGPTError, library, require_installed
 from tinygpt.base.files import folder_lock
 from tinygpt.base.process import ended_by_sigterm
-from tinygpt.checkpoint.adapter import weights_fingerprint
-from tinygpt.checkpoint.store import load
-from tinygpt.data.dataset import Dataset
-from tinygpt.examine.experiment.stages import Identity, run
+from tinygpt.examine.experiment.stages import Identity, fingerprint, run
 from tinygpt.examine.experiment.summary import write
 from tinygpt.learn.lab import (
     arithmetic,
@@ -69,10 +67,11 @@ def lab(config: LabConfig) -> int:
     stages = list(chosen.stages(config, folder))
     keys = ("quick", *chosen.settings) if chosen.quick else chosen.settings
     settings = {key: getattr(config, key) for key in keys}
-    models = {path: weights_fingerprint(load(path).model) for path in bases.values()}
+    models = {path: fingerprint(path) for path in bases.values()}
     data = Path(config.data_dir, config.dataset)
     if "dataset" in chosen.settings and (data / "meta.json").exists():
-        models[str(data)] = " ".join(map(str, Dataset(config.data_dir, config.dataset).meta["sha256"].values()))
+        dataset = api.Dataset(config.data_dir, config.dataset)
+        models[str(data)] = " ".join(map(str, dataset.meta["sha256"].values()))
     identity = Identity("lab", config.name, settings, models)
     with folder_lock(folder, "lab"), ended_by_sigterm():
         print(f"lab {config.name}: {chosen.about}")

@@ -23,11 +23,9 @@ from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_lock, strict_json
 from tinygpt.base.process import ended_by_sigterm
 from tinygpt.base.terminal import duration, print_error
-from tinygpt.checkpoint.adapter import weights_fingerprint
-from tinygpt.checkpoint.store import load
 from tinygpt.data.pairs import labels_of
 from tinygpt.data.sheets import Row, Sheet, unit
-from tinygpt.examine.experiment.stages import Identity, Results, Stage, forget, run, stored
+from tinygpt.examine.experiment.stages import Identity, Results, Stage, fingerprint, forget, run, stored
 from tinygpt.examine.experiment.summary import write
 from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.use.advise import contenders, labeller, summary
@@ -55,7 +53,7 @@ def advise(config: AdviseConfig) -> None:
     data, by, times = read_data(config, path)
     models = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     if config.pretrained:
-        models[config.pretrained] = weights_fingerprint(load(config.pretrained).model)
+        models[config.pretrained] = fingerprint(config.pretrained)
         tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
     settings = {key: getattr(config, key) for key in SETTINGS}
     divided = split(data.prompts, data.truth, by, times)
