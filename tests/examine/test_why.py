@@ -22,6 +22,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.checkpoint import store
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows, TextRows
+from tinygpt.examine.experiment.stages import Records
 from tinygpt.examine.why import influence
 from tinygpt.examine.why.command import INFLUENTIAL, RANDOM, is_positive, proof, random_rows, stage_name
 from tinygpt.examine.why.explained import load_run, log_probability, output
@@ -359,11 +360,14 @@ def test_a_batch_without_any_target_is_refused(copy: Path) -> None:
 def test_the_lab_ranks_the_wrong_labels_and_trains_again(tmp_path: Path) -> None:
     folder = quick(tmp_path, "why", lab, lab.Size(lines=80, iterations=10, answers=1, left_out=5, judges=10))
     stages, said = lab_results(folder), " ".join((folder / "said.txt").read_text(encoding="utf-8").split())
-    wrong = stages["wrong labels, seed 1"]["wrong"]
+    rankings = {record["ranking"]: record for record in stages["wrong labels, seed 1"]}
+    wrong = {name: record["wrong"] for name, record in rankings.items() if name != "none"}
+    assert rankings.keys() == lab.RANKINGS.keys() and all(0 <= each["accuracy"] <= 1 for each in rankings.values())
     assert wrong["known"] == [True] * 8 + [False] * 72
     assert all(sum(ranking) == 8 and len(ranking) == 80 for ranking in wrong.values())
     assert wrong["harm"] != wrong["known"] != wrong["loss"]
-    assert stages["answer 1, seed 1"].keys() == lab.GROUPS.keys() and 0 not in stages["answer 1, seed 1"].values()
+    changes = {record["left out"]: record["change"] for record in stages["answer 1, seed 1"]}
+    assert changes.keys() == lab.GROUPS.keys() and 0 not in changes.values()
     assert "| known wrong labels" in said and " of 1 answers fell further" in said
     line = ok(tmp_path, "why", "out/seed-1/run", "--start=SQ *BLUE HERON ESPRESSO", "--text=coffee").out
     assert "80 training rows" in line
@@ -372,7 +376,7 @@ def test_the_lab_ranks_the_wrong_labels_and_trains_again(tmp_path: Path) -> None
 def test_each_seed_of_the_lab_explains_other_lines(tmp_path: Path) -> None:
     size = lab.FULL.answers
     stages = [stage for stage in lab.stages(LabConfig("why", seeds=3), tmp_path) if stage.name.startswith("answer")]
-    assert sorted(stage.compute.args[-1] for stage in stages) == list(range(3 * size))  # type: ignore[attr-defined]
+    assert sorted(stage.case["line"] for stage in stages) == list(range(3 * size))
 
 
 def test_the_verdict_of_the_lab_is_a_sign_test() -> None:
@@ -381,3 +385,13 @@ def test_the_verdict_of_the_lab_is_a_sign_test() -> None:
         verdict = lab.proves(changes, "random")
         chance = binomtest(wins, count, alternative="greater").pvalue
         assert ("not clearly more" not in verdict.text) == (chance < 0.05) and f"{chance:.3f}" in verdict.rule
+
+
+def test_the_verdict_on_the_rankings_compares_their_medians() -> None:
+    def rankings(harm: float, loss: float) -> dict[str, Records]:
+        shares = {"harm": harm, "loss": loss, "none": 0.0}
+        return {name: Records([{"found": share, "accuracy": 0.7 + share}]) for name, share in shares.items()}
+
+    for harm, finds in ((0.25, "about as many as"), (0.4, "more than"), (0.2, "fewer than")):
+        text = lab.detects(rankings(harm, 0.29 if harm == 0.25 else 0.3)).text
+        assert f"{finds} the highest loss" in text and f"from 70.0 to {70 + 100 * harm:.1f}%" in text

@@ -12,7 +12,6 @@ import math
 import random
 import statistics
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +22,14 @@ from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.memory import write_dataset
 from tinygpt.examine.eval.classify import label_scores
-from tinygpt.examine.experiment.models import classifier, right, train
-from tinygpt.examine.experiment.stages import Results, Stage, every_seed
+from tinygpt.examine.experiment.models import classifier, train
+from tinygpt.examine.experiment.picture import Line, Plane
+from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
 from tinygpt.examine.why.command import random_rows
 from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, texts_of
 from tinygpt.examine.why.retrain import effects, retrain
-from tinygpt.learn.lab.definition import Lab, seeds
+from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
 from tinygpt.learn.lab.labels import TASK, mislabelled
 from tinygpt.model import GPT
 from tinygpt.training.losses import row_losses, tensors
@@ -47,9 +47,15 @@ class Size(NamedTuple):
     judges: int  # correct validation lines that measure the harm of a training line
 
 
-FULL, QUICK = Size(1000, 200, 4, 30, 200), Size(400, 100, 2, 20, 100)
+FULL = Size(1000, 200, 4, 30, 200)
+QUICK = Size(400, 100, 2, 20, 100)
 GROUPS = {"influence": "the most influential", "search": "the nearest by BM25", "random": "random ones"}
-RANKINGS = {"harm": "harm to correct lines", "loss": "highest loss", "known": "known wrong labels"}
+RANKINGS = {
+    "harm": "harm to correct lines",
+    "loss": "highest loss",
+    "known": "known wrong labels",
+    "none": "trained on all lines",
+}
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
@@ -57,11 +63,11 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     seconds = 4 + size.iterations / 25
     for seed in seeds(config):
         own = folder / f"seed-{seed}"
-        yield Stage(f"train, seed {seed}", seconds, partial(fit, own, size, seed))
-        yield Stage(f"wrong labels, seed {seed}", 8 * seconds, partial(find_wrong, own, size, seed))
+        yield stage(f"train, seed {seed}", seconds, fit, own, size, seed=seed)
+        yield stage(f"wrong labels, seed {seed}", 8 * seconds, find_wrong, own, size, seed=seed)
         for number in range(size.answers):
             line = (seed - 1) * size.answers + number  # another one with each seed, for the sign test
-            yield Stage(f"answer {number + 1}, seed {seed}", 5 * seconds, partial(explain, own, size, seed, line))
+            yield stage(f"answer {number + 1}, seed {seed}", 5 * seconds, explain, own, size, seed=seed, line=line)
 
 
 def fit(folder: Path, size: Size, seed: int) -> None:
@@ -75,73 +81,56 @@ def loaded(folder: Path) -> Explained:
     return load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))
 
 
-def find_wrong(folder: Path, size: Size, seed: int) -> dict[str, Any]:
+def find_wrong(folder: Path, size: Size, seed: int) -> list[dict[str, Any]]:
     """Rank the training lines by suspicion in each of RANKINGS, and train again without as many as are wrong."""
-    explained = loaded(folder)
+    explained, task = loaded(folder), TASK.make(1337)
     judges = tensors(explained.dataset.sources["val"], explained.config.block_size, np.arange(size.judges))
     harm, model = effects(explained, *judges)
     with torch.no_grad():
         loss = row_losses(model.eval(), *tensors(explained.source, explained.config.block_size, explained.rows)).numpy()
-    truth = dict(TASK.make(1337)["train"])
-    examples = explained.source.examples(explained.dataset.tokenizer)
-    wrong = np.array([truth[prompt] != label for prompt, label in examples])
-    rankings = {name: np.argsort(-1.0 * each) for name, each in zip(RANKINGS, (harm, loss, wrong), strict=True)}
-    models = {name: retrain(explained, rows[: wrong.sum()], seed) for name, rows in rankings.items()} | {"none": model}
-    accuracies = {name: accuracy(explained, each) for name, each in models.items()}
-    return {"accuracy": accuracies, "wrong": {name: wrong[rows].tolist() for name, rows in rankings.items()}}
+    truth, tokenizer = dict(task["train"]), explained.dataset.tokenizer
+    wrong = np.array([truth[line] != label for line, label in explained.source.examples(tokenizer)])
+
+    def measured(ranking: str, model: GPT) -> dict[str, Any]:
+        scores, _ = label_scores(model, tokenizer, [line for line, _ in task["test"]], TASK.labels)
+        return {"ranking": ranking, "accuracy": accuracy(scores, task["test"], TASK.labels)}
+
+    measurements = []
+    for ranking, suspicion in {"harm": harm, "loss": loss, "known": wrong}.items():
+        rows = np.argsort(-1.0 * suspicion)
+        figures = measured(ranking, retrain(explained, rows[: wrong.sum()], seed))
+        measurements.append(figures | {"wrong": wrong[rows].tolist()})
+    return [*measurements, measured("none", model)]
 
 
-def accuracy(explained: Explained, model: GPT) -> float:
-    """Measure the accuracy on the test lines, whose labels are correct."""
-    tokenizer = explained.dataset.tokenizer
-    test = explained.dataset.sources["test"].examples(tokenizer)
-    scores, _ = label_scores(model, tokenizer, [line for line, _ in test], TASK.labels)
-    return float(right(scores, test, TASK.labels).mean())
-
-
-def explain(folder: Path, size: Size, seed: int, number: int) -> dict[str, float]:
+def explain(folder: Path, size: Size, seed: int, line: int) -> list[dict[str, Any]]:
     """Explain the model's answer to a validation line; return the changes of its log-probability in nats if the model
     is trained again without each group of lines in GROUPS."""
     explained = loaded(folder)
-    lines = explained.dataset.sources["val"].examples(explained.dataset.tokenizer)
-    line = lines[-1 - number % (len(lines) - size.judges)][0]  # no judge
-    answer = TASK.labels[int(classifier(folder / "run", TASK.labels)([line]).argmax())]
-    encoded = output(explained, line, answer)
+    prompts = [prompt for prompt, _ in TASK.make(1337)["val"]]
+    prompt = prompts[-1 - line % (len(prompts) - size.judges)]  # no judge
+    answer = TASK.labels[int(classifier(folder / "run", TASK.labels)([prompt]).argmax())]
+    encoded = output(explained, prompt, answer)
     estimate, model = effects(explained, *encoded)
     influential = np.argsort(estimate, kind="stable")[: size.left_out]
-    scores = np.array(word_scores(texts_of(explained), f"{line} {answer}"))
+    scores = np.array(word_scores(texts_of(explained), f"{prompt} {answer}"))
     best = np.argsort(-scores, kind="stable")[: size.left_out]
     near = best[scores[best] > 0]  # that share a word
-    groups = zip(GROUPS, (influential, near, random_rows(explained, influential, seed)), strict=True)
-    after = {name: log_probability(retrain(explained, rows, seed), *encoded) for name, rows in groups}
-    return {name: value - log_probability(model, *encoded) for name, value in after.items()}
-
-
-def summarise(results: Results, config: LabConfig) -> Summary:
-    size = QUICK if config.quick else FULL
-    each_seed, planted = every_seed(results, "wrong labels"), round(WRONG * size.lines)
-    answers = [result for stage, result in results.items() if stage.startswith("answer ")]
-    changes = {name: [answer[name] for answer in answers] for name in GROUPS}
-    shares = {name: [statistics.mean(each["wrong"][name][:planted]) for each in each_seed] for name in RANKINGS}
-    accuracies = {name: [each["accuracy"][name] for each in each_seed] for name in (*RANKINGS, "none")}
-    rows = [
-        {
-            "ranked by": RANKINGS.get(name, "trained on all lines"),
-            f"wrong among the first {planted}": percent(shares[name]) if name in shares else "",
-            "accuracy without these": percent(accuracies[name]),
-        }
-        for name in accuracies
+    groups = {"influence": influential, "search": near, "random": random_rows(explained, influential, seed)}
+    before = log_probability(model, *encoded)
+    return [
+        {"left out": group, "change": log_probability(retrain(explained, rows, seed), *encoded) - before}
+        for group, rows in groups.items()
     ]
 
-    def draw(axes: Any) -> None:
-        inspected = 100 * np.arange(1, size.lines + 1) / size.lines
-        for name in ("harm", "loss"):
-            curve = np.mean([np.cumsum(each["wrong"][name]) / planted for each in each_seed], axis=0)
-            axes.plot(inspected, 100 * curve, label=RANKINGS[name])
-        axes.plot(inspected, inspected, ":", color="gray", label="at random")
-        axes.set(xlabel="training lines inspected (%)", ylabel="wrong labels found (%)")
-        axes.legend(frameon=False)
 
+def summarise(records: Records, config: LabConfig) -> Summary:
+    size = QUICK if config.quick else FULL
+    planted = round(WRONG * size.lines)
+    for record in records.having("wrong"):
+        record["found"] = statistics.mean(record["wrong"][:planted])
+    changes = {group: own.values("change") for group, own in records.having("left out").by("left out").items()}
+    rankings = records.having("ranking").by("ranking")
     return Summary(
         "Can we explain why the model decided so?",
         f"The tiny model learns {size.lines:,} transactions, {100 * WRONG:.0f}% of them with a wrong label. Which "
@@ -149,20 +138,27 @@ def summarise(results: Results, config: LabConfig) -> Summary:
         [
             Table(
                 f"Log-probability of an answer without {size.left_out} lines",
-                [{"left out": GROUPS[name], "change in nats": spread(changes[name], "+.2f")} for name in GROUPS],
-                f"Median over {len(answers)} answers of the model to validation lines (minimum to maximum). The model "
-                "is trained again from the start, with everything else equal.",
+                [{"left out": GROUPS[group], "change in nats": spread(changes[group], "+.2f")} for group in GROUPS],
+                f"Median over {len(changes['random'])} answers of the model to validation lines (minimum to maximum). "
+                "The model is trained again from the start, with everything else equal.",
             ),
             Table(
                 "Wrong labels",
-                rows,
+                [
+                    {
+                        "ranked by": RANKINGS[ranking],
+                        f"wrong among the first {planted}": percent(own.having("found").values("found")),
+                        "accuracy without these": percent(own.values("accuracy")),
+                    }
+                    for ranking, own in rankings.items()
+                ],
                 f"{planted} labels are wrong. Harm: estimated rise of the log-probability of {size.judges} correct "
                 "validation lines if the line is left out. Accuracy on 1,000 test lines. Median over the seeds.",
             ),
         ],
-        [proves(changes, "random"), proves(changes, "search"), detects(shares, accuracies)],
+        [proves(changes, "random"), proves(changes, "search"), detects(rankings)],
         "Wrong labels found, by the share of the training lines that a person inspects in the order of a ranking",
-        draw,
+        picture(rankings, planted),
     )
 
 
@@ -179,10 +175,10 @@ def proves(changes: dict[str, list[float]], other: str) -> Verdict:
     )
 
 
-def detects(shares: dict[str, list[float]], accuracies: dict[str, list[float]]) -> Verdict:
+def detects(rankings: dict[str, Records]) -> Verdict:
     """Judge which ranking finds more of the wrong labels."""
-    harm, loss = (100 * statistics.median(shares[name]) for name in ("harm", "loss"))
-    without, none = (100 * statistics.median(accuracies[name]) for name in ("harm", "none"))
+    harm, loss = (rankings[ranking].percent("found") for ranking in ("harm", "loss"))
+    without, none = (rankings[ranking].percent("accuracy") for ranking in ("harm", "none"))
     finds = "about as many as" if abs(harm - loss) < CLOSE else "more than" if harm > loss else "fewer than"
     return Verdict(
         f"The harm to correct lines finds {harm:.0f}% of the wrong labels, {finds} the highest loss ({loss:.0f}%); "
@@ -192,4 +188,15 @@ def detects(shares: dict[str, list[float]], accuracies: dict[str, list[float]]) 
     )
 
 
-LAB = Lab("which training lines caused an answer, and which labels are wrong", stages, summarise, quick=True)
+def picture(rankings: dict[str, Records], planted: int) -> Plane:
+    lines = []
+    for color, ranking in (("C0", "harm"), ("C1", "loss")):
+        found = 100 * np.mean(rankings[ranking].values("wrong"), axis=0).cumsum() / planted
+        inspected = 100 * np.arange(1, len(found) + 1) / len(found)
+        lines.append(Line(RANKINGS[ranking], inspected, found, "-", color))
+    lines.append(Line("at random", inspected, inspected, ":"))
+    return Plane("training lines inspected (%)", "wrong labels found (%)", lines)
+
+
+ABOUT = "which training lines caused an answer, and which labels are wrong"
+LAB = Lab(ABOUT, stages, summarise, quick=True, records=True)
