@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from test_import import save_model
 
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.data.tasks import generate
+from tinygpt.data.tasks import TASKS, generate
 from tinygpt.data.tasks.transactions import LINE_WIDTH
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import cascade, confidence
@@ -246,14 +246,13 @@ def test_a_second_run_with_another_target_trains_nothing(asked: tuple[Path, str]
 
 
 def test_the_prompts_outside_are_no_lines_of_the_task_and_fit(asked: tuple[Path, str]) -> None:
-    pairs = confidence.TASK.make(1)
-    kinds = confidence.outside(asked[0] / "out/data", pairs, 1)
+    kinds = confidence.outside(asked[0] / "out", 1)
     assert [len(prompts) for prompts in kinds.values()] == [50, 40, 50, 50]
-    inside = {prompt for split in pairs.values() for prompt, _ in split}
+    inside = {prompt for split in TASKS["transactions"].make(1).values() for prompt, _ in split}
     for prompts in kinds.values():
         assert len(set(prompts)) == len(prompts) and not inside & set(prompts)
         assert all(0 < len(prompt) <= LINE_WIDTH for prompt in prompts)
-    assert kinds == confidence.outside(asked[0] / "out/data", pairs, 1)
+    assert kinds == confidence.outside(asked[0] / "out", 1)
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,12 @@ import numpy as np
 import torch
 
 from tinygpt.base.configs.shared import InferenceConfig
-from tinygpt.base.process import run
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.tasks import Pair
 from tinygpt.examine.eval import classify, respond
 from tinygpt.examine.eval.classify import Classifier
-from tinygpt.examine.experiment.stages import Stage
 from tinygpt.generate import Sampling, generate
 from tinygpt.training.child import Cost, train_in_child
 
@@ -68,13 +66,3 @@ def train(command: str, preset: str, out: Path, dataset: Path, **settings: Any) 
     if "max_iters" in settings:
         settings.setdefault("eval_interval", settings["max_iters"])
     return train_in_child(command, f"configs/{preset}.yaml", out, dataset, device="cpu", **settings)
-
-
-def prepared(data: str | Path, folder: Path, dataset: str) -> Stage:
-    """Make the stage that prepares a dataset, unless it exists."""
-
-    def prepare() -> None:
-        if not (Path(data) / dataset / "meta.json").exists():
-            run(folder / "prepare.log", "prepare", dataset, f"--data_dir={data}")
-
-    return Stage(f"prepare {dataset}", 5, prepare)

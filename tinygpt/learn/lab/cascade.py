@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.data.memory import write_dataset
-from tinygpt.examine.eval.classify import ngrams
-from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
-from tinygpt.learn.lab.confidence import FEWEST, SPLITS, TASK, answers, threshold
-from tinygpt.learn.lab.definition import HOUR, Lab, seeds, stage
+from tinygpt.learn.lab.confidence import FEWEST, SPLITS, TASK, answers, classifier, threshold
+from tinygpt.learn.lab.definition import HOUR, Lab, learn, seeds, stage
 
 PERSON = "person"
 PERSON_SECONDS = 10.0  # an assumption, as that a person is always right
@@ -59,21 +57,21 @@ def model_of(folder: Path, base: str, seed: int) -> Path:
 
 def fit(folder: Path, base: str, iterations: int, seed: int) -> None:
     """Train a tiny model, or fine-tune a base."""
-    dataset = write_dataset(folder / f"data/transactions-{seed}", TASK.make(seed), TASK.labels)
-    kind = ("finetune", "finetune_transactions_pretrained") if base else ("train", "lab_classifier")
-    settings: dict[str, Any] = {"seed": seed, "max_iters": iterations, "eval_iters": 10}
+    task, out = api.task(TASK, seed), model_of(folder, base, seed)
+    dataset = api.write_dataset(folder / f"data/{TASK}-{seed}", task.splits, task.labels)
+    settings = {"seed": seed, "max_iters": iterations, "eval_iters": 10}
     if base:
-        settings["ckpt"] = base
-    train(*kind, model_of(folder, base, seed), dataset.folder, **settings)
+        learn("finetune_transactions_pretrained", out, dataset, ckpt=base, **settings)
+    else:
+        learn("lab_classifier", out, dataset, **settings)
 
 
 def ask(folder: Path, base: str, seed: int, system: str) -> dict[str, Any]:
     """Measure the answers of a system; latency: of one line, in seconds."""
-    pairs = TASK.make(seed)
-    model = model_of(folder, base, seed)
-    classify = ngrams(pairs["train"], TASK.labels) if system == "ngram" else classifier(model, TASK.labels)
-    seconds = [timeit.timeit(partial(classify, [line]), number=1) for line, _ in pairs["test"][:TIMED]]
-    return answers(classify, pairs, {}) | {"latency": statistics.median(seconds)}
+    classify = classifier(seed, None if system == "ngram" else model_of(folder, base, seed))
+    measured, lines = answers(classify, seed, {}), api.task(TASK, seed).splits["test"][:TIMED]
+    seconds = [timeit.timeit(partial(classify, [line]), number=1) for line, _ in lines]
+    return measured | {"latency": statistics.median(seconds)}
 
 
 def cascade(systems: Mapping[str, Mapping[str, Any]], target: float) -> dict[str, Any]:

@@ -10,25 +10,21 @@ import math
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.data.dataset import Dataset
-from tinygpt.data.memory import write_dataset
-from tinygpt.data.tasks import TASKS, Pair
-from tinygpt.examine.eval.classify import Classifier, ngrams
-from tinygpt.examine.experiment.models import classifier, prepared, train
 from tinygpt.examine.experiment.picture import Histograms
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
-from tinygpt.examine.report.page import read
-from tinygpt.learn.lab.definition import Lab, right, seeds, stage
+from tinygpt.learn.lab.definition import Classifier, Lab, learn, prepared, right, seeds, stage
 from tinygpt.learn.lab.methods import SONNET
 
-TASK = TASKS["transactions"]
+TASK = "transactions"
 SPLITS = ("val", "test")  # thresholds are chosen on the first, figures measured on the second
 LONGEST = 48  # characters of a prompt, as of a line of the task
 OUTSIDE = 200  # prompts of each kind outside the task, if there are as many
@@ -49,52 +45,61 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
             yield stage(f"ask: {system}, seed {seed}", 5, ask, folder, seed=seed, system=system)
 
 
+def plays(folder: Path) -> api.Dataset:
+    return api.Dataset(str(folder / "data"), "shakespeare_char")
+
+
 def pretrain(folder: Path, iterations: int, seed: int) -> None:
-    settings = {"seed": seed, "max_iters": iterations, "eval_iters": 20}
-    train("train", "lab_classifier", folder / f"seed-{seed}/base", folder / "data/shakespeare_char", **settings)
+    learn("lab_classifier", folder / f"seed-{seed}/base", plays(folder), seed=seed, max_iters=iterations, eval_iters=20)
 
 
 def finetune(folder: Path, iterations: int, seed: int) -> dict[str, Any]:
     """Fine-tune all weights on the task; return the losses of the base model's own text before and after."""
-    dataset = write_dataset(folder / f"data/transactions-{seed}", TASK.make(seed), TASK.labels)
-    settings: dict[str, Any] = {"seed": seed, "ckpt": folder / f"seed-{seed}/base", "max_iters": iterations}
-    settings |= {"eval_interval": 200, "eval_iters": 10}
+    task, out = api.task(TASK, seed), folder / f"seed-{seed}"
+    dataset = api.write_dataset(folder / f"data/{TASK}-{seed}", task.splits, task.labels)
+    settings: dict[str, Any] = {"ckpt": out / "base", "max_iters": iterations, "eval_interval": 200, "eval_iters": 10}
     settings["learning_rate"] = 3e-3  # a narrow model allows a high rate
-    cost = train("finetune", "finetune_transactions", folder / f"seed-{seed}/model", dataset.folder, **settings)
-    return {**cost.base_losses, "characters": Dataset(str(folder / "data"), "shakespeare_char").tokenizer.vocab_size}
+    run = learn("finetune_transactions", out / "model", dataset, seed=seed, **settings)
+    return {**run.cost.base_losses, "characters": plays(folder).tokenizer.vocab_size}
 
 
 def ask(folder: Path, seed: int, system: str) -> dict[str, Any]:
-    pairs = TASK.make(seed)
-    model = folder / f"seed-{seed}/model"
-    classify = classifier(model, TASK.labels) if system == "model" else ngrams(pairs["train"], TASK.labels)
-    return answers(classify, pairs, outside(folder / "data", pairs, seed))
+    model = folder / f"seed-{seed}/model" if system == "model" else None
+    return answers(classifier(seed, model), seed, outside(folder, seed))
 
 
-def answers(
-    classify: Classifier, pairs: Mapping[str, Sequence[Pair]], others: Mapping[str, Sequence[str]]
-) -> dict[str, Any]:
+def classifier(seed: int, model: Path | None) -> Classifier:
+    """Load a model; without one, train the n-gram baseline on the lines of a seed."""
+    task = api.task(TASK, seed)
+    if model is None:
+        return api.ngrams(task.splits["train"], task.labels)
+    return partial(api.load(model, device="cpu").probabilities, labels=task.labels)
+
+
+def answers(classify: Classifier, seed: int, others: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Measure the confidence by group of prompts, and which lines of SPLITS are answered correctly."""
-    groups = {split: [prompt for prompt, _ in pairs[split]] for split in SPLITS} | {**others}
+    task = api.task(TASK, seed)
+    groups = {split: [prompt for prompt, _ in task.splits[split]] for split in SPLITS} | {**others}
     probabilities = {group: classify(prompts) for group, prompts in groups.items()}
     return {
         "confidence": {group: probs.max(axis=1).tolist() for group, probs in probabilities.items()},
-        "right": {split: right(probabilities[split], pairs[split], TASK.labels).tolist() for split in SPLITS},
+        "right": {split: right(probabilities[split], task.splits[split], task.labels).tolist() for split in SPLITS},
     }
 
 
-def outside(data: Path, pairs: Mapping[str, Sequence[Pair]], seed: int) -> dict[str, list[str]]:
+def outside(folder: Path, seed: int) -> dict[str, list[str]]:
     """Collect prompts outside the task, by kind, none longer than a line of the task."""
-    rng, plays = random.Random(seed), Dataset(str(data), "shakespeare_char")
-    verse = [line.strip() for line in plays.tokenizer.decode(plays.splits["val"].tolist()).split("\n")]
-    verse = sorted({line for line in verse if 15 <= len(line) <= LONGEST and not line.endswith(":")})
-    headlines = [prompt for prompt, _ in TASKS["headlines"].make(seed)["test"] if len(prompt) <= LONGEST]
-    lengths = [len(prompt) for prompt, _ in pairs["test"]]
-    characters = sorted({character for prompt, _ in pairs["train"] for character in prompt})
+    task, rng = api.task(TASK, seed).splits, random.Random(seed)
+    text = plays(folder).tokenizer.decode(plays(folder).splits["val"])
+    verse = {line.strip() for line in text.split("\n")}
+    verse = {line for line in verse if 15 <= len(line) <= LONGEST and not line.endswith(":")}
     sonnet = [line for line in SONNET.splitlines() if len(line) <= LONGEST]
+    headlines = [prompt for prompt, _ in api.task("headlines", seed).splits["test"] if len(prompt) <= LONGEST]
+    lengths = [len(prompt) for prompt, _ in task["test"]]
+    characters = sorted({character for prompt, _ in task["train"] for character in prompt})
     return {
-        "Shakespeare": sonnet + rng.sample(verse, OUTSIDE - len(sonnet)),
-        "other languages": read("learn/lab/sentences.txt").splitlines(),
+        "Shakespeare": sonnet + rng.sample(sorted(verse), OUTSIDE - len(sonnet)),
+        "other languages": Path(__file__).with_name("sentences.txt").read_text(encoding="utf-8").splitlines(),
         "headlines": headlines[:OUTSIDE],
         "random characters": ["".join(rng.choices(characters, k=length)) for length in lengths[:OUTSIDE]],
     }

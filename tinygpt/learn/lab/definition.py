@@ -21,9 +21,11 @@ import numpy as np
 
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
+from tinygpt.base.process import run
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary
 
+Classifier = Callable[[Sequence[str]], np.ndarray]  # from n prompts to probabilities of labels (n, L)
 HOUR = 0.1  # price of an hour of a machine, for the cost of answers
 
 
@@ -67,6 +69,16 @@ def learn(preset: str, out: Path, dataset: api.Dataset, **settings: Any) -> api.
         settings = {"eval_interval": settings["max_iters"], **settings}
     train = api.finetune if "ckpt" in settings else api.train
     return train(preset, dataset=dataset, out_dir=out, device="cpu", child=True, **settings)
+
+
+def prepared(data_dir: str | Path, folder: Path, dataset: str) -> Stage:
+    """Make the stage that prepares a dataset, unless it exists."""
+
+    def prepare() -> None:
+        if not (Path(data_dir) / dataset / "meta.json").exists():
+            run(folder / "prepare.log", "prepare", dataset, f"--data_dir={data_dir}")
+
+    return Stage(f"prepare {dataset}", 5, prepare)
 
 
 def right(probabilities: np.ndarray, pairs: Sequence[tuple[str, str]], labels: Sequence[str]) -> np.ndarray:

@@ -16,11 +16,11 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
 from tinygpt.data.dataset import Dataset
 from tinygpt.examine.eval.classify import ngrams
-from tinygpt.examine.experiment.models import classifier, prepared, train
+from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
-from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
+from tinygpt.learn.lab.definition import Lab, accuracy, prepared, seeds, stage
 
 FULL, LORA, LARGE = (f"finetune_transactions{kind}" for kind in ("", "_lora", "_pretrained"))
 # from scratch: the small model with its own optimizer, and the schedule of FULL

@@ -20,11 +20,11 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import duration
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.experiment.models import prepared, train
+from tinygpt.examine.experiment.models import train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, spread
-from tinygpt.learn.lab.definition import Lab, seeds, stage
+from tinygpt.learn.lab.definition import Lab, prepared, seeds, stage
 from tinygpt.learn.lab.scaling_law import UNKNOWN, Fitted, Law, fit_with_samples
 from tinygpt.training.losses import validation_loss
 
