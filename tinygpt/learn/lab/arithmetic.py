@@ -35,17 +35,16 @@ CONTROLS = {GUESS: ":", NEAREST: "--", CALCULATOR: "-."}  # and their lines in t
 
 
 class Variant(NamedTuple):
-    form: str  # of the answers, a key of STEPS
     seconds: float  # of 500 iterations
+    step: int  # from digit to digit of an answer; -1: the units are first
     settings: dict[str, int]  # of the training
 
 
-STEPS = {"plain": 1, "reversed": -1}  # from digit to digit of an answer
 PLAIN, LARGE, REVERSED = "plain", "plain, larger model", "reversed"
 VARIANTS = {
-    PLAIN: Variant("plain", 12, {}),
-    LARGE: Variant("plain", 25, {"n_layer": 3, "n_embd": 96}),
-    REVERSED: Variant("reversed", 12, {}),
+    PLAIN: Variant(12, 1, {}),
+    LARGE: Variant(25, 1, {"n_layer": 3, "n_embd": 96}),
+    REVERSED: Variant(12, -1, {}),
 }
 
 
@@ -63,7 +62,7 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     size = QUICK if config.quick else FULL
     for seed in seeds(config):
         seed_folder = folder / f"seed-{seed}"
-        yield stage(f"examples, seed {seed}", 3, examples, seed_folder, size, seed=seed)
+        yield stage(f"examples, seed {seed}", 3, examples, size, seed=seed)
         for system in size.variants:
             seconds = 4 + VARIANTS[system].seconds * size.iterations / FULL.iterations
             yield stage(f"train {system}, seed {seed}", seconds, fit, seed_folder, size, system=system, seed=seed)
@@ -108,13 +107,9 @@ def nearest(known: Sequence[str], queries: Sequence[str]) -> list[str]:
     return [known[index] for index in (vectors(queries) @ vectors(known).T).argmax(axis=1)]
 
 
-def examples(folder: Path, size: Size, seed: int) -> list[dict[str, Any]]:
-    """Write the datasets, and answer the test with the controls."""
-    (known, test), val_size = sums(size, seed), size.examples // 20
-    prompts = {"train": known[val_size:], "val": known[:val_size], "test": test}
-    for form, step in STEPS.items():
-        splits = {split: [(p, right(p)[::step]) for p in split_prompts] for split, split_prompts in prompts.items()}
-        write_dataset(folder / "data" / form, splits)
+def examples(size: Size, seed: int) -> list[dict[str, str]]:
+    """Answer the test with the controls."""
+    known, test = sums(size, seed)
     guess = Counter(map(right, known)).most_common(1)[0][0]
     return [
         {"system": system, "prompt": prompt, "text": text}
@@ -124,15 +119,21 @@ def examples(folder: Path, size: Size, seed: int) -> list[dict[str, Any]]:
 
 
 def fit(folder: Path, size: Size, system: str, seed: int) -> dict[str, float]:
-    settings = {"max_iters": size.iterations, "seed": seed, **VARIANTS[system].settings}
-    out, dataset = folder / system.replace(", ", "-"), folder / "data" / VARIANTS[system].form
-    cost = train("train", "lab_arithmetic", out, dataset, **settings)
+    variant, name = VARIANTS[system], system.replace(", ", "-")
+    (known, test), val_size = sums(size, seed), size.examples // 20
+    splits = {
+        split: [(prompt, right(prompt)[:: variant.step]) for prompt in prompts]
+        for split, prompts in (("train", known[val_size:]), ("val", known[:val_size]), ("test", test))
+    }
+    dataset = write_dataset(folder / "data" / name, splits)
+    settings = {"max_iters": size.iterations, "seed": seed, **variant.settings}
+    cost = train("train", "lab_arithmetic", folder / name, dataset.folder, **settings)
     return {"seconds": cost.seconds, "weights": cost.weights}
 
 
 def answers(folder: Path, size: Size, system: str, seed: int) -> list[dict[str, Any]]:
-    model, step = Model(folder / system.replace(", ", "-")), STEPS[VARIANTS[system].form]
     _, test = sums(size, seed)
+    model, step = Model(folder / system.replace(", ", "-")), VARIANTS[system].step
     texts, probabilities = model.responses(test, max(len(right(prompt)) for prompt in test) + 2)
     return [
         {"prompt": prompt, "text": text[::step], "probability": probability}
