@@ -12,9 +12,9 @@ import torch
 from conftest import cli_here, commands_here, lab_results, ok
 from scipy.stats import expon, rankdata
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.experiment.models import Model
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import arithmetic, canary
 
@@ -74,7 +74,7 @@ def test_the_validation_split_has_no_canary_and_is_the_same_without_canaries(pla
 
 
 def test_the_rank_is_that_of_scipy_on_probabilities_of_whole_lines(planted: Path) -> None:
-    model = Model(planted / "seed-1/canaries-2")
+    model = api.load(planted / "seed-1/canaries-2", device="cpu")
     sample = [f"{number:08}"[:4] + "-" + f"{number:08}"[4:] for number in range(0, 10**8, 400_009)]
     for one in canary.canaries(SMALL, 1):
         prefix = f"\nThe account of {one.name} is "
@@ -84,15 +84,6 @@ def test_the_rank_is_that_of_scipy_on_probabilities_of_whole_lines(planted: Path
         total = logs[:, len(prefix) - 1 :].sum(1).numpy()
         assert model.log_probabilities(prefix, [one.number, *sample]) == pytest.approx(total, abs=1e-3)
         assert canary.rank(model, prefix, one.number, sample) == rankdata(-total, "min")[0]
-
-
-def test_a_continuation_is_that_of_tinygpt_sample(planted: Path) -> None:
-    ckpt = planted / "seed-1/canaries-2"
-    prefix = f"\nThe account of {canary.canaries(SMALL, 1)[-1].name} is "
-    (planted / "prefix.txt").write_text(prefix)
-    flags = [f"--ckpt={ckpt}", f"--start=FILE:{planted / 'prefix.txt'}", "--temperature=0", "--max_new_tokens=9"]
-    said = ok(planted, "sample", *flags, "--json", "--device=cpu")
-    assert Model(ckpt).continuation(prefix, 9) == json.loads(said.out)["text"].removeprefix(prefix)
 
 
 def test_right_digits() -> None:

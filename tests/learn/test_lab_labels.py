@@ -36,7 +36,7 @@ SMALL = SPLITS | {"val": SPLITS["val"][:60], "test": SPLITS["test"][:150]}
 @pytest.mark.parametrize(("size", "share"), [(50, 0.1), (50, 0.2), (4000, 0.1), (4000, 0.0)])
 def test_as_many_labels_are_wrong_as_asked(size: int, share: float) -> None:
     pairs = SPLITS["train"][:size]
-    wrong = labels.mislabelled(pairs, share, 1)
+    wrong = labels.mislabelled(pairs, TASK.labels, share, 1)
     assert [prompt for prompt, _ in wrong] == [prompt for prompt, _ in pairs]
     assert sum(a != b for a, b in zip(wrong, pairs, strict=True)) == share * size
     assert {label for _, label in wrong} <= set(TASK.labels)
@@ -44,7 +44,8 @@ def test_as_many_labels_are_wrong_as_asked(size: int, share: float) -> None:
 
 def test_wrong_labels_are_uniform_and_a_larger_share_adds_to_a_smaller_one() -> None:
     pairs = [("line", "dining")] * 5000
-    few, many, other = (labels.mislabelled(pairs, share, seed) for share, seed in ((0.1, 1), (0.2, 1), (0.2, 2)))
+    cases = ((0.1, 1), (0.2, 1), (0.2, 2))
+    few, many, other = (labels.mislabelled(pairs, TASK.labels, share, seed) for share, seed in cases)
     assert all(some in (("line", "dining"), more) for some, more in zip(few, many, strict=True)) and many != other
     counts = Counter(label for _, label in many if label != "dining")
     assert len(counts) == len(TASK.labels) - 1 and chisquare(list(counts.values())).pvalue > 0.01
@@ -68,7 +69,7 @@ def test_wrong_labels_of_a_test_split_lower_a_measured_accuracy_as_expected() ->
     assert labels.on_wrong_labels(1 / 12) == pytest.approx(1 / 12)  # guessing looks the same
     test, rng = SPLITS["test"], np.random.default_rng(0)
     answers = [label if rng.random() < 0.6 else str(rng.choice(TASK.labels)) for _, label in test]
-    on_wrong = accuracy(answers, labels.mislabelled(test, 0.2, 1))
+    on_wrong = accuracy(answers, labels.mislabelled(test, TASK.labels, 0.2, 1))
     assert on_wrong == pytest.approx(labels.on_wrong_labels(accuracy(answers, test)), abs=0.03)
 
 
@@ -109,7 +110,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(labels, "QUICK", FEW_LABELS)
         patch.setattr(labels, "ITERATIONS", {50: 4, 200: 50})
-        patch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: SMALL))
+        patch.setitem(TASKS, TASK.name, dataclasses.replace(TASK, make=lambda seed: SMALL))
         done = ok(folder, "lab", "labels", "--quick", "--out_dir=out")
     (folder / "said.txt").write_text(done.out, encoding="utf-8")
     yield folder
@@ -162,7 +163,7 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
     save_model(tmp_path / "theirs", "llama", context=1024)
     ok(tmp_path, "import", "theirs", "--out_dir=out-large")
     few = {split: pairs[:60] for split, pairs in SPLITS.items()}
-    monkeypatch.setattr(labels, "TASK", dataclasses.replace(TASK, make=lambda seed: few))
+    monkeypatch.setitem(TASKS, TASK.name, dataclasses.replace(TASK, make=lambda seed: few))
     monkeypatch.setattr(labels, "FINETUNING", {50: 1, 1000: 1})
     config, out = LabConfig(pretrained=str(tmp_path / "out-large"), quick=True), tmp_path / "out"
     stages = list(labels.stages(config, out))

@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
-from tinygpt.data.memory import write_dataset
-from tinygpt.examine.experiment.models import Model, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
-from tinygpt.learn.lab.definition import Lab, seeds, stage
+from tinygpt.learn.lab.definition import Lab, learn, seeds, stage
 
 LEARNED = 3  # most digits of a number in training
 WEIGHTS = (1, 2, 4)  # of numbers with 1, 2 and 3 digits in training: there are more long numbers than short ones
@@ -125,15 +124,15 @@ def fit(folder: Path, size: Size, system: str, seed: int) -> dict[str, float]:
         split: [(prompt, right(prompt)[:: variant.step]) for prompt in prompts]
         for split, prompts in (("train", known[val_size:]), ("val", known[:val_size]), ("test", test))
     }
-    dataset = write_dataset(folder / "data" / name, splits)
+    dataset = api.write_dataset(folder / "data" / name, splits)
     settings = {"max_iters": size.iterations, "seed": seed, **variant.settings}
-    cost = train("train", "lab_arithmetic", folder / name, dataset.folder, **settings)
-    return {"seconds": cost.seconds, "weights": cost.weights}
+    run = learn("lab_arithmetic", folder / name, dataset, **settings)
+    return {"seconds": run.cost.seconds, "weights": run.cost.weights}
 
 
 def answers(folder: Path, size: Size, system: str, seed: int) -> list[dict[str, Any]]:
     _, test = sums(size, seed)
-    model, step = Model(folder / system.replace(", ", "-")), VARIANTS[system].step
+    model, step = api.load(folder / system.replace(", ", "-"), device="cpu"), VARIANTS[system].step
     texts, probabilities = model.responses(test, max(len(right(prompt)) for prompt in test) + 2)
     return [
         {"prompt": prompt, "text": text[::step], "probability": probability}

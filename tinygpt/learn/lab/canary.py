@@ -18,16 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.checkpoint.store import load
 from tinygpt.data.corpora import industry_descriptions
-from tinygpt.data.memory import write_dataset
-from tinygpt.data.tasks.generate import digits, words
-from tinygpt.examine.experiment.models import Model, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, spread
-from tinygpt.learn.lab.definition import Lab, seeds, stage
+from tinygpt.learn.lab.definition import Lab, learn, seeds, stage
 
 PLANTED = {0: "not planted", 1: "once", 10: "10 times", 100: "100 times"}  # times of a canary; 0: a control
 LINE = "The account of {name} is "
@@ -35,10 +33,8 @@ FORM = "9999-9999"  # of an account number; each 9 is a digit
 UNSEEN = math.log2(math.e)  # bits, mean exposure of a number that the model has never seen
 NUMBERS = FORM.count("9") * math.log2(10)  # bits of a number
 SAME_LOSS = 0.02  # nats per token; losses that differ by less count as equal
-FIRST = words("Nora Emil Ines Otto Vera Hugo Lena Ivan Rosa Karl Mina Axel Dora Finn Greta Paul Olga Tom Ulla")
-LAST = words(
-    "Vint Brask Oldem Karo Tesk Ulmer Haldo Prenn Sarvo Wicks Jorund Mavel Dreyk Ebbor Fosk Quill Rendal Zarn Lutho"
-)
+FIRST = "Nora Emil Ines Otto Vera Hugo Lena Ivan Rosa Karl Mina Axel Dora Finn Greta Paul Olga Tom Ulla"
+LAST = "Vint Brask Oldem Karo Tesk Ulmer Haldo Prenn Sarvo Wicks Jorund Mavel Dreyk Ebbor Fosk Quill Rendal Zarn Lutho"
 
 
 class Canary(NamedTuple):
@@ -77,8 +73,13 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 def canaries(size: Size, seed: int) -> list[Canary]:
     """Draw canaries with different names and random numbers, `size.per_count` for each number of repetitions."""
     rng, planted = random.Random(f"canaries {seed}"), sorted([*PLANTED] * size.per_count)
-    first, last = rng.sample(FIRST, len(planted)), rng.sample(LAST, len(planted))
-    return [Canary(f"{a} {b}", digits(rng, FORM), times) for a, b, times in zip(first, last, planted, strict=True)]
+    first, last = (rng.sample(names.split(), len(planted)) for names in (FIRST, LAST))
+    return [Canary(f"{a} {b}", digits(rng), times) for a, b, times in zip(first, last, planted, strict=True)]
+
+
+def digits(rng: random.Random) -> str:
+    """Draw a random number of the form FORM."""
+    return "".join(str(rng.randrange(10)) if character == "9" else character for character in FORM)
 
 
 def with_canaries(text: str, planted: Sequence[Canary], seed: int) -> str:
@@ -97,25 +98,25 @@ def prepare(folder: Path, size: Size, seed: int) -> None:
     cut = text.rindex("\n", 0, len(text) * 9 // 10) + 1
     head, rest = text[:cut], text[cut:]
     planted = with_canaries(head, canaries(size, seed), seed)
-    write_dataset(folder / "data/canaries", {"train": planted, "val": rest})
-    write_dataset(folder / "data/clean", {"train": head, "val": rest})
+    api.write_dataset(folder / "data/canaries", {"train": planted, "val": rest})
+    api.write_dataset(folder / "data/clean", {"train": head, "val": rest})
 
 
 def fit(folder: Path, size: Size, layers: int, text: str, seed: int) -> dict[str, float]:
     shape = {"n_layer": layers, "n_head": layers, "n_embd": WIDTH * layers}
-    settings, out = {"max_iters": size.iterations, "seed": seed, **shape}, folder / f"{text}-{layers}"
-    cost = train("train", "lab_canary", out, folder / "data" / text, **settings)
-    return {"seconds": cost.seconds, "weights": cost.weights, "loss": load(out).best_val_loss}
+    dataset = api.Dataset(str(folder / "data"), text)
+    run = learn("lab_canary", folder / f"{text}-{layers}", dataset, max_iters=size.iterations, seed=seed, **shape)
+    return {"seconds": run.cost.seconds, "weights": run.cost.weights, "loss": load(run.folder).best_val_loss}
 
 
 def measure(folder: Path, size: Size, layers: int, seed: int) -> list[dict[str, Any]]:
     """Measure exposure and extraction of each canary."""
-    model, rng = Model(folder / f"canaries-{layers}"), random.Random(f"sample {seed}")
-    sample = [digits(rng, FORM) for _ in range(size.sample)]
+    model, rng = api.load(folder / f"canaries-{layers}", device="cpu"), random.Random(f"sample {seed}")
+    sample = [digits(rng) for _ in range(size.sample)]
     measurements = []
     for name, number, planted in canaries(size, seed):
         prefix = "\n" + LINE.format(name=name)
-        continuation = model.continuation(prefix, len(FORM))
+        continuation = model.generate(prefix, len(FORM), temperature=0)
         bits = exposure(rank(model, prefix, number, sample), 1 + size.sample)
         measures = {"exposure": bits, "extracted": continuation == number, "digits": right_digits(continuation, number)}
         measurements.append({"name": name, "planted": planted, **measures})
@@ -127,7 +128,7 @@ def exposure(rank: int, total: int) -> float:
     return math.log2(total) - math.log2(rank)
 
 
-def rank(model: Model, prefix: str, number: str, sample: Sequence[str]) -> int:
+def rank(model: api.LoadedModel, prefix: str, number: str, sample: Sequence[str]) -> int:
     """Rank a number by its probability as the continuation of a text, among itself and a sample; 1 is the best."""
     score = model.log_probabilities(prefix, [number])[0]
     heads = sorted({other[:2] for other in sample})  # a number is at most as probable as its first two digits

@@ -15,17 +15,14 @@ from urllib.parse import quote
 
 import numpy as np
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.data.memory import write_dataset
-from tinygpt.data.tasks import TASKS, Pair
-from tinygpt.examine.eval.classify import ngrams
-from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
-from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
+from tinygpt.learn.lab.definition import Lab, accuracy, learn, seeds, stage
 
-TASK = TASKS["transactions"]
+TASK, OTHERS = "transactions", 11  # labels besides the correct one
 ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised
 FINETUNING = {50: 30, 200: 50, 1000: 100, 4000: 250}  # the same for the pretrained model
 SHARES = (0.0, 0.1, 0.2)  # of wrong labels
@@ -36,6 +33,7 @@ CLOSE = 0.02  # accuracies that differ by less count as equal
 MODEL, NGRAM, PRETRAINED = "tiny model", "n-gram baseline", "pretrained model, LoRA"
 LEARNERS = {MODEL: "o-", NGRAM: "s--", PRETRAINED: "^:"}  # and their lines in the picture
 
+Pairs = list[tuple[str, str]]  # line and label
 Curve = dict[int, float]  # number of examples -> accuracy on correct labels
 
 
@@ -55,41 +53,43 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 def measure(folder: Path, examples: int, share: float, seed: int) -> list[dict[str, Any]]:
     """Train both learners on lines, a share of them with wrong labels, and measure their accuracies on correct and on
     wrong labels of the test split."""
-    task, labels = TASK.make(1337), TASK.labels
-    lines = mislabelled(random.Random(seed).sample(task["train"], len(task["train"]))[:examples], share, seed)
+    splits, labels, _ = api.task(TASK)
+    drawn = random.Random(seed).sample(splits["train"], len(splits["train"]))[:examples]
+    lines, test = mislabelled(drawn, labels, share, seed), splits["test"]
     name, iterations = f"{examples}-{100 * share:.0f}-{seed}", ITERATIONS[examples]
-    dataset = write_dataset(folder / "data" / name, task | {"train": lines}, labels, task)
+    dataset = api.write_dataset(folder / "data" / name, splits | {"train": lines}, labels, splits)
     lengths = {"max_iters": iterations, "eval_interval": iterations // 2}
-    train("train", "lab_classifier", folder / name, dataset.folder, seed=seed, **lengths)
-    tests = {"correct": task["test"], "wrong": mislabelled(task["test"], WORST, seed)}
+    run = learn("lab_classifier", folder / name, dataset, seed=seed, **lengths)
+    prompts = [line for line, _ in test]
     answers = {
-        learner: classify([line for line, _ in task["test"]])
-        for learner, classify in ((MODEL, classifier(folder / name, labels)), (NGRAM, ngrams(lines, labels)))
+        MODEL: run.load(device="cpu").probabilities(prompts, labels),
+        NGRAM: api.ngrams(lines, labels)(prompts),
     }
+    wrong = mislabelled(test, labels, WORST, seed)
     return [
-        {"learner": learner, **{kind: accuracy(probabilities, test, labels) for kind, test in tests.items()}}
-        for learner, probabilities in answers.items()
+        {"learner": learner, "correct": accuracy(own, test, labels), "wrong": accuracy(own, wrong, labels)}
+        for learner, own in answers.items()
     ]
 
 
 def measure_pretrained(folder: Path, base: str, examples: int, seed: int) -> dict[str, Any]:
     """Fine-tune a pretrained model with LoRA on the first examples, as in docs/FINETUNING.md."""
-    task = TASK.make(1337)
-    dataset = write_dataset(folder / "data" / TASK.name, task, TASK.labels)
+    splits, labels, _ = api.task(TASK)
+    dataset = api.write_dataset(folder / "data" / TASK, splits, labels)
     out = folder / f"pretrained-{examples}-{seed}-{quote(base, safe='')}"
     settings: dict[str, Any] = {"ckpt": base, "seed": seed, "examples": examples, "max_iters": FINETUNING[examples]}
-    train("finetune", "finetune_transactions_pretrained", out, dataset.folder, **settings)
-    answers = classifier(out, TASK.labels)([line for line, _ in task["test"]])
-    return {"learner": PRETRAINED, "share": 0.0, "correct": accuracy(answers, task["test"], TASK.labels)}
+    run = learn("finetune_transactions_pretrained", out, dataset, **settings)
+    answers = run.load(device="cpu").probabilities([line for line, _ in splits["test"]])
+    return {"learner": PRETRAINED, "share": 0.0, "correct": accuracy(answers, splits["test"], labels)}
 
 
-def mislabelled(pairs: Sequence[Pair], share: float, seed: int) -> list[Pair]:
+def mislabelled(pairs: Pairs, labels: Sequence[str], share: float, seed: int) -> Pairs:
     """Replace the labels of a share of the pairs (rounded) by other labels of the task, with equal probabilities.
 
     With the same seed, the wrong labels of a smaller share are among those of a larger one.
     """
     rng = random.Random(seed)
-    other_labels = [rng.choice([label for label in TASK.labels if label != right]) for _, right in pairs]
+    other_labels = [rng.choice([label for label in labels if label != right]) for _, right in pairs]
     wrong = set(rng.sample(range(len(pairs)), len(pairs))[: round(share * len(pairs))])
     return [(pair[0], other_labels[i]) if i in wrong else pair for i, pair in enumerate(pairs)]
 
@@ -162,7 +162,7 @@ def curve(records: Records) -> Curve:
 
 def on_wrong_labels(right: float) -> float:
     """Compute the accuracy measured on a test split with the share `WORST` of wrong labels, from the true accuracy."""
-    return right * (1 - WORST) + (1 - right) * WORST / (len(TASK.labels) - 1)
+    return right * (1 - WORST) + (1 - right) * WORST / OTHERS
 
 
 def cost_of_wrong(learner: str, records: Records) -> Verdict:

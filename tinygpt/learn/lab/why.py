@@ -21,6 +21,7 @@ import torch
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.memory import write_dataset
+from tinygpt.data.tasks import TASKS
 from tinygpt.examine.eval.classify import label_scores
 from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
@@ -30,11 +31,12 @@ from tinygpt.examine.why.command import random_rows
 from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, texts_of
 from tinygpt.examine.why.retrain import effects, retrain
 from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
-from tinygpt.learn.lab.labels import TASK, mislabelled
+from tinygpt.learn.lab.labels import mislabelled
 from tinygpt.model import GPT
 from tinygpt.training.losses import row_losses, tensors
 from tinygpt.use.ask.search import word_scores
 
+TASK = TASKS["transactions"]
 WRONG = 0.1  # share of the training lines whose label is wrong
 CLOSE = 5  # percentage points; shares that differ by less count as equal
 
@@ -72,7 +74,7 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 def fit(folder: Path, size: Size, seed: int) -> None:
     task = TASK.make(1337)
-    lines = mislabelled(random.Random(seed).sample(task["train"], size.lines), WRONG, seed)
+    lines = mislabelled(random.Random(seed).sample(task["train"], size.lines), TASK.labels, WRONG, seed)
     dataset = write_dataset(folder / "data/lines", task | {"train": lines}, TASK.labels, task)
     train("train", "lab_classifier", folder / "run", dataset.folder, seed=seed, max_iters=size.iterations)
 
