@@ -153,10 +153,11 @@ def test_a_child_trains_the_same_model_and_its_cost_is_measured(tiny_run: Path, 
 def test_a_task_has_its_seed_and_its_options() -> None:
     made = api.task("transactions", 7)
     assert made.splits == TASKS["transactions"].make(7) and made.labels == TASKS["transactions"].labels
-    assert made.scores is None and api.task("transactions").splits == TASKS["transactions"].make(1337)
+    assert made.scores("line", "food", "food") == {"exact match": True} != made.scores("line", "food", "rent")
+    assert api.task("transactions").splits == TASKS["transactions"].make(1337)
     text = api.task("reports_a", 1)
     prompt, response = text.splits["test"][0]
-    assert not text.labels and text.scores and all(text.scores(prompt, response, response).values())
+    assert not text.labels and all(text.scores(prompt, response, response).values())
     for arguments, options, message in (
         (("transaction",), {}, "transaction: no such task"),
         (("sectors",), {"brands": 3}, "task sectors: brands: no such option"),

@@ -297,8 +297,8 @@ ngrams = _arguments()(classify.ngrams)
 def task(name: str, seed: int = 1337, **options: Any) -> tasks.Examples:
     """Make the examples of a built-in task from a seed: `task("transactions", seed=1).splits["train"]`.
 
-    Returns its splits (train, val and test: prompts with their responses), its labels, and for free text `scores`,
-    which judges a response: `scores(prompt, expected, response)` returns named checks. options: those of its module in
+    Returns its splits (train, val and test: prompts with their responses), its labels, and `scores`, which judges a
+    response: `scores(prompt, expected, response)` returns named checks. options: those of its module in
     tinygpt.data.tasks. Errors: TinyGPTError for an unknown task or option.
     """
     return tasks.examples(name, seed, **options)

@@ -80,7 +80,11 @@ class Examples(NamedTuple):
 
     splits: dict[str, list[Pair]]  # train, val, test: (prompt, response)
     labels: tuple[str, ...]  # those that occur; empty: free text
-    scores: Scores | None
+    scores: Scores  # judges a response by named checks
+
+
+def exact_match(prompt: str, expected: str, response: str) -> dict[str, bool]:
+    return {"exact match": response == expected}
 
 
 def examples(name: str, seed: int, **options: Any) -> Examples:
@@ -94,4 +98,4 @@ def examples(name: str, seed: int, **options: Any) -> Examples:
         raise TinyGPTError(f"task {name}: {min(unknown)}: no such option", ", ".join(known))
     splits = task.make(seed, **options)
     given = {response for _, response in chain.from_iterable(splits.values())}
-    return Examples(splits, tuple(label for label in task.labels if label in given), task.scores)
+    return Examples(splits, tuple(label for label in task.labels if label in given), task.scores or exact_match)

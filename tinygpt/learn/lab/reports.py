@@ -8,26 +8,23 @@ it states the figures of the prompt (fidelity). At the end, the adapters are swa
 import statistics
 import timeit
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
-from tinygpt.checkpoint.adapter import Adapters
-from tinygpt.data.memory import write_dataset
-from tinygpt.data.tasks import TASKS
-from tinygpt.data.tasks.reports import SCORES
-from tinygpt.examine.experiment.models import Model, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
-from tinygpt.learn.lab.definition import Lab, seeds, stage
+from tinygpt.learn.lab.definition import Lab, learn, seeds, stage
 
 FIRMS = {"a": "firm A", "b": "firm B"}
-DATASETS = {"": "reports", "a": "reports_a", "b": "reports_b"}  # of the base model, and of each firm's adapters
+STYLES = {"plain": "reports", "a": "reports_a", "b": "reports_b"}  # and their tasks
 FACTS = ("company", "quarter", "figures", "directions")  # that a response with fidelity states
 ENOUGH = 0.9  # share of the test prompts from which on a style, or fidelity, counts as learned
 MARGIN = 10  # a share of 500 prompts has a 95% confidence interval of at most +- 4.4 percentage points
@@ -43,6 +40,7 @@ class Size(NamedTuple):
 
 FULL = Size(400, 200, 500, (25, 100, 400))
 QUICK = Size(300, 100, 200, (25, 400))
+task = cache(api.task)
 Curves = dict[str, dict[int, Records]]  # firm -> number of examples -> a record for each seed
 
 
@@ -54,51 +52,46 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
             case = {"seed": seed, "firm": firm, "examples": examples}
             name = f"{FIRMS[firm]}, {examples} examples, seed {seed}"
             yield stage(name, 1 + size.adapter / 20, measure, folder, size, **case)
-    adapters = {firm: str(folder / f"seed-1/{firm}-{size.examples[-1]}") for firm in FIRMS}
-    yield stage("swaps", 3, swaps, str(folder / "seed-1/base"), adapters)
+    adapters = {firm: folder / f"seed-1/{firm}-{size.examples[-1]}" for firm in FIRMS}
+    yield stage("swaps", 3, swaps, folder / "seed-1/base", adapters)
 
 
 def prompts_of_test() -> list[str]:
-    return [prompt for prompt, _ in TASKS["reports"].make(1337)["test"]]
+    return [prompt for prompt, _ in task("reports").splits["test"]]
 
 
 def measure(folder: Path, size: Size, seed: int, firm: str, examples: int) -> dict[str, Any]:
     """Train the base model of a seed, or an adapter on it, and judge its responses by all styles and by their facts."""
-    data = write_dataset(folder / "data" / DATASETS[firm], TASKS[DATASETS[firm]].make(1337))
-    base, out = (folder / f"seed-{seed}" / name for name in ("base", f"{firm}-{examples}"))
+    name = STYLES[firm or "plain"]
+    dataset = api.write_dataset(folder / "data" / name, task(name).splits)
+    base = folder / f"seed-{seed}/base"
     if firm:
-        settings: dict[str, Any] = {"max_iters": size.adapter, "ckpt": base, "examples": examples}
-        cost = train("finetune", "finetune_reports", out, data.folder, seed=seed, **settings)
+        settings = {"max_iters": size.adapter, "ckpt": base, "examples": examples}
+        run = learn("finetune_reports", folder / f"seed-{seed}/{firm}-{examples}", dataset, seed=seed, **settings)
     else:
-        cost = train("train", "reports", base, data.folder, seed=seed, max_iters=size.base)
+        run = learn("reports", base, dataset, seed=seed, max_iters=size.base)
     prompts = prompts_of_test()[: size.prompts]
-    texts, _ = Model(base, out if firm else "").responses(prompts, 120)
-    figures = {"seconds": cost.seconds, "trained": cost.weights, "bytes": cost.bytes, "responses": texts[:50]}
-    for style, scores in SCORES.items():
-        judgements = [scores(prompt, "", text) for prompt, text in zip(prompts, texts, strict=True)]
+    texts, _ = run.load(device="cpu").responses(prompts, 120)
+    figures = {"seconds": run.cost.seconds, "trained": run.cost.weights, "bytes": run.cost.bytes}
+    for style, name in STYLES.items():
+        judgements = [task(name).scores(prompt, "", text) for prompt, text in zip(prompts, texts, strict=True)]
         wrong = [not judgement["fidelity"] for judgement in judgements if judgement["style"]]
         figures[f"style {style}"] = len(wrong) / len(prompts)
         figures[f"wrong {style}"] = sum(wrong) / max(len(wrong), 1)
     fidelity = statistics.mean(judgement["fidelity"] for judgement in judgements)  # the same in each style
-    return {**figures, "prompts": len(prompts), "fidelity": fidelity}
+    return {**figures, "prompts": len(prompts), "fidelity": fidelity, "responses": texts[:50]}
 
 
-def swaps(base: str, files: dict[str, str]) -> dict[str, Any]:
+def swaps(base: Path, files: dict[str, Path]) -> dict[str, Any]:
     """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
-    adapters, prompt = Adapters(base, files), prompts_of_test()[0]
-
-    def logits(model: Model) -> torch.Tensor:
-        with torch.inference_mode():
-            ids = torch.from_numpy(model.tokenizer.encode_prompt(prompt).astype("int64"))[None]
-            return model.model(ids)[0]
-
+    adapters, prompt = api.load_adapters(base, files, device="cpu"), prompts_of_test()[0]
     sequence = ["a", "b", "a", ""]  # the last one takes the adapter off
-    swapped = [logits(Model(adapters.checkpoint(name))) for name in sequence]
-    loaded = [logits(Model(base, files.get(name, ""))) for name in sequence]
+    swapped = [adapters[name].logits(prompt) for name in sequence]
+    loaded = [api.load(base, adapter=files.get(name, ""), device="cpu").logits(prompt) for name in sequence]
     names = cycle(FIRMS)
     return {
-        "swap": milliseconds(lambda: Model(adapters.checkpoint(next(names)))),
-        "load": milliseconds(lambda: Model(base, files[next(names)])),
+        "swap": milliseconds(lambda: adapters[next(names)]),
+        "load": milliseconds(lambda: api.load(base, adapter=files[next(names)], device="cpu")),
         "exact": all(map(torch.equal, swapped, loaded)) and not torch.equal(swapped[0], swapped[3]),
     }
 
@@ -170,13 +163,13 @@ def one_prompt(base: Records, curves: Curves) -> Table:
     """Show the responses to one prompt: the first with a wrong text in perfect style, if any, else the first of all."""
     prompts, few = prompts_of_test(), min(curves["a"])
     texts = curves["a"][few][0]["responses"]
-    judgements = [SCORES["a"](prompt, "", text) for prompt, text in zip(prompts, texts, strict=False)]
+    judgements = [task("reports_a").scores(prompt, "", text) for prompt, text in zip(prompts, texts, strict=False)]
     wrong = (i for i, judgement in enumerate(judgements) if judgement["style"] and not judgement["fidelity"])
     index = next(wrong, 0)
     rows = []
     for run in [base[0], *(own[0] for curve in curves.values() for own in curve.values())]:
         text = run["responses"][index]
-        judgement = SCORES["plain"](prompts[index], "", text)
+        judgement = task("reports").scores(prompts[index], "", text)
         mistakes = ", ".join(fact for fact in FACTS if not judgement[fact])
         name = f"{run['firm'].upper()}, {run['examples']}" if run["firm"] else "base"
         rows.append({"model": name, "response": text, "wrong": mistakes or "nothing"})
