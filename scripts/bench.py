@@ -41,14 +41,13 @@ if __name__ == "__mp_main__":  # in the process of a program
     import torch
 
     import tinygpt
-    from tinygpt.base import device
     from tinygpt.base.configs.core import TrainConfig
     from tinygpt.base.configs.parse import parse
     from tinygpt.generate import Sampling, generate
     from tinygpt.train import batch, forward_backward, require_finite_loss
     from tinygpt.training.optimizer import learning_rate
     from tinygpt.training.run import set_up
-    from tinygpt.training.start import Start
+    from tinygpt.training.start import resolve
 
 RECIPE = "configs/nanogpt.yaml"
 FAST = "configs/shakespeare_char_fast.yaml"
@@ -183,15 +182,15 @@ class TinyGPT:
         """Begin a training; return what nanoGPT must know to do the same."""
         # eval_only: writes no files
         config = parse(TrainConfig, [*flags, f"--device={name}", f"--dtype={dtype}", "--eval_only", "--quiet"])
-        compute = device.choose(name, dtype)
-        self.run = set_up(contextlib.ExitStack(), Start(config), compute)
+        stack = contextlib.ExitStack()
+        self.run = set_up(stack, resolve(stack, config))
         self.ahead = batch(self.run, 0)
         size = self.run.model.num_params()
         flop_per_token = 6 * size + 12 * config.n_layer * config.n_embd * config.block_size  # the latter: attention
         tokens = config.batch_size * config.gradient_accumulation_steps * config.block_size
-        about = [str(compute.dtype).removeprefix("torch."), self.run.compiled, self.run.model.config.vocab_size]
+        dtype = str(self.run.compute.dtype).removeprefix("torch.")
         return {
-            "nanoGPT": [*about, vars(config)],
+            "nanoGPT": [dtype, self.run.compiled, self.run.model.config.vocab_size, vars(config)],
             "parameters": size,
             "tokens": tokens,
             "flop": tokens * flop_per_token,

@@ -35,7 +35,7 @@ from tinygpt.training import processes as distributed
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import TorchOptimizer, build
-from tinygpt.training.start import choose_compute
+from tinygpt.training.start import choose_compute, faster_on_a_mac
 
 # ---- GPUs ----------------------------------------------------------------------------------------------------------
 
@@ -60,7 +60,8 @@ def test_a_step_that_logs_nothing_does_not_synchronise(optimizer: str, taught: b
     run: Any = SimpleNamespace(config=config, compute=compute, ddp_model=computing, optimizer=made, has_dropout=True)
     run.teacher = Teacher(small(seed=1), 0.5, 65, "") if taught else None
     run.progress, run.ranks = SimpleNamespace(step=0), distributed.Processes()
-    run.source, run.rows_per_iter, run.row_length = TextRows(np.arange(60, dtype=np.uint16)), 4, lambda at: 16
+    run.source, run.row_length = TextRows(np.arange(60, dtype=np.uint16)), lambda at: 16
+    run.rows_per_iter, run.micro_steps = 4, 2
     with ReadsNothing() as counter:
         for step in range(3):
             run.progress.step = step
@@ -202,15 +203,16 @@ def test_who_does_not_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "choose_faster", None)
     for saved, kept in (("cpu", "cpu"), ("mps", "mps"), ("cuda", "cpu"), (None, "cpu")):
         assert choose_compute(TrainConfig(), {"device": saved, "path": "plain"}).device.type == kept
+    dataset: Any = None
     for name in ("cpu", "mps"):
-        assert choose_compute(TrainConfig(device=name), {}).device.type == name
+        compute = choose_compute(TrainConfig(device=name), {})
+        assert faster_on_a_mac(TrainConfig(device=name), dataset, compute).device.type == name
     assert device.choose_for_inference("auto", "auto").device.type == "cpu"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert choose_compute(TrainConfig(), {}).device.type == "cpu"
+    assert faster_on_a_mac(TrainConfig(), dataset, choose_compute(TrainConfig(), {})).device.type == "cpu"
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(TypeError):  # negative control: a new run on one process measures
-        monkeypatch.setattr("tinygpt.training.start.Dataset", lambda *_: None)
-        choose_compute(TrainConfig(), {})
+        faster_on_a_mac(TrainConfig(), dataset, choose_compute(TrainConfig(), {}))
 
 
 # ---- GPUs without bfloat16 -----------------------------------------------------------------------------------------

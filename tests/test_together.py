@@ -196,7 +196,7 @@ def test_replayed_rows_are_spread_evenly_over_the_processes(tiny_data: Path) -> 
     new = Dataset(str(tiny_data / "data"), "tiny").sources["train"]
     source = MixedRows(new, TextRows(np.zeros(999, dtype=np.uint16)), 0.25)
     run: Any = SimpleNamespace(config=config, source=source, row_length=lambda at: 8, rows_per_iter=16)
-    run.compute = SimpleNamespace(device=torch.device("cpu"))
+    run.compute, run.micro_steps = SimpleNamespace(device=torch.device("cpu")), 1
     for rank in range(4):
         run.ranks = Processes(rank, 4)
         x, _, weights = train.batch(run, 0)

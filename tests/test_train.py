@@ -21,7 +21,7 @@ from tinygpt.base.configs.parse import parse
 from tinygpt.checkpoint.store import load, save
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import learning_rate
-from tinygpt.training.start import ARCHITECTURE, starting_point
+from tinygpt.training.start import ARCHITECTURE, load_run_to_resume
 
 
 def entries(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -208,7 +208,8 @@ def test_resuming_keeps_every_value_that_is_not_the_default(
     state = load(run_copy / "out/last.pt")
     shape = state.model_args | {name: expected[name] for name in ARCHITECTURE}
     save(run_copy / "out/last.pt", dataclasses.replace(state, model_args=shape, config=expected))
-    resumed = starting_point(parse(kind, ["--init_from=resume", f"--out_dir={run_copy / 'out'}"])).config
+    resumed = parse(kind, ["--init_from=resume", f"--out_dir={run_copy / 'out'}"])
+    load_run_to_resume(resumed)
     assert {name: getattr(resumed, name) for name in expected} == expected
 
 

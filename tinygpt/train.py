@@ -28,9 +28,9 @@ from tinygpt.training.log import Pace, read_metrics
 from tinygpt.training.losses import estimate_losses
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.processes import StopSignal, has_lost_another
-from tinygpt.training.run import Run, log_divergence, micro_steps, out_of_memory, set_up
+from tinygpt.training.run import Run, log_divergence, out_of_memory, set_up
 from tinygpt.training.sharding import local
-from tinygpt.training.start import choose_compute, starting_point
+from tinygpt.training.start import resolve
 from tinygpt.training.verdict import judge
 from tinygpt.training.watch import Watcher
 
@@ -43,10 +43,10 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
     stops when it returns True, with a status below 128. Errors: TinyGPTError for everything that a user can fix."""
     compute = None
     try:
-        start = starting_point(config)  # first: a resumed run keeps its device and dtype
-        config, compute = start.config, choose_compute(start.config, start.saved)
         with contextlib.ExitStack() as stack:
-            run = set_up(stack, start, compute)
+            start = resolve(stack, config)
+            config, compute = start.config, start.compute
+            run = set_up(stack, start)
             del start  # its checkpoint is as large as the run
             stop = stack.enter_context(StopSignal(embedded=callback is not None))
             run.log.callback = lambda entry: stop.ask() if callback and is_true(callback(entry)) else None
@@ -148,7 +148,7 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     total = int(run.source.targets(row_indices, width).sum())
     own = row_indices[ranks.rank * rows // ranks.count : (ranks.rank + 1) * rows // ranks.count]
     # int64 (2, micro_steps, rows, T): inputs and targets
-    pieces = np.stack(run.source.rows(own, width)).reshape(2, micro_steps(config, ranks), -1, width)
+    pieces = np.stack(run.source.rows(own, width)).reshape(2, run.micro_steps, -1, width)
     loss_weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in pieces[1]]
     x, y = device.to_device(torch.from_numpy(pieces), run.compute.device)
     return x, y, loss_weights

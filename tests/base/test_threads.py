@@ -16,7 +16,7 @@ from tinygpt.base import threads
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse
 from tinygpt.checkpoint.store import load
-from tinygpt.training.start import choose_compute, starting_point
+from tinygpt.training.start import choose_compute, load_run_to_resume
 
 CORES = os.cpu_count() or 1
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="the load is known on Linux only")
@@ -259,6 +259,6 @@ def test_several_processes_do_not_take_over_the_number_of_one(
     for processes, flags, used in (("2", [], 1), ("2", ["--threads=2"], 2), ("1", [], 2)):
         monkeypatch.setenv("WORLD_SIZE", processes)
         count(1)
-        start = starting_point(parse(TrainConfig, ["--init_from=resume", f"--out_dir={run_copy / 'out-two'}", *flags]))
-        choose_compute(start.config, start.saved)
+        config = parse(TrainConfig, ["--init_from=resume", f"--out_dir={run_copy / 'out-two'}", *flags])
+        choose_compute(config, load_run_to_resume(config).training)
         assert torch.get_num_threads() == used

@@ -1,5 +1,6 @@
 """Checkpoints: loading restores what was saved, and refuses everything else."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,7 +24,7 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
 from tinygpt.training.log import read_metrics
-from tinygpt.training.start import fit_dataset, make_model, starting_point
+from tinygpt.training.start import make_model, resolve
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SHAPE = {"block_size": 8, "vocab_size": 5, "n_layer": 2, "n_head": 2, "n_embd": 8, "dropout": 0.0, "bias": True}
@@ -91,11 +92,11 @@ def test_a_run_that_starts_from_a_checkpoint_has_its_model(
     saved.tokenizer = dataset.tokenizer.to_dict()
     save(tmp_path / "ckpt.pt", saved)
     config = TrainConfig(init_from=str(tmp_path / "ckpt.pt"), out_dir=str(tmp_path / "new"), block_size=8)
-    start = starting_point(config)
-    known = fit_dataset(dataset, start)
-    model, added = make_model(start, GPT, dataset.tokenizer.vocab_size, known)
+    config.dataset, config.data_dir, config.fast, config.device = "tiny", str(tiny_data / "data"), "False", "cpu"
+    with contextlib.ExitStack() as stack:
+        model = make_model(resolve(stack, config))
     idx = torch.tensor([[0, 1, 2, 3, 4]])
-    assert added == 0 and dataclasses.asdict(model.config) == saved.model_args
+    assert dataclasses.asdict(model.config) == saved.model_args
     assert torch.equal(model.eval()(idx)[0], logits(saved))
 
 

@@ -80,8 +80,9 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(tiny_data: 
     def shares(step: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         made = []
         for rank in range(count):
-            run: Any = SimpleNamespace(config=config, ranks=Processes(rank, count), rows_per_iter=16)
-            run.row_length = lambda at: 8
+            ranks = Processes(rank, count)
+            run: Any = SimpleNamespace(config=config, ranks=ranks, rows_per_iter=16, row_length=lambda at: 8)
+            run.micro_steps, _ = ranks.share(config)
             run.source, run.compute = dataset.sources["train"], SimpleNamespace(device=torch.device("cpu"))
             made.append([part.reshape(-1, 8) for part in batch(run, step)[:2]])
         return torch.cat([x for x, _ in made]), torch.cat([y for _, y in made])

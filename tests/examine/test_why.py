@@ -30,7 +30,7 @@ from tinygpt.examine.why.retrain import effects, without
 from tinygpt.learn.lab import why as lab
 from tinygpt.model import GPT
 from tinygpt.training.losses import tensors
-from tinygpt.training.start import Start, make_model
+from tinygpt.training.start import new_model
 
 WORDS = {"red": "rot", "green": "gruen", "blue": "blau"}
 PAIRS = [(f"{n:03} {word}", answer) for n in range(60) for word, answer in WORDS.items()]
@@ -151,7 +151,7 @@ def test_all_effects_together_are_the_change_that_training_made(
     explained = load_run(WhyConfig(run=str(tmp_path / "out"), data_dir=str(planted / "data")))
     x, y = output(explained, start, text)
     estimate, model = effects(explained, x, y)
-    before, _ = make_model(Start(explained.config), GPT, explained.dataset.tokenizer.vocab_size)
+    before = new_model(explained.config, GPT, explained.dataset.tokenizer.vocab_size)
     change = log_probability(model, x, y) - log_probability(before, x, y)
     assert change > 0.02 and -estimate.sum() == pytest.approx(change, rel=0.05)
 

@@ -18,15 +18,16 @@ from test_train import column
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import ReportConfig
+from tinygpt.base.configs.parse import parse
 from tinygpt.base.device import Autocast, Compute
 from tinygpt.checkpoint.store import load, save
-from tinygpt.data.dataset import Dataset
 from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatWeights
 from tinygpt.model import GPT
 from tinygpt.training.distillation import Teacher
+from tinygpt.training.start import resolve
 
 TAUGHT = ["--teacher=out/ckpt.pt", "--out_dir=student", "--seed=8"]
 
@@ -147,9 +148,8 @@ def test_mistakes_get_one_sentence(run_copy: Path, flags: list[str], says: str) 
 @pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", "bfloat16"), ("float16", "float32")])
 def test_a_teacher_in_low_precision(run_copy: Path, dtype: str, kept: str) -> None:
     """Weights outside the range of float16 would be infinite."""
-    with contextlib.chdir(run_copy):
-        compute, dataset = Compute(torch.device("cpu"), getattr(torch, dtype), ""), Dataset("data", "tiny")
-        teacher = Teacher.of("out", TrainConfig(out_dir="student"), compute, dataset, 16)
+    with contextlib.chdir(run_copy), contextlib.ExitStack() as stack:
+        teacher = Teacher.of(resolve(stack, parse(TrainConfig, [*TINY_TRAIN[1:], *TAUGHT, f"--dtype={dtype}"])))
     assert teacher and {weight.dtype for weight in teacher.model.parameters()} == {getattr(torch, kept)}
     ok(run_copy, *TINY_TRAIN, *TAUGHT, f"--dtype={dtype}", "--max_iters=3")
     losses = column(run_copy / "student", "train", "loss")

@@ -86,6 +86,19 @@ def test_a_process_that_loses_another_says_so_in_one_sentence(work: Path) -> Non
     assert len(second.output.splitlines()) == 2
 
 
+@needs_fork
+def test_a_process_without_the_dataset_does_not_leave_the_other_one_waiting(work: Path) -> None:
+    flags = [*TINY_TRAIN, *BATCH, "--out_dir=two"]
+    both = [
+        Child([*flags, f"--data_dir={data}"], work / f"{data}.log", work, **place)
+        for data, place in zip(("data", "nowhere"), ranks(2), strict=True)
+    ]
+    first, second = (child.wait(PATIENCE, otherwise=signal.SIGKILL) for child in both)
+    assert (first, second) == (1, 2), both[0].output + both[1].output
+    assert "another process of this run has ended" in both[0].output
+    assert "dataset 'tiny' is not prepared (nowhere/tiny/meta.json" in both[1].output
+
+
 @pytest.mark.slow
 @needs_fork
 def test_the_command_that_resumes_several_processes_works(work: Path) -> None:

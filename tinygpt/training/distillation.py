@@ -1,6 +1,6 @@
 """Distillation: a run also learns from the probabilities that a trained model, its teacher, gives to every token.
 
-    teacher = Teacher.of(path, config, compute, dataset, width)    # None without a path
+    teacher = Teacher.of(start)    # None without one
     loss = teacher.loss(cross_entropy, logits, x, y)
 
 Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network", at temperature 1; the teacher may have the
@@ -15,14 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.base.configs.core import TrainConfig
-from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import weights_fingerprint
-from tinygpt.data.dataset import Dataset
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT
+from tinygpt.training.start import Start
 
 
 class Teacher(NamedTuple):
@@ -34,9 +32,10 @@ class Teacher(NamedTuple):
     fingerprint: str  # of the weights
 
     @classmethod
-    def of(cls, path: str, config: TrainConfig, compute: Compute, dataset: Dataset, width: int) -> "Teacher | None":
-        """Load the teacher of a run, if it has one. width: tokens of the longest row. Errors: TinyGPTError for a
-        teacher that is missing, diverged, or would be overwritten, or that cannot read the run's rows."""
+    def of(cls, start: Start) -> "Teacher | None":
+        """Load the teacher of a run, if it has one. Errors: TinyGPTError for a teacher that is missing, diverged, or
+        would be overwritten, or that cannot read the run's rows."""
+        config, path, dataset, dtype = start.config, start.teacher, start.dataset, start.compute.dtype
         if not path or config.eval_only:
             return None
         store.refuse_overwriting(Path(config.out_dir), path, "the teacher")
@@ -52,9 +51,10 @@ class Teacher(NamedTuple):
             hint = f"a model that was trained on the dataset {config.dataset}, or fine-tuned on it from the same base"
             raise TinyGPTError(f"teacher: {path} and this run have different vocabularies", hint)
         # its weights are cast, so numbers outside the range of float16 are possible, and a run would skip the update
-        dtype = torch.float32 if compute.dtype == torch.float16 else compute.dtype
-        model = checkpoint.for_inference(dataclasses.replace(compute, dtype=dtype), config.fast).requires_grad_(False)
+        compute = dataclasses.replace(start.compute, dtype=torch.float32 if dtype == torch.float16 else dtype)
+        model = checkpoint.for_inference(compute, config.fast).requires_grad_(False)
         refuse_diverged(model, path)
+        width = start.source.width(config.block_size)
         if width > model.config.block_size:
             problem = f"teacher: {path} reads {model.config.block_size} tokens, but the rows of this run have {width}"
             raise TinyGPTError(problem, f"a teacher with a longer context, or --block_size={model.config.block_size}")

@@ -7,6 +7,7 @@ not change the result.
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -17,7 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.terminal import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,19 @@ class Processes:
     def on_this_node(self) -> int:
         """Return the number of processes on this node, as torchrun gives it."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+
+    def share(self, config: TrainConfig) -> tuple[int, int]:
+        """Share the global batch. Returns the forward passes per iteration in each process, its micro-steps, and the
+        rows of each of them, at most batch_size. Errors: TinyGPTError if the processes cannot share it evenly."""
+        micro_steps = math.ceil(config.gradient_accumulation_steps / self.count)
+        rows = config.batch_size * config.gradient_accumulation_steps
+        if rows % (self.count * micro_steps):
+            raise TinyGPTError(
+                f"{self.count} processes cannot share {counted(rows, 'sequence')} per iteration evenly "
+                f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
+                f"make gradient_accumulation_steps a multiple of {self.count}",
+            )
+        return micro_steps, rows // (self.count * micro_steps)
 
     def sum(self, values: list[float], device: torch.device) -> list[float]:
         """Add each value over all processes; every process gets the sums."""

@@ -1,11 +1,10 @@
 """A run: its configuration, data, model, optimizer and log, set up before the first iteration.
 
-run = set_up(stack, start, choose_compute(start.config, start.saved))
+run = set_up(stack, resolve(stack, config))
 """
 
 import contextlib
 import dataclasses
-import functools
 import math
 import time
 from pathlib import Path
@@ -17,11 +16,11 @@ import torch.nn as nn
 
 from tinygpt.base import __version__, device, threads
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.core import FinetuneConfig, TrainConfig, run_settings
+from tinygpt.base.configs.core import TrainConfig, run_settings
 from tinygpt.base.configs.parse import to_yaml
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_lock, refuse_link, remove, replacing
-from tinygpt.base.terminal import counted, print_error
+from tinygpt.base.terminal import counted
 from tinygpt.checkpoint.snapshots import FOLDER, snapshots
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.dataset import Dataset
@@ -40,9 +39,9 @@ from tinygpt.training.optimizer import (
     schedule_note,
     state_of,
 )
-from tinygpt.training.processes import Processes, join_processes
+from tinygpt.training.processes import Processes
 from tinygpt.training.sharding import gather
-from tinygpt.training.start import Start, fit_dataset, make_model, new_run_from, training_class
+from tinygpt.training.start import Start, make_model, new_run_from
 from tinygpt.training.tensorboard import TensorBoard, discard_events, import_summary_writer
 from tinygpt.training.tuning import Tuning
 
@@ -86,16 +85,12 @@ class Run:
     teacher: Teacher | None  # None: no distillation
     tuner: threads.ThreadTuner | None  # None: the number of threads is not changed
     saved_at: int  # iterations done when last.pt was written; -1 before that
+    out: Path  # the run's folder
+    rows_per_iter: int  # of the global batch
+    micro_steps: int  # forward passes per iteration in this process
+    longest_row: int  # tokens
+    has_dropout: bool
     started: float = dataclasses.field(default_factory=time.perf_counter)
-
-    @property
-    def out(self) -> Path:
-        return Path(self.config.out_dir)
-
-    @functools.cached_property
-    def longest_row(self) -> int:
-        """Return the number of tokens of the longest row."""
-        return self.source.width(self.config.block_size)
 
     def row_length(self, row_indices: np.ndarray) -> int:
         """Return the length to which the rows of a batch are padded: that of its longest row, rounded up to a multiple
@@ -104,17 +99,8 @@ class Run:
         return self.longest_row if self.compiled else min(self.longest_row, math.ceil(needed / 8) * 8)
 
     @property
-    def rows_per_iter(self) -> int:
-        """Return the number of rows of the global batch."""
-        return self.config.batch_size * self.config.gradient_accumulation_steps
-
-    @property
     def resume_command(self) -> str:
         return suggest.resume(vars(self.config), self.out, processes=self.ranks.on_this_node)
-
-    @functools.cached_property
-    def has_dropout(self) -> bool:
-        return any(getattr(module, "dropout", 0) for module in self.model.modules())
 
     def seconds(self) -> float:
         return self.progress.seconds + time.perf_counter() - self.started
@@ -156,25 +142,13 @@ class Run:
         )
 
 
-def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -> Run:
+def set_up(stack: contextlib.ExitStack, start: Start) -> Run:
     """Set up a run, which `stack` closes, and print its settings. Errors: TinyGPTError, before any file is written."""
-    config, out = start.config, Path(start.config.out_dir)
-    ranks = stack.enter_context(join_processes(config.backend, compute.device))
-    dataset = start.dataset(config.dataset)
-    check(config, ranks)
-    step = start.checkpoint.step if start.checkpoint is not None and start.resuming else 0
-    if not ranks.agree((step, dataset.meta["sha256"]), compute.device):
-        problem = "the processes start at different iterations, or with different data"
-        raise TinyGPTError(problem, "give all nodes the same --data_dir, and an --out_dir that they share")
-    known_tokens = fit_dataset(dataset, start)
+    config, compute, ranks, out = start.config, start.compute, start.ranks, Path(start.config.out_dir)
+    check(config)
     if compute.device.type == "cpu":
         device.keep_freed_memory(keep=not config.shard)
-    model, new_tokens = make_model(start, training_class(config, compute), dataset.tokenizer.vocab_size, known_tokens)
-    tuning = Tuning.of(start, dataset, model, new_tokens) if isinstance(config, FinetuneConfig) else None
-    source: Batches = tuning.rows if tuning else dataset.sources["train"]
-    source = source.arranged(config.group_by_length, config.sampling == "epochs")
-    width = source.width(config.block_size)
-    teacher = Teacher.of(start.teacher or config.teacher, config, compute, dataset, width)
+    model, teacher = make_model(start), Teacher.of(start)
     if teacher and not ranks.agree(teacher.fingerprint, compute.device):
         raise TinyGPTError("the processes have different teachers", "give all nodes the same file as --teacher")
     if ranks.is_main and not config.eval_only:
@@ -188,16 +162,17 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
     if start.saved:
         progress = Progress.restored(start.saved, start.checkpoint_name)
         load_state(optimizer, start.saved["optimizer"])
-    rows = config.batch_size * config.gradient_accumulation_steps // (ranks.count * micro_steps(config, ranks))
-    example = torch.zeros((rows, source.width(config.block_size)), dtype=torch.long, device=compute.device)
+    micro_steps, rows = ranks.share(config)
+    longest_row = start.source.width(config.block_size)
+    example = torch.zeros((rows, longest_row), dtype=torch.long, device=compute.device)
     setting = "False" if config.shard else config.compile
     compiled, compile_status = device.compile_model(amp_model, setting, compute, example)
     tuner = thread_tuner(config, amp_model, example) if compiled is amp_model else None
     times = tuner.tune(threads.free()) if tuner and not start.saved else {}
     run = Run(
         config=config,
-        dataset=dataset,
-        source=source,
+        dataset=start.dataset,
+        source=start.source,
         model=model,
         amp_model=amp_model,
         ddp_model=nn.parallel.DistributedDataParallel(compiled) if ranks.count > 1 and not config.shard else compiled,
@@ -207,28 +182,26 @@ def set_up(stack: contextlib.ExitStack, start: Start, compute: device.Compute) -
         log=RunLog(out, ranks.is_main, config.quiet),
         progress=progress,
         compiled=compiled is not amp_model,
-        tuning=tuning,
+        tuning=start.tuning,
         teacher=teacher,
         tuner=tuner,
         saved_at=progress.step if start.saved else -1,
+        out=out,
+        rows_per_iter=config.batch_size * config.gradient_accumulation_steps,
+        micro_steps=micro_steps,
+        longest_row=longest_row,
+        has_dropout=any(getattr(module, "dropout", 0) for module in model.modules()),
     )
     stack.callback(run.log.close)
     if ranks.is_main and not config.eval_only:
-        open_folder(run, start.resuming)
+        open_folder(run, bool(start.saved))
     show_start(run, compile_status, times)
     note_changes(run, {} if config.eval_only else start.saved)
     return run
 
 
-def check(config: TrainConfig, ranks: Processes) -> None:
-    """Check that the processes can share the global batch, and what the run needs later. Errors: TinyGPTError."""
-    require_even_split(config, ranks)
-    if config.shard and not torch.distributed.is_initialized():
-        problem = "shard=True divides the model among the processes of torchrun, which has not started this one"
-        if "shard" in config.flags:
-            raise TinyGPTError(problem, "torchrun --standalone --nproc_per_node=2 -m tinygpt ..., or --shard=False")
-        print_error(f"note: {problem}; the run continues without sharding")
-        config.shard = False  # of a config file or of a run that is resumed, which are also for one process
+def check(config: TrainConfig) -> None:
+    """Check the folder of a run, and what the run needs later. Errors: TinyGPTError."""
     out = Path(config.out_dir)
     for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
         refuse_link(out / name)
@@ -236,22 +209,6 @@ def check(config: TrainConfig, ranks: Processes) -> None:
         import_summary_writer("report_to=tensorboard", ", or --report_to=none")
     if config.watch:
         require_installed("--watch", *watch.PACKAGES, otherwise=", or train without --watch")
-
-
-def require_even_split(config: TrainConfig, ranks: Processes) -> None:
-    """Check that the processes can share the global batch evenly. Errors: TinyGPTError."""
-    rows = config.batch_size * config.gradient_accumulation_steps
-    if rows % (ranks.count * micro_steps(config, ranks)):
-        raise TinyGPTError(
-            f"{ranks.count} processes cannot share {counted(rows, 'sequence')} per iteration evenly "
-            f"(batch_size {config.batch_size} x gradient_accumulation_steps {config.gradient_accumulation_steps})",
-            f"make gradient_accumulation_steps a multiple of {ranks.count}",
-        )
-
-
-def micro_steps(config: TrainConfig, ranks: Processes) -> int:
-    """Return the number of forward passes per iteration in each process, none with more than batch_size rows."""
-    return math.ceil(config.gradient_accumulation_steps / ranks.count)
 
 
 def thread_tuner(config: TrainConfig, amp_model: AmpModel, example: torch.Tensor) -> threads.ThreadTuner | None:

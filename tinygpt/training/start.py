@@ -1,8 +1,12 @@
-"""Where a run starts: its checkpoint, its complete configuration, its device and its model.
+"""Decide everything about a run before its first iteration: configuration, device, data and checkpoint; make its model.
+
+start = resolve(stack, config)      # stack: a contextlib.ExitStack, which leaves the processes of torchrun
+model = make_model(start)
 
 config.given has the keys that the command line or a config file gives, config.flags those of the command line alone.
 """
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -21,16 +25,20 @@ from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.parse import converted
 from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.terminal import print_error
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.gpt2 import gpt2_checkpoint
+from tinygpt.checkpoint.lora import LoRA, attach
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.data.dataset import Dataset, data_dir, started_elsewhere
+from tinygpt.data.rows import Batches
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.fast.model import model_class
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT, GPTConfig
-from tinygpt.training import processes
 from tinygpt.training.optimizer import build
+from tinygpt.training.processes import Processes, device_name, join_processes
+from tinygpt.training.tuning import Tuning
 
 ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
 FIXED = ("optimizer", "lora_rank", "lora_targets")  # the values that a saved optimizer state depends on
@@ -38,24 +46,63 @@ FIXED = ("optimizer", "lora_rank", "lora_targets")  # the values that a saved op
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where a run starts: new weights (no checkpoint), a base model, or its own last state when it is resumed."""
+    """What is decided about a run before its first iteration. Only its number of threads can change later."""
 
     config: TrainConfig  # complete: what the checkpoint determines is filled in
-    checkpoint: store.Checkpoint | None = None
-    resuming: bool = False
-    checkpoint_name: str = ""  # in messages
-    # of a run that is resumed from another folder; the configuration keeps its own
-    data_dir: str = ""
-    teacher: str = ""
+    compute: Compute
+    ranks: Processes
+    dataset: Dataset  # in the vocabulary of the run
+    source: Batches  # the rows from which batches are drawn
+    checkpoint: store.Checkpoint | None  # of a base model, or of the run that is resumed; None: new weights
+    checkpoint_name: str  # in messages
+    known_tokens: int  # those of the vocabulary, the first ones, that the checkpoint has embeddings for
+    saved: dict[str, Any]  # the training state in the checkpoint of a run that is resumed; empty for a new run
+    tuning: Tuning | None  # None: not a fine-tuning run
+    teacher: str  # the path of its checkpoint; empty: no distillation
 
-    def dataset(self, name: str) -> Dataset:
-        """Open a dataset of the run. Errors: TinyGPTError if it is missing or damaged."""
-        return Dataset(self.data_dir or self.config.data_dir, name)
 
-    @property
-    def saved(self) -> dict[str, Any]:
-        """Return the training state in the checkpoint of a resumed run; empty for a new run."""
-        return self.checkpoint.training if self.checkpoint is not None and self.resuming else {}
+def resolve(stack: contextlib.ExitStack, config: TrainConfig, command: str = "train") -> Start:
+    """Decide everything about a run, and complete a copy of its configuration. The processes of torchrun are joined;
+    `stack` leaves them again. command: the one that an error suggests.
+
+    Errors: TinyGPTError for a run that cannot start, before a file is written. A process that lacks the dataset fails
+    after it has joined the others, so that they end, too, instead of waiting for it.
+    """
+    config = copy.copy(config)
+    resuming = resumes(config)
+    checkpoint = load_run_to_resume(config) if resuming else load_base(config, command)
+    name = f"{config.out_dir}/last.pt" if resuming else config.init_from
+    last = checkpoint if checkpoint and resuming else store.Checkpoint({}, {}, {})  # a new run has no state
+    compute = choose_compute(config, last.training)
+    ranks = stack.enter_context(join_processes(config.backend, compute.device))
+    dataset = Dataset(data_dir(config, last.config, config.out_dir), config.dataset)
+    ranks.share(config)
+    config.shard = config.shard and may_shard(config)
+    if not ranks.agree((last.step, dataset.meta["sha256"]), compute.device):
+        problem = "the processes start at different iterations, or with different data"
+        raise TinyGPTError(problem, "give all nodes the same --data_dir, and an --out_dir that they share")
+    known_tokens = fit_dataset(dataset, config, checkpoint, name, resuming)
+    if not resuming:
+        compute = faster_on_a_mac(config, dataset, compute)
+    tuning = None
+    if isinstance(config, FinetuneConfig):
+        tuning = Tuning.of(config, dataset, checkpoint, last.training, name)
+    source = tuning.rows if tuning else dataset.sources["train"]
+    elsewhere = started_elsewhere(last.config, config.out_dir) if "teacher" not in config.flags else ()
+    teachers = [folder / config.teacher for folder in elsewhere if config.teacher]
+    return Start(
+        config=config,
+        compute=compute,
+        ranks=ranks,
+        dataset=dataset,
+        source=source.arranged(config.group_by_length, config.sampling == "epochs"),
+        checkpoint=checkpoint,
+        checkpoint_name=name,
+        known_tokens=known_tokens,
+        saved=last.training,
+        tuning=tuning,
+        teacher=next((str(path) for path in teachers if path.exists()), config.teacher),
+    )
 
 
 def resumes(config: TrainConfig) -> bool:
@@ -63,20 +110,17 @@ def resumes(config: TrainConfig) -> bool:
     return config.init_from == "resume" or (config.init_from == "auto" and Path(config.out_dir, "last.pt").exists())
 
 
-def starting_point(config: TrainConfig) -> Start:
-    """Load the checkpoint that `init_from` names, if any, and complete a copy of the configuration from it: the model's
-    shape; when resuming, every value that the command does not give. Errors: TinyGPTError if the two contradict."""
-    config = copy.copy(config)
-    if resumes(config):
-        last = load_run_to_resume(config)
-        data_folder = data_dir(config, last.config, config.out_dir) if "data_dir" not in config.given else ""
-        elsewhere = started_elsewhere(last.config, config.out_dir) if "teacher" not in config.flags else ()
-        teachers = [folder / config.teacher for folder in elsewhere if config.teacher]
-        teacher = next((str(path) for path in teachers if path.exists()), "")
-        return Start(config, last, True, f"{config.out_dir}/last.pt", data_folder, teacher)
+def load_base(config: TrainConfig, command: str) -> store.Checkpoint | None:
+    """Load the checkpoint from which a new run starts, if any, and complete the configuration from it: the model's
+    shape. Errors: TinyGPTError if the two contradict, or if the run would overwrite a model that no run made."""
     if isinstance(config, FinetuneConfig):
         config.init_from = config.ckpt = base_model(config)
-    require_dataset_choice(config)
+    chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
+    prepared = os.path.exists(Path(config.data_dir, config.dataset))
+    if config.init_from in ("scratch", "auto") and not chosen and not prepared:
+        flags = [suggest.flag(key, getattr(config, key)) for key in sorted(config.flags)]
+        problem = f"no config was given, and the default dataset {config.dataset!r} is not prepared"
+        raise TinyGPTError(problem, suggest.command(command, "configs/shakespeare_char.yaml", *flags))
     out = Path(config.out_dir)
     # os.path.exists is False for impossible names, too
     if not config.eval_only and os.path.exists(out / "ckpt.pt") and not os.path.exists(out / "config.yaml"):
@@ -84,7 +128,7 @@ def starting_point(config: TrainConfig) -> Start:
         raise TinyGPTError(f"{out}/ckpt.pt would be overwritten, and {why}", suggest.quoted(f"--out_dir={out}-new"))
     if config.init_from in ("scratch", "auto"):  # auto without a last.pt: `resumes` is false
         config.init_from = "scratch"
-        return Start(config)
+        return None
     if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
         base = gpt2_checkpoint(config.init_from)
     else:
@@ -94,7 +138,7 @@ def starting_point(config: TrainConfig) -> Start:
     take_shape(config, base, may_resize=True)
     if isinstance(config, FinetuneConfig):
         config.base_dataset = config.base_dataset or str(base.config.get("dataset", ""))
-    return Start(config, base, False, config.init_from)
+    return base
 
 
 def base_model(config: FinetuneConfig) -> str:
@@ -108,18 +152,9 @@ def base_model(config: FinetuneConfig) -> str:
     return config.init_from
 
 
-def require_dataset_choice(config: TrainConfig, command: str = "train") -> None:
-    """Check that a new run has a config, --dataset, or nanoGPT's default prepared. Errors: TinyGPTError if not."""
-    chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
-    prepared = os.path.exists(Path(config.data_dir, config.dataset))
-    if config.init_from in ("scratch", "auto") and not chosen and not prepared:
-        flags = [suggest.flag(key, getattr(config, key)) for key in sorted(config.flags)]
-        problem = f"no config was given, and the default dataset {config.dataset!r} is not prepared"
-        raise TinyGPTError(problem, suggest.command(command, "configs/shakespeare_char.yaml", *flags))
-
-
 def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
-    """Load the last state of the run in out_dir and restore its configuration. Errors: as in `starting_point`."""
+    """Load the last state of the run in out_dir and restore its configuration: every value that the command does not
+    give. Errors: TinyGPTError if there is none, or if the command contradicts it."""
     last = Path(config.out_dir) / "last.pt"
     if not os.path.exists(last):
         other, new = last.with_name("ckpt.pt"), f"drop --init_from={config.init_from} to start a run"
@@ -202,55 +237,75 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
         setattr(config, name, shape[name])
 
 
-def fit_dataset(dataset: Dataset, start: Start) -> int:
+def fit_dataset(dataset: Dataset, config: TrainConfig, base: store.Checkpoint | None, name: str, resuming: bool) -> int:
     """Encode the dataset with the checkpoint's vocabulary, with the dataset's new characters at its end, and return the
     number of tokens that the checkpoint knows (0 without one). Errors: TinyGPTError if the vocabularies cannot be
     joined, the text is not that of the run to be resumed, or a split does not fit block_size."""
-    base, known_tokens = start.checkpoint, 0
+    known_tokens = 0
     if base is not None and base.tokenizer is None:  # nanoGPT's
-        base.require_embeddings(dataset.tokenizer, start.checkpoint_name)
+        base.require_embeddings(dataset.tokenizer, name)
         known_tokens = dataset.tokenizer.vocab_size
     elif base is not None:
-        model_tokenizer = tokenizer_from_dict(base.tokenizer, start.checkpoint_name)
-        joined = model_tokenizer if start.resuming else model_tokenizer.joined(dataset.tokenizer)
+        model_tokenizer = tokenizer_from_dict(base.tokenizer, name)
+        joined = model_tokenizer if resuming else model_tokenizer.joined(dataset.tokenizer)
         hint = "prepare the text that it was trained on, or start with --init_from=scratch"
-        dataset.require_tokenizer(joined, start.checkpoint_name, hint)
+        dataset.require_tokenizer(joined, name, hint)
         if joined is model_tokenizer:
-            base.require_embeddings(model_tokenizer, start.checkpoint_name)
+            base.require_embeddings(model_tokenizer, name)
         known_tokens = model_tokenizer.vocab_size
-    dataset.require(start.config.block_size)  # now, because another tokenizer changes the lengths
-    if base is not None and start.resuming and not dataset.has_checksums(base.data):
-        name = start.checkpoint_name
+    dataset.require(config.block_size)  # now, because another tokenizer changes the lengths
+    if base is not None and resuming and not dataset.has_checksums(base.data):
         problem = f"dataset {dataset.name!r} has been prepared from different text since {name} was written"
         hint = "prepare the old text again, or start a new run on the new text from these weights: "
         raise TinyGPTError(problem, hint + new_run_from(name))
     return known_tokens
 
 
-def make_model(start: Start, gpt_class: type[GPT], vocab_size: int, known_tokens: int = 0) -> tuple[GPT, int]:
-    """Initialise a model from the seed, or build the checkpoint's and add embeddings for new tokens; return their
-    number, too. vocab_size: of the dataset, of which the checkpoint knows the first `known_tokens`.
+def may_shard(config: TrainConfig) -> bool:
+    """Return whether torchrun has started this process, and print a note if not: a config file, or the run that is
+    resumed, is also for one process. Errors: TinyGPTError if the command line asks for shard."""
+    started = torch.distributed.is_initialized()
+    if not started:
+        problem = "shard=True divides the model among the processes of torchrun, which has not started this one"
+        if "shard" in config.flags:
+            raise TinyGPTError(problem, "torchrun --standalone --nproc_per_node=2 -m tinygpt ..., or --shard=False")
+        print_error(f"note: {problem}; the run continues without sharding")
+    return started
 
-    Errors: TinyGPTError for a bigram_table of too many tokens."""
-    config = start.config
-    if start.checkpoint is None:
-        if config.bigram_table and vocab_size > MOST_BIGRAM_TOKENS:
-            weights = vocab_size**2 * config.n_embd
-            problem = f"bigram_table has a row for each pair of tokens: {weights:,} weights for {vocab_size:,} tokens"
-            raise TinyGPTError(problem, "--bigram_table=False")
-        torch.manual_seed(config.seed)
-        shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
-        return gpt_class(GPTConfig(vocab_size=padded_vocab_size(vocab_size), **shape)), 0
-    base = dataclasses.replace(start.checkpoint, model_args=start.checkpoint.model_args | {"dropout": config.dropout})
-    if start.resuming:
-        return base.build_for_resuming(gpt_class), 0
-    model = base.build_model(gpt_class)
+
+def make_model(start: Start) -> GPT:
+    """Initialise a model from the seed, or build the checkpoint's, with embeddings for new tokens and with adapters.
+
+    Errors: TinyGPTError as in `new_model` and `attach`, and for weights that are not finite."""
+    config, base = start.config, start.checkpoint
+    gpt_class, vocab_size = training_class(config, start.compute), start.dataset.tokenizer.vocab_size
+    if base is None:
+        return new_model(config, gpt_class, vocab_size)
+    base = dataclasses.replace(base, model_args=base.model_args | {"dropout": config.dropout})
+    if start.saved:
+        return base.build_for_resuming(gpt_class)
+    model, new_tokens = base.build_model(gpt_class), 0
     refuse_diverged(model, start.checkpoint_name)
     set_block_size(model, config.block_size)
-    if vocab_size <= known_tokens:
-        return model, 0
-    grow_vocabulary(model, known_tokens, padded_vocab_size(vocab_size))
-    return model, model.config.vocab_size - known_tokens
+    if vocab_size > start.known_tokens:
+        grow_vocabulary(model, start.known_tokens, padded_vocab_size(vocab_size))
+        new_tokens = model.config.vocab_size - start.known_tokens
+    if isinstance(config, FinetuneConfig) and config.lora_rank:
+        torch.manual_seed(config.seed)
+        lora = LoRA(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+        attach(model, lora, new_tokens)
+    return model
+
+
+def new_model(config: TrainConfig, gpt_class: type[GPT], vocab_size: int) -> GPT:
+    """Initialise a model from the seed. Errors: TinyGPTError for a bigram_table of too many tokens."""
+    if config.bigram_table and vocab_size > MOST_BIGRAM_TOKENS:
+        weights = vocab_size**2 * config.n_embd
+        problem = f"bigram_table has a row for each pair of tokens: {weights:,} weights for {vocab_size:,} tokens"
+        raise TinyGPTError(problem, "--bigram_table=False")
+    torch.manual_seed(config.seed)
+    shape = {name: getattr(config, name) for name in [*ARCHITECTURE, "dropout"]}
+    return gpt_class(GPTConfig(vocab_size=padded_vocab_size(vocab_size), **shape))
 
 
 def training_class(config: TrainConfig, compute: Compute) -> type[GPT]:
@@ -264,21 +319,23 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 
 def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
-    """Resolve the keys `device`, `dtype` and `threads` of a run. On a Mac, `auto` is the faster of CPU and MPS for this
-    model, or the device in `saved`, the training state of a resumed run, which also keeps its number of threads."""
-    name, kept = processes.device_name(config.device), saved.get("threads")
+    """Resolve the keys `device`, `dtype` and `threads` of a run. `auto` is also the Mac's GPU if `saved`, the training
+    state of a resumed run, has that device; such a run keeps its number of threads, too."""
+    name, kept = device_name(config.device), saved.get("threads")
+    if name == "auto" and saved.get("device") == "mps" and torch.backends.mps.is_available():
+        name = "mps"
     # the number that one process was given is not for several
     several_processes = os.environ.get("WORLD_SIZE", "1") != "1" and "threads" not in config.given
     count = "auto" if several_processes else config.threads
-    compute = device.choose(name, config.dtype, count, kept if type(kept) is int and kept > 0 else 0)
-    if name != "auto" or compute.device.type != "cpu" or not torch.backends.mps.is_available():
+    return device.choose(name, config.dtype, count, kept if type(kept) is int and kept > 0 else 0)
+
+
+def faster_on_a_mac(config: TrainConfig, dataset: Dataset, compute: Compute) -> Compute:
+    """Return the faster of CPU and MPS for the model of a run, if `device` is auto, on a Mac; else `compute`."""
+    is_cpu = device_name(config.device) == "auto" and compute.device.type == "cpu"
+    if not is_cpu or config.eval_only or not torch.backends.mps.is_available():
         return compute
     mps = device.choose("mps", config.dtype)
-    if saved:
-        return mps if saved.get("device") == "mps" else compute
-    if config.eval_only:
-        return compute
-    dataset = Dataset(config.data_dir, config.dataset)
     return device.choose_faster(compute, mps, lambda candidate: seconds_per_batch(config, dataset, candidate))
 
 
@@ -290,10 +347,9 @@ def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -
 
 def step_on_one_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> Callable[[], None]:
     """Make a training step of a new model, whose weights stay as they are, so that it always takes the same time."""
-    config = dataclasses.replace(config, shard=False)  # one process measures
     width = dataset.sources["train"].width(config.block_size)
     idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
-    model, _ = make_model(Start(config), training_class(config, compute), dataset.tokenizer.vocab_size)
+    model = new_model(config, training_class(config, compute), dataset.tokenizer.vocab_size)
     amp_model, optimizer = build(model, config, compute)
     amp_model.train()
     optimizer.set_learning_rate(0.0)

@@ -1,20 +1,16 @@
-"""The parts of a fine-tuning run: LoRA adapters next to frozen weights, and replayed rows of the base model's data.
+"""The data of a fine-tuning run: its rows, and the base model's dataset for replay and for measuring forgetting.
 
-tuning = Tuning.of(start, dataset, model, new_tokens)
+tuning = Tuning.of(config, dataset, checkpoint, saved, name)
 """
 
-from typing import Any, NamedTuple, cast
-
-import torch
+from typing import Any, NamedTuple
 
 from tinygpt.base.configs.core import FinetuneConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import weights_fingerprint
-from tinygpt.checkpoint.lora import LoRA, attach
+from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches, MixedRows
-from tinygpt.model import GPT
-from tinygpt.training.start import Start
 
 
 class Tuning(NamedTuple):
@@ -26,16 +22,16 @@ class Tuning(NamedTuple):
     base_fingerprint: str  # of the base model's weights, to which an adapter belongs
 
     @classmethod
-    def of(cls, start: Start, dataset: Dataset, model: GPT, new_tokens: int) -> "Tuning":
-        """Prepare rows and model of a run. The last `new_tokens` embeddings of the model are new."""
-        config, fingerprint = cast(FinetuneConfig, start.config), str(start.saved.get("base", ""))
-        if config.lora_rank and not start.resuming:
-            assert start.checkpoint is not None
-            fingerprint = weights_fingerprint(start.checkpoint.model)
-            torch.manual_seed(config.seed)
-            adapter = LoRA(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
-            attach(model, adapter, new_tokens)
-        base_data = base_dataset(config, dataset, start)
+    def of(
+        cls, config: FinetuneConfig, dataset: Dataset, base: Checkpoint | None, saved: dict[str, Any], name: str
+    ) -> "Tuning":
+        """Open the data of a run, which starts from the checkpoint `base`, in messages `name`. saved: the training
+        state of a run that is resumed. Errors: TinyGPTError as in `base_dataset`."""
+        fingerprint = str(saved.get("base", ""))
+        if config.lora_rank and not saved:
+            assert base is not None
+            fingerprint = weights_fingerprint(base.model)
+        base_data = base_dataset(config, dataset, saved.get("replayed"), name)
         if config.examples:
             dataset.sources["train"] = dataset.sources["train"].first(config.examples)
             dataset.require(config.block_size)
@@ -50,18 +46,17 @@ class Tuning(NamedTuple):
         return {"base": self.base_fingerprint, "replayed": replayed}
 
 
-def base_dataset(config: FinetuneConfig, dataset: Dataset, start: Start) -> Dataset | None:
-    """Open the dataset of the base model; None if it is not prepared here. Errors: TinyGPTError if replay needs it."""
+def base_dataset(config: FinetuneConfig, dataset: Dataset, replayed: Any, name: str) -> Dataset | None:
+    """Open the dataset of the base model, which is next to the other one; None if it is not prepared here. Errors:
+    TinyGPTError if replay needs it. replayed: its checksums in the run that is resumed from the checkpoint `name`."""
     try:
         if not config.base_dataset:
             raise TinyGPTError("replay needs the base model's dataset", "--base_dataset=NAME")
-        base = start.dataset(config.base_dataset)
+        base = Dataset(str(dataset.folder.parent), config.base_dataset)
         adopted = base.adopt_tokenizer(dataset.tokenizer)
         base.require(config.block_size)
-        replayed = start.saved.get("replayed")
         if config.replay and replayed and not base.has_checksums(replayed):
-            since = f"since {start.checkpoint_name} was written"
-            problem = f"replay: dataset {base.name!r} has been prepared from different text {since}"
+            problem = f"replay: dataset {base.name!r} has been prepared from different text since {name} was written"
             raise TinyGPTError(problem, "prepare the old text again")
         if not adopted:
             problem = f"replay: dataset {base.name!r} has tokens outside the base model's vocabulary"

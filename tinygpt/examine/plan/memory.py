@@ -11,15 +11,12 @@ from tinygpt.base.device import Compute
 from tinygpt.base.terminal import table
 from tinygpt.model import GPT, MATRIX, parameter_class
 from tinygpt.training.processes import Processes
-from tinygpt.training.run import micro_steps, require_even_split
 
 
 def plan_memory(config: TrainConfig, processes: int, model: GPT, compute: Compute) -> dict[str, Any]:
     """Print the memory of a process, part by part; return it in MB for --json. Errors: TinyGPTError for a batch that
     the processes cannot share evenly."""
-    ranks = Processes(0, processes)
-    require_even_split(config, ranks)
-    parts = memory(config, ranks, model, compute.dtype.itemsize)
+    parts = memory(config, Processes(0, processes), model, compute.dtype.itemsize)
     if compute.device.type != "cpu":
         print("note:        the memory is computed for the GPU, not measured on one")
     print(f"memory of each of {processes} processes{', sharded' * config.shard}, besides Python and PyTorch:")
@@ -39,14 +36,14 @@ def memory(config: TrainConfig, ranks: Processes, model: GPT, size: int) -> dict
     gathered = 2 * size * (others + 2 * block)  # weights and gradients
     if not config.shard:  # DistributedDataParallel's copy of the gradients, and the weights in low precision
         gathered = 4 * total + size * total * (size < 4)
-    rows = config.batch_size * config.gradient_accumulation_steps // (ranks.count * micro_steps(config, ranks))
+    micro_steps, rows = ranks.share(config)
     mlp = model.config.hidden_width * (4 if model.config.gated else 2)
     inside = 6 * config.n_embd + sum(model.transformer["h"][0].attn.heads) * model.config.head_dim + mlp
     kept = inside + config.n_layer * config.n_embd if config.checkpoint_activations else inside * config.n_layer
     activations = rows * config.block_size * (size * kept + 12 * model.config.vocab_size)
     gradients = 4 * total / shards
     # the activations are freed while the gradients of the first micro-step are computed
-    largest = max(activations, gradients) if micro_steps(config, ranks) == 1 else activations + gradients
+    largest = max(activations, gradients) if micro_steps == 1 else activations + gradients
     parts = {
         "weights and optimizer state": (4 * total + moments) / shards,
         "gradients and activations": largest,

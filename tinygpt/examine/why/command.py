@@ -29,7 +29,6 @@ from tinygpt.examine.why.influence import exposures_of
 from tinygpt.examine.why.retrain import effects, retrain
 from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT
-from tinygpt.training.start import choose_compute
 
 Groups = dict[str, np.ndarray]  # the numbers of the training rows that a retraining leaves out
 SEEDS = 5  # enough to exclude chance; advised as one number, since adding seeds until a test succeeds is no test
@@ -50,10 +49,7 @@ def why(config: WhyConfig) -> None:
     if config.prove and 2 * config.leave_out > rows:
         problem = f"--leave_out={config.leave_out} needs as many other training rows, but there are {rows} in all"
         raise TinyGPTError(problem, f"--leave_out={max(1, rows // 4)}")
-    compute = choose_compute(explained.config, explained.checkpoint.training)  # as the run that is trained again
-    if compute.device.type == "mps":
-        raise TinyGPTError("why does not support MPS", "--device=cpu")
-    model = explained.checkpoint.for_inference(dataclasses.replace(compute, dtype=torch.float32))
+    model = explained.checkpoint.for_inference(dataclasses.replace(explained.compute, dtype=torch.float32))
     refuse_diverged(model, str(explained.out / "ckpt.pt"))
     before = log_probability(model, x, y)
     if not math.isfinite(before):

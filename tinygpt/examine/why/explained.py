@@ -18,6 +18,7 @@ from torch import Tensor
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, TrainConfig
 from tinygpt.base.configs.examine import WhyConfig
+from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.data.dataset import Dataset, data_dir
@@ -29,6 +30,7 @@ from tinygpt.data.sheets import PAIR_FILES
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.model import GPT
 from tinygpt.training.losses import row_losses
+from tinygpt.training.start import choose_compute
 
 
 class Explained(NamedTuple):
@@ -37,6 +39,7 @@ class Explained(NamedTuple):
     out: Path
     checkpoint: store.Checkpoint
     config: TrainConfig  # complete, as the run stored it; data_dir is where the dataset is now
+    compute: Compute  # on which the run is trained again
     dataset: Dataset
     source: Rows  # its training rows
 
@@ -83,7 +86,10 @@ def load_run(config: WhyConfig) -> Explained:
     if isinstance(run, FinetuneConfig) and run.examples:
         source = source.first(run.examples)
     source = source.arranged(run.group_by_length, run.sampling == "epochs")
-    return Explained(Path(config.run), checkpoint, run, dataset, source)
+    compute = choose_compute(run, checkpoint.training)
+    if compute.device.type == "mps":
+        raise TinyGPTError("why does not support MPS", "--device=cpu")
+    return Explained(Path(config.run), checkpoint, run, compute, dataset, source)
 
 
 def output(explained: Explained, start: str, text: str) -> tuple[Tensor, Tensor]:

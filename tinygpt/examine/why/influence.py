@@ -52,7 +52,6 @@ from tinygpt.train import batch, seed_dropout
 from tinygpt.training.losses import target_losses
 from tinygpt.training.optimizer import Optimizer, learning_rate
 from tinygpt.training.run import Run
-from tinygpt.training.start import training_class
 
 Weights = dict[str, Tensor]  # by name, in the parameters' shapes
 
@@ -68,7 +67,7 @@ class Tracer:
         self.run, self.source, self.optimizer = run, source, run.optimizer
         device = run.compute.device
         self.x, self.y = x.to(device), y.to(device)
-        self.model = training_class(run.config, run.compute)(run.model.config).to(device)
+        self.model = type(run.model)(run.model.config).to(device)
         self.effects = np.zeros(len(source.tokens))
         self.clipped = 1.0
         self.rates = applied_rates(run.config)

@@ -28,7 +28,7 @@ from tinygpt.model import GPT
 from tinygpt.train import loop
 from tinygpt.training.processes import StopSignal
 from tinygpt.training.run import Run, set_up
-from tinygpt.training.start import choose_compute, starting_point
+from tinygpt.training.start import resolve
 
 
 def retrain(explained: Explained, left_out: np.ndarray, seed: int) -> GPT:
@@ -62,8 +62,7 @@ def repeated(explained: Explained, seed: int) -> Iterator[tuple[Run, Callable[[]
     """Set up the run once more, and yield it with the function that trains it, silently but for a progress bar."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        start = starting_point(settings(explained, seed, out))
-        run = set_up(stack, start, choose_compute(start.config, explained.checkpoint.training))
+        run = set_up(stack, resolve(stack, settings(explained, seed, out)))
         stop = stack.enter_context(StopSignal())
 
         def go() -> None:
@@ -92,6 +91,7 @@ def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
     changes["lr_decay_iters"] = config.lr_decay_iters or config.max_iters  # the schedule stays that of the whole run
     changes |= {"eval_interval": step, "eval_iters": 1, "always_save_checkpoint": False}
     changes |= {"snapshots": 0, "sample_interval": 0, "checkpoint_interval": 0, "eval_only": False, "shard": False}
+    changes["device"] = str(explained.compute.device)
     changes["threads"] = str(threads) if type(threads) is int and threads > 0 else config.threads  # for the same bits
     return dataclasses.replace(config, **changes)
 

@@ -44,7 +44,7 @@ from tinygpt.examine.experiment.stages import Identity, Stage, forget, run, stor
 from tinygpt.model import GPT
 from tinygpt.train import train
 from tinygpt.training.losses import bits_per_character, validation_loss
-from tinygpt.training.start import Start, choose_compute, make_model, step_on_one_batch
+from tinygpt.training.start import choose_compute, new_model, step_on_one_batch
 
 ABOUT = "whose config reaches the lowest loss: a competition for a class"
 KEYS = {"name", "entries", "text", "times", "own_rank", "out_dir"}
@@ -316,7 +316,7 @@ def work(config: TrainConfig) -> float:
     """Estimate the cost of an iteration: parameters times tokens."""
     vocab_size = Dataset(config.data_dir, config.dataset).tokenizer.vocab_size
     with torch.device("meta"), WithoutInit():  # no memory, since a student's model may be huge
-        parameters = make_model(Start(config), GPT, vocab_size)[0].num_params()
+        parameters = new_model(config, GPT, vocab_size).num_params()
     return parameters * config.batch_size * config.gradient_accumulation_steps * config.block_size
 
 
