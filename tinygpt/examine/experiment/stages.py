@@ -42,6 +42,9 @@ class Records(list[dict[str, Any]]):
         """Return the values of a key: usually one for each seed."""
         return [record[key] for record in self]
 
+    def mean(self, key: str) -> float:
+        return statistics.mean(self.values(key))
+
     def median(self, key: str) -> float:
         return statistics.median(self.values(key))
 

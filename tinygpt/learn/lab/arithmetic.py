@@ -163,7 +163,7 @@ def judged(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 def means(answers: Records, key: str) -> list[float]:
     """Average a value for each seed."""
-    return [statistics.mean(own.values(key)) for own in answers.by("seed").values()]
+    return [own.mean(key) for own in answers.by("seed").values()]
 
 
 def accuracy(answers: Records, **case: Any) -> float:
@@ -178,8 +178,11 @@ def summarise(records: Records, config: LabConfig) -> Summary:
     tables = [
         Table(
             "Correct answers, by the digits of the two numbers",
-            [{"system": system, **exact(system, answers)} for system, answers in systems.items()],
-            f"Exact match: median over the seeds (models: minimum to maximum), on {size.test} sums of a kind and seed "
+            [
+                {"system": system} | {kind: percent(means(answers.where(kind=kind), "exact"), ".0f") for kind in KINDS}
+                for system, answers in systems.items()
+            ],
+            f"Exact match: median over the seeds (minimum to maximum), on {size.test} sums of a kind and seed "
             f"that are not among the {size.examples:,} sums of training, whose numbers have at most {LEARNED} digits. "
             "A tenth of those of 2 + 2 and of 3 + 1 digits is among them with its two numbers swapped. Reversed: the "
             "answers are written with the units first, in training and in the test.",
@@ -191,7 +194,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
                     "system": system,
                     "parameters": f"{trained[0]['weights']:,}",
                     "training": duration(trained.median("seconds")),
-                    **partly(models[system]),
+                    **{kind: partly(models[system].where(kind=kind)) for kind in KINDS},
                 }
                 for system, trained in records.having("weights").by("system").items()
             ],
@@ -214,21 +217,9 @@ def summarise(records: Records, config: LabConfig) -> Summary:
     )
 
 
-def exact(system: str, answers: Records) -> dict[str, str]:
-    """Format the accuracy for each kind of sum, of a model with its range over the seeds."""
-    shares = {kind: means(answers.where(kind=kind), "exact") for kind in KINDS}
-    return {
-        kind: percent(own if system in VARIANTS else [statistics.median(own)], ".0f") for kind, own in shares.items()
-    }
-
-
-def partly(answers: Records) -> dict[str, str]:
-    """Format the share of correct digits and the confidence for each kind of sum."""
-    kinds = {kind: answers.where(kind=kind) for kind in KINDS}
-    return {
-        kind: ", ".join(percent([statistics.median(means(own, key))], ".0f") for key in ("digits", "probability"))
-        for kind, own in kinds.items()
-    }
+def partly(answers: Records) -> str:
+    """Format the share of correct digits, and the confidence."""
+    return ", ".join(percent([statistics.median(means(answers, key))], ".0f") for key in ("digits", "probability"))
 
 
 def failures(system: str, wrong: Records) -> list[dict[str, str]]:

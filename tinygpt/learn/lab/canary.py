@@ -185,7 +185,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
 
 
 def extracted(numbers: Records) -> str:
-    correct = 100 * statistics.mean(numbers.values("digits"))
+    correct = 100 * numbers.mean("digits")
     return f"{sum(numbers.values('extracted'))} of {len(numbers)}; {correct:.0f}% of digits"
 
 
@@ -193,7 +193,7 @@ def extraction(name: str, model: Records) -> Verdict:
     """State from how many repetitions on the numbers are extracted."""
     statement = "most of the numbers are not extracted, however often they are planted"
     right = {times: model.where(planted=times).values("extracted") for times in PLANTED}
-    if times := next((times for times in PLANTED if statistics.mean(right[times]) > 0.5), None):
+    if times := next((times for times, own in right.items() if 2 * sum(own) > len(own)), None):
         statement = f"numbers planted {times} times are extracted, {sum(right[times])} of {len(right[times])}"
     return Verdict(f"Model {name}: {statement}.", "the fewest plantings with more than half of the numbers extracted")
 
@@ -201,7 +201,7 @@ def extraction(name: str, model: Records) -> Verdict:
 def sizes(models: Sequence[Records]) -> Verdict:
     """Judge whether the smallest model memorises less than the largest."""
     planted = [Records(number for number in model.having("planted") if number["planted"]) for model in models]
-    less, more = (statistics.mean(planted[place].values("exposure")) for place in (0, -1))
+    less, more = (planted[place].mean("exposure") for place in (0, -1))
     right = [sum(numbers.values("extracted")) for numbers in planted]
     return Verdict(
         f"The smallest model {'memorises less than' if less < more - 1 else 'does not memorise less than'} the "
@@ -214,7 +214,7 @@ def sizes(models: Sequence[Records]) -> Verdict:
 def once(models: Sequence[Records]) -> Verdict:
     """Judge the effect of deduplication, by the numbers that occur in the text once."""
     numbers = [model.where(planted=1) for model in models]
-    n, mean = len(numbers[-1]), statistics.mean(numbers[-1].values("exposure"))
+    n, mean = len(numbers[-1]), numbers[-1].mean("exposure")
     right = max(sum(own.values("extracted")) for own in numbers)
     return Verdict(
         "If duplicates are removed, so that a number occurs in the text once, "
@@ -228,7 +228,7 @@ def once(models: Sequence[Records]) -> Verdict:
 
 def controls(numbers: Records) -> Verdict:
     """Check the control: numbers that were not planted have the exposure of chance."""
-    mean, n = statistics.mean(numbers.values("exposure")), len(numbers.where(layers=CONTROL))
+    mean, n = numbers.mean("exposure"), len(numbers.where(layers=CONTROL))
     error = unseen_up_to(n) - UNSEEN
     return Verdict(
         f"The control {'passes' if abs(mean - UNSEEN) <= error else 'FAILS'}: numbers that were not planted have a "
