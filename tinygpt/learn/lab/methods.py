@@ -12,15 +12,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
-from tinygpt.data.dataset import Dataset
-from tinygpt.examine.eval.classify import ngrams
-from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
-from tinygpt.learn.lab.definition import Lab, accuracy, prepared, seeds, stage
+from tinygpt.learn.lab.definition import Lab, accuracy, learn, prepared, seeds, stage
 
 FULL, LORA, LARGE = (f"finetune_transactions{kind}" for kind in ("", "_lora", "_pretrained"))
 # from scratch: the small model with its own optimizer, and the schedule of FULL
@@ -54,47 +52,45 @@ SONNET = Path(__file__).with_name("sonnet.txt").read_text(encoding="utf-8")  # o
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
     bases = {"small": config.ckpt, "pretrained": config.pretrained, "": ""}
     yield prepared(config.data_dir, folder, "transactions")
-    yield stage(NGRAM, 5, measure_ngrams, config, method=NGRAM)
+    yield stage(NGRAM, 5, measure_ngrams, config.data_dir, method=NGRAM)
     for seed, (name, method) in product(seeds(config), METHODS.items()):
         base = bases[method.base]
         if (base or not method.base) and (method.preset or seed == 1):  # a zero-shot model has no seed
             title = ", ".join(filter(None, (name, f"from {base}" if base else "", f"seed {seed}")))
-            yield stage(title, method.seconds, measure, config, folder, base, method=name, seed=seed)
+            yield stage(title, method.seconds, measure, config.data_dir, folder, base, method=name, seed=seed)
 
 
-def pairs_of(config: LabConfig, split: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return the pairs of a split of transactions, and the labels."""
-    dataset = Dataset(config.data_dir, "transactions")
-    return dataset.sources[split].examples(dataset.tokenizer), dataset.labels
+def pairs_of(dataset: api.Dataset, split: str) -> list[tuple[str, str]]:
+    return dataset.sources[split].examples(dataset.tokenizer)
 
 
-def measure_ngrams(config: LabConfig, method: str) -> dict[str, float]:
-    test, labels = pairs_of(config, "test")
-    classify = ngrams(pairs_of(config, "train")[0], labels)
-    return {"accuracy": accuracy(classify([line for line, _ in test]), test, labels)}
+def measure_ngrams(data_dir: str, method: str) -> dict[str, float]:
+    dataset = api.Dataset(data_dir, "transactions")
+    test, labels = pairs_of(dataset, "test"), dataset.labels
+    answers = api.ngrams(pairs_of(dataset, "train"), labels)([line for line, _ in test])
+    return {"accuracy": accuracy(answers, test, labels)}
 
 
-def measure(config: LabConfig, folder: Path, base: str, method: str, seed: int) -> dict[str, Any]:
+def measure(data_dir: str, folder: Path, base: str, method: str, seed: int) -> dict[str, Any]:
     """Train once and evaluate; return the figures."""
+    dataset = api.Dataset(data_dir, "transactions")
+    test, labels = pairs_of(dataset, "test"), dataset.labels
     preset, settings = METHODS[method][:2]
-    path = hashlib.sha256(base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
-    model = Path(base)
     figures: dict[str, Any] = dict.fromkeys(("seconds", "memory", "bytes", "weights"), 0)
+    model = Path(base)
     if preset:
+        path = hashlib.sha256(base.encode()).hexdigest()[:8]  # `a/b` and `a-b` are two models
         model = folder / re.sub(r"\W+", "-", f"{method}, seed {seed} {path}")
-        command, ckpt = ("finetune", {"ckpt": base}) if base else ("train", {})
-        data = Path(config.data_dir, "transactions")
-        cost = train(command, preset, model, data, **settings, **ckpt, seed=seed)
-        figures = {key: value for key, value in cost._asdict().items() if key in figures}
+        cost = learn(preset, model, dataset, **settings, **({"ckpt": base} if base else {}), seed=seed).cost
+        figures = {key: getattr(cost, key) for key in figures}
         if len(cost.base_losses) == 2:
             figures["forgetting"] = cost.base_losses["after"] - cost.base_losses["before"]
-    test, labels = pairs_of(config, "test")
-    probabilities, outside = (
-        classifier(model, labels)(lines) for lines in ([line for line, _ in test], SONNET.splitlines())
-    )
+    loaded = api.load(model, device="cpu")
+    answers = loaded.probabilities([line for line, _ in test], labels)
+    outside = loaded.probabilities(SONNET.splitlines(), labels)
     return figures | {
-        "accuracy": accuracy(probabilities, test, labels),
-        "confidence": float(probabilities.max(axis=1).mean()),
+        "accuracy": accuracy(answers, test, labels),
+        "confidence": float(answers.max(axis=1).mean()),
         "outside": float(outside.max(axis=1).mean()),
     }
 
