@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from tinygpt import api
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.data.corpora import industry_descriptions
 from tinygpt.data.memory import write_dataset
@@ -37,7 +38,6 @@ from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
 from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, texts_of
 from tinygpt.examine.why.retrain import effects, retrain
 from tinygpt.use.ask import embeddings
-from tinygpt.use.ask.search import word_scores
 
 PAIRS, CHARACTERS = 300, 40_000
 SETTINGS = {"n_layer": 1, "dropout": 0.0, "batch_size": 16, "max_iters": 100, "warmup_iters": 10, "threads": 1}
@@ -73,7 +73,10 @@ def similarities(query: str, texts: list[str]) -> dict[str, np.ndarray]:
     """Score the training rows by their similarity to an output, float64 (rows,) each: BM25, and wordllama's vectors."""
     table = embeddings.WordLlama()
     cosines = (table.vectors(texts) @ table.vectors([query])[0]).astype(np.float64)
-    return {"BM25": np.array(word_scores(texts, query)), "wordllama's embeddings": cosines}
+    scores = np.zeros(len(texts))
+    for passage in api.Documents(texts=texts).search(query, len(texts)):
+        scores[passage.id - 1] = passage.bm25
+    return {"BM25": scores, "wordllama's embeddings": cosines}
 
 
 def stages(folder: Path, halves: list[np.ndarray], seeds: range, count: int) -> Iterator[Stage]:

@@ -130,6 +130,61 @@ def test_adapters_share_a_base_model(models: Path) -> None:
             api.load_adapters("out", {"german": "out-german"})
 
 
+def test_the_loss_of_a_dataset_is_that_of_its_validation_split(models: Path, tiny_run: Path) -> None:
+    text = tinygpt.load(tiny_run / "out", device="cpu")
+    evaluated = ok(tiny_run, "eval", "--ckpt=out", "--device=cpu", "--dtype=float32", "--json")
+    assert text.loss(api.Dataset(str(tiny_run / "data"), "tiny")) == pytest.approx(json.loads(evaluated.out)["loss"])
+    pairs, dataset = tinygpt.load(models / "out-colours", device="cpu"), api.Dataset(str(models / "data"), "colours")
+    examples = dataset.sources["val"].examples(dataset.tokenizer)
+    lengths = [len(response) + 1 for _, response in examples]
+    losses = [pairs.loss(*example) for example in examples]
+    assert pairs.loss(dataset) == pytest.approx(np.average(losses, weights=lengths), abs=1e-6)
+    with pytest.raises(tinygpt.TinyGPTError, match="have different vocabularies"):
+        text.loss(dataset)
+
+
+def test_documents_are_searched_read_and_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docs").mkdir()
+    for name, text in (("norvik", "Lars Holm is the finance chief of Norvik."), ("kelm", "Kelm was founded in 1950.")):
+        (tmp_path / f"docs/{name}.md").write_text(f"# {name}\n\n{text}\n")
+    monkeypatch.chdir(tmp_path)
+    question, options = "Who is the finance chief of Norvik?", {"embeddings": "none"}
+    printed = json.loads(ok(tmp_path, "ask", question, "docs", "--ckpt=reader", "--embeddings=none", "--json").out)
+    outcome = api.ask(question, "docs", ckpt="reader", **options)
+    assert json.loads(json.dumps(outcome._asdict())) == printed and outcome.model == "Lars Holm"
+    assert api.ask("What does a zebra eat?", [Path("docs")], **options).answer == ""
+
+    documents = api.Documents("docs", **options)
+    first, *others = documents.search(question, 5)
+    assert Path(first.source).name == "norvik.md" and 0 < first.relevance < 1
+    assert all(other.relevance < first.relevance for other in others)
+    index = next((tmp_path / ".tinygpt").glob("*.db"))
+    assert api.Documents(index=index).search(question, 1) == [first]
+
+    reader = api.load("reader", device="cpu")
+    answer = reader.read(question, [first])
+    assert answer.text == "Lars Holm" and answer.passage == 1 and 0.3 < answer.probability <= 1
+    assert reader.read(question, ["Kelm was founded in 1950.", first.text]).passage == 2
+    texts = api.Documents(texts=["a red car", "the blue car of Emil", "nothing"])
+    assert [passage.id for passage in texts.search("blue car")] == [2, 1] and texts.search("zebra") == []
+    for call, message in (
+        (lambda: api.ask("", "docs"), "the question is empty"),
+        (lambda: api.Documents("none"), "none"),
+        (lambda: api.Documents(ckpt="reader"), "Documents: ckpt: no such option"),
+    ):
+        with pytest.raises(tinygpt.TinyGPTError, match=message):
+            call()
+
+
+def test_a_step_changes_nothing_and_can_be_timed(tiny_run: Path) -> None:
+    options = {name: value for name, value in OPTIONS.items() if name != "dataset"}
+    dataset = api.Dataset(str(tiny_run / "data"), "tiny")
+    step = api.step(options, dataset=dataset)
+    assert step() is None and step() is None
+    with pytest.raises(tinygpt.TinyGPTError, match="n_embd"):
+        api.step(options, dataset=dataset, n_embd=17)
+
+
 def test_a_child_trains_the_same_model_and_its_cost_is_measured(tiny_run: Path, work: Path, capfd: Any) -> None:
     config = {name: value for name, value in OPTIONS.items() if name != "max_iters"}
     with contextlib.chdir(work):

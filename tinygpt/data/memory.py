@@ -18,7 +18,7 @@ from tinygpt.data.tokenizer import CharTokenizer, Tokenizer
 
 
 def write_dataset(
-    folder: Path,
+    folder: str | Path,
     content: str | Mapping[str, str] | Mapping[str, Sequence[Pair]],
     labels: Sequence[str] = (),
     tokenizer: Tokenizer | Texts | None = None,
@@ -30,6 +30,7 @@ def write_dataset(
     vocabulary; None: that of the content's characters. Errors: TinyGPTError for a split that is missing or empty, and
     for a character that the tokenizer lacks.
     """
+    folder = Path(folder)
     if isinstance(content, str):
         cut = len(content) * 9 // 10
         content = {"train": content[:cut], "val": content[cut:]}

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tinygpt import api
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.memory import write_dataset
@@ -34,7 +35,6 @@ from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
 from tinygpt.learn.lab.labels import mislabelled
 from tinygpt.model import GPT
 from tinygpt.training.losses import row_losses, tensors
-from tinygpt.use.ask.search import word_scores
 
 TASK = TASKS["transactions"]
 WRONG = 0.1  # share of the training lines whose label is wrong
@@ -115,9 +115,8 @@ def explain(folder: Path, size: Size, seed: int, line: int) -> list[dict[str, An
     encoded = output(explained, prompt, answer)
     estimate, model = effects(explained, *encoded)
     influential = np.argsort(estimate, kind="stable")[: size.left_out]
-    scores = np.array(word_scores(texts_of(explained), f"{prompt} {answer}"))
-    best = np.argsort(-scores, kind="stable")[: size.left_out]
-    near = best[scores[best] > 0]  # that share a word
+    passages = api.Documents(texts=texts_of(explained)).search(f"{prompt} {answer}", size.left_out)
+    near = np.array([passage.id - 1 for passage in passages])  # that share a word
     groups = {"influence": influential, "search": near, "random": random_rows(explained, influential, seed)}
     before = log_probability(model, *encoded)
     return [

@@ -192,9 +192,13 @@ class Reader:
 
 def load_reader(config: AskConfig) -> Reader:
     """Load the model of --ckpt and --adapter. Errors: TinyGPTError, also if it only continues text."""
-    ckpt = str(SHIPPED) if config.ckpt == TINY and not Path(TINY).exists() else config.ckpt
-    loaded = Loaded.load(ckpt, config.adapter, config)
+    loaded = Loaded.load(file_of(config.ckpt), config.adapter, config)
     return Reader(loaded.model, loaded.tokenizer, str(loaded.config.get("dataset", "")))
+
+
+def file_of(ckpt: str) -> str:
+    """Return the path of a model: that of the tiny reader for `reader`, unless a file or folder has this name."""
+    return str(SHIPPED) if ckpt == TINY and not Path(TINY).exists() else ckpt
 
 
 def occurrence(answer: str, text: str) -> re.Match[str] | None:

@@ -9,17 +9,20 @@ with open_index(Path("index.db")) as index:
 """
 
 import contextlib
+import math
 import re
 import sqlite3
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tinygpt.use.ask import embeddings
 from tinygpt.use.ask.store import Fingerprint, Index, Passage, create
 
 CANDIDATES = 100  # passages that each ranking contributes
 RANK_CONSTANT = 10
+K1 = 1.2  # of SQLite's BM25
 
 
 def search(index: Index, question: str, count: int, query: str = "") -> list[Passage]:
@@ -34,16 +37,27 @@ def search(index: Index, question: str, count: int, query: str = "") -> list[Pas
     return [passage._replace(bm25=bm25_scores.get(passage.id, 0.0)) for passage in index.passages(ids)]
 
 
-def word_scores(texts: Sequence[str], question: str) -> list[float]:
-    """Return the BM25 score of each text; 0 for a text without a word of the question."""
-    scores, query = [0.0] * len(texts), " OR ".join(terms(question))
+def with_relevance(index: Index, question: str, passages: Sequence[Passage]) -> list[Passage]:
+    """Add the relevance of passages that `search` has found, from 0 to 1: BM25 as a share of an upper bound.
+
+    BM25 is a sum over the question's words, to which each adds less than its inverse document frequency times k1 + 1.
+    So the BM25 of different questions cannot be compared, but these shares can. The bound adds 1 inside the logarithm,
+    as usual; SQLite does not, and counts a word that half of the passages contain as almost nothing.
+    """
+    n = len(index)
+    frequencies = [index.frequency(term) for term in terms(question)]
+    bound = (K1 + 1) * sum(math.log(1 + (n - df + 0.5) / (df + 0.5)) for df in frequencies)
+    return [passage._replace(relevance=passage.bm25 / bound if bound else 0.0) for passage in passages]
+
+
+@contextlib.contextmanager
+def memory_index(texts: Sequence[str]) -> Iterator[Index]:
+    """Make an index of texts in memory; their passages are numbered from 1."""
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        create(connection, {})
+        create(connection, {"embeddings": embeddings.NONE})
         index = Index(connection, Path("memory"))
         index.add_passages(index.add_source("texts", Fingerprint(0, 0, "")), [("", "", text) for text in texts], None)
-        for number, score in index.words(query, len(texts)) if query else []:
-            scores[number - 1] = score
-    return scores
+        yield index
 
 
 def terms(question: str) -> list[str]:

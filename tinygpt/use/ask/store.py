@@ -58,6 +58,7 @@ class Passage(NamedTuple):
     bm25: float = 0.0  # BM25 score, higher is better, 0.0 if the passage was not found by BM25
     text: str = ""
     id: int = 0
+    relevance: float = 0.0  # its BM25 score as a share of the question's largest one, if that was computed
 
 
 class Index:

@@ -1,0 +1,270 @@
+"""The commands as functions, and a trained model as an object: tinygpt from Python.
+
+    from tinygpt import api
+
+    api.prepare("mine", input="notes.txt")
+    run = api.train("configs/shakespeare_char.yaml", dataset="mine", max_iters=500, out_dir="out-mine")
+    run.losses                              # a table: iteration, training loss, validation loss
+    print(run.load().generate("Dear", 200))
+
+The options of a function are the keys of its command: `tinygpt train --help` lists those of `api.train`. `dataset` is a
+name or a Dataset, whose folder is then `data_dir`; where an option is a path, a Run is one, too. A mistake raises
+TinyGPTError, whose message says what is wrong and whose hint says what to do: with arguments of the function, or with a
+complete command line.
+"""
+
+import contextlib
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tinygpt import prepare as prepare_command
+from tinygpt import train as train_command
+from tinygpt.api.arguments import ConfigFile, absolute, arguments, config_of, require_known, settings_of
+from tinygpt.api.model import LoadedModel
+from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig
+from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig
+from tinygpt.base.configs.fields import keys
+from tinygpt.base.configs.use import AskConfig
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.checkpoint.adapter import Adapters
+from tinygpt.checkpoint.loaded import AdaptedModels
+from tinygpt.data import memory, tasks
+from tinygpt.data.dataset import Dataset
+from tinygpt.examine.doctor.command import verdict_on
+from tinygpt.examine.eval import classify
+from tinygpt.examine.eval.command import measure
+from tinygpt.examine.report.notebook import entries_of, run_html
+from tinygpt.examine.report.plot import draw
+from tinygpt.train import Callback
+from tinygpt.training.child import Cost, cost_of, run_in_child
+from tinygpt.training.log import read_metrics, read_run
+from tinygpt.training.start import choose_compute, step_on_one_batch
+from tinygpt.use.ask.answer import file_of
+from tinygpt.use.ask.command import Outcome, Responder, checked_question, load_reader
+from tinygpt.use.ask.index import index_of
+from tinygpt.use.ask.search import memory_index, search, with_relevance
+from tinygpt.use.ask.store import Passage, open_index
+
+__all__ = ["Cost", "Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "evaluate"]
+__all__ += ["finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "step", "task", "train", "write_dataset"]
+LOAD = ("adapter", "device", "dtype", "threads")
+
+
+class Run:
+    """A run's folder: its losses, samples and verdict, also while it trains. Jupyter shows them as a page."""
+
+    @arguments("data_dir")
+    def __init__(self, folder: str | Path = "out", *, data_dir: str | Path = "data") -> None:
+        self.folder, self._data_dir = absolute(folder), absolute(data_dir)
+        self._name = str(folder)  # for display: the folder's path may contain the user's name
+        read_metrics(Path(folder).expanduser())  # raises TinyGPTError if it is not a run's
+
+    def __repr__(self) -> str:
+        return f"<{self._name}: {self.verdict}>"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def losses(self) -> Any:
+        """Return the evaluations as a table with the columns step, seconds, train_loss and val_loss (nats per token): a
+        pandas.DataFrame if pandas is installed, else a list of dictionaries."""
+        columns = ("step", "seconds", "train_loss", "val_loss")
+        rows = [{name: entry.get(name) for name in columns} for entry in entries_of(self.folder, "eval")]
+        try:
+            import pandas
+        except ImportError:
+            return rows
+        return pandas.DataFrame(rows, columns=list(columns))
+
+    @property
+    def sample(self) -> str:
+        """Return the newest sample that the run wrote, or an empty string."""
+        return "".join(entry["text"] for entry in entries_of(self.folder, "sample")[-1:])
+
+    @property
+    def verdict(self) -> str:
+        """Return the verdict of `tinygpt doctor` with its reason: finished, still improving, overfitting and others."""
+        config = config_of(DoctorConfig, data_dir=self._data_dir)
+        verdict = verdict_on(self.folder, config, *read_run(self.folder))
+        return f"{verdict.title} ({verdict.why})"
+
+    @property
+    def cost(self) -> Cost:
+        """Return what the training has cost: seconds, memory (its peak, if it had a process of its own), bytes of its
+        file, trained weights, and the losses on the base model's own data before and after a fine-tuning."""
+        return cost_of(self.folder)
+
+    def load(self, **options: Any) -> LoadedModel:
+        """Load the best model of the run, with the options of `tinygpt.load`."""
+        loaded = load(self.folder, data_dir=self._data_dir, **options)
+        if "adapter" not in options:
+            loaded.name = self._name
+        return loaded
+
+    def _repr_html_(self) -> str:
+        """Show the loss curves (without the extra `report`, the table of losses), the newest sample and the verdict."""
+        return run_html(self.folder, self._name, self.verdict)
+
+
+class Documents:
+    """Documents, or texts in memory, that are indexed once and searched many times."""
+
+    @arguments("index", "embeddings", "passage_size")
+    def __init__(self, *documents: str | Path, texts: Sequence[str] = (), **options: Any) -> None:
+        """Index documents, or those that have changed, as `tinygpt ask`: `Documents("notes/")`. options: index,
+        embeddings and passage_size of `tinygpt ask`; `Documents(index="index.db")` opens an index as it is. Errors:
+        TinyGPTError."""
+        require_known("Documents", options, ("index", "embeddings", "passage_size"))
+        config, self._open = config_of(AskConfig, "-", *documents, **options), contextlib.ExitStack()
+        index = memory_index(texts) if texts else open_index(index_of(config))
+        self._index = self._open.enter_context(index)
+
+    @arguments()
+    def search(self, question: str, n: int = 10) -> list[Passage]:
+        """Find the `n` passages that fit a question best: their text, source, title and relevance (0 to 1)."""
+        return with_relevance(self._index, question, search(self._index, question, n))
+
+
+class Picture(NamedTuple):
+    """A PNG file, which Jupyter shows."""
+
+    path: Path
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
+@arguments(*LOAD, "data_dir", ckpt="path")
+def load(path: str | Path | Run = "out", *, data_dir: str | Path = "data", **options: Any) -> LoadedModel:
+    """Load a checkpoint, or the best model of a run's folder; "reader": the tiny reader of `tinygpt ask`. options:
+    adapter, device, dtype and threads of `tinygpt sample`. Errors: TinyGPTError."""
+    require_known("load", options, LOAD)
+    settings = config_of(SampleConfig, ckpt=path, **options)
+    loaded = LoadedModel.load(file_of(settings.ckpt), settings.adapter, settings, str(data_dir))
+    loaded.data_dir = str(absolute(data_dir))
+    return loaded
+
+
+@arguments(*LOAD, ckpt="path")
+def load_adapters(
+    path: str | Path | Run, adapters: Mapping[str, str | Path | Run], **options: Any
+) -> Mapping[str, LoadedModel]:
+    """Load a base model and several adapters once. `load_adapters("out", {"a": "out-a"})["a"]` builds the model with
+    the adapter a, as often as it is asked for; that of "" is the base model.
+
+    options: device, dtype and threads of `tinygpt sample`. Errors: TinyGPTError, also for another model's adapter.
+    """
+    require_known("load_adapters", options, LOAD[1:])
+    settings = config_of(SampleConfig, ckpt=path, **options)
+    paths = {name: str(config_of(SampleConfig, adapter=adapter).adapter) for name, adapter in adapters.items()}
+    return AdaptedModels(LoadedModel, Adapters(settings.ckpt, paths), settings)
+
+
+@arguments(*keys(PrepareConfig))
+def prepare(name: str, **options: Any) -> Dataset:
+    """Turn text into token files, as `tinygpt prepare NAME`: `prepare("mine", input=["notes.txt", "letters/"])`.
+
+    Returns the dataset: `splits["train"]` are its ids, uint16 (n,); `tokenizer` is its tokenizer. Errors: TinyGPTError.
+    """
+    config = config_of(PrepareConfig, name, **options)
+    prepare_command.prepare(config)
+    return Dataset(config.data_dir, config.name)
+
+
+write_dataset = arguments()(memory.write_dataset)
+ngrams = arguments()(classify.ngrams)
+
+
+def task(name: str, seed: int = 1337, **options: Any) -> tasks.Examples:
+    """Make the examples of a built-in task from a seed: `task("transactions", seed=1).splits["train"]`.
+
+    Returns its splits (train, val and test: prompts with their responses), its labels, and `scores`, which judges a
+    response: `scores(prompt, expected, response)` returns named checks. options: those of its module in
+    tinygpt.data.tasks. Errors: TinyGPTError for an unknown task or option.
+    """
+    return tasks.examples(name, seed, **options)
+
+
+@arguments(*keys(TrainConfig))
+def train(
+    config: ConfigFile | None = None, /, *, callback: Callback | None = None, child: bool = False, **options: Any
+) -> Run:
+    """Train a model, as `tinygpt train CONFIG`: `train("configs/shakespeare_char.yaml", max_iters=500)`.
+
+    config: a config file, or a dictionary of its keys. callback: called with each line of metrics.jsonl as a
+    dictionary (`kind`, `step`, `loss`, `val_loss`, ...); if it returns True, the run stops and saves its state.
+    Interrupting also saves it, and raises KeyboardInterrupt; `train(init_from="resume", out_dir=...)` and the command
+    line continue the run. child: train in a process of its own, whose peak memory is measured; it is quiet, and
+    continues the run in `out_dir` if it was stopped. Errors: TinyGPTError.
+    """
+    return _train(TrainConfig, config, callback, child, options)
+
+
+@arguments(*keys(FinetuneConfig))
+def finetune(
+    config: ConfigFile | None = None, /, *, callback: Callback | None = None, child: bool = False, **options: Any
+) -> Run:
+    """Fine-tune a model, as `tinygpt finetune CONFIG`: `finetune(ckpt="out", dataset="reports_a", lora_rank=8)`.
+
+    Arguments, interrupting and errors: as in `train`.
+    """
+    return _train(FinetuneConfig, config, callback, child, options)
+
+
+@arguments(*keys(EvalConfig))
+def evaluate(ckpt: str | Path | Run = "out/ckpt.pt", **options: Any) -> dict[str, Any]:
+    """Measure a model, as `tinygpt eval`, and return what --json prints: `evaluate("out", task="transactions")`.
+
+    Errors: TinyGPTError.
+    """
+    return measure(config_of(EvalConfig, ckpt=ckpt, **options))
+
+
+@arguments("output")
+def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
+    """Draw the loss curves of runs, as `tinygpt report --png`: into `output`, or loss.png of the first run.
+
+    Errors: TinyGPTError without an evaluation, and without matplotlib (the extra `plot`).
+    """
+    return Picture(absolute(draw(config_of(ReportConfig, *runs, png=output or None))))
+
+
+@arguments(*keys(AskConfig))
+def ask(question: str, documents: str | Path | Sequence[str | Path], **options: Any) -> Outcome:
+    """Answer a question with a sentence from documents, as `tinygpt ask`, and return what --json prints.
+
+    Its fields: `answer` (empty: probably not in the documents), `probability`, `sentences` (the best, with their
+    sources), and with a `ckpt` also `model`, a quotation that the model has found. Errors: TinyGPTError.
+    """
+    paths = [documents] if isinstance(documents, (str, Path)) else documents
+    config = config_of(AskConfig, checked_question(question), *paths, **options)
+    with open_index(index_of(config)) as index:
+        return Responder(config, index, load_reader(config))(config.question)
+
+
+@arguments(*keys(TrainConfig))
+def step(config: ConfigFile | None = None, /, **options: Any) -> Callable[[], None]:
+    """Make a function that takes a training step, to measure its time. Its model, a new one, stays as it is.
+
+    config and options: as in `train`. Errors: TinyGPTError.
+    """
+    settings = settings_of(TrainConfig, config, options)
+    return step_on_one_batch(settings, Dataset(settings.data_dir, settings.dataset), choose_compute(settings, {}))
+
+
+def _train(
+    config_class: type[TrainConfig], config: ConfigFile | None, callback: Callback | None, child: bool, options: Any
+) -> Run:
+    settings = settings_of(config_class, config, options)
+    if child and callback:
+        raise TinyGPTError("a process of its own cannot call the callback", "child=False")
+    if child:
+        run_in_child(settings)
+        return Run(settings.out_dir, data_dir=settings.data_dir)
+    status = train_command.train(settings, callback or (lambda entry: None))
+    if status >= 128:  # a signal, also one during the last evaluation
+        raise KeyboardInterrupt if status == 128 + signal.SIGINT else SystemExit(status)
+    return Run(settings.out_dir, data_dir=settings.data_dir)
