@@ -66,6 +66,7 @@ def test_a_model_of_pairs(models: Path) -> None:
     with contextlib.chdir(models):
         model = tinygpt.load("out", adapter="out-lora", device="cpu")
         assert model.generate("001 red", temperature=0) == "red"
+        assert model.path == Path("out-lora") and repr(model).startswith("<out-lora: ")
         probabilities = model.classify("001 red", ["green", "red", "blue"])
         assert next(iter(probabilities)) == "red" and sum(probabilities.values()) == pytest.approx(1)
         assert model.loss("001 red", "red") < 0.5 < model.loss("001 red", "blue")

@@ -92,6 +92,13 @@ def test_generation_stops_when_every_sample_has_ended(
     assert len(steps) == max(ends) + len("th")
 
 
+def test_a_sample_that_ends_with_the_beginning_of_a_stop_text_is_complete(tiny_run: Path) -> None:
+    (sample,) = objects(tiny_run, "--max_new_tokens=30")
+    args = ["--max_new_tokens=30", f"--stop={sample['text'][-2:]}§"]
+    assert objects(tiny_run, *args) == [sample]
+    assert written(tiny_run, *args) == sample["prompt"] + sample["text"] + "\n"
+
+
 def test_nothing_to_add(tiny_run: Path) -> None:
     assert written(tiny_run, "--start=The king", "--max_new_tokens=0") == "The king\n"
     assert objects(tiny_run, "--num_samples=2", "--max_new_tokens=0", "--start=The")[1]["text"] == ""
