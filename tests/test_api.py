@@ -23,7 +23,8 @@ from nbclient import NotebookClient
 import tinygpt
 from tinygpt import api
 from tinygpt.checkpoint.store import load
-from tinygpt.data.tasks import TASKS
+from tinygpt.data.corpora import industry_descriptions, tiny_shakespeare
+from tinygpt.data.tasks import TASKS, sectors
 from tinygpt.train import is_true
 from tinygpt.training.processes import StopSignal
 
@@ -222,6 +223,13 @@ def test_a_task_has_its_seed_and_its_options() -> None:
     ):
         with pytest.raises(tinygpt.TinyGPTError, match=message):
             api.task(*arguments, **options)
+
+
+def test_a_corpus_is_the_text_that_prepare_takes() -> None:
+    assert [api.corpus(name) for name in ("shakespeare_char", "naics")] == [tiny_shakespeare(), industry_descriptions()]
+    assert api.corpus("sectors") == sectors.corpus()  # a text of the task's field
+    with pytest.raises(tinygpt.TinyGPTError, match="transactions: no such text"):
+        api.corpus("transactions")
 
 
 def test_the_n_gram_baseline_is_that_of_eval(tmp_path: Path) -> None:

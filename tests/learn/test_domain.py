@@ -105,8 +105,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     few = EXAMPLES | {"val": EXAMPLES["val"][:40], "test": EXAMPLES["test"][:40]}
     folder, text = tmp_path_factory.mktemp("domain"), sectors.corpus()[:100_000]
     with commands_here(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sectors, "corpus", lambda: text)
-        patch.setitem(TASKS, "sectors", dataclasses.replace(TASKS["sectors"], make=lambda seed: few))
+        short = dataclasses.replace(TASKS["sectors"], make=lambda seed: few, corpus=lambda: text)
+        patch.setitem(TASKS, "sectors", short)
         patch.setattr(domain, "QUICK", (30, (("sectors", 200, 4),)))
         done = ok(folder, "lab", "domain", "--quick", "--out_dir=out")
     (folder / "said.txt").write_text(done.out, encoding="utf-8")
@@ -164,7 +164,7 @@ def test_the_macro_f1_is_that_of_scikit_learn() -> None:
     """Labels that occur neither in the truth nor among the answers do not count."""
     rng, labels = np.random.default_rng(0), list("abcdef")
     scores, truth = rng.random((40, 6)) * [1, 1, 1, 1, 0, 1], rng.choice(labels[:4], 40)
-    measured = domain.quality(scores, [("", label) for label in truth], labels)
+    measured = domain.quality(scores, truth, labels)
     predicted = [labels[index] for index in scores.argmax(axis=1)]
     assert measured["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     assert measured["accuracy"] == np.mean(truth == np.array(predicted)) and "e" not in predicted

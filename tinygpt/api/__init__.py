@@ -47,7 +47,7 @@ from tinygpt.use.ask.index import index_of
 from tinygpt.use.ask.search import memory_index, search, with_relevance
 from tinygpt.use.ask.store import Passage, open_index
 
-__all__ = ["Cost", "Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "evaluate"]
+__all__ = ["Cost", "Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "corpus", "evaluate"]
 __all__ += ["finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "step", "task", "train", "write_dataset"]
 LOAD = ("adapter", "device", "dtype", "threads")
 
@@ -176,6 +176,7 @@ def prepare(name: str, **options: Any) -> Dataset:
 
 write_dataset = arguments()(memory.write_dataset)
 ngrams = arguments()(classify.ngrams)
+corpus = arguments()(tasks.corpus)
 
 
 def task(name: str, seed: int = 1337, **options: Any) -> tasks.Examples:

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.checkpoint.store import load
-from tinygpt.data.corpora import industry_descriptions
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, spread
@@ -94,7 +93,7 @@ def with_canaries(text: str, planted: Sequence[Canary], seed: int) -> str:
 
 def prepare(folder: Path, size: Size, seed: int) -> None:
     """Prepare the text with canaries in its training split, and the text without; the validation splits are equal."""
-    text = industry_descriptions()[: size.characters]
+    text = api.corpus("naics")[: size.characters]
     cut = text.rindex("\n", 0, len(text) * 9 // 10) + 1
     head, rest = text[:cut], text[cut:]
     planted = with_canaries(head, canaries(size, seed), seed)

@@ -19,21 +19,15 @@ import numpy as np
 
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.data.corpora import tiny_shakespeare
-from tinygpt.data.memory import write_dataset
-from tinygpt.data.tasks import TASKS, Pair, sectors
-from tinygpt.examine.eval.classify import ngrams
-from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
-from tinygpt.learn.lab.definition import Lab, seeds, stage
+from tinygpt.learn.lab.definition import Classifier, Lab, learn, seeds, stage
 
 TEXTS = ("Shakespeare", "industries")
 BASES = ("none", *TEXTS)
 BASELINES = {"n-gram baseline": "--", "majority baseline": ":"}  # and their lines in the picture
 MARGIN = 0.03  # of accuracy: about the standard error of the difference of two models on the test prompts
-SEED = 1337  # of the tasks
 
 Case = tuple[str, int, int]  # a fine-tuning: its task, its number of training examples (0: all), its iterations
 Figures = dict[Case, dict[str, Records]]  # by base or baseline: a record for each seed
@@ -69,58 +63,59 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 def prepare(folder: Path, names: Sequence[str]) -> dict[str, int]:
     """Write the texts, of equal length, and the tasks, all with one vocabulary; return the number of characters."""
-    industries = sectors.corpus()
-    texts = dict(zip(TEXTS, (tiny_shakespeare()[: len(industries)], industries), strict=True))
-    tasks = {task: TASKS[task].make(SEED) for task in names}
-    for task, splits in tasks.items():
-        dataset = write_dataset(folder / "tasks" / task, splits, TASKS[task].labels, [tasks, texts])
+    industries = api.corpus("sectors")
+    texts = dict(zip(TEXTS, (api.corpus("shakespeare_char")[: len(industries)], industries), strict=True))
+    tasks = {name: api.task(name) for name in names}
+    vocabulary = [texts, [task.splits for task in tasks.values()]]
+    for name, task in tasks.items():
+        dataset = api.write_dataset(folder / "tasks" / name, task.splits, task.labels, vocabulary)
     for name, text in texts.items():
-        write_dataset(folder / "texts" / name, text, tokenizer=dataset.tokenizer)
+        api.write_dataset(folder / "texts" / name, text, tokenizer=dataset.tokenizer)
     return {"characters": len(industries)}
 
 
 def pretrain(folder: Path, iterations: int, base: str, seed: int) -> dict[str, float]:
     """Train a base; return its loss on each text, in bits per character."""
-    text = base if base in TEXTS else TEXTS[0]  # without an iteration, only the vocabulary matters
+    datasets = {text: api.Dataset(str(folder / "texts"), text) for text in TEXTS}
+    own = datasets.get(base, datasets[TEXTS[0]])  # without an iteration, only the vocabulary matters
     settings = {"seed": seed, "dropout": 0, "max_iters": iterations, "eval_interval": max(iterations, 1)}
-    out = folder / f"seed-{seed}" / base
-    train("train", "lab_classifier", out, folder / "texts" / text, **settings)
-    model, losses = api.load(out, device="cpu", dtype="bfloat16"), {}
-    for text in TEXTS:
-        dataset = api.Dataset(str(folder / "texts"), text)
-        losses[text] = model.loss(dataset.tokenizer.decode(dataset.splits["val"].tolist())) / math.log(2)
-    return losses
+    model = learn("lab_classifier", folder / f"seed-{seed}" / base, own, **settings).load(
+        device="cpu", dtype="bfloat16"
+    )
+    held_out = {text: dataset.tokenizer.decode(dataset.splits["val"]) for text, dataset in datasets.items()}
+    return {name: model.loss(text) / math.log(2) for name, text in held_out.items()}
 
 
 def finetune(folder: Path, base: str, task: str, examples: int, iterations: int, seed: int) -> dict[str, Any]:
-    ckpt = folder / f"seed-{seed}" / base
+    dataset, ckpt = api.Dataset(str(folder / "tasks"), task), folder / f"seed-{seed}" / base
     out = ckpt.with_name(f"{base}-{task}-{examples or 'all'}-{iterations}")
     settings: dict[str, Any] = {"ckpt": ckpt, "seed": seed, "examples": examples, "max_iters": iterations}
-    train("finetune", "finetune_sectors", out, folder / "tasks" / task, **settings)
-    test = TASKS[task].make(SEED)["test"]
-    return quality(classifier(out, TASKS[task].labels)([prompt for prompt, _ in test]), test, TASKS[task].labels)
+    run = learn("finetune_sectors", out, dataset, **settings)
+    return measured(run.load(device="cpu").probabilities, task)
 
 
 def baselines(task: str, examples: int) -> list[dict[str, Any]]:
     """Measure the n-gram baseline and the majority baseline on the same training examples."""
-    splits, labels = TASKS[task].make(SEED), TASKS[task].labels
-    train, test = splits["train"][: examples or None], splits["test"]
+    train, labels = api.task(task).splits["train"][: examples or None], api.task(task).labels
     counts = [sum(own == label for _, own in train) for label in labels]
-    majority = np.array([counts] * len(test))
-    probabilities = ngrams(train, labels)([prompt for prompt, _ in test])
-    by_name = zip(BASELINES, (probabilities, majority), strict=True)
-    return [{"base": name, **quality(scores, test, labels)} for name, scores in by_name]
+    classifiers = api.ngrams(train, labels), lambda prompts: np.array([counts] * len(prompts))
+    return [{"base": name, **measured(classify, task)} for name, classify in zip(BASELINES, classifiers, strict=True)]
 
 
-def quality(scores: np.ndarray, pairs: Sequence[Pair], labels: Sequence[str]) -> dict[str, Any]:
-    """Measure accuracy, and macro F1: the mean over the labels that occur in the truth or among the answers. scores:
-    (n, L), the largest for the answer."""
-    predicted, truth = scores.argmax(axis=1), np.array([labels.index(label) for _, label in pairs])
+def measured(classify: Classifier, task: str) -> dict[str, Any]:
+    test, known = api.task(task).splits["test"], api.task(task).labels
+    return quality(classify([prompt for prompt, _ in test]), [label for _, label in test], known)
+
+
+def quality(scores: np.ndarray, labels: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
+    """Measure accuracy, and macro F1: the mean over the known labels that occur in the truth or among the answers.
+    scores: (n, L), the largest for the answer."""
+    predicted, truth = scores.argmax(axis=1), np.array([known.index(label) for label in labels])
     f1 = []
     for index in {*predicted.tolist(), *truth.tolist()}:
         answered, correct = predicted == index, truth == index
         f1.append(2 * (answered & correct).sum() / (answered.sum() + correct.sum()))
-    return {"accuracy": float((predicted == truth).mean()), "macro_f1": float(np.mean(f1)), "prompts": len(pairs)}
+    return {"accuracy": float((predicted == truth).mean()), "macro_f1": float(np.mean(f1)), "prompts": len(labels)}
 
 
 def summarise(records: Records, config: LabConfig) -> Summary:
