@@ -1,4 +1,4 @@
-"""What labs share besides the API: train, load a model, compare with the truth.
+"""Train on the CPU in a child process, and load a model as a classifier.
 
 train("train", "lab_classifier", folder / "out", folder / "data/notes", seed=1).seconds
 classifier(folder / "out", ["yes", "no"])(["is 2 even?"])  # (1, 2)
@@ -10,27 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tinygpt.base.configs.shared import InferenceConfig
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.data.tasks import Pair
-from tinygpt.examine.eval import classify, respond
+from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.classify import Classifier
-from tinygpt.generate import Sampling, generate
 from tinygpt.training.child import Cost, train_in_child
 
 
 def classifier(ckpt: Path, labels: Sequence[str]) -> Classifier:
     """Load a trained model as a classifier."""
     return partial(Model(ckpt).classify, labels=labels)
-
-
-def right(probs: np.ndarray, pairs: Sequence[Pair], labels: Sequence[str]) -> np.ndarray:
-    """Compare the most probable label of each prompt with the true one: bool (n,)."""
-    return probs.argmax(axis=1) == classify.label_indices(pairs, labels)
 
 
 class Model(Loaded):
@@ -45,19 +37,6 @@ class Model(Loaded):
         """Compute the probabilities of the labels, float64 (n, L)."""
         scores, _ = classify.label_scores(self.model, self.tokenizer, prompts, labels, skip_unknown=True)
         return classify.probabilities(scores)
-
-    def responses(self, prompts: Sequence[str], longest: int) -> tuple[list[str], np.ndarray]:
-        """Decode greedy responses of at most `longest` tokens, and their probabilities, float64 (n,)."""
-        return respond.responses(self.model, self.tokenizer, prompts, longest, skip_unknown=True)
-
-    def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
-        """Compute the log-probabilities of continuations of a text, in nats, float64 (n,)."""
-        return classify.continuation_scores(self.model, self.tokenizer, prefix, continuations)
-
-    def continuation(self, prefix: str, tokens: int) -> str:
-        """Continue a text by greedy decoding."""
-        prefix_ids = torch.from_numpy(self.tokenizer.encode(prefix).astype(np.int64))[None]
-        return self.tokenizer.decode([int(token) for token in generate(self.model, prefix_ids, tokens, Sampling(0))])
 
 
 def train(command: str, preset: str, out: Path, dataset: Path, **settings: Any) -> Cost:

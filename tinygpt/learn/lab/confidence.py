@@ -91,8 +91,7 @@ def outside(folder: Path, seed: int) -> dict[str, list[str]]:
     """Collect prompts outside the task, by kind, none longer than a line of the task."""
     task, rng = api.task(TASK, seed).splits, random.Random(seed)
     text = plays(folder).tokenizer.decode(plays(folder).splits["val"])
-    verse = {line.strip() for line in text.split("\n")}
-    verse = {line for line in verse if 15 <= len(line) <= LONGEST and not line.endswith(":")}
+    verse = {line for line in map(str.strip, text.split("\n")) if 15 <= len(line) <= LONGEST and line[-1] != ":"}
     sonnet = [line for line in SONNET.splitlines() if len(line) <= LONGEST]
     headlines = [prompt for prompt, _ in api.task("headlines", seed).splits["test"] if len(prompt) <= LONGEST]
     lengths = [len(prompt) for prompt, _ in task["test"]]
@@ -198,12 +197,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
             Table("Prompts outside the task", kinds, kinds_note),
             Table("Loss on the base model's own text", forgetting, unit),
         ],
-        [
-            knows(model, config.target),
-            holds(systems, config.target),
-            better(systems),
-            forgotten(losses, limit),
-        ],
+        [knows(model, config.target), holds(systems, config.target), better(systems), forgotten(losses, limit)],
         "Confidence inside and outside the task; above the threshold the system answers",
         picture(systems),
     )
@@ -244,12 +238,12 @@ def holds(systems: Mapping[str, Records], target: float) -> Verdict:
 def better(systems: Mapping[str, Records]) -> Verdict:
     """Judge which system detects prompts outside the task better."""
     aurocs = {SYSTEMS[key]: own.median("AUROC outside") for key, own in systems.items()}
-    best, other = sorted(aurocs, key=lambda name: -aurocs[name])
+    (best, most), (other, less) = sorted(aurocs.items(), key=lambda item: -item[1])
     statement = f"The {best} detects prompts outside the task better than the {other}"
-    if aurocs[best] - aurocs[other] < CLOSE:
+    if most - less < CLOSE:
         statement = f"The {best} and the {other} detect prompts outside the task equally well"
     return Verdict(
-        f"{statement}: mean AUROC {aurocs[best]:.2f} and {aurocs[other]:.2f}.",
+        f"{statement}: mean AUROC {most:.2f} and {less:.2f}.",
         f"the higher mean of the kinds' AUROCs, median over the seeds; less than {CLOSE} apart counts as equal",
     )
 
