@@ -257,6 +257,7 @@ def test_train_gives_the_weights_of_the_command(tiny_run: Path, work: Path, conf
         assert [entry["kind"] for entry in entries].count("eval") == 3
         assert [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()] == entries
         assert [row["step"] for row in rows(run)] == [0, 10, 20]
+        assert run.val_loss == min(row["val_loss"] for row in rows(run)) == load(work / "out").best_val_loss
         doctor = ok(work, "doctor", "out").out
         assert f"\nverdict:     {run.verdict}\n" in doctor
 

@@ -14,6 +14,7 @@ complete command line.
 """
 
 import contextlib
+import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -78,6 +79,11 @@ class Run:
         except ImportError:
             return rows
         return pandas.DataFrame(rows, columns=list(columns))
+
+    @property
+    def val_loss(self) -> float:
+        """Return the lowest validation loss, in nats per token; infinity before the first evaluation."""
+        return min((float(entry["val_loss"]) for entry in entries_of(self.folder, "eval")), default=math.inf)
 
     @property
     def sample(self) -> str:

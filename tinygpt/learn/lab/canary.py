@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.checkpoint.store import load
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, spread
@@ -105,7 +104,7 @@ def fit(folder: Path, size: Size, layers: int, text: str, seed: int) -> dict[str
     shape = {"n_layer": layers, "n_head": layers, "n_embd": WIDTH * layers}
     dataset = api.Dataset(str(folder / "data"), text)
     run = learn("lab_canary", folder / f"{text}-{layers}", dataset, max_iters=size.iterations, seed=seed, **shape)
-    return {"seconds": run.cost.seconds, "weights": run.cost.weights, "loss": load(run.folder).best_val_loss}
+    return {"seconds": run.cost.seconds, "weights": run.cost.weights, "loss": run.val_loss}
 
 
 def measure(folder: Path, size: Size, layers: int, seed: int) -> list[dict[str, Any]]:
