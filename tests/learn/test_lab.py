@@ -19,18 +19,19 @@ from test_report_model import node
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_lock
 from tinygpt.base.terminal import duration
+from tinygpt.data.tasks import companies as world
 from tinygpt.data.tasks import generate, reader
+from tinygpt.data.tasks.companies import Question, outcome
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.examine.experiment import stages
 from tinygpt.examine.experiment.stages import Identity, Records, Results, Stage
 from tinygpt.examine.experiment.summary import Share
 from tinygpt.learn.lab import methods
-from tinygpt.learn.lab.facts import experiment, systems, world
+from tinygpt.learn.lab.facts import experiment, systems
 from tinygpt.learn.lab.facts.summary import NONE, Measured, Row, freshest
-from tinygpt.learn.lab.facts.systems import Reply, relevance
-from tinygpt.learn.lab.facts.world import Question
+from tinygpt.learn.lab.facts.systems import Reply
 from tinygpt.training.log import read_metrics
-from tinygpt.use.ask.search import search
+from tinygpt.use.ask.search import search, with_relevance
 from tinygpt.use.ask.store import open_index
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def test_a_new_value_is_never_part_of_the_old_one_nor_the_other_way_round() -> N
             value = RELATIONS[relation].value(rng)
             other = world.other_value(rng, relation, value)
             question = Question("?", "ba", relation, other, "changed", value)
-            assert systems.outcome(question, value) == "stale" and systems.outcome(question, other) == "right"
+            assert outcome(question, value) == "stale" and outcome(question, other) == "right"
 
 
 def test_no_pair_has_the_wording_of_a_question(companies: world.World) -> None:
@@ -189,9 +190,9 @@ def test_no_pair_has_the_wording_of_a_question(companies: world.World) -> None:
 def test_an_outcome_is_right_stale_wrong_or_an_abstention() -> None:
     question = Question("Who heads Ba?", "ba", "chief executive", "Ann Lo", "changed", "Bo Ra")
     said = {"Ann Lo": "right", "It is Ann Lo.": "right", "Bo Ra": "stale", "Ann Lower": "wrong", "": "abstained"}
-    assert {text: systems.outcome(question, text) for text in said} == said
+    assert {text: outcome(question, text) for text in said} == said
     absent = question._replace(answer="", kind="absent", stale="")
-    assert systems.outcome(absent, "Ann Lo") == "wrong"
+    assert outcome(absent, "Ann Lo") == "wrong"
 
 
 def test_the_sample_has_each_kind_in_its_share(companies: world.World) -> None:
@@ -462,7 +463,7 @@ def test_the_page_searches_with_the_relevance_of_ask(tmp_path: Path) -> None:
         for question in ("chair norvik", "aug shop", "lin nax chair", "mill chair shop"):
             hits = search(index, question, 9)
             found = [(one["title"], one["score"]) for one in node(code, documents=documents, question=question)]
-            scores = [pytest.approx(score) for score in relevance(index, question, hits)]
+            scores = [pytest.approx(hit.relevance) for hit in with_relevance(index, question, hits)]
             assert found == list(zip([hit.title for hit in hits], scores, strict=True)) and len(found) > 1
 
 

@@ -28,15 +28,14 @@ from test_pairs import json_lines
 from tinygpt.base.terminal import escaped
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tasks.generate import words
-from tinygpt.data.tasks.reader import UNANSWERABLE, reader_prompt
+from tinygpt.data.tasks.reader import UNANSWERABLE, normalised, reader_prompt
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
-from tinygpt.learn.lab.facts.systems import relevance
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.use.ask.answer import INSTRUCTION, SHIPPED, Reader, occurrence, shortened
 from tinygpt.use.ask.questions import answer_in, kind_of
 from tinygpt.use.ask.questions import asked as asked_words
 from tinygpt.use.ask.rank import MATCHES, match, query_of
-from tinygpt.use.ask.search import normalised, search
+from tinygpt.use.ask.search import search, with_relevance
 from tinygpt.use.ask.sentences import units
 from tinygpt.use.ask.store import Passage, open_index
 
@@ -538,7 +537,7 @@ def test_a_word_is_known_however_it_is_written(tmp_path: Path) -> None:
     with open_index(tmp_path / "index.db") as index:
         for question in ("Straße", "re\u0301sume\u0301", "İstanbul"):
             hits = search(index, question, 3)
-            assert len(hits) == 1 and relevance(index, question, hits)[0] > 0.25
+            assert len(hits) == 1 and with_relevance(index, question, hits)[0].relevance > 0.25
             assert plain(tmp_path, f"{question}?").startswith(f'"{hits[0].text}"')
 
 

@@ -33,6 +33,7 @@ from tinygpt.checkpoint.adapter import Adapters
 from tinygpt.checkpoint.loaded import AdaptedModels
 from tinygpt.data import memory, tasks
 from tinygpt.data.dataset import Dataset
+from tinygpt.data.tasks import companies
 from tinygpt.examine.doctor.command import verdict_on
 from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
@@ -48,8 +49,9 @@ from tinygpt.use.ask.index import index_of
 from tinygpt.use.ask.search import memory_index, search, with_relevance
 from tinygpt.use.ask.store import Passage, open_index
 
-__all__ = ["Cost", "Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "corpus", "evaluate"]
-__all__ += ["finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "step", "task", "train", "write_dataset"]
+__all__ = ["Cost", "Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "companies", "corpus"]
+__all__ += ["evaluate", "finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "step", "task", "train"]
+__all__ += ["write_dataset"]
 LOAD = ("adapter", "device", "dtype", "threads")
 
 

@@ -15,6 +15,7 @@ question, and in half of the examples also for the statement.
 import functools
 import random
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -56,6 +57,17 @@ def cited_answer(response: str) -> tuple[int, str]:
     if not match or response.endswith(f": {UNANSWERABLE}"):
         return 0, response
     return int(match[1]), "" if match[2] == NO else match[2]
+
+
+def normalised(text: str) -> str:
+    """Normalise an answer as SQuAD does (Rajpurkar et al. 2016): no capitals, punctuation, articles or extra spaces."""
+    letters = "".join(c for c in text.casefold() if unicodedata.category(c)[0] not in "PS")
+    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))
+
+
+def unanswerable(text: str) -> bool:
+    """Return whether a response is empty or says that the question is unanswerable."""
+    return not text or normalised(UNANSWERABLE) in normalised(text)
 
 
 def abstention(prompt: str, response: str) -> str:

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 
 from tinygpt.base.files import drawing, replacing
 from tinygpt.base.intervals import wilson
+from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.examine.report.page import STYLES, render
+from tinygpt.examine.report.weights import pack
 
 COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs
 
@@ -109,13 +111,18 @@ def write(
 ) -> list[Path]:
     """Write the picture NAME.png and the page NAME.html into the folder; return their paths.
 
-    live: the models and documents of a page that answers, see NAME/page.js.
+    live: of a page that answers, the data of NAME/page.js, and under "models" the paths of its models by name.
     """
     picture, page = folder / f"{name}.png", folder / f"{name}.html"
     with drawing(picture, "the picture") as (_, axes):
         summary.draw(axes)
     values = {"kind": command, "title": summary.title, "summary": summary, "name": name, "live": live}
-    values |= {"picture": base64.b64encode(picture.read_bytes()).decode()} | ({"data": live["data"]} if live else {})
+    values["picture"] = base64.b64encode(picture.read_bytes()).decode()
+    if live:
+        models = {key: load(path) for key, path in live.pop("models").items()}
+        packed = {key: pack(model.build_model(), tokenizer_of(model, key, "data")) for key, model in models.items()}
+        values["data"] = live | packed
+        live["parameters"] = {key: model.num_params for key, model in models.items()}
     scripts = ["examine/report/model.js", f"learn/lab/{name}/search.js", f"learn/lab/{name}/page.js"] if live else []
     html = render(values, "examine/experiment/page.html.j2", scripts, [*STYLES, "examine/experiment/page.css"])
     with replacing(page) as file:

@@ -32,7 +32,6 @@ from tinygpt.data.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenize
 from tinygpt.generate import GREEDY, generate_with_logits
 from tinygpt.model import GPT
 from tinygpt.use.ask.passages import sentences
-from tinygpt.use.ask.search import normalised
 from tinygpt.use.ask.store import Passage
 
 TINY, SHIPPED = "reader", Path(__file__).with_name("reader.pt")  # --ckpt=reader: the tiny reader that ships
@@ -96,7 +95,7 @@ class Reader:
         is_sentence = self.instructed and not response_text.startswith("[")  # "Five years [1]."
         number, text = (0, response_text) if is_sentence else task.cited_answer(response_text)
         cited = numbers[number - 1] if 0 < number <= len(numbers) else 0
-        text = "" if unanswerable(text) else text
+        text = "" if task.unanswerable(text) else text
         cut = f"the model's response was cut off after {self.room} tokens" if len(response) == self.room else ""
         note = "; ".join(filter(None, (self.unread_note(passages, read), cut)))
         return Answer(text, probability, cited * bool(text), note)
@@ -238,8 +237,3 @@ def words(text: str) -> set[str]:
 def ascii_letters(character: str) -> str:
     """Convert a character to ASCII, without accents: `e` for `é`; empty if it has no ASCII equivalent."""
     return unicodedata.normalize("NFKD", character.translate(SPELLINGS)).encode("ascii", "ignore").decode()
-
-
-def unanswerable(text: str) -> bool:
-    """Return whether a response is empty or says that the question is unanswerable."""
-    return not text or normalised(task.UNANSWERABLE) in normalised(text)

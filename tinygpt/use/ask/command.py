@@ -28,12 +28,12 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import read_text, strict_json
 from tinygpt.base.intervals import INTERVALS, intervals, percent
 from tinygpt.base.terminal import counted, escaped, one_line, progress
+from tinygpt.data.tasks.reader import normalised
 from tinygpt.data.text_files import json_lines, text_in
 from tinygpt.data.tokenizer import lone_surrogate
 from tinygpt.use.ask.index import index_of
 from tinygpt.use.ask.questions import answer_in
 from tinygpt.use.ask.rank import Ranking, rank
-from tinygpt.use.ask.search import normalised
 from tinygpt.use.ask.sentences import unquoted
 from tinygpt.use.ask.store import Index, open_index
 

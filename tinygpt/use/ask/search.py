@@ -76,9 +76,3 @@ def fused(rankings: list[list[int]]) -> list[int]:
         for rank, passage in enumerate(ranking, start=1):
             scores[passage] += 1 / (RANK_CONSTANT + rank)
     return sorted(scores, key=lambda passage: (-scores[passage], passage))
-
-
-def normalised(text: str) -> str:
-    """Normalise an answer as SQuAD does (Rajpurkar et al. 2016): no capitals, punctuation, articles or extra spaces."""
-    letters = "".join(c for c in text.casefold() if unicodedata.category(c)[0] not in "PS")
-    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))

@@ -22,20 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
+from tinygpt import api
+from tinygpt.api import companies
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.base.configs.parse import parse
-from tinygpt.base.configs.use import AskConfig
 from tinygpt.base.process import Done, run
-from tinygpt.checkpoint.store import load, tokenizer_of
-from tinygpt.examine.experiment.models import train
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.report.weights import pack
-from tinygpt.learn.lab.definition import seeds
+from tinygpt.learn.lab.definition import learn, seeds
 from tinygpt.learn.lab.facts import systems
 from tinygpt.learn.lab.facts.systems import System, measured
-from tinygpt.learn.lab.facts.world import Question, World, changed, make, pairs, sample
-from tinygpt.use.ask.answer import SHIPPED, TINY, Reader, load_reader
-from tinygpt.use.ask.store import Index, open_index
 
 CHANGED = 0.1  # share of the facts
 TRIES = 5  # changed documents, until an answer is right
@@ -82,9 +76,9 @@ class SeedFolder:
     seed: int
     size: Size
 
-    def world(self, when: When) -> World:
-        world = make(self.seed, self.size.companies)
-        return world if when == "before" else changed(world, self.seed, CHANGED)
+    def world(self, when: When) -> companies.World:
+        world = companies.make(self.seed, self.size.companies)
+        return world if when == "before" else companies.changed(world, self.seed, CHANGED)
 
     def stage(self, phase: str, system: str, seconds: float, compute: Callable[[], Any]) -> Stage:
         case = {"phase": phase, "system": system, "seed": self.seed}
@@ -96,60 +90,60 @@ class SeedFolder:
         expected = seconds.items()
         return [self.stage(when, name, duration, partial(self.ask, name, when)) for name, duration in expected]
 
-    def teach(self, command: str, preset: str, when: When, dataset: str, out: Path, **settings: Any) -> Cost:
+    def teach(self, preset: str, when: When, dataset: str, out: Path, **settings: Any) -> Cost:
         """Train on pairs that teach the facts, or with the dataset `changes` the new facts."""
         world = self.world(when)
         new = {question.fact for question in world.questions if question.kind == "changed"}
-        lines = pairs(world, self.seed, new if dataset == "changes" else None)
+        lines = companies.pairs(world, self.seed, new if dataset == "changes" else None)
         source, data = self.folder / f"{dataset}.jsonl", self.folder / "data"
         source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
         form = [f"--input={source}", "--format=pairs", f"--data_dir={data}"]
         run(self.folder / "prepare.log", "prepare", dataset, *form)
-        return self.train(command, preset, data / dataset, out, **settings) | {"examples": len(lines)}
+        return self.train(preset, data / dataset, out, **settings) | {"examples": len(lines)}
 
-    def train(self, command: str, preset: str, dataset: Path, out: Path, **settings: Any) -> Cost:
+    def train(self, preset: str, dataset: Path, out: Path, **settings: Any) -> Cost:
         """Train, or continue a training that was stopped."""
-        cost = train(command, preset, out, dataset, seed=self.seed, **settings)
+        cost = learn(preset, out, api.Dataset(str(dataset.parent), dataset.name), seed=self.seed, **settings).cost
         return Cost(seconds=cost.seconds, commands=2, examples=0, bytes=cost.bytes, weights=cost.weights)
 
-    def system(self, name: str, when: When, index: Index) -> System:
+    def system(self, name: str, when: When, documents: api.Documents) -> System:
         raise NotImplementedError
 
-    def reader_flags(self, name: str) -> list[str]:
-        """Return the flags of `tinygpt ask` for the model of a retrieval system."""
-        return [f"--ckpt={TINY}"]
+    def model(self, name: str) -> Path | str:
+        """Return the model of a retrieval system."""
+        return "reader"
 
-    def reader(self, name: str) -> Reader:
-        return load_reader(parse(AskConfig, ["--device=cpu", *self.reader_flags(name)]))
+    def reader(self, name: str) -> api.LoadedModel:
+        return api.load(self.model(name), device="cpu")
 
     def numbers(self) -> list[int]:
         """Return the indices of the questions that the systems answer."""
         return list(range(len(self.world("after").questions)))
 
     def ask(self, name: str, when: When) -> dict[str, Any]:
-        with open_index(self.folder / f"{when}.db") as index:
-            return measured(self.system(name, when, index), self.world(when).questions, self.numbers())
+        documents = api.Documents(index=self.folder / f"{when}.db")
+        return measured(self.system(name, when, documents), self.world(when).questions, self.numbers())
 
     def ask_with_passage(self, name: str) -> dict[str, Any]:
         """Measure a system's answers to the questions that have one, given the passage that contains it."""
         questions = self.world("after").questions
         numbers = [number for number in self.numbers() if questions[number].answer]
-        with open_index(self.folder / "after.db") as index:
-            return measured(partial(systems.given_the_right_passage, self.reader(name), index), questions, numbers)
+        documents = api.Documents(index=self.folder / "after.db")
+        return measured(partial(systems.given_the_right_passage, self.reader(name), documents), questions, numbers)
 
     def freshness(self, name: str) -> dict[str, float | None]:
         """Time from a changed document to a correct answer, with the command `ask`; see TRIES."""
         after = self.world("after")
-        again = changed(after, self.seed + 1, CHANGED)
+        again = companies.changed(after, self.seed + 1, CHANGED)
         questions = zip(after.questions, again.questions, strict=True)
         for question in [new for old, new in questions if old.answer != new.answer][:TRIES]:
             self.restore("after")
             path = self.folder / "docs" / f"{question.company}.md"
             path.write_text(again.documents()[path.name], encoding="utf-8")
             start = time.monotonic()
-            output = json.loads(self.ask_command(question.text, *self.reader_flags(name)).output)
+            output = json.loads(self.ask_command(question.text, f"--ckpt={self.model(name)}").output)
             seconds = time.monotonic() - start
-            if systems.outcome(question, output["model"] or output["answer"]) == "right":
+            if companies.outcome(question, output["model"] or output["answer"]) == "right":
                 return {"seconds": seconds}
         return {"seconds": None}
 
@@ -209,21 +203,21 @@ class Tiny(SeedFolder):
     def memorise(self, when: When, name: str) -> Cost:
         """Train a closed-book model from scratch."""
         settings = {"max_iters": self.size.closed, "eval_interval": 500}
-        return self.teach("train", "lab_closed_book", when, f"facts-{when}", self.folder / name, **settings)
+        return self.teach("lab_closed_book", when, f"facts-{when}", self.folder / name, **settings)
 
     def memorise_changes(self) -> Cost:
         """Teach the closed-book model the new facts alone."""
         settings = {"ckpt": self.folder / "closed", "max_iters": self.size.update, "eval_interval": 50}
-        return self.teach("finetune", "finetune_lab_update", "after", "changes", self.folder / "updated", **settings)
+        return self.teach("finetune_lab_update", "after", "changes", self.folder / "updated", **settings)
 
-    def system(self, name: str, when: When, index: Index) -> System:
+    def system(self, name: str, when: When, documents: api.Documents) -> System:
         if name == "majority":
             return systems.majority(self.world(when).questions)
         if name == "search":
-            return partial(systems.best_passage, index)
+            return partial(systems.best_passage, documents)
         if name == "reader":
-            return partial(systems.retrieval, self.reader(name), index)
-        return systems.closed_book(str(self.folder / ("updated" if (name, when) == ("closed", "after") else name)))
+            return partial(systems.retrieval, self.reader(name), documents)
+        return systems.closed_book(self.folder / ("updated" if (name, when) == ("closed", "after") else name))
 
 
 @dataclass(frozen=True)
@@ -248,7 +242,7 @@ class Pretrained(SeedFolder):
         ]
 
     def numbers(self) -> list[int]:
-        return sample(self.world("after").questions, self.size.sample)
+        return companies.sample(self.world("after").questions, self.size.sample)
 
     def out(self, name: str) -> Path:
         """Return the folder of a model derived from the pretrained one."""
@@ -257,7 +251,7 @@ class Pretrained(SeedFolder):
     def memorise(self) -> Cost:
         """Teach the facts with LoRA."""
         settings, out = {"ckpt": self.path, "max_iters": self.size.facts}, self.out("closed")
-        return self.teach("finetune", "finetune_lab_facts", "before", "facts-before", out, **settings)
+        return self.teach("finetune_lab_facts", "before", "facts-before", out, **settings)
 
     def memorise_changes(self) -> Cost:
         """Merge the adapter into the model, and teach the new facts alone with another one."""
@@ -265,7 +259,7 @@ class Pretrained(SeedFolder):
         files = [f"--ckpt={self.path}", f"--adapter={self.out('closed')}", f"--output={merged}"]
         seconds = run(self.folder / "merge.log", "export", "--format=checkpoint", *files).seconds
         settings, out = {"ckpt": merged, "max_iters": self.size.changes}, self.out("updated")
-        cost = self.teach("finetune", "finetune_lab_facts", "after", "changes", out, **settings)
+        cost = self.teach("finetune_lab_facts", "after", "changes", out, **settings)
         written = (merged / "ckpt.pt").stat().st_size
         return cost | {"commands": 3, "seconds": seconds + cost["seconds"], "bytes": written + cost["bytes"]}
 
@@ -276,15 +270,15 @@ class Pretrained(SeedFolder):
             flags = [f"--tokenizer={self.path}", f"--data_dir={dataset.parent}"]
             run(self.folder / "prepare.log", "prepare", dataset.name, *flags)
         settings = {"ckpt": self.path, "max_iters": self.size.reading}
-        return self.train("finetune", "finetune_lab_reader", dataset, self.out("reader"), **settings)
+        return self.train("finetune_lab_reader", dataset, self.out("reader"), **settings)
 
-    def system(self, name: str, when: When, index: Index) -> System:
+    def system(self, name: str, when: When, documents: api.Documents) -> System:
         if name != names(self.path)[2]:
-            return partial(systems.retrieval, self.reader(name), index)
-        return systems.closed_book(str(self.out("closed" if when == "before" else "updated")))
+            return partial(systems.retrieval, self.reader(name), documents)
+        return systems.closed_book(self.out("closed" if when == "before" else "updated"))
 
-    def reader_flags(self, name: str) -> list[str]:
-        return [f"--ckpt={self.out('reader') if name == names(self.path)[1] else self.path}"]
+    def model(self, name: str) -> Path | str:
+        return self.out("reader") if name == names(self.path)[1] else self.path
 
 
 def names(pretrained: str) -> tuple[str, str, str]:
@@ -296,10 +290,9 @@ def live(config: LabConfig, folder: Path, records: Records) -> dict[str, Any]:
     """Collect the page's documents and models, from the first seed, and the answers of the pretrained model."""
     tiny = Tiny(folder / "seed-1", 1, QUICK if config.quick else FULL)
     before = tiny.world("before")
-    models = {"reader": load(SHIPPED), "closed": load(tiny.folder / "closed/ckpt.pt")}
     question_pairs = zip(before.questions, tiny.world("after").questions, strict=True)
-    data = {
-        **{key: pack(model.build_model(), tokenizer_of(model, key, "data")) for key, model in models.items()},
+    return {
+        "models": {"reader": api.load("reader", device="cpu").path, "closed": tiny.folder / "closed/ckpt.pt"},
         "documents": before.documents(),
         "questions": {
             key: [question.text for question in before.questions if question.company == key] for key in before.companies
@@ -309,10 +302,9 @@ def live(config: LabConfig, folder: Path, records: Records) -> dict[str, Any]:
         "recorded": recorded(config.pretrained, before.questions, records) if config.pretrained else {},
         "thresholds": {"min_score": systems.MIN_SCORE, "min_probability": systems.MIN_PROBABILITY},
     }
-    return {"data": data, "parameters": {key: model.num_params for key, model in models.items()}}
 
 
-def recorded(pretrained: str, questions: list[Question], records: Records) -> dict[str, list[list[str]]]:
+def recorded(pretrained: str, questions: list[companies.Question], records: Records) -> dict[str, list[list[str]]]:
     """Collect by question: name, answer before and answer after the change, for each system of the pretrained model."""
     by_question: dict[str, list[list[str]]] = {}
     for name in names(pretrained):

@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from tinygpt.api import companies
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import counted, duration
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict
 from tinygpt.learn.lab.definition import HOUR
 from tinygpt.learn.lab.facts.experiment import TRIES, names
-from tinygpt.learn.lab.facts.systems import outcome
-from tinygpt.learn.lab.facts.world import Question
 
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good
 OUTCOMES = {"right": "C2", "stale": "C1", "wrong": "C3", "abstained": "lightgray"}
@@ -103,7 +102,7 @@ class Measured:
     def __init__(self, records: Records) -> None:
         self.records = records
         self.questions = {
-            seed: [Question(*(record[field] for field in Question._fields)) for record in own]
+            seed: [companies.Question(*(record[field] for field in companies.Question._fields)) for record in own]
             for seed, own in records.where(phase="questions").by("seed").items()
         }
         self.kinds = Counter(question.kind for questions in self.questions.values() for question in questions)
@@ -112,7 +111,7 @@ class Measured:
         """Return the records of a part, one for each seed that has it."""
         return self.records.where(phase=part[0], system=part[1])
 
-    def replies(self, part: Part, kinds: Sequence[str]) -> Iterator[tuple[Question, str, float | None]]:
+    def replies(self, part: Part, kinds: Sequence[str]) -> Iterator[tuple[companies.Question, str, float | None]]:
         """Yield the questions of these kinds, each with its answer and the probability of the answer."""
         for record in self.of(part):
             columns = (record[key] for key in ("questions", "answers", "probabilities"))
@@ -121,8 +120,8 @@ class Measured:
                     yield question, text, probability
 
     def share(self, part: Part, kinds: Sequence[str], expected: str) -> Share:
-        """Return the share of an outcome (see `systems.outcome`) among the answers to questions of these kinds."""
-        outcomes = [outcome(question, text) for question, text, _ in self.replies(part, kinds)]
+        """Return the share of an outcome (see `companies.outcome`) among the answers to questions of these kinds."""
+        outcomes = [companies.outcome(question, text) for question, text, _ in self.replies(part, kinds)]
         return Share(outcomes.count(expected), len(outcomes))
 
     def right(self, row: Row) -> float:

@@ -1,8 +1,8 @@
-"""The invented companies of `tinygpt lab facts`: their facts, documents about them, and questions.
+"""Invented companies: their facts, documents about them, questions, and what an answer to one is (`tinygpt lab facts`).
 
 Each company has a Markdown document that states its facts. Some also have an older document, in which one fact has
 another value: the documents conflict, and the newer one is right. Questions have wordings that neither the closed-book
-models nor the tiny reader (data/tasks/reader.py) have seen in training.
+models nor the tiny reader (reader.py) have seen in training.
 
     world = make(seed=1, companies=200)
     world.documents()                        # {"norvik.md": "# Norvik ..."}
@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tinygpt.data.tasks import reader
-from tinygpt.data.tasks.reader import RELATIONS, SECTIONS, UNANSWERABLE, Fact, Rng
-from tinygpt.use.ask.search import normalised
+from tinygpt.data.tasks.reader import RELATIONS, SECTIONS, UNANSWERABLE, Fact, Rng, normalised
+from tinygpt.data.tasks.reader import unanswerable as unanswerable  # judges an answer, as `outcome` does
 
 FACTS = 5  # of each company
 ABSENT = 1  # questions about each company whose answer no document contains
@@ -124,6 +124,16 @@ def sample(questions: Sequence[Question], size: int) -> list[int]:
         own = [number for number, question in enumerate(questions) if question.kind == kind]
         chosen += rng.sample(own, min(count, len(own)))
     return sorted(chosen)
+
+
+def outcome(question: Question, text: str) -> str:
+    """Classify a reply: right, stale (the value before the change, or of the older document), wrong, or abstained."""
+    padded = f" {normalised(text)} "
+    if not text:
+        return "abstained"
+    if question.answer and f" {normalised(question.answer)} " in padded:
+        return "right"
+    return "stale" if question.stale and f" {normalised(question.stale)} " in padded else "wrong"
 
 
 def document(company: Company, facts: dict[str, str], date: str) -> str:
