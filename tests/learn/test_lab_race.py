@@ -217,7 +217,7 @@ def test_an_entry_that_fails_does_not_end_the_race(work: Path, monkeypatch: pyte
     own = (work / OUT / f"{found['anna']['entry']}.txt").read_text()
     assert "failed: an iteration takes" in own and "rank" not in own
     assert "rank 1 of 1, loss" in (work / OUT / f"{found['ben']['entry']}.txt").read_text()
-    monkeypatch.setattr(race, "validation_loss", lambda *_: math.nan)
+    monkeypatch.setattr(race.api.LoadedModel, "loss", lambda *_: math.nan)
     result = cli_here(*RACE, write(work, "nan.yaml", n_embd=32), *FLAGS, cwd=work)
     assert result.status == 1 and re.search(r"nan-\w+ failed: .*the loss is NaN", result.out)
 

@@ -10,7 +10,6 @@ import io
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -59,20 +58,17 @@ def check_machine() -> int:
 
 def description() -> Iterator[str]:
     """Yield lines on this machine and its software. Each system is asked in its own way; what fails is unknown."""
-    system, processor, memory = platform.platform(terse=True), platform.processor(), "unknown memory"
+    system, memory = platform.platform(terse=True), "unknown memory"
     with contextlib.suppress(Exception):
         if sys.platform == "win32":
             ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kibibytes := ctypes.c_uint64()))
             memory = f"{kibibytes.value / 1e9 * 1024:.1f} GB"
         else:
             memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.1f} GB"
-        if sys.platform == "darwin":
-            processor = subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], encoding="utf-8").strip()
         if sys.platform == "linux":
             system = " ".join((platform.freedesktop_os_release()["PRETTY_NAME"], *platform.libc_ver()))
-            processor = Path("/proc/cpuinfo").read_text("utf-8").partition("model name\t: ")[2].partition("\n")[0]
     yield f"system:    {system}, {platform.machine()}"
-    yield f"processor: {processor or 'unknown'}, {os.cpu_count()} CPUs, {torch.backends.cpu.get_cpu_capability()}"
+    yield f"processor: {device.processor()}"
     yield f"memory:    {memory}; free disk space {shutil.disk_usage('.').free / 1e9:,.1f} GB"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     yield f"software:  tinygpt {__version__}, {versions}"

@@ -13,9 +13,10 @@ race has no page, and no other lab has entries, so `race` is a function of its o
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
-import itertools
 import math
+import signal
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,28 +24,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tinygpt.base import device
+from tinygpt import api
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.core import TrainConfig
+from tinygpt.base.configs.core import TrainConfig, run_settings
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.configs.parse import find_config, parse, read_config
+from tinygpt.base.device import processor
 from tinygpt.base.errors import TinyGPTError, diverged
 from tinygpt.base.files import folder_lock, read_text, replacing, strict_json, write_table, writing
 from tinygpt.base.process import ended_by_sigterm
 from tinygpt.base.terminal import duration, print_error, table
 from tinygpt.base.threads import mean_seconds
-from tinygpt.checkpoint.store import WithoutInit, load
-from tinygpt.data.dataset import Dataset
-from tinygpt.data.input_files import input_files
-from tinygpt.data.memory import write_dataset
-from tinygpt.examine.doctor.machine import description
 from tinygpt.examine.experiment.stages import Identity, Stage, forget, run, stored
-from tinygpt.model import GPT
-from tinygpt.train import train
-from tinygpt.training.losses import bits_per_character, validation_loss
-from tinygpt.training.start import choose_compute, new_model, step_on_one_batch
 
 ABOUT = "whose config reaches the lowest loss: a competition for a class"
 KEYS = {"name", "entries", "text", "times", "own_rank", "out_dir"}
@@ -58,6 +49,7 @@ PRESET = "configs/nanogpt.yaml"  # the model of the calibration
 UNIT = 100  # its iterations in the unit of the budget
 SLICE = 2.0  # seconds of the training
 CALIBRATION = 0.3  # seconds of the calibration after each slice
+KINDS = (".yaml", ".yml", ".py")  # of config files
 LARGEST = 0.05  # share of the budget that an iteration may take
 EVAL_ITERS = 20  # batches of an evaluation, at most
 TRAIN, TEST = "train", "test"  # datasets: the students' part of the text, and with the test as its validation split
@@ -130,7 +122,13 @@ def config_files(items: Sequence[str]) -> Iterator[Path]:
         if not (is_folder := Path(item).is_dir()) and "*" not in item:
             yield Path(item)
             continue
-        for path in input_files([item], (".yaml", ".yml", ".py"), hint="put the students' config files into it"):
+        pattern = f"{glob.escape(item)}/**/*" if is_folder else item
+        found = [Path(path) for path in sorted(glob.glob(pattern, recursive=True)) if path.endswith(KINDS)]
+        if not found:
+            problem = f"a folder without any {' or '.join(f'*{kind}' for kind in KINDS)} file"
+            hint = "put the students' config files into it"
+            raise TinyGPTError(f"{item}: {problem if is_folder else 'no such file'}", hint)
+        for path in found:
             inside = path.relative_to(item).parts if is_folder else ()
             if not any(part.startswith("__") for part in inside):
                 yield path
@@ -157,8 +155,8 @@ def write_datasets(folder: Path, train: str, test: str) -> None:
         listed = ", ".join(map(repr, unknown[:5])) + (" ..." if len(unknown) > 5 else "")
         print_error(f"note: these characters occur only in the test, and are skipped there: {listed}")
     test = "".join(character for character in test if character in known)
-    students = write_dataset(folder / TRAIN, train)
-    write_dataset(folder / TEST, {"train": train, "val": test}, tokenizer=students.tokenizer)
+    students = api.write_dataset(folder / TRAIN, train)
+    api.write_dataset(folder / TEST, {"train": train, "val": test}, tokenizer=students.tokenizer)
 
 
 def ranks(losses: Mapping[str, float]) -> dict[str, int]:
@@ -220,10 +218,11 @@ class Clock:
 
     def __init__(self, config: TrainConfig, budget: float) -> None:
         """config: of the calibration."""
-        dataset = Dataset(config.data_dir, config.dataset)
-        self.step = step_on_one_batch(config, dataset, choose_compute(config, {}))
+        self.step = api.step(values_of(config))
         self.budget = budget
+        self.iterations = 0  # of the training
         self.used = self.seconds = 0.0
+        self.ended = False  # the budget has ended the training
         mean_seconds(self.step, 3)  # the first calls allocate memory
         self.unit = self.calibrated()
         self.began = time.perf_counter()
@@ -237,7 +236,9 @@ class Clock:
         seconds = time.perf_counter() - self.began
         if seconds >= SLICE or self.used + seconds / self.unit >= self.budget:
             self.count()
-        return entry["kind"] == "train" and self.used >= self.budget  # never after the last iteration
+        self.iterations += entry["kind"] == "train"
+        self.ended = entry["kind"] == "train" and self.used >= self.budget  # never after the last iteration
+        return self.ended
 
     def count(self) -> None:
         """Add the time since the last calibration, at the mean speed of this one and the next."""
@@ -290,19 +291,20 @@ def run_entry(name: str, config: TrainConfig, folder: Path, times: int) -> dict[
         clock = Clock(fixed, times)
         print(f"  the budget is now about {duration(times * clock.unit)}", flush=True)
         with writing(log), open(log, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-            status = train(config, clock)
-        if status >= 128:
-            raise TinyGPTError(f"stopped in {name}", "the same command continues the race with this entry", status)
+            api.train(values_of(config), callback=clock)
         clock.count()
         row = judged(folder, name)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        status = stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT
+        hint = "the same command continues the race with this entry"
+        raise TinyGPTError(f"stopped in {name}", hint, int(status or 0)) from None
     except TinyGPTError as error:
         if error.status >= 128:
             raise
         return {"failed": error.message}
-    _, processor = itertools.islice(description(), 2)
     row |= {"seconds": clock.seconds, "calibration": clock.seconds / clock.used, "used": clock.used}
-    row |= {"ended": "stopped" if status else "finished", "machine": processor.partition(":")[2].strip()}
-    return row | {"date": time.strftime("%Y-%m-%d %H:%M")}
+    row |= {"iterations": clock.iterations, "ended": "stopped" if clock.ended else "finished"}
+    return row | {"machine": processor(), "date": time.strftime("%Y-%m-%d %H:%M")}
 
 
 def changed(config: TrainConfig, folder: Path, name: str) -> TrainConfig:
@@ -312,11 +314,16 @@ def changed(config: TrainConfig, folder: Path, name: str) -> TrainConfig:
     return dataclasses.replace(config, **settings, eval_iters=min(config.eval_iters or EVAL_ITERS, EVAL_ITERS))
 
 
+def values_of(config: TrainConfig) -> dict[str, Any]:
+    return {key: value for key, value in run_settings(config).items() if key != "config"}
+
+
 def work(config: TrainConfig) -> float:
-    """Estimate the cost of an iteration: parameters times tokens."""
-    vocab_size = Dataset(config.data_dir, config.dataset).tokenizer.vocab_size
-    with torch.device("meta"), WithoutInit():  # no memory, since a student's model may be huge
-        parameters = new_model(config, GPT, vocab_size).num_params()
+    """Estimate the cost of an iteration: parameters times tokens. The model is not made, since it may be huge."""
+    vocab_size = api.Dataset(config.data_dir, config.dataset).tokenizer.vocab_size
+    width = config.n_embd
+    parameters = config.n_layer * width * (4 * width + 2 * (config.mlp_width or 4 * width)) + vocab_size * width
+    parameters += config.bigram_table * vocab_size**2 * width
     return parameters * config.batch_size * config.gradient_accumulation_steps * config.block_size
 
 
@@ -324,12 +331,11 @@ def judged(folder: Path, name: str) -> dict[str, Any]:
     """Measure the loss of an entry on the complete test. Of its best and its last weights, those with the lower loss on
     its own validation split count: the test chooses nothing. Errors: TinyGPTError if the loss is not finite."""
     out = folder / name
-    compute = device.choose("cpu", "float32")
-    own, test = (Dataset(str(folder / "data"), dataset) for dataset in (TRAIN, TEST))
-    best = min((out / "ckpt.pt", out / "last.pt"), key=lambda path: validation_loss(path, own, compute))
-    loss = validation_loss(best, test, compute)
+    own, test = (api.Dataset(str(folder / "data"), dataset) for dataset in (TRAIN, TEST))
+    models = [api.load(out / name, device="cpu", dtype="float32") for name in ("ckpt.pt", "last.pt")]
+    best = min(models, key=lambda model: model.loss(own))
+    loss = best.loss(test)
     if not math.isfinite(loss):
         raise diverged(f"{name}: the loss is", loss)
-    last = load(out / "last.pt")
-    row = {"loss": loss, "bits_per_character": bits_per_character(loss, test), "model": best.name}
-    return row | {"parameters": last.build_model().num_params(), "iterations": last.step}
+    row = {"loss": loss, "bits_per_character": loss / math.log(2), "model": best.path.name}  # a character is a token
+    return row | {"parameters": best.model.num_params()}
