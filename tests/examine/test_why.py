@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,11 @@ from scipy.stats import binomtest, ttest_1samp
 from test_lab_canary import quick
 from test_pairs import json_lines
 
+from tinygpt import api
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.configs.learn import LabConfig
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Rows, TextRows
@@ -88,6 +91,28 @@ def test_the_example_that_alone_teaches_an_output_is_found_at_its_line(planted: 
     # control: an output that many examples teach does not depend on it
     other = answer(planted, "out", "077 red", "rot", "--count=3")
     assert all("red" in entry["text"] for entry in other["raised"])
+
+
+def test_the_api_gives_the_effects_of_the_command_and_the_model_without_some_rows(planted: Path) -> None:
+    found = answer(planted, "out", *TAUGHT, "--count=3")
+    run = api.Run(planted / "out", data_dir=planted / "data")
+    effects, model, similar = run.influence([TAUGHT])
+    dataset = api.Dataset(str(planted / "data"), "mine")
+    row = dataset.sources["train"].examples(dataset.tokenizer).index(TAUGHT)
+    assert effects.argmin() == row and effects[row] == pytest.approx(found["raised"][0]["effect"])
+    assert model.log_probabilities(TAUGHT[0], [TAUGHT[1]])[0] == pytest.approx(math.log(found["probability"]), abs=1e-3)
+    weights, trained = model.model.state_dict(), store.load(planted / "out/ckpt.pt").model
+    assert all(torch.equal(weights[name], trained[name]) for name in trained)
+    several, *_ = run.influence([TAUGHT, ("077 red", "rot")])
+    other, *_ = run.influence([("077 red", "rot")])
+    assert several == pytest.approx(effects + other, abs=1e-3)  # log-probabilities are added
+    assert similar(np.array([row])).shape == (1,) and row not in similar(np.array([row]))
+    without = run.retrain([row])
+    assert without.log_probabilities(TAUGHT[0], [TAUGHT[1]])[0] < math.log(found["probability"]) - 1
+    seeded = run.retrain([], seed=2).model.state_dict()
+    assert not all(torch.equal(weights[name], seeded[name]) for name in trained)
+    with pytest.raises(TinyGPTError, match="one output at a time"):
+        api.Run(planted / "out-text", data_dir=planted / "data").influence([("Quark ", "jump"), ("Quark j", "ump")])
 
 
 def test_a_contradicting_label_lowers_the_probability(planted: Path) -> None:

@@ -17,15 +17,18 @@ import contextlib
 import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from tinygpt import prepare as prepare_command
 from tinygpt import train as train_command
 from tinygpt.api.arguments import ConfigFile, absolute, arguments, config_of, require_known, settings_of
 from tinygpt.api.model import LoadedModel
 from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig
-from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig
+from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig, WhyConfig
 from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.use import AskConfig
 from tinygpt.base.errors import TinyGPTError
@@ -39,6 +42,9 @@ from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
 from tinygpt.examine.report.notebook import entries_of, run_html
 from tinygpt.examine.report.plot import draw
+from tinygpt.examine.why.command import random_rows
+from tinygpt.examine.why.explained import Explained, load_run, outputs_of
+from tinygpt.examine.why.retrain import effects, retrain
 from tinygpt.train import Callback
 from tinygpt.training.child import Cost, cost_of, run_in_child
 from tinygpt.training.log import read_metrics, read_run
@@ -53,6 +59,14 @@ __all__ = ["Cost", "Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError",
 __all__ += ["evaluate", "finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "step", "task", "train"]
 __all__ += ["write_dataset"]
 LOAD = ("adapter", "device", "dtype", "threads")
+
+
+class Influence(NamedTuple):
+    """What training rows do to outputs; see `Run.influence`."""
+
+    effects: np.ndarray
+    model: LoadedModel
+    similar: Callable[[np.ndarray], np.ndarray]
 
 
 class Run:
@@ -111,6 +125,36 @@ class Run:
         if "adapter" not in options:
             loaded.name = self._name
         return loaded
+
+    @arguments()
+    def influence(self, outputs: Sequence[tuple[str, str]]) -> Influence:
+        """Train the run again, and estimate what each training row does to the probability of outputs: prompts with
+        responses, `influence([("SQ *BLUE HERON", "coffee")])`, or of plain text one start with its text.
+
+        Returns effects, float64 (rows,): the change of their log-probability in nats without the row; model: of the
+        run; similar: from rows to as many others, of the same labels and drawn as often. Errors: TinyGPTError.
+        """
+        explained = self._explained()
+        found, model = effects(explained, *outputs_of(explained, outputs))
+        similar = partial(random_rows, explained, seed=explained.config.seed)
+        return Influence(found, self._loaded(explained, model), similar)
+
+    @arguments()
+    def retrain(self, left_out: np.ndarray | Sequence[int], seed: int | None = None) -> LoadedModel:
+        """Train the run again without some training rows, by their numbers, with everything else equal.
+
+        Returns the model; nothing is written. seed: another one than the run's. Errors: TinyGPTError.
+        """
+        explained = self._explained()
+        seed = explained.config.seed if seed is None else seed
+        return self._loaded(explained, retrain(explained, np.asarray(left_out, dtype=np.int64), seed))
+
+    def _explained(self) -> Explained:
+        return load_run(config_of(WhyConfig, self.folder, data_dir=self._data_dir))
+
+    def _loaded(self, explained: Explained, model: Any) -> LoadedModel:
+        settings = SampleConfig(device=str(explained.compute.device), dtype="float32", threads="")
+        return LoadedModel(explained.checkpoint, str(self.folder), settings, str(self._data_dir), model.eval())
 
     def _repr_html_(self) -> str:
         """Show the loss curves (without the extra `report`, the table of losses), the newest sample and the verdict."""

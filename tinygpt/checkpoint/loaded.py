@@ -12,6 +12,7 @@ from tinygpt.base.configs.shared import InferenceConfig
 from tinygpt.base.device import choose_for_inference
 from tinygpt.checkpoint.adapter import Adapters, load_model
 from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
+from tinygpt.model import GPT
 
 
 class Loaded:
@@ -21,16 +22,24 @@ class Loaded:
     run's configuration. compute: device and dtype. model: the torch module.
     """
 
-    def __init__(self, checkpoint: Checkpoint, path: str, settings: InferenceConfig, data_dir: str = "data") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        path: str,
+        settings: InferenceConfig,
+        data_dir: str = "data",
+        model: GPT | None = None,
+    ) -> None:
         """Build the model of a checkpoint, which is not kept: its weights may be in another dtype. data_dir: see
-        `tokenizer_of`. Errors: TinyGPTError for a checkpoint without a tokenizer, and for a device that is not here."""
+        `tokenizer_of`. model: one that is built already. Errors: TinyGPTError for a checkpoint without a tokenizer, and
+        for a device that is not here."""
         self.path = Path(path)
         self.name = path
         self.data_dir = data_dir
         self.config = checkpoint.config
         self.tokenizer = tokenizer_of(checkpoint, path, data_dir)
         self.compute = choose_for_inference(settings.device, settings.dtype, checkpoint.num_params, settings.threads)
-        self.model = checkpoint.for_inference(self.compute, settings.fast)
+        self.model = model or checkpoint.for_inference(self.compute, settings.fast)
 
     @classmethod
     def load(cls, ckpt: str, adapter: str, settings: InferenceConfig, data_dir: str = "data") -> Self:

@@ -8,6 +8,7 @@ log_probability(model, x, y)                             # in nats
 import dataclasses
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from tinygpt.data.rows import PairRows, Rows
 from tinygpt.data.sheets import PAIR_FILES
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.model import GPT
-from tinygpt.training.losses import row_losses
+from tinygpt.training.losses import row_losses, tensors
 from tinygpt.training.start import choose_compute
 
 
@@ -111,6 +112,21 @@ def output(explained: Explained, start: str, text: str) -> tuple[Tensor, Tensor]
         problem = f"--start and --text have {x.shape[1] + 1} tokens; the run was trained on at most {block_size + 1}"
         raise TinyGPTError(problem, "shorten --start")
     return torch.from_numpy(x), torch.from_numpy(y)
+
+
+def outputs_of(explained: Explained, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+    """Encode prompts with their responses as training rows; of plain text a single beginning and its continuation.
+
+    Errors: as in `output`.
+    """
+    if len(pairs) == 1:
+        return output(explained, *pairs[0])
+    tokenizer, block_size = explained.dataset.tokenizer, explained.config.block_size
+    if tokenizer.pair is None:
+        raise TinyGPTError("a run on plain text explains one output at a time", "give one (start, text)")
+    rows = PairRows(np.concatenate([tokenizer.encode_pair(*pair) for pair in pairs]), tokenizer)
+    rows.require(block_size, "the outputs")
+    return tensors(rows, block_size, rows.all_rows(block_size))
 
 
 @torch.inference_mode()

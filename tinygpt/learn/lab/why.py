@@ -16,27 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from tinygpt import api
-from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.data.memory import write_dataset
-from tinygpt.data.tasks import TASKS
-from tinygpt.examine.eval.classify import label_scores
-from tinygpt.examine.experiment.models import classifier, train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
-from tinygpt.examine.why.command import random_rows
-from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, texts_of
-from tinygpt.examine.why.retrain import effects, retrain
-from tinygpt.learn.lab.definition import Lab, accuracy, seeds, stage
-from tinygpt.learn.lab.labels import mislabelled
-from tinygpt.model import GPT
-from tinygpt.training.losses import row_losses, tensors
+from tinygpt.learn.lab.definition import Lab, accuracy, learn, seeds, stage
+from tinygpt.learn.lab.labels import Pairs, mislabelled
 
-TASK = TASKS["transactions"]
+TASK = "transactions"
 WRONG = 0.1  # share of the training lines whose label is wrong
 CLOSE = 5  # percentage points; shares that differ by less count as equal
 
@@ -73,34 +62,35 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 
 def fit(folder: Path, size: Size, seed: int) -> None:
-    task = TASK.make(1337)
-    lines = mislabelled(random.Random(seed).sample(task["train"], size.lines), TASK.labels, WRONG, seed)
-    dataset = write_dataset(folder / "data/lines", task | {"train": lines}, TASK.labels, task)
-    train("train", "lab_classifier", folder / "run", dataset.folder, seed=seed, max_iters=size.iterations)
+    splits, labels, _ = api.task(TASK)
+    lines = mislabelled(random.Random(seed).sample(splits["train"], size.lines), labels, WRONG, seed)
+    dataset = api.write_dataset(folder / "data/lines", splits | {"train": lines}, labels, splits)
+    learn("lab_classifier", folder / "run", dataset, seed=seed, max_iters=size.iterations)
 
 
-def loaded(folder: Path) -> Explained:
-    return load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))
+def learned(folder: Path) -> tuple[api.Run, Pairs]:
+    """Return the run and its training lines."""
+    dataset = api.Dataset(str(folder / "data"), "lines")
+    return api.Run(folder / "run", data_dir=folder / "data"), dataset.sources["train"].examples(dataset.tokenizer)
 
 
 def find_wrong(folder: Path, size: Size, seed: int) -> list[dict[str, Any]]:
     """Rank the training lines by suspicion in each of RANKINGS, and train again without as many as are wrong."""
-    explained, task = loaded(folder), TASK.make(1337)
-    judges = tensors(explained.dataset.sources["val"], explained.config.block_size, np.arange(size.judges))
-    harm, model = effects(explained, *judges)
-    with torch.no_grad():
-        loss = row_losses(model.eval(), *tensors(explained.source, explained.config.block_size, explained.rows)).numpy()
-    truth, tokenizer = dict(task["train"]), explained.dataset.tokenizer
-    wrong = np.array([truth[line] != label for line, label in explained.source.examples(tokenizer)])
+    run, lines = learned(folder)
+    splits, labels, _ = api.task(TASK)
+    harm, model, _ = run.influence(splits["val"][: size.judges])
+    loss = np.array([-model.log_probabilities(line, [label])[0] for line, label in lines])
+    truth = dict(splits["train"])
+    wrong = np.array([truth[line] != label for line, label in lines])
 
-    def measured(ranking: str, model: GPT) -> dict[str, Any]:
-        scores, _ = label_scores(model, tokenizer, [line for line, _ in task["test"]], TASK.labels)
-        return {"ranking": ranking, "accuracy": accuracy(scores, task["test"], TASK.labels)}
+    def measured(ranking: str, model: api.LoadedModel) -> dict[str, Any]:
+        probabilities = model.probabilities([line for line, _ in splits["test"]], labels)
+        return {"ranking": ranking, "accuracy": accuracy(probabilities, splits["test"], labels)}
 
     measurements = []
     for ranking, suspicion in {"harm": harm, "loss": loss, "known": wrong}.items():
         rows = np.argsort(-1.0 * suspicion)
-        figures = measured(ranking, retrain(explained, rows[: wrong.sum()], seed))
+        figures = measured(ranking, run.retrain(rows[: wrong.sum()], seed))
         measurements.append(figures | {"wrong": wrong[rows].tolist()})
     return [*measurements, measured("none", model)]
 
@@ -108,21 +98,20 @@ def find_wrong(folder: Path, size: Size, seed: int) -> list[dict[str, Any]]:
 def explain(folder: Path, size: Size, seed: int, line: int) -> list[dict[str, Any]]:
     """Explain the model's answer to a validation line; return the changes of its log-probability in nats if the model
     is trained again without each group of lines in GROUPS."""
-    explained = loaded(folder)
-    prompts = [prompt for prompt, _ in TASK.make(1337)["val"]]
+    run, lines = learned(folder)
+    prompts = [prompt for prompt, _ in api.task(TASK).splits["val"]]
     prompt = prompts[-1 - line % (len(prompts) - size.judges)]  # no judge
-    answer = TASK.labels[int(classifier(folder / "run", TASK.labels)([prompt]).argmax())]
-    encoded = output(explained, prompt, answer)
-    estimate, model = effects(explained, *encoded)
-    influential = np.argsort(estimate, kind="stable")[: size.left_out]
-    passages = api.Documents(texts=texts_of(explained)).search(f"{prompt} {answer}", size.left_out)
-    near = np.array([passage.id - 1 for passage in passages])  # that share a word
-    groups = {"influence": influential, "search": near, "random": random_rows(explained, influential, seed)}
-    before = log_probability(model, *encoded)
-    return [
-        {"left out": group, "change": log_probability(retrain(explained, rows, seed), *encoded) - before}
-        for group, rows in groups.items()
-    ]
+    answer = next(iter(run.load(device="cpu").classify(prompt)))
+    effects, model, similar = run.influence([(prompt, answer)])
+    influential = np.argsort(effects, kind="stable")[: size.left_out]
+    documents = api.Documents(texts=[f"{line} -> {label}" for line, label in lines])
+    near = np.array([passage.id - 1 for passage in documents.search(f"{prompt} {answer}", size.left_out)])
+    before = model.log_probabilities(prompt, [answer])[0]
+    measurements = []
+    for group, rows in {"influence": influential, "search": near, "random": similar(influential)}.items():
+        after = run.retrain(rows, seed).log_probabilities(prompt, [answer])[0]
+        measurements.append({"left out": group, "change": after - before})
+    return measurements
 
 
 def summarise(records: Records, config: LabConfig) -> Summary:
