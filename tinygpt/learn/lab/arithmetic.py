@@ -31,20 +31,8 @@ BEYOND = ("4 + 4", "5 + 5")
 CLOSE = 0.05  # accuracies that differ by less count as equal
 GUESS, NEAREST, CALCULATOR = "most frequent answer", "nearest training example", "calculator"
 CONTROLS = {GUESS: ":", NEAREST: "--", CALCULATOR: "-."}  # and their lines in the picture
-
-
-class Variant(NamedTuple):
-    seconds: float  # of 500 iterations
-    step: int  # from digit to digit of an answer; -1: the units are first
-    settings: dict[str, int]  # of the training
-
-
 PLAIN, LARGE, REVERSED = "plain", "plain, larger model", "reversed"
-VARIANTS = {
-    PLAIN: Variant(12, 1, {}),
-    LARGE: Variant(25, 1, {"n_layer": 3, "n_embd": 96}),
-    REVERSED: Variant(12, -1, {}),
-}
+VARIANTS = {PLAIN: {}, LARGE: {"n_layer": 3, "n_embd": 96}, REVERSED: {}}  # and the settings of their trainings
 
 
 class Size(NamedTuple):
@@ -63,7 +51,7 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
         seed_folder = folder / f"seed-{seed}"
         yield stage(f"examples, seed {seed}", 3, examples, size, seed=seed)
         for system in size.variants:
-            seconds = 4 + VARIANTS[system].seconds * size.iterations / FULL.iterations
+            seconds = 4 + size.iterations / 40
             yield stage(f"train {system}, seed {seed}", seconds, fit, seed_folder, size, system=system, seed=seed)
             yield stage(f"answer {system}, seed {seed}", 2, answers, seed_folder, size, system=system, seed=seed)
 
@@ -71,6 +59,11 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 def right(prompt: str) -> str:
     """Return the correct answer to a prompt."""
     return str(sum(map(int, prompt.split("+"))))
+
+
+def written(digits: str, system: str) -> str:
+    """Change the order of digits from or to that of a system."""
+    return digits[::-1] if system == REVERSED else digits
 
 
 def sums(size: Size, seed: int) -> tuple[list[str], list[str]]:
@@ -118,24 +111,24 @@ def examples(size: Size, seed: int) -> list[dict[str, str]]:
 
 
 def fit(folder: Path, size: Size, system: str, seed: int) -> dict[str, float]:
-    variant, name = VARIANTS[system], system.replace(", ", "-")
+    name = system.replace(", ", "-")
     (known, test), val_size = sums(size, seed), size.examples // 20
     splits = {
-        split: [(prompt, right(prompt)[:: variant.step]) for prompt in prompts]
+        split: [(prompt, written(right(prompt), system)) for prompt in prompts]
         for split, prompts in (("train", known[val_size:]), ("val", known[:val_size]), ("test", test))
     }
     dataset = api.write_dataset(folder / "data" / name, splits)
-    settings = {"max_iters": size.iterations, "seed": seed, **variant.settings}
+    settings = {"max_iters": size.iterations, "seed": seed, **VARIANTS[system]}
     run = learn("lab_arithmetic", folder / name, dataset, **settings)
     return {"seconds": run.cost.seconds, "weights": run.cost.weights}
 
 
 def answers(folder: Path, size: Size, system: str, seed: int) -> list[dict[str, Any]]:
     _, test = sums(size, seed)
-    model, step = api.load(folder / system.replace(", ", "-"), device="cpu"), VARIANTS[system].step
+    model = api.load(folder / system.replace(", ", "-"), device="cpu")
     texts, probabilities = model.responses(test, max(len(right(prompt)) for prompt in test) + 2)
     return [
-        {"prompt": prompt, "text": text[::step], "probability": probability}
+        {"prompt": prompt, "text": written(text, system), "probability": probability}
         for prompt, text, probability in zip(test, texts, probabilities.tolist(), strict=True)
     ]
 
