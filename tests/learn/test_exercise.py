@@ -145,12 +145,12 @@ WRONG = [
 
 def checks_in(step: int) -> list[Any]:
     """The checks of a step, in their order."""
-    ladder = getattr(importlib.import_module(f"{runner.STEPS}.test_step{step:02}"), f"TestStep{step}")
-    return [getattr(ladder(), name) for name in vars(ladder) if name.startswith("test_")]
+    ladder = importlib.import_module(f"{runner.STEPS}.test_step{step:02}")
+    return [test for name, test in vars(ladder).items() if name.startswith("test_")]
 
 
 def names_of(step: int) -> list[str]:
-    return [test.check["check"] for test in checks_in(step)]
+    return [test.check[0] for test in checks_in(step)]
 
 
 def verdict(step: int, source: str, path: Path) -> tuple[str, str]:
@@ -163,7 +163,7 @@ def verdict(step: int, source: str, path: Path) -> tuple[str, str]:
             test(my)
         except Exception as error:
             found = child.describe(error, str(path))
-            return test.check["check"], " ".join(f"{key}={value}" for key, value in found.items())
+            return test.check[0], " ".join(f"{key}={value}" for key, value in found.items())
     return "", ""
 
 
@@ -387,7 +387,7 @@ def test_a_process_may_take_as_long_as_its_checks_together(tmp_path: Path, monke
     (results := tmp_path / "results.jsonl").touch()
     code = "import time\nfor _ in range(7): time.sleep(1); print('{}', flush=True)"
     with open(results, "w") as file, subprocess.Popen([sys.executable, "-c", code], stdout=file) as process:
-        assert runner.ends(process, results)
+        assert runner.wait(process, results) == "the Python process ended with exit status 0"
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """A plugin for pytest: run the tests of steps/ on the file of `--file`, which they get as the module my_gpt.
 
 A failed check is reported without the code of the test, and the other checks of its step are skipped. With
-`--results FILE`, each line of FILE is a state of a check in JSON: {"step", "passed", "failed"}. A check is written as
-failed before it runs, because it may end the process.
+`--results FILE`, each line of FILE is a check in JSON: the number of its step, its name, where to look if it fails, and
+what was found, {"given", "got", "expected"}: {} if it passed, null before it runs, because it may end the process.
 """
 
 import importlib.util
@@ -10,14 +10,14 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-from tinygpt.learn.exercise.outline import IMPORTED, LABELS
+from tinygpt.learn.exercise.outline import IMPORTED
 from tinygpt.learn.exercise.steps.expect import CheckFailed
 
 PROCESS = os.getpid()
@@ -26,11 +26,7 @@ LONGEST = 1000  # characters of a value or an exception in a report
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--file", type=os.path.abspath, default="my_gpt.py", help="the student's file")
-    parser.addoption("--results", default="", help="write the states of the checks to this file")
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    torch.set_num_threads(1)
+    parser.addoption("--results", default="", help="write the results of the checks to this file")
 
 
 def pytest_report_teststatus(config: pytest.Config) -> tuple[str, str, str] | None:
@@ -49,6 +45,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.fixture(scope="session")
 def my(request: pytest.FixtureRequest) -> ModuleType:
     """The student's file, imported as the module my_gpt."""
+    torch.set_num_threads(1)
     file = request.config.option.file
     sys.argv = [file]
     sys.path.append(os.path.dirname(file))  # at the end: a neighbour's profile.py does not replace the library's
@@ -75,36 +72,36 @@ def load(file: str) -> ModuleType:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: Any) -> None:
-    if hasattr(item.cls, "failed"):
+    if hasattr(item.module, "failed"):
         pytest.skip("an earlier check of this step failed")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: Any) -> None:
-    write_state(item, failed=item.function.check)
+    write_result(item, item.function.check, None)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: Any, call: Any) -> Generator[None, Any, Any]:
     report = yield
     if report.failed:
-        item.cls.failed = IMPORTED if call.when == "setup" else item.function.check
-        failed = item.cls.failed | describe(call.excinfo.value, item.config.option.file)
-        write_state(item, failed=failed)
-        lines = [f"{label}: {failed[part]}" for part, label in LABELS.items() if part in failed]
-        report.longrepr = "\n".join([failed["check"], *lines])
+        item.module.failed = True
+        check = IMPORTED if call.when == "setup" else item.function.check
+        finding = describe(call.excinfo.value, item.config.option.file)
+        write_result(item, check, finding)
+        name, look = check
+        report.longrepr = "\n".join([name, *(f"{part}: {text}" for part, text in finding.items()), f"look at: {look}"])
     elif report.passed and call.when == "call":
-        write_state(item, passed=[item.function.check["check"]])
+        write_result(item, item.function.check, {})
     return report
 
 
-def write_state(item: Any, passed: Sequence[str] = (), failed: dict[str, str] | None = None) -> None:
+def write_result(item: Any, check: tuple[str, str], finding: dict[str, str] | None) -> None:
     if os.getpid() != PROCESS:
         return  # the file has forked
-    step = int(item.cls.__name__.removeprefix("TestStep"))
-    state = {"step": step, "passed": passed, "failed": failed or {}}
+    step = int(item.path.stem.removeprefix("test_step"))
     with open(item.config.option.results or os.devnull, "a") as file:
-        file.write(json.dumps(state) + "\n")
+        file.write(json.dumps([step, *check, finding]) + "\n")
 
 
 def describe(error: BaseException, file: str) -> dict[str, str]:
@@ -117,18 +114,12 @@ def raised(error: BaseException, file: str) -> dict[str, str]:
     if isinstance(error, SyntaxError) and error.filename == file:
         return {"got": f"line {error.lineno}: {error.msg}", "expected": "valid Python"}
     frames = traceback.extract_tb(error.__traceback__)
-    line = innermost_line(frames, file)
+    lines = [f"line {frame.lineno}, in {frame.name}: {frame.line}" for frame in frames if frame.filename == file]
     message = str(error)
     # raised by the template, not by PyTorch
-    if type(error) is NotImplementedError and not message and innermost_line(frames[-1:], file):
-        return {"got": f"not written yet: {line}", "expected": "your code in place of raise NotImplementedError"}
+    if type(error) is NotImplementedError and not message and frames[-1].filename == file:
+        return {"got": f"not written yet: {lines[-1]}", "expected": "your code in place of raise NotImplementedError"}
     if isinstance(error, AttributeError) and error.obj is sys.modules.get("my_gpt"):
         return {"got": f"no {error.name} in the file", "expected": f"{error.name}, as in the template"}
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    return {"got": f"{text}\n{line}".strip(), "expected": "no exception"}
-
-
-def innermost_line(frames: Sequence[traceback.FrameSummary], file: str) -> str:
-    """Return the innermost line of the file in a stack; empty if there is none."""
-    own = [frame for frame in frames if frame.filename == file]
-    return f"line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}" if own else ""
+    return {"got": "\n".join([text, *lines[-1:]]).strip(), "expected": "no exception"}

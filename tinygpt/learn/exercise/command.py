@@ -15,7 +15,7 @@ from tinygpt.base.configs.learn import ExerciseConfig
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import read_text, replacing, require_writable
 from tinygpt.learn.exercise.folder import check_folder
-from tinygpt.learn.exercise.outline import LABELS, NEEDS, Step, defined, template_steps
+from tinygpt.learn.exercise.outline import NEEDS, Step, defined, template_steps
 from tinygpt.learn.exercise.runner import check_file
 
 DEFAULT = Path(ExerciseConfig.file)
@@ -36,10 +36,12 @@ def exercise(config: ExerciseConfig) -> int:
     if config.action == "check" and path.is_dir():
         return check_folder(path, chosen, Path(config.csv) if config.csv else None)
     if config.csv:
-        problem = "csv is only for checking a folder" if path.exists() else f"{path}: no such folder"
-        raise TinyGPTError(problem, "tinygpt exercise check FOLDER --csv grades.csv")
+        raise TinyGPTError(
+            "csv is only for checking a folder" if path.exists() else f"{path}: no such folder",
+            "tinygpt exercise check FOLDER --csv grades.csv",
+        )
     if config.action == "check":
-        return check(chosen, path)
+        return check(chosen, path, len(steps))
     start(chosen[0], head, path)
     return 0
 
@@ -67,7 +69,7 @@ def start(step: Step, head: str, path: Path) -> None:
             f"{path} already contains {repeated[0]}, which is not overwritten",
             f"{command('check', step.number, path)}, or for a new file: tinygpt exercise start {step.number} new.py",
         )
-    existing = written.rstrip() if written.strip() else f'"""My GPT, step by step."""\n\n{head}'
+    existing = written.rstrip() or f'"""My GPT, step by step."""\n\n{head}'
     with replacing(path) as file:
         file.write(f"{existing}\n\n\n# ==== step {step.number}: {step.title} ====\n\n\n{step.source}\n".encode())
     print(f"step {step.number}: {step.title}\nadded to {path}: {', '.join(step.names)}")
@@ -90,14 +92,13 @@ def read(path: Path, hint: str = "name the Python file that you write in") -> tu
     return source, defined(source)
 
 
-def command(action: str, number: int | None, path: Path = DEFAULT) -> str:
+def command(action: str, number: int | None, path: Path) -> str:
     """Return the command for a step, or for all steps (None)."""
-    words = [str(number)] if number else []
-    return suggest.command("exercise", action, *words, *([] if path == DEFAULT else [path]))
+    return suggest.command("exercise", action, *([str(number)] if number else []), *([] if path == DEFAULT else [path]))
 
 
-def check(steps: list[Step], path: Path) -> int:
-    """Run the checks of these steps on a file, as far as it contains them, and print the results."""
+def check(steps: list[Step], path: Path, total: int) -> int:
+    """Run the checks of these steps, of `total`, on a file, as far as it contains them, and print the results."""
     number = steps[0].number if len(steps) == 1 else None
     start_it = command("start", steps[0].number, path)
     _, defined_names = read(path, start_it if path.suffix == ".py" else "name a Python file, or a folder of such files")
@@ -107,21 +108,16 @@ def check(steps: list[Step], path: Path) -> int:
         raise TinyGPTError(f"{path} contains no part of {what}", start_it)
     outcomes = check_file(path, [step.number for step in contained], quiet=False)
     for step in contained:
-        passed, failed = outcomes[step.number]
         print(f"step {step.number}: {step.title}")
-        for name in passed:
-            print(f"  PASS  {name}")
-        if failed:
-            print(f"  FAIL  {failed['check']}")
-        for key, label in LABELS.items():
-            if key in failed:
-                lines = [part for line in failed[key].splitlines() for part in textwrap.wrap(line, 90) or [""]]
+        for name, report in outcomes[step.number].items():
+            print(f"  {'FAIL' if report else 'PASS'}  {name}")
+            for label, text in report.items():
+                lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 90) or [""]]
                 print(f"        {label:<10}{(chr(10) + ' ' * 18).join(lines)}")
-    if any(outcomes[step.number].failed for step in contained):
+    if any(report for checks in outcomes.values() for report in checks.values()):
         print(f"\nthen again: {command('check', number, path)}")
         return 1
     last = contained[-1].number
-    complete = last == len(template_steps()[1])
-    following = "This is a complete GPT." if complete else f"Next: {command('start', last + 1, path)}"
+    following = f"Next: {command('start', last + 1, path)}" if last < total else "This is a complete GPT."
     print(f"All checks passed. {following}")
     return 0

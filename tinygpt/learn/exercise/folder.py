@@ -6,40 +6,17 @@ check_folder(Path("submissions"), template_steps()[1], table=Path("grades.csv"))
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from tinygpt.base import terminal
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import read_text, require_closed, require_writable, write_table
-from tinygpt.learn.exercise.outline import LABELS, Step, defined
-from tinygpt.learn.exercise.runner import StepOutcome, check_file
+from tinygpt.learn.exercise.outline import Step, defined
+from tinygpt.learn.exercise.runner import Outcomes, check_file
 
 JOBS = min(4, os.cpu_count() or 1)  # processes at a time; each computes with one thread
 SKIPPED = ("__pycache__", "site-packages")  # folders without a student's own files, as are those with a leading dot
-
-
-class Result(NamedTuple):
-    """The outcomes of one file."""
-
-    file: str  # its path below the folder, with control characters escaped
-    outcomes: dict[int, StepOutcome]  # by step, without steps that the file does not contain; 0 is an unreadable file
-
-    @property
-    def passed(self) -> int:
-        return sum(not outcome.failed for outcome in self.outcomes.values())
-
-    @property
-    def first_failure(self) -> tuple[str, str]:
-        """Return the first failed check, and its message in one line; both empty if no check failed."""
-        for number, (_, failed) in sorted(self.outcomes.items()):
-            if failed:
-                message = "; ".join(f"{label}: {failed[key]}" for key, label in LABELS.items() if key in failed)
-                check = f"step {number}: {failed['check']}" if number else failed["check"]
-                return check, terminal.escaped(" ".join(message.split()))
-        return "", ""
 
 
 def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
@@ -48,8 +25,9 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     Returns 0 if no check failed and at least one ran, else 1. Errors: TinyGPTError, before the first file is checked,
     if there are no files or the table cannot be written.
     """
+    rows = [["file", *(f"step {step.number}" for step in steps), "steps passed", "first failed check", "message"]]
     if table:
-        require_table(table, steps)
+        require_table(table, rows[0])
     paths = [path for path in own_files(folder) if path.suffix == ".py"]
     if not paths:
         what = f"{folder}: no Python files (*.py) in this folder"
@@ -59,19 +37,21 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
     results = []
     with ThreadPoolExecutor(JOBS) as pool:
         for path, outcomes in zip(paths, pool.map(check_steps_in, paths, itertools.repeat(steps)), strict=True):
-            result = Result(terminal.escaped(path.relative_to(folder).as_posix()), outcomes)
-            results.append(result)
-            check, _ = result.first_failure
+            results.append(outcomes)
+            file = terminal.escaped(path.relative_to(folder).as_posix())
+            cells = {number: "FAIL" if any(checks.values()) else "PASS" for number, checks in outcomes.items()}
+            passed = [*cells.values()].count("PASS")
+            check, message = first_failure(outcomes)
+            rows.append([file, *(cells.get(step.number, "") for step in steps), str(passed), check, message])
             status = "FAIL" if check else "PASS" if outcomes else "NONE"
             so_many = terminal.counted(len(outcomes), "step")
-            what = f"{result.passed} of {so_many}" if outcomes else "contains no part of these steps"
-            print("  ".join(filter(None, (f"  {status}", result.file, what, check))), flush=True)
+            what = f"{passed} of {so_many}" if outcomes else "contains no part of these steps"
+            print("  ".join(filter(None, (f"  {status}", file, what, check))), flush=True)
     show_class(results, steps)
     if table:
-        write_table(table, table_rows(results, steps))
+        write_table(table, rows)
         print(f"written: {table}")
-    failed = any(result.first_failure[0] for result in results)
-    return int(failed or not any(result.outcomes for result in results))
+    return int(not any(results) or any(first_failure(outcomes)[0] for outcomes in results))
 
 
 def own_files(folder: Path) -> list[Path]:
@@ -84,40 +64,47 @@ def show_unread(folder: Path, paths: list[Path]) -> None:
     """Print which files of the folder, and which of its subfolders without a Python file, were not checked."""
     others = [path for path in own_files(folder) if path.suffix not in (".py", ".csv")]
     skipped = {path.relative_to(folder).parts[0] for path in paths} | {*SKIPPED}
-    empty = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name not in skipped]
-    empty = [path for path in empty if path.name[0] != "."]
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+    empty = [path for path in subfolders if path.name not in skipped]
     for what, listed in (("not checked, not *.py", others), ("subfolders without a Python file", empty)):
         names = [terminal.escaped(path.relative_to(folder).as_posix()) for path in listed]
         if names:
             print(f"  note: {what}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}")
 
 
-def check_steps_in(path: Path, steps: list[Step]) -> dict[int, StepOutcome]:
-    """Check those of the steps that the file contains."""
+def check_steps_in(path: Path, steps: list[Step]) -> Outcomes:
+    """Check those of the steps that the file contains; 0 is the step of a file that cannot be read."""
     try:
         names = set(defined(read_text(path, "")))
     except TinyGPTError as error:
-        return {0: StepOutcome([], {"check": "the file can be read", "got": error.message.removeprefix(f"{path}: ")})}
+        return {0: {"the file can be read": {"got": error.message.removeprefix(f"{path}: ")}}}
     contained = [step.number for step in steps if names & set(step.names)]
     return check_file(path, contained, quiet=True)
 
 
-def show_class(results: list[Result], steps: list[Step]) -> None:
+def first_failure(outcomes: Outcomes) -> tuple[str, str]:
+    """Return the first failed check, and its message in one line; both empty if no check failed."""
+    for number, checks in outcomes.items():
+        for check, report in checks.items():
+            if report:
+                message = terminal.one_line("; ".join(f"{label}: {text}" for label, text in report.items()))
+                return f"step {number}: {check}" if number else check, terminal.escaped(message)
+    return "", ""
+
+
+def show_class(results: list[Outcomes], steps: list[Step]) -> None:
     """Print how many files passed, failed and do not contain each step, and its most frequent failed check."""
     print("\nstep  passed  failed  missing  most frequent failed check")
     for step in steps:
-        outcomes = [result.outcomes[step.number] for result in results if step.number in result.outcomes]
-        failed = Counter(outcome.failed["check"] for outcome in outcomes if outcome.failed)
+        checked = [outcomes[step.number] for outcomes in results if step.number in outcomes]
+        failed = Counter(check for checks in checked for check, report in checks.items() if report)
         often = "".join(f"{check} ({count})" for check, count in failed.most_common(1))
-        passed, missing = len(outcomes) - failed.total(), len(results) - len(outcomes)
+        passed = len(checked) - failed.total()
+        missing = len(results) - len(checked)
         print(f"{step.number:>4}  {passed:>6}  {failed.total():>6}  {missing:>7}  {often}".rstrip())
 
 
-def header(steps: list[Step]) -> list[str]:
-    return ["file", *(f"step {step.number}" for step in steps), "steps passed", "first failed check", "message"]
-
-
-def require_table(path: Path, steps: list[Step]) -> None:
+def require_table(path: Path, header: list[str]) -> None:
     """Check that the table can be written. Errors: TinyGPTError, also if it would replace another kind of file."""
     if path.suffix.lower() != ".csv":
         raise TinyGPTError(f"{path}: the name of the table must end in .csv", "--csv grades.csv")
@@ -126,13 +113,5 @@ def require_table(path: Path, steps: list[Step]) -> None:
         require_closed(path)
         with open(path, "rb") as file:
             first = file.readline(1000).decode("utf-8-sig", "replace").rstrip("\r\n")
-        if first != ",".join(header(steps)):
+        if first != ",".join(header):
             raise TinyGPTError(f"{path} is a table of other steps, or not a table of results", "name another file")
-
-
-def table_rows(results: list[Result], steps: list[Step]) -> Iterator[list[str]]:
-    yield header(steps)
-    for result in results:
-        outcomes = [result.outcomes.get(step.number) for step in steps]
-        cells = ["" if outcome is None else "FAIL" if outcome.failed else "PASS" for outcome in outcomes]
-        yield [result.file, *cells, str(result.passed), *result.first_failure]

@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-TEMPLATE = Path(__file__).parent / "template.py"
 NEEDS = {6: "Block"}  # step: the class of an earlier step that it uses
-LABELS = {"given": "given", "got": "got", "expected": "expected", "look": "look at"}  # parts of a failed check
-IMPORTED = {"check": "the file can be imported", "look": "the code outside functions and classes"}
+IMPORTED = (
+    "the file can be imported",
+    "the code outside functions and classes",
+)  # a check, and where to look if it fails
 
 
 class Step(NamedTuple):
@@ -20,18 +21,16 @@ class Step(NamedTuple):
     number: int
     title: str
     source: str  # its part of the template
-
-    @property
-    def names(self) -> list[str]:
-        return defined(self.source)
+    names: list[str]  # the classes and functions in it
 
 
 def template_steps() -> tuple[str, list[Step]]:
     """Read the template. Returns its imports, and its steps."""
-    text = TEMPLATE.read_text(encoding="utf-8")
+    text = Path(__file__).with_name("template.py").read_text(encoding="utf-8")
     head, *parts = re.split(r"^# ==== step (\d+): (.+) ====$", text, flags=re.MULTILINE)
     triples = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-    return head.split('"""', 2)[2].strip(), [Step(int(number), title, body.strip()) for number, title, body in triples]
+    steps = [Step(int(number), title, body.strip(), defined(body)) for number, title, body in triples]
+    return head.split('"""', 2)[2].strip(), steps
 
 
 def defined(source: str) -> list[str]:
