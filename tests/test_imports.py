@@ -18,6 +18,24 @@ ROOMS = [  # a module imports from its own room and from those before it
     *("base", "data", "options", "model", "generate", "fast", "checkpoint", "training"),
     *("prepare", "train", "sample", "examine", "adapt", "use", "api", "learn", "cli", "__init__", "__main__"),
 ]
+CONVERTED_LATER = {  # modules of learn that still import from inside of tinygpt
+    "learn.lab.arithmetic",
+    "learn.lab.canary",
+    "learn.lab.cascade",
+    "learn.lab.command",
+    "learn.lab.confidence",
+    "learn.lab.domain",
+    "learn.lab.facts.experiment",
+    "learn.lab.facts.systems",
+    "learn.lab.facts.world",
+    "learn.lab.labels",
+    "learn.lab.methods",
+    "learn.lab.race",
+    "learn.lab.reports",
+    "learn.lab.scale",
+    "learn.lab.why",
+    "learn.quickstart",
+}
 HEAVY = {"torch", "tensorboard", "numpy", "tiktoken", "yaml", "tqdm", "requests", "shtab", "filelock"}
 HEAVY |= {"transformers", "matplotlib", "sklearn", "jinja2", "gguf", "tokenizers", "safetensors", "huggingface_hub"}
 HEAVY |= {"starlette", "uvicorn"}
@@ -85,6 +103,18 @@ def test_imports_point_one_way() -> None:
     upward = [f"{one} imports {other}" for one, other in arrows if ROOMS.index(other) > ROOMS.index(one)]
     assert not upward
     assert len([one for one, other in arrows if one != other]) <= 81
+
+
+def test_learn_is_a_client_of_the_public_api() -> None:
+    """It imports base, the API and the mechanism of experiments; the exercise also the model, to compare with."""
+
+    def inside(name: str) -> set[str]:
+        public = {"base", "api", "learn"} | ({"model"} if name.startswith("learn.exercise") else set())
+        others = {other for other in own(name) if room(other) not in public}
+        return {other for other in others if not f"{other}.".startswith("examine.experiment.")}
+
+    assert inside("use.label") and inside("learn.exercise.steps.test_step07") == set()
+    assert {name for name in modules() if room(name) == "learn" and inside(name)} <= CONVERTED_LATER
 
 
 def test_no_string_names_a_room_above() -> None:
