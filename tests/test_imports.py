@@ -19,22 +19,12 @@ ROOMS = [  # a module imports from its own room and from those before it
     *("prepare", "train", "sample", "examine", "adapt", "use", "api", "learn", "cli", "__init__", "__main__"),
 ]
 CONVERTED_LATER = {  # modules of learn that still import from inside of tinygpt
-    "learn.lab.arithmetic",
-    "learn.lab.canary",
-    "learn.lab.cascade",
-    "learn.lab.command",
-    "learn.lab.confidence",
-    "learn.lab.domain",
     "learn.lab.facts.experiment",
     "learn.lab.facts.systems",
     "learn.lab.facts.world",
-    "learn.lab.labels",
-    "learn.lab.methods",
     "learn.lab.race",
-    "learn.lab.reports",
     "learn.lab.scale",
     "learn.lab.why",
-    "learn.quickstart",
 }
 HEAVY = {"torch", "tensorboard", "numpy", "tiktoken", "yaml", "tqdm", "requests", "shtab", "filelock"}
 HEAVY |= {"transformers", "matplotlib", "sklearn", "jinja2", "gguf", "tokenizers", "safetensors", "huggingface_hub"}
@@ -109,8 +99,8 @@ def test_learn_is_a_client_of_the_public_api() -> None:
     """It imports base, the API and the mechanism of experiments; the exercise also the model, to compare with."""
 
     def inside(name: str) -> set[str]:
-        public = {"base", "api", "learn"} | ({"model"} if name.startswith("learn.exercise") else set())
-        others = {other for other in own(name) if room(other) not in public}
+        rooms = {"base", "learn"} | ({"model"} if name.startswith("learn.exercise") else set())
+        others = {other for other in own(name) if room(other) not in rooms} - {"api"}
         return {other for other in others if not f"{other}.".startswith("examine.experiment.")}
 
     assert inside("use.label") and inside("learn.exercise.steps.test_step07") == set()

@@ -165,7 +165,7 @@ def guarded(args: list[str], debug: bool) -> int:
 
         problem = error if isinstance(error, TinyGPTError) else file_error(error.filename, error)
         if args[0] in COMMANDS:
-            problem.set_hint(fitting(problem.hint, keys(config_class(args[0]))))
+            problem.set_hint(fitting(problem.command_hint, keys(config_class(args[0]))))
         if problem.status == 2 and not problem.hint:
             problem.set_hint(f"tinygpt {args[0]} --help")
         if debug:

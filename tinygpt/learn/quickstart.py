@@ -6,11 +6,11 @@ tinygpt quickstart --out_dir=out-first --max_iters=500      # another folder; a 
 
 import math
 from pathlib import Path
+from typing import Any
 
+from tinygpt import api
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.core import PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.base.configs.learn import QuickstartConfig
-from tinygpt.base.configs.parse import parse
 from tinygpt.base.errors import TinyGPTError
 
 CONFIG = "configs/shakespeare_char.yaml"
@@ -63,46 +63,45 @@ NOT_YET = (
 
 
 def quickstart(config: QuickstartConfig) -> int:
-    """Run prepare, train and sample; return the exit status, which is not 0 if the training was stopped.
+    """Run prepare, train and sample; return the exit status.
 
-    Finished steps are not repeated. Errors: those of the three commands.
+    Finished steps are not repeated. Errors: those of the three commands, and KeyboardInterrupt if it is interrupted.
     """
-    from tinygpt.checkpoint.store import load
-    from tinygpt.prepare import prepare
-    from tinygpt.sample import sample
-    from tinygpt.train import train
-
     out, data_flag = Path(config.out_dir), suggest.data_dir_flag(config.data_dir)
     resumed = (out / "last.pt").exists()  # a run is continued, never replaced
     if not resumed and any((out / name).exists() for name in ("ckpt.pt", "adapter.pt")):
         hint = suggest.command("quickstart", "--out_dir=out-first", *data_flag)
         raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", hint)
-    args = ["shakespeare_char", *data_flag]
     print(START)
-    announce("1 of 3: prepare, from text to tokens", PREPARE, suggest.command("prepare", *args))
-    prepare(parse(PrepareConfig, args))
+    data = {"data_dir": config.data_dir} if data_flag else {}
+    announce("1 of 3: prepare, from text to tokens", PREPARE, "prepare", "shakespeare_char", **data)
+    api.prepare("shakespeare_char", **data)
 
-    args = [CONFIG, "--device=cpu", *data_flag]
-    args += [] if config.out_dir == "out" else [f"--out_dir={out}"]
-    args += [] if config.max_iters == QuickstartConfig.max_iters else [f"--max_iters={config.max_iters}"]
-    args += ["--init_from=auto"] if resumed else []
-    announce("2 of 3: train, from tokens to a model", TRAIN, suggest.command("train", *args))
-    if status := train(parse(TrainConfig, args)):
-        return status
-    loss = round(load(out).best_val_loss, 2)  # as printed below
+    settings: dict[str, Any] = {"device": "cpu", **data}
+    settings |= {} if config.out_dir == "out" else {"out_dir": out}
+    settings |= {} if config.max_iters == QuickstartConfig.max_iters else {"max_iters": config.max_iters}
+    settings |= {"init_from": "auto"} if resumed else {}
+    announce("2 of 3: train, from tokens to a model", TRAIN, "train", CONFIG, **settings)
+    loss = round(api.train(CONFIG, **settings).val_loss, 2)  # as printed below
     print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}"))
 
-    args = ["--ckpt", f"{out}/ckpt.pt"]
-    announce("3 of 3: sample, from the model to text", SAMPLE, suggest.command("sample", *args))
-    sample(parse(SampleConfig, args))
+    ckpt = ("--ckpt", f"{out}/ckpt.pt")
+    announce("3 of 3: sample, from the model to text", SAMPLE, "sample", *ckpt)
+    text = api.load(out / "ckpt.pt").generate(stream=True)
+    print()  # the prompt
+    try:
+        for piece in text:
+            print(piece, end="", flush=True)
+    finally:
+        print(flush=True)
     print(
         END.format(
             data=Path(config.data_dir) / "shakespeare_char",
             out=out,
             learned=LEARNED if loss < 2.2 else NOT_YET,
-            prompt=suggest.command("sample", *args, "--start", "ROMEO:", "--num_samples=3"),
+            prompt=suggest.command("sample", *ckpt, "--start", "ROMEO:", "--num_samples=3"),
             doctor=suggest.command("doctor", out, *data_flag),
-            evaluate=suggest.command("eval", *args, *data_flag),
+            evaluate=suggest.command("eval", *ckpt, *data_flag),
             report=suggest.command("report", out, *data_flag),
             own=suggest.command("prepare", "mine", "--input", "YOUR_TEXT.txt", *data_flag),
         )
@@ -110,5 +109,6 @@ def quickstart(config: QuickstartConfig) -> int:
     return 0
 
 
-def announce(title: str, text: str, command: str) -> None:
-    print(f"\n== {title} ==\n\n{text}\n\n$ {command}", flush=True)
+def announce(title: str, text: str, command: str, *arguments: str, **flags: object) -> None:
+    line = suggest.command(command, *arguments, *(suggest.flag(key, value) for key, value in flags.items()))
+    print(f"\n== {title} ==\n\n{text}\n\n$ {line}", flush=True)
