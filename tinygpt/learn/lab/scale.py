@@ -16,17 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import duration
-from tinygpt.data.dataset import Dataset
-from tinygpt.examine.experiment.models import train
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, spread
-from tinygpt.learn.lab.definition import Lab, prepared, seeds, stage
+from tinygpt.learn.lab.definition import Lab, learn, prepared, seeds, stage
 from tinygpt.learn.lab.scaling_law import UNKNOWN, Fitted, Law, fit_with_samples
-from tinygpt.training.losses import validation_loss
 
 # the model sizes: width (n_embd), and its layers and heads
 SHAPES = {32: (2, 2), 48: (2, 3), 64: (3, 4), 96: (3, 6), 128: (4, 8), 160: (4, 10)}
@@ -54,7 +52,7 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
         yield prepared(config.data_dir, folder, config.dataset)
         tokens = 1_003_854
     else:
-        dataset = Dataset(config.data_dir, config.dataset)
+        dataset = api.Dataset(config.data_dir, config.dataset)
         tokens = len(dataset.splits["train"])
         if dataset.pairs:
             raise TinyGPTError(f"lab scale needs plain text, but {config.dataset} has pairs", "another --dataset")
@@ -76,8 +74,9 @@ def measure(config: LabConfig, folder: Path, iterations: int, seed: int, width: 
     settings = {"n_layer": layers, "n_head": heads, "n_embd": width, "seed": seed, "max_iters": iterations}
     settings |= {"warmup_iters": max(1, min(20, iterations // 5)), "eval_iters": 1}
     out = folder / f"{width}-{iterations}-{seed}"
-    cost = train("train", "lab_scale", out, Path(config.data_dir, config.dataset), **settings)
-    loss = validation_loss(out / "last.pt", Dataset(config.data_dir, config.dataset))
+    dataset = api.Dataset(config.data_dir, config.dataset)
+    cost = learn("lab_scale", out, dataset, **settings).cost
+    loss = api.load(out / "last.pt", device="cpu").loss(dataset)
     for path in ("last.pt", "ckpt.pt"):  # in this order: without last.pt, an interrupted stage trains again
         (out / path).unlink()
     return {"parameters": cost.weights, "tokens": iterations * TOKENS, "loss": loss, "seconds": cost.seconds}
