@@ -33,14 +33,22 @@ from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.data.corpora import industry_descriptions
 from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS
-from tinygpt.examine.experiment.models import train
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
 from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, texts_of
 from tinygpt.examine.why.retrain import effects, retrain
+from tinygpt.training.child import train_in_child
 from tinygpt.use.ask import embeddings
 
 PAIRS, CHARACTERS = 300, 40_000
-SETTINGS = {"n_layer": 1, "dropout": 0.0, "batch_size": 16, "max_iters": 100, "warmup_iters": 10, "threads": 1}
+SETTINGS = {
+    "n_layer": 1,
+    "dropout": 0.0,
+    "batch_size": 16,
+    "max_iters": 100,
+    "eval_interval": 100,
+    "warmup_iters": 10,
+    "threads": 1,
+}
 PRESETS = {"pairs": "lab_classifier", "text": "lab_canary"}
 CONTINUATION = 8  # characters of an output of plain text
 
@@ -54,7 +62,7 @@ def fit(folder: Path, kind: str) -> None:
         write_dataset(data, splits, TASKS["transactions"].labels, task)
     else:
         write_dataset(data, industry_descriptions()[:CHARACTERS])
-    train("train", PRESETS[kind], folder / "run", data, **SETTINGS)
+    train_in_child("train", PRESETS[kind], folder / "run", data, device="cpu", **SETTINGS)
 
 
 def outputs_of(explained: Explained, count: int) -> list[tuple[str, str]]:

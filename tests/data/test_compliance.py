@@ -14,6 +14,7 @@ import pytest
 import sklearn.metrics
 from conftest import TINY_MODEL, cli_here, ok, refused
 
+import tinygpt
 from tinygpt.base.configs.core import PrepareConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.preview import print_next_commands
@@ -28,7 +29,6 @@ from tinygpt.examine.eval.threshold import (
     outcome,
     precision_recall,
 )
-from tinygpt.examine.experiment.models import classifier
 
 ROOT = Path(__file__).parents[2]
 SHA256 = "e90a7e588a243e56a9b66e791b857e3e397d5fdbc3b58806c5eadbe8ee2ab2bc"
@@ -342,7 +342,9 @@ def test_figures_of_eval_equal_scikit_learns(own: Path, split: str) -> None:
     scores, truth = {}, {}
     for part in ("val", split):
         examples = dataset.sources[part].examples(dataset.tokenizer)
-        probabilities = classifier(own / "out", dataset.labels)([prompt for prompt, _ in examples])
+        probabilities = tinygpt.load(own / "out", device="cpu").probabilities(
+            [one[0] for one in examples], dataset.labels
+        )
         scores[part] = probabilities[:, dataset.labels.index("bad")]
         truth[part] = np.array([response == "bad" for _, response in examples])
     found = evaluated(own, "--positive=bad", "--miss_cost=3", f"--split={split}")["tradeoff"]

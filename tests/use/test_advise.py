@@ -13,10 +13,10 @@ import pytest
 from conftest import PATIENCE, commands_here, needs_fork, ok, refused, until
 from scipy import stats
 
+import tinygpt
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.intervals import Z, wilson
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.experiment.models import Model
 from tinygpt.examine.experiment.stages import Results, Stage
 from tinygpt.use.advise import contenders, judge, labeller, summary
 from tinygpt.use.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
@@ -450,7 +450,7 @@ def test_a_language_model_never_trains_on_the_lines_that_it_is_tested_on(tmp_pat
         assert sorted(trained) == sorted(data.prompts[line] for line in train_lines)
         assert result["lines"] == test_lines.tolist()
         tested = [data.prompts[line] for line in test_lines]
-        in_order = Model(out / "model").classify(tested, ["first", "second"]).argmax(axis=1)
+        in_order = tinygpt.load(out / "model", device="cpu").probabilities(tested, ["first", "second"]).argmax(axis=1)
         assert result["predicted"] == (1 - in_order).tolist()
         labeller.save(out, labeller.GPTState("model/ckpt.pt", training.longest), data.labels, 0.6)
         answers = labeller.load(out).label(tested)

@@ -19,10 +19,10 @@ import torch
 from conftest import ok, refused
 from serving import Server, serving_here
 
+import tinygpt
 from tinygpt.base.files import file_lock
 from tinygpt.checkpoint import store
 from tinygpt.examine.eval.classifiers import Linear, Majority, Nearest
-from tinygpt.examine.experiment.models import classifier
 from tinygpt.use.advise.labeller import GPTState, load, save
 from tinygpt.use.ask import embeddings
 
@@ -157,7 +157,9 @@ def test_a_gpt_labels_relative_to_its_folder_and_long_prompts(models: Path, tmp_
     (folder / "gpt/ckpt.pt").write_bytes((models / "out-colours/ckpt.pt").read_bytes())
     save(folder, GPTState("gpt/ckpt.pt", 9), colours, 0.0)
     folder = folder.rename(tmp_path / "copied")
-    assert (load(folder)(prompts) == classifier(models / "out-colours", colours)(prompts)).all()
+    assert (
+        load(folder)(prompts) == tinygpt.load(models / "out-colours", device="cpu").probabilities(prompts, colours)
+    ).all()
     (folder / "new.txt").write_text("\n".join([*prompts, "é 002 red", "003 green" + " and so on" * 50]))
     found = [row["label"] for row in rows(ok(folder, "label", "new.txt", "--model=.").out)]
     assert found == ["red", "blue", "green", "red", "green"]
@@ -175,7 +177,7 @@ def test_a_run_labels_without_a_threshold(models: Path, tmp_path: Path, model: s
     result = ok(models, "label", tmp_path / "new.csv", f"--model={model}")
     first, empty, cut = rows(result.out)
     colours = ["blue", "green", "red"]
-    (probabilities,) = classifier(models / "out-colours", colours)(["001 red"])
+    (probabilities,) = tinygpt.load(models / "out-colours", device="cpu").probabilities(["001 red"], colours)
     assert list(first) == ["id", "prompt", "label", "probability"] and first["label"] == "red"
     assert float(first["probability"]) == pytest.approx(probabilities[colours.index("red")], abs=1e-6)
     assert (empty["label"], empty["probability"]) == ("", "") and cut["label"] in colours

@@ -14,6 +14,8 @@ from tinygpt.checkpoint.adapter import Adapters, load_model
 from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.model import GPT
 
+ON_CPU = InferenceConfig(device="cpu", threads="")  # with the number of threads that PyTorch has now
+
 
 class Loaded:
     """A trained model for inference, with its tokenizer.

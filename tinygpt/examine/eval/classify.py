@@ -119,6 +119,11 @@ def probabilities(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def gpt_classifier(model: GPT, tokenizer: Tokenizer, labels: Sequence[str]) -> Classifier:
+    """Make the function that computes the probabilities of labels with a GPT."""
+    return lambda prompts: probabilities(label_scores(model, tokenizer, prompts, labels, skip_unknown=True)[0])
+
+
 # ---- metrics ----------------------------------------------------------------------------------------------------
 
 

@@ -21,11 +21,12 @@ import torch
 
 from tinygpt.base.configs.core import MOST_BIGRAM_TOKENS
 from tinygpt.base.terminal import progress
+from tinygpt.checkpoint.loaded import ON_CPU, Loaded
 from tinygpt.data.memory import write_dataset
 from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.examine.eval.classifiers import Classifier, Linear, Majority, Nearest
-from tinygpt.examine.experiment.models import classifier
+from tinygpt.examine.eval.classify import gpt_classifier
 from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.training.child import Cost, train_in_child
 from tinygpt.training.log import read_metrics
@@ -194,7 +195,8 @@ def measure_language_model(
 def answered(training: Training, data: Data, lines: np.ndarray, ckpt: Path) -> tuple[dict[str, Any], float]:
     """Test a language model on some lines: the result, without the costs of training, and the seconds that it took."""
     prompts = [prompt for prompt, _ in data.pairs(lines, training)]
-    classify = classifier(ckpt, data.labels)
+    loaded = Loaded.load(str(ckpt), "", ON_CPU, "")
+    classify = gpt_classifier(loaded.model, loaded.tokenizer, data.labels)
     began = time.monotonic()
     probabilities = classify(prompts)
     seconds = time.monotonic() - began

@@ -20,10 +20,10 @@ from tinygpt.base.configs.use import LabelConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.loaded import ON_CPU, Loaded
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.classifiers import Classifier, restored
-from tinygpt.examine.experiment.models import Model
 
 FORMAT = 1
 NAME = "model.pt"
@@ -124,7 +124,7 @@ def of_run(config: LabelConfig) -> Labeller:
         problem = f"{config.model} was not trained on a labelled task"
         raise TinyGPTError(problem, "tinygpt advise pairs.csv, which leaves a model for labels")
     state = {"kind": GPT, "labels": labels, "threshold": None, "prompt_field": "prompt", "about": {"run": True}}
-    return Labeller(state, gpt(Model(checkpoint), labels))
+    return Labeller(state, gpt(Loaded(checkpoint, "the model", ON_CPU, ""), labels))
 
 
 def checked(path: Path) -> dict[str, Any]:
@@ -168,17 +168,18 @@ def stored_gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) ->
     ckpt, longest = state.get("ckpt"), state.get("longest")
     if not (isinstance(ckpt, str) and type(longest) is int and longest > 0):
         raise TinyGPTError("the stored classifier is impossible", "train it again")
-    model = Model(folder / ckpt)
-    if model.tokenizer.pair is None:
+    loaded = Loaded.load(str(folder / ckpt), "", ON_CPU, "")
+    if loaded.tokenizer.pair is None:
         raise TinyGPTError(f"{folder / ckpt}: a model that only continues text cannot label", "train it again")
-    return gpt(model, labels, longest)
+    return gpt(loaded, labels, longest)
 
 
-def gpt(model: Model, labels: Sequence[str], longest: int | None = None) -> classify.Classifier:
+def gpt(loaded: Loaded, labels: Sequence[str], longest: int | None = None) -> classify.Classifier:
     """Make the function that classifies with a GPT. It cuts a prompt at `longest` characters, and where the context
     ends."""
-    tokenizer = model.tokenizer
-    room = model.model.config.block_size + 1 - max(len(tokenizer.encode_response(label)) for label in labels)
+    tokenizer = loaded.tokenizer
+    classifier = classify.gpt_classifier(loaded.model, tokenizer, labels)
+    room = loaded.model.config.block_size + 1 - max(len(tokenizer.encode_response(label)) for label in labels)
 
     def fitting(prompt: str) -> str:
         prompt = prompt.strip()[:longest]
@@ -186,4 +187,4 @@ def gpt(model: Model, labels: Sequence[str], longest: int | None = None) -> clas
             prompt = prompt[: len(prompt) * 9 // 10]
         return prompt
 
-    return lambda prompts: model.classify([fitting(prompt) for prompt in prompts], labels)
+    return lambda prompts: classifier([fitting(prompt) for prompt in prompts])
