@@ -76,7 +76,7 @@ def measure(config: LabConfig, folder: Path, iterations: int, seed: int, width: 
     out = folder / f"{width}-{iterations}-{seed}"
     dataset = api.Dataset(config.data_dir, config.dataset)
     cost = learn("lab_scale", out, dataset, **settings).cost
-    loss = api.load(out / "last.pt", device="cpu").loss(dataset)
+    loss = api.load(out / "last.pt", device="cpu", dtype="bfloat16").loss(dataset)
     for path in ("last.pt", "ckpt.pt"):  # in this order: without last.pt, an interrupted stage trains again
         (out / path).unlink()
     return {"parameters": cost.weights, "tokens": iterations * TOKENS, "loss": loss, "seconds": cost.seconds}
