@@ -23,10 +23,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinygpt.options import ACTIVATIONS, NORMS, POSITIONS, GPTConfig, Norm, rotate
+from tinygpt.options import ACTIVATIONS, NORMS, POSITIONS, QK_EPS, GPTConfig, Norm, rotate
 
 Function = Callable[[Tensor], Tensor]
-QK_EPS = 1e-6  # of the normalisation of queries and keys, as in Qwen3
 
 
 @dataclasses.dataclass

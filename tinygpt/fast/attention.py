@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tinygpt.fast.norm import rms_norm
-from tinygpt.model import QK_EPS, CausalSelfAttention, KVCache
-from tinygpt.options import GPTConfig, rotate
+from tinygpt.model import CausalSelfAttention, KVCache
+from tinygpt.options import QK_EPS, GPTConfig, rotate
 
 LONGEST = 512  # up to this context plain products are faster than the fused call
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinygpt.model import GPT, QK_EPS, Block, Function, KVCache, shift
-from tinygpt.options import rotate
+from tinygpt.model import GPT, Block, Function, KVCache, shift
+from tinygpt.options import QK_EPS, rotate
 
 
 @dataclasses.dataclass(slots=True)

@@ -25,8 +25,7 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.foreign import number, read_errors, shown, size, unusable
 from tinygpt.checkpoint.store import empty_model
 from tinygpt.data.tokenizer import MAX_SYMBOLS
-from tinygpt.model import QK_EPS
-from tinygpt.options import NEUTRAL, GPTConfig
+from tinygpt.options import NEUTRAL, QK_EPS, GPTConfig
 
 HARMLESS = {  # keys of a config.json that are read elsewhere, or change no logits
     *("architectures", "model_type", "auto_map", "trust_remote_code", "tie_word_embeddings", "tinygpt"),

@@ -121,11 +121,6 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = 
     return Results(stages, known)
 
 
-def every_seed(results: Results, name: str) -> list[Any]:
-    """Return the results of the stages "NAME, seed N" of all seeds."""
-    return [result for stage, result in results.items() if stage.startswith(f"{name}, seed ")]
-
-
 def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     """Read lab.json; without such a file, return content without stages. Errors: TinyGPTError as in `run`."""
     path, (command, name) = identity.file(folder), identity[:2]

@@ -299,4 +299,4 @@ def picture(systems: Mapping[str, Records]) -> Plane:
 
 
 ABOUT = "does a model calculate, or recall examples? Sums longer than in training"
-LAB = Lab(ABOUT, stages, summarise, quick=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, quick=True)

@@ -266,4 +266,4 @@ def picture(models: Mapping[str, Records], most: float) -> Plane:
 
 
 ABOUT = "what a model memorises of its training text, by repetitions and size"
-LAB = Lab(ABOUT, stages, summarise, quick=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, quick=True)

@@ -248,4 +248,4 @@ def picture(runs: Records, target: float) -> Plane:
 
 
 ABOUT = "n-gram baseline, tiny model, pretrained model, person: which is needed for which lines?"
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=("target",), quick=True, ngrams=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=("target",), quick=True, ngrams=True)

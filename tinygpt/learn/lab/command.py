@@ -75,11 +75,10 @@ def lab(config: LabConfig) -> int:
     identity = Identity("lab", config.name, settings, models)
     with folder_lock(folder, "lab"), ended_by_sigterm():
         print(f"lab {config.name}: {chosen.about}")
-        results = run(folder, identity, stages)
-        measured = results.records if chosen.records else results
-        summary = chosen.summarise(measured, config)
+        records = run(folder, identity, stages).records
+        summary = chosen.summarise(records, config)
         print(f"\n{summary.as_text()}\n")
-        live = chosen.live(config, folder, results.records) if chosen.live else None
+        live = chosen.live(config, folder, records) if chosen.live else None
         for path in write(summary, folder, config.name, live):
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")

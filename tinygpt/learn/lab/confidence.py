@@ -273,4 +273,4 @@ def picture(systems: Mapping[str, Records]) -> Histograms:
 
 
 ABOUT = "does a fine-tuned model know that it does not know?"
-LAB = Lab(ABOUT, stages, summarise, others=("target",), quick=True, ngrams=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, others=("target",), quick=True, ngrams=True)

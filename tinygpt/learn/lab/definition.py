@@ -34,14 +34,13 @@ class Lab(NamedTuple):
 
     about: str
     stages: Callable[[LabConfig, Path], Iterator[Stage]]  # for a configuration and the lab's folder
-    summarise: Callable[[Any, LabConfig], Summary]
+    summarise: Callable[[Records, LabConfig], Summary]
     settings: tuple[str, ...] = ()  # keys of LabConfig that change the results, besides `quick`
     models: tuple[str, ...] = ()  # keys that name a base model
     others: tuple[str, ...] = ()  # keys that it uses, and that do not change the results of its stages
     live: Callable[[LabConfig, Path, Records], dict[str, Any]] | None = None  # what the page needs to answer
     quick: bool = False  # has a short form for a lesson
     ngrams: bool = False  # compares with the n-gram baseline, which needs scikit-learn
-    records: bool = False  # summarise takes records, not results by the names of stages
 
     @property
     def keys(self) -> set[str]:

@@ -203,4 +203,4 @@ def picture(curves: Curves) -> Plane:
 
 
 ABOUT = "a model meets next year's merchants: what does it cost, and what repairs it?"
-LAB = Lab(ABOUT, stages, summarise, quick=True, ngrams=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, quick=True, ngrams=True)

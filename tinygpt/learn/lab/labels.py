@@ -232,4 +232,4 @@ def picture(learners: dict[str, Records]) -> Plane:
 
 
 ABOUT = "how many labels does one need, and how good must they be?"
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), quick=True, ngrams=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), quick=True, ngrams=True)

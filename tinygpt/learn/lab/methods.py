@@ -173,4 +173,4 @@ def least_forgetting(methods: dict[str, Records]) -> list[Verdict]:
 
 
 ABOUT = "what each method of fine-tuning gains, forgets and costs"
-LAB = Lab(ABOUT, stages, summarise, settings=("data_dir",), models=("ckpt", "pretrained"), ngrams=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, settings=("data_dir",), models=("ckpt", "pretrained"), ngrams=True)

@@ -247,4 +247,4 @@ def picture(base: Records, curves: Curves) -> Plane:
     return Plane(*axes, lines, ticks, log=True, levels=level, ylim=(-3, 103), above=3)
 
 
-LAB = Lab("a style from a small adapter, and whether the text is right", stages, summarise, quick=True, records=True)
+LAB = Lab("a style from a small adapter, and whether the text is right", stages, summarise, quick=True)

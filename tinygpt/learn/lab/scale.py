@@ -222,4 +222,4 @@ def picture(law: Law, runs: Records, last: dict[str, Any]) -> Plane:
 
 
 ABOUT = "how the loss depends on size and length: a scaling law"
-LAB = Lab(ABOUT, stages, summarise, settings=("dataset",), others=("data_dir",), quick=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, settings=("dataset",), others=("data_dir",), quick=True)

@@ -189,4 +189,4 @@ def picture(rankings: dict[str, Records], planted: int) -> Plane:
 
 
 ABOUT = "which training lines caused an answer, and which labels are wrong"
-LAB = Lab(ABOUT, stages, summarise, quick=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, quick=True)

@@ -9,4 +9,4 @@ from tinygpt.learn.lab.facts.experiment import live, stages
 from tinygpt.learn.lab.facts.summary import summarise
 
 ABOUT = "retrieve, fine-tune or train: what each knows, and what a change of facts costs"
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), live=live, quick=True, records=True)
+LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), live=live, quick=True)
