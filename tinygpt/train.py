@@ -256,7 +256,7 @@ def save(run: Run, *names: str) -> None:
         for name in names:
             store.save(run.out / name, state, run.log.retry_hint)
             if name == "ckpt.pt" and run.tuning and run.tuning.config.lora_rank:
-                save_adapter(run.out / "adapter.pt", state, run.tuning.base_fingerprint, run.log.retry_hint)
+                save_adapter(run.out / "adapter.pt", state, run.tuning.state["base"], run.log.retry_hint)
     run.saved_at = run.progress.step
     run.log.retry_hint = f"resume: {run.resume_command}"
 

@@ -95,7 +95,7 @@ class Run:
     def row_length(self, row_indices: np.ndarray) -> int:
         """Return the length to which the rows of a batch are padded: that of its longest row, rounded up to a multiple
         of 8, which limits the number of shapes; for a compiled model always that of the longest row of all."""
-        needed = self.source.width(self.config.block_size, row_indices)
+        needed = self.source.width(self.longest_row, row_indices)
         return self.longest_row if self.compiled else min(self.longest_row, math.ceil(needed / 8) * 8)
 
     @property
@@ -137,7 +137,7 @@ class Run:
                 "progress": dataclasses.asdict(progress),
                 "optimizer": optimizer,
                 **self.numeric_settings(),
-                **(self.tuning.state() if self.tuning else {}),
+                **(self.tuning.state if self.tuning else {}),
             },
         )
 

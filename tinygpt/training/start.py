@@ -81,12 +81,11 @@ def resolve(stack: contextlib.ExitStack, config: TrainConfig, command: str = "tr
     if not ranks.agree((last.step, dataset.meta["sha256"]), compute.device):
         problem = "the processes start at different iterations, or with different data"
         raise TinyGPTError(problem, "give all nodes the same --data_dir, and an --out_dir that they share")
-    known_tokens = fit_dataset(dataset, config, checkpoint, name, resuming)
+    known_tokens = fit_dataset(dataset, checkpoint, name, resuming)
+    dataset.require(config.block_size)  # now, because another tokenizer changes the lengths
     if not resuming:
         compute = faster_on_a_mac(config, dataset, compute)
-    tuning = None
-    if isinstance(config, FinetuneConfig):
-        tuning = Tuning.of(config, dataset, checkpoint, last.training, name)
+    tuning = Tuning.of(config, dataset, checkpoint, last.training, name) if isinstance(config, FinetuneConfig) else None
     source = tuning.rows if tuning else dataset.sources["train"]
     elsewhere = started_elsewhere(last.config, config.out_dir) if "teacher" not in config.flags else ()
     teachers = [folder / config.teacher for folder in elsewhere if config.teacher]
@@ -112,15 +111,22 @@ def resumes(config: TrainConfig) -> bool:
 
 def load_base(config: TrainConfig, command: str) -> store.Checkpoint | None:
     """Load the checkpoint from which a new run starts, if any, and complete the configuration from it: the model's
-    shape. Errors: TinyGPTError if the two contradict, or if the run would overwrite a model that no run made."""
+    shape. A fine-tuning starts from `ckpt`, or from `init_from` if the command line gives only that. Errors:
+    TinyGPTError if they contradict one another, or if the run would overwrite a model that no run made."""
     if isinstance(config, FinetuneConfig):
-        config.init_from = config.ckpt = base_model(config)
+        # in a config file init_from records what an earlier run started from
+        if "init_from" in config.flags and config.init_from not in ("scratch", "auto"):
+            if "ckpt" in config.flags and config.ckpt != config.init_from:
+                flags = f"--ckpt={config.ckpt} and --init_from={config.init_from}"
+                raise TinyGPTError(f"two base models: {flags}", "give only --ckpt")
+            config.ckpt = config.init_from
+        config.init_from = config.ckpt
     chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
     prepared = os.path.exists(Path(config.data_dir, config.dataset))
     if config.init_from in ("scratch", "auto") and not chosen and not prepared:
-        flags = [suggest.flag(key, getattr(config, key)) for key in sorted(config.flags)]
+        given = [suggest.flag(key, getattr(config, key)) for key in sorted(config.flags)]
         problem = f"no config was given, and the default dataset {config.dataset!r} is not prepared"
-        raise TinyGPTError(problem, suggest.command(command, "configs/shakespeare_char.yaml", *flags))
+        raise TinyGPTError(problem, suggest.command(command, "configs/shakespeare_char.yaml", *given))
     out = Path(config.out_dir)
     # os.path.exists is False for impossible names, too
     if not config.eval_only and os.path.exists(out / "ckpt.pt") and not os.path.exists(out / "config.yaml"):
@@ -139,17 +145,6 @@ def load_base(config: TrainConfig, command: str) -> store.Checkpoint | None:
     if isinstance(config, FinetuneConfig):
         config.base_dataset = config.base_dataset or str(base.config.get("dataset", ""))
     return base
-
-
-def base_model(config: FinetuneConfig) -> str:
-    """Choose the checkpoint to fine-tune: `ckpt`, or `init_from` if the command line gives only that. (In a config file
-    it records what an earlier run started from.) Errors: TinyGPTError for two different checkpoints."""
-    if "init_from" not in config.flags or config.init_from in ("scratch", "auto"):
-        return config.ckpt
-    if "ckpt" in config.flags and config.ckpt != config.init_from:
-        flags = f"--ckpt={config.ckpt} and --init_from={config.init_from}"
-        raise TinyGPTError(f"two base models: {flags}", "give only --ckpt")
-    return config.init_from
 
 
 def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
@@ -237,10 +232,10 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
         setattr(config, name, shape[name])
 
 
-def fit_dataset(dataset: Dataset, config: TrainConfig, base: store.Checkpoint | None, name: str, resuming: bool) -> int:
+def fit_dataset(dataset: Dataset, base: store.Checkpoint | None, name: str, resuming: bool) -> int:
     """Encode the dataset with the checkpoint's vocabulary, with the dataset's new characters at its end, and return the
     number of tokens that the checkpoint knows (0 without one). Errors: TinyGPTError if the vocabularies cannot be
-    joined, the text is not that of the run to be resumed, or a split does not fit block_size."""
+    joined, or the text is not that of the run to be resumed."""
     known_tokens = 0
     if base is not None and base.tokenizer is None:  # nanoGPT's
         base.require_embeddings(dataset.tokenizer, name)
@@ -253,7 +248,6 @@ def fit_dataset(dataset: Dataset, config: TrainConfig, base: store.Checkpoint | 
         if joined is model_tokenizer:
             base.require_embeddings(model_tokenizer, name)
         known_tokens = model_tokenizer.vocab_size
-    dataset.require(config.block_size)  # now, because another tokenizer changes the lengths
     if base is not None and resuming and not dataset.has_checksums(base.data):
         problem = f"dataset {dataset.name!r} has been prepared from different text since {name} was written"
         hint = "prepare the old text again, or start a new run on the new text from these weights: "

@@ -19,7 +19,7 @@ class Tuning(NamedTuple):
     config: FinetuneConfig
     rows: Batches  # from which batches are drawn
     base_data: Dataset | None  # the base model's dataset, if it is prepared here
-    base_fingerprint: str  # of the base model's weights, to which an adapter belongs
+    state: dict[str, Any]  # of the base in checkpoints: the weights' fingerprint ("base"), checksums of replayed data
 
     @classmethod
     def of(
@@ -27,7 +27,7 @@ class Tuning(NamedTuple):
     ) -> "Tuning":
         """Open the data of a run, which starts from the checkpoint `base`, in messages `name`. saved: the training
         state of a run that is resumed. Errors: TinyGPTError as in `base_dataset`."""
-        fingerprint = str(saved.get("base", ""))
+        fingerprint = saved.get("base", "")
         if config.lora_rank and not saved:
             assert base is not None
             fingerprint = weights_fingerprint(base.model)
@@ -36,14 +36,11 @@ class Tuning(NamedTuple):
             dataset.sources["train"] = dataset.sources["train"].first(config.examples)
             dataset.require(config.block_size)
         rows: Batches = dataset.sources["train"]
+        replayed = {}
         if base_data and config.replay:
             rows = MixedRows(rows, base_data.sources["train"], config.replay)
-        return cls(config, rows, base_data, fingerprint)
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint stores: the fingerprint of the base model, and the checksums of replayed data."""
-        replayed = self.base_data.meta["sha256"] if self.base_data and self.config.replay else {}
-        return {"base": self.base_fingerprint, "replayed": replayed}
+            replayed = base_data.meta["sha256"]
+        return cls(config, rows, base_data, {"base": fingerprint, "replayed": replayed})
 
 
 def base_dataset(config: FinetuneConfig, dataset: Dataset, replayed: Any, name: str) -> Dataset | None:

@@ -87,13 +87,13 @@ def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
     Evaluations have random streams of their own, so they do not change the weights.
     """
     config, step, threads = explained.config, explained.checkpoint.step, explained.checkpoint.training.get("threads")
-    changes: dict[str, Any] = {"out_dir": out, "seed": seed, "max_iters": step, "quiet": False, "report_to": "none"}
-    changes["lr_decay_iters"] = config.lr_decay_iters or config.max_iters  # the schedule stays that of the whole run
-    changes |= {"eval_interval": step, "eval_iters": 1, "always_save_checkpoint": False}
-    changes |= {"snapshots": 0, "sample_interval": 0, "checkpoint_interval": 0, "eval_only": False, "shard": False}
-    changes["device"] = str(explained.compute.device)
-    changes["threads"] = str(threads) if type(threads) is int and threads > 0 else config.threads  # for the same bits
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(
+        config, out_dir=out, seed=seed, max_iters=step, quiet=False, report_to="none", eval_only=False, shard=False,
+        lr_decay_iters=config.lr_decay_iters or config.max_iters,  # the schedule stays that of the whole run
+        eval_interval=step, eval_iters=1, always_save_checkpoint=False, snapshots=0, sample_interval=0,
+        checkpoint_interval=0, device=str(explained.compute.device),
+        threads=str(threads) if type(threads) is int and threads > 0 else config.threads,  # for the same bits
+    )  # fmt: skip
 
 
 def without(source: Rows, left_out: np.ndarray, config: TrainConfig) -> Rows:
