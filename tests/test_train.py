@@ -180,6 +180,14 @@ def test_resuming_without_a_config_takes_the_old_values(run_copy: Path) -> None:
     assert {key for key in old if old[key] != new.config[key]} == {"max_iters"}
 
 
+def test_a_run_with_a_data_dir_of_its_own_is_resumed_from_another_folder(work: Path) -> None:
+    (work / "data").rename(work / "texts")
+    trained(work, "--data_dir=texts")
+    (work / "other").mkdir()
+    ok(work / "other", "train", "--init_from=resume", "--out_dir=../out", "--max_iters=25")
+    assert load(work / "out/last.pt").step == 25
+
+
 OF_THE_COMMAND = {"config", "quiet", "out_dir", "watch"}  # and not of the run
 SMALL = {"n_embd": 8, "n_head": 2, "n_kv_head": 1}  # each divides the one before
 

@@ -61,21 +61,21 @@ class Start:
     teacher: str  # the path of its checkpoint; empty: no distillation
 
 
-def resolve(stack: contextlib.ExitStack, config: TrainConfig, command: str = "train") -> Start:
-    """Decide everything about a run, and complete a copy of its configuration. The processes of torchrun are joined;
-    `stack` leaves them again. command: the one that an error suggests.
+def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "train") -> Start:
+    """Decide everything about a run, and complete a copy of the configuration that its command gives. The processes of
+    torchrun are joined; `stack` leaves them again. command: the one that an error suggests.
 
     Errors: TinyGPTError for a run that cannot start, before a file is written. A process that lacks the dataset fails
     after it has joined the others, so that they end, too, instead of waiting for it.
     """
-    config = copy.copy(config)
+    config = copy.copy(request)
     resuming = resumes(config)
     checkpoint = load_run_to_resume(config) if resuming else load_base(config, command)
     name = f"{config.out_dir}/last.pt" if resuming else config.init_from
     last = checkpoint if checkpoint and resuming else store.Checkpoint({}, {}, {})  # a new run has no state
     compute = choose_compute(config, last.training)
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
-    dataset = Dataset(data_dir(config, last.config, config.out_dir), config.dataset)
+    dataset = Dataset(data_dir(request, last.config, config.out_dir), config.dataset)
     ranks.share(config)
     config.shard = config.shard and may_shard(config)
     if not ranks.agree((last.step, dataset.meta["sha256"]), compute.device):
