@@ -29,7 +29,7 @@ from tinygpt.examine.experiment.stages import Records
 from tinygpt.examine.why import influence
 from tinygpt.examine.why.command import INFLUENTIAL, RANDOM, is_positive, proof, random_rows, stage_name
 from tinygpt.examine.why.explained import load_run, log_probability, output
-from tinygpt.examine.why.retrain import effects, without
+from tinygpt.examine.why.retrain import effects, settings, without
 from tinygpt.learn.lab import why as lab
 from tinygpt.model import GPT
 from tinygpt.training.losses import tensors
@@ -287,6 +287,19 @@ def test_a_resumed_run_of_plain_text_and_a_fine_tuned_one_are_trained_again(copy
     ok(copy, "finetune", *tune, "--examples=100", "--device=cpu", "--dtype=float32")
     found = answer(copy, "tuned", "077 red", "rot", "--prove", "--leave_out=2")
     assert found["proof"]["exact"] and found["rows"] == 100
+
+
+def test_a_mac_trains_again_on_the_device_of_the_run(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    explained = load_run(WhyConfig(run=str(planted / "out"), data_dir=str(planted / "data"), device="auto"))
+    assert explained.config.device == "auto" and settings(explained, 1, "again").device == "cpu"
+    explained.checkpoint.training["device"] = "mps"
+    store.save(tmp_path / "ckpt.pt", explained.checkpoint)
+    with pytest.raises(TinyGPTError, match="why does not support MPS"):
+        load_run(WhyConfig(run=str(tmp_path), data_dir=str(planted / "data"), device="auto"))
 
 
 @pytest.mark.parametrize("name", ["mine", "text"])
