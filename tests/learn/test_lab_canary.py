@@ -130,7 +130,13 @@ def made_up(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss:
             {1: [1.4, 1.4, 2.0, 9.0], 2: [9.0, 9.0, 14.0, 14.0]},
             (10, 100),
             1.1,
-            ["planted 10 times are extracted, 3 of 3", " memorises less", "more than chance", "FAILS", "differs with"],
+            [
+                "planted 10 times are extracted, 3 of 3",
+                " memorises less than the largest: mean exposure 4.1 and 12.3 bits, 6 and 6 of 9",
+                "more than chance",
+                "FAILS",
+                "differs with",
+            ],
         ),
     ],
 )

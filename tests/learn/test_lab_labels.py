@@ -80,10 +80,10 @@ def test_the_worth_of_wrong_labels_by_hand() -> None:
     assert labels.worth({100: 0.3, 1000: 0.2, 10000: 0.5}, 0.4) == round(1000 * math.sqrt(10))
 
 
-def learned(accuracies: dict[tuple[int, float], float]) -> Records:
+def learned(accuracies: dict[tuple[int, float], float], learner: str = labels.MODEL) -> Records:
     """Records of three seeds, by number of examples and share of wrong labels."""
     return Records(
-        {"examples": size, "share": share, "seed": seed, "correct": accuracy}
+        {"learner": learner, "examples": size, "share": share, "seed": seed, "correct": accuracy, "wrong": 0.3}
         for (size, share), accuracy in accuracies.items()
         for seed in (1, 2, 3)
     )
@@ -94,8 +94,10 @@ def test_a_verdict_follows_from_the_numbers() -> None:
     costly, free = (labels.cost_of_wrong("x", learned({**clean, (1000, 0.1): 0.4 - lost})) for lost in (0.1, 0.01))
     assert "worth about 316 (316 to 316) correct ones (-10.0 points)" in costly.text
     assert "are worth as much as correct ones (-1.0 points)" in free.text
-    more = labels.more_labels({labels.MODEL: {50: 0.1, 100: 0.2, 1000: 0.4}, "y": {50: 0.1, 100: 0.2, 1000: 0.21}})
-    assert more.text == "tiny model: collect more examples (+20.0 points); y: enough examples (+1.0 points)."
+    both = learned({**clean, (1000, 0.2): 0.1}) + learned({(100, 0.0): 0.2, (1000, 0.0): 0.21}, labels.NGRAM)
+    verdicts = [verdict.text for verdict in labels.summarise(Records(both), LabConfig()).verdicts]
+    more = "tiny model: collect more examples (+20.0 points); n-gram baseline: enough examples (+1.0 points)."
+    assert more in verdicts and "reports 30.0% for a model whose accuracy is 40.0%" in verdicts[-1]
     compared = labels.better({1: 0.5, 2: 0.5, 3: 0.5}, {1: 0.4, 2: 0.49, 3: 0.6}).text
     assert (
         "1 examples: tiny model (+10.0 points); 2 examples: no difference (+1.0 points); 3 examples: n-gram baseline"
