@@ -371,6 +371,28 @@ def test_a_run_shows_itself_in_jupyter(run_copy: Path, monkeypatch: pytest.Monke
         assert "<svg" not in page and f"{rows(run)[0]['val_loss']:.4f}" in page
 
 
+ATTRIBUTES = {  # besides methods and properties; the methods of a Dataset serve tinygpt itself
+    api.Dataset: {"splits", "labels", "tokenizer"},
+    api.LoadedModel: {"model", "tokenizer", "config"},
+    api.Run: {"folder"},
+}
+
+
+def test_the_public_names_are_few_and_documented() -> None:
+    """Each is in the reference, in at most three lines; a member of a class as a word, perhaps with its object."""
+    names = [(api, name) for name in api.__all__]
+    for owner in (api.Dataset, api.Documents, api.LoadedModel, api.Run):
+        own = set() if owner is api.Dataset else {name for name in vars(owner) if not name.startswith("_")}
+        names += [(owner, name) for name in own | ATTRIBUTES.get(owner, set())]
+    assert len(names) <= 45, names
+    reference = DOCS.read_text(encoding="utf-8").partition("## Reference")[2]
+    entries = reference.split("\n- ")[1:]
+    assert all(len(entry.strip().splitlines()) <= 3 for entry in entries)
+    code = " ".join(re.findall(r"`([^`]+)`", reference))
+    missing = [name for _, name in names if not re.search(rf"\b{name}\b", code)]
+    assert not missing
+
+
 def test_importing_tinygpt_does_not_import_torch() -> None:
     code = "import sys, tinygpt; print('torch' in sys.modules, tinygpt.api.Run.__name__, hasattr(tinygpt, 'x'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -412,7 +434,7 @@ def test_mypy_accepts_a_users_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_examples_of_the_documentation(tmp_path: Path) -> None:
-    assert len(EXAMPLES) == 11 and len(re.findall(r"^## \d+\. ", DOCS.read_text(encoding="utf-8"), re.MULTILINE)) == 10
+    assert len(EXAMPLES) == 10 and len(re.findall(r"^## \d+\. ", DOCS.read_text(encoding="utf-8"), re.MULTILINE)) == 9
     (tmp_path / "examples.py").write_text("\n".join(EXAMPLES), encoding="utf-8")
     done = subprocess.run([sys.executable, "examples.py"], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -55,9 +55,8 @@ from tinygpt.use.ask.index import index_of
 from tinygpt.use.ask.search import memory_index, search, with_relevance
 from tinygpt.use.ask.store import Passage, open_index
 
-__all__ = ["Cost", "Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "companies", "corpus"]
-__all__ += ["evaluate", "finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "step", "task", "train"]
-__all__ += ["write_dataset"]
+__all__ = ["Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "companies", "corpus", "evaluate"]
+__all__ += ["finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "step", "task", "train", "write_dataset"]
 LOAD = ("adapter", "device", "dtype", "threads")
 
 
