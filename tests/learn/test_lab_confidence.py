@@ -88,6 +88,14 @@ def test_what_a_model_knows_keeps_and_forgets() -> None:
         assert f"fine-tuned model {word} it ({hits}.0%" in verdicts(found, 0.9)[1]
 
 
+def test_a_model_must_abstain_from_each_kind_of_prompts() -> None:
+    found = results(UP, DOWN, 90)
+    found[1]["confidence"]["poem"] = UP[:20] + DOWN[:80]
+    summary = confidence.summarise(found, LabConfig("confidence", target=0.9))
+    assert "does not know that it does not know: it answers 20% of one kind" in summary.verdicts[0].text
+    assert summary.tables[0].rows[0]["outside, answered"] == "10%"  # the mean over the kinds
+
+
 def test_without_a_threshold_nothing_is_answered() -> None:
     summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
     assert list(summary.tables[0].rows[0].values())[2:] == ["none", "0%", "", "0%"]
