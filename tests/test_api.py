@@ -417,6 +417,13 @@ picture: bytes = api.plot(run, output="x.png")._repr_png_()
 data: api.Dataset = api.prepare("mine", input=["a.txt"])
 data.splits["train"].sum()
 api.evaluate("out")["loss"]
+splits, labels, _ = api.task("transactions", 1)
+few = api.write_dataset("data/few", splits | {"train": splits["train"][:9]}, labels, tokenizer=data.tokenizer)
+cost: float = api.train("lab_classifier", dataset=few, child=True).cost.seconds
+shape: tuple[int, ...] = api.ngrams(splits["train"], labels)(["a"]).shape
+source: str = api.Documents("notes").search("when?", 1)[0].source
+found: str = api.ask("when?", "notes").answer + model.read("when?", [source]).text
+effect: float = float(run.influence([("a", "b")]).effects[0]) + run.retrain([0]).loss(few)
 """
 
 
