@@ -103,6 +103,14 @@ def test_the_folder_of_another_lab_is_refused(tmp_path: Path, change: dict[str, 
     assert path.read_text() == before
 
 
+def test_results_of_an_earlier_format_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    earlier = {"lab": "scale", "settings": {"quick": True, "dataset": "shakespeare_char"}, "models": {}, "stages": {}}
+    (tmp_path / "out/lab.json").write_text(json.dumps(earlier))
+    said = refused(tmp_path, "lab", "scale", "--quick", "--out_dir=out")
+    assert "out holds results of lab scale; this is lab scale with format=2" in said and "delete out" in said
+
+
 def test_the_expected_time_follows_the_pace_of_this_machine() -> None:
     todo = [Stage("a", 10, len), Stage("b", 20, len)]
     assert stages.speed(todo, {}) == 1

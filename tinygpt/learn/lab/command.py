@@ -32,6 +32,7 @@ from tinygpt.learn.lab.definition import Lab
 
 MODULES = (facts, methods, labels, reports, domain, drift, confidence, canary, arithmetic, cascade, why, scale)
 LABS: dict[str, Lab] = {module.__name__.removeprefix("tinygpt.learn.lab."): module.LAB for module in MODULES}
+FORMAT = 2  # of the results; those of another format cannot be continued
 BASES = {  # the commands that make the base models of labs
     "ckpt": "tinygpt train configs/shakespeare_char_fast.yaml --device=cpu",
     "pretrained": "tinygpt import smollm2 --out_dir out-smollm2",
@@ -66,7 +67,7 @@ def lab(config: LabConfig) -> int:
             raise TinyGPTError(f"--{key}={path}: no such model", BASES[key])
     stages = list(chosen.stages(config, folder))
     keys = ("quick", *chosen.settings) if chosen.quick else chosen.settings
-    settings = {key: getattr(config, key) for key in keys}
+    settings = {"format": FORMAT} | {key: getattr(config, key) for key in keys}
     models = {path: fingerprint(path) for path in bases.values()}
     data = Path(config.data_dir, config.dataset)
     if "dataset" in chosen.settings and (data / "meta.json").exists():
