@@ -107,6 +107,7 @@ def test_results_of_an_earlier_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     earlier = {"lab": "scale", "settings": {"quick": True, "dataset": "shakespeare_char"}, "models": {}, "stages": {}}
     (tmp_path / "out/lab.json").write_text(json.dumps(earlier))
+    (tmp_path / "out/.lock").touch()
     said = refused(tmp_path, "lab", "scale", "--quick", "--out_dir=out")
     assert "out holds results of lab scale; this is lab scale with format=2" in said and "delete out" in said
 
