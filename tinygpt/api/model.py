@@ -110,8 +110,7 @@ class LoadedModel(sample.LoadedModel):
 
         Characters that the model does not know are left out. labels and errors: as in `classify`.
         """
-        scores, _ = classify.label_scores(self.model, self.tokenizer, prompts, self._labels(labels), skip_unknown=True)
-        return classify.probabilities(scores)
+        return classify.gpt_classifier(self.model, self.tokenizer, self._labels(labels))(prompts)
 
     @arguments()
     def responses(self, prompts: Sequence[str], n: int) -> tuple[list[str], np.ndarray]:
