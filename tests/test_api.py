@@ -204,7 +204,27 @@ def test_a_child_trains_the_same_model_and_its_cost_is_measured(tiny_run: Path, 
         ):
             with pytest.raises(tinygpt.TinyGPTError, match=message):
                 api.train(config, child=True, **options)
-    assert not (work / "out2").exists()
+        assert not (work / "out2").exists()
+        api.train(init_from="resume", out_dir="out", max_iters=21, child=True)  # with the dataset of the run
+        assert load(work / "out/last.pt").step == 21
+        api.train(config, init_from="scratch", out_dir="out", max_iters=1, child=True)  # replaces it
+        assert load(work / "out/last.pt").step == 1
+        tuned = api.finetune(init_from="out", dataset="tiny", out_dir="out2", max_iters=1, warmup_iters=0, child=True)
+        assert load(tuned.folder / "last.pt").config["init_from"] == "out"
+
+
+def test_a_loss_changes_no_dataset_and_refuses_what_it_would_ignore(tiny_run: Path, tmp_path: Path) -> None:
+    with contextlib.chdir(tiny_run):
+        dataset, model = api.Dataset("data", "tiny"), tinygpt.load("out", device="cpu")
+        before = dataset.tokenizer
+        assert model.loss(dataset) == pytest.approx(model.loss(dataset)) and dataset.tokenizer is before
+        with pytest.raises(tinygpt.TinyGPTError, match="its own responses"):
+            model.loss(dataset, "yes")
+        with pytest.raises(tinygpt.TinyGPTError, match="no files, and no options"):
+            api.Documents("docs", texts=["one"])
+    with pytest.raises(tinygpt.TinyGPTError, match="'my notes' is not a folder name"):
+        api.write_dataset(tmp_path / "my notes", "a text " * 50)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_task_has_its_seed_and_its_options() -> None:

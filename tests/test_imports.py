@@ -18,14 +18,6 @@ ROOMS = [  # a module imports from its own room and from those before it
     *("base", "data", "options", "model", "generate", "fast", "checkpoint", "training"),
     *("prepare", "train", "sample", "examine", "adapt", "use", "api", "learn", "cli", "__init__", "__main__"),
 ]
-CONVERTED_LATER = {  # modules of learn that still import from inside of tinygpt
-    "learn.lab.facts.experiment",
-    "learn.lab.facts.systems",
-    "learn.lab.facts.world",
-    "learn.lab.race",
-    "learn.lab.scale",
-    "learn.lab.why",
-}
 HEAVY = {"torch", "tensorboard", "numpy", "tiktoken", "yaml", "tqdm", "requests", "shtab", "filelock"}
 HEAVY |= {"transformers", "matplotlib", "sklearn", "jinja2", "gguf", "tokenizers", "safetensors", "huggingface_hub"}
 HEAVY |= {"starlette", "uvicorn"}
@@ -104,7 +96,7 @@ def test_learn_is_a_client_of_the_public_api() -> None:
         return {other for other in others if not f"{other}.".startswith("examine.experiment.")}
 
     assert inside("use.label") and inside("learn.exercise.steps.test_step07") == set()
-    assert {name for name in modules() if room(name) == "learn" and inside(name)} <= CONVERTED_LATER
+    assert not {name for name in modules() if room(name) == "learn" and inside(name)}
 
 
 def test_no_string_names_a_room_above() -> None:

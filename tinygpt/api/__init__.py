@@ -169,6 +169,8 @@ class Documents:
         embeddings and passage_size of `tinygpt ask`; `Documents(index="index.db")` opens an index as it is. Errors:
         TinyGPTError."""
         require_known("Documents", options, ("index", "embeddings", "passage_size"))
+        if texts and (documents or options):
+            raise TinyGPTError("Documents: texts in memory have no files, and no options", "Documents(texts=texts)")
         config, self._open = config_of(AskConfig, "-", *documents, **options), contextlib.ExitStack()
         index = memory_index(texts) if texts else open_index(index_of(config))
         self._index = self._open.enter_context(index)

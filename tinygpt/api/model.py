@@ -79,8 +79,13 @@ class LoadedModel(sample.LoadedModel):
         """
         rows: Rows
         if isinstance(text, Dataset):
-            text.require_tokenizer(self.tokenizer, self.name, "the dataset that the model was trained on")
-            rows = text.sources["val"]
+            if response is not None:
+                raise TinyGPTError("loss: a dataset has its own responses", "loss(dataset)")
+            own = Dataset(str(text.folder.parent), text.name)  # which gets the model's tokenizer
+            own.require_tokenizer(self.tokenizer, self.name, "the dataset that the model was trained on")
+            rows = own.sources["val"]
+            if own.pairs:
+                rows.require(self.model.config.block_size, f"{own.folder}/val.bin")
         elif response is None:
             ids = self.tokenizer.encode(text)
             rows = TextRows(np.concatenate((self.tokenizer.start, ids)))

@@ -30,8 +30,7 @@ class Dataset:
     """A prepared dataset, opened and checked. Errors: TinyGPTError if a file is missing, damaged or in a new format."""
 
     def __init__(self, data_dir: str, name: str) -> None:
-        if not re.fullmatch(DATASET_NAME, name):  # it may come from a checkpoint, and that from a stranger
-            raise TinyGPTError(f"dataset name {name[:40]!r} is not a folder name in {data_dir}", "--dataset=NAME")
+        require_name(name, data_dir)  # it may come from a checkpoint, and that from a stranger
         self.name = name
         self.folder = Path(data_dir) / name
         self.meta = self._read_meta()
@@ -161,6 +160,12 @@ class Dataset:
         largest change, so its hint holds for all."""
         split, source = min(self.sources.items(), key=lambda item: item[1].spare_tokens(block_size))
         source.require(block_size, split)
+
+
+def require_name(name: str, data_dir: str) -> None:
+    """Check that a name is that of a folder inside data_dir. Errors: TinyGPTError if not."""
+    if not re.fullmatch(DATASET_NAME, name):
+        raise TinyGPTError(f"dataset name {name[:40]!r} is not a folder name in {data_dir}", "--dataset=NAME")
 
 
 def encoded_again(tokens: np.ndarray, old: Tokenizer, new: Tokenizer) -> Iterator[np.ndarray]:

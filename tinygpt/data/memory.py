@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_lock
-from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import Dataset, require_name
 from tinygpt.data.pairs import Texts, characters, tokenizer_of_pairs, write_pairs
 from tinygpt.data.tasks.generate import Pair
 from tinygpt.data.token_files import write_token_files
@@ -31,6 +31,7 @@ def write_dataset(
     for a character that the tokenizer lacks.
     """
     folder = Path(folder)
+    require_name(folder.name, str(folder.parent))
     if isinstance(content, str):
         cut = len(content) * 9 // 10
         content = {"train": content[:cut], "val": content[cut:]}

@@ -5,6 +5,7 @@ cost.seconds, cost.memory
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,24 +37,32 @@ def train_in_child(
     base/process.py.
     """
     settings |= {"dataset": dataset.name, "data_dir": dataset.parent, "out_dir": out, "init_from": "auto"}
-    flags = [f"--{key}={value}" for key, value in settings.items()]
-    run(log_of(out), command, *filter(None, [config]), "--quiet", *flags, limit=limit)
+    run_command(command, [config] if config else [], settings, limit)
     return cost_of(out)
 
 
-def run_in_child(config: TrainConfig) -> Cost:
-    """Run the training of a configuration, or continue it if it was stopped. Errors: TinyGPTError as above, and for a
-    start from other weights than those of a fine-tuning's base model."""
+def run_in_child(config: TrainConfig) -> None:
+    """Run the training of a configuration; unless it says otherwise, continue the run in out_dir if there is one.
+    Errors: TinyGPTError as above, and for `train` from other weights, which a second start would not continue."""
     command = suggest.training_command(vars(config))
-    if command == "train" and config.init_from not in ("scratch", "auto", "resume"):
-        problem = f"init_from={config.init_from}: a process of its own continues its run, or starts with new weights"
-        raise TinyGPTError(problem, "child=False, or finetune(ckpt=...)")
-    values = {key: getattr(config, key) for key in config.flags}
-    dataset = Path(config.data_dir, config.dataset)
-    return train_in_child(command, "".join(config.config), Path(config.out_dir), dataset, **values)
+    values = {"out_dir": config.out_dir, "init_from": "auto"} | {key: getattr(config, key) for key in config.flags}
+    if values["init_from"] not in ("scratch", "auto", "resume"):
+        if command == "train":
+            problem = (
+                f"init_from={config.init_from}: a process of its own continues its run, or starts with new weights"
+            )
+            raise TinyGPTError(problem, "child=False, or finetune(ckpt=...)")
+        values |= {"ckpt": values["init_from"], "init_from": "auto"}
+    run_command(command, config.config, values)
+
+
+def run_command(command: str, configs: Sequence[str], settings: Mapping[str, Any], limit: float = math.inf) -> None:
+    flags = [f"--{key}={value}" for key, value in settings.items()]
+    run(log_of(Path(settings["out_dir"])), command, *configs, "--quiet", *flags, limit=limit)
 
 
 def log_of(out: Path) -> Path:
+    out = out.absolute()
     return out.with_name(f"{out.name}.log")
 
 
