@@ -31,6 +31,7 @@ from tinygpt.learn.lab.facts import experiment, systems
 from tinygpt.learn.lab.facts.summary import NONE, Measured, Row, freshest
 from tinygpt.learn.lab.facts.systems import Reply
 from tinygpt.training.log import read_metrics
+from tinygpt.use.ask.answer import Reader
 from tinygpt.use.ask.search import search, with_relevance
 from tinygpt.use.ask.store import open_index
 
@@ -436,7 +437,8 @@ def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> N
     questions = [one for one in place.world("before").questions if one.kind == "fact"][:20]
     with open_index(place.folder / "before.db") as index:
         hits = [search(index, one.text, 3) for one in questions]
-        reader = place.reader("reader")
+        loaded = place.reader("reader")
+        reader = Reader(loaded.model, loaded.tokenizer, "reader")  # not only quotations
         read = [reader.read(one.text, some) for one, some in zip(questions, hits, strict=True)]
     run = "const data = JSON.parse(document.querySelector('#data').textContent);"
     found = browser.run(
