@@ -313,6 +313,8 @@ def test_an_adapter_brings_its_longer_context_along(work: Path) -> None:
     lora = ["finetune", *SHORT, "--ckpt=base", "--lora_rank=2"]
     ok(work, "train", *SHORT, *TINY_MODEL, "--position=rope", "--out_dir=base")
     ok(work, *lora, "--block_size=48", "--out_dir=lora")
+    # the adapter of a resumed run belongs to the same base
+    ok(work, "finetune", "--init_from=resume", "--out_dir=lora", "--max_iters=3", "--always_save_checkpoint=True")
     ok(work, "export", "--format=checkpoint", "--ckpt=base", "--adapter=lora", "--output=merged")
     ok(work, *lora, "--block_size=8", "--out_dir=cropped")
     sizes = {

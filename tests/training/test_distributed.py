@@ -16,6 +16,7 @@ import torch
 from children import Child, ranks, wait_for_lines
 from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok
 
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.files import folder_lock
 from tinygpt.checkpoint.store import load
 from tinygpt.training.log import read_metrics
@@ -66,6 +67,13 @@ def test_two_processes_learn_what_one_does(work: Path) -> None:
     ours, theirs = load(work / "two/last.pt"), load(work / "one/last.pt")
     for name, weight in theirs.model.items():
         torch.testing.assert_close(ours.model[name], weight, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("count", "shares"), [(1, (8, 4)), (2, (4, 4)), (16, (1, 2))])
+def test_processes_share_the_global_batch(count: int, shares: tuple[int, int]) -> None:
+    """Micro-steps of each process, and the rows of each of them: with more processes than micro-steps, fewer rows."""
+    config = TrainConfig(batch_size=4, gradient_accumulation_steps=8)
+    assert Processes(0, count).share(config) == shares
 
 
 @needs_fork
