@@ -26,6 +26,7 @@ SOURCE = SOLUTION.read_text(encoding="utf-8")
 # (step, a mistake that a student may make: old -> new in the solution, the check that must find it, words of its report)
 WRONG = [
     (1, "sorted(set(text))", "sorted(text)", "vocab_size is the number", "got=5 expected=4"),
+    (1, "sorted(set(text))", "torch.optim.Optimizer.step(text)", "vocab_size is the number", "expected=no exception"),
     (1, "sorted(set(text))", "list(dict.fromkeys(text))", "token ids follow the sorted order", "expected=[0, 1, 2, 3, 4, 5]"),
     (1, "i for i, character in enumerate(self.characters)", "i + 1 for i, character in enumerate(self.characters)", "token ids follow", "[1, 2, 3, 4, 5, 6]"),
     (1, "self.characters[i] for i in ids", "self.characters[i].lower() for i in ids", "decoding gives the text back", "first citizen"),
@@ -322,7 +323,8 @@ CLASS = {  # file: source, the results of its steps, the first failed check, wor
     "=1+1.py": ("x = 1\n", "", "", ""),
     "latin.py": ("# caf\u00e9\n", "", "the file can be read", "got: not UTF-8 text (byte 0xe9 at offset 0)"),
 }  # fmt: skip
-FEW = ["anna_17_file/my_gpt.py", "anna_17_file/my_helpers.py", "random.py", "os_exit.py", "=1+1.py", "latin.py"]
+FEW = ["anna_17_file/my_gpt.py", "anna_17_file/my_helpers.py", "random.py", "broken.py", "os_exit.py"]
+FEW += ["=1+1.py", "latin.py"]
 
 
 def alive(pid: int) -> bool:
@@ -382,12 +384,22 @@ def test_a_class_is_checked(names: list[str], tmp_path: Path, monkeypatch: pytes
     assert sums in done.out.splitlines(), done.out
 
 
+def test_a_class_that_wrote_nothing_has_not_passed(tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class/other.py").write_text("x = 1\n")
+    done = cli_here("exercise", "check", "class", cwd=tmp_path)
+    assert done.status == 1 and "\n  NONE  other.py  contains no part of these steps\n" in done.out
+
+
 def test_a_process_may_take_as_long_as_its_checks_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "LIMIT", 1)
     (results := tmp_path / "results.jsonl").touch()
     code = "import time\nfor _ in range(7): time.sleep(1); print('{}', flush=True)"
     with open(results, "w") as file, subprocess.Popen([sys.executable, "-c", code], stdout=file) as process:
         assert runner.wait(process, results) == "the Python process ended with exit status 0"
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        assert runner.wait(process, results) == "no result for 2 seconds"
+        process.kill()
 
 
 @pytest.mark.slow
@@ -431,7 +443,10 @@ def test_a_file_with_the_name_of_a_library_module_is_not_imported_by_others(tmp_
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX")
 def test_the_checks_of_a_file_that_forks_are_counted_once(tmp_path: Path) -> None:
-    (tmp_path / "my_gpt.py").write_text(f"import os\nos.fork()\n{SOURCE}")
+    slow = SOURCE.replace('        return "".join', '        time.sleep(2)\n        return "".join')
+    # the child fails while the file itself still passes
+    fork = "if os.fork() == 0:\n    time.sleep(0.5)\n    del CharTokenizer\n"
+    (tmp_path / "my_gpt.py").write_text(f"import os, time\n{slow}\n{fork}")
     done = run("check", "1", folder=tmp_path)
     assert done.returncode == 0 and done.stdout.count("  PASS  ") == len(checks_in(1)), done.stdout
 

@@ -96,7 +96,7 @@ def test_the_commands_it_shows_do_the_same_by_hand(small: Path) -> None:
     (small / "my out").rename(small / "first")
     for line in shown(quick):
         typed = ok(small, *suggested(f"next: {line}")[0])
-    assert typed.out.strip() in quick
+    assert f"$ {line}\n{typed.out}" in quick
     states = [torch.load(small / out / "ckpt.pt", weights_only=True)["model"] for out in ("first", "my out")]
     assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
 
