@@ -27,8 +27,9 @@ class LabConfig(DataConfig):
     tinygpt lab facts --quick
     tinygpt lab methods --seeds=1 --pretrained=out-smollm2
 
-    Labs: facts, methods, labels, reports, domain, drift, confidence, canary, arithmetic, cascade, why, scale, race.
-    `tinygpt lab` alone says what each one shows. The same command continues a stopped lab: finished stages are kept.
+    Labs: facts, methods, labels, reports, domain, drift, adapt, confidence, canary, arithmetic, cascade, why, scale,
+    race. `tinygpt lab` alone says what each one shows. The same command continues a stopped lab: finished stages are
+    kept.
 
     lab race ranks the configs of a class by their loss on an unseen text. Its last tenth is the test; the rest becomes
     OUT_DIR/train.txt, for the students:
@@ -62,7 +63,8 @@ class LabConfig(DataConfig):
     """confidence, cascade: accuracy on the answered validation lines, for which the thresholds are chosen"""
 
     text: Annotated[File, Group("lab race")] = "train.txt"
-    """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part"""
+    """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part; lab adapt: a text
+    of your own, read only if given"""
     times: Count = 20
     """computing time of an entry, in units of 100 iterations of configs/nanogpt.yaml on one core, measured repeatedly
     during training; 20 is one to three minutes"""

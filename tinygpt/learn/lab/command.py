@@ -14,6 +14,7 @@ from tinygpt.base.process import ended_by_sigterm
 from tinygpt.examine.experiment.stages import Identity, fingerprint, run
 from tinygpt.examine.experiment.summary import write
 from tinygpt.learn.lab import (
+    adapt,
     arithmetic,
     canary,
     cascade,
@@ -30,7 +31,7 @@ from tinygpt.learn.lab import (
 )
 from tinygpt.learn.lab.definition import Lab
 
-MODULES = (facts, methods, labels, reports, domain, drift, confidence, canary, arithmetic, cascade, why, scale)
+MODULES = (facts, methods, labels, reports, domain, drift, adapt, confidence, canary, arithmetic, cascade, why, scale)
 LABS: dict[str, Lab] = {module.__name__.removeprefix("tinygpt.learn.lab."): module.LAB for module in MODULES}
 FORMAT = 2  # of the results; those of another format cannot be continued
 BASES = {  # the commands that make the base models of labs

@@ -1,0 +1,60 @@
+"""tinygpt lab adapt: static losses are those of the API, a step follows each chunk, and the verdicts are fair."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import commands_here, lab_results, ok, refused
+
+from tinygpt import api
+from tinygpt.base.configs.learn import LabConfig
+from tinygpt.examine.experiment.stages import Records
+from tinygpt.learn.lab import adapt
+
+
+def test_static_losses_are_those_of_the_api(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, text = api.load(tiny_run / "out", device="cpu"), (tiny_run / "text.txt").read_text(encoding="utf-8")
+    context, ids = model.model.config.block_size, torch.tensor(model.encode(text))
+    scores = model.logits(text[:context]).log_softmax(-1).detach()[range(context - 1), ids[1:context]]
+    monkeypatch.setattr(adapt, "CHUNK", 4)  # in the first context, all earlier characters are seen
+    assert adapt.read(model, text[:context]) == pytest.approx(-scores.numpy(), abs=1e-5)
+    monkeypatch.setattr(adapt, "CHUNK", context)  # pieces without earlier characters, as in `loss`
+    pieces = text[: 20 * context + 1]
+    assert adapt.read(model, pieces).mean() == pytest.approx(model.loss(pieces), abs=1e-5)
+
+
+def test_a_step_follows_each_chunk(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapt, "CHUNK", 8)
+    model, text = api.load(tiny_run / "out", device="cpu"), (tiny_run / "text.txt").read_text(encoding="utf-8")[:2000]
+    static, again, adapting = adapt.read(model, text), adapt.read(model, text), adapt.read(model, text, 1e-3)
+    assert static == pytest.approx(again) and len(adapting) == len(text) - 1
+    changed = abs(adapting - static) > 1e-5
+    assert not changed[:8].any() and changed[8:16].any()
+    assert adapt.read(model, text).mean() < adapting.mean() < static.mean() - 0.1
+
+
+def test_the_rate_and_the_verdicts_follow_from_the_numbers() -> None:
+    ways = [(adapt.STATIC, 0), (adapt.ADAPTING, 0.1), (adapt.ADAPTING, 0.2), (adapt.TRAINED, 0)]
+    losses = {adapt.TUNING: (2, 1.9, 1.8, 9), adapt.SAME: (2, 1.5, 2.04, 9), adapt.OTHER: (4, 2, 3, 1)}
+    cases = [{"text": text, "loss": loss, "way": way, "rate": rate, "after": 3, "ms": 1 + rate, "curve": [loss] * 10}
+             for text, own in losses.items() for loss, (way, rate) in zip(own, ways, strict=True)]  # fmt: skip
+    summary = adapt.summarise(Records(case | {"seed": seed} for seed in (1, 2) for case in cases), LabConfig())
+    same, other, retrained, forgotten, slower = (verdict.text for verdict in summary.verdicts)
+    assert "does not clearly change the loss on Shakespeare from 2.00 to 2.04" in same and "1.2 times" in slower
+    assert "lowers the loss on industries from 4.00 to 3.00" in other and "lowers" in retrained
+    assert "raises the loss on Shakespeare from 2.00 to 3.00" in forgotten
+    old, new = Records([{"loss": 2}, {"loss": 2}]), Records([{"loss": 1}, {"loss": 1.96}])
+    assert "does not clearly change" in adapt.change("x", "y", old, new).text  # only one of the seeds shows it
+
+
+def test_the_quick_lab_reads_ones_own_text_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapt, "QUICK", (4, 300, (1e-4, 1e-3)))
+    trainings, ends = adapt.contents(300)
+    assert not any(end in splits["train"] for end in ends.values() for splits in trainings.values())
+    (tmp_path / "short.txt").write_text("Once more", encoding="utf-8")
+    assert "too short" in refused(tmp_path, "lab", "adapt", "--quick", "--text=short.txt")
+    (tmp_path / "mine.txt").write_text("Once more unto the breach. " * 50, encoding="utf-8")
+    with commands_here():
+        said = ok(tmp_path, "lab", "adapt", "--quick", "--text=mine.txt", "--out_dir=out").out
+    assert said.count("\nverdict: ") == 6 and "adapting, rate 0.001" in said and "mine.txt, 1,350 characters |" in said
+    assert len(lab_results(tmp_path / "out")) == 6 and (tmp_path / "out/adapt.png").read_bytes().startswith(b"\x89PNG")
