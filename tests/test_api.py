@@ -169,8 +169,11 @@ def test_documents_are_searched_read_and_asked(tmp_path: Path, monkeypatch: pyte
     assert reader.read(question, ["Kelm was founded in 1950.", first.text]).passage == 2
     texts = api.Documents(texts=["a red car", "the blue car of Emil", "nothing"])
     assert [passage.id for passage in texts.search("blue car")] == [2, 1] and texts.search("zebra") == []
+    with api.Documents(texts=[]) as nothing:
+        assert nothing.search("blue car") == []
     for call, message in (
         (lambda: api.ask("", "docs"), "the question is empty"),
+        (lambda: texts.search(" "), "the question is empty"),
         (lambda: api.Documents("none"), "none"),
         (lambda: api.Documents(ckpt="reader"), "Documents: ckpt: no such option"),
     ):

@@ -240,6 +240,11 @@ MISTAKES: list[tuple[Any, ...]] = [
         "^tinygpt export --format=checkpoint --ckpt",
         answers,
     ),
+    (
+        "finetune --ckpt=scratch --dataset=tiny",
+        "--ckpt=scratch: a fine-tuning starts from a trained model",
+        "--ckpt=out",
+    ),
     ("SAMPLE --ckpt=lora/adapter.pt", "an adapter, which needs", "^--ckpt=BASE/ckpt.pt --adapter=lora", answers),
     ("SAMPLE --start=FILE:prompt.txt", "prompt.txt: no such file", "FILE:"),
     (

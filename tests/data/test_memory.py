@@ -54,7 +54,12 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_written(tmp_path: Path
         ("a queen", text.tokenizer, "is not in this model's"),
         (PAIRS, text.tokenizer, "no special tokens for pairs"),
         (PAIRS, GPT2Tokenizer(), "no special tokens for pairs"),
+        (PAIRS | {"dev": PAIRS["val"]}, None, "unknown split dev"),
+        ({"train": TEXT, "val": TEXT, "test": TEXT}, None, "unknown split test"),
+        (PAIRS | {"test": TEXT}, None, "texts and pairs"),
     ):
         with pytest.raises(TinyGPTError, match=message):
             write_dataset(tmp_path / "other", content, (), tokenizer)
         assert not (tmp_path / "other/meta.json").exists()
+    with pytest.raises(TinyGPTError, match="labels, where each split is a text"):
+        write_dataset(tmp_path / "other", TEXT, ["yes"])

@@ -52,7 +52,7 @@ def test_every_pair_comes_back_from_the_token_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 @pytest.mark.parametrize("header_ends", ["", "SEP"], ids=["no third name", "an empty third name"])
 def test_text_to_the_right_of_the_named_columns_is_refused(tmp_path: Path, separator: str, header_ends: str) -> None:
-    """The commonest mistake: text with a comma, not quoted. Blank cells at the end of a row are no text."""
+    """The most common mistake: text with a comma, not quoted. Blank cells at the end of a row are no text."""
     rows = [f"When is meeting {n}?SEPOn Monday" + ("SEP in room 1" if n == 7 else "SEP SEP") for n in range(60)]
     text = "\n".join([f"promptSEPresponse{header_ends}", *rows]).replace("SEP", separator)
     (tmp_path / "pairs.csv").write_text(text)

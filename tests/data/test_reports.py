@@ -299,7 +299,7 @@ def verdicts(style: dict[int, float], wrong: float) -> str:
 
 def test_verdicts_follow_from_the_numbers() -> None:
     assert "firm A: style 100, fidelity 25" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0.0)
-    assert "A text in perfect style is correct in this run" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0.1)
+    assert "A text in perfect style is rarely wrong in this run" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0.1)
     said = verdicts({25: 0.1, 400: 0.2}, 0.11)
     assert "firm A: style more than 400, fidelity more than 400" in said
     assert "A text in perfect style can be wrong. With 25, 400 examples" in said

@@ -95,7 +95,7 @@ def test_the_example_that_alone_teaches_an_output_is_found_at_its_line(planted: 
 
 def test_the_api_gives_the_effects_of_the_command_and_the_model_without_some_rows(planted: Path) -> None:
     found = answer(planted, "out", *TAUGHT, "--count=3")
-    run = api.Run(planted / "out", data_dir=planted / "data")
+    run = api.Run(planted / "out")  # whose dataset is found in the folder where the run was started
     effects, model, similar = run.influence([TAUGHT])
     dataset = api.Dataset(str(planted / "data"), "mine")
     row = dataset.sources["train"].examples(dataset.tokenizer).index(TAUGHT)
@@ -111,8 +111,11 @@ def test_the_api_gives_the_effects_of_the_command_and_the_model_without_some_row
     assert without.log_probabilities(TAUGHT[0], [TAUGHT[1]])[0] < math.log(found["probability"]) - 1
     seeded = run.retrain([], seed=2).model.state_dict()
     assert not all(torch.equal(weights[name], seeded[name]) for name in trained)
+    for row in (-1, 300):
+        with pytest.raises(TinyGPTError, match=f"no training row {row}"):
+            run.retrain([0, row])
     with pytest.raises(TinyGPTError, match="one output at a time"):
-        api.Run(planted / "out-text", data_dir=planted / "data").influence([("Quark ", "jump"), ("Quark j", "ump")])
+        api.Run(planted / "out-text").influence([("Quark ", "jump"), ("Quark j", "ump")])
 
 
 def test_a_contradicting_label_lowers_the_probability(planted: Path) -> None:

@@ -237,6 +237,11 @@ def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
     assert "no model adds" in arithmetic.beyond({"plain": model, "reversed": table}).text
     assert "length generalisation" in arithmetic.beyond({"plain": model, "reversed": table}).rule
     assert "a model still adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).text
+    weak = system(dict.fromkeys(arithmetic.KINDS, 0.25), 0.9)  # adds longer numbers as well as others, if badly
+    strong = system({kind: 0.3 + 0.7 * (kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.9)
+    assert (
+        "a model still adds: the best one, plain, has 25" in arithmetic.beyond({"plain": weak, "reversed": strong}).text
+    )
     assert " generalises" in arithmetic.learned({"plain": model}, table).text
     assert "does not generalise" in arithmetic.learned({"plain": table}, table).text
     assert "they are confident" in arithmetic.confident({"plain": table}).text

@@ -83,6 +83,8 @@ def test_what_a_model_knows_keeps_and_forgets() -> None:
     knows, _, better, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)  # sure everywhere
     assert "does not know that" in knows and "it answers 100%" in knows
     assert "equally well" in better and "still predicts the text of its pretraining" in forgotten
+    knows, *_ = verdicts(results(UP, UP[:10] + DOWN[:90], 90), 0.9)  # exactly a tenth
+    assert "The fine-tuned model knows that" in knows and "it answers 10%" in knows
     for hits, word in ((60, "misses"), (100, "exceeds")):
         found = results(UP, DOWN, 90, tested=hits)
         assert f"fine-tuned model {word} it ({hits}.0%" in verdicts(found, 0.9)[1]

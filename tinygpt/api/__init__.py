@@ -19,7 +19,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from tinygpt.checkpoint.adapter import Adapters
 from tinygpt.checkpoint.loaded import AdaptedModels
 from tinygpt.data import memory, tasks
 from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import data_dir as recorded_data_dir
 from tinygpt.data.tasks import companies
 from tinygpt.examine.doctor.command import verdict_on
 from tinygpt.examine.eval import classify
@@ -72,8 +73,10 @@ class Run:
     """A run's folder: its losses, samples and verdict, also while it trains. Jupyter shows them as a page."""
 
     @arguments("data_dir")
-    def __init__(self, folder: str | Path = "out", *, data_dir: str | Path = "data") -> None:
-        self.folder, self._data_dir = absolute(folder), absolute(data_dir)
+    def __init__(self, folder: str | Path = "out", *, data_dir: str | Path | None = None) -> None:
+        """Open a run. data_dir: the folder of its dataset, by default the one that the run has recorded."""
+        self.folder = absolute(folder)
+        self._data_dir = {} if data_dir is None else {"data_dir": absolute(data_dir)}
         self._name = str(folder)  # for display: the folder's path may contain the user's name
         read_metrics(Path(folder).expanduser())  # raises TinyGPTError if it is not a run's
 
@@ -108,7 +111,7 @@ class Run:
     @property
     def verdict(self) -> str:
         """Return the verdict of `tinygpt doctor` with its reason: finished, still improving, overfitting and others."""
-        config = config_of(DoctorConfig, data_dir=self._data_dir)
+        config = config_of(DoctorConfig, **self._data_dir)
         verdict = verdict_on(self.folder, config, *read_run(self.folder))
         return f"{verdict.title} ({verdict.why})"
 
@@ -120,7 +123,7 @@ class Run:
 
     def load(self, **options: Any) -> LoadedModel:
         """Load the best model of the run, with the options of `tinygpt.load`."""
-        loaded = load(self.folder, data_dir=self._data_dir, **options)
+        loaded = load(self.folder, **self._data_dir, **options)
         if "adapter" not in options:
             loaded.name = self._name
         return loaded
@@ -142,18 +145,24 @@ class Run:
     def retrain(self, left_out: np.ndarray | Sequence[int], seed: int | None = None) -> LoadedModel:
         """Train the run again without some training rows, by their numbers, with everything else equal.
 
-        Returns the model; nothing is written. seed: another one than the run's. Errors: TinyGPTError.
+        Returns the model; nothing is written. seed: another one than the run's. Errors: TinyGPTError, also for a row
+        that the run does not have.
         """
         explained = self._explained()
+        if len(wrong := np.setdiff1d(left_out, np.arange(len(explained.rows)))):
+            raise TinyGPTError(
+                f"no training row {wrong[0]}", f"rows are numbered from 0 to {len(explained.rows) - 1:,}"
+            )
         seed = explained.config.seed if seed is None else seed
         return self._loaded(explained, retrain(explained, np.asarray(left_out, dtype=np.int64), seed))
 
     def _explained(self) -> Explained:
-        return load_run(config_of(WhyConfig, self.folder, data_dir=self._data_dir))
+        return load_run(config_of(WhyConfig, self.folder, **self._data_dir))
 
     def _loaded(self, explained: Explained, model: Any) -> LoadedModel:
         settings = SampleConfig(device=str(explained.compute.device), dtype="float32", threads="")
-        return LoadedModel(explained.checkpoint, str(self.folder), settings, str(self._data_dir), model.eval())
+        data_dir = str(absolute(explained.config.data_dir))
+        return LoadedModel(explained.checkpoint, str(self.folder), settings, data_dir, model.eval())
 
     def _repr_html_(self) -> str:
         """Show the loss curves (without the extra `report`, the table of losses), the newest sample and the verdict."""
@@ -161,24 +170,36 @@ class Run:
 
 
 class Documents:
-    """Documents, or texts in memory, that are indexed once and searched many times."""
+    """Documents, or texts in memory, that are indexed once and searched many times. `close`, or the end of a `with`
+    statement, closes the index."""
 
     @arguments("index", "embeddings", "passage_size")
-    def __init__(self, *documents: str | Path, texts: Sequence[str] = (), **options: Any) -> None:
+    def __init__(self, *documents: str | Path, texts: Sequence[str] | None = None, **options: Any) -> None:
         """Index documents, or those that have changed, as `tinygpt ask`: `Documents("notes/")`. options: index,
         embeddings and passage_size of `tinygpt ask`; `Documents(index="index.db")` opens an index as it is. Errors:
         TinyGPTError."""
         require_known("Documents", options, ("index", "embeddings", "passage_size"))
-        if texts and (documents or options):
+        if texts is not None and (documents or options):
             raise TinyGPTError("Documents: texts in memory have no files, and no options", "Documents(texts=texts)")
         config, self._open = config_of(AskConfig, "-", *documents, **options), contextlib.ExitStack()
-        index = memory_index(texts) if texts else open_index(index_of(config))
+        index = open_index(index_of(config)) if texts is None else memory_index(texts)
         self._index = self._open.enter_context(index)
 
     @arguments()
     def search(self, question: str, n: int = 10) -> list[Passage]:
-        """Find the `n` passages that fit a question best: their text, source, title and relevance (0 to 1)."""
+        """Find the `n` passages that fit a question best: their text, source, title and relevance (0 to 1). Errors:
+        TinyGPTError for a question that is empty or too long."""
+        question = checked_question(question)
         return with_relevance(self._index, question, search(self._index, question, n))
+
+    def close(self) -> None:
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Picture(NamedTuple):
@@ -191,13 +212,15 @@ class Picture(NamedTuple):
 
 
 @arguments(*LOAD, "data_dir", ckpt="path")
-def load(path: str | Path | Run = "out", *, data_dir: str | Path = "data", **options: Any) -> LoadedModel:
+def load(path: str | Path | Run = "out", *, data_dir: str | Path | None = None, **options: Any) -> LoadedModel:
     """Load a checkpoint, or the best model of a run's folder; "reader": the tiny reader of `tinygpt ask`. options:
-    adapter, device, dtype and threads of `tinygpt sample`. Errors: TinyGPTError."""
+    adapter, device, dtype and threads of `tinygpt sample`. data_dir: the folder of its dataset, by default the one that
+    the run has recorded. Errors: TinyGPTError."""
     require_known("load", options, LOAD)
     settings = config_of(SampleConfig, ckpt=path, **options)
-    loaded = LoadedModel.load(file_of(settings.ckpt), settings.adapter, settings, str(data_dir))
-    loaded.data_dir = str(absolute(data_dir))
+    loaded = LoadedModel.load(file_of(settings.ckpt), settings.adapter, settings, str(data_dir or "data"))
+    given = config_of(EvalConfig, **({} if data_dir is None else {"data_dir": data_dir}))
+    loaded.data_dir = str(absolute(recorded_data_dir(given, loaded.config, loaded.path)))
     return loaded
 
 

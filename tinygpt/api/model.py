@@ -9,10 +9,9 @@ import torch
 from tinygpt import sample
 from tinygpt.api.arguments import arguments, config_of, require_known
 from tinygpt.base.configs.core import SampleConfig
-from tinygpt.base.configs.examine import EvalConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import counted
-from tinygpt.data.dataset import Dataset, data_dir
+from tinygpt.data.dataset import Dataset
 from tinygpt.data.prompts import require_room
 from tinygpt.data.rows import PairRows, Rows, TextRows
 from tinygpt.examine.eval import classify, respond
@@ -148,8 +147,7 @@ class LoadedModel(sample.LoadedModel):
         self._require_pairs()
         if labels is None:
             name = str(self.config.get("dataset", ""))
-            folder = data_dir(config_of(EvalConfig, data_dir=self.data_dir), self.config, self.path)
-            labels = Dataset(folder, name).labels
+            labels = Dataset(self.data_dir, name).labels
         if not labels:
             raise TinyGPTError("this model was not trained on labels", 'classify(prompt, labels=["one", "other"])')
         return list(labels)

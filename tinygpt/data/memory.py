@@ -27,8 +27,8 @@ def write_dataset(
 
     content: a text, or by split (train, val) its parts; or by split (train, val, test) prompts with their responses.
     labels: of a classification task. tokenizer: that of another dataset, or texts with all characters of its
-    vocabulary; None: that of the content's characters. Errors: TinyGPTError for a split that is missing or empty, and
-    for a character that the tokenizer lacks.
+    vocabulary; None: that of the content's characters. Errors: TinyGPTError for a split that is missing, empty or
+    unknown, for labels of a text, and for a character that the tokenizer lacks.
     """
     folder = Path(folder)
     require_name(folder.name, str(folder.parent))
@@ -38,6 +38,13 @@ def write_dataset(
     texts = {split: part for split, part in content.items() if isinstance(part, str)}
     pairs = {split: list(part) for split, part in content.items() if not isinstance(part, str)}
     needed = ("train", "val", "test") if pairs else ("train", "val")
+    if texts and (pairs or labels):
+        what = "labels" if labels else "texts and pairs"
+        raise TinyGPTError(
+            f"{folder}: {what}, where each split is a text", "prompts with their responses in each split"
+        )
+    if unknown := content.keys() - set(needed):
+        raise TinyGPTError(f"{folder}: unknown split {min(unknown)}", f"give {', '.join(needed)}")
     if empty := [split for split in needed if not (pairs or texts).get(split)]:
         raise TinyGPTError(f"{folder}: the split {empty[0]} is empty", f"give {', '.join(needed)}")
     if not isinstance(tokenizer, Tokenizer):

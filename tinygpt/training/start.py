@@ -121,6 +121,10 @@ def load_base(config: TrainConfig, command: str) -> store.Checkpoint | None:
                 raise TinyGPTError(f"two base models: {flags}", "give only --ckpt")
             config.ckpt = config.init_from
         config.init_from = config.ckpt
+        if config.init_from == "scratch":
+            raise TinyGPTError(
+                "--ckpt=scratch: a fine-tuning starts from a trained model", "--ckpt=out, or tinygpt train"
+            )
     chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
     prepared = os.path.exists(Path(config.data_dir, config.dataset))
     if config.init_from in ("scratch", "auto") and not chosen and not prepared:

@@ -157,8 +157,8 @@ class AdviseConfig(Config):
     tinygpt advise pairs.csv --by=customer --pretrained=out-smollm2 --budget=1h
 
     Each row has a prompt and its label (JSON Lines, CSV or Excel). tinygpt examines the rows, splits them into training
-    and test lines, and trains models from simple to complex: the commonest label, nearest neighbours, a linear model of
-    words and characters, also with word vectors, a tiny GPT, a pretrained model with LoRA. OUT_DIR gets the advised
+    and test lines, and trains models from simple to complex: the most common label, nearest neighbours, a linear model
+    of words and characters, also with word vectors, a tiny GPT, a pretrained model with LoRA. OUT_DIR gets the advised
     model and a page. Repeat the command to continue if it was stopped.
     """
 

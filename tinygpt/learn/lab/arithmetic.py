@@ -233,7 +233,7 @@ def learned(models: Mapping[str, Records], nearest: Records) -> Verdict:
     """Judge whether the best model does more than look up the nearest example."""
     best = max(models, key=lambda system: accuracy(models[system], kind="3 + 3"))
     value, lookup = accuracy(models[best], kind="3 + 3"), accuracy(nearest, kind="3 + 3")
-    more = value > 2 * lookup and value > lookup + CLOSE
+    more = value > 2 * lookup and value >= lookup + CLOSE
     return Verdict(
         f"On new sums of the lengths of training, {best} {'generalises' if more else 'does not generalise'}: "
         f"{100 * value:.1f}% of 3 + 3 digits are correct; the nearest training example gives {100 * lookup:.1f}%.",
@@ -263,10 +263,11 @@ def beyond(models: Mapping[str, Records]) -> Verdict:
     values = {
         system: (accuracy(answers, beyond=True), accuracy(answers, kind="3 + 3")) for system, answers in models.items()
     }
-    best = max(values, key=lambda system: values[system])
+    adds = {system: value > within / 2 for system, (value, within) in values.items()}
+    best = max(values, key=lambda system: (adds[system], values[system]))
     value, within = values[best]
     return Verdict(
-        f"Beyond the lengths of training, {'a model still adds' if value > within / 2 else 'no model adds'}: the best "
+        f"Beyond the lengths of training, {'a model still adds' if adds[best] else 'no model adds'}: the best "
         f"one, {best}, has {100 * value:.1f}% correct with 4 and 5 digits, and {100 * within:.1f}% with 3 + 3.",
         "a model adds if it has more than half of its accuracy with 3 + 3 digits; this tests length generalisation, "
         "and no large model is compared",

@@ -207,11 +207,12 @@ def knows(model: Records, target: float) -> Verdict:
     """Judge whether the model abstains outside the task."""
     shares = {kind: model.percent(f"answered: {kind}") for kind in model[0]["kinds"]}
     worst = max(shares, key=lambda kind: shares[kind])
-    verb = "knows" if shares[worst] <= 100 * (1 - target) else "does not know"
+    allowed = round(100 * (1 - target), 9)  # 1 - 0.9 is less than 0.1
+    verb = "knows" if shares[worst] <= allowed else "does not know"
     return Verdict(
         f"The fine-tuned model {verb} that it does not know: it answers {shares[worst]:.0f}% of one kind of prompts "
         f"outside its task ({worst}).",
-        f"it knows if it answers at most {100 * (1 - target):.0f}% of every kind of prompts outside the task",
+        f"it knows if it answers at most {allowed:g}% of every kind of prompts outside the task",
     )
 
 

@@ -67,7 +67,7 @@ def learn(preset: str, out: Path, dataset: api.Dataset, **settings: Any) -> api.
     if "max_iters" in settings:
         settings = {"eval_interval": settings["max_iters"], **settings}
     train = api.finetune if "ckpt" in settings else api.train
-    return train(preset, dataset=dataset, out_dir=out, device="cpu", child=True, **settings)
+    return train(f"configs/{preset}.yaml", dataset=dataset, out_dir=out, device="cpu", child=True, **settings)
 
 
 def prepared(data_dir: str | Path, folder: Path, dataset: str) -> Stage:

@@ -209,4 +209,4 @@ def picture(figures: Figures) -> Plane:
 
 
 ABOUT = "does pretraining on text of the task's own field help?"
-LAB = Lab(ABOUT, stages, summarise, others=("data_dir",), quick=True, ngrams=True)
+LAB = Lab(ABOUT, stages, summarise, quick=True, ngrams=True)

@@ -1,4 +1,4 @@
-"""The contenders, the simplest first: from the commonest response to a pretrained model with LoRA adapters.
+"""The contenders, the simplest first: from the most common response to a pretrained model with LoRA adapters.
 
 Each is trained on the training lines of a fold and tested on its tested lines. Nothing is chosen on tested lines: the
 linear models choose their regularisation on a third of the training lines, and of a language model the weights with

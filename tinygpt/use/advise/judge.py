@@ -129,7 +129,7 @@ def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray
     """Choose the simplest contender that no other beats by more than chance, among those that are right more often than
     the majority; the majority, if none is.
 
-    tested: by name, the simplest first. majority: the name of the one that always gives the commonest response."""
+    tested: by name, the simplest first. majority: the name of the one that always gives the most common response."""
     beaten: dict[str, list[Comparison]] = {}
     candidates = list(tested)
     for name in tested:

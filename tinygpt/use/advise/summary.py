@@ -217,7 +217,7 @@ class Report:
         row = next(row for row in self.contenders if row["name"] == self.advice.name)
         text = f"Advice: {row['name']}. {shown(row['accuracy'], row['accuracy_interval'])} of the answers are right."
         if row["name"] == MAJORITY:
-            text = "Advice: no model yet. None is right more often than the commonest label alone."
+            text = "Advice: no model yet. None is right more often than the most common label alone."
         elif len(self.tested) > 1:
             text += f" Why: {self.advice.why}."
         if self.split.warning:
