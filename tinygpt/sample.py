@@ -39,8 +39,9 @@ class LoadedModel(Loaded):
         vocab_size = self.tokenizer.vocab_size
         steps = generate(self.model, idx, config.max_new_tokens, sampling, vocab_size, config.exact_window)
         stops = [config.stop] if config.plain else [self.tokenizer.stop, config.stop]
+        first = list(itertools.islice(steps, 1))  # too many samples fail here, before each gets a stream
         texts = [TextStream(self.tokenizer, stops) for _ in range(config.num_samples)]
-        for tokens in steps:  # int64 (B,)
+        for tokens in itertools.chain(first, steps):  # int64 (B,)
             yield ["" if text.stopped else text.feed(token) for text, token in zip(texts, tokens.tolist(), strict=True)]
             if all(text.stopped for text in texts):
                 return
