@@ -89,6 +89,15 @@ def test_the_corpus_has_the_training_industries_and_no_other() -> None:
     assert not [each.code for each in held_out if each.text in sectors.corpus()]
 
 
+def test_the_note_says_how_much_of_the_held_out_text_occurs_in_training() -> None:
+    text, width = sectors.corpus(), 50
+    cut = int(0.9 * len(text))
+    known = {text[at : at + width] for at in range(cut - width + 1)}
+    places = [at for at in range(cut, len(text) - width + 1) if text[at : at + width] in known]
+    covered = {place for at in places for place in range(at, at + width)}
+    assert f"{100 * len(covered) / (len(text) - cut):.0f}%" == domain.REPEATED
+
+
 def test_prepare_suggests_commands_that_know_the_task(tmp_path: Path) -> None:
     done = ok(tmp_path, "prepare", "sectors")
     assert "next: tinygpt finetune finetune_sectors --ckpt=out-fast/ckpt.pt" in done.out
@@ -148,6 +157,8 @@ def figures(**accuracies: tuple[float, ...]) -> domain.Figures:
         ((0.46, 0.60), (0.40, 0.47), "is no different from"),  # they overlap
         ((0.50,), (0.48,), "is no different from"),  # too close
         ((0.50,), (0.46,), "is better than"),
+        ((0.53,), (0.50,), "is no different from"),  # 0.53 - 0.5 is more than 0.03 in floating point
+        ((0.50,), (0.53,), "is no different from"),
     ],
 )
 def test_a_difference_counts_by_its_rule(mine: tuple[float, ...], its: tuple[float, ...], verdict: str) -> None:

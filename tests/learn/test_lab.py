@@ -25,7 +25,7 @@ from tinygpt.data.tasks.companies import Question, outcome
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.examine.experiment import stages
 from tinygpt.examine.experiment.stages import Identity, Records, Results, Stage
-from tinygpt.examine.experiment.summary import Share
+from tinygpt.examine.experiment.summary import Share, Table, gap, spread
 from tinygpt.learn.lab import methods
 from tinygpt.learn.lab.facts import experiment, systems
 from tinygpt.learn.lab.facts.summary import NONE, Measured, Row, freshest
@@ -525,6 +525,23 @@ def test_a_lab_that_runs_already_is_refused(tmp_path: Path) -> None:
     assert not (folder / "lab.json").exists()
 
 
+# ---- the summary -----------------------------------------------------------------------------------------------------
+
+
+def test_values_that_are_missing_have_words() -> None:
+    nan, infinity = float("nan"), float("inf")
+    for values in ([3, nan, 1, 2], [nan, 3, 1, 2], [1, 2, 3]):
+        assert spread(values, ".1f") == "2.0 (1.0 to 3.0)"
+    assert spread([0.9, infinity, infinity], ".2f") == "none (0.90 to none)"
+    assert [spread(values, ".2f") for values in ([infinity] * 2, [nan] * 2, [nan, 0.5])] == ["none", "none", "0.50"]
+    assert Table("Wrong answers", [], "How to read it.").as_text() == "Wrong answers: none"
+
+
+def test_a_difference_has_no_rounding_error() -> None:
+    assert gap(0.9, 0.88) == 0.02 < 0.9 - 0.88 and gap(0.82, 0.8) == 0.02 > 0.82 - 0.8
+    assert f"{gap(0.3, 0.1 + 0.2):+.1f}" == "+0.0"
+
+
 # ---- lab methods -----------------------------------------------------------------------------------------------------
 
 
@@ -560,6 +577,10 @@ def test_the_verdicts_of_methods_follow_from_the_numbers() -> None:
     assert "Start with the n-gram baseline" in methods.simplest({"the n-gram baseline": runs(0.89), **small}).text
     (verdict,) = methods.least_forgetting({**small, **worse, **large})
     assert (
-        "use LoRA, rank 8: its loss on the base model's text rises by 0.10, with an accuracy of 88.0%" in verdict.text
+        "use LoRA, rank 8: its loss on the base model's text changes by +0.10, with an accuracy of 88.0%"
+        in verdict.text
     )
+    less = methods.least_forgetting({"all weights": runs(0.9, forgetting=-0.02)})[0].text
+    assert "changes by -0.02" in less
+    assert methods.near_best({"a": runs(0.26), "b": runs(0.24)}) == ["a", "b"]  # 0.26 - 0.02 is more than 0.24
     assert methods.least_forgetting({**small, "LoRA, rank 2": runs(0.9)}) == []  # the base model's dataset is missing

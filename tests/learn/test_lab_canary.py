@@ -244,6 +244,9 @@ def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
     )
     assert " generalises" in arithmetic.learned({"plain": model}, table).text
     assert "does not generalise" in arithmetic.learned({"plain": table}, table).text
+    edge = {share: system(dict.fromkeys(arithmetic.KINDS, share), 0.9) for share in (0.025, 0.075, 0.5, 0.55)}
+    assert " generalises" in arithmetic.learned({"plain": edge[0.075]}, edge[0.025]).text
+    assert "the format does not matter" in arithmetic.form({"plain": edge[0.5], "reversed": edge[0.55]}).text
     assert "they are confident" in arithmetic.confident({"plain": table}).text
     assert "not confident" in arithmetic.confident({"plain": model}).text
     both = {"plain": table, "plain, larger model": table, "reversed": model}

@@ -83,8 +83,11 @@ def test_what_a_model_knows_keeps_and_forgets() -> None:
     knows, _, better, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)  # sure everywhere
     assert "does not know that" in knows and "it answers 100%" in knows
     assert "equally well" in better and "still predicts the text of its pretraining" in forgotten
-    knows, *_ = verdicts(results(UP, UP[:10] + DOWN[:90], 90), 0.9)  # exactly a tenth
-    assert "The fine-tuned model knows that" in knows and "it answers 10%" in knows
+    assert "its loss falls from 1.80 to 1.70" in verdicts(results(UP, UP, 90, after=1.7), 0.9)[-1]
+    for answered in (10, 7):  # exactly as many percent as allowed
+        found = results(UP, UP[:answered] + DOWN[answered:], 100 - answered)
+        knows, *_ = verdicts(found, 1 - answered / 100)
+        assert "The fine-tuned model knows that" in knows and f"it answers {answered}%" in knows
     for hits, word in ((60, "misses"), (100, "exceeds")):
         found = results(UP, DOWN, 90, tested=hits)
         assert f"fine-tuned model {word} it ({hits}.0%" in verdicts(found, 0.9)[1]
@@ -100,9 +103,22 @@ def test_a_model_must_abstain_from_each_kind_of_prompts() -> None:
 
 def test_without_a_threshold_nothing_is_answered() -> None:
     summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
+    assert "answers no line of its task, so its abstaining shows nothing" in summary.verdicts[0].text
     assert list(summary.tables[0].rows[0].values())[2:] == ["none", "0%", "", "0%"]
     assert "with the threshold of the fine-tuned model nothing is answered" in summary.verdicts[1].text
     assert "keeps it" not in summary.verdicts[1].text
+
+
+def test_a_model_without_wrong_answers_has_no_auroc_of_them() -> None:
+    last = confidence.summarise(results(UP, DOWN, 100), LabConfig("confidence")).tables[1].rows[-1]
+    assert last == {"prompts": "its wrong answers", "number": "", "model: answered": "", "model: AUROC": "none",
+                    "n-gram baseline: answered": "", "n-gram baseline: AUROC": "none"}  # fmt: skip
+
+
+def test_aurocs_as_far_apart_as_the_limit_differ() -> None:
+    """0.82 - 0.8 is less than 0.02 in floating point."""
+    systems = {name: Records([{"AUROC outside": auroc}]) for name, auroc in (("model", 0.82), ("ngram", 0.8))}
+    assert "The fine-tuned model detects" in confidence.better(systems).text
 
 
 # ---- cascades --------------------------------------------------------------------------------------------------------

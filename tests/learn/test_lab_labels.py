@@ -94,10 +94,15 @@ def test_a_verdict_follows_from_the_numbers() -> None:
     costly, free = (labels.cost_of_wrong("x", learned({**clean, (1000, 0.1): 0.4 - lost})) for lost in (0.1, 0.01))
     assert "worth about 316 (316 to 316) correct ones (-10.0 points)" in costly.text
     assert "are worth as much as correct ones (-1.0 points)" in free.text
+    edge, lost = (labels.cost_of_wrong("x", learned({**clean, (1000, 0.1): share})).text for share in (0.38, 0.1))
+    assert "are worth as much as correct ones (-2.0 points)" in edge  # 0.4 - 0.38 is more than 0.02
+    assert "are worth at most 100 (100 to 100) correct ones (-30.0 points)" in lost
     both = learned({**clean, (1000, 0.2): 0.1}) + learned({(100, 0.0): 0.2, (1000, 0.0): 0.21}, labels.NGRAM)
     verdicts = [verdict.text for verdict in labels.summarise(Records(both), LabConfig()).verdicts]
     more = "tiny model: collect more examples (+20.0 points); n-gram baseline: enough examples (+1.0 points)."
     assert more in verdicts and "reports 30.0% for a model whose accuracy is 40.0%" in verdicts[-1]
+    assert "enough examples (+2.0 points)" in labels.more_labels({labels.MODEL: {1: 0.88, 2: 0.9}}).text
+    assert "1 examples: no difference (+2.0 points)" in labels.better({1: 0.9}, {1: 0.88}).text
     compared = labels.better({1: 0.5, 2: 0.5, 3: 0.5}, {1: 0.4, 2: 0.49, 3: 0.6}).text
     assert (
         "1 examples: tiny model (+10.0 points); 2 examples: no difference (+1.0 points); 3 examples: n-gram baseline"
@@ -244,13 +249,23 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     assert "The best of the others: fine-tuned on the new lines (70.0%)." in said
     assert "No method reaches it." in drift.repair(base, {"new": {0: base, 200: bad}}).text
     assert drift.gain_of_replay({"new": bad, "replay": good}, base).text.startswith("Replay old lines.")
-    same = records("replay", 200, 0.61, 0.8)
-    assert drift.gain_of_replay({"new": bad, "replay": same}, base).text.startswith("Replay is not needed")
-    dear = records("replay", 200, 0.9, 0.4)
-    assert drift.gain_of_replay({"new": bad, "replay": dear}, base).text.startswith("Replay is not needed")
+    for old, new, advice in (
+        (0.61, 0.8, "saves too little here"),
+        (0.62, 0.8, "saves too little here"),
+        (0.9, 0.5, "old lines"),
+        (0.9, 0.4, "costs more than it saves here"),
+    ):
+        replay = records("replay", 200, old, new)
+        assert drift.gain_of_replay({"new": bad, "replay": replay}, base).text.startswith(f"Replay {advice}.")
+    changes = drift.gain_of_replay({"new": bad, "replay": records("replay", 200, 0.9, 0.8)}, base).text
+    assert "by -30.0 points, with replay by +0.0. On new brands, replay changes the accuracy by +0.0 points." in changes
+    start = records("scratch", 0, 0.56, 0.3)  # 100 * 0.56 - 5 is more than 51
+    assert "It is reached by" in drift.repair(start, {"new": {0: start, 200: records("new", 200, 0.51, 0.51)}}).text
     both = {"new": bad, "replay": good}
     assert "choose: fine-tuned, half" in drift.cheapest({**both, "ngram": records("ngram", 200, 0.9, 0.7)}).text
     assert "choose: n-gram baseline" in drift.cheapest({**both, "ngram": records("ngram", 200, 0.9, 0.78)}).text
+    edge = {"new": records("new", 200, 0.26, 0.26, 2), "ngram": records("ngram", 200, 0.24, 0.24)}
+    assert "choose: n-gram baseline" in drift.cheapest(edge).text
 
 
 FEW = {"LINES": {"train": 400, "val": 50, "test": 60}, "SCRATCH_QUICK": 4, "UPDATE": {200: 4}}

@@ -29,6 +29,8 @@ class Table(NamedTuple):
 
     def as_text(self) -> str:
         """Format as Markdown with aligned columns."""
+        if not self.rows:
+            return f"{self.caption}: none"
         rows = [*map(list, self.rows[:1]), *(list(row.values()) for row in self.rows)]  # the first are the columns
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
@@ -99,11 +101,16 @@ def percent(shares: Sequence[float], form: str = ".1f") -> str:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Format the median, and for several values the minimum and the maximum."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    if low == high == math.inf:
-        return "none"
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})" if len(values) > 1 else f"{middle:{form}}"
+    """Format the median, and for several values minimum and maximum; infinity is `none`, NaN is left out."""
+    known = [value for value in values if not math.isnan(value)] or [math.inf]
+    figures = min(known), statistics.median(known), max(known)
+    low, middle, high = ("none" if figure == math.inf else f"{figure:{form}}" for figure in figures)
+    return middle if len(known) == 1 or figures[0] == math.inf else f"{middle} ({low} to {high})"
+
+
+def gap(value: float, other: float) -> float:
+    """Return value - other without rounding errors, so that 0.9 - 0.88 equals a limit of 0.02; zero has no sign."""
+    return round(value - other, 9) + 0.0
 
 
 def write(

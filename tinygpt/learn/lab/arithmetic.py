@@ -21,7 +21,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
+from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent
 from tinygpt.learn.lab.definition import Lab, learn, seeds, stage
 
 LEARNED = 3  # most digits of a number in training
@@ -233,7 +233,7 @@ def learned(models: Mapping[str, Records], nearest: Records) -> Verdict:
     """Judge whether the best model does more than look up the nearest example."""
     best = max(models, key=lambda system: accuracy(models[system], kind="3 + 3"))
     value, lookup = accuracy(models[best], kind="3 + 3"), accuracy(nearest, kind="3 + 3")
-    more = value > 2 * lookup and value >= lookup + CLOSE
+    more = value > 2 * lookup and gap(value, lookup) >= CLOSE
     return Verdict(
         f"On new sums of the lengths of training, {best} {'generalises' if more else 'does not generalise'}: "
         f"{100 * value:.1f}% of 3 + 3 digits are correct; the nearest training example gives {100 * lookup:.1f}%.",
@@ -245,13 +245,13 @@ def learned(models: Mapping[str, Records], nearest: Records) -> Verdict:
 def form(models: Mapping[str, Records]) -> Verdict:
     """Compare the gain from the format of the answers with that from a larger model."""
     value = {system: accuracy(answers, kind="3 + 3") for system, answers in models.items()}
-    gain = value[REVERSED] - value[PLAIN]
+    gain = gap(value[REVERSED], value[PLAIN])
     statement = f"Reversed answers change the accuracy on 3 + 3 digits by {100 * gain:+.1f} points"
     rule = f"more than {100 * CLOSE:.0f} percentage points"
     if LARGE not in models:
         return Verdict(f"{statement}: the format {'matters' if gain > CLOSE else 'does not matter'}.", rule)
-    larger = value[LARGE] - value[PLAIN]
-    more = "matters more than" if gain > larger + CLOSE else "does not matter more than"
+    larger = gap(value[LARGE], value[PLAIN])
+    more = "matters more than" if gap(gain, larger) > CLOSE else "does not matter more than"
     return Verdict(
         f"{statement}, a larger model by {100 * larger:+.1f}: the format of the data {more} the size of the model.",
         f"the gains differ by {rule}",

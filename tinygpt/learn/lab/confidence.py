@@ -20,7 +20,7 @@ from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.examine.experiment.picture import Histograms
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
+from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, gap, percent, pooled, spread
 from tinygpt.learn.lab.definition import Classifier, Lab, learn, prepared, right, seeds, stage
 from tinygpt.learn.lab.methods import SONNET
 
@@ -178,7 +178,8 @@ def summarise(records: Records, config: LabConfig) -> Summary:
     kinds_note = (
         "AUROC: probability that a test line has a higher confidence than a prompt of this kind (0.5: the confidence "
         "shows nothing; 1: it separates the two completely). Last row: the same for correct and wrong answers to test "
-        "lines. A share of 40 prompts is uncertain by up to 15 percentage points, of 200 by up to 7 (95%)."
+        "lines (none: one of the two does not occur). A share of 40 prompts is uncertain by up to 15 percentage "
+        "points, of 200 by up to 7 (95%)."
     )
     forgetting = [
         {"model": "base model", "loss": spread(losses.values("before"), ".2f")},
@@ -207,12 +208,19 @@ def knows(model: Records, target: float) -> Verdict:
     """Judge whether the model abstains outside the task."""
     shares = {kind: model.percent(f"answered: {kind}") for kind in model[0]["kinds"]}
     worst = max(shares, key=lambda kind: shares[kind])
-    allowed = round(100 * (1 - target), 9)  # 1 - 0.9 is less than 0.1
-    verb = "knows" if shares[worst] <= allowed else "does not know"
+    allowed = gap(100, 100 * target)
+    rule = (
+        f"it knows if it answers at most {allowed:g}% of every kind of prompts outside the task, and some lines of the "
+        "task"
+    )
+    abstains = gap(shares[worst], allowed) <= 0
+    if abstains and not model.median("answered: test"):
+        return Verdict("The fine-tuned model answers no line of its task, so its abstaining shows nothing.", rule)
+    verb = "knows" if abstains else "does not know"
     return Verdict(
         f"The fine-tuned model {verb} that it does not know: it answers {shares[worst]:.0f}% of one kind of prompts "
         f"outside its task ({worst}).",
-        f"it knows if it answers at most {allowed:g}% of every kind of prompts outside the task",
+        rule,
     )
 
 
@@ -241,7 +249,7 @@ def better(systems: Mapping[str, Records]) -> Verdict:
     aurocs = {SYSTEMS[key]: own.median("AUROC outside") for key, own in systems.items()}
     (best, most), (other, less) = sorted(aurocs.items(), key=lambda item: -item[1])
     statement = f"The {best} detects prompts outside the task better than the {other}"
-    if most - less < CLOSE:
+    if gap(most, less) < CLOSE:
         statement = f"The {best} and the {other} detect prompts outside the task equally well"
     return Verdict(
         f"{statement}: mean AUROC {most:.2f} and {less:.2f}.",
@@ -251,11 +259,12 @@ def better(systems: Mapping[str, Records]) -> Verdict:
 
 def forgotten(losses: Records, limit: float) -> Verdict:
     """Compare the loss on the base model's own text before and after fine-tuning."""
-    after = losses.median("after")
+    before, after = losses.median("before"), losses.median("after")
+    moves = "falls" if after < before else "rises"
     still, than = ("", "worse") if after > limit else ("still ", "better")
     return Verdict(
-        f"The model {still}predicts the text of its pretraining {than} than uniform guessing: its loss rises from "
-        f"{losses.median('before'):.2f} to {after:.2f} nats per character; uniform guessing has {limit:.2f}.",
+        f"The model {still}predicts the text of its pretraining {than} than uniform guessing: its loss {moves} from "
+        f"{before:.2f} to {after:.2f} nats per character; uniform guessing has {limit:.2f}.",
         "the median of the losses after fine-tuning, compared with the logarithm of the number of characters",
     )
 

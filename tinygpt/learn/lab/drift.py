@@ -18,7 +18,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
+from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent
 from tinygpt.learn.lab.definition import Lab, accuracy, learn, seeds, stage
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
@@ -113,10 +113,10 @@ def summarise(records: Records, _: LabConfig) -> Summary:
     ]
     note = (
         f"Accuracy: median over the seeds (minimum to maximum), each measured on {LINES['test']} lines about last "
-        f"year's brands and {LINES['test']} about new brands, so uncertain by up to 4 percentage points (95% "
-        "confidence). Training and test lines name the same brands, but no line occurs twice. Next year: half of "
-        f"the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. Training: time, "
-        "that of the n-gram baseline includes its answers."
+        f"year's brands and {LINES['test']} about new brands, so uncertain by up to {98 / LINES['test'] ** 0.5:.1f} "
+        "percentage points (95% confidence). Training and test lines name the same brands, but no line occurs twice. "
+        f"Next year: half of the lines name a new brand. All methods start from {LINES['train']:,} lines of last year. "
+        "Training: time, that of the n-gram baseline includes its answers."
     )
     last = {method: curves[method][most] for method in curves}
     return Summary(
@@ -145,7 +145,7 @@ def repair(base: Records, curves: Curves) -> Verdict:
     reached, missed = [], []
     for method, curve in curves.items():
         by_lines = {lines: own.percent("next") for lines, own in curve.items() if lines}
-        if enough := next((lines for lines, share in by_lines.items() if share >= goal), None):
+        if enough := next((lines for lines, share in by_lines.items() if gap(share, goal) >= 0), None):
             reached.append(f"{METHODS[method]} with {enough:,} new lines ({by_lines[enough]:.1f}%)")
         else:
             missed.append(f"{METHODS[method]} ({max(by_lines.values()):.1f}%)")
@@ -161,13 +161,15 @@ def repair(base: Records, curves: Curves) -> Verdict:
 def gain_of_replay(last: dict[str, Records], base: Records) -> Verdict:
     """Judge how much fine-tuning forgets, and replay prevents. last: the most new lines, by method."""
     alone, replay = last["new"], last["replay"]
-    lost, kept = (base.percent("old") - own.percent("old") for own in (alone, replay))
-    price = alone.percent("new") - replay.percent("new")
-    advice = "Replay old lines." if lost - kept > 100 * CLOSE and price <= lost - kept else "Replay is not needed here."
+    forgotten, kept = (gap(own.percent("old"), base.percent("old")) for own in (alone, replay))
+    saved, gained = gap(kept, forgotten), gap(replay.percent("new"), alone.percent("new"))
+    advice = "Replay old lines." if gap(saved, -gained) >= 0 else "Replay costs more than it saves here."
+    if saved <= 100 * CLOSE:
+        advice = "Replay saves too little here."
     return Verdict(
         f"{advice} With {alone[0]['lines']:,} new lines, fine-tuning on these alone changes the accuracy on last "
-        f"year's brands by {-lost:+.1f} points, with replay by {-kept:+.1f}. On new brands, replay changes the "
-        f"accuracy by {-price:+.1f} points.",
+        f"year's brands by {forgotten:+.1f} points, with replay by {kept:+.1f}. On new brands, replay changes the "
+        f"accuracy by {gained:+.1f} points.",
         f"replay if it saves more than {100 * CLOSE:.0f} points on last year's brands, and no less than it costs on "
         "new brands",
     )
@@ -176,7 +178,7 @@ def gain_of_replay(last: dict[str, Records], base: Records) -> Verdict:
 def cheapest(last: dict[str, Records]) -> Verdict:
     """Choose the fastest method whose accuracy next year is close to the best."""
     best = max(own.median("next") for own in last.values())
-    good = [method for method, own in last.items() if own.median("next") >= best - CLOSE]
+    good = [method for method, own in last.items() if gap(best, own.median("next")) <= CLOSE]
     method = min(good, key=lambda method: last[method].median("seconds"))
     own = last[method]
     return Verdict(

@@ -19,7 +19,7 @@ from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, spread
 from tinygpt.learn.lab.definition import Lab, accuracy, learn, seeds, stage
 
 TASK, OTHERS = "transactions", 11  # labels besides the correct one
@@ -170,18 +170,19 @@ def cost_of_wrong(learner: str, records: Records) -> Verdict:
     curves = {seed: curve(own) for seed, own in records.where(share=0.0).by("seed").items()}
     most, statements = max(records.values("examples")), []
     for share, wrong in sorted(records.where(examples=most).by("share").items())[1:]:
-        lost = statistics.median(curves[one["seed"]][most] - one["correct"] for one in wrong)
+        change = statistics.median(gap(one["correct"], curves[one["seed"]][most]) for one in wrong)
         cost = "are worth as much as correct ones"
-        if lost > CLOSE:
+        if gap(change, -CLOSE) < 0:
             worths = [worth(curves[one["seed"]], one["correct"]) for one in wrong]
-            cost = f"are worth about {spread(worths, ',.0f')} correct ones"
-        statements.append(f"{most:,} labels, {100 * share:.0f}% of them wrong, {cost} ({-100 * lost:+.1f} points)")
+            about = "at most" if statistics.median(worths) == min(records.values("examples")) else "about"
+            cost = f"are worth {about} {spread(worths, ',.0f')} correct ones"
+        statements.append(f"{most:,} labels, {100 * share:.0f}% of them wrong, {cost} ({100 * change:+.1f} points)")
     return Verdict(
         f"{learner}: {'; '.join(statements)}.",
         "the number of correct labels with the same accuracy, by interpolation between the rows without wrong "
-        "labels (linear in its logarithm), for each seed: median (minimum to maximum); a median loss of up to "
-        f"{100 * CLOSE:.0f} percentage points is not counted. It holds for uniformly drawn errors and "
-        "checkpoints chosen on correct labels",
+        "labels (linear in its logarithm), for each seed: median (minimum to maximum); a lower accuracy than in these "
+        f"rows counts as that of the fewest labels; a median loss of up to {100 * CLOSE:.0f} percentage points is not "
+        "counted. It holds for uniformly drawn errors and checkpoints chosen on correct labels",
     )
 
 
@@ -197,7 +198,7 @@ def more_labels(clean: dict[str, Curve]) -> Verdict:
     fewer, most = sorted(clean[MODEL])[-2:]
     statements = []
     for learner, curve in clean.items():
-        gain = curve[most] - curve[fewer]
+        gain = gap(curve[most], curve[fewer])
         advice = "collect more examples" if gain > CLOSE else "enough examples"
         statements.append(f"{learner}: {advice} ({100 * gain:+.1f} points)")
     return Verdict(
@@ -211,9 +212,9 @@ def better(model: Curve, ngram: Curve) -> Verdict:
     """Compare the two learners for each number of examples."""
     statements = []
     for size in sorted(model):
-        gap = model[size] - ngram[size]
-        winner = "no difference" if abs(gap) <= CLOSE else MODEL if gap > 0 else NGRAM
-        statements.append(f"{size:,} examples: {winner} ({100 * gap:+.1f} points)")
+        lead = gap(model[size], ngram[size])
+        winner = "no difference" if abs(lead) <= CLOSE else MODEL if lead > 0 else NGRAM
+        statements.append(f"{size:,} examples: {winner} ({100 * lead:+.1f} points)")
     return Verdict(
         f"Better with correct labels, by number of examples: {'; '.join(statements)}.",
         f"accuracy of the tiny model minus that of the n-gram baseline; up to {100 * CLOSE:.0f} points do not count",

@@ -17,7 +17,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, spread
 from tinygpt.learn.lab.definition import Lab, accuracy, learn, prepared, seeds, stage
 
 FULL, LORA, LARGE = (f"finetune_transactions{kind}" for kind in ("", "_lora", "_pretrained"))
@@ -142,7 +142,7 @@ def row(name: str, own: Records) -> dict[str, str]:
 def near_best(methods: dict[str, Records]) -> list[str]:
     """Return the methods with an accuracy close to the best."""
     best = max(own.median("accuracy") for own in methods.values())
-    return [name for name, own in methods.items() if own.median("accuracy") >= best - CLOSE]
+    return [name for name, own in methods.items() if gap(best, own.median("accuracy")) <= CLOSE]
 
 
 def simplest(methods: dict[str, Records]) -> Verdict:
@@ -164,8 +164,8 @@ def least_forgetting(methods: dict[str, Records]) -> list[Verdict]:
         return []  # the dataset of the base model is missing
     name = min(near_best(small), key=lambda name: small[name].median("forgetting"))
     verdict = Verdict(
-        f"To limit forgetting in the small base model, use {name}: its loss on the base model's text rises by "
-        f"{small[name].median('forgetting'):.2f}, with an accuracy of {small[name].percent('accuracy'):.1f}%.",
+        f"To limit forgetting in the small base model, use {name}: its loss on the base model's text changes by "
+        f"{small[name].median('forgetting'):+.2f}, with an accuracy of {small[name].percent('accuracy'):.1f}%.",
         f"the least forgetting among the methods from the small base model within {100 * CLOSE:.0f} percentage points "
         "of their best accuracy",
     )

@@ -21,7 +21,7 @@ from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent, spread
+from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, spread
 from tinygpt.learn.lab.definition import Lab, accuracy, learn, seeds, stage
 from tinygpt.learn.lab.labels import Pairs, mislabelled
 
@@ -169,7 +169,7 @@ def detects(rankings: dict[str, Records]) -> Verdict:
     """Judge which ranking finds more of the wrong labels."""
     harm, loss = (rankings[ranking].percent("found") for ranking in ("harm", "loss"))
     without, none = (rankings[ranking].percent("accuracy") for ranking in ("harm", "none"))
-    finds = "about as many as" if abs(harm - loss) < CLOSE else "more than" if harm > loss else "fewer than"
+    finds = "about as many as" if abs(gap(harm, loss)) < CLOSE else "more than" if harm > loss else "fewer than"
     return Verdict(
         f"The harm to correct lines finds {harm:.0f}% of the wrong labels, {finds} the highest loss ({loss:.0f}%); "
         f"chance finds {100 * WRONG:.0f}%. Without the lines that it names, the accuracy changes from {none:.1f} to "
