@@ -1,5 +1,6 @@
 """tinygpt lab adapt: static losses are those of the API, a step follows each chunk, and the verdicts are fair."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,18 +44,34 @@ def test_the_rate_and_the_verdicts_follow_from_the_numbers() -> None:
     assert "does not clearly change the loss on Shakespeare from 2.00 to 2.04" in same and "1.2 times" in slower
     assert "lowers the loss on industries from 4.00 to 3.00" in other and "lowers" in retrained
     assert "raises the loss on Shakespeare from 2.00 to 3.00" in forgotten
-    old, new = Records([{"loss": 2}, {"loss": 2}]), Records([{"loss": 1}, {"loss": 1.96}])
-    assert "does not clearly change" in adapt.change("x", "y", old, new).text  # only one of the seeds shows it
+    for loss, change in ((1.96, "not clearly change"), (2 - 0.0504, "not clearly change"), (2 - 0.0506, "lowers")):
+        old, new = Records([{"loss": 2}, {"loss": 2}]), Records([{"loss": 1}, {"loss": loss}])
+        assert change in adapt.change("x", "y", old, new).text  # in each of the seeds, as far as it is printed
+
+
+def test_the_trainings_hold_only_stock_phrases_of_what_is_read() -> None:
+    trainings, ends = adapt.contents(8000)
+    stock = re.compile(
+        r"(This .{,20} comprises )?\w+ (primarily )?engaged in (the merchant wholesale distribution of)?"
+    )
+
+    def passages(text: str) -> set[str]:
+        text = stock.sub("", text)
+        return {text[at : at + 50] for at in range(len(text) - 49)}
+
+    read, trained = map(passages, ends.values()), [passages(splits["train"]) for splits in trainings.values()]
+    assert all(len(end & text) < 0.01 * len(end) for end in read for text in trained)
 
 
 def test_the_quick_lab_reads_ones_own_text_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapt, "QUICK", (4, 300, (1e-4, 1e-3)))
-    trainings, ends = adapt.contents(300)
-    assert not any(end in splits["train"] for end in ends.values() for splits in trainings.values())
     (tmp_path / "short.txt").write_text("Once more", encoding="utf-8")
     assert "too short" in refused(tmp_path, "lab", "adapt", "--quick", "--text=short.txt")
     (tmp_path / "mine.txt").write_text("Once more unto the breach. " * 50, encoding="utf-8")
     with commands_here():
         said = ok(tmp_path, "lab", "adapt", "--quick", "--text=mine.txt", "--out_dir=out").out
-    assert said.count("\nverdict: ") == 6 and "adapting, rate 0.001" in said and "mine.txt, 1,350 characters |" in said
+    assert said.count("\nverdict: ") == 6 and "adapting, rate 0.001" in said and said.count("| mine.txt (") == 1
     assert len(lab_results(tmp_path / "out")) == 6 and (tmp_path / "out/adapt.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "mine.txt").write_text("Once more unto the brooch. " * 50, encoding="utf-8")
+    *_, name = adapt.contents(300, str(tmp_path / "mine.txt"))[1]
+    assert name.startswith("mine.txt (") and name not in said  # of another text, nothing is kept

@@ -250,6 +250,24 @@ def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
     assert "they are confident" in arithmetic.confident({"plain": table}).text
     assert "not confident" in arithmetic.confident({"plain": model}).text
     both = {"plain": table, "plain, larger model": table, "reversed": model}
-    assert "matters more than the size" in arithmetic.form(both).text
-    assert "does not matter more than" in arithmetic.form(both | {"plain, larger model": model}).text
+    assert "helps, better than the larger" in arithmetic.form(both).text
+    assert "helps, not better than" in arithmetic.form(both | {"plain, larger model": model}).text
     assert "does not matter" in arithmetic.form({"plain": model, "reversed": model}).text
+    assert "-100.0 points: the format harms" in arithmetic.form({"plain": model, "reversed": table}).text
+
+
+def test_the_limits_of_the_verdicts() -> None:
+    """Decided by what is printed; a gain or a confidence at its limit does not count."""
+    parts = [system(dict.fromkeys(arithmetic.KINDS, share), 0.5) for share in (0.5, 0.55, 0.575)]
+    for better, effect in zip(parts, ("does not matter", "does not matter", "helps"), strict=True):
+        assert effect in arithmetic.form({"plain": parts[0], "reversed": better}).text
+    for probability, said in (
+        (0.5, "50.0%: they are not"),
+        (0.5004, "50.0%: they are not"),
+        (0.506, "50.6%: they are c"),
+    ):
+        wrong = system(dict.fromkeys(arithmetic.KINDS, 0), probability)
+        assert said in arithmetic.confident({"plain": wrong}).text
+    right = system(dict.fromkeys(arithmetic.KINDS, 1), 0.9)
+    assert "of reversed to" in arithmetic.confident({"plain": right, "reversed": wrong}).text
+    assert arithmetic.confident({"plain": right}).text == "No model gives a wrong answer to a longer sum."

@@ -187,8 +187,15 @@ def test_a_stage_is_advised_only_if_it_saves(second: Any, start: str) -> None:
     found = asked_records(ngram=FIRST, tiny=second)
     simple, _, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
     assert simple.text.startswith(f"Start with: {start}; a person answers the rest")
-    assert "n-gram baseline: kept (100 (91-100)%)" in kept.text
+    assert "n-gram baseline: kept (100.0%, 95% interval 91.2 to 100.0%)" in kept.text
     assert ("tiny model: no" in kept.text) == (second is FIRST)
+
+
+def test_a_person_alone_is_advised_where_no_stage_answers() -> None:
+    wrong = system([0.99, 1.0], [0, 0])
+    simple, gain, _ = cascade.summarise(asked_records(ngram=wrong, tiny=wrong), LabConfig("cascade", seeds=1)).verdicts
+    assert simple.text.startswith("Start with a person alone. Cost: 50.00 per")
+    assert "0% more than a person alone" in gain.text and "-0%" not in gain.text
 
 
 def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:

@@ -13,9 +13,10 @@ from conftest import cli_here, commands_here, ok, tiny_text
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse
+from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import scale
 from tinygpt.learn.lab.scale import SHAPES
-from tinygpt.learn.lab.scaling_law import Law, fit, fit_with_samples, nonnegative
+from tinygpt.learn.lab.scaling_law import Fitted, Law, fit, fit_with_samples, nonnegative
 from tinygpt.model import GPT, GPTConfig
 
 TRUE = Law(E=1.0, A=20.0, B=60.0, alpha=0.4, beta=0.3)
@@ -103,6 +104,17 @@ def test_the_lab_from_the_first_stage_to_the_page(tmp_path: Path, monkeypatch: p
         assert ("(" in row[1]) == (row[-1] != "not determined")
     again = ok(tmp_path, "lab", "scale", "--quick", "--dataset=mine")
     assert "stage 1 of" not in again.out  # everything is kept
+
+
+def test_figures_at_their_limits() -> None:
+    """Without a term for size or length, no size is the best; an error of 2.00% is not below 2%."""
+    runs = Records([{"parameters": 1e4, "tokens": 1e6}, {"parameters": 1e5, "tokens": 1e7}])
+    for law in (TRUE._replace(A=0.0), TRUE._replace(B=0.0)):
+        row = scale.best_sizes(Fitted(law, [law]), runs).rows[0]
+        assert row["parameters N"] == row["training tokens D"] == "not determined"
+    for error, said in ((0.0196, "law predicts"), (0.02004, "not predict"), (0.019996, "not predict")):
+        last = {"parameters": 1e6, "tokens": 1e7, "loss": TRUE.loss(1e6, 1e7) / (1 + error)}
+        assert said in scale.predicted(TRUE, last).text and f"({100 * error:.2f}%)" in scale.predicted(TRUE, last).text
 
 
 def test_texts_that_the_lab_refuses(models: Path, tmp_path: Path) -> None:

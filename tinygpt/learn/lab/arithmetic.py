@@ -247,14 +247,15 @@ def form(models: Mapping[str, Records]) -> Verdict:
     value = {system: accuracy(answers, kind="3 + 3") for system, answers in models.items()}
     gain = gap(value[REVERSED], value[PLAIN])
     statement = f"Reversed answers change the accuracy on 3 + 3 digits by {100 * gain:+.1f} points"
-    rule = f"more than {100 * CLOSE:.0f} percentage points"
+    effect = "helps" if gain > CLOSE else "harms" if gain < -CLOSE else "does not matter"
+    rule = f"helps or harms: by more than {100 * CLOSE:.0f} percentage points"
     if LARGE not in models:
-        return Verdict(f"{statement}: the format {'matters' if gain > CLOSE else 'does not matter'}.", rule)
+        return Verdict(f"{statement}: the format {effect}.", rule)
     larger = gap(value[LARGE], value[PLAIN])
-    more = "matters more than" if gap(gain, larger) > CLOSE else "does not matter more than"
+    better = "better" if gap(gain, larger) > CLOSE else "not better"
     return Verdict(
-        f"{statement}, a larger model by {100 * larger:+.1f}: the format of the data {more} the size of the model.",
-        f"the gains differ by {rule}",
+        f"{statement}, a larger model by {100 * larger:+.1f}: the format {effect}, {better} than the larger model.",
+        f"{rule}; better: by as much",
     )
 
 
@@ -277,13 +278,16 @@ def beyond(models: Mapping[str, Records]) -> Verdict:
 def confident(models: Mapping[str, Records]) -> Verdict:
     """Judge whether wrong answers to sums longer than those in training have a low probability."""
     wrong = {system: answers.where(beyond=True, exact=False) for system, answers in models.items()}
-    confidence = {system: statistics.mean(own.values("probability") or [0.0]) for system, own in wrong.items()}
+    confidence = {system: round(own.mean("probability"), 3) for system, own in wrong.items() if own}
+    rule = "confident: a mean probability above 50%, in the model where it is highest"
+    if not confidence:
+        return Verdict("No model gives a wrong answer to a longer sum.", rule)
     system = max(confidence, key=lambda system: confidence[system])
     means = "confident, so a high probability does not mean that a sum is correct"
     return Verdict(
-        f"The wrong answers of {system} to longer sums have a mean probability of {100 * confidence[system]:.0f}%: "
+        f"The wrong answers of {system} to longer sums have a mean probability of {100 * confidence[system]:.1f}%: "
         f"they are {means if confidence[system] > 0.5 else 'not confident'}.",
-        "confident: a mean probability above 50%, in the model where it is highest",
+        rule,
     )
 
 

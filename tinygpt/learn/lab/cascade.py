@@ -190,25 +190,27 @@ def time_of(seconds: float) -> str:
 
 
 def comparison(runs: Records, longest: Names) -> list[Verdict]:
-    """Choose the cascade with the fewest stages whose cost is close to that of the cheapest; compare the longest one
-    with the best system alone and with a person alone. runs: at the chosen target, of seeds with all systems."""
+    """Choose the cascade with the fewest stages, or none, whose cost is close to that of the cheapest; compare the
+    longest one with the best system and a person alone. runs: at the chosen target, of seeds with all systems."""
     accuracy = {names[0]: own.median("accuracy") for names, own in runs.where(target=ALONE).by("systems").items()}
     best = max(accuracy, key=lambda name: accuracy[name])
-    together = Records(run for run in runs if run["target"] != ALONE and run["systems"]).by("systems")
-    costs = {names: own.median("cost") for names, own in together.items()}
+    together = Records(run for run in runs if run["target"] != ALONE).by("systems")
+    costs = {(): PERSON_PRICE} | {names: own.median("cost") for names, own in together.items()}  # the simplest first
     low = min(costs.values())
     start = next(names for names, cost in costs.items() if cost <= (1 + GAIN) * low)
     first = [longest[: number + 1] for number in range(len(longest))]
     steps = "; ".join(f"{', '.join(names)} and person: {costs[names]:.2f}" for names in first)
+    advice = f"Start with: {' and '.join(start)}; a person answers the rest" if start else "Start with a person alone"
     simplest = Verdict(
-        f"Start with: {' and '.join(start)}; a person answers the rest. Cost: {costs[start]:.2f} per 1,000 lines; the "
-        f"cheapest cascade costs {low:.2f}. Stage by stage: {steps}.",
-        f"the cascade with the fewest and simplest stages among those at most {100 * GAIN:.0f}% above the cheapest; "
-        "on common seeds",
+        f"{advice}. Cost: {costs[start]:.2f} per 1,000 lines; the cheapest way costs {low:.2f}. A person alone: "
+        f"{PERSON_PRICE:.2f}. Stage by stage: {steps}.",
+        "a person alone, or the cascade with the fewest and simplest stages, among those at most "
+        f"{100 * GAIN:.0f}% above the cheapest; on common seeds",
     )
+    saving = 100 * (1 - costs[longest] / PERSON_PRICE)
     gain = Verdict(
         f"The longest cascade has {together[longest].percent('accuracy'):.1f}% correct answers and costs "
-        f"{100 * (1 - costs[longest] / PERSON_PRICE):.0f}% less than a person alone; the best system alone, {best}, "
+        f"{abs(saving):.0f}% {'less' if saving > 0 else 'more'} than a person alone; the best system alone, {best}, "
         f"has {100 * accuracy[best]:.1f}%.",
         "medians over the seeds that all systems have; a person counts as always correct",
     )
@@ -220,8 +222,10 @@ def promise(own: Records, names: Names, target: float) -> Verdict:
     statements = []
     for name in names:
         share = pooled(own.values(f"test: {name}"))
+        low, high = share.interval()
         kept = share.compared(target, "missed", "kept", "exceeded")
-        statements.append(f"{name}: {kept} ({share}%)" if share.total else f"{name}: no answers")
+        figures = f"{100 * share.value():.1f}%, 95% interval {100 * low:.1f} to {100 * high:.1f}%"
+        statements.append(f"{name}: {kept} ({figures})" if share.total else f"{name}: no answers")
     return Verdict(
         f"The target of each stage is {100 * target:g}% correct answers. On the test lines: {'; '.join(statements)}.",
         "a stage keeps the target if the 95% interval contains it: correct ones among its test lines, all seeds",

@@ -12,6 +12,7 @@ A lab states its cases, which it measures one by one (`stage`), and makes tables
     LAB = Lab("what it shows", stages, summarise)
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from tinygpt.examine.experiment.summary import Summary
 
 Classifier = Callable[[Sequence[str]], np.ndarray]  # from n prompts to probabilities of labels (n, L)
 HOUR = 0.1  # price of an hour of a machine, for the cost of answers
+COPY, STOCK = 50, 20  # characters of a copied passage; one that is in more lines is a stock phrase
 
 
 class Lab(NamedTuple):
@@ -78,6 +80,15 @@ def prepared(data_dir: str | Path, folder: Path, dataset: str) -> Stage:
             run(folder / "prepare.log", "prepare", dataset, f"--data_dir={data_dir}")
 
     return Stage(f"prepare {dataset}", 5, prepare)
+
+
+def without_copies(text: str, end: str) -> str:
+    """Leave out the lines that share a passage with a text's end, except stock phrases ("This industry comprises")."""
+    lines = text.splitlines(keepends=True)
+    ours, *found = [{own[at : at + COPY] for at in range(len(own) - COPY + 1)} for own in (end, *lines)]
+    counts = Counter(passage for own in found for passage in own & ours)
+    copied = {passage for passage, count in counts.items() if count <= STOCK}
+    return "".join(line for line, own in zip(lines, found, strict=True) if not own & copied)
 
 
 def right(probabilities: np.ndarray, pairs: Sequence[tuple[str, str]], labels: Sequence[str]) -> np.ndarray:

@@ -135,8 +135,9 @@ def best_sizes(fitted: Fitted, runs: Records) -> Table:
     for exponent in range(math.ceil(min(exponents)), math.floor(max(exponents)) + 1):
         compute = 10.0**exponent
         size = fitted.law.best_parameters(compute)
-        row = {"compute C in FLOP": f"10^{exponent}", "parameters N": f"{size:,.0f}"}
-        row["training tokens D"] = f"{compute / 6 / size if size else math.inf:,.0f}"
+        known = 0 < size < math.inf
+        row = {"compute C in FLOP": f"10^{exponent}", "parameters N": f"{size:,.0f}" if known else "not determined"}
+        row["training tokens D"] = f"{compute / 6 / size:,.0f}" if known else "not determined"
         row["loss"] = fitted.as_text(partial(Law.best_loss, compute=compute), ".2f")
         rows.append(row)
     note = "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter."
@@ -169,10 +170,10 @@ def larger(fitted: Fitted, runs: Records) -> Table:
 def predicted(law: Law, last: dict[str, Any]) -> Verdict:
     """Judge whether the law predicts the largest run, which it was not fitted to."""
     expected, measured = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
-    error = abs(expected / measured - 1)
+    error = round(abs(expected / measured - 1), 4)
     return Verdict(
         f"The law {'predicts' if error < 0.02 else 'does not predict'} the largest run, held out, with "
-        f"{last['parameters']:,} parameters: predicted {expected:.3f}, measured {measured:.3f} ({100 * error:.1f}%).",
+        f"{last['parameters']:,} parameters: predicted {expected:.3f}, measured {measured:.3f} ({100 * error:.2f}%).",
         "the error is below 2%",
     )
 
