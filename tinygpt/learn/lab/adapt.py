@@ -61,9 +61,9 @@ def measure(folder: Path, texts: dict[str, str], rates: list[float], seed: int, 
     read(api.load(folder / f"{SAME}-{seed}", device="cpu", threads=1), texts[SAME][:2000], rates[0])  # warm up
     for way, rate in [(STATIC, 0.0), *((ADAPTING, rate) for rate in rates), (TRAINED, 0.0)]:
         model = api.load(folder / f"{OTHER if way == TRAINED else SAME}-{seed}", device="cpu", threads=1)
-        began = time.perf_counter()
+        began = time.process_time()
         losses = read(model, texts[text], rate)
-        ms = 1000 * (time.perf_counter() - began) / len(losses)
+        ms = 1000 * (time.process_time() - began) / len(losses)
         curve, after = [part.mean() for part in np.array_split(losses, 10)], read(model, texts[SAME]).mean()
         found.append({"way": way, "rate": rate, "loss": losses.mean(), "curve": curve, "after": after, "ms": ms})
     return found
