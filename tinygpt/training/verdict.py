@@ -26,8 +26,8 @@ RULES = {
     "both losses exceed those of the best step by more than two standard errors in three consecutive evaluations",
     "overfitting": "the validation loss exceeds its minimum by more than two standard errors in three consecutive "
     "evaluations",
-    "still improving": "the validation loss is below all values before the last three evaluations by more than two "
-    "standard errors",
+    "still improving": "the validation loss is below all values before the last three evaluations, or below the "
+    "first of three, by more than two standard errors",
     "stopped early": "the run ended before max_iters: the validation loss had no new minimum in `patience` evaluations",
     "finished": "no change of the validation loss larger than two standard errors in the last three evaluations",
 }

@@ -63,8 +63,8 @@ class LabConfig(DataConfig):
     """confidence, cascade: accuracy on the answered validation lines, for which the thresholds are chosen"""
 
     text: Annotated[File, Group("lab race")] = "train.txt"
-    """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part; lab adapt: a text
-    of your own, read only if given"""
+    """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part; lab adapt: a text of
+    your own with at least 1,000 letters, if given"""
     times: Count = 20
     """computing time of an entry, in units of 100 iterations of configs/nanogpt.yaml on one core, measured repeatedly
     during training; 20 is one to three minutes"""

@@ -20,7 +20,7 @@ FULL = (1500, 30_000, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3))  # iterations, characters 
 QUICK = (250, 8000, (1e-4, 3e-4, 1e-3))
 CHUNK = 32  # characters before each step; the model also sees earlier ones, as many as fit into its context
 CLOSE = 0.05  # nats per character: smaller changes may be due to the choice of the text
-TUNING, SAME, OTHER = "training split", "Shakespeare", "industries"  # the texts
+TUNING, SAME, OTHER = "Shakespeare, to choose the rate", "Shakespeare", "industries"  # the texts
 WAYS = {"static": "--", "adapting": "o-", "trained on industries": ":"}  # to read, with their lines in the picture
 STATIC, ADAPTING, TRAINED = WAYS
 
@@ -99,7 +99,7 @@ def summarise(reads: Records, config: LabConfig) -> Summary:
     ]
     note = (
         "Nats and ms per character, median over the seeds (minimum to maximum), on a text's end, which no training "
-        f"contains: {(QUICK if config.quick else FULL)[1]:,} characters or fewer. Rates: best on training split, by "
+        f"contains: {(QUICK if config.quick else FULL)[1]:,} characters or fewer. Rates: best on the first text, by "
         f"seed: {', '.join(map(str, rates.values()))}. Best for others, too? After: having read {OTHER}. Trained on "
         f"{OTHER}: without lines that share {COPY} characters with the end, except phrases in over {STOCK} lines."
     )
