@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_TRAIN
+from conftest import TINY_TRAIN, ok
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.process import peak_memory
@@ -43,6 +43,21 @@ def test_a_child_continues_a_run_and_a_mistake_has_the_status_of_the_command(tin
     with pytest.raises(TinyGPTError, match=r"failed with status 2; its output is in .*none\.log") as caught:
         train_in_child("train", "", run_copy / "none", run_copy / "data/tiny", n_layr=1)
     assert caught.value.status == 2
+
+
+def test_a_refused_child_leaves_the_memory_of_the_run_and_a_new_run_removes_it(
+    tiny_run: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_copy / "random.py").write_text("1 / 0")  # in the current folder: no module of the child
+    monkeypatch.chdir(run_copy)
+    out, data = run_copy / "out", run_copy / "data/tiny"
+    measured = train_in_child("train", "", out, data, max_iters=22).memory
+    assert measured > 50e6
+    with pytest.raises(TinyGPTError, match="failed with status 2"):
+        train_in_child("train", "", out, data, n_layr=1)
+    assert cost_of(out).memory == measured
+    ok(run_copy, *TINY_TRAIN, "--max_iters=1")
+    assert cost_of(out).memory == 0
 
 
 def test_the_cost_of_an_adapter_counts_what_was_trained(models: Path, tmp_path: Path) -> None:

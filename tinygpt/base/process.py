@@ -8,6 +8,7 @@ a log.
 
 import contextlib
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -32,11 +33,13 @@ def end_with(parent):  # one that was killed could not end this process; Windows
 
 threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
 status = main(sys.argv[2:])
-Path(sys.argv[1]).write_text(str(peak_memory()))
+if status in (0, 143):  # a refused command leaves the figure of the run in the folder
+    Path(sys.argv[1]).write_text(str(peak_memory()))
 sys.exit(status)
 """
 
 
+PACKAGES = str(Path(__file__).parents[2])  # the folder of tinygpt, perhaps a checkout
 STOPPED = 128 + signal.SIGTERM  # the status of a training that was told to stop
 
 
@@ -57,8 +60,10 @@ def run(log: Path, *args: str, limit: float = math.inf) -> Done:
     began, memory = time.monotonic(), log.with_suffix(".memory")
     with writing(log), open(log, "w+", encoding="utf-8") as file:
         group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
-        command = [sys.executable, "-X", "utf8", "-c", MEASURED, str(memory), *args]
-        child = subprocess.Popen(command, stdout=file, process_group=group)
+        command = [sys.executable, "-P", "-X", "utf8", "-c", MEASURED, str(memory), *args]
+        path = os.pathsep.join(filter(None, (PACKAGES, os.environ.get("PYTHONPATH"))))
+        env = os.environ | {"PYTHONPATH": path}  # -P: modules in the current folder are not those of Python
+        child = subprocess.Popen(command, stdout=file, process_group=group, env=env)
         try:
             try:
                 status = child.wait(None if limit == math.inf or sys.platform == "win32" else limit)

@@ -45,14 +45,18 @@ def run_in_child(config: TrainConfig) -> None:
     """Run the training of a configuration; unless it says otherwise, continue the run in out_dir if there is one.
     Errors: TinyGPTError as above, and for `train` from other weights, which a second start would not continue."""
     command = suggest.training_command(vars(config))
-    values = {"out_dir": config.out_dir, "init_from": "auto"} | {key: getattr(config, key) for key in config.flags}
-    if values["init_from"] not in ("scratch", "auto", "resume"):
+    given = config.given if command == "train" else config.flags  # as in start.load_base
+    start = config.init_from if "init_from" in given else "auto"
+    values = {key: getattr(config, key) for key in config.flags} | {"out_dir": config.out_dir, "init_from": start}
+    if start not in ("scratch", "auto", "resume"):
         if command == "train":
             problem = (
                 f"init_from={config.init_from}: a process of its own continues its run, or starts with new weights"
             )
             raise TinyGPTError(problem, "child=False, or finetune(ckpt=...)")
-        values |= {"ckpt": values["init_from"], "init_from": "auto"}
+        if (ckpt := values.get("ckpt", start)) != start:
+            raise TinyGPTError(f"two base models: ckpt={ckpt} and init_from={start}", "give only ckpt")
+        values |= {"ckpt": start, "init_from": "auto"}
     run_command(command, config.config, values)
 
 

@@ -28,6 +28,7 @@ from tinygpt.data.rows import Batches
 from tinygpt.fast.model import FastGPT
 from tinygpt.model import GPT
 from tinygpt.training import watch
+from tinygpt.training.child import log_of
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import RunLog, read_metrics
 from tinygpt.training.optimizer import (
@@ -246,7 +247,8 @@ def open_folder(run: Run, resuming: bool) -> None:
             note = f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both"
             run.log.print_line(note, always=True)
         stale = snapshots(run.out).values() if (run.out / FOLDER).exists() else ()
-        for path in (run.out / "last.pt", run.out / "adapter.pt", *stale):
+        memory = log_of(run.out).with_suffix(".memory")
+        for path in (run.out / "last.pt", run.out / "adapter.pt", memory, *stale):
             remove(path)
         if (run.out / "tensorboard").exists():
             for curves in ("train", "val"):
