@@ -1,6 +1,7 @@
 """tinygpt from Python: `tinygpt.load` and `tinygpt.api` give what the commands give, and docs/PYTHON.md runs."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from nbclient import NotebookClient
 
 import tinygpt
 from tinygpt import api
-from tinygpt.checkpoint.store import load
+from tinygpt.checkpoint.store import load, save
 from tinygpt.data.corpora import industry_descriptions, tiny_shakespeare
 from tinygpt.data.tasks import TASKS, sectors
 from tinygpt.train import is_true
@@ -125,6 +126,7 @@ def test_adapters_share_a_base_model(models: Path) -> None:
         assert list(adapted) == ["", "colours"] and len(adapted) == 2 and "german" not in adapted
         alone = tinygpt.load("out", adapter="out-lora", device="cpu")
         assert torch.equal(adapted["colours"].logits("001 red"), alone.logits("001 red"))
+        assert adapted["colours"].classify("001 red") == alone.classify("001 red")  # the labels of its data
         assert torch.equal(adapted[""].logits("The"), tinygpt.load("out", device="cpu").logits("The"))
         with pytest.raises(KeyError):
             adapted["german"]
@@ -171,7 +173,10 @@ def test_documents_are_searched_read_and_asked(tmp_path: Path, monkeypatch: pyte
     assert [passage.id for passage in texts.search("blue car")] == [2, 1] and texts.search("zebra") == []
     with api.Documents(texts=[]) as nothing:
         assert nothing.search("blue car") == []
+    closed = api.Documents(texts=["one"])
+    closed.close()
     for call, message in (
+        (lambda: closed.search("one"), "the index is closed"),
         (lambda: api.ask("", "docs"), "the question is empty"),
         (lambda: texts.search(" "), "the question is empty"),
         (lambda: api.Documents("none"), "none"),
@@ -199,6 +204,11 @@ def test_a_child_trains_the_same_model_and_its_cost_is_measured(tiny_run: Path, 
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
         assert capfd.readouterr().out == "" and half.folder == run.folder
         assert run.cost == api.Run("out").cost and run.cost.memory > 50e6 and run.cost.weights == load("out").num_params
+        Path("c.yaml").write_text("init_from: out\n")
+        with pytest.raises(tinygpt.TinyGPTError, match="continues its run, or starts with new weights"):
+            api.train("c.yaml", child=True, **config | {"out_dir": "out2"})
+        with pytest.raises(tinygpt.TinyGPTError, match="two base models: ckpt=out3 and init_from=out"):
+            api.finetune(ckpt="out3", init_from="out", out_dir="out2", child=True)
         for options, message in (
             ({"callback": print}, "cannot call the callback"),
             ({"init_from": "out", "out_dir": "out2"}, "continues its run, or starts with new weights"),
@@ -371,6 +381,20 @@ def test_runs_and_datasets_are_arguments(tiny_run: Path, work: Path) -> None:
         assert tuned.load().config["ckpt"] == str(work / "out")
         assert api.evaluate(run, dataset=options["dataset"])["loss"] == api.evaluate("out")["loss"]
         assert tinygpt.load(run).loss("The king") == run.load().loss("The king")
+
+
+def test_a_resumed_run_has_its_recorded_dataset(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(work))
+    monkeypatch.setenv("USERPROFILE", str(work))
+    monkeypatch.chdir(work)
+    (work / "data").rename("my data")
+    api.train(OPTIONS, data_dir="my data", max_iters=10, out_dir="out")
+    for iterations, child in ((11, False), (12, True)):
+        run = api.train(init_from="resume", out_dir="out", max_iters=iterations, child=child)
+        assert run.load().data_dir == str(work / "my data")
+    checkpoint = load("out")
+    save(Path("nano.pt"), dataclasses.replace(checkpoint, tokenizer=None))
+    assert tinygpt.load("nano.pt", data_dir="~/my data").generate("The ", 3, seed=1)
 
 
 def test_evaluate_returns_what_json_prints(tiny_run: Path, capsys: Any) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +34,7 @@ from tinygpt.examine.why.explained import load_run, log_probability, output
 from tinygpt.examine.why.retrain import effects, settings, without
 from tinygpt.learn.lab import why as lab
 from tinygpt.model import GPT
+from tinygpt.train import batch
 from tinygpt.training.losses import tensors
 from tinygpt.training.start import new_model
 
@@ -114,8 +117,34 @@ def test_the_api_gives_the_effects_of_the_command_and_the_model_without_some_row
     for row in (-1, 300):
         with pytest.raises(TinyGPTError, match=f"no training row {row}"):
             run.retrain([0, row])
+    for call, message in (
+        (lambda: run.retrain(effects < 0), "a mask does not number"),
+        (lambda: similar(effects < 0), "a mask does not number"),
+        (lambda: similar(np.arange(100)), "only 66 other training rows"),
+        (lambda: run.influence([]), "no output"),
+        (lambda: run.influence([TAUGHT, ("", "rot")]), "the prompt is empty"),
+        (lambda: run.influence([TAUGHT, ("077 red", " ")]), "--text is empty"),
+        (lambda: api.Run(planted / "out-text").influence([("Quark ", "")]), "--text is empty"),
+    ):
+        with pytest.raises(TinyGPTError, match=message):
+            call()
+    assert similar([1, 2]).shape == (2,)
     with pytest.raises(TinyGPTError, match="one output at a time"):
         api.Run(planted / "out-text").influence([("Quark ", "jump"), ("Quark j", "ump")])
+
+
+def test_interrupts_of_the_api_are_keyboard_interrupts(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for times in (1, 2):  # the second one ends a command at once
+        signals = iter([signal.SIGINT] * times)
+
+        def interrupted(*args: Any, signals: Iterator[signal.Signals] = signals) -> Any:
+            for number in signals:
+                signal.raise_signal(number)
+            return batch(*args)
+
+        monkeypatch.setattr("tinygpt.train.batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            api.Run(planted / "out").retrain([0])
 
 
 def test_a_contradicting_label_lowers_the_probability(planted: Path) -> None:

@@ -16,8 +16,8 @@ complete command line.
 import contextlib
 import math
 import signal
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -44,7 +44,7 @@ from tinygpt.examine.eval.command import measure
 from tinygpt.examine.report.notebook import entries_of, run_html
 from tinygpt.examine.report.plot import draw
 from tinygpt.examine.why.command import random_rows
-from tinygpt.examine.why.explained import Explained, load_run, outputs_of
+from tinygpt.examine.why.explained import Explained, load_run, outputs_of, row_numbers
 from tinygpt.examine.why.retrain import effects, retrain
 from tinygpt.train import Callback
 from tinygpt.training.child import Cost, cost_of, run_in_child
@@ -66,7 +66,7 @@ class Influence(NamedTuple):
 
     effects: np.ndarray
     model: LoadedModel
-    similar: Callable[[np.ndarray], np.ndarray]
+    similar: Callable[[np.ndarray | Sequence[int]], np.ndarray]
 
 
 class Run:
@@ -137,8 +137,11 @@ class Run:
         run; similar: from rows to as many others, of the same labels and drawn as often. Errors: TinyGPTError.
         """
         explained = self._explained()
-        found, model = effects(explained, *outputs_of(explained, outputs))
-        similar = partial(random_rows, explained, seed=explained.config.seed)
+        found, model = effects(explained, *outputs_of(explained, outputs), embedded=True)
+
+        def similar(rows: np.ndarray | Sequence[int]) -> np.ndarray:
+            return random_rows(explained, row_numbers(explained, rows), explained.config.seed)
+
         return Influence(found, self._loaded(explained, model), similar)
 
     @arguments()
@@ -149,12 +152,8 @@ class Run:
         that the run does not have.
         """
         explained = self._explained()
-        if len(wrong := np.setdiff1d(left_out, np.arange(len(explained.rows)))):
-            raise TinyGPTError(
-                f"no training row {wrong[0]}", f"rows are numbered from 0 to {len(explained.rows) - 1:,}"
-            )
         seed = explained.config.seed if seed is None else seed
-        return self._loaded(explained, retrain(explained, np.asarray(left_out, dtype=np.int64), seed))
+        return self._loaded(explained, retrain(explained, row_numbers(explained, left_out), seed, embedded=True))
 
     def _explained(self) -> Explained:
         return load_run(config_of(WhyConfig, self.folder, **self._data_dir))
@@ -190,7 +189,10 @@ class Documents:
         """Find the `n` passages that fit a question best: their text, source, title and relevance (0 to 1). Errors:
         TinyGPTError for a question that is empty or too long."""
         question = checked_question(question)
-        return with_relevance(self._index, question, search(self._index, question, n))
+        try:
+            return with_relevance(self._index, question, search(self._index, question, n))
+        except sqlite3.ProgrammingError:
+            raise TinyGPTError("Documents: the index is closed", "Documents(...) opens it again") from None
 
     def close(self) -> None:
         self._open.close()
@@ -218,10 +220,9 @@ def load(path: str | Path | Run = "out", *, data_dir: str | Path | None = None, 
     the run has recorded. Errors: TinyGPTError."""
     require_known("load", options, LOAD)
     settings = config_of(SampleConfig, ckpt=path, **options)
-    loaded = LoadedModel.load(file_of(settings.ckpt), settings.adapter, settings, str(data_dir or "data"))
-    given = config_of(EvalConfig, **({} if data_dir is None else {"data_dir": data_dir}))
-    loaded.data_dir = str(absolute(recorded_data_dir(given, loaded.config, loaded.path)))
-    return loaded
+    given = {} if data_dir is None else {"data_dir": Path(data_dir).expanduser()}
+    folder = str(given.get("data_dir", "data"))
+    return _with_data_dir(LoadedModel.load(file_of(settings.ckpt), settings.adapter, settings, folder), **given)
 
 
 @arguments(*LOAD, ckpt="path")
@@ -236,7 +237,19 @@ def load_adapters(
     require_known("load_adapters", options, LOAD[1:])
     settings = config_of(SampleConfig, ckpt=path, **options)
     paths = {name: str(config_of(SampleConfig, adapter=adapter).adapter) for name, adapter in adapters.items()}
-    return AdaptedModels(LoadedModel, Adapters(settings.ckpt, paths), settings)
+    adapted = Adapters(settings.ckpt, paths)
+
+    def build(name: str) -> LoadedModel:
+        return _with_data_dir(LoadedModel(adapted.checkpoint(name), paths.get(name, settings.ckpt), settings))
+
+    return AdaptedModels(build, adapted.names)
+
+
+def _with_data_dir(loaded: LoadedModel, **given: str | Path) -> LoadedModel:
+    """Set the folder of a model's dataset: the given one, by default the one that the run has recorded."""
+    folder = recorded_data_dir(config_of(EvalConfig, **given), loaded.config, loaded.path)
+    loaded.data_dir = str(absolute(folder))
+    return loaded
 
 
 @arguments(*keys(PrepareConfig))
@@ -336,12 +349,13 @@ def _train(
     config_class: type[TrainConfig], config: ConfigFile | None, callback: Callback | None, child: bool, options: Any
 ) -> Run:
     settings = settings_of(config_class, config, options)
+    given = {"data_dir": settings.data_dir} if "data_dir" in settings.given else {}  # else the one that the run records
     if child and callback:
         raise TinyGPTError("a process of its own cannot call the callback", "child=False")
     if child:
         run_in_child(settings)
-        return Run(settings.out_dir, data_dir=settings.data_dir)
+        return Run(settings.out_dir, **given)
     status = train_command.train(settings, callback or (lambda entry: None))
     if status >= 128:  # a signal, also one during the last evaluation
         raise KeyboardInterrupt if status == 128 + signal.SIGINT else SystemExit(status)
-    return Run(settings.out_dir, data_dir=settings.data_dir)
+    return Run(settings.out_dir, **given)

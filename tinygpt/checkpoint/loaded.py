@@ -4,13 +4,13 @@ loaded = Loaded.load("out", "out-lora", InferenceConfig(device="cpu"))
 loaded.model(torch.tensor([loaded.tokenizer.encode("text").tolist()]))[0]    # logits (1, T, V)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TypeVar
 
 from tinygpt.base.configs.shared import InferenceConfig
 from tinygpt.base.device import choose_for_inference
-from tinygpt.checkpoint.adapter import Adapters, load_model
+from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import Checkpoint, tokenizer_of
 from tinygpt.model import GPT
 
@@ -56,16 +56,16 @@ Model = TypeVar("Model", bound=Loaded)
 class AdaptedModels(Mapping[str, Model]):
     """A base model, "", and its adapters by name; each is built when it is asked for, on the base's tensors."""
 
-    def __init__(self, kind: type[Model], adapters: Adapters, settings: InferenceConfig) -> None:
-        self.kind, self.adapters, self.settings = kind, adapters, settings
+    def __init__(self, build: Callable[[str], Model], names: Sequence[str]) -> None:
+        self.build, self.names = build, names
 
     def __getitem__(self, name: str) -> Model:
         if name not in list(self):
             raise KeyError(name)
-        return self.kind(self.adapters.checkpoint(name), self.adapters.ckpt, self.settings)
+        return self.build(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(["", *self.adapters.names])
+        return iter(["", *self.names])
 
     def __len__(self) -> int:
-        return 1 + len(self.adapters.names)
+        return 1 + len(self.names)

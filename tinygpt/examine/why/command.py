@@ -40,8 +40,6 @@ T_95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 
 def why(config: WhyConfig) -> None:
     """Run the command. Errors: TinyGPTError for a run or an output that cannot be explained."""
-    if not config.text.strip():
-        raise TinyGPTError("why explains an output of the model, but --text is empty", '--start "PROMPT" --text OUTPUT')
     explained = load_run(config)
     start = prompt_text(config.start)
     x, y = output(explained, start, config.text)
@@ -186,6 +184,8 @@ def random_rows(explained: Explained, influential: np.ndarray, seed: int) -> np.
     one, since a row that was hardly drawn cannot matter. With labels it has the same label, as long as there is one."""
     generator, exposures = np.random.default_rng(seed), exposures_of(explained, seed)
     free = generator.permutation(np.setdiff1d(np.arange(len(explained.rows)), influential)).tolist()
+    if len(influential) > len(free):
+        raise TinyGPTError(f"{len(influential)} rows, but only {len(free)} other training rows", "fewer rows")
     examples = explained.source.examples(explained.dataset.tokenizer) if explained.dataset.labels else []
     labels = [response for _, response in examples] or [""] * len(explained.rows)
     drawn = []

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, TrainConfig
@@ -30,7 +31,7 @@ from tinygpt.data.rows import PairRows, Rows
 from tinygpt.data.sheets import PAIR_FILES
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.model import GPT
-from tinygpt.training.losses import row_losses, tensors
+from tinygpt.training.losses import row_losses
 from tinygpt.training.start import choose_compute
 
 
@@ -96,8 +97,10 @@ def load_run(config: WhyConfig) -> Explained:
 def output(explained: Explained, start: str, text: str) -> tuple[Tensor, Tensor]:
     """Encode an output as a training row: inputs and targets. For pairs, the targets are the response and its end.
 
-    Errors: TinyGPTError for text outside the vocabulary, and for more tokens than the context has.
+    Errors: TinyGPTError for an empty text or one outside the vocabulary, and for more tokens than the context has.
     """
+    if not text.strip():
+        raise TinyGPTError("why explains an output of the model, but --text is empty", '--start "PROMPT" --text OUTPUT')
     tokenizer, block_size = explained.dataset.tokenizer, explained.config.block_size
     if explained.dataset.pairs:
         encode_prompt(start, tokenizer)  # refuses an empty prompt
@@ -117,16 +120,27 @@ def output(explained: Explained, start: str, text: str) -> tuple[Tensor, Tensor]
 def outputs_of(explained: Explained, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
     """Encode prompts with their responses as training rows; of plain text a single beginning and its continuation.
 
-    Errors: as in `output`.
+    Errors: as in `output`, and for no pair.
     """
-    if len(pairs) == 1:
-        return output(explained, *pairs[0])
-    tokenizer, block_size = explained.dataset.tokenizer, explained.config.block_size
-    if tokenizer.pair is None:
+    if not pairs:
+        raise TinyGPTError("there is no output to explain", "give prompts with their responses")
+    if len(pairs) > 1 and not explained.dataset.pairs:
         raise TinyGPTError("a run on plain text explains one output at a time", "give one (start, text)")
-    rows = PairRows(np.concatenate([tokenizer.encode_pair(*pair) for pair in pairs]), tokenizer)
-    rows.require(block_size, "the outputs")
-    return tensors(rows, block_size, rows.all_rows(block_size))
+    encoded = [output(explained, *pair) for pair in pairs]
+    x = pad_sequence([x[0] for x, _ in encoded], batch_first=True)
+    y = pad_sequence([y[0] for _, y in encoded], batch_first=True, padding_value=-1)
+    return x, y
+
+
+def row_numbers(explained: Explained, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Return the numbers of training rows, int64 (n,). Errors: TinyGPTError for a mask, and for a row that the run does
+    not have."""
+    numbers = np.asarray(rows)
+    if numbers.dtype == bool:
+        raise TinyGPTError("a mask does not number training rows", "np.flatnonzero(mask)")
+    if len(wrong := np.setdiff1d(numbers, np.arange(len(explained.rows)))):
+        raise TinyGPTError(f"no training row {wrong[0]}", f"rows are numbered from 0 to {len(explained.rows) - 1:,}")
+    return numbers.astype(np.int64)
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import io
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,26 +32,27 @@ from tinygpt.training.run import Run, set_up
 from tinygpt.training.start import resolve
 
 
-def retrain(explained: Explained, left_out: np.ndarray, seed: int) -> GPT:
+def retrain(explained: Explained, left_out: np.ndarray, seed: int, embedded: bool = False) -> GPT:
     """Train up to the step of ckpt.pt without the rows numbered `left_out`, in a temporary folder.
 
-    Errors: TinyGPTError as in training, also if a signal has stopped it.
+    embedded: as in StopSignal. Errors: TinyGPTError as in training, also if a signal has stopped it; if it is embedded,
+    KeyboardInterrupt.
     """
     source = without(explained.source, explained.rows[left_out], explained.config)
-    with repeated(explained, seed) as (run, go):
+    with repeated(explained, seed, embedded) as (run, go):
         run.source = source
         require_targets(run.config, source)
         go()
         return run.model
 
 
-def effects(explained: Explained, x: Tensor, y: Tensor) -> tuple[np.ndarray, GPT]:
+def effects(explained: Explained, x: Tensor, y: Tensor, embedded: bool = False) -> tuple[np.ndarray, GPT]:
     """Train the run again, and estimate the change of an output's log-probability in nats if each training row is left
     out: float64 (rows,). An output can be several rows, whose log-probabilities are added.
 
     Also returns the model, which is that of the run on the same machine. Errors: as above.
     """
-    with repeated(explained, explained.config.seed) as (run, go):
+    with repeated(explained, explained.config.seed, embedded) as (run, go):
         tracer: Any = Tracer(run, explained.source, x, y)
         run.optimizer = tracer  # stands between the loop and the optimizer
         go()
@@ -58,12 +60,12 @@ def effects(explained: Explained, x: Tensor, y: Tensor) -> tuple[np.ndarray, GPT
 
 
 @contextlib.contextmanager
-def repeated(explained: Explained, seed: int) -> Iterator[tuple[Run, Callable[[], None]]]:
+def repeated(explained: Explained, seed: int, embedded: bool) -> Iterator[tuple[Run, Callable[[], None]]]:
     """Set up the run once more, and yield it with the function that trains it, silently but for a progress bar."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         run = set_up(stack, resolve(stack, settings(explained, seed, out)))
-        stop = stack.enter_context(StopSignal())
+        stop = stack.enter_context(StopSignal(embedded))
 
         def go() -> None:
             try:
@@ -73,6 +75,8 @@ def repeated(explained: Explained, seed: int) -> Iterator[tuple[Run, Callable[[]
                     raise
                 problem = f"out of memory on {run.compute.device}: why needs more memory than the training"
                 raise TinyGPTError(problem, "--device=cpu, or a machine with more memory", 1) from None
+            if embedded and status == 128 + signal.SIGINT:
+                raise KeyboardInterrupt
             if status:
                 raise TinyGPTError(
                     "stopped", "the same command starts again, with the trainings that a proof has stored", status
