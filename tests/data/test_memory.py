@@ -45,6 +45,16 @@ def test_a_tokenizer_is_another_dataset_s_or_that_of_texts(tmp_path: Path) -> No
     assert write_dataset(tmp_path / "wide", "abcabc" * 9, tokenizer=("xyz", "abc")).tokenizer.vocab_size == 6
 
 
+def test_a_home_a_single_label_and_generators_are_taken_as_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    made = write_dataset("~/pairs", {split: (pair for pair in part) for split, part in PAIRS.items()}, "rot")
+    assert made.folder == tmp_path / "pairs" and made.labels == ["rot"]
+    assert made.sources["val"].examples(made.tokenizer) == PAIRS["val"]
+
+
 def test_what_cannot_be_written_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     text = write_dataset(tmp_path / "text", TEXT)
     for content, tokenizer, message in (

@@ -91,6 +91,9 @@ def test_records_are_what_was_measured_with_what_was_varied(tmp_path: Path) -> N
         ({"settings": {"quick": True}}, "quick=True"),
         ({"models": {"out": "abd"}}, "out is not the one"),
         (None, "is damaged"),
+        ({"stages": []}, "is damaged"),
+        ({"models": ["out"]}, "is damaged"),
+        ({"settings": None}, "is damaged"),
     ],
 )
 def test_the_folder_of_another_lab_is_refused(tmp_path: Path, change: dict[str, Any] | None, problem: str) -> None:

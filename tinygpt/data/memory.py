@@ -30,8 +30,9 @@ def write_dataset(
     vocabulary; None: that of the content's characters. Errors: TinyGPTError for a split that is missing, empty or
     unknown, for labels of a text, and for a character that the tokenizer lacks.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     require_name(folder.name, str(folder.parent))
+    labels = [labels] if isinstance(labels, str) else list(labels)
     if isinstance(content, str):
         cut = len(content) * 9 // 10
         content = {"train": content[:cut], "val": content[cut:]}
@@ -48,13 +49,13 @@ def write_dataset(
     if empty := [split for split in needed if not (pairs or texts).get(split)]:
         raise TinyGPTError(f"{folder}: the split {empty[0]} is empty", f"give {', '.join(needed)}")
     if not isinstance(tokenizer, Tokenizer):
-        known = content if tokenizer is None else tokenizer
+        known = pairs or texts if tokenizer is None else tokenizer
         tokenizer = tokenizer_of_pairs(known) if pairs else CharTokenizer(sorted(characters(known)))
     if pairs and tokenizer.pair is None:
         raise TinyGPTError(f"{folder}: the tokenizer has no special tokens for pairs", "take that of another task")
     with folder_lock(folder, "dataset"):
         if pairs:
-            write_pairs(folder, pairs, list(labels), tokenizer, {})
+            write_pairs(folder, pairs, labels, tokenizer, {})
         else:
             write_texts(folder, texts, tokenizer)
     return Dataset(str(folder.parent), folder.name)

@@ -134,6 +134,8 @@ def stored(folder: Path, identity: Identity) -> dict[str, Any]:
         content = json.loads(read_text(path, elsewhere))
         actual = {key: content[key] for key in expected}
         models = content["models"]
+        if not all(isinstance(content[key], dict) for key in ("settings", "models", "stages")):
+            raise TypeError
     except (ValueError, TypeError, KeyError):
         raise TinyGPTError(f"{path} is damaged, or was not written by tinygpt {command}", elsewhere) from None
     if actual != expected:
