@@ -8,7 +8,6 @@ a log.
 
 import contextlib
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,11 @@ from tinygpt.base.files import writing
 MEASURED = """
 import os, signal, sys, threading, time
 from pathlib import Path
+
+sys.path.insert(0, sys.argv.pop(1))  # the folder of tinygpt, perhaps a checkout
+import tinygpt
+del sys.path[0]  # other modules are found as usual
+
 from tinygpt.cli import main
 from tinygpt.base.process import peak_memory
 
@@ -37,7 +41,6 @@ if status in (0, 143):  # a refused command leaves the figure of the run in the 
     Path(sys.argv[1]).write_text(str(peak_memory()))
 sys.exit(status)
 """
-
 
 PACKAGES = str(Path(__file__).parents[2])  # the folder of tinygpt, perhaps a checkout
 STOPPED = 128 + signal.SIGTERM  # the status of a training that was told to stop
@@ -60,10 +63,9 @@ def run(log: Path, *args: str, limit: float = math.inf) -> Done:
     began, memory = time.monotonic(), log.with_suffix(".memory")
     with writing(log), open(log, "w+", encoding="utf-8") as file:
         group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
-        command = [sys.executable, "-P", "-X", "utf8", "-c", MEASURED, str(memory), *args]
-        path = os.pathsep.join(filter(None, (PACKAGES, os.environ.get("PYTHONPATH"))))
-        env = os.environ | {"PYTHONPATH": path}  # -P: modules in the current folder are not those of Python
-        child = subprocess.Popen(command, stdout=file, process_group=group, env=env)
+        # -P: modules in the current folder are not those of Python
+        command = [sys.executable, "-P", "-X", "utf8", "-c", MEASURED, PACKAGES, str(memory), *args]
+        child = subprocess.Popen(command, stdout=file, process_group=group)
         try:
             try:
                 status = child.wait(None if limit == math.inf or sys.platform == "win32" else limit)
