@@ -204,6 +204,8 @@ def test_a_child_trains_the_same_model_and_its_cost_is_measured(tiny_run: Path, 
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
         assert capfd.readouterr().out == "" and half.folder == run.folder
         assert run.cost == api.Run("out").cost and run.cost.memory > 50e6 and run.cost.weights == load("out").num_params
+        with pytest.raises(tinygpt.TinyGPTError, match=r"the run in out has ended, with learning_rate="):
+            api.train(config | {"learning_rate": 0.5}, max_iters=20, out_dir="out", child=True)
         Path("c.yaml").write_text("init_from: out\n")
         with pytest.raises(tinygpt.TinyGPTError, match="continues its run, or starts with new weights"):
             api.train("c.yaml", child=True, **config | {"out_dir": "out2"})

@@ -57,7 +57,22 @@ def run_in_child(config: TrainConfig) -> None:
         if (ckpt := values.get("ckpt", start)) != start:
             raise TinyGPTError(f"two base models: ckpt={ckpt} and init_from={start}", "give only ckpt")
         values |= {"ckpt": start, "init_from": "auto"}
+    require_same_settings(config, start)
     run_command(command, config.config, values)
+
+
+def require_same_settings(config: TrainConfig, start: str) -> None:
+    """Refuse other settings than those of a run that has ended: it would be returned as it is. Errors: TinyGPTError."""
+    path = Path(config.out_dir, "last.pt")
+    if start == "scratch" or not path.exists():
+        return
+    last = load(path)
+    if last.step < (config.max_iters if "max_iters" in config.given else last.config.get("max_iters", 0)):
+        return
+    for key in sorted(config.given & last.config.keys() - {"init_from", "ckpt", "out_dir", "data_dir", "quiet"}):
+        if (old := last.config[key]) != getattr(config, key):
+            problem = f"the run in {config.out_dir} has ended, with {key}={old}"
+            raise TinyGPTError(problem, 'another out_dir, or init_from="scratch"')
 
 
 def run_command(command: str, configs: Sequence[str], settings: Mapping[str, Any], limit: float = math.inf) -> None:
