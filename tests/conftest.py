@@ -110,7 +110,7 @@ def commands_here() -> Iterator[None]:
         """Stands in for subprocess.Popen."""
 
         def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
-            memory, *args = command[6:]
+            _packages, memory, *args = command[6:]
             with contextlib.redirect_stdout(stdout):
                 self.status = main(args)
             Path(memory).write_text(str(peak_memory()))
