@@ -79,7 +79,7 @@ def test_tiny_shakespeare_in_gpt2s_tokens(tmp_path: Path) -> None:
         pytest.skip("GPT-2's vocabulary is not here")
     assert result.status == 0, result.err
     assert "301,966 for training, 36,059 for validation" in result.out
-    assert result.out.endswith("--dataset=shakespeare --out_dir=out-shakespeare --dropout=0.2\n")
+    assert result.out.endswith("--dataset=shakespeare --budget=5m --out_dir=out-shakespeare\n")
     text, tokenizer = tiny_shakespeare(), GPT2Tokenizer()
     at = int(len(text) * 0.9)
     expected = tuple(tokenizer.encode(part).tobytes() for part in (text[:at], text[at:]))

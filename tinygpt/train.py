@@ -24,6 +24,7 @@ from tinygpt.checkpoint.adapter import save_adapter
 from tinygpt.checkpoint.snapshots import save_snapshot, snapshot_steps
 from tinygpt.generate import Sampling, generate
 from tinygpt.training import compare
+from tinygpt.training.budget import within_budget
 from tinygpt.training.log import Pace, read_metrics
 from tinygpt.training.losses import estimate_losses
 from tinygpt.training.optimizer import learning_rate
@@ -44,7 +45,7 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
     compute = None
     try:
         with contextlib.ExitStack() as stack:
-            start = resolve(stack, config)
+            start = within_budget(resolve(stack, config))
             config, compute = start.config, start.compute
             run = set_up(stack, start)
             del start  # its checkpoint is as large as the run

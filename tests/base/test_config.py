@@ -172,6 +172,7 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
         "n_kv_head": 1,
         "n_embd": 8,
         "threads": "2",
+        "budget": "",
         "fast": "auto",
         "compile": "auto",
         "sampling": "independent",
@@ -348,7 +349,17 @@ def test_the_preset_nanogpt_is_the_recipe_of_its_readme() -> None:
     flags = ["--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--dropout=0.0"]
     flags += ["--max_iters=2000", "--lr_decay_iters=2000", "--eval_iters=20", "--device=cpu", "--compile=False"]
     theirs, ours = (vars(train(*args)) for args in (["config/train_shakespeare_char.py", *flags], ["nanogpt"]))
-    apart = {"config", "flags", "given", "out_dir", "device", "compile", "lr_decay_iters", "always_save_checkpoint"}
+    apart = {
+        "config",
+        "flags",
+        "given",
+        "started",
+        "out_dir",
+        "device",
+        "compile",
+        "lr_decay_iters",
+        "always_save_checkpoint",
+    }
     apart |= {"sample_interval"}
     assert {key for key in theirs if theirs[key] != ours[key]} <= apart
     assert ours["lr_decay_iters"] in (0, ours["max_iters"])

@@ -80,6 +80,8 @@ def shortened(command: list[str]) -> list[str]:
     """Flags that end a suggested command soon. They do not affect whether it works."""
     if "--init_from=resume" in command:  # a run that has done more than two iterations
         return ["--max_iters=50"]
+    if any(word.startswith("--budget=") for word in command):
+        return ["--budget=8s", "--device=cpu", *SMALL]
     preset = any(word.startswith(("configs/", "reader")) and "finetune" not in word for word in command)
     return SHORTEN.get(command[0], []) + SMALL * preset
 

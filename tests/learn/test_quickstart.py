@@ -141,6 +141,18 @@ def test_own_text_from_several_files(tmp_path: Path) -> None:
     following = re.search(r"next: tinygpt (train .*)", ok(tmp_path, "prepare", "mine", "--input", "letters").out)
     assert following
     flags = [f"--{key}={value}" for key, value in SMALL.items()]
-    ok(tmp_path, *following[1].split(), "--device=cpu", "--max_iters=5", "--eval_interval=5", *flags)
+    ok(tmp_path, *following[1].split(), "--device=cpu", "--budget=10s", *flags)
     sampled = ok(tmp_path, "sample", "--ckpt=out-mine", "--start=Dear Zoë", "--max_new_tokens=20")
     assert sampled.out.startswith("Dear Zoë")
+
+
+def test_quickstart_with_own_text_shows_the_commands_that_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "my notes.txt").write_text("To be, or not to be: that is the question.\n" * 100)
+    said = ok(tmp_path, "quickstart", "my notes.txt", "--budget=10s").out
+    assert shown(said) == [
+        "tinygpt prepare mine --input 'my notes.txt'",
+        "tinygpt train --dataset=mine --budget=10s --out_dir=out-mine",
+        "tinygpt sample --ckpt out-mine/ckpt.pt",
+    ]
+    assert "if all 18 characters are equally probable" in said and explained(said) < 2.9
+    assert shown(ok(tmp_path, "quickstart", "my notes.txt", "--budget=10s").out)[1].endswith("--init_from=auto")

@@ -45,22 +45,17 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
         ids = tokenizer.encode(line).tolist()
         print(f"  {' '.join(map(str, ids[:14]))}{' ...' * (len(ids) > 14)}\n    -> {bordered(tokenizer, ids)}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
-    preset = "shakespeare_char" if trained or isinstance(tokenizer, CharTokenizer) else "nanogpt"
-    flags = [] if folder.name == "shakespeare_char" else [f"--dataset={folder.name}", f"--out_dir=out-{folder.name}"]
-    if preset == "nanogpt":
-        flags.append("--dropout=0.2")  # for a large vocabulary, and few tokens
-    smallest = min(tokens.values())
-    if smallest < 2:
+    if min(tokens.values()) < 2:
         print("\nThis is too little text to train on: use more text or a larger --val_fraction.")
         return
     if (model := meta["options"].get("tokenizer", "auto")) not in OWN_TOKENIZERS:
         flags = [f"--ckpt={model}", *own_flags(folder.name, ""), *suggest.data_dir_flag(folder.parent)]
         print(f"\nnext: {suggest.command('finetune', *flags)}")
         return
-    if smallest <= suggest.PRESET_BLOCK_SIZE:  # too little text for the preset
-        flags.append(f"--block_size={smallest - 1}")
-    flags += suggest.data_dir_flag(folder.parent)
-    print(f"\nnext: {suggest.command('train', f'configs/{preset}.yaml', *flags)}")
+    flags = [f"--dataset={folder.name}", "--budget=5m", f"--out_dir=out-{folder.name}"]
+    if folder.name == "shakespeare_char":
+        flags = ["configs/shakespeare_char.yaml"]
+    print(f"\nnext: {suggest.command('train', *flags, *suggest.data_dir_flag(folder.parent))}")
 
 
 def bordered(tokenizer: Tokenizer, ids: list[int]) -> str:

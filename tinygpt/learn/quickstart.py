@@ -1,6 +1,7 @@
-"""`tinygpt quickstart`: run prepare, train and sample on Tiny Shakespeare, and explain each.
+"""`tinygpt quickstart`: run prepare, train and sample on Tiny Shakespeare or on one's own text, and explain each.
 
 tinygpt quickstart
+tinygpt quickstart notes.txt --budget=10m
 tinygpt quickstart --out_dir=out-first --max_iters=500      # another folder; a shorter training
 """
 
@@ -11,7 +12,9 @@ from typing import Any
 from tinygpt import api
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.learn import QuickstartConfig
+from tinygpt.base.configs.shared import seconds_of
 from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.terminal import duration
 
 CONFIG = "configs/shakespeare_char.yaml"
 
@@ -25,10 +28,10 @@ vocabulary is the list of characters that occur. The last tenth of the text is t
 measured on it and never trained on it."""
 
 TRAIN = """\
-A GPT with about 0.6 million parameters learns to predict the next character. In each iteration it sees 32 sequences
-of 64 characters, compares its predictions with the characters that follow, and changes its parameters a little. The
-loss measures how wrong the predictions are: 4.17 if all 65 characters are equally probable. Before training it is
-slightly higher. This takes about a minute. Ctrl-C stops and saves; the same quickstart command then continues."""
+A GPT{size} learns to predict the next character. In each iteration it sees 2,048 characters, compares its predictions
+with the characters that follow, and changes its parameters a little. The loss measures how wrong the predictions are:
+{uniform:.2f} if all {characters} characters are equally probable. Before training it is slightly higher. This takes
+{time}. Ctrl-C stops and saves; the same quickstart command then continues."""
 
 SAMPLE = """\
 The model gives each character a probability of being the next one. One character is drawn at random according to these
@@ -37,7 +40,7 @@ probabilities and appended to the text. This is repeated 500 times."""
 LOSS = """
 How to read the result: the validation loss is {loss} nats per character. e^{loss} = {perplexity}, so the model is on
 average as uncertain as if it chose between {perplexity} equally probable characters. Before training it was about
-65."""
+{characters}."""
 
 END = """
 That was your own model. {learned}
@@ -56,6 +59,7 @@ LEARNED = (
     "From one megabyte of text it has learned names and the form of a play. Most words that it writes exist, but it "
     "does not know what they mean."
 )
+OWN = "It has learned how your text looks. It does not know what the words mean."
 NOT_YET = (
     "It has hardly learned anything yet: train it longer, for example with another --out_dir and "
     f"--max_iters={QuickstartConfig.max_iters}."
@@ -67,23 +71,35 @@ def quickstart(config: QuickstartConfig) -> int:
 
     Finished steps are not repeated. Errors: those of the three commands, and KeyboardInterrupt if it is interrupted.
     """
-    out, data_flag = Path(config.out_dir), suggest.data_dir_flag(config.data_dir)
+    own = bool(config.input)
+    name = "mine" if own else "shakespeare_char"
+    out = Path("out-mine" if own and "out_dir" not in config.given else config.out_dir)
+    data_flag = suggest.data_dir_flag(config.data_dir)
     resumed = (out / "last.pt").exists()  # a run is continued, never replaced
     if not resumed and any((out / name).exists() for name in ("ckpt.pt", "adapter.pt")):
-        hint = suggest.command("quickstart", "--out_dir=out-first", *data_flag)
+        hint = suggest.command("quickstart", *config.input, "--out_dir=out-first", *data_flag)
         raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", hint)
     print(START)
     data = {"data_dir": config.data_dir} if data_flag else {}
-    announce("1 of 3: prepare, from text to tokens", PREPARE, "prepare", "shakespeare_char", **data)
-    api.prepare("shakespeare_char", **data)
+    sources = {"input": list(config.input)} if own else {}
+    files = ["--input", *config.input] if own else []
+    announce("1 of 3: prepare, from text to tokens", PREPARE, "prepare", name, *files, **data)
+    dataset = api.prepare(name, **sources, **data)
 
-    settings: dict[str, Any] = {"device": "cpu", **data}
-    settings |= {} if config.out_dir == "out" else {"out_dir": out}
-    settings |= {} if config.max_iters == QuickstartConfig.max_iters else {"max_iters": config.max_iters}
+    characters = dataset.tokenizer.vocab_size
+    budget = config.budget or ("5m" if own else "")
+    settings: dict[str, Any] = {"dataset": name, "budget": budget} if budget else {"device": "cpu"}
+    settings |= data | ({} if str(out) == "out" else {"out_dir": out})
+    if not budget and config.max_iters != QuickstartConfig.max_iters:
+        settings["max_iters"] = config.max_iters
     settings |= {"init_from": "auto"} if resumed else {}
-    announce("2 of 3: train, from tokens to a model", TRAIN, "train", CONFIG, **settings)
-    loss = round(api.train(CONFIG, **settings).val_loss, 2)  # as printed below
-    print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}"))
+    time = f"{duration(seconds_of(budget))}, or less if the text is short" if budget else "about a minute"
+    size = "" if budget else " with about 0.6 million parameters"
+    about = TRAIN.format(uniform=math.log(characters), characters=characters, time=time, size=size)
+    files = [] if budget else [CONFIG]
+    announce("2 of 3: train, from tokens to a model", about, "train", *files, **settings)
+    loss = round(api.train(*files, **settings).val_loss, 2)  # as printed below
+    print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}", characters=characters))
 
     ckpt = ("--ckpt", f"{out}/ckpt.pt")
     announce("3 of 3: sample, from the model to text", SAMPLE, "sample", *ckpt)
@@ -96,10 +112,10 @@ def quickstart(config: QuickstartConfig) -> int:
         print(flush=True)
     print(
         END.format(
-            data=Path(config.data_dir) / "shakespeare_char",
+            data=Path(config.data_dir) / name,
             out=out,
-            learned=LEARNED if loss < 2.2 else NOT_YET,
-            prompt=suggest.command("sample", *ckpt, "--start", "ROMEO:", "--num_samples=3"),
+            learned=OWN if own else LEARNED if loss < 2.2 else NOT_YET,
+            prompt=suggest.command("sample", *ckpt, *([] if own else ["--start", "ROMEO:"]), "--num_samples=3"),
             doctor=suggest.command("doctor", out, *data_flag),
             evaluate=suggest.command("eval", *ckpt, *data_flag),
             report=suggest.command("report", out, *data_flag),

@@ -196,7 +196,7 @@ def set_up(stack: contextlib.ExitStack, start: Start) -> Run:
     stack.callback(run.log.close)
     if ranks.is_main and not config.eval_only:
         open_folder(run, bool(start.saved))
-    show_start(run, compile_status, times)
+    show_start(run, compile_status, times, start.reasons)
     note_changes(run, {} if config.eval_only else start.saved)
     return run
 
@@ -262,8 +262,9 @@ def open_folder(run: Run, resuming: bool) -> None:
         run.log.add_sink(lambda: TensorBoard(run.out, read_metrics(run.out), started))
 
 
-def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
-    """Print the settings of the run and derived figures, before the first iteration. times: by number of threads."""
+def show_start(run: Run, compile_status: str, times: dict[int, float], reasons: tuple[str, ...]) -> None:
+    """Print the settings of the run and derived figures, before the first iteration. times: by number of threads.
+    reasons: for what a budget has fixed."""
     config, model, progress, source = run.config, run.model, run.progress, run.source
     rows = run.rows_per_iter
     size = counted(rows, "example") if run.dataset.pairs else counted(rows * run.longest_row, "token")
@@ -283,6 +284,7 @@ def show_start(run: Run, compile_status: str, times: dict[int, float]) -> None:
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
         f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data",
         f"optimizer:   {config.optimizer}, {describe_schedule(config)}",
+        *(f"{title:<13}{reason}" for title, reason in zip(("budget:", ""), reasons, strict=False)),
     ):
         run.log.print_line(line)
     if run.teacher:

@@ -38,6 +38,7 @@ from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training.optimizer import build
 from tinygpt.training.processes import Processes, device_name, join_processes
+from tinygpt.training.recipe import budget_of, sizes
 from tinygpt.training.tuning import Tuning
 
 ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
@@ -59,6 +60,7 @@ class Start:
     saved: dict[str, Any]  # the training state in the checkpoint of a run that is resumed; empty for a new run
     tuning: Tuning | None  # None: not a fine-tuning run
     teacher: str  # the path of its checkpoint; empty: no distillation
+    reasons: tuple[str, ...] = ()  # for what a budget has fixed (budget.py)
 
 
 def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "train") -> Start:
@@ -76,6 +78,14 @@ def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "t
     compute = choose_compute(config, last.training)
     ranks = stack.enter_context(join_processes(config.backend, compute.device))
     dataset = Dataset(data_dir(request, last.config, config.out_dir), config.dataset)
+    if request.init_from == "resume" and "budget" in request.flags:
+        raise TinyGPTError("a resumed run keeps its length, so --budget has no effect", "--max_iters=N for another one")
+    config.budget = "" if resuming else budget_of(config)
+    if config.budget and ranks.count > 1:
+        problem = "a budget is for one process, whose speed it measures, and this run has several"
+        raise TinyGPTError(problem, "a config, and --max_iters=N")
+    if config.budget and not (checkpoint or config.config):
+        config = next(sizes(config, dataset))
     ranks.share(config)
     config.shard = config.shard and may_shard(config)
     if not ranks.agree((last.step, dataset.meta["sha256"]), compute.device):
@@ -343,18 +353,21 @@ def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -
         return device.shortest(step_on_one_batch(config, dataset, compute))
 
 
-def step_on_one_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> Callable[[], None]:
-    """Make a training step of a new model, whose weights stay as they are, so that it always takes the same time."""
+def step_on_one_batch(
+    config: TrainConfig, dataset: Dataset, compute: Compute, model: GPT | None = None, teacher: Any = None
+) -> Callable[[], None]:
+    """Make a training step of a model, by default a new one, whose weights stay as they are, so that it always takes
+    the same time. teacher: a Teacher of distillation.py, or None."""
     width = dataset.sources["train"].width(config.block_size)
     idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
-    model = new_model(config, training_class(config, compute), dataset.tokenizer.vocab_size)
+    model = model or new_model(config, training_class(config, compute), dataset.tokenizer.vocab_size)
     amp_model, optimizer = build(model, config, compute)
     amp_model.train()
     optimizer.set_learning_rate(0.0)
 
     def step() -> None:
-        loss: Any = amp_model(idx, idx)[1]
-        optimizer.backward(loss)
+        logits, loss = amp_model(idx, idx)
+        optimizer.backward(teacher.loss(loss, logits, idx, idx) if teacher else loss)
         optimizer.clip()
         optimizer.update()
         loss.item()  # waits for the device

@@ -28,6 +28,7 @@ from tinygpt.base.configs.shared import (
     Share,
     Switch,
     Threads,
+    TimeOrNone,
 )
 
 
@@ -108,12 +109,12 @@ MOST_BIGRAM_TOKENS = 256  # of a new model with bigram_table, which has a row fo
 class TrainConfig(Config):
     """Train a GPT on a prepared dataset. OUT_DIR gets its checkpoints and metrics.
 
+    tinygpt train --dataset=mine --budget=5m
     tinygpt train configs/shakespeare_char.yaml --device=cpu --max_iters=500
     tinygpt train --init_from=resume  # continue the run in out
 
     Start from a preset: shakespeare_char, shakespeare_char_fast, shakespeare_char_best, shakespeare_char_record,
-    shakespeare_char_gpu, nanogpt, compliance, sql or reports. Without one, the defaults are nanoGPT's: GPT-2's size,
-    124 M parameters.
+    shakespeare_char_gpu, nanogpt, compliance, sql or reports. What a config leaves open has nanoGPT's defaults.
     """
 
     config: Annotated[Files, POSITIONAL] = ()
@@ -127,6 +128,10 @@ class TrainConfig(Config):
     """iterations (optimizer updates)"""
     batch_size: Count = 12
     """sequences per micro-step"""
+    budget: TimeOrNone = ""
+    """time for the whole command, such as 90s or 5m: tinygpt chooses the model with which this machine learns the text
+    best in that time; with a config, a checkpoint or pairs max_iters alone. Without a config, max_iters and a key of
+    the model's or the batch's size, a new run has 2m"""
     learning_rate: NonNegative = 6e-4
     """peak learning rate"""
     dropout: Share = 0.0
@@ -270,6 +275,10 @@ class TrainConfig(Config):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        if self.budget and "max_iters" in self.flags:
+            yield "budget fixes max_iters: give one of them"
+        if self.budget and self.eval_only:
+            yield "budget is for training, and cannot be used with eval_only"
         if self.watch and self.eval_only:
             yield "watch shows a run while it trains, and cannot be used with eval_only"
         if not self.decay_lr and "lr_schedule" in self.flags and self.lr_schedule != "constant":
@@ -289,7 +298,7 @@ class TrainConfig(Config):
                 yield "qk_norm_weights needs qk_norm"
 
 
-SESSION = ("watch", "flags", "given")
+SESSION = ("watch", "flags", "given", "started")
 
 
 def run_settings(config: TrainConfig) -> dict[str, Any]:

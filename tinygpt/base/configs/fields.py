@@ -13,6 +13,7 @@ import math
 import operator
 import re
 import reprlib
+import time
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -74,6 +75,7 @@ class Config:
     # which keys were given; empty for a configuration made in Python
     flags: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)  # as flags
     given: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)  # as flags or in files
+    started: float = dataclasses.field(default_factory=time.perf_counter, repr=False, compare=False)
     hidden_groups: ClassVar[tuple[str, ...]] = ()  # which --help leaves out
 
     def problems(self) -> Iterator[str]:
@@ -86,7 +88,7 @@ class Config:
 
 
 class Key(NamedTuple):
-    """A key of a configuration: a field of its dataclass, but `flags` and `given`."""
+    """A key of a configuration: a field of its dataclass, but those of Config."""
 
     name: str
     type: Any  # str, int, float, bool, a Literal of strings, or tuple for several strings

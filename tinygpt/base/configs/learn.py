@@ -4,20 +4,25 @@ import dataclasses
 from typing import Annotated, Literal
 
 from tinygpt.base.configs.fields import POSITIONAL, Config, Group, Limit
-from tinygpt.base.configs.shared import Count, DataConfig, DatasetName, File, Files
+from tinygpt.base.configs.shared import Count, DataConfig, DatasetName, File, Files, TimeOrNone
 
 
 @dataclasses.dataclass
 class QuickstartConfig(DataConfig):
-    """Train your first model: run prepare, train and sample on Tiny Shakespeare, and explain each.
+    """Train your first model: run prepare, train and sample on Tiny Shakespeare, or on your own text, and explain each.
 
     tinygpt quickstart
+    tinygpt quickstart notes.txt letters/ --budget=10m
     """
 
+    input: Annotated[Files, POSITIONAL] = ()
+    """your own text, files or folders, as in prepare; none: Tiny Shakespeare"""
+    budget: TimeOrNone = ""
+    """time for the training, such as 90s, 5m or 1h; of your own text by default 5m"""
     out_dir: File = "out"
-    """folder for the model; a run in it is continued, not replaced"""
+    """folder for the model; a run in it is continued, not replaced; of your own text by default out-mine"""
     max_iters: Count = 800
-    """training iterations"""
+    """training iterations, without a budget"""
 
 
 @dataclasses.dataclass

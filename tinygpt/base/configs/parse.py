@@ -48,7 +48,6 @@ WANDB = ("wandb_log", "wandb_project", "wandb_run_name")  # keys of nanoGPT that
 GONE = {  # keys of commands of earlier versions, and what replaces each
     ("eval", "predict"): "tinygpt label FILE --model RUN",
     ("eval", "plot"): "--output=VALUE",
-    ("plan", "budget"): "tinygpt lab scale",
     ("plan", "target"): "tinygpt lab scale",
     ("plan", "law"): "tinygpt lab scale",
     ("plan", "time_only"): "tinygpt plan, which predicts time and memory only",

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from tinygpt.base.configs.fields import POSITIONAL, RUN, Config, Group, Limit, Text
+from tinygpt.base.configs.fields import POSITIONAL, RUN, Config, Group, Limit
 from tinygpt.base.configs.shared import (
     CheckpointConfig,
     Count,
@@ -16,6 +16,7 @@ from tinygpt.base.configs.shared import (
     InferenceConfig,
     Port,
     Share,
+    Time,
 )
 
 
@@ -164,7 +165,7 @@ class AdviseConfig(Config):
 
     pairs: Annotated[File, POSITIONAL]
     """the examples: .csv, .xlsx or .jsonl"""
-    budget: Annotated[str, Text(r"\d+(\.\d+)?[smh]?", "a time such as 90s, 10m or 1h")] = "10m"
+    budget: Time = "10m"
     """time for everything, such as 90s, 10m or 1h; the language models get what the simple contenders leave"""
     by: str = ""
     """a column such as customer: no customer is in both the training and the test set, as with new customers"""

@@ -20,6 +20,7 @@ from tinygpt.examine.plan import cost
 from tinygpt.examine.plan.cost import Costs
 from tinygpt.examine.plan.memory import plan_memory
 from tinygpt.model import GPT
+from tinygpt.training.budget import within_budget
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.start import Start, make_model, resolve, resumes
 
@@ -29,7 +30,7 @@ def plan(config: PlanConfig) -> None:
     with contextlib.ExitStack() as stack:
         if config.json:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        start = resolve(stack, planned(config), "plan")
+        start = within_budget(resolve(stack, planned(config), "plan"))
         with torch.device("meta") if start.checkpoint is None else contextlib.nullcontext(), WithoutInit():
             model = make_model(start)  # without weights, if they are new ones
         Teacher.of(start)  # only for its errors
@@ -63,6 +64,8 @@ def show_run(start: Start, model: GPT, config: PlanConfig) -> None:
     print(f"dataset:     {start.dataset.folder}: {source.describe()}")
     print(f"model:       {model.num_params():,} parameters")
     print(f"iterations:  {run.max_iters:,}; {passes:.1f} passes over the data")
+    for title, reason in zip(("budget:", ""), start.reasons, strict=False):
+        print(f"{title:<13}{reason}")
 
 
 def predict(start: Start, config: PlanConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, TrainConfig
+from tinygpt.base.configs.core import SESSION, FinetuneConfig, PrepareConfig, TrainConfig
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
@@ -72,7 +72,7 @@ def load_run(config: WhyConfig) -> Explained:
         problem = f"{path} is not a model that tinygpt has trained: it names no step after 0, or no dataset"
         raise TinyGPTError(problem, "give the folder of a run of tinygpt train or finetune that improved")
     kind = FinetuneConfig if "ckpt" in recorded else TrainConfig
-    names = {field.name for field in dataclasses.fields(kind)} - {"config", "flags", "given"}
+    names = {field.name for field in dataclasses.fields(kind)} - {"config", *SESSION}
     # block_size counts as given, since a fine-tuned model can have a shorter one than its base
     settings: dict[str, Any] = {name: value for name, value in recorded.items() if name in names}
     run = kind(**settings, given=frozenset({"block_size"}))

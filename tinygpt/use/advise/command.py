@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt.base.configs import suggest
+from tinygpt.base.configs.shared import seconds_of
 from tinygpt.base.configs.use import AdviseConfig
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_lock, strict_json
@@ -35,7 +36,6 @@ from tinygpt.use.advise.split import Split, parsed_times, split
 
 MOST = 20_000  # lines; of more, a random sample is used
 FEWEST = 20
-UNITS = {"s": 1, "m": 60, "h": 3600}
 SHORTEST = 20  # seconds of the budget
 FINAL = 1.5  # the final training has all lines, where that of a fold has four fifths of them
 LAST = 0.95  # share of the time that is left for the last language model
@@ -50,6 +50,9 @@ def advise(config: AdviseConfig) -> None:
     """Advise, print the answer and write the page. Errors: TinyGPTError."""
     require_installed("tinygpt advise", "sklearn", "jinja2", "matplotlib")
     budget, path, folder = seconds_of(config.budget), Path(config.pairs), Path(config.out_dir)
+    if budget < SHORTEST:
+        problem = f"a budget of {config.budget} is too short: reading the examples takes most of it"
+        raise TinyGPTError(problem, "--budget=2m")
     data, by, times = read_data(config, path)
     models = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     if config.pretrained:
@@ -73,14 +76,6 @@ def advise(config: AdviseConfig) -> None:
         print(f"the model, {report.advice.name}: {folder / labeller.NAME}\n\nnext: {following}")
     if config.json:
         print(strict_json(report.values))
-
-
-def seconds_of(text: str) -> float:
-    """Convert 90s, 10m or 1h to seconds. Errors: TinyGPTError for a time that is too short for anything."""
-    seconds = float(text.rstrip("smh")) * UNITS.get(text[-1], 60)
-    if seconds < SHORTEST:
-        raise TinyGPTError(f"a budget of {text} is too short: reading the examples takes most of it", "--budget=2m")
-    return seconds
 
 
 # ---- the examples -----------------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""`tinygpt train --budget`: the run ends in its time, is repeated bit for bit, and has the size that fits."""
+
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY_MODEL, ok, refused
+from models import same_weights
+
+from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
+from tinygpt.base.configs.parse import parse
+from tinygpt.training import budget, recipe
+from tinygpt.training.log import read_metrics
+from tinygpt.training.start import resolve
+
+SMALL = ["--dataset=tiny", "--device=cpu", *TINY_MODEL[:4], "--quiet"]
+
+
+def stored(run: Path) -> dict[str, object]:
+    values: dict[str, object] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return values
+
+
+@pytest.fixture(scope="module")
+def timed(shared, tiny_run: Path) -> Path:
+    """A run of twelve seconds, and the seconds that it took."""
+
+    def make(folder: Path) -> None:
+        began = time.perf_counter()
+        ok(folder, "train", *SMALL, "--budget=12s", f"--data_dir={tiny_run / 'data'}")
+        (folder / "seconds").write_text(str(time.perf_counter() - began))
+
+    return shared("timed", make)
+
+
+def test_a_run_is_repeated_from_its_config(timed: Path, tmp_path: Path) -> None:
+    config = stored(timed / "out")
+    assert config["budget"] == "" and int(str(config["threads"])) > 0
+    assert config["n_embd"] == 16 and config["position"] == "rope" and int(str(config["max_iters"])) > 10
+    ok(tmp_path, "train", str(timed / "out/config.yaml"), "--quiet")
+    assert same_weights(tmp_path / "out/ckpt.pt", timed / "out/ckpt.pt")
+    assert read_metrics(tmp_path / "out")[-1]["step"] == config["max_iters"]
+
+
+def test_a_resumed_run_keeps_its_length(timed: Path, tmp_path: Path) -> None:
+    """Also if the same command is given again, which continues a run that was stopped."""
+    config = stored(timed / "out")
+    halfway = int(str(config["max_iters"])) // 2
+    ok(tmp_path, "train", str(timed / "out/config.yaml"), "--quiet", "--budget=", f"--max_iters={halfway}",
+       f"--lr_decay_iters={config['max_iters']}")  # fmt: skip
+    ok(tmp_path, "train", "--init_from=resume", "--quiet", f"--max_iters={config['max_iters']}")
+    ok(tmp_path, "train", *SMALL, "--budget=1h", "--init_from=auto")  # nothing is left to do
+    assert stored(tmp_path / "out")["max_iters"] == config["max_iters"]
+    assert same_weights(tmp_path / "out/ckpt.pt", timed / "out/ckpt.pt")
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--budget=1s"], "a budget of 1s is too short"),
+        (["--budget=soon"], "must be a time such as"),
+        (["--budget=5m", "--max_iters=9"], "budget fixes max_iters"),
+        (["--budget=5m", "--eval_only"], "cannot be used with eval_only"),
+        (["--budget=5m", "--init_from=resume"], "a resumed run keeps its length"),
+    ],
+    ids=str,
+)
+def test_a_budget_that_cannot_be_kept_is_refused(tiny_run: Path, flags: list[str], problem: str) -> None:
+    assert problem in refused(tiny_run, "train", "--dataset=tiny", "--device=cpu", *flags)
+
+
+def test_a_new_run_without_a_size_has_a_budget() -> None:
+    def found(config_class: type[TrainConfig], *args: str) -> str:
+        return recipe.budget_of(parse(config_class, list(args)))
+
+    assert found(TrainConfig, "--dataset=tiny") == found(TrainConfig, "--learning_rate=1") == "2m"
+    assert found(TrainConfig, "--budget=1h", "--n_layer=1") == "1h"
+    for args in (["nanogpt"], ["--n_layer=1"], ["--max_iters=1"], ["--eval_only"], ["--init_from=gpt2"]):
+        assert found(TrainConfig, *args) == ""
+    assert found(FinetuneConfig) == "" and found(FinetuneConfig, "--budget=1h") == "1h"
+    assert found(TrainConfig, "nanogpt", "--budget=3m") == "3m"
+
+
+def chosen(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> TrainConfig:
+    """The configuration that a budget fixes, on a machine whose iterations take a microsecond for each channel^2."""
+    monkeypatch.setattr(budget, "seconds_per_iteration", lambda start, config: 1e-6 * config.n_embd**2)
+    with contextlib.ExitStack() as stack, contextlib.chdir(folder):
+        config = parse(TrainConfig, ["--device=cpu", "--threads=1", *flags])
+        return budget.within_budget(resolve(stack, config)).config
+
+
+def test_more_time_is_for_a_larger_model(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 20_000)
+    ok(tmp_path, "prepare", "long", "--input=text.txt")
+    one, two, three = (
+        chosen(tmp_path, monkeypatch, "--dataset=long", f"--budget={time}") for time in ("30s", "3m", "1h")
+    )
+    assert one.n_embd < two.n_embd < three.n_embd and all(config.n_embd % 64 == 0 for config in (one, two, three))
+    assert one.max_iters < 29 / (1e-6 * one.n_embd**2) and one.max_iters > 20 / (1e-6 * one.n_embd**2)
+    assert one.dropout == 0 < three.dropout
+    kept = chosen(tmp_path, monkeypatch, "--dataset=long", "--budget=1h", "--n_embd=96", "--learning_rate=1e-3")
+    assert (kept.n_embd, kept.n_head, kept.learning_rate) == (96, 1, 1e-3)
+    short = chosen(tiny_run, monkeypatch, "--dataset=tiny", "--budget=1h")  # a text that would only be memorised
+    tokens = short.batch_size * short.block_size * short.max_iters
+    assert tokens < 1.1 * recipe.MOST * 20_000
