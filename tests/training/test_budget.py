@@ -105,3 +105,11 @@ def test_more_time_is_for_a_larger_model(tiny_run: Path, tmp_path: Path, monkeyp
     short = chosen(tiny_run, monkeypatch, "--dataset=tiny", "--budget=1h")  # a text that would only be memorised
     tokens = short.batch_size * short.block_size * short.max_iters
     assert tokens < 1.1 * recipe.MOST * 20_000
+
+
+def test_a_finetuning_gets_a_length_and_nothing_else(run_copy: Path) -> None:
+    ok(run_copy, "finetune", "--ckpt=out", "--dataset=tiny", "--budget=10s", "--device=cpu", "--lora_rank=2", "--quiet")
+    config, plain = stored(run_copy / "out-finetune"), vars(parse(FinetuneConfig, ["--ckpt=out", "--lora_rank=2"]))
+    kept = ("learning_rate", "batch_size", "lr_schedule", "warmup_iters", "eval_interval", "dropout", "lora_rank")
+    assert {key: config[key] for key in kept} == {key: plain[key] for key in kept}
+    assert int(str(config["max_iters"])) > 10 and config["max_iters"] != plain["max_iters"]

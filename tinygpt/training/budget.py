@@ -47,7 +47,7 @@ def within_budget(start: Start) -> Start:
             break  # so much too large that it need not be measured
         seconds = seconds_per_iteration(start, candidate)
         count = iterations(start, candidate, seconds, end - time.perf_counter())
-        if fitting and count < recipe.needed(candidate):
+        if fitting and not recipe.suits(candidate, count, dataset):
             break
         chosen, step, fitting = candidate, seconds, count
     if fitting < FEWEST:

@@ -24,7 +24,8 @@ WIDEST = 12 * HEAD
 TOKENS = 2048  # of an iteration
 NEEDED = 8  # iterations for each channel of the width
 SEVERAL = 8  # passes over the text, from which on a larger weight decay lowers the loss
-DROPOUTS = {25: 0.1, 250: 0.2}  # by passes over the text, times the model's weights per token of it
+LARGE = 12  # weights per token of the text; a larger model would only memorise it
+DROPOUTS = {25: 0.1, 250: 0.2}  # by the passes over the text times the weights per token
 MOST = 60  # passes over the text; more would only memorise it
 EVALUATIONS = 8
 
@@ -48,15 +49,15 @@ def sizes(config: TrainConfig, dataset: Dataset) -> Iterator[TrainConfig]:
         length = 8 * math.ceil(-room / 8) if dataset.pairs else max(1, min(context, room))
         batch = {"block_size": length, "batch_size": TOKENS // context}
         # as in for_length: evaluations take a twentieth of the time
-        others = {"sampling": "epochs", "eval_iters": 5, "eval_interval": 100}
+        others = {"sampling": "epochs", "compile": "False", "eval_iters": 5, "eval_interval": 100}
         yield with_values(config, preset | shape | batch | others)
 
 
 def for_length(config: TrainConfig, iterations: int, dataset: Dataset) -> TrainConfig:
     """Add what depends on the number of iterations for which there is time: the schedule, the evaluations, and what
     prevents that a text is memorised which is read many times."""
-    read = passes(config, dataset) * iterations
     iterations = min(iterations, math.ceil(MOST / passes(config, dataset)))
+    read = passes(config, dataset) * iterations
     values: dict[str, Any] = {
         "max_iters": iterations,
         "warmup_iters": min(20, iterations // 10),
@@ -66,9 +67,8 @@ def for_length(config: TrainConfig, iterations: int, dataset: Dataset) -> TrainC
     }
     if read > SEVERAL:
         values["weight_decay"] = 0.3
-    weights = 12 * config.n_layer * config.n_embd**2
-    memorised = read * weights / len(dataset.splits["train"])
-    values["dropout"] = max((dropout for limit, dropout in DROPOUTS.items() if memorised > limit), default=0.0)
+    reads = read * weights_per_token(config, dataset)
+    values["dropout"] = max((dropout for limit, dropout in DROPOUTS.items() if reads > limit), default=0.0)
     return with_values(config, values)
 
 
@@ -81,7 +81,7 @@ def reason(config: TrainConfig, dataset: Dataset, fitting: int) -> str:
         reading += f", so weight decay {config.weight_decay:g} and dropout {config.dropout:g}"
     width = f"width {config.n_embd}"
     if "n_embd" not in config.given:
-        width += " is the largest that gets its iterations in this time"
+        width += " is the largest that this time and this text are enough for"
     return f"{width}; {reading}"
 
 
@@ -99,3 +99,13 @@ def with_values(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
 def needed(config: TrainConfig) -> float:
     """Return how many iterations a model of this width needs: with fewer, a narrower one ends at a lower loss."""
     return NEEDED * config.n_embd
+
+
+def suits(config: TrainConfig, iterations: int, dataset: Dataset) -> bool:
+    """Return whether a model is better than a narrower one: with enough iterations, and not too large for the text."""
+    return iterations >= needed(config) and weights_per_token(config, dataset) <= LARGE
+
+
+def weights_per_token(config: TrainConfig, dataset: Dataset) -> float:
+    """Return the weights of the blocks' matrices per token of the training split."""
+    return 12 * config.n_layer * config.n_embd**2 / len(dataset.splits["train"])
