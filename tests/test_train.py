@@ -188,7 +188,7 @@ def test_a_run_with_a_data_dir_of_its_own_is_resumed_from_another_folder(work: P
     assert load(work / "out/last.pt").step == 25
 
 
-OF_THE_COMMAND = {"config", "quiet", "out_dir", "watch"}  # and not of the run
+OF_THE_COMMAND = {"config", "quiet", "out_dir", "watch", "budget"}  # and not of the run
 SMALL = {"n_embd": 8, "n_head": 2, "n_kv_head": 1}  # each divides the one before
 
 

@@ -172,7 +172,6 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
         "n_kv_head": 1,
         "n_embd": 8,
         "threads": "2",
-        "budget": "",
         "fast": "auto",
         "compile": "auto",
         "sampling": "independent",

@@ -298,7 +298,7 @@ class TrainConfig(Config):
                 yield "qk_norm_weights needs qk_norm"
 
 
-SESSION = ("watch", "flags", "given", "started")
+SESSION = ("watch", "budget", "flags", "given", "started")
 
 
 def run_settings(config: TrainConfig) -> dict[str, Any]:
