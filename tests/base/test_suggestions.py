@@ -81,7 +81,7 @@ def shortened(command: list[str]) -> list[str]:
     if "--init_from=resume" in command:  # a run that has done more than two iterations
         return ["--max_iters=50"]
     if any(word.startswith("--budget=") for word in command):
-        return ["--budget=8s", "--device=cpu", *SMALL]
+        return ["--budget=25s", "--device=cpu", *SMALL]
     preset = any(word.startswith(("configs/", "reader")) and "finetune" not in word for word in command)
     return SHORTEN.get(command[0], []) + SMALL * preset
 
