@@ -1,6 +1,8 @@
 """`tinygpt train --budget`: the run ends in its time, is repeated bit for bit, and has the size that fits."""
 
 import contextlib
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -69,6 +71,15 @@ def test_a_resumed_run_keeps_its_length(timed: Path, tmp_path: Path) -> None:
 )
 def test_a_budget_that_cannot_be_kept_is_refused(tiny_run: Path, flags: list[str], problem: str) -> None:
     assert problem in refused(tiny_run, "train", "--dataset=tiny", "--device=cpu", *flags)
+
+
+@pytest.mark.parametrize("flags", [["--budget=1m"], []], ids=["given", "default"])
+def test_several_processes_have_no_budget(tiny_data: Path, tmp_path: Path, flags: list[str]) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "tinygpt"]
+    data = ["--dataset=tiny", f"--data_dir={tiny_data / 'data'}", "--device=cpu"]
+    done = subprocess.run([*torchrun, "train", *data, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert "a budget is for one process" in done.stderr and "Traceback" not in done.stderr.partition("error: ")[0]
+    assert ("a run has a budget of 2m" in done.stderr) == (not flags) and list(tmp_path.iterdir()) == []
 
 
 def test_a_new_run_without_a_size_has_a_budget() -> None:

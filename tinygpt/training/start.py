@@ -82,7 +82,8 @@ def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "t
         raise TinyGPTError("a resumed run keeps its length, so --budget has no effect", "--max_iters=N for another one")
     config.budget = "" if resuming else budget_of(config)
     if config.budget and ranks.count > 1:
-        problem = "a budget is for one process, whose speed it measures, and this run has several"
+        default = "" if request.budget else f"without a config and a size, a run has a budget of {config.budget}; "
+        problem = f"{default}a budget is for one process, whose speed it measures, and this run has several"
         raise TinyGPTError(problem, "a config, and --max_iters=N")
     if config.budget and not (checkpoint or config.config):
         config = next(sizes(config, dataset))
