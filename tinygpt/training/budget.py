@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from tinygpt.base import threads
+from tinygpt.base import device, threads
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.shared import seconds_of
 from tinygpt.base.errors import TinyGPTError
@@ -37,6 +37,8 @@ def within_budget(start: Start) -> Start:
     budget, dataset = start.config.budget, start.dataset
     if not budget:
         return start
+    if start.compute.device.type == "cpu":
+        device.keep_freed_memory(keep=not start.config.shard)  # as in the run, whose steps it makes faster
     config = dataclasses.replace(start.config, budget="", threads=measured_threads(start))
     sized = bool(config.config or start.checkpoint or dataset.pairs)
     end = config.started + USED * seconds_of(budget) - SETUP
