@@ -205,8 +205,10 @@ def check_request(config: PrepareConfig) -> None:
     if config.synthetic and config.name not in with_synthetic:
         raise TinyGPTError(f"--synthetic applies only to the built-in task {', '.join(with_synthetic)}")
     if config.name not in built_in and not config.input:
-        path = config.name if Path(config.name).exists() else "path/to/text.txt"
-        hint = suggest.command("prepare", config.name, "--input", path, *suggest.data_dir_flag(config.data_dir))
+        name, path = config.name, "path/to/text.txt"
+        if Path(name).exists():  # the name of a file, instead of that of the new dataset
+            name, path = Path(name).stem, name
+        hint = suggest.command("prepare", name, "--input", path, *suggest.data_dir_flag(config.data_dir))
         problem = f"{config.name!r} is not a built-in corpus or task ({', '.join(built_in)}), and no --input was given"
         raise TinyGPTError(problem, hint)
     if (config.format == "pairs" or config.name in TASKS) and config.text_field != PrepareConfig.text_field:

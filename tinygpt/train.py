@@ -45,8 +45,10 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
     compute = None
     try:
         with contextlib.ExitStack() as stack:
-            start = within_budget(resolve(stack, config))
+            start = resolve(stack, config)
             config, compute = start.config, start.compute
+            start = within_budget(start)
+            config = start.config
             run = set_up(stack, start)
             del start  # its checkpoint is as large as the run
             stop = stack.enter_context(StopSignal(embedded=callback is not None))

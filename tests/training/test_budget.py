@@ -53,7 +53,9 @@ def test_a_resumed_run_keeps_its_length(timed: Path, tmp_path: Path) -> None:
     ok(tmp_path, "train", str(timed / "out/config.yaml"), "--quiet", "--budget=", f"--max_iters={halfway}",
        f"--lr_decay_iters={config['max_iters']}")  # fmt: skip
     ok(tmp_path, "train", "--init_from=resume", "--quiet", f"--max_iters={config['max_iters']}")
-    ok(tmp_path, "train", *SMALL, "--budget=1h", "--init_from=auto")  # nothing is left to do
+    (tmp_path / "short.yaml").write_text("max_iters: 7\n")  # is not the length that a budget has fixed
+    for files in ([], ["short.yaml"]):  # nothing is left to do
+        ok(tmp_path, "train", *files, *SMALL, "--budget=1h", "--init_from=auto")
     assert stored(tmp_path / "out")["max_iters"] == config["max_iters"]
     assert same_weights(tmp_path / "out/ckpt.pt", timed / "out/ckpt.pt")
 
@@ -66,11 +68,19 @@ def test_a_resumed_run_keeps_its_length(timed: Path, tmp_path: Path) -> None:
         (["--budget=5m", "--max_iters=9"], "budget fixes max_iters"),
         (["--budget=5m", "--eval_only"], "cannot be used with eval_only"),
         (["--budget=5m", "--init_from=resume"], "a resumed run keeps its length"),
+        (["--budget=5m", "--n_embd=129", "--n_head=2"], "n_head 2 does not divide n_embd 129"),
+        (["--budget=5m", "--n_kv_head=5", "--n_head=4"], "n_kv_head 5 does not divide"),
     ],
     ids=str,
 )
 def test_a_budget_that_cannot_be_kept_is_refused(tiny_run: Path, flags: list[str], problem: str) -> None:
     assert problem in refused(tiny_run, "train", "--dataset=tiny", "--device=cpu", *flags)
+
+
+def test_plans_and_lessons_refuse_what_their_training_would(tiny_run: Path) -> None:
+    plan = ("plan", "--dataset=tiny", "--processes=2", "--device=cpu")
+    assert "a budget is for one process" in refused(tiny_run, *plan)
+    assert "give one of them" in refused(tiny_run, "quickstart", "--budget=5m", "--max_iters=9")
 
 
 @pytest.mark.parametrize("flags", [["--budget=1m"], []], ids=["given", "default"])
@@ -88,7 +98,7 @@ def test_a_new_run_without_a_size_has_a_budget() -> None:
 
     assert found(TrainConfig, "--dataset=tiny") == found(TrainConfig, "--learning_rate=1") == "2m"
     assert found(TrainConfig, "--budget=1h", "--n_layer=1") == "1h"
-    for args in (["nanogpt"], ["--n_layer=1"], ["--max_iters=1"], ["--eval_only"], ["--init_from=gpt2"]):
+    for args in (["nanogpt"], ["--budget="], ["--n_layer=1"], ["--max_iters=1"], ["--eval_only"], ["--init_from=gpt2"]):
         assert found(TrainConfig, *args) == ""
     assert found(FinetuneConfig) == "" and found(FinetuneConfig, "--budget=1h") == "1h"
     assert found(TrainConfig, "nanogpt", "--budget=3m") == "3m"
@@ -102,20 +112,48 @@ def chosen(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> TrainC
         return budget.within_budget(resolve(stack, config)).config
 
 
-def test_more_time_is_for_a_larger_model(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "text.txt").write_text("To be, or not to be: that is the question.\n" * 20_000)
-    ok(tmp_path, "prepare", "long", "--input=text.txt")
+@pytest.fixture(scope="module")
+def long_text(shared) -> Path:
+    def make(folder: Path) -> None:
+        (folder / "text.txt").write_text("To be, or not to be: that is the question.\n" * 20_000)
+        ok(folder, "prepare", "long", "--input=text.txt")
+
+    return shared("long_text", make)
+
+
+def test_more_time_is_for_a_larger_model(tiny_run: Path, long_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two, three = (
-        chosen(tmp_path, monkeypatch, "--dataset=long", f"--budget={time}") for time in ("30s", "3m", "1h")
+        chosen(long_text, monkeypatch, "--dataset=long", f"--budget={time}") for time in ("30s", "3m", "1h")
     )
     assert one.n_embd < two.n_embd < three.n_embd and all(config.n_embd % 64 == 0 for config in (one, two, three))
     assert one.max_iters < 29 / (1e-6 * one.n_embd**2) and one.max_iters > 20 / (1e-6 * one.n_embd**2)
     assert one.dropout == 0 < three.dropout
-    kept = chosen(tmp_path, monkeypatch, "--dataset=long", "--budget=1h", "--n_embd=96", "--learning_rate=1e-3")
+    kept = chosen(long_text, monkeypatch, "--dataset=long", "--budget=1h", "--n_embd=96", "--learning_rate=1e-3")
     assert (kept.n_embd, kept.n_head, kept.learning_rate) == (96, 1, 1e-3)
     short = chosen(tiny_run, monkeypatch, "--dataset=tiny", "--budget=1h")  # a text that would only be memorised
     tokens = short.batch_size * short.block_size * short.max_iters
     assert tokens < 1.1 * recipe.MOST * 20_000
+
+
+@pytest.mark.parametrize(
+    ("flag", "n_head"), [("--n_embd=128", 2), ("--n_head=3", 3), ("--n_kv_head=2", 4), ("--n_head=12", 12)], ids=str
+)
+def test_a_given_shape_is_kept(long_text: Path, monkeypatch: pytest.MonkeyPatch, flag: str, n_head: int) -> None:
+    config = chosen(long_text, monkeypatch, "--dataset=long", "--budget=6m", flag)
+    assert (
+        config.n_head == n_head
+        and config.n_embd % n_head == 0
+        and flag[2:] in [f"{key}={getattr(config, key)}" for key in ("n_embd", "n_head", "n_kv_head")]
+    )
+
+
+@pytest.mark.parametrize("flag", ["--seed=1", "--eval_interval=10", "--eval_iters=200", "--eval_iters=0"])
+def test_evaluations_count(long_text: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    config = chosen(long_text, monkeypatch, "--dataset=long", "--budget=2m", "--n_embd=128", flag)
+    batches = config.eval_iters or 86_000 / (config.batch_size * config.block_size)
+    evaluations = config.max_iters / config.eval_interval + 1
+    used = (config.max_iters + evaluations * 2 * batches * budget.FORWARD) * 1e-6 * 128**2
+    assert 100 < used < 120
 
 
 def test_a_finetuning_gets_a_length_and_nothing_else(run_copy: Path) -> None:

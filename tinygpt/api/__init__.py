@@ -49,7 +49,7 @@ from tinygpt.examine.why.retrain import effects, retrain
 from tinygpt.train import Callback
 from tinygpt.training.child import Cost, cost_of, run_in_child
 from tinygpt.training.log import read_metrics, read_run
-from tinygpt.training.start import choose_compute, step_on_one_batch
+from tinygpt.training.start import choose_compute, new_model, training_class, training_step
 from tinygpt.use.ask.answer import file_of
 from tinygpt.use.ask.command import Outcome, Responder, checked_question, load_reader
 from tinygpt.use.ask.index import index_of
@@ -342,7 +342,9 @@ def step(config: ConfigFile | None = None, /, **options: Any) -> Callable[[], No
     config and options: as in `train`. Errors: TinyGPTError.
     """
     settings = settings_of(TrainConfig, config, options)
-    return step_on_one_batch(settings, Dataset(settings.data_dir, settings.dataset), choose_compute(settings, {}))
+    dataset, compute = Dataset(settings.data_dir, settings.dataset), choose_compute(settings, {})
+    model = new_model(settings, training_class(settings, compute), dataset.tokenizer.vocab_size)
+    return training_step(settings, dataset.sources["train"], compute, model)
 
 
 def _train(

@@ -28,10 +28,10 @@ vocabulary is the list of characters that occur. The last tenth of the text is t
 measured on it and never trained on it."""
 
 TRAIN = """\
-A GPT{size} learns to predict the next character. In each iteration it sees 2,048 characters, compares its predictions
-with the characters that follow, and changes its parameters a little. The loss measures how wrong the predictions are:
-{uniform:.2f} if all {characters} characters are equally probable. Before training it is slightly higher. This takes
-{time}. Ctrl-C stops and saves; the same quickstart command then continues."""
+A GPT{size} learns to predict the next character. In each iteration it sees some 2,000 characters, compares its
+predictions with the characters that follow, and changes its parameters a little. The loss measures how wrong the
+predictions are: {uniform:.2f} if all {characters} characters are equally probable. Before training it is slightly
+higher. This takes {time}. Ctrl-C stops and saves; the same quickstart command then continues."""
 
 SAMPLE = """\
 The model gives each character a probability of being the next one. One character is drawn at random according to these
@@ -87,8 +87,9 @@ def quickstart(config: QuickstartConfig) -> int:
     dataset = api.prepare(name, **sources, **data)
 
     characters = dataset.tokenizer.vocab_size
-    budget = config.budget or ("5m" if own else "")
-    settings: dict[str, Any] = {"dataset": name, "budget": budget} if budget else {"device": "cpu"}
+    budget = config.budget or ("5m" if own and "max_iters" not in config.given else "")
+    settings: dict[str, Any] = {"dataset": name} if own or budget else {}
+    settings |= {"budget": budget} if budget else {"device": "cpu"}
     settings |= data | ({} if str(out) == "out" else {"out_dir": out})
     if not budget and config.max_iters != QuickstartConfig.max_iters:
         settings["max_iters"] = config.max_iters

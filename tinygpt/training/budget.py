@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from tinygpt.base import device, threads
@@ -21,11 +20,12 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import counted, duration
 from tinygpt.training import recipe
 from tinygpt.training.distillation import Teacher
-from tinygpt.training.start import Start, make_model, step_on_one_batch
+from tinygpt.training.losses import CHEAP
+from tinygpt.training.start import Start, make_model, training_step
 
 USED = 0.97  # share of the time that is planned; the rest is for saves and samples
 SETUP = 1.5  # seconds from the choice to the first iteration, and from the last one to the end
-FORWARD = 0.4  # time of a batch of an evaluation, as a share of an iteration's
+FORWARD = 0.4  # time of a batch of an evaluation, as a share of a micro-step's
 MEASURED = 0.6  # seconds
 FEWEST = 10  # iterations
 
@@ -37,77 +37,92 @@ def within_budget(start: Start) -> Start:
     budget, dataset = start.config.budget, start.dataset
     if not budget:
         return start
+    end = start.config.started + USED * seconds_of(budget) - SETUP
+    compiled = "False" if start.config.compile == "auto" else start.config.compile  # it takes a minute
+    config = dataclasses.replace(start.config, budget="", compile=compiled)
+    given = bool(config.config or start.checkpoint)
+    sizes = [config] if given or dataset.pairs else recipe.sizes(config, dataset)
+    tune_threads(start, config)
+    chosen, fitting, limit = largest(start, sizes, end)
+    tune_threads(start, chosen)
     if start.compute.device.type == "cpu":
-        device.keep_freed_memory(keep=not start.config.shard)  # as in the run, whose steps it makes faster
-    config = dataclasses.replace(start.config, budget="", threads=measured_threads(start))
-    sized = bool(config.config or start.checkpoint or dataset.pairs)
-    end = config.started + USED * seconds_of(budget) - SETUP
-    chosen, step, fitting = config, 0.0, 0
-    for candidate in [config] if sized else recipe.sizes(config, dataset):
-        larger = (candidate.n_embd / chosen.n_embd) ** 3
-        if fitting and fitting < 0.5 * larger * recipe.needed(candidate):
-            break  # so much too large that it need not be measured
-        seconds = seconds_per_iteration(start, candidate)
-        count = iterations(start, candidate, seconds, end - time.perf_counter())
-        if fitting and not recipe.suits(candidate, count, dataset):
-            break
-        chosen, step, fitting = candidate, seconds, count
+        chosen = dataclasses.replace(chosen, threads=str(torch.get_num_threads()))
+
+    def for_length(iterations: int) -> TrainConfig:
+        length = dataclasses.replace(chosen, max_iters=iterations)
+        return length if given else recipe.for_length(chosen, iterations, dataset)
+
+    step = seconds_per_iteration(start, for_length(fitting))  # with dropout, and these threads
+    for _ in range(3):  # the evaluations depend on the length, and it on them
+        fitting = iterations(start, for_length(fitting), step, end)
     if fitting < FEWEST:
         problem = f"a budget of {budget} is too short: it leaves {counted(max(0, fitting), 'iteration')}"
-        raise TinyGPTError(problem, "--budget=2m")
-    if sized:
-        chosen, reason = dataclasses.replace(chosen, max_iters=fitting), "the model and the recipe are given"
-    else:
-        without, chosen = chosen, recipe.for_length(chosen, fitting, dataset)
-        if chosen.dropout > without.dropout:  # which takes time
-            step = seconds_per_iteration(start, chosen)
-            fitting = iterations(start, chosen, step, end - time.perf_counter())
-            chosen = recipe.for_length(chosen, fitting, dataset)
-        reason = recipe.reason(chosen, dataset, fitting)
-    length = f"{duration(seconds_of(budget))}: {counted(chosen.max_iters, 'iteration')} of {1000 * step:.1f} ms"
-    measured = f"{length}, measured with {counted(torch.get_num_threads(), 'thread')}, and evaluations"
-    return dataclasses.replace(start, config=chosen, reasons=(measured, reason))
+        raise TinyGPTError(problem, "a longer --budget, or a smaller model")
+    fixed = for_length(fitting)
+    length = f"{duration(seconds_of(budget))}: {counted(fixed.max_iters, 'iteration')} of {1000 * step:.1f} ms"
+    on = f", measured with {counted(torch.get_num_threads(), 'thread')}" * (start.compute.device.type == "cpu")
+    reason = "the model and the recipe are given" if given else recipe.reason(fixed, dataset, fitting, limit)
+    return dataclasses.replace(start, config=fixed, reasons=(f"{length}{on}, and evaluations", reason))
 
 
-def measured_threads(start: Start) -> str:
-    """Choose the number of threads by timing steps, unless it is the user's; "auto" on a GPU."""
-    config = start.config
-    if start.compute.device.type != "cpu":
-        return config.threads
-    if not threads.is_fixed(config.threads):
+def largest(start: Start, sizes: list[TrainConfig], end: float) -> tuple[TrainConfig, int, str]:
+    """Choose the largest model for which the time and the text are enough. Returns it, its number of iterations, and
+    what limits its size; empty if it has only one."""
+    chosen, fitting = sizes[0], 0
+    for size in sizes:
+        if fitting and recipe.weights_per_token(size, start.dataset) > recipe.LARGE:
+            return chosen, fitting, "that this text is enough for"
+        needed = recipe.NEEDED * size.n_embd
+        count = int(2 * fitting * (chosen.n_embd / size.n_embd) ** 3)  # at most; a larger step need not be measured
+        try:
+            if count >= needed or not fitting:
+                count = iterations(start, size, seconds_per_iteration(start, size), end)
+        except (RuntimeError, MemoryError) as error:
+            if not fitting or not device.is_out_of_memory(error):
+                raise
+            return chosen, fitting, "that fits into memory"
+        if fitting and count < needed:
+            return chosen, fitting, "for which there is time"
+        chosen, fitting = size, max(1, count)
+    return chosen, fitting, "of the recipe" * (len(sizes) > 1)
+
+
+def tune_threads(start: Start, config: TrainConfig) -> None:
+    """Choose the number of threads on a CPU by timing steps, unless it is the user's."""
+    if start.compute.device.type == "cpu" and not threads.is_fixed(start.config.threads):
         threads.ThreadTuner(step_of(start, config)).tune(threads.free())
-    return str(torch.get_num_threads())
 
 
 def step_of(start: Start, config: TrainConfig) -> Callable[[], None]:
-    """Make a training step of a configuration: on the model that the run starts from, or on a new one."""
-    given = start.checkpoint is not None
-    return step_on_one_batch(
-        config, start.dataset, start.compute, make_model(start) if given else None, Teacher.of(start)
-    )
+    """Make a training step of a configuration, to measure its time."""
+    model = make_model(dataclasses.replace(start, config=config))
+    return training_step(config, start.source, start.compute, model, Teacher.of(start))
 
 
 def seconds_per_iteration(start: Start, config: TrainConfig) -> float:
     """Measure the mean time of an iteration."""
-    with torch.random.fork_rng(devices=[]):
-        step = step_of(start, config)
-        threads.mean_seconds(step, 2)  # the first steps are slower
-        times: list[float] = []
-        while len(times) < 3 or sum(times) < MEASURED:
-            times.append(threads.mean_seconds(step, 1))
-    return config.gradient_accumulation_steps * sum(times) / len(times) * padding(start, config)
+    step = step_of(start, config)
+    threads.mean_seconds(step, 2)  # the first steps are slower
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < MEASURED:
+        times.append(threads.mean_seconds(step, 1))
+    return config.gradient_accumulation_steps * sum(times) / len(times)
 
 
-def padding(start: Start, config: TrainConfig) -> float:
-    """Return the mean length of the rows of a batch, as a share of the longest row's; 1 for plain text."""
-    source, rows = start.source, config.batch_size
-    drawn = [source.draw(config.seed, step, config.block_size, rows) for step in range(20)]
-    widths = [source.width(config.block_size, row_indices) for row_indices in drawn]
-    return float(np.mean(widths)) / source.width(config.block_size)
+def iterations(start: Start, config: TrainConfig, step: float, end: float) -> int:
+    """Return how many iterations of `step` seconds, with their evaluations, end at the time `end`."""
+    forward = FORWARD * step / config.gradient_accumulation_steps  # of batch_size rows
+    rows = start.dataset.sources["val"].all_rows(config.block_size)
+    evaluation = 2 * (config.eval_iters or len(rows) / config.batch_size) * forward
+    seconds = end - time.perf_counter() - 2 * evaluation - comparison(start, config, forward)
+    return int(seconds / (step + evaluation / config.eval_interval))
 
 
-def iterations(start: Start, config: TrainConfig, step: float, seconds: float) -> int:
-    """Return how many iterations, with their evaluations, take so many seconds."""
-    batches = config.eval_iters or len(start.dataset.sources["val"].all_rows(config.block_size)) / config.batch_size
-    evaluation = 2 * batches * FORWARD * step
-    return int((seconds - 2 * evaluation) / (step + evaluation / config.eval_interval))
+def comparison(start: Start, config: TrainConfig, forward: float) -> float:
+    """Return the seconds in which a fine-tuned model is compared with its base model (compare.py)."""
+    if not (start.tuning and start.checkpoint):
+        return 0.0
+    most = CHEAP / (config.block_size * start.checkpoint.num_params)  # rows of a split
+    splits = [data.sources["val"] for data in (start.dataset, start.tuning.base_data) if data]
+    rows = sum(min(most, len(split.all_rows(config.block_size))) for split in splits)
+    return 2 * rows / config.batch_size * forward

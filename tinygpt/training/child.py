@@ -16,6 +16,7 @@ from tinygpt.base.process import run
 from tinygpt.checkpoint.lora import adapted_only
 from tinygpt.checkpoint.store import load
 from tinygpt.training.log import read_metrics
+from tinygpt.training.start import without_length
 
 
 class Cost(NamedTuple):
@@ -67,9 +68,10 @@ def require_same_settings(config: TrainConfig, start: str) -> None:
     if start == "scratch" or not path.exists():
         return
     last = load(path)
-    if last.step < (config.max_iters if "max_iters" in config.given else last.config.get("max_iters", 0)):
+    given = without_length(config)
+    if last.step < (config.max_iters if "max_iters" in given else last.config.get("max_iters", 0)):
         return
-    for key in sorted(config.given & last.config.keys() - {"init_from", "ckpt", "out_dir", "data_dir", "quiet"}):
+    for key in sorted(given & last.config.keys() - {"init_from", "ckpt", "out_dir", "data_dir", "quiet"}):
         if (old := last.config[key]) != getattr(config, key):
             problem = f"the run in {config.out_dir} has ended, with {key}={old}"
             raise TinyGPTError(problem, 'another out_dir, or init_from="scratch"')

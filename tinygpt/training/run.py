@@ -5,7 +5,6 @@ run = set_up(stack, resolve(stack, config))
 
 import contextlib
 import dataclasses
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from tinygpt.training.optimizer import (
 )
 from tinygpt.training.processes import Processes
 from tinygpt.training.sharding import gather
-from tinygpt.training.start import Start, make_model, new_run_from
+from tinygpt.training.start import Start, make_model, new_run_from, row_length
 from tinygpt.training.tensorboard import TensorBoard, discard_events, import_summary_writer
 from tinygpt.training.tuning import Tuning
 
@@ -94,10 +93,8 @@ class Run:
     started: float = dataclasses.field(default_factory=time.perf_counter)
 
     def row_length(self, row_indices: np.ndarray) -> int:
-        """Return the length to which the rows of a batch are padded: that of its longest row, rounded up to a multiple
-        of 8, which limits the number of shapes; for a compiled model always that of the longest row of all."""
-        needed = self.source.width(self.longest_row, row_indices)
-        return self.longest_row if self.compiled else min(self.longest_row, math.ceil(needed / 8) * 8)
+        """Return the length to which the rows of a batch are padded; for a compiled model that of the longest row."""
+        return self.longest_row if self.compiled else row_length(self.source, self.longest_row, row_indices)
 
     @property
     def resume_command(self) -> str:
@@ -147,8 +144,6 @@ def set_up(stack: contextlib.ExitStack, start: Start) -> Run:
     """Set up a run, which `stack` closes, and print its settings. Errors: TinyGPTError, before any file is written."""
     config, compute, ranks, out = start.config, start.compute, start.ranks, Path(start.config.out_dir)
     check(config)
-    if compute.device.type == "cpu":
-        device.keep_freed_memory(keep=not config.shard)
     model, teacher = make_model(start), Teacher.of(start)
     if teacher and not ranks.agree(teacher.fingerprint, compute.device):
         raise TinyGPTError("the processes have different teachers", "give all nodes the same file as --teacher")
@@ -156,7 +151,6 @@ def set_up(stack: contextlib.ExitStack, start: Start) -> Run:
         stack.enter_context(folder_lock(out, "run"))
     ranks.wait()
 
-    torch.backends.cuda.matmul.allow_tf32 = True  # for matrix products that remain in float32
     amp_model, optimizer = build(model, config, compute)
     amp_model.train()
     progress = Progress()

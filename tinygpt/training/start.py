@@ -9,6 +9,7 @@ config.given has the keys that the command line or a config file gives, config.f
 import contextlib
 import copy
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tinygpt.base import device
@@ -38,7 +40,7 @@ from tinygpt.generate import refuse_diverged
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training.optimizer import build
 from tinygpt.training.processes import Processes, device_name, join_processes
-from tinygpt.training.recipe import budget_of, sizes
+from tinygpt.training.recipe import budget_of, refuse_budget, sizes
 from tinygpt.training.tuning import Tuning
 
 ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
@@ -81,14 +83,14 @@ def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "t
     if request.init_from == "resume" and "budget" in request.flags:
         raise TinyGPTError("a resumed run keeps its length, so --budget has no effect", "--max_iters=N for another one")
     config.budget = "" if resuming else budget_of(config)
-    if config.budget and ranks.count > 1:
-        default = "" if request.budget else f"without a config and a size, a run has a budget of {config.budget}; "
-        problem = f"{default}a budget is for one process, whose speed it measures, and this run has several"
-        raise TinyGPTError(problem, "a config, and --max_iters=N")
+    refuse_budget(request, config.budget if ranks.count > 1 else "")
     if config.budget and not (checkpoint or config.config):
-        config = next(sizes(config, dataset))
+        config = sizes(config, dataset)[0]
     ranks.share(config)
     config.shard = config.shard and may_shard(config)
+    if compute.device.type == "cpu":
+        device.keep_freed_memory(keep=not config.shard)
+    torch.backends.cuda.matmul.allow_tf32 = True  # for matrix products that remain in float32
     if not ranks.agree((last.step, dataset.meta["sha256"]), compute.device):
         problem = "the processes start at different iterations, or with different data"
         raise TinyGPTError(problem, "give all nodes the same --data_dir, and an --out_dir that they share")
@@ -180,11 +182,12 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     saved = state.training.get("optimizer")
     if not isinstance(saved, dict) or "steps" not in saved:
         raise TinyGPTError(f"{last} has no optimizer state to resume from", from_weights)
-    if "max_iters" in config.given and config.max_iters < state.step:
+    given = without_length(config)
+    if "max_iters" in given and config.max_iters < state.step:
         problem = f"the run is at iteration {state.step:,}, so max_iters={config.max_iters:,} leaves nothing to do"
         raise TinyGPTError(problem, f"--max_iters={2 * state.step}")
     # not out_dir, since the file may come from a stranger
-    not_restored = {*config.given, "config", "quiet", "out_dir", *SESSION} - {"init_from", "ckpt"}
+    not_restored = {*given, "config", "quiet", "out_dir", *SESSION} - {"init_from", "ckpt"}
     if "lr_schedule" in config.flags:
         not_restored.add("decay_lr")  # a stored False would make the rate constant
     kind: type = type(config)
@@ -210,6 +213,11 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     if problems := list(config.problems()):
         raise TinyGPTError(f"{last} has settings that cannot be used: {'; '.join(problems)}", from_weights)
     return state
+
+
+def without_length(config: TrainConfig) -> set[str]:
+    """Return the keys that the command gives, without the length of a run whose budget has fixed another one."""
+    return set(config.given) - ({"max_iters"} if config.budget else set())
 
 
 def fixed_values(settings: dict[str, Any]) -> dict[str, Any]:
@@ -348,27 +356,36 @@ def faster_on_a_mac(config: TrainConfig, dataset: Dataset, compute: Compute) -> 
     return device.choose_faster(compute, mps, lambda candidate: seconds_per_batch(config, dataset, candidate))
 
 
+def row_length(source: Batches, longest: int, row_indices: np.ndarray) -> int:
+    """Return the length to which the rows of a batch are padded: that of its longest row, rounded up to a multiple of
+    8, which limits the number of shapes. longest: that of all rows."""
+    return min(longest, math.ceil(source.width(longest, row_indices) / 8) * 8)
+
+
 def seconds_per_batch(config: TrainConfig, dataset: Dataset, compute: Compute) -> float:
     """Measure the time of a training step on one batch, with a new model, and restore the random generator."""
     with torch.random.fork_rng(devices=[]):
-        return device.shortest(step_on_one_batch(config, dataset, compute))
+        model = new_model(config, training_class(config, compute), dataset.tokenizer.vocab_size)
+        return device.shortest(training_step(config, dataset.sources["train"], compute, model))
 
 
-def step_on_one_batch(
-    config: TrainConfig, dataset: Dataset, compute: Compute, model: GPT | None = None, teacher: Any = None
+def training_step(
+    config: TrainConfig, source: Batches, compute: Compute, model: GPT, teacher: Any = None
 ) -> Callable[[], None]:
-    """Make a training step of a model, by default a new one, whose weights stay as they are, so that it always takes
-    the same time. teacher: a Teacher of distillation.py, or None."""
-    width = dataset.sources["train"].width(config.block_size)
-    idx = torch.zeros((config.batch_size, width), dtype=torch.long, device=compute.device)
-    model = model or new_model(config, training_class(config, compute), dataset.tokenizer.vocab_size)
+    """Make a step on the next batch of a run, with one micro-step, to measure its time: the weights stay as they are.
+    teacher: a Teacher of distillation.py, or None."""
     amp_model, optimizer = build(model, config, compute)
     amp_model.train()
     optimizer.set_learning_rate(0.0)
+    numbers, drawn = itertools.count(), config.batch_size * config.gradient_accumulation_steps
 
     def step() -> None:
-        logits, loss = amp_model(idx, idx)
-        optimizer.backward(teacher.loss(loss, logits, idx, idx) if teacher else loss)
+        row_indices = source.draw(config.seed, next(numbers), config.block_size, drawn)
+        width = row_length(source, source.width(config.block_size), row_indices)
+        rows = np.stack(source.rows(row_indices[: config.batch_size], width))
+        x, y = device.to_device(torch.from_numpy(rows), compute.device)
+        logits, loss = amp_model(x, y)
+        optimizer.backward(teacher.loss(loss, logits, x, y) if teacher else loss)
         optimizer.clip()
         optimizer.update()
         loss.item()  # waits for the device

@@ -129,9 +129,8 @@ class TrainConfig(Config):
     batch_size: Count = 12
     """sequences per micro-step"""
     budget: TimeOrNone = ""
-    """time for the whole command, such as 90s or 5m: tinygpt chooses the model with which this machine learns the text
-    best in that time; with a config, a checkpoint or pairs max_iters alone. Without a config, max_iters and a key of
-    the model's or the batch's size, a new run has 2m"""
+    """time for the whole command, such as 90s or 5m: tinygpt chooses the model and its training, with a config or a
+    checkpoint max_iters alone. A new run without a config, a size and max_iters has 2m"""
     learning_rate: NonNegative = 6e-4
     """peak learning rate"""
     dropout: Share = 0.0
@@ -259,9 +258,8 @@ class TrainConfig(Config):
     compile: Switch = "auto"
     """torch.compile the model; auto: on CUDA GPUs only"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and when the run
-    becomes slow; a resumed run starts with its previous number; a fixed number makes results reproducible bit for
-    bit"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and (without a
+    budget) when the run becomes slow; resumed runs keep it; a fixed number makes results reproducible bit for bit"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     shard: bool = False
@@ -287,15 +285,18 @@ class TrainConfig(Config):
             yield "fast=True cannot be used with shard or checkpoint_activations, which need plain PyTorch"
         if self.shard and self.compile == "True":
             yield "compile=True cannot be used with shard"
-        if self.n_head > 0:
-            if self.n_embd % self.n_head:
-                yield f"n_head {self.n_head} does not divide n_embd {self.n_embd}"
-            elif self.position == "rope" and (width := self.n_embd // self.n_head) % 2:
-                yield f"position=rope rotates pairs of channels, so n_embd / n_head must be even, but is {width}"
-            if self.n_kv_head and self.n_head % self.n_kv_head:
-                yield f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}"
-            if self.qk_norm_weights and not self.qk_norm:
-                yield "qk_norm_weights needs qk_norm"
+        if self.n_head > 0 and (self.config or not self.budget):  # else the budget chooses what is not given
+            yield from self.problems_of_heads()
+
+    def problems_of_heads(self) -> Iterator[str]:
+        if self.n_embd % self.n_head:
+            yield f"n_head {self.n_head} does not divide n_embd {self.n_embd}"
+        elif self.position == "rope" and (width := self.n_embd // self.n_head) % 2:
+            yield f"position=rope rotates pairs of channels, so n_embd / n_head must be even, but is {width}"
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            yield f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}"
+        if self.qk_norm_weights and not self.qk_norm:
+            yield "qk_norm_weights needs qk_norm"
 
 
 SESSION = ("watch", "budget", "flags", "given", "started")

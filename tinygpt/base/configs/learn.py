@@ -1,6 +1,7 @@
 """The configurations of the commands for learning: quickstart, lab, exercise."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from tinygpt.base.configs.fields import POSITIONAL, Config, Group, Limit
@@ -22,7 +23,12 @@ class QuickstartConfig(DataConfig):
     out_dir: File = "out"
     """folder for the model; a run in it is continued, not replaced; of your own text by default out-mine"""
     max_iters: Count = 800
-    """training iterations, without a budget"""
+    """training iterations, instead of a budget"""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.budget and "max_iters" in self.given:
+            yield "budget fixes max_iters: give one of them"
 
 
 @dataclasses.dataclass

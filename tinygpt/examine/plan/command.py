@@ -22,6 +22,7 @@ from tinygpt.examine.plan.memory import plan_memory
 from tinygpt.model import GPT
 from tinygpt.training.budget import within_budget
 from tinygpt.training.distillation import Teacher
+from tinygpt.training.recipe import budget_of, refuse_budget
 from tinygpt.training.start import Start, make_model, resolve, resumes
 
 
@@ -51,7 +52,9 @@ def planned(config: PlanConfig) -> TrainConfig:
         raise TinyGPTError("plan predicts a new run of at least one iteration", "drop init_from or eval_only")
     names = keys(TrainConfig).keys()
     settings = {name: getattr(config, name) for name in names} | {"shard": False}
-    return TrainConfig(**settings, flags=config.flags & names, given=config.given & names)
+    run = TrainConfig(**settings, flags=config.flags & names, given=config.given & names)
+    refuse_budget(run, budget_of(run) if config.processes > 1 else "")
+    return run
 
 
 def show_run(start: Start, model: GPT, config: PlanConfig) -> None:
