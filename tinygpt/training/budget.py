@@ -17,7 +17,7 @@ from tinygpt.base import device, threads
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.shared import seconds_of
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.base.terminal import counted, duration
+from tinygpt.base.terminal import counted
 from tinygpt.training import recipe
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.losses import CHEAP
@@ -59,10 +59,10 @@ def within_budget(start: Start) -> Start:
         problem = f"a budget of {budget} is too short: it leaves {counted(max(0, fitting), 'iteration')}"
         raise TinyGPTError(problem, "a longer --budget, or a smaller model")
     fixed = for_length(fitting)
-    length = f"{duration(seconds_of(budget))}: {counted(fixed.max_iters, 'iteration')} of {1000 * step:.1f} ms"
-    on = f", measured with {counted(torch.get_num_threads(), 'thread')}" * (start.compute.device.type == "cpu")
+    on = f" with {counted(torch.get_num_threads(), 'thread')}" * (start.compute.device.type == "cpu")
+    length = f"{budget}, {counted(fixed.max_iters, 'iteration')}: a step takes {1000 * step:.1f} ms{on}"
     reason = "the model and the recipe are given" if given else recipe.reason(fixed, dataset, fitting, limit)
-    return dataclasses.replace(start, config=fixed, reasons=(f"{length}{on}, and evaluations", reason))
+    return dataclasses.replace(start, config=fixed, reasons=(length, reason))
 
 
 def largest(start: Start, sizes: list[TrainConfig], end: float) -> tuple[TrainConfig, int, str]:
