@@ -1,6 +1,8 @@
 """`tinygpt train` end to end, in a folder of its own: what it writes, how it resumes, what it refuses."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -10,18 +12,34 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import filelock
+import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, TINY_TRAIN, cli, cli_here, listing, needs_fork, ok, refused, tiny_text, trained, until
+from conftest import (
+    PATIENCE,
+    TINY_MODEL,
+    TINY_TRAIN,
+    cli,
+    cli_here,
+    listing,
+    needs_fork,
+    ok,
+    refused,
+    tiny_text,
+    trained,
+    until,
+)
 from models import nanogpts_file, same_weights
 
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import Key, keys
 from tinygpt.base.configs.parse import parse
 from tinygpt.checkpoint.store import load, save
+from tinygpt.train import batch
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import learning_rate
-from tinygpt.training.start import ARCHITECTURE, load_run_to_resume
+from tinygpt.training.run import set_up
+from tinygpt.training.start import ARCHITECTURE, load_run_to_resume, resolve
 
 
 def entries(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -418,3 +436,18 @@ def test_a_run_that_a_command_started_ends_with_it(work: Path) -> None:
     parent.wait()
     filelock.FileLock(work / "out/.lock").acquire(timeout=PATIENCE)  # the run has ended, as at any SIGTERM
     assert load(work / "out/last.pt").step > 0
+
+
+def test_a_context_warmup_cuts_the_same_rows(work: Path) -> None:
+    """First into four rows each, then into two, then not at all."""
+
+    def batches(flag: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        with contextlib.ExitStack() as stack, contextlib.chdir(work), contextlib.redirect_stdout(io.StringIO()):
+            args = ["--dataset=tiny", "--device=cpu", "--out_dir=out-cut", "--batch_size=4", *TINY_MODEL, flag]
+            run = set_up(stack, resolve(stack, parse(TrainConfig, [*args, "--gradient_accumulation_steps=2"])))
+            return [tuple(part.numpy() for part in batch(run, step)[:2]) for step in (0, 3, 4, 7, 8)]
+
+    for number, (short, whole) in enumerate(zip(batches("--context_warmup=8"), batches("--seed=1337"), strict=True)):
+        for a, b in zip(short, whole, strict=True):
+            parts = (4, 4, 2, 2, 1)[number]
+            assert a.shape == (2, 4 * parts, b.shape[2] // parts) and (a.reshape(b.shape) == b).all()

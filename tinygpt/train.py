@@ -107,7 +107,7 @@ def loop(run: Run, stop: StopSignal) -> int:
         rate = learning_rate(progress.step, config)
         run.optimizer.set_learning_rate(rate)
         loss, norm = forward_backward(run, x, y, loss_weights)
-        tokens = run.rows_per_iter * x.size(-1)
+        tokens = run.ranks.count * x.numel()
         # the next batch is drawn and copied while a GPU still computes; that of the last iteration is not used
         x, y, loss_weights = batch(run, progress.step + 1)
         logged = progress.step % config.log_interval == 0
@@ -150,11 +150,17 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     width = run.row_length(row_indices)
     total = int(run.source.targets(row_indices, width).sum())
     own = row_indices[ranks.rank * rows // ranks.count : (ranks.rank + 1) * rows // ranks.count]
+    length = width // parts_of_rows(step, config.context_warmup)
     # int64 (2, micro_steps, rows, T): inputs and targets
-    pieces = np.stack(run.source.rows(own, width)).reshape(2, run.micro_steps, -1, width)
+    pieces = np.stack(run.source.rows(own, width)).reshape(2, run.micro_steps, -1, length)
     loss_weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in pieces[1]]
     x, y = device.to_device(torch.from_numpy(pieces), run.compute.device)
     return x, y, loss_weights
+
+
+def parts_of_rows(step: int, warmup: int) -> int:
+    """Return into how many shorter ones an iteration cuts each row, in a context warm-up of so many iterations."""
+    return 4 if step < warmup // 2 else 2 if step < warmup else 1
 
 
 def forward_backward(

@@ -171,6 +171,7 @@ def flags(micro_steps: int) -> list[str]:
 def train_cell(folder: Path, cell: Cell, out: str) -> Path:
     """Train the cell into the folder `out`; a resumed cell is first killed, then resumed with `--init_from=resume`."""
     args = [cell.command, f"--dataset={cell.data}", f"--out_dir={out}", *flags(cell.micro_steps), "--quiet"]
+    args += ["--context_warmup=6"] * (cell.data != "pairs")  # ends in the middle of the run, after it was killed
     args += [f"--dtype={cell.dtype}", f"--dropout={cell.dropout}", f"--shard={cell.shard}"]
     if cell.dtype == "bfloat16" and cell.processes == 1:
         args += ["--threads=2"]  # a resumed run keeps the number

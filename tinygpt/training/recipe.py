@@ -22,6 +22,7 @@ STANDARD = next(path for folder in PRESETS if (path := folder / "shakespeare_cha
 HEAD = 64  # channels of an attention head; widths are multiples of it
 WIDEST = 12 * HEAD
 CONTEXT = 256
+SHORTER = 800  # iterations with shorter contexts, which are learned sooner; two thirds of a short run
 TOKENS = 2048  # of an iteration
 NEEDED = 8  # iterations for each channel of the width; with fewer, a narrower model ends at a lower loss
 LARGE = 12  # weights per token of the text; a larger model would only memorise it
@@ -52,7 +53,7 @@ def sizes(config: TrainConfig, dataset: Dataset) -> list[TrainConfig]:
     standard = parse(TrainConfig, [str(STANDARD)])
     preset = {key: getattr(standard, key) for key in standard.given - {"dataset", "out_dir"}}
     room = min(source.spare_tokens(0) for source in dataset.sources.values())  # the longest pair is -room tokens longer
-    context = 8 * math.ceil(-room / 8) if dataset.pairs else max(1, min(CONTEXT, room))
+    context = 8 * math.ceil(-room / 8) if dataset.pairs else max(4, min(CONTEXT, room // 4 * 4))  # for context_warmup
     candidates = []
     for width in [config.n_embd] if "n_embd" in config.given else range(2 * HEAD, WIDEST + 1, HEAD):
         heads = max(1, width // HEAD)
@@ -68,12 +69,13 @@ def sizes(config: TrainConfig, dataset: Dataset) -> list[TrainConfig]:
 def for_length(config: TrainConfig, iterations: int, dataset: Dataset) -> TrainConfig:
     """Add what depends on the number of iterations for which there is time: the schedule, the evaluations, and what
     prevents that a text is memorised which is read many times."""
-    iterations = min(iterations, math.ceil(MOST / passes(config, dataset)))
+    iterations = max(1, min(iterations, math.ceil(MOST / passes(config, dataset))))
     read = passes(config, dataset) * iterations
     reads = read * weights_per_token(config, dataset)
     values: dict[str, Any] = {
         "max_iters": iterations,
         "warmup_iters": min(20, iterations // 10),
+        "context_warmup": 0 if dataset.pairs or config.block_size % 4 else min(SHORTER, 2 * iterations // 3),
         "eval_interval": math.ceil(iterations / EVALUATIONS),
         "weight_decay": 0.3 if read > SEVERAL else 0.1,
         "dropout": max((dropout for limit, dropout in DROPOUTS.items() if reads > limit), default=0.0),

@@ -22,7 +22,7 @@ import torch
 
 from tinygpt.base import device
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.core import MOST_BIGRAM_TOKENS, SESSION, FinetuneConfig, TrainConfig
+from tinygpt.base.configs.core import SESSION, FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.parse import converted
 from tinygpt.base.device import Compute
@@ -33,11 +33,12 @@ from tinygpt.checkpoint.gpt2 import gpt2_checkpoint
 from tinygpt.checkpoint.lora import LoRA, attach
 from tinygpt.checkpoint.resize import grow_vocabulary, set_block_size
 from tinygpt.data.dataset import Dataset, data_dir, started_elsewhere
-from tinygpt.data.rows import Batches
+from tinygpt.data.rows import Batches, TextRows
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.fast.model import model_class
 from tinygpt.generate import refuse_diverged
-from tinygpt.model import GPT, GPTConfig
+from tinygpt.model import GPT
+from tinygpt.options import MOST_BIGRAM_TOKENS, GPTConfig
 from tinygpt.training.optimizer import build
 from tinygpt.training.processes import Processes, device_name, join_processes
 from tinygpt.training.recipe import budget_of, refuse_budget, sizes
@@ -100,6 +101,8 @@ def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "t
         compute = faster_on_a_mac(config, dataset, compute)
     tuning = Tuning.of(config, dataset, checkpoint, last.training, name) if isinstance(config, FinetuneConfig) else None
     source = tuning.rows if tuning else dataset.sources["train"]
+    if config.context_warmup and not isinstance(source, TextRows):
+        raise TinyGPTError("context_warmup cuts plain text, and the rows of this run are pairs", "--context_warmup=0")
     elsewhere = started_elsewhere(last.config, config.out_dir) if "teacher" not in config.flags else ()
     teachers = [folder / config.teacher for folder in elsewhere if config.teacher]
     return Start(

@@ -102,9 +102,6 @@ def prepare_options(config: PrepareConfig) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != getattr(PrepareConfig, key)}
 
 
-MOST_BIGRAM_TOKENS = 256  # of a new model with bigram_table, which has a row for each pair of them
-
-
 @dataclasses.dataclass
 class TrainConfig(Config):
     """Train a GPT on a prepared dataset. OUT_DIR gets its checkpoints and metrics.
@@ -193,6 +190,8 @@ class TrainConfig(Config):
     order; plain text is cut into sequences anew in each epoch"""
     group_by_length: bool = False
     """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
+    context_warmup: CountOrZero = 0
+    """plain text: iterations that cut each sequence into four, later two shorter ones (Li et al. 2022)"""
     seed: Seed = 1337
     """seed of the weights, the batches and dropout"""
     data_dir: File = "data"
@@ -275,10 +274,11 @@ class TrainConfig(Config):
         yield from super().problems()
         if self.budget and "max_iters" in self.flags:
             yield "budget fixes max_iters: give one of them"
-        if self.budget and self.eval_only:
-            yield "budget is for training, and cannot be used with eval_only"
-        if self.watch and self.eval_only:
-            yield "watch shows a run while it trains, and cannot be used with eval_only"
+        for key in ("budget", "watch"):
+            if getattr(self, key) and self.eval_only:
+                yield f"{key} is for training, and cannot be used with eval_only"
+        if self.context_warmup and self.block_size % 4:
+            yield f"context_warmup needs a block_size that 4 divides, and it is {self.block_size}"
         if not self.decay_lr and "lr_schedule" in self.flags and self.lr_schedule != "constant":
             yield f"decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule={self.lr_schedule}"
         if self.fast == "True" and (self.shard or self.checkpoint_activations):

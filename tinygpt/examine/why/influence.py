@@ -90,9 +90,9 @@ class Tracer:
         rate = self.clipped / int((y >= 0).sum())
         for micro_step, rows in enumerate(np.split(batch_of(self.source, config, step), len(x))):
             seed_dropout(config.seed, step, micro_step, 0)
-            targets = to_host(y[micro_step]) >= 0
+            targets = to_host(y[micro_step].view(len(rows), -1)) >= 0  # whole rows, also in a context warm-up
             slope = slopes(self.model.train(), weights, direction, x[micro_step], y[micro_step])
-            np.add.at(self.effects, positions_of(self.source, rows, y.shape[-1])[targets], -rate * slope)
+            np.add.at(self.effects, positions_of(self.source, rows, targets.shape[1])[targets], -rate * slope)
 
 
 def gradient_of(model: GPT, weights: Weights, x: Tensor, y: Tensor) -> Weights:

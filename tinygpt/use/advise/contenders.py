@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tinygpt.base.configs.core import MOST_BIGRAM_TOKENS
 from tinygpt.base.terminal import progress
 from tinygpt.checkpoint.loaded import ON_CPU, Loaded
 from tinygpt.data.memory import write_dataset
@@ -27,6 +26,7 @@ from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.examine.eval.classifiers import Classifier, Linear, Majority, Nearest
 from tinygpt.examine.eval.classify import gpt_classifier
+from tinygpt.options import MOST_BIGRAM_TOKENS
 from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.training.child import Cost, train_in_child
 from tinygpt.training.log import read_metrics
