@@ -72,16 +72,15 @@ def largest(start: Start, sizes: list[TrainConfig], end: float) -> tuple[TrainCo
     for size in sizes:
         if fitting and recipe.weights_per_token(size, start.dataset) > recipe.LARGE:
             return chosen, fitting, "that this text is enough for"
-        needed = recipe.NEEDED * size.n_embd
-        count = int(2 * fitting * (chosen.n_embd / size.n_embd) ** 3)  # at most; a larger step need not be measured
+        count = int(4 * fitting * recipe.weights(chosen) / recipe.weights(size))  # at most
         try:
-            if count >= needed or not fitting:
+            if count >= recipe.needed(size) or not fitting:  # else it need not be measured
                 count = iterations(start, size, seconds_per_iteration(start, size), end)
         except (RuntimeError, MemoryError) as error:
             if not fitting or not device.is_out_of_memory(error):
                 raise
             return chosen, fitting, "that fits into memory"
-        if fitting and count < needed:
+        if fitting and count < recipe.needed(size):
             return chosen, fitting, "for which there is time"
         chosen, fitting = size, max(1, count)
     return chosen, fitting, "of the recipe" * (len(sizes) > 1)

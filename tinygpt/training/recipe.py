@@ -24,7 +24,7 @@ WIDEST = 12 * HEAD
 CONTEXT = 256
 SHORTER = 800  # iterations with shorter contexts, which are learned sooner; two thirds of a short run
 TOKENS = 2048  # of an iteration
-NEEDED = 8  # iterations for each channel of the width; with fewer, a narrower model ends at a lower loss
+NEEDED = 1.8  # tokens read for each weight; with fewer, a narrower model ends at a lower loss
 LARGE = 12  # weights per token of the text; a larger model would only memorise it
 SEVERAL = 8  # passes over the text, from which on a larger weight decay lowers the loss
 DROPOUTS = {25: 0.1, 250: 0.2}  # by the passes over the text times the weights per token
@@ -54,8 +54,9 @@ def sizes(config: TrainConfig, dataset: Dataset) -> list[TrainConfig]:
     preset = {key: getattr(standard, key) for key in standard.given - {"dataset", "out_dir"}}
     room = min(source.spare_tokens(0) for source in dataset.sources.values())  # the longest pair is -room tokens longer
     context = 8 * math.ceil(-room / 8) if dataset.pairs else max(4, min(CONTEXT, room // 4 * 4))  # for context_warmup
+    widths = range(2 * HEAD, 2 * HEAD + 1) if dataset.pairs else range(HEAD, WIDEST + 1, HEAD)
     candidates = []
-    for width in [config.n_embd] if "n_embd" in config.given else range(2 * HEAD, WIDEST + 1, HEAD):
+    for width in [config.n_embd] if "n_embd" in config.given else widths:
         heads = max(1, width // HEAD)
         shape = {"n_embd": width, "n_head": heads if width % heads == 0 else 1, "n_layer": heads + 1}
         candidate = with_values(config, preset | shape | {"block_size": context, "sampling": "epochs"})
@@ -97,7 +98,7 @@ def reason(config: TrainConfig, dataset: Dataset, fitting: int, limit: str) -> s
     regular = {"weight_decay": read > SEVERAL, "dropout": config.dropout > 0}
     changed = [key for key, is_changed in regular.items() if is_changed and key not in config.given]
     named = " and ".join(f"{key.replace('_', ' ')} {getattr(config, key):g}" for key in changed)
-    smallest = ", the smallest" if config.n_embd == 2 * HEAD else f", the largest {limit}"
+    smallest = ", the smallest" if config.n_embd == HEAD else f", the largest {limit}"
     return f"width {config.n_embd}{smallest * bool(limit)}; {reading}{', so ' * bool(named)}{named}"
 
 
@@ -107,9 +108,21 @@ def passes(config: TrainConfig, dataset: Dataset) -> float:
     return dataset.sources["train"].passes(rows, config.block_size)
 
 
+def needed(config: TrainConfig) -> float:
+    """Return the iterations that a model of this size needs: as many more as it has more weights (Hoffmann et al. 2022,
+    "Chinchilla")."""
+    tokens = config.batch_size * config.gradient_accumulation_steps * config.block_size
+    return NEEDED * weights(config) / tokens
+
+
+def weights(config: TrainConfig) -> int:
+    """Return the number of weights of the blocks' matrices."""
+    return 12 * config.n_layer * config.n_embd**2
+
+
 def weights_per_token(config: TrainConfig, dataset: Dataset) -> float:
     """Return the weights of the blocks' matrices per token of the training split."""
-    return 12 * config.n_layer * config.n_embd**2 / len(dataset.splits["train"])
+    return weights(config) / len(dataset.splits["train"])
 
 
 def with_values(config: TrainConfig, values: dict[str, Any]) -> TrainConfig:
