@@ -451,3 +451,14 @@ def test_a_context_warmup_cuts_the_same_rows(work: Path) -> None:
         for a, b in zip(short, whole, strict=True):
             parts = (4, 4, 2, 2, 1)[number]
             assert a.shape == (2, 4 * parts, b.shape[2] // parts) and (a.reshape(b.shape) == b).all()
+
+
+@pytest.mark.parametrize("flags", [["--block_size=18"], ["--dataset=pairs"]], ids=str)
+def test_a_context_warmup_that_cannot_be_is_refused(work: Path, flags: list[str]) -> None:
+    pairs = (f'{{"prompt": "{number}", "response": "c"}}\n' for number in range(100))
+    (work / "pairs.jsonl").write_text("".join(pairs))
+    if not (work / "data/pairs").exists():
+        ok(work, "prepare", "pairs", "--input=pairs.jsonl", "--format=pairs")
+    args = ["--dataset=tiny", "--out_dir=out-none", "--device=cpu", "--max_iters=2", *TINY_MODEL, *flags]
+    assert "context_warmup is for plain text" in refused(work, "train", *args, "--context_warmup=2")
+    assert not (work / "out-none").exists()

@@ -26,7 +26,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST_BIGRAM_TOKENS = 256  # of a new model with bigram_table, which has a row for each pair of them
 QK_EPS = 1e-6  # of the normalisation of queries and keys, as in Qwen3
 NEUTRAL = (None, False, "", "none")  # values with which an unknown option of another tool changes nothing; False is 0
 

@@ -29,7 +29,7 @@ from tinygpt.training.log import Pace, read_metrics
 from tinygpt.training.losses import estimate_losses
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.processes import StopSignal, has_lost_another
-from tinygpt.training.run import Run, log_divergence, out_of_memory, set_up
+from tinygpt.training.run import Run, log_divergence, out_of_memory, parts_of_rows, set_up
 from tinygpt.training.sharding import local
 from tinygpt.training.start import resolve
 from tinygpt.training.verdict import judge
@@ -89,6 +89,7 @@ def loop(run: Run, stop: StopSignal) -> int:
     """
     config, progress = run.config, run.progress
     first, pace = progress.step, Pace()
+    regular = max(first, config.context_warmup)  # where iterations begin to take their usual time
     snapshot_at = snapshot_steps(config.snapshots, config.max_iters) if config.snapshots else []
     run.log.start_bar(first, config.max_iters)
     x, y, loss_weights = batch(run, first)
@@ -126,7 +127,7 @@ def loop(run: Run, stop: StopSignal) -> int:
         if run.tuner and run.tuner.due(tokens, seconds):
             tune_threads(run, run.tuner)
         run.log.advance()
-        if expected := pace.expected(progress.step - first, config.max_iters - progress.step):
+        if expected := pace.expected(progress.step - regular, config.max_iters - progress.step):
             run.log.print_line(expected)
         # with several processes this is an all-reduce, so it is done only where they synchronise anyway
         if (synchronises or run.ranks.count == 1) and stop.requested(run.ranks, run.compute.device):
@@ -156,11 +157,6 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     loss_weights = [ranks.count * int(np.count_nonzero(targets >= 0)) / total for targets in pieces[1]]
     x, y = device.to_device(torch.from_numpy(pieces), run.compute.device)
     return x, y, loss_weights
-
-
-def parts_of_rows(step: int, warmup: int) -> int:
-    """Return into how many shorter ones an iteration cuts each row, in a context warm-up of so many iterations."""
-    return 4 if step < warmup // 2 else 2 if step < warmup else 1
 
 
 def forward_backward(

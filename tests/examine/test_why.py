@@ -311,7 +311,8 @@ def test_a_run_trained_again_has_the_same_weights(copy: Path, how: str) -> None:
 @pytest.mark.slow
 def test_a_resumed_run_of_plain_text_and_a_fine_tuned_one_are_trained_again(copy: Path) -> None:
     few = ["--max_iters=20", "--eval_interval=10", "--eval_iters=2", "--warmup_iters=2"]
-    ok(copy, "train", "--dataset=text", "--block_size=16", "--out_dir=new", *MODEL, *LEARN, *few, "--lr_decay_iters=40")
+    ok(copy, "train", "--dataset=text", "--block_size=16", "--out_dir=new", *MODEL, *LEARN, *few, "--lr_decay_iters=40",
+       "--context_warmup=10")  # fmt: skip
     ok(copy, "train", "--init_from=resume", "--out_dir=new", "--max_iters=40", "--quiet")
     proof = answer(copy, "new", "Quark j", "ump", "--prove", "--leave_out=2")["proof"]
     assert proof["exact"] and len(proof["change"]) == 2

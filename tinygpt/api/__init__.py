@@ -343,6 +343,7 @@ def step(config: ConfigFile | None = None, /, **options: Any) -> Callable[[], No
     """
     settings = settings_of(TrainConfig, config, options)
     dataset, compute = Dataset(settings.data_dir, settings.dataset), choose_compute(settings, {})
+    dataset.require(settings.block_size)
     model = new_model(settings, training_class(settings, compute), dataset.tokenizer.vocab_size)
     return training_step(settings, dataset.sources["train"], compute, model)
 

@@ -12,6 +12,7 @@ from typing import Any
 from tinygpt import api
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.learn import QuickstartConfig
+from tinygpt.base.configs.shared import with_unit
 from tinygpt.base.errors import TinyGPTError
 
 CONFIG = "configs/shakespeare_char.yaml"
@@ -92,7 +93,7 @@ def quickstart(config: QuickstartConfig) -> int:
     if not budget and config.max_iters != QuickstartConfig.max_iters:
         settings["max_iters"] = config.max_iters
     settings |= {"init_from": "auto"} if resumed else {}
-    time = f"{budget}, or less if the text is short" if budget else "about a minute"
+    time = f"{with_unit(budget)}, or less if the text is short" if budget else "about a minute"
     size = "" if budget else " with about 0.6 million parameters"
     about = TRAIN.format(uniform=math.log(characters), characters=characters, time=time, size=size)
     files = [] if budget else [CONFIG]

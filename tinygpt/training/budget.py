@@ -15,12 +15,12 @@ import torch
 
 from tinygpt.base import device, threads
 from tinygpt.base.configs.core import TrainConfig
-from tinygpt.base.configs.shared import seconds_of
+from tinygpt.base.configs.shared import seconds_of, with_unit
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import counted
 from tinygpt.training import recipe
 from tinygpt.training.distillation import Teacher
-from tinygpt.training.losses import CHEAP
+from tinygpt.training.losses import CHEAP, CHUNK
 from tinygpt.training.start import Start, make_model, training_step
 
 USED = 0.97  # share of the time that is planned; the rest is for saves and samples
@@ -28,6 +28,7 @@ SETUP = 1.5  # seconds from the choice to the first iteration, and from the last
 FORWARD = 0.4  # time of a batch of an evaluation, as a share of a micro-step's
 MEASURED = 0.6  # seconds
 FEWEST = 10  # iterations
+WORTH_COMPILING = 600  # seconds: compiling for a GPU takes about one minute of them
 
 
 def within_budget(start: Start) -> Start:
@@ -38,7 +39,9 @@ def within_budget(start: Start) -> Start:
     if not budget:
         return start
     end = start.config.started + USED * seconds_of(budget) - SETUP
-    compiled = "False" if start.config.compile == "auto" else start.config.compile  # it takes a minute
+    compiled = start.config.compile
+    if compiled == "auto" and seconds_of(budget) < WORTH_COMPILING:
+        compiled = "False"
     config = dataclasses.replace(start.config, budget="", compile=compiled)
     given = bool(config.config or start.checkpoint)
     sizes = [config] if given or dataset.pairs else recipe.sizes(config, dataset)
@@ -60,18 +63,22 @@ def within_budget(start: Start) -> Start:
         raise TinyGPTError(problem, "a longer --budget, or a smaller model")
     fixed = for_length(fitting)
     on = f" with {counted(torch.get_num_threads(), 'thread')}" * (start.compute.device.type == "cpu")
-    length = f"{budget}, {counted(fixed.max_iters, 'iteration')}: a step takes {1000 * step:.1f} ms{on}"
+    length = f"{with_unit(budget)}, {counted(fixed.max_iters, 'iteration')}: a step takes {1000 * step:.1f} ms{on}"
     reason = "the model and the recipe are given" if given else recipe.reason(fixed, dataset, fitting, limit)
     return dataclasses.replace(start, config=fixed, reasons=(length, reason))
 
 
 def largest(start: Start, sizes: list[TrainConfig], end: float) -> tuple[TrainConfig, int, str]:
     """Choose the largest model for which the time and the text are enough. Returns it, its number of iterations, and
-    what limits its size; empty if it has only one."""
+    what limits its size; empty if there is no choice."""
     chosen, fitting = sizes[0], 0
+
+    def limit(reason: str) -> str:
+        return ", the smallest" if chosen is sizes[0] else f", the largest {reason}"
+
     for size in sizes:
         if fitting and recipe.weights_per_token(size, start.dataset) > recipe.LARGE:
-            return chosen, fitting, "that this text is enough for"
+            return chosen, fitting, limit("that this text is enough for")
         count = int(4 * fitting * recipe.weights(chosen) / recipe.weights(size))  # at most
         try:
             if count >= recipe.needed(size) or not fitting:  # else it need not be measured
@@ -79,11 +86,11 @@ def largest(start: Start, sizes: list[TrainConfig], end: float) -> tuple[TrainCo
         except (RuntimeError, MemoryError) as error:
             if not fitting or not device.is_out_of_memory(error):
                 raise
-            return chosen, fitting, "that fits into memory"
+            return chosen, fitting, limit("that fits into memory")
         if fitting and count < recipe.needed(size):
-            return chosen, fitting, "for which there is time"
+            return chosen, fitting, limit("for which there is time")
         chosen, fitting = size, max(1, count)
-    return chosen, fitting, "of the recipe" * (len(sizes) > 1)
+    return chosen, fitting, limit("of the recipe") * (len(sizes) > 1)
 
 
 def tune_threads(start: Start, config: TrainConfig) -> None:
@@ -121,7 +128,9 @@ def comparison(start: Start, config: TrainConfig, forward: float) -> float:
     """Return the seconds in which a fine-tuned model is compared with its base model (compare.py)."""
     if not (start.tuning and start.checkpoint):
         return 0.0
-    most = CHEAP / (config.block_size * start.checkpoint.num_params)  # rows of a split
-    splits = [data.sources["val"] for data in (start.dataset, start.tuning.base_data) if data]
-    rows = sum(min(most, len(split.all_rows(config.block_size))) for split in splits)
+    rows = 0.0
+    for dataset in filter(None, (start.dataset, start.tuning.base_data)):
+        split, length = dataset.sources["val"], config.block_size
+        most = max(CHUNK, CHEAP // (split.width(length) * start.checkpoint.num_params))
+        rows += min(most, len(split.all_rows(length)))
     return 2 * rows / config.batch_size * forward

@@ -60,7 +60,8 @@ def sizes(config: TrainConfig, dataset: Dataset) -> list[TrainConfig]:
         heads = max(1, width // HEAD)
         shape = {"n_embd": width, "n_head": heads if width % heads == 0 else 1, "n_layer": heads + 1}
         candidate = with_values(config, preset | shape | {"block_size": context, "sampling": "epochs"})
-        candidates.append(with_values(candidate, {"batch_size": max(1, TOKENS // candidate.block_size)}))
+        tokens = min(TOKENS, len(dataset.splits["train"]) // 10)  # of a short text a tenth, for enough iterations
+        candidates.append(with_values(candidate, {"batch_size": max(1, tokens // candidate.block_size)}))
     problems = [next(candidate.problems_of_heads(), "") for candidate in candidates]
     if all(problems):
         raise TinyGPTError(problems[0])
@@ -92,14 +93,13 @@ def reason(config: TrainConfig, dataset: Dataset, fitting: int, limit: str) -> s
     """Say why the model has its width, and the run its length. fitting: the iterations for which there is time. limit:
     what limits the width, as budget.largest returns it."""
     read = config.max_iters * passes(config, dataset)
-    reading = f"{read:.1f} passes over the text"
-    if config.max_iters < fitting:
-        reading += ", after which it would only be memorised: the time is not used up"
     regular = {"weight_decay": read > SEVERAL, "dropout": config.dropout > 0}
     changed = [key for key, is_changed in regular.items() if is_changed and key not in config.given]
     named = " and ".join(f"{key.replace('_', ' ')} {getattr(config, key):g}" for key in changed)
-    smallest = ", the smallest" if config.n_embd == HEAD else f", the largest {limit}"
-    return f"width {config.n_embd}{smallest * bool(limit)}; {reading}{', so ' * bool(named)}{named}"
+    reading = f"{read:.1f} passes over the text{', so ' * bool(named)}{named}"
+    if config.max_iters < fitting:
+        reading += "; the rest of the time would only memorise it, and is not used"
+    return f"width {config.n_embd}{limit}; {reading}"
 
 
 def passes(config: TrainConfig, dataset: Dataset) -> float:
@@ -109,7 +109,7 @@ def passes(config: TrainConfig, dataset: Dataset) -> float:
 
 
 def needed(config: TrainConfig) -> float:
-    """Return the iterations that a model of this size needs: as many more as it has more weights (Hoffmann et al. 2022,
+    """Return the iterations that a model of this size needs: in proportion to its weights (Hoffmann et al. 2022,
     "Chinchilla")."""
     tokens = config.batch_size * config.gradient_accumulation_steps * config.block_size
     return NEEDED * weights(config) / tokens

@@ -195,6 +195,11 @@ def set_up(stack: contextlib.ExitStack, start: Start) -> Run:
     return run
 
 
+def parts_of_rows(step: int, warmup: int) -> int:
+    """Return into how many shorter ones an iteration cuts each row, in a context warm-up of so many iterations."""
+    return 4 if step < warmup // 2 else 2 if step < warmup else 1
+
+
 def check(config: TrainConfig) -> None:
     """Check the folder of a run, and what the run needs later. Errors: TinyGPTError."""
     out = Path(config.out_dir)
@@ -267,6 +272,7 @@ def show_start(run: Run, compile_status: str, times: dict[int, float], reasons: 
     shape += f"context {config.block_size}"
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = not all(weight.requires_grad for weight in model.parameters())
+    shorter = f"; {config.context_warmup:,} in shorter contexts" * bool(config.context_warmup)
     path = "the CPU's fast path (tinygpt/fast)" if isinstance(model, FastGPT) else "plain PyTorch"
     trained = f", {trainable:,} of them trainable" if frozen else ""
     passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
@@ -276,7 +282,7 @@ def show_start(run: Run, compile_status: str, times: dict[int, float], reasons: 
         f"compile:     {compile_status}",
         f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
-        f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data",
+        f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data{shorter}",
         f"optimizer:   {config.optimizer}, {describe_schedule(config)}",
         *(f"{title:<13}{reason}" for title, reason in zip(("budget:", ""), reasons, strict=False)),
     ):

@@ -37,14 +37,14 @@ from tinygpt.data.rows import Batches, TextRows
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.fast.model import model_class
 from tinygpt.generate import refuse_diverged
-from tinygpt.model import GPT
-from tinygpt.options import MOST_BIGRAM_TOKENS, GPTConfig
+from tinygpt.model import GPT, GPTConfig
 from tinygpt.training.optimizer import build
 from tinygpt.training.processes import Processes, device_name, join_processes
 from tinygpt.training.recipe import budget_of, refuse_budget, sizes
 from tinygpt.training.tuning import Tuning
 
 ARCHITECTURE = [field.name for field in dataclasses.fields(GPTConfig) if field.name not in ("vocab_size", "dropout")]
+MOST_BIGRAM_TOKENS = 256  # of a new model with bigram_table, which has a row for each pair of them
 FIXED = ("optimizer", "lora_rank", "lora_targets")  # the values that a saved optimizer state depends on
 
 
@@ -86,7 +86,7 @@ def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "t
     config.budget = "" if resuming else budget_of(config)
     refuse_budget(request, config.budget if ranks.count > 1 else "")
     if config.budget and not (checkpoint or config.config):
-        config = sizes(config, dataset)[0]
+        config = sizes(config, dataset)[:3][-1]  # of middle size, since a GPU is not faster with the smallest
     ranks.share(config)
     config.shard = config.shard and may_shard(config)
     if compute.device.type == "cpu":
@@ -101,8 +101,9 @@ def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "t
         compute = faster_on_a_mac(config, dataset, compute)
     tuning = Tuning.of(config, dataset, checkpoint, last.training, name) if isinstance(config, FinetuneConfig) else None
     source = tuning.rows if tuning else dataset.sources["train"]
-    if config.context_warmup and not isinstance(source, TextRows):
-        raise TinyGPTError("context_warmup cuts plain text, and the rows of this run are pairs", "--context_warmup=0")
+    if config.context_warmup and (config.block_size % 4 or not isinstance(source, TextRows)):
+        problem = "context_warmup is for plain text without replay, and for a block_size that 4 divides"
+        raise TinyGPTError(problem, "--context_warmup=0")
     elsewhere = started_elsewhere(last.config, config.out_dir) if "teacher" not in config.flags else ()
     teachers = [folder / config.teacher for folder in elsewhere if config.teacher]
     return Start(

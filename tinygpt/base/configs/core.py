@@ -191,7 +191,8 @@ class TrainConfig(Config):
     group_by_length: bool = False
     """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
     context_warmup: CountOrZero = 0
-    """plain text: iterations that cut each sequence into four, later two shorter ones (Li et al. 2022)"""
+    """sequence length warm-up (Li et al. 2022) for plain text: the first half of so many iterations cuts each sequence
+    into four shorter ones, the second half into two"""
     seed: Seed = 1337
     """seed of the weights, the batches and dropout"""
     data_dir: File = "data"
@@ -257,8 +258,8 @@ class TrainConfig(Config):
     compile: Switch = "auto"
     """torch.compile the model; auto: on CUDA GPUs only"""
     threads: Threads = "auto"
-    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps, at the start and (without a
-    budget) when the run becomes slow; resumed runs keep it; a fixed number makes results reproducible bit for bit"""
+    """number of threads on a CPU; auto: OMP_NUM_THREADS, else chosen by timing steps at the start (a resumed run keeps
+    its own) and, without a budget, when it becomes slow; a number makes results reproducible bit for bit"""
     fast: Switch = "auto"
     """use the fast path for CPUs (tinygpt/fast) instead of plain PyTorch; auto: on a CPU"""
     shard: bool = False
@@ -277,8 +278,6 @@ class TrainConfig(Config):
         for key in ("budget", "watch"):
             if getattr(self, key) and self.eval_only:
                 yield f"{key} is for training, and cannot be used with eval_only"
-        if self.context_warmup and self.block_size % 4:
-            yield f"context_warmup needs a block_size that 4 divides, and it is {self.block_size}"
         if not self.decay_lr and "lr_schedule" in self.flags and self.lr_schedule != "constant":
             yield f"decay_lr=False means lr_schedule=constant, and cannot be used with lr_schedule={self.lr_schedule}"
         if self.fast == "True" and (self.shard or self.checkpoint_activations):

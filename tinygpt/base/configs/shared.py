@@ -29,6 +29,10 @@ def seconds_of(time: str) -> float:
     return float(time.rstrip("smh")) * UNITS.get(time[-1], 60)
 
 
+def with_unit(time: str) -> str:
+    return time if time[-1] in UNITS else f"{time}m"
+
+
 @dataclasses.dataclass(kw_only=True)
 class DataConfig(Config):
     """A command that reads or writes datasets."""

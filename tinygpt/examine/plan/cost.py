@@ -68,7 +68,7 @@ def measure(config: TrainConfig) -> Costs:
         pilot = dataclasses.replace(
             config, max_iters=length, eval_interval=length, log_interval=1, checkpoint_interval=SAVE_AT,
             sample_interval=length if config.sample_interval else 0, patience=0, snapshots=0,
-            always_save_checkpoint=True, out_dir=str(out), report_to="none", quiet=True,
+            always_save_checkpoint=True, context_warmup=0, out_dir=str(out), report_to="none", quiet=True,
         )  # fmt: skip
         settings = Path(name, "time.yaml")
         settings.write_text(to_yaml(pilot), encoding="utf-8")

@@ -22,6 +22,7 @@ from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.examine.report.summary import PARTS
 from tinygpt.model import VECTOR, parameter_class
 from tinygpt.training.optimizer import TorchOptimizer, learning_rate, load_state
+from tinygpt.training.run import parts_of_rows
 
 SHOWN = 64  # most tokens of the first sequence that are shown
 ROWS = 5  # most probable tokens that are shown for each of them
@@ -58,13 +59,15 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     batch_rows = config.batch_size * config.gradient_accumulation_steps
     rows = min(batch_rows, max(1, run.affordable(WORK) // model.num_params() // source.width(config.block_size)))
     row_indices = source.draw(config.seed, step, config.block_size, batch_rows)[:rows]
-    inputs, targets = source.rows(row_indices, source.width(config.block_size, row_indices))
+    whole = source.rows(row_indices, source.width(config.block_size, row_indices))
+    parts = parts_of_rows(step, config.context_warmup)
+    inputs, targets = (part.reshape(len(part) * parts, -1) for part in whole)
     x, y = (torch.from_numpy(part.astype(np.int64)).to(run.compute.device) for part in (inputs, targets))
     total = int((y >= 0).sum())
 
     def micro_losses() -> Iterator[torch.Tensor]:
         """Yield the contribution of each micro-step to the loss of the batch, as in training."""
-        for a, b in zip(x.split(config.batch_size), y.split(config.batch_size), strict=True):
+        for a, b in zip(x.split(config.batch_size * parts), y.split(config.batch_size * parts), strict=True):
             yield model(a, b)[1] * ((b >= 0).sum() / total)
 
     logits, loss = model(x[:1])[0][0].detach(), 0.0
@@ -86,8 +89,8 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     weights = []
     for name in choose_three(optimizer):
         index = int(gradients[name].abs().argmax())
-        parts = before[name], gradients[name], now[name], *moments[name]
-        value, gradient, new, m, v = (part.flatten()[index].item() for part in parts)
+        tensors = before[name], gradients[name], now[name], *moments[name]
+        value, gradient, new, m, v = (tensor.flatten()[index].item() for tensor in tensors)
         decay = 0.0 if parameter_class(name, before[name]) == VECTOR else config.weight_decay
         weights.append(
             {

@@ -26,10 +26,10 @@ from tinygpt.data.pairs import tokenizer_of_pairs
 from tinygpt.data.tokenizer import CharTokenizer
 from tinygpt.examine.eval.classifiers import Classifier, Linear, Majority, Nearest
 from tinygpt.examine.eval.classify import gpt_classifier
-from tinygpt.options import MOST_BIGRAM_TOKENS
 from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.training.child import Cost, train_in_child
 from tinygpt.training.log import read_metrics
+from tinygpt.training.start import MOST_BIGRAM_TOKENS
 from tinygpt.use.advise.labeller import GPTState
 from tinygpt.use.advise.split import Split
 from tinygpt.use.ask import embeddings
