@@ -310,6 +310,7 @@ MISTAKES: list[tuple[Any, ...]] = [
         "`key: value`",
         "seed = 1\n\nos.system('touch executed')\n",
     ),
+    ("train notes.txt", "notes.txt is a text", "^tinygpt prepare notes --input notes.txt$", "To be: or not to be\n"),
     ("train mine.yaml", "mine.yaml: not UTF-8 text", "YAML", b"\xff\x00\xfe"),
     ("train data", "data: no such config file", "^choose a preset"),
     (

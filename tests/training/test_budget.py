@@ -64,6 +64,7 @@ def test_a_resumed_run_keeps_its_length(timed: Path, tmp_path: Path) -> None:
     ("flags", "problem"),
     [
         (["--budget=1s"], "a budget of 1s is too short"),
+        (["--budget=5"], "must be a time such as"),
         (["--budget=soon"], "must be a time such as"),
         (["--budget=5m", "--max_iters=9"], "budget fixes max_iters"),
         (["--budget=5m", "--eval_only"], "cannot be used with eval_only"),
@@ -106,7 +107,7 @@ def test_a_new_run_without_a_size_has_a_budget() -> None:
 
 def chosen(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> TrainConfig:
     """The configuration that a budget fixes, on a machine whose iterations take a microsecond for each channel^2."""
-    monkeypatch.setattr(budget, "seconds_per_iteration", lambda start, config: 1e-6 * config.n_embd**2)
+    monkeypatch.setattr(budget, "seconds_per_iteration", lambda start, config, *_: 1e-6 * config.n_embd**2)
     with contextlib.ExitStack() as stack, contextlib.chdir(folder):
         config = parse(TrainConfig, ["--device=cpu", "--threads=1", *flags])
         return budget.within_budget(resolve(stack, config)).config

@@ -6,13 +6,13 @@ tinygpt quickstart --out_dir=out-first --max_iters=500      # another folder; a 
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from tinygpt import api
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.learn import QuickstartConfig
-from tinygpt.base.configs.shared import with_unit
 from tinygpt.base.errors import TinyGPTError
 
 CONFIG = "configs/shakespeare_char.yaml"
@@ -71,11 +71,11 @@ def quickstart(config: QuickstartConfig) -> int:
     Finished steps are not repeated. Errors: those of the three commands, and KeyboardInterrupt if it is interrupted.
     """
     own = bool(config.input)
-    name = "mine" if own else "shakespeare_char"
-    out = Path("out-mine" if own and "out_dir" not in config.given else config.out_dir)
+    name = name_of(config.input[0]) if own else "shakespeare_char"
+    out = Path(f"out-{name}" if own and "out_dir" not in config.given else config.out_dir)
     data_flag = suggest.data_dir_flag(config.data_dir)
     resumed = (out / "last.pt").exists()  # a run is continued, never replaced
-    if not resumed and any((out / name).exists() for name in ("ckpt.pt", "adapter.pt")):
+    if not resumed and any((out / file).exists() for file in ("ckpt.pt", "adapter.pt")):
         hint = suggest.command("quickstart", *config.input, "--out_dir=out-first", *data_flag)
         raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", hint)
     print(START)
@@ -93,7 +93,7 @@ def quickstart(config: QuickstartConfig) -> int:
     if not budget and config.max_iters != QuickstartConfig.max_iters:
         settings["max_iters"] = config.max_iters
     settings |= {"init_from": "auto"} if resumed else {}
-    time = f"{with_unit(budget)}, or less if the text is short" if budget else "about a minute"
+    time = f"{budget}, or less if the text is short" if budget else "about a minute"
     size = "" if budget else " with about 0.6 million parameters"
     about = TRAIN.format(uniform=math.log(characters), characters=characters, time=time, size=size)
     files = [] if budget else [CONFIG]
@@ -123,6 +123,12 @@ def quickstart(config: QuickstartConfig) -> int:
         )
     )
     return 0
+
+
+def name_of(path: str) -> str:
+    """Return the name of the dataset of one's own text: `notes.txt` becomes my-notes, so that two texts have two."""
+    stem = re.sub(r"[^\w.-]+", "-", Path(path).stem).strip("-.").removeprefix("my-")[:50]
+    return f"my-{stem}" if stem else "mine"
 
 
 def announce(title: str, text: str, command: str, *arguments: str, **flags: object) -> None:

@@ -8,6 +8,7 @@ weights, bit for bit.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ import torch
 
 from tinygpt.base import device, threads
 from tinygpt.base.configs.core import TrainConfig
-from tinygpt.base.configs.shared import seconds_of, with_unit
+from tinygpt.base.configs.shared import seconds_of
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import counted
 from tinygpt.training import recipe
@@ -55,15 +56,17 @@ def within_budget(start: Start) -> Start:
         length = dataclasses.replace(chosen, max_iters=iterations)
         return length if given else recipe.for_length(chosen, iterations, dataset)
 
-    step = seconds_per_iteration(start, for_length(fitting))  # with dropout, and these threads
+    # with dropout, and these threads; longer than before, since the load of a machine changes
+    step = seconds_per_iteration(start, for_length(fitting), min(5.0, 0.03 * seconds_of(budget)))
     for _ in range(3):  # the evaluations depend on the length, and it on them
         fitting = iterations(start, for_length(fitting), step, end)
     if fitting < FEWEST:
         problem = f"a budget of {budget} is too short: it leaves {counted(max(0, fitting), 'iteration')}"
-        raise TinyGPTError(problem, "a longer --budget, or a smaller model")
+        least = seconds_of(budget) + 1.5 * (FEWEST - fitting) * step
+        raise TinyGPTError(problem, f"--budget={10 * math.ceil(least / 10)}s")
     fixed = for_length(fitting)
     on = f" with {counted(torch.get_num_threads(), 'thread')}" * (start.compute.device.type == "cpu")
-    length = f"{with_unit(budget)}, {counted(fixed.max_iters, 'iteration')}: a step takes {1000 * step:.1f} ms{on}"
+    length = f"{budget}, {counted(fixed.max_iters, 'iteration')}: a step takes {1000 * step:.1f} ms{on}"
     reason = "the model and the recipe are given" if given else recipe.reason(fixed, dataset, fitting, limit)
     return dataclasses.replace(start, config=fixed, reasons=(length, reason))
 
@@ -105,12 +108,12 @@ def step_of(start: Start, config: TrainConfig) -> Callable[[], None]:
     return training_step(config, start.source, start.compute, model, Teacher.of(start))
 
 
-def seconds_per_iteration(start: Start, config: TrainConfig) -> float:
-    """Measure the mean time of an iteration."""
+def seconds_per_iteration(start: Start, config: TrainConfig, measured: float = MEASURED) -> float:
+    """Measure the mean time of an iteration, for `measured` seconds or a little longer."""
     step = step_of(start, config)
     threads.mean_seconds(step, 2)  # the first steps are slower
     times: list[float] = []
-    while len(times) < 3 or sum(times) < MEASURED:
+    while len(times) < 3 or sum(times) < measured:
         times.append(threads.mean_seconds(step, 1))
     return config.gradient_accumulation_steps * sum(times) / len(times)
 

@@ -83,10 +83,11 @@ def for_length(config: TrainConfig, iterations: int, dataset: Dataset) -> TrainC
         "dropout": max((dropout for limit, dropout in DROPOUTS.items() if reads > limit), default=0.0),
     }
     config = with_values(config, values)
-    # evaluations take a twentieth of the time
-    return with_values(
-        config, {"eval_iters": max(2, config.eval_interval // 20), "sample_interval": 2 * config.eval_interval}
-    )
+    batches = max(2, config.eval_interval // 20)  # so that evaluations take a twentieth of the time
+    all_rows = dataset.sources["val"].all_rows(config.block_size)
+    complete = len(all_rows) <= batches * config.batch_size
+    evaluation = {"eval_iters": 0 if complete else batches, "sample_interval": 2 * config.eval_interval}
+    return with_values(config, evaluation)
 
 
 def reason(config: TrainConfig, dataset: Dataset, fitting: int, limit: str) -> str:

@@ -126,8 +126,8 @@ class TrainConfig(Config):
     batch_size: Count = 12
     """sequences per micro-step"""
     budget: TimeOrNone = ""
-    """time for the whole command, such as 90s or 5m: tinygpt chooses the model and its training, with a config or a
-    checkpoint max_iters alone. A new run without a config, a size and max_iters has 2m"""
+    """time for the whole command, such as 90s, 5m or 1h: tinygpt chooses the model and its training (only max_iters, if
+    a config or a checkpoint has the rest); by default 2m for a new run without a config, max_iters or a size"""
     learning_rate: NonNegative = 6e-4
     """peak learning rate"""
     dropout: Share = 0.0

@@ -21,7 +21,7 @@ class QuickstartConfig(DataConfig):
     budget: TimeOrNone = ""
     """time for the training, such as 90s, 5m or 1h; of your own text by default 5m"""
     out_dir: File = "out"
-    """folder for the model; a run in it is continued, not replaced; of your own text by default out-mine"""
+    """folder for the model; a run in it is continued, not replaced; of your own text by default out-my-NAME"""
     max_iters: Count = 800
     """training iterations, instead of a budget"""
 

@@ -238,6 +238,9 @@ def find_config(name: str) -> Path:
     """
     path = Path(name)
     if path.is_file():
+        if path.suffix == ".txt":
+            problem = f"{name} is a text, not a config file (.yaml or .py)"
+            raise TinyGPTError(problem, suggest.command("prepare", path.stem, "--input", path))
         return path
     if preset := NANOGPT.get(path.as_posix()):
         terminal.print_error(f"note: {name}: no such file, so the preset with nanoGPT's values is used: {preset}")

@@ -18,19 +18,15 @@ FOLDER_NAME = "the name of a folder inside data/: letters, digits, '_', '-' and 
 DatasetName = Annotated[str, Text(f"({DATASET_NAME})?", FOLDER_NAME)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Switch = Literal["auto", "True", "False"]
-Time = Annotated[str, Text(r"\d{1,6}(\.\d{1,6})?[smh]?", "a time such as 90s, 10m or 1h")]
-TimeOrNone = Annotated[str, Text(r"(\d{1,6}(\.\d{1,6})?[smh]?)?", "a time such as 90s, 10m or 1h")]
+Time = Annotated[str, Text(r"\d{1,6}(\.\d{1,6})?[smh]", "a time such as 90s, 10m or 1h")]
+TimeOrNone = Annotated[str, Text(r"(\d{1,6}(\.\d{1,6})?[smh])?", "a time such as 90s, 10m or 1h")]
 Threads = Annotated[str, Text("auto|[1-9][0-9]{0,2}", "auto or a number from 1 to 999")]
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def seconds_of(time: str) -> float:
-    """Convert 90s, 10m or 1h to seconds; a number alone is minutes."""
-    return float(time.rstrip("smh")) * UNITS.get(time[-1], 60)
-
-
-def with_unit(time: str) -> str:
-    return time if time[-1] in UNITS else f"{time}m"
+    """Convert 90s, 10m or 1h to seconds."""
+    return float(time[:-1]) * UNITS[time[-1]]
 
 
 @dataclasses.dataclass(kw_only=True)
