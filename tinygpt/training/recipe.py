@@ -27,8 +27,8 @@ TOKENS = 2048  # of an iteration
 NEEDED = 1.8  # tokens read for each weight; with fewer, a narrower model ends at a lower loss
 LARGE = 12  # weights per token of the text; a larger model would only memorise it
 SEVERAL = 8  # passes over the text, from which on a larger weight decay lowers the loss
-DROPOUTS = {25: 0.1, 250: 0.2}  # by the passes over the text times the weights per token
-MOST = 60  # passes over the text; more would only memorise it
+DROPOUT = 25  # passes over the text times the weights per token, from which on a dropout of 0.1 does
+MOST = 20  # passes over the text; more would only memorise it
 EVALUATIONS = 8
 
 
@@ -73,14 +73,13 @@ def for_length(config: TrainConfig, iterations: int, dataset: Dataset) -> TrainC
     prevents that a text is memorised which is read many times."""
     iterations = max(1, min(iterations, math.ceil(MOST / passes(config, dataset))))
     read = passes(config, dataset) * iterations
-    reads = read * weights_per_token(config, dataset)
     values: dict[str, Any] = {
         "max_iters": iterations,
         "warmup_iters": min(20, iterations // 10),
         "context_warmup": 0 if dataset.pairs or config.block_size % 4 else min(SHORTER, 2 * iterations // 3),
         "eval_interval": math.ceil(iterations / EVALUATIONS),
         "weight_decay": 0.3 if read > SEVERAL else 0.1,
-        "dropout": max((dropout for limit, dropout in DROPOUTS.items() if reads > limit), default=0.0),
+        "dropout": 0.1 if read * weights_per_token(config, dataset) > DROPOUT else 0.0,
     }
     config = with_values(config, values)
     batches = max(2, config.eval_interval // 20)  # so that evaluations take a twentieth of the time
