@@ -96,7 +96,7 @@ def reason(config: TrainConfig, dataset: Dataset, fitting: int, limit: str) -> s
     regular = {"weight_decay": read > SEVERAL, "dropout": config.dropout > 0}
     changed = [key for key, is_changed in regular.items() if is_changed and key not in config.given]
     named = " and ".join(f"{key.replace('_', ' ')} {getattr(config, key):g}" for key in changed)
-    reading = f"{read:.1f} passes over the text{', so ' * bool(named)}{named}"
+    reading = f"{read:.1f} passes over the data{', so ' * bool(named)}{named}"
     if config.max_iters < fitting:
         reading += "; the rest of the time would only memorise it, and is not used"
     return f"width {config.n_embd}{limit}; {reading}"
