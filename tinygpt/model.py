@@ -43,6 +43,8 @@ class CausalSelfAttention(nn.Module):
     With fewer heads of keys and values than of queries, it is grouped-query attention (Ainslie et al. 2023).
     """
 
+    drop = staticmethod(F.dropout)
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         self.heads = config.n_head, config.kv_heads, config.kv_heads  # of queries, keys and values
@@ -64,7 +66,7 @@ class CausalSelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         y = self.attend(q, k, v, mask, dropout, self.use_fused(k.size(2), context.cache))
         y = y.transpose(1, 2).reshape(B, T, C)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+        return self.drop(self.c_proj(y), self.dropout, self.training)
 
     def split_heads(self, qkv: Tensor, B: int, T: int, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Split the output of c_attn; normalise and rotate queries and keys. Returns q (B, n_head, T, head_dim), and
@@ -99,7 +101,7 @@ class CausalSelfAttention(nn.Module):
         # the queries of a group, which share keys, are rows of one product
         scores = (q * head_dim**-0.5).reshape(B, kv_heads, -1, head_dim) @ k.transpose(2, 3)
         scores = scores.view(B, n_head, T, S) + mask
-        weights = F.dropout(scores.softmax(-1), dropout)
+        weights = self.drop(scores.softmax(-1), dropout)
         return (weights.view(B, kv_heads, -1, S) @ v).view(B, n_head, T, head_dim)
 
 

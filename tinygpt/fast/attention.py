@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinygpt.fast.dropout import dropout
 from tinygpt.fast.norm import rms_norm
 from tinygpt.model import CausalSelfAttention, KVCache
 from tinygpt.options import QK_EPS, GPTConfig, rotate
@@ -15,6 +16,8 @@ LONGEST = 512  # up to this context plain products are faster than the fused cal
 
 class FastSelfAttention(CausalSelfAttention):
     """The same function of the same parameters as CausalSelfAttention, by other kernels in training."""
+
+    drop = staticmethod(dropout)
 
     def use_fused(self, S: int, cache: Any) -> bool:
         decoding = cache is not None and not isinstance(cache, SharedPrefix)
