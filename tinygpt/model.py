@@ -43,7 +43,7 @@ class CausalSelfAttention(nn.Module):
     With fewer heads of keys and values than of queries, it is grouped-query attention (Ainslie et al. 2023).
     """
 
-    drop = staticmethod(F.dropout)
+    drop: Callable[[Tensor, float, bool], Tensor] = staticmethod(F.dropout)
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class CausalSelfAttention(nn.Module):
         # the queries of a group, which share keys, are rows of one product
         scores = (q * head_dim**-0.5).reshape(B, kv_heads, -1, head_dim) @ k.transpose(2, 3)
         scores = scores.view(B, n_head, T, S) + mask
-        weights = self.drop(scores.softmax(-1), dropout)
+        weights = self.drop(scores.softmax(-1), dropout, True)
         return (weights.view(B, kv_heads, -1, S) @ v).view(B, n_head, T, head_dim)
 
 

@@ -18,6 +18,7 @@ from tinygpt.checkpoint.lora import LoRA, attach
 from tinygpt.checkpoint.store import load
 from tinygpt.fast import attention
 from tinygpt.fast.decoder import Decoder, Packed, can_pack, pack
+from tinygpt.fast.dropout import dropout
 from tinygpt.fast.model import FastGPT, model_class
 from tinygpt.fast.norm import rms_norm
 from tinygpt.model import GPT
@@ -63,7 +64,8 @@ def test_a_long_context_is_the_plain_models(
 
 
 @every_pair
-def test_dropout_draws_the_same_masks(options: dict[str, Any]) -> None:
+def test_dropout_is_in_the_same_places(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention.FastSelfAttention, "drop", staticmethod(F.dropout))  # the same masks
     plain, fast = pair(**options, dropout=0.3)
     found = []
     for model in (plain.train(), fast.train()):
@@ -138,8 +140,8 @@ PATHS = {"fast": "--fast=True", "plain": "--fast=False"}
 def test_a_resumed_run_can_change_its_path_and_says_so(work: Path, first: str) -> None:
     """Ten iterations on each path give the losses of twenty on one, up to rounding."""
     other = next(path for path in PATHS if path != first)
-    trained(work, PATHS[first], "--out_dir=whole")
-    trained(work, PATHS[first], "--max_iters=10")
+    trained(work, PATHS[first], "--dropout=0", "--out_dir=whole")  # the paths draw other masks
+    trained(work, PATHS[first], "--dropout=0", "--max_iters=10")
     resumed = ok(work, "train", "--init_from=resume", PATHS[other], "--max_iters=20")
     assert f"was {first} until now and is {other} from here on" in resumed.out
     found = []
@@ -258,3 +260,24 @@ def test_a_packed_model_in_bfloat16_has_the_same_logits(options: dict[str, Any])
         logits = packed.next_logits(idx[:, position : position + 1], cache)
         torch.testing.assert_close(logits, expected[:, position], atol=0.05 * largest(expected), rtol=0)
     assert pack(small(**options)).lm_head.weight.dtype == torch.float32  # not packed: it would lose precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_keeps_the_mean_and_drops_independently(dtype: torch.dtype) -> None:
+    x, p = torch.ones(401, 503, dtype=dtype, requires_grad=True), 0.2  # no multiple of four
+    torch.manual_seed(1)
+    y = dropout(x, p, True)
+    y.backward(torch.ones_like(y))
+    kept = (y != 0).double()
+    assert kept.mean().item() == pytest.approx(1 - p, abs=5 * (p * (1 - p) / x.numel()) ** 0.5)
+    assert y[y != 0].float().unique().tolist() == pytest.approx(
+        [1 / (1 - p)], rel=1e-2 if dtype is torch.bfloat16 else 1e-4
+    )
+    assert x.grad is not None and torch.equal(x.grad, y)
+    for shift in range(1, 9):  # neighbours share a random number
+        flat = kept.flatten() - kept.mean()
+        assert abs((flat[shift:] * flat[:-shift]).mean().item()) < 5 * p * (1 - p) / x.numel() ** 0.5
+    torch.manual_seed(1)
+    assert torch.equal(dropout(x, p, True), y) and not torch.equal(dropout(x, p, True), y)
+    assert dropout(x, p, False) is x and dropout(x, 0.0, True) is x
+    assert (dropout(x, 0.999999, True) != 0).sum() < 20

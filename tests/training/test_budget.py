@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,9 +106,15 @@ def test_a_new_run_without_a_size_has_a_budget() -> None:
     assert found(TrainConfig, "nanogpt", "--budget=3m") == "3m"
 
 
-def chosen(folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> TrainConfig:
+def usual(config: TrainConfig) -> float:
+    return 1e-6 * config.n_embd**2
+
+
+def chosen(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str, seconds: Callable[[TrainConfig], float] = usual
+) -> TrainConfig:
     """The configuration that a budget fixes, on a machine whose iterations take a microsecond for each channel^2."""
-    monkeypatch.setattr(budget, "seconds_per_iteration", lambda start, config, *_: 1e-6 * config.n_embd**2)
+    monkeypatch.setattr(budget, "seconds_per_iteration", lambda start, config, *_: seconds(config))
     with contextlib.ExitStack() as stack, contextlib.chdir(folder):
         config = parse(TrainConfig, ["--device=cpu", "--threads=1", *flags])
         return budget.within_budget(resolve(stack, config)).config
@@ -155,6 +162,16 @@ def test_evaluations_count(long_text: Path, monkeypatch: pytest.MonkeyPatch, fla
     evaluations = config.max_iters / config.eval_interval + 1
     used = (config.max_iters + evaluations * 2 * batches * budget.FORWARD) * 1e-6 * 128**2
     assert 100 < used < 116
+
+
+def test_a_dropout_that_needs_the_time_in_which_it_would_help_is_left_out(
+    long_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 118 s a width of 128 reads this text 18 times without dropout, and half as often with it."""
+    flags = "--dataset=long", "--budget=118s", "--n_embd=128"
+    config = chosen(long_text, monkeypatch, *flags, seconds=lambda each: 1e-6 * 128**2 * (1 + 10 * each.dropout))
+    assert config.dropout == 0 and 0.9 * 118 < config.max_iters * 1e-6 * 128**2 < 118
+    assert chosen(long_text, monkeypatch, *flags).dropout == 0.1  # control: where it takes no time
 
 
 def test_a_finetuning_gets_a_length_and_nothing_else(run_copy: Path) -> None:

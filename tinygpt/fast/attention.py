@@ -1,6 +1,7 @@
 """Attention for a small model on a CPU: plain matrix products and a softmax instead of PyTorch's fused call, whose
 backward pass is slow for contexts of up to some hundred tokens (docs/EXPERIMENTS.md)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ LONGEST = 512  # up to this context plain products are faster than the fused cal
 class FastSelfAttention(CausalSelfAttention):
     """The same function of the same parameters as CausalSelfAttention, by other kernels in training."""
 
-    drop = staticmethod(dropout)
+    drop: Callable[[Tensor, float, bool], Tensor] = staticmethod(dropout)
 
     def use_fused(self, S: int, cache: Any) -> bool:
         decoding = cache is not None and not isinstance(cache, SharedPrefix)

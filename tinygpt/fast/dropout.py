@@ -11,7 +11,7 @@ from torch import Tensor
 VALUES = 1 << 16
 
 
-def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Set a random share p of the values of x to zero, to 1 / 65,536, and divide the others by 1 - p (Srivastava et al.
     2014). The mask is a function of the state of PyTorch's generator."""
     if not training or p == 0.0 or x.device.type != "cpu":

@@ -56,10 +56,10 @@ def within_budget(start: Start) -> Start:
         length = dataclasses.replace(chosen, max_iters=iterations)
         return length if given else recipe.for_length(chosen, iterations, dataset)
 
-    # with dropout, and these threads; longer than before, since the load of a machine changes
-    step = seconds_per_iteration(start, for_length(fitting), min(5.0, 0.03 * seconds_of(budget)))
-    for _ in range(3):  # the evaluations depend on the length, and it on them
-        fitting = iterations(start, for_length(fitting), step, end)
+    fitting, step, has_dropout = fit(start, for_length, fitting, end, budget)
+    if has_dropout and not for_length(fitting).dropout:  # it takes so much time that the rest does not need it
+        chosen = dataclasses.replace(chosen, dropout=0.0, given=chosen.given | {"dropout"})
+        fitting, step, _ = fit(start, for_length, fitting, end, budget)
     if fitting < FEWEST:
         problem = f"a budget of {budget} is too short: it leaves {counted(max(0, fitting), 'iteration')}"
         least = seconds_of(budget) + 1.5 * (FEWEST - fitting) * step
@@ -69,6 +69,20 @@ def within_budget(start: Start) -> Start:
     length = f"{budget}, {counted(fixed.max_iters, 'iteration')}: a step takes {1000 * step:.1f} ms{on}"
     reason = "the model and the recipe are given" if given else recipe.reason(fixed, dataset, fitting, limit)
     return dataclasses.replace(start, config=fixed, reasons=(length, reason))
+
+
+def fit(
+    start: Start, for_length: Callable[[int], TrainConfig], fitting: int, end: float, budget: str
+) -> tuple[int, float, bool]:
+    """Return how many iterations end at the time `end`, the seconds of each, and whether it was measured with dropout.
+
+    fitting: about how many; measured longer than for `largest`, since the load of a machine changes.
+    """
+    measured = for_length(fitting)
+    step = seconds_per_iteration(start, measured, min(5.0, 0.03 * seconds_of(budget)))
+    for _ in range(3):  # the evaluations depend on the length, and it on them
+        fitting = iterations(start, for_length(fitting), step, end)
+    return fitting, step, measured.dropout > 0
 
 
 def largest(start: Start, sizes: list[TrainConfig], end: float) -> tuple[TrainConfig, int, str]:
