@@ -88,7 +88,7 @@ def test_the_example_that_alone_teaches_an_output_is_found_at_its_line(planted: 
     found = answer(planted, "out", *TAUGHT, "--count=3")
     first, second, _ = found["raised"]
     assert (first["text"], first["place"]) == ("zzq xxk -> lila", "pairs.jsonl line 51")
-    assert first["effect"] < 10 * second["effect"] < 0 and len(found["lowered"]) == 3
+    assert first["effect"] < 3 * second["effect"] < 0 and len(found["lowered"]) == 3
     assert all(entry["effect"] > 0 for entry in found["lowered"])
     assert found["probability"] > 0.1 and found["tokens"] == 5 and found["exact"]
     # control: an output that many examples teach does not depend on it
