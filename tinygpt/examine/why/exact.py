@@ -1,0 +1,94 @@
+"""The derivative of a whole training: how outputs change with the weight of each training token, in one sweep.
+
+The loss of each token of an iteration is multiplied by a weight, which is 1. Every iteration is a function of the state
+before it and of these weights (step.py), so reverse-mode differentiation from the last iteration back to the first
+gives the derivative of an output by all of them: that of the gradients, the clipping, the optimizer's moments, Muon's
+orthogonalisation, everything. Source: Maclaurin et al. 2015, "Gradient-based hyperparameter optimization through
+reversible learning"; for the weights of examples Engstrom et al. 2025, "Optimizing ML training with metagradient
+descent", and Ilyas and Engstrom 2025, "MAGIC" (arXiv 2504.16430).
+
+effect of leaving a row out = - sum over its tokens of d(log-probability) / d(weight), to first order
+
+The sweep needs the state before every iteration. As many as fit are kept, at equal intervals, and those between are
+computed again. What it cannot know is how curved the training is: where a small change of the weights leads elsewhere,
+the derivative is exact and still no guide. So the command tests it (command.py).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinygpt.base.device import to_host
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.terminal import progress
+from tinygpt.examine.why.step import State, Training
+
+Output = tuple[Tensor, Tensor]  # x and y, int64 (n, T) each: see explained.output
+
+
+def exact_effects(training: Training, outputs: Sequence[Output], memory: float) -> tuple[np.ndarray, Tensor]:
+    """Return the effects of the tokens of the training split on the log-probability of each output if the loss of a
+    token is left out, to first order: float64 (outputs, tokens), in nats; and the trained weights (n,).
+
+    memory: bytes for the states. Errors: TinyGPTError if they are too few.
+    """
+    every = interval(training, memory)
+    kept, state = [], training.start()
+    for number in progress(range(training.steps), desc="train again"):
+        if number % every == 0:
+            kept.append(state)
+        state = training.step(state, number, training.batch(number))
+    effects = np.zeros((len(outputs), len(training.source.tokens)))
+    adjoints = [last_adjoint(training, state, output) for output in outputs]
+    states = backwards(training, kept, every)
+    for number, before in progress(states, desc="differentiate", total=training.steps):
+        batch = training.batch(number)
+        leaves = [tensor.requires_grad_() for tensor in before]
+        weights = torch.ones(batch.y.shape, device=training.device, requires_grad=True)
+        after = training.step(State(*leaves), number, batch, weights)
+        for index, adjoint in enumerate(adjoints):
+            more = index < len(adjoints) - 1
+            *adjoint, slopes = torch.autograd.grad(after, [*leaves, weights], adjoint, retain_graph=more)
+            adjoints[index] = adjoint
+            np.subtract.at(effects[index], batch.positions, to_host(slopes))
+    return effects, state.weights
+
+
+def interval(training: Training, memory: float) -> int:
+    """Return the smallest interval at which states can be kept in `memory` bytes, together with those of one interval.
+
+    Errors: TinyGPTError if even the best interval, the root of the number of iterations, needs more.
+    """
+    size, steps = 4 * sum(tensor.numel() for tensor in training.start()), training.steps
+    for every in range(1, math.isqrt(steps) + 2):
+        needed = size * states_of(steps, every)
+        if needed <= memory:
+            return every
+    problem = f"the states of {steps:,} iterations need {needed / 1e6:,.0f} MB, and may have {memory / 1e6:,.0f}"
+    raise TinyGPTError(problem, f"--memory={math.ceil(needed / 1e6)}")
+
+
+def states_of(steps: int, every: int) -> int:
+    """Return how many states are in memory at a time, if every so many are kept."""
+    return math.ceil(steps / every) + every - 1
+
+
+def last_adjoint(training: Training, state: State, output: Output) -> list[Tensor]:
+    """Return the derivative of an output's log-probability by the last state."""
+    leaf = state.weights.detach().requires_grad_()
+    gradient = torch.autograd.grad(training.log_probability(leaf, *output), leaf)[0]
+    return [gradient, torch.zeros_like(state.first), torch.zeros_like(state.second)]
+
+
+def backwards(training: Training, kept: list[State], every: int) -> Iterator[tuple[int, State]]:
+    """Yield the iterations from the last to the first, each with the state before it. `kept` is emptied."""
+    while kept:
+        first = (len(kept) - 1) * every
+        states = [kept.pop()]
+        for number in range(first, min(first + every, training.steps) - 1):
+            states.append(training.step(states[-1], number, training.batch(number)))
+        while states:
+            yield first + len(states) - 1, states.pop()

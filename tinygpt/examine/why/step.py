@@ -1,0 +1,245 @@
+"""The training of a run as a pure function: state, batch and the weights of the tokens in the loss -> the next state.
+
+training = Training(explained, seed)
+state = training.start()
+for number in range(training.steps):
+    state = training.step(state, number, training.batch(number))
+
+It is that of the run, in float32 and by operations that can be differentiated twice: gradients of all micro-steps, the
+clipping, AdamW or Muon, weight decay, the schedule, the batches and the dropout of the run's seed. So a token that has
+no weight is left out, with everything else equal, and a derivative of the training is autograd's. Of a run in bfloat16,
+by PyTorch's fused attention, or on a GPU, it repeats the last bits, and in time the weights, only about.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from tinygpt.base.configs.core import TrainConfig
+from tinygpt.base.device import to_device
+from tinygpt.base.terminal import progress
+from tinygpt.data.rows import PairRows, Rows
+from tinygpt.examine.why.explained import Explained
+from tinygpt.fast.attention import FastSelfAttention
+from tinygpt.fast.model import FastGPT
+from tinygpt.fast.muon import MOMENTUM, orthogonalize, wide
+from tinygpt.fast.optimizer import FlatWeights
+from tinygpt.model import EMBEDDING, MATRIX, VECTOR
+from tinygpt.train import seed_dropout
+from tinygpt.training.losses import target_losses
+from tinygpt.training.optimizer import learning_rate
+from tinygpt.training.run import parts_of_rows
+from tinygpt.training.start import make_model, resolve, row_length
+
+ADAM_EPS = 1e-8
+TINY = 1e-30  # below the square of each gradient that counts; the root of 0 has no derivative
+
+
+class State(NamedTuple):
+    """The state of a training: flat float32 tensors, in the order of FlatWeights."""
+
+    weights: Tensor  # (n,)
+    first: Tensor  # (n,): AdamW's first moment, or Muon's momentum
+    second: Tensor  # (k,): AdamW's second moment of the k weights that it trains, the last ones
+
+
+class Batch(NamedTuple):
+    """The global batch of an iteration, (micro_steps, rows, T) each."""
+
+    x: Tensor  # int64
+    y: Tensor  # int64, -1 where there is no target
+    positions: np.ndarray  # of the targets in the tokens of the training split, int64
+
+
+class ExplicitAttention(FastSelfAttention):
+    """Attention that can be differentiated twice, which PyTorch's fused call cannot."""
+
+    def use_fused(self, S: int, cache: Any) -> bool:
+        return False
+
+
+class ExplicitGPT(FastGPT):
+    attention = ExplicitAttention
+
+
+class Training:
+    """The training of a run up to the step of ckpt.pt, with a seed."""
+
+    def __init__(self, explained: Explained, seed: int) -> None:
+        """Errors: TinyGPTError as in `train`."""
+        self.steps, self.source = explained.checkpoint.step, explained.source
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            start = resolve(stack, settings(explained, seed, folder))
+            self.config, self.device, made = start.config, start.compute.device, make_model(start)
+        self.model = ExplicitGPT(made.config)
+        self.model.load_state_dict(made.state_dict())
+        self.flat = FlatWeights(self.model.to(self.device), torch.float32)
+        self.longest = self.source.width(self.config.block_size)
+        self.has_dropout = self.model.config.dropout > 0
+        matrices = self.flat.place_of(MATRIX) if self.config.optimizer == "muon" else None
+        self.adam = slice(matrices.stop if matrices else 0, None)
+        self.decays = self.per_weight({MATRIX: 1.0, EMBEDDING: 1.0, VECTOR: 0.0}) * self.config.weight_decay
+
+    def per_weight(self, values: dict[int, float]) -> Tensor:
+        """Return a value of each weight by its class, float32 (n,)."""
+        sizes = [(values[self.flat.classes[name]], shape.numel()) for name, shape in self.flat.shapes.items()]
+        return torch.cat([torch.full((size,), value, device=self.device) for value, size in sizes])
+
+    def start(self) -> State:
+        weights = self.flat.weights.detach().clone()
+        return State(weights, torch.zeros_like(weights), torch.zeros_like(weights[self.adam]))
+
+    def batch(self, number: int) -> Batch:
+        """Draw the global batch of an iteration, which `train.batch` draws, too."""
+        config, source = self.config, self.source
+        row_indices = rows_of_batch(source, config, number)
+        width = row_length(source, self.longest, row_indices)
+        x, y = source.rows(row_indices, width)
+        length = width // parts_of_rows(number, config.context_warmup)
+        shape = (3, config.gradient_accumulation_steps, -1, length)
+        x, y, positions = np.stack((x, y, positions_of(source, row_indices, width))).reshape(shape)
+        return Batch(*to_device(torch.from_numpy(np.stack((x, y))), self.device), positions)
+
+    def named(self, weights: Tensor) -> dict[str, Tensor]:
+        """Return flat weights by the names of the parameters, in their shapes."""
+        pieces = weights.split([shape.numel() for shape in self.flat.shapes.values()])
+        return {name: piece.view(shape) for (name, shape), piece in zip(self.flat.shapes.items(), pieces, strict=True)}
+
+    def losses(self, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the cross-entropy of each target in row order, float32 (targets,), in the model's mode."""
+        named: Any = lambda *args, **options: functional_call(self.model, self.named(weights), args, options)  # noqa: E731
+        return target_losses(named, x, y)
+
+    def log_probability(self, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the log-probability of an output in nats, the sum over its targets: a scalar with a gradient."""
+        self.model.eval()
+        return -self.losses(weights, x.to(self.device), y.to(self.device)).sum()
+
+    def gradient(self, weights: Tensor, number: int, batch: Batch, token_weights: Tensor) -> Tensor:
+        """Compute the gradient of the loss of an iteration, (n,): the sum of the targets' losses, each times its weight
+        in `token_weights` (the shape of batch.y), divided by the number of all targets. It has a gradient itself if
+        `weights` has one."""
+        self.model.train()
+        total, differentiable = torch.zeros_like(weights), weights.requires_grad
+        leaf = weights if differentiable else weights.detach().requires_grad_()
+        count = int((batch.y >= 0).sum())
+        for micro_step, (x, y, of_tokens) in enumerate(zip(batch.x, batch.y, token_weights, strict=True)):
+            if self.has_dropout:
+                seed_dropout(self.config.seed, number, micro_step, 0)
+            if (y >= 0).any():
+                loss = self.losses(leaf, x, y) @ of_tokens[y >= 0] / count
+                total = total + torch.autograd.grad(loss, leaf, create_graph=differentiable)[0]
+        return total
+
+    def step(self, state: State, number: int, batch: Batch, token_weights: Tensor | None = None) -> State:
+        """Return the state after an iteration. token_weights: as in `gradient`; None: all 1."""
+        token_weights = torch.ones(batch.y.shape, device=self.device) if token_weights is None else token_weights
+        return self.update(state, number, self.gradient(state.weights, number, batch, token_weights))
+
+    def update(self, state: State, number: int, gradient: Tensor) -> State:
+        """Clip the gradient (n,) of an iteration, and update the weights by AdamW, or by Muon and AdamW."""
+        config, rate = self.config, learning_rate(number, self.config)
+        gradient = self.clipped(gradient)
+        parts = [self.adamw(state, number, gradient, rate)]
+        if self.adam.start:
+            share = rate / config.learning_rate if config.learning_rate else 0.0
+            parts.insert(0, self.muon(state, gradient, config.muon_learning_rate * share))
+        return State(*map(torch.cat, zip(*parts, strict=True)))
+
+    def clipped(self, gradient: Tensor) -> Tensor:
+        limit = self.config.grad_clip
+        return gradient / (torch.linalg.vector_norm(gradient) / limit).clamp(min=1.0) if limit else gradient
+
+    def adamw(self, state: State, number: int, gradient: Tensor, rate: float) -> State:
+        """AdamW (Loshchilov & Hutter 2019) on its part of the state, as torch.optim.AdamW computes it."""
+        beta1, beta2, g = self.config.beta1, self.config.beta2, gradient[self.adam]
+        first = beta1 * state.first[self.adam] + (1 - beta1) * g
+        second = beta2 * state.second + (1 - beta2) * g.square()
+        root = second.clamp(min=TINY).sqrt() / math.sqrt(1 - beta2 ** (number + 1))
+        weights = state.weights[self.adam] * (1 - rate * self.decays[self.adam])
+        return State(weights - rate / (1 - beta1 ** (number + 1)) * first / (root + ADAM_EPS), first, second)
+
+    def muon(self, state: State, gradient: Tensor, rate: float) -> State:
+        """Muon on its part of the state, as fast/muon.py computes it."""
+        part = slice(0, self.adam.start)
+        first = state.first[part].lerp(gradient[part], 1 - MOMENTUM)
+        ahead = list(self.named_matrices(gradient[part].lerp(first, MOMENTUM)))
+        directions: dict[int, Tensor] = {}
+        for shape in {tuple(sorted(matrix.shape)) for matrix in ahead}:
+            alike = [index for index, matrix in enumerate(ahead) if tuple(sorted(matrix.shape)) == shape]
+            for index, direction in zip(alike, orthogonalize(torch.stack([wide(ahead[i]) for i in alike])), strict=True):
+                rows, columns = ahead[index].shape
+                direction = direction if rows <= columns else direction.T
+                directions[index] = math.sqrt(max(1, rows / columns)) * direction.flatten()
+        update = torch.cat([directions[index] for index in range(len(ahead))])
+        weights = state.weights[part] * (1 - rate * self.decays[part]) - rate * update
+        return State(weights, first, state.second[:0])
+
+    def named_matrices(self, flat: Tensor) -> list[Tensor]:
+        shapes = list(self.flat.shapes.values())
+        shapes = shapes[: sum(kind == MATRIX for kind in self.flat.classes.values())]
+        return [piece.view(shape) for piece, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
+
+    def run(self, token_weights: np.ndarray | None = None, desc: str = "") -> Tensor:
+        """Train, and return the weights (n,). token_weights: of the tokens of the training split, float32."""
+        state = self.start()
+        for number in progress(range(self.steps), desc=desc):
+            batch = self.batch(number)
+            given = None if token_weights is None else torch.from_numpy(token_weights[batch.positions]).to(self.device)
+            state = self.step(state, number, batch, given)
+        return state.weights
+
+
+def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
+    """Return the configuration of the run with another seed, in float32, up to the step of ckpt.pt."""
+    config, step, threads = explained.config, explained.checkpoint.step, explained.checkpoint.training.get("threads")
+    return dataclasses.replace(
+        config, out_dir=out, seed=seed, max_iters=step, dtype="float32", fast="auto", compile="False", shard=False,
+        lr_decay_iters=config.lr_decay_iters or config.max_iters,  # the schedule stays that of the whole run
+        eval_only=False, device=str(explained.compute.device),
+        threads=str(threads) if type(threads) is int and threads > 0 else config.threads,  # for the same bits
+    )  # fmt: skip
+
+
+def rows_of_batch(source: Rows, config: TrainConfig, number: int) -> np.ndarray:
+    """Return the indices of the rows of an iteration's batch, which train.batch draws, too."""
+    return source.draw(config.seed, number, config.block_size, config.batch_size * config.gradient_accumulation_steps)
+
+
+def positions_of(source: Rows, rows: np.ndarray, width: int) -> np.ndarray:
+    """Return the position in the split's tokens of each target of rows, int64 (rows, width); at most the last one."""
+    first = source.starts[rows] if isinstance(source, PairRows) else rows
+    return np.minimum(first[:, None] + 1 + np.arange(width), len(source.tokens) - 1)
+
+
+def spans_of(source: Rows, rows: np.ndarray, config: TrainConfig) -> list[tuple[int, int]]:
+    """Return where the targets of each row begin and end in the split's tokens."""
+    if isinstance(source, PairRows):
+        return list(zip(source.starts[rows].tolist(), source.ends[rows].tolist(), strict=True))
+    return [(row + 1, min(row + 1 + config.block_size, len(source.tokens))) for row in rows.tolist()]
+
+
+def sums_of_rows(values: np.ndarray, explained: Explained) -> np.ndarray:
+    """Add up a value per token of the split, (tokens,), over the targets of each training row: (rows,)."""
+    sums = np.append(0, np.cumsum(values))
+    spans = spans_of(explained.source, explained.rows, explained.config)
+    return np.array([sums[end] - sums[start] for start, end in spans])
+
+
+def without(explained: Explained, left_out: np.ndarray) -> np.ndarray:
+    """Return the weights of the tokens of the training split without some rows: float32 (tokens,), 0 or 1. A passage of
+    plain text is left out in whichever window it is."""
+    weights = np.ones(len(explained.source.tokens), dtype=np.float32)
+    for start, end in spans_of(explained.source, explained.rows[left_out], explained.config):
+        weights[start:end] = 0
+    return weights
