@@ -35,7 +35,7 @@ from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
 from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, texts_of
-from tinygpt.examine.why.retrain import effects, retrain
+
 from tinygpt.training.child import train_in_child
 from tinygpt.use.ask import embeddings
 

@@ -16,7 +16,8 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.examine.why import exact
 from tinygpt.examine.why.explained import Explained, load_run, output
-from tinygpt.examine.why.step import State, Training, positions_of, rows_of_batch, sums_of_rows, without
+from tinygpt.examine.why.rows import positions_of, rows_of_batch, sums_of_rows, without
+from tinygpt.examine.why.step import State, Training
 
 MODEL = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--device=cpu", "--dtype=float32", "--quiet", "--threads=1"]
 LEARN = ["--batch_size=4", "--gradient_accumulation_steps=2", "--max_iters=10", "--eval_interval=10", "--eval_iters=1"]
@@ -62,8 +63,7 @@ def final(training: Training, token_weights: np.ndarray | None = None) -> State:
     state = training.start()
     for number in range(training.steps):
         batch = training.batch(number)
-        given = None if token_weights is None else torch.from_numpy(token_weights[batch.positions])
-        state = training.step(state, number, batch, given)
+        state = training.step(state, number, batch, training.weights_of(batch, token_weights))
     return state
 
 
@@ -153,7 +153,11 @@ def test_the_sweep_is_autograd_through_all_steps(runs: Path, name: str) -> None:
     # all rows weighted 1 + h: the sum of all effects
     h = 1e-2
     both = [
-        float(training.log_probability(final(training, np.full(len(tokens), 1 + sign * h, np.float32)).weights, *outputs[0]))
+        float(
+            training.log_probability(
+                final(training, np.full(len(tokens), 1 + sign * h, np.float32)).weights, *outputs[0]
+            )
+        )
         for sign in (1, -1)
     ]
     assert (both[0] - both[1]) / (2 * h) == pytest.approx(-found[0].sum(), rel=0.1, abs=1e-3)

@@ -29,25 +29,33 @@ from tinygpt.examine.why.step import State, Training
 Output = tuple[Tensor, Tensor]  # x and y, int64 (n, T) each: see explained.output
 
 
-def exact_effects(training: Training, outputs: Sequence[Output], memory: float) -> tuple[np.ndarray, Tensor]:
+def exact_effects(
+    training: Training,
+    outputs: Sequence[Output],
+    memory: float,
+    token_weights: np.ndarray | None = None,
+    name: str = "training",
+) -> tuple[np.ndarray, Tensor]:
     """Return the effects of the tokens of the training split on the log-probability of each output if the loss of a
     token is left out, to first order: float64 (outputs, tokens), in nats; and the trained weights (n,).
 
-    memory: bytes for the states. Errors: TinyGPTError if they are too few.
+    memory: bytes for the states. token_weights: float32 (tokens,), if they are not 1 in this training. name: for the
+    progress bars. Errors: TinyGPTError if the memory is too small.
     """
     every = interval(training, memory)
     kept, state = [], training.start()
-    for number in progress(range(training.steps), desc="train again"):
+    for number in progress(range(training.steps), desc=f"{name}, forwards"):
         if number % every == 0:
             kept.append(state)
-        state = training.step(state, number, training.batch(number))
+        batch = training.batch(number)
+        state = training.step(state, number, batch, training.weights_of(batch, token_weights))
     effects = np.zeros((len(outputs), len(training.source.tokens)))
     adjoints = [last_adjoint(training, state, output) for output in outputs]
-    states = backwards(training, kept, every)
-    for number, before in progress(states, desc="differentiate", total=training.steps):
+    states = backwards(training, kept, every, token_weights)
+    for number, before in progress(states, desc=f"{name}, backwards", total=training.steps):
         batch = training.batch(number)
         leaves = [tensor.requires_grad_() for tensor in before]
-        weights = torch.ones(batch.y.shape, device=training.device, requires_grad=True)
+        weights = training.weights_of(batch, token_weights).requires_grad_()
         after = training.step(State(*leaves), number, batch, weights)
         for index, adjoint in enumerate(adjoints):
             more = index < len(adjoints) - 1
@@ -83,12 +91,15 @@ def last_adjoint(training: Training, state: State, output: Output) -> list[Tenso
     return [gradient, torch.zeros_like(state.first), torch.zeros_like(state.second)]
 
 
-def backwards(training: Training, kept: list[State], every: int) -> Iterator[tuple[int, State]]:
+def backwards(
+    training: Training, kept: list[State], every: int, token_weights: np.ndarray | None
+) -> Iterator[tuple[int, State]]:
     """Yield the iterations from the last to the first, each with the state before it. `kept` is emptied."""
     while kept:
         first = (len(kept) - 1) * every
         states = [kept.pop()]
         for number in range(first, min(first + every, training.steps) - 1):
-            states.append(training.step(states[-1], number, training.batch(number)))
+            batch = training.batch(number)
+            states.append(training.step(states[-1], number, batch, training.weights_of(batch, token_weights)))
         while states:
             yield first + len(states) - 1, states.pop()

@@ -26,13 +26,13 @@ from torch.func import functional_call
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import to_device
 from tinygpt.base.terminal import progress
-from tinygpt.data.rows import PairRows, Rows
 from tinygpt.examine.why.explained import Explained
+from tinygpt.examine.why.rows import positions_of, rows_of_batch
 from tinygpt.fast.attention import FastSelfAttention
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.muon import MOMENTUM, orthogonalize, wide
 from tinygpt.fast.optimizer import FlatWeights
-from tinygpt.model import EMBEDDING, MATRIX, VECTOR
+from tinygpt.model import EMBEDDING, GPT, MATRIX, VECTOR
 from tinygpt.train import seed_dropout
 from tinygpt.training.losses import target_losses
 from tinygpt.training.optimizer import learning_rate
@@ -108,7 +108,8 @@ class Training:
         length = width // parts_of_rows(number, config.context_warmup)
         shape = (3, config.gradient_accumulation_steps, -1, length)
         x, y, positions = np.stack((x, y, positions_of(source, row_indices, width))).reshape(shape)
-        return Batch(*to_device(torch.from_numpy(np.stack((x, y))), self.device), positions)
+        inputs, targets = to_device(torch.from_numpy(np.stack((x, y))), self.device)
+        return Batch(inputs, targets, positions)
 
     def named(self, weights: Tensor) -> dict[str, Tensor]:
         """Return flat weights by the names of the parameters, in their shapes."""
@@ -141,9 +142,14 @@ class Training:
                 total = total + torch.autograd.grad(loss, leaf, create_graph=differentiable)[0]
         return total
 
-    def step(self, state: State, number: int, batch: Batch, token_weights: Tensor | None = None) -> State:
-        """Return the state after an iteration. token_weights: as in `gradient`; None: all 1."""
-        token_weights = torch.ones(batch.y.shape, device=self.device) if token_weights is None else token_weights
+    def weights_of(self, batch: Batch, token_weights: np.ndarray | None = None) -> Tensor:
+        """Return the weights of a batch's targets, from those of the tokens of the training split, (tokens,), or 1."""
+        if token_weights is None:
+            return torch.ones(batch.y.shape, device=self.device)
+        return torch.from_numpy(token_weights[batch.positions]).to(self.device)
+
+    def step(self, state: State, number: int, batch: Batch, token_weights: Tensor) -> State:
+        """Return the state after an iteration. token_weights: as in `gradient`."""
         return self.update(state, number, self.gradient(state.weights, number, batch, token_weights))
 
     def update(self, state: State, number: int, gradient: Tensor) -> State:
@@ -173,31 +179,39 @@ class Training:
         """Muon on its part of the state, as fast/muon.py computes it."""
         part = slice(0, self.adam.start)
         first = state.first[part].lerp(gradient[part], 1 - MOMENTUM)
-        ahead = list(self.named_matrices(gradient[part].lerp(first, MOMENTUM)))
-        directions: dict[int, Tensor] = {}
-        for shape in {tuple(sorted(matrix.shape)) for matrix in ahead}:
-            alike = [index for index, matrix in enumerate(ahead) if tuple(sorted(matrix.shape)) == shape]
-            for index, direction in zip(alike, orthogonalize(torch.stack([wide(ahead[i]) for i in alike])), strict=True):
-                rows, columns = ahead[index].shape
-                direction = direction if rows <= columns else direction.T
-                directions[index] = math.sqrt(max(1, rows / columns)) * direction.flatten()
-        update = torch.cat([directions[index] for index in range(len(ahead))])
-        weights = state.weights[part] * (1 - rate * self.decays[part]) - rate * update
+        directions = directions_of(self.matrices(gradient[part].lerp(first, MOMENTUM)))
+        weights = state.weights[part] * (1 - rate * self.decays[part]) - rate * directions
         return State(weights, first, state.second[:0])
 
-    def named_matrices(self, flat: Tensor) -> list[Tensor]:
-        shapes = list(self.flat.shapes.values())
-        shapes = shapes[: sum(kind == MATRIX for kind in self.flat.classes.values())]
-        return [piece.view(shape) for piece, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
+    def matrices(self, flat: Tensor) -> list[Tensor]:
+        shapes = [shape for name, shape in self.flat.shapes.items() if self.flat.classes[name] == MATRIX]
+        return [piece.view(s) for piece, s in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
 
-    def run(self, token_weights: np.ndarray | None = None, desc: str = "") -> Tensor:
+    def run(self, token_weights: np.ndarray | None = None, desc: str = "train again") -> Tensor:
         """Train, and return the weights (n,). token_weights: of the tokens of the training split, float32."""
         state = self.start()
         for number in progress(range(self.steps), desc=desc):
             batch = self.batch(number)
-            given = None if token_weights is None else torch.from_numpy(token_weights[batch.positions]).to(self.device)
-            state = self.step(state, number, batch, given)
+            state = self.step(state, number, batch, self.weights_of(batch, token_weights))
         return state.weights
+
+    def trained(self, weights: Tensor) -> GPT:
+        """Return the model with these weights."""
+        self.flat.weights.data.copy_(weights)  # of which the model's parameters are views
+        return self.model.eval()
+
+
+def directions_of(matrices: list[Tensor]) -> Tensor:
+    """Return the directions of Muon's update, (all their elements,): those of one shape are orthogonalised together."""
+    shapes = [tuple(sorted(matrix.shape)) for matrix in matrices]
+    directions = [Tensor()] * len(matrices)
+    for shape in set(shapes):
+        alike = [index for index, other in enumerate(shapes) if other == shape]
+        together = orthogonalize(torch.stack([wide(matrices[index]) for index in alike]))
+        for index, direction in zip(alike, together, strict=True):
+            rows, columns = matrices[index].shape
+            directions[index] = math.sqrt(max(1, rows / columns)) * (direction if rows <= columns else direction.T)
+    return torch.cat([direction.flatten() for direction in directions])
 
 
 def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
@@ -209,37 +223,3 @@ def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
         eval_only=False, device=str(explained.compute.device),
         threads=str(threads) if type(threads) is int and threads > 0 else config.threads,  # for the same bits
     )  # fmt: skip
-
-
-def rows_of_batch(source: Rows, config: TrainConfig, number: int) -> np.ndarray:
-    """Return the indices of the rows of an iteration's batch, which train.batch draws, too."""
-    return source.draw(config.seed, number, config.block_size, config.batch_size * config.gradient_accumulation_steps)
-
-
-def positions_of(source: Rows, rows: np.ndarray, width: int) -> np.ndarray:
-    """Return the position in the split's tokens of each target of rows, int64 (rows, width); at most the last one."""
-    first = source.starts[rows] if isinstance(source, PairRows) else rows
-    return np.minimum(first[:, None] + 1 + np.arange(width), len(source.tokens) - 1)
-
-
-def spans_of(source: Rows, rows: np.ndarray, config: TrainConfig) -> list[tuple[int, int]]:
-    """Return where the targets of each row begin and end in the split's tokens."""
-    if isinstance(source, PairRows):
-        return list(zip(source.starts[rows].tolist(), source.ends[rows].tolist(), strict=True))
-    return [(row + 1, min(row + 1 + config.block_size, len(source.tokens))) for row in rows.tolist()]
-
-
-def sums_of_rows(values: np.ndarray, explained: Explained) -> np.ndarray:
-    """Add up a value per token of the split, (tokens,), over the targets of each training row: (rows,)."""
-    sums = np.append(0, np.cumsum(values))
-    spans = spans_of(explained.source, explained.rows, explained.config)
-    return np.array([sums[end] - sums[start] for start, end in spans])
-
-
-def without(explained: Explained, left_out: np.ndarray) -> np.ndarray:
-    """Return the weights of the tokens of the training split without some rows: float32 (tokens,), 0 or 1. A passage of
-    plain text is left out in whichever window it is."""
-    weights = np.ones(len(explained.source.tokens), dtype=np.float32)
-    for start, end in spans_of(explained.source, explained.rows[left_out], explained.config):
-        weights[start:end] = 0
-    return weights
