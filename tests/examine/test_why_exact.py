@@ -85,7 +85,7 @@ def test_the_steps_are_those_of_the_run(runs: Path, name: str) -> None:
 
 
 def test_a_row_left_out_has_no_influence_at_all(runs: Path) -> None:
-    """Its gradient is exactly zero, in every batch that draws it, and the others are those of the run."""
+    """Only its own gradient is missing, in every place of the batch where it is drawn."""
     explained = explained_run(runs, "AdamW, pairs, SwiGLU")
     training, state = Training(explained, 1337), Training(explained, 1337).start()
     batch = training.batch(0)

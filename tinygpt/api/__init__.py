@@ -130,7 +130,7 @@ class Run:
             loaded.name = self._name
         return loaded
 
-    @arguments()
+    @arguments("sweeps", "memory")
     def influence(self, outputs: Sequence[tuple[str, str]], sweeps: int = 0, memory: int = 2000) -> Influence:
         """Train the run again, and measure what each training row does to the probability of outputs: prompts with
         responses, `influence([("SQ *BLUE HERON", "coffee")])`, or of plain text one start with its text.
@@ -139,7 +139,7 @@ class Run:
         training; similar: from rows to as many others, of the same labels and drawn as often. sweeps and memory: as in
         `tinygpt why`. Errors: TinyGPTError.
         """
-        explained = self._explained()
+        explained = self._explained(sweeps=sweeps, **({"memory": memory} if sweeps else {}))
         found = measure_effects(explained, *outputs_of(explained, outputs), sweeps, 1e6 * memory)
         model = Training(explained, explained.config.seed).trained(found.weights)
 
@@ -160,8 +160,8 @@ class Run:
         weights = training.run(without(explained, row_numbers(explained, left_out)))
         return self._loaded(explained, training.trained(weights))
 
-    def _explained(self) -> Explained:
-        return load_run(config_of(WhyConfig, self.folder, **self._data_dir))
+    def _explained(self, **options: Any) -> Explained:
+        return load_run(config_of(WhyConfig, self.folder, **self._data_dir, **options))
 
     def _loaded(self, explained: Explained, model: Any) -> LoadedModel:
         settings = SampleConfig(device=str(explained.compute.device), dtype="float32", threads="")

@@ -25,7 +25,6 @@ from tinygpt.examine.experiment.stages import Identity, Stage, run
 from tinygpt.examine.why.effects import SHARE, error_of, measure
 from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, places_of, texts_of
 from tinygpt.examine.why.proof import prove, seconds_of, show_proof
-from tinygpt.examine.why.step import Training
 from tinygpt.generate import refuse_diverged
 
 WIDTH = 90  # characters of an example
@@ -66,6 +65,7 @@ def why(config: WhyConfig) -> None:
             "tokens": int((y >= 0).sum()),
             "step": explained.checkpoint.step,
             "rows": rows,
+            "sweeps": config.sweeps,
             **measured,
             **examples(explained, effects, order, texts, config.count),
         }
@@ -87,12 +87,9 @@ def measured_effects(
 ) -> dict[str, Any]:
     """Measure the effects, and how they were tested, for the stored results."""
     found = measure(explained, *encoded, config.sweeps, 1e6 * config.memory)
-    training = Training(explained, explained.config.seed)
-    return {
-        "effects": found.effects.tolist(),
-        "test": {"predicted": found.predicted, "proved": found.proved},
-        "repeated": float(training.log_probability(found.weights, *encoded)),
-    }
+    test = {"predicted": found.predicted, "proved": found.proved, "error": error_of(found.predicted, found.proved)}
+    tested = {"test": test} if config.sweeps else {}
+    return {"effects": found.effects.tolist(), "repeated": found.log_probability, **tested}
 
 
 def examples(
@@ -110,8 +107,8 @@ def examples(
 
 
 def show_test(answer: dict[str, Any]) -> None:
-    """Print how the derivatives were tested, and what follows from it."""
-    test, error = answer["test"], error_of(**answer["test"])
+    """Print how well the derivatives predict what leaving random rows out does."""
+    test = answer["test"]
     columns = {"without random rows": "<21", "predicted": ">12", "trained": ">12"}
     rows = [
         (f"set {number}", f"{predicted:+.3g}", f"{proved:+.3g}")
@@ -119,10 +116,7 @@ def show_test(answer: dict[str, Any]) -> None:
     ]
     print(f"\ntest: change of the log-probability (nats) without {SHARE:.0%} of the rows")
     print(*terminal.table(columns, rows), sep="\n")
-    guide = "they are a guide to what leaving rows out does"
-    if error >= 1:
-        guide = "they are no guide to this training; without --sweeps, the effects are estimated"
-    print(f"relative error: {error:.2f} (0: exact, 1: as wrong as to predict no change), so {guide}")
+    print(f"relative error: {test['error']:.2f} (0: exact; from 1 on, to predict no change is as good)")
 
 
 def show(answer: dict[str, Any], config: WhyConfig) -> None:
@@ -135,8 +129,10 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
     if abs(difference) > SAME:
         again = f"trained again, in float32, it has {math.exp(answer['repeated']):.3g}"
         print(f"note: {again}, so these are effects in a similar run")
-        print("      (the run has bfloat16, another device, version or number of processes, or was resumed)")
-    if answer["test"]["proved"]:
+        print(
+            "      (the run has bfloat16, another device, version, base or number of processes, or was resumed)"
+        )
+    if config.sweeps:
         show_test(answer)
     for title in ("raised", "lowered"):
         entries = answer[title]

@@ -9,9 +9,8 @@ descent", and Ilyas and Engstrom 2025, "MAGIC" (arXiv 2504.16430).
 
 effect of leaving a row out = - sum over its tokens of d(log-probability) / d(weight), to first order
 
-The sweep needs the state before every iteration. As many as fit are kept, at equal intervals, and those between are
-computed again. What it cannot know is how curved the training is: where a small change of the weights leads elsewhere,
-the derivative is exact and still no guide. So the command tests it (command.py).
+The sweep needs the state before every iteration. They are kept at the smallest interval for which the memory is enough,
+and those between are computed again. Where a training is curved, its derivative is no guide: see effects.py.
 """
 
 import math
@@ -24,7 +23,7 @@ from torch import Tensor
 from tinygpt.base.device import to_host
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import progress
-from tinygpt.examine.why.step import State, Training
+from tinygpt.examine.why.step import State, Training, finite
 
 Output = tuple[Tensor, Tensor]  # x and y, int64 (n, T) each: see explained.output
 
@@ -47,8 +46,8 @@ def exact_effects(
     for number in progress(range(training.steps), desc=f"{name}, forwards"):
         if number % every == 0:
             kept.append(state)
-        batch = training.batch(number)
-        state = training.step(state, number, batch, training.weights_of(batch, token_weights))
+        state = training.next(state, number, token_weights)
+    finite(state.weights)
     effects = np.zeros((len(outputs), len(training.source.tokens)))
     adjoints = [last_adjoint(training, state, output) for output in outputs]
     states = backwards(training, kept, every, token_weights)
@@ -68,15 +67,16 @@ def exact_effects(
 def interval(training: Training, memory: float) -> int:
     """Return the smallest interval at which states can be kept in `memory` bytes, together with those of one interval.
 
-    Errors: TinyGPTError if even the best interval, the root of the number of iterations, needs more.
+    Errors: TinyGPTError if every interval needs more.
     """
     size, steps = 4 * sum(tensor.numel() for tensor in training.start()), training.steps
-    for every in range(1, math.isqrt(steps) + 2):
-        needed = size * states_of(steps, every)
-        if needed <= memory:
+    needed = {every: size * states_of(steps, every) for every in range(1, steps + 1)}
+    for every, count in needed.items():
+        if count <= memory:
             return every
-    problem = f"the states of {steps:,} iterations need {needed / 1e6:,.0f} MB, and may have {memory / 1e6:,.0f}"
-    raise TinyGPTError(problem, f"--memory={math.ceil(needed / 1e6)}")
+    least = math.ceil(min(needed.values()) / 1e6)
+    problem = f"the states of {steps:,} iterations need at least {least:,} MB, and may have {memory / 1e6:,.0f}"
+    raise TinyGPTError(problem, f"--memory={least}")
 
 
 def states_of(steps: int, every: int) -> int:
@@ -99,7 +99,6 @@ def backwards(
         first = (len(kept) - 1) * every
         states = [kept.pop()]
         for number in range(first, min(first + every, training.steps) - 1):
-            batch = training.batch(number)
-            states.append(training.step(states[-1], number, batch, training.weights_of(batch, token_weights)))
+            states.append(training.next(states[-1], number, token_weights))
         while states:
             yield first + len(states) - 1, states.pop()

@@ -13,7 +13,6 @@ from tinygpt.base import terminal
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.examine.experiment.stages import Results, Stage
-from tinygpt.examine.why.effects import memory_errors
 from tinygpt.examine.why.explained import Explained
 from tinygpt.examine.why.rows import exposures_of, without
 from tinygpt.examine.why.step import Training
@@ -60,9 +59,8 @@ def measured(
     explained: Explained, left_out: np.ndarray, seed: int, encoded: tuple[torch.Tensor, torch.Tensor]
 ) -> float:
     """Train again without some rows, and return the output's log-probability."""
-    with memory_errors(explained):
-        training = Training(explained, seed)
-        return float(training.log_probability(training.run(without(explained, left_out)), *encoded))
+    training = Training(explained, seed)
+    return float(training.log_probability(training.run(without(explained, left_out)), *encoded))
 
 
 def random_rows(explained: Explained, influential: np.ndarray, seed: int) -> np.ndarray:
@@ -125,7 +123,7 @@ def show_proof(proved: dict[str, Any]) -> None:
     print(*terminal.table(shown, rows), sep="\n")
     ours, other = (mean(proved["change"][name]) for name in (INFLUENTIAL, RANDOM))
     result = f"the log-probability changed by {ours:+.3f} without {INFLUENTIAL} and by {other:+.3f} without {RANDOM}"
-    print(f"predicted:   {proved['predicted_change']:+.3f} nats; a rough size, meant as a ranking")
+    print(f"predicted:   {proved['predicted_change']:+.3f} nats")
     verdict = "not confirmed that these rows matter more"
     if proved["agrees"]:
         verdict = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"

@@ -5,10 +5,10 @@ state = training.start()
 for number in range(training.steps):
     state = training.step(state, number, training.batch(number))
 
-It is that of the run, in float32 and by operations that can be differentiated twice: gradients of all micro-steps, the
+It is that of the run in float32, by operations that can be differentiated twice: gradients of all micro-steps, the
 clipping, AdamW or Muon, weight decay, the schedule, the batches and the dropout of the run's seed. So a token that has
-no weight is left out, with everything else equal, and a derivative of the training is autograd's. Of a run in bfloat16,
-by PyTorch's fused attention, or on a GPU, it repeats the last bits, and in time the weights, only about.
+no weight is left out, with everything else equal, and a derivative of the training is autograd's. Of a run in bfloat16
+or without the CPU's fast path, it is a similar training: rounded in another way, and with other masks of dropout.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import dataclasses
 import io
 import math
 import tempfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,15 +25,16 @@ from torch import Tensor
 from torch.func import functional_call
 
 from tinygpt.base.configs.core import TrainConfig
-from tinygpt.base.device import to_device
+from tinygpt.base.device import is_out_of_memory, to_device
+from tinygpt.base.errors import TinyGPTError, diverged
 from tinygpt.base.terminal import progress
 from tinygpt.examine.why.explained import Explained
 from tinygpt.examine.why.rows import positions_of, rows_of_batch
 from tinygpt.fast.attention import FastSelfAttention
 from tinygpt.fast.model import FastGPT
-from tinygpt.fast.muon import MOMENTUM, orthogonalize, wide
+from tinygpt.fast.muon import MOMENTUM, directions
 from tinygpt.fast.optimizer import FlatWeights
-from tinygpt.model import EMBEDDING, GPT, MATRIX, VECTOR
+from tinygpt.model import GPT, MATRIX, VECTOR
 from tinygpt.train import seed_dropout
 from tinygpt.training.losses import target_losses
 from tinygpt.training.optimizer import learning_rate
@@ -68,6 +70,7 @@ class ExplicitAttention(FastSelfAttention):
 
 class ExplicitGPT(FastGPT):
     attention = ExplicitAttention
+    forward = GPT.forward  # without FastGPT's common beginnings, which are for a CPU
 
 
 class Training:
@@ -88,12 +91,9 @@ class Training:
         self.has_dropout = self.model.config.dropout > 0
         matrices = self.flat.place_of(MATRIX) if self.config.optimizer == "muon" else None
         self.adam = slice(matrices.stop if matrices else 0, None)
-        self.decays = self.per_weight({MATRIX: 1.0, EMBEDDING: 1.0, VECTOR: 0.0}) * self.config.weight_decay
-
-    def per_weight(self, values: dict[int, float]) -> Tensor:
-        """Return a value of each weight by its class, float32 (n,)."""
-        sizes = [(values[self.flat.classes[name]], shape.numel()) for name, shape in self.flat.shapes.items()]
-        return torch.cat([torch.full((size,), value, device=self.device) for value, size in sizes])
+        self.decays = torch.full_like(self.flat.weights.detach(), self.config.weight_decay)
+        if vectors := self.flat.place_of(VECTOR):
+            self.decays[vectors] = 0.0
 
     def start(self) -> State:
         weights = self.flat.weights.detach().clone()
@@ -112,9 +112,10 @@ class Training:
         return Batch(inputs, targets, positions)
 
     def named(self, weights: Tensor) -> dict[str, Tensor]:
-        """Return flat weights by the names of the parameters, in their shapes."""
-        pieces = weights.split([shape.numel() for shape in self.flat.shapes.values()])
-        return {name: piece.view(shape) for (name, shape), piece in zip(self.flat.shapes.items(), pieces, strict=True)}
+        """Return flat weights, or the first of them, by the names of the parameters, in their shapes."""
+        places = [(name, place) for name, place in self.flat.places.items() if place.stop <= len(weights)]
+        pieces = weights.split([place.stop - place.start for _, place in places])
+        return {name: piece.view(self.flat.shapes[name]) for (name, _), piece in zip(places, pieces, strict=True)}
 
     def losses(self, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Compute the cross-entropy of each target in row order, float32 (targets,), in the model's mode."""
@@ -126,15 +127,15 @@ class Training:
         self.model.eval()
         return -self.losses(weights, x.to(self.device), y.to(self.device)).sum()
 
-    def gradient(self, weights: Tensor, number: int, batch: Batch, token_weights: Tensor) -> Tensor:
+    def gradient(self, weights: Tensor, number: int, batch: Batch, of_targets: Tensor) -> Tensor:
         """Compute the gradient of the loss of an iteration, (n,): the sum of the targets' losses, each times its weight
-        in `token_weights` (the shape of batch.y), divided by the number of all targets. It has a gradient itself if
+        in `of_targets` (the shape of batch.y), divided by the number of all targets. It has a gradient itself if
         `weights` has one."""
         self.model.train()
         total, differentiable = torch.zeros_like(weights), weights.requires_grad
         leaf = weights if differentiable else weights.detach().requires_grad_()
         count = int((batch.y >= 0).sum())
-        for micro_step, (x, y, of_tokens) in enumerate(zip(batch.x, batch.y, token_weights, strict=True)):
+        for micro_step, (x, y, of_tokens) in enumerate(zip(batch.x, batch.y, of_targets, strict=True)):
             if self.has_dropout:
                 seed_dropout(self.config.seed, number, micro_step, 0)
             if (y >= 0).any():
@@ -148,9 +149,14 @@ class Training:
             return torch.ones(batch.y.shape, device=self.device)
         return torch.from_numpy(token_weights[batch.positions]).to(self.device)
 
-    def step(self, state: State, number: int, batch: Batch, token_weights: Tensor) -> State:
-        """Return the state after an iteration. token_weights: as in `gradient`."""
-        return self.update(state, number, self.gradient(state.weights, number, batch, token_weights))
+    def step(self, state: State, number: int, batch: Batch, of_targets: Tensor) -> State:
+        """Return the state after an iteration. of_targets: as in `gradient`."""
+        return self.update(state, number, self.gradient(state.weights, number, batch, of_targets))
+
+    def next(self, state: State, number: int, token_weights: np.ndarray | None = None) -> State:
+        """Return the state after an iteration, with weights of the tokens of the training split."""
+        batch = self.batch(number)
+        return self.step(state, number, batch, self.weights_of(batch, token_weights))
 
     def update(self, state: State, number: int, gradient: Tensor) -> State:
         """Clip the gradient (n,) of an iteration, and update the weights by AdamW, or by Muon and AdamW."""
@@ -179,39 +185,24 @@ class Training:
         """Muon on its part of the state, as fast/muon.py computes it."""
         part = slice(0, self.adam.start)
         first = state.first[part].lerp(gradient[part], 1 - MOMENTUM)
-        directions = directions_of(self.matrices(gradient[part].lerp(first, MOMENTUM)))
-        weights = state.weights[part] * (1 - rate * self.decays[part]) - rate * directions
+        ahead = self.named(gradient[part].lerp(first, MOMENTUM))
+        update = torch.cat([direction.flatten() for direction in directions(list(ahead.values()), torch.float32)])
+        weights = state.weights[part] * (1 - rate * self.decays[part]) - rate * update
         return State(weights, first, state.second[:0])
 
-    def matrices(self, flat: Tensor) -> list[Tensor]:
-        shapes = [shape for name, shape in self.flat.shapes.items() if self.flat.classes[name] == MATRIX]
-        return [piece.view(s) for piece, s in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
-
     def run(self, token_weights: np.ndarray | None = None, desc: str = "train again") -> Tensor:
-        """Train, and return the weights (n,). token_weights: of the tokens of the training split, float32."""
+        """Train, and return the weights (n,). token_weights: of the tokens of the training split, float32. Errors:
+        TinyGPTError for weights that are not finite."""
         state = self.start()
-        for number in progress(range(self.steps), desc=desc):
-            batch = self.batch(number)
-            state = self.step(state, number, batch, self.weights_of(batch, token_weights))
-        return state.weights
+        with memory_errors(self.device):
+            for number in progress(range(self.steps), desc=desc):
+                state = self.next(state, number, token_weights)
+        return finite(state.weights)
 
     def trained(self, weights: Tensor) -> GPT:
         """Return the model with these weights."""
         self.flat.weights.data.copy_(weights)  # of which the model's parameters are views
         return self.model.eval()
-
-
-def directions_of(matrices: list[Tensor]) -> Tensor:
-    """Return the directions of Muon's update, (all their elements,): those of one shape are orthogonalised together."""
-    shapes = [tuple(sorted(matrix.shape)) for matrix in matrices]
-    directions = [Tensor()] * len(matrices)
-    for shape in set(shapes):
-        alike = [index for index, other in enumerate(shapes) if other == shape]
-        together = orthogonalize(torch.stack([wide(matrices[index]) for index in alike]))
-        for index, direction in zip(alike, together, strict=True):
-            rows, columns = matrices[index].shape
-            directions[index] = math.sqrt(max(1, rows / columns)) * (direction if rows <= columns else direction.T)
-    return torch.cat([direction.flatten() for direction in directions])
 
 
 def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
@@ -223,3 +214,23 @@ def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
         eval_only=False, device=str(explained.compute.device),
         threads=str(threads) if type(threads) is int and threads > 0 else config.threads,  # for the same bits
     )  # fmt: skip
+
+
+def finite(weights: Tensor) -> Tensor:
+    """Check that weights or effects are finite, and return them. Errors: TinyGPTError."""
+    if not (bad := weights[~weights.isfinite()]).numel():
+        return weights
+    raise diverged("a weight or an effect is", float(bad[0]))
+
+
+@contextlib.contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Name a lack of the device's memory. Errors: TinyGPTError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = f"out of memory on {device}: why needs more memory than the training"
+        hint = "a machine with more memory" if device.type == "cpu" else "--device=cpu"
+        raise TinyGPTError(problem, hint, 1) from None
