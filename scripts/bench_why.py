@@ -16,6 +16,7 @@ how much of it is about the data.
 
 python scripts/bench_why.py pairs            # 300 transactions; 15 minutes on one core; stopped, it continues
 python scripts/bench_why.py text             # 40,000 characters
+python scripts/bench_why.py pairs --share=0.05 --seeds=1 --sweeps=4       # with derivatives of trainings of one seed
 """
 
 import argparse
@@ -34,8 +35,12 @@ from tinygpt.data.corpora import industry_descriptions
 from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
-from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, texts_of
-from tinygpt.examine.why.retrain import effects, retrain
+from tinygpt.examine.why.effects import random_sets
+from tinygpt.examine.why.exact import exact_effects
+from tinygpt.examine.why.explained import Explained, load_run, output, texts_of
+from tinygpt.examine.why.influence import estimated_effects
+from tinygpt.examine.why.rows import sums_of_rows, without
+from tinygpt.examine.why.step import Training
 from tinygpt.training.child import train_in_child
 from tinygpt.use.ask import embeddings
 
@@ -87,19 +92,30 @@ def similarities(query: str, texts: list[str]) -> dict[str, np.ndarray]:
     return {"BM25": scores, "wordllama's embeddings": cosines}
 
 
-def stages(folder: Path, halves: list[np.ndarray], seeds: range, count: int) -> Iterator[Stage]:
+def stages(folder: Path, halves: list[np.ndarray], seeds: range, count: int, sweeps: int) -> Iterator[Stage]:
     explained = load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))
     encoded = [output(explained, *pair) for pair in outputs_of(explained, count)]
 
     def predict(seed: int) -> list[list[float]]:
-        return effects(explained, encoded, seed)[0].tolist()
+        training = Training(explained, seed)
+        return [sums_of_rows(estimated_effects(training, *each)[0], explained).tolist() for each in encoded]
+
+    def differentiate(seed: int) -> list[list[float]]:
+        training, found = Training(explained, seed), []
+        for rows in random_sets(len(explained.rows), sweeps):
+            effects, _ = exact_effects(training, encoded, 4e9, without(explained, rows))
+            found.append([sums_of_rows(each, explained) for each in effects])
+        return np.median(found, axis=0).tolist()
 
     def measure(number: int, seed: int) -> list[float]:
-        model = retrain(explained, halves[number], seed)
-        return [log_probability(model, *each) for each in encoded]
+        training = Training(explained, seed)
+        weights = training.run(without(explained, halves[number]))
+        return [float(training.log_probability(weights, *each)) for each in encoded]
 
     for seed in seeds:  # with more seeds, the same command goes on
         yield Stage(f"effects, seed {seed}", count, partial(predict, seed))
+        if sweeps:
+            yield Stage(f"{sweeps} sweeps, seed {seed}", 5 * sweeps * count, partial(differentiate, seed))
         for number in range(len(halves)):
             yield Stage(f"half {number}, seed {seed}", 1, partial(measure, number, seed))
 
@@ -117,9 +133,13 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def report(results: Results, explained: Explained, halves: list[np.ndarray], seeds: range, count: int) -> None:
+def report(
+    results: Results, explained: Explained, halves: list[np.ndarray], seeds: range, count: int, sweeps: int
+) -> None:
     outputs, texts = outputs_of(explained, count), texts_of(explained)
     scores: dict[str, Any] = {"influence": np.mean([results[f"effects, seed {seed}"] for seed in seeds], axis=0)}
+    if sweeps:
+        scores["derivatives"] = np.mean([results[f"{sweeps} sweeps, seed {seed}"] for seed in seeds], axis=0)
     for pair in outputs:  # the nearer the rows left out, the lower the probability
         for name, each in similarities(" ".join(pair), texts).items():
             scores.setdefault(name, []).append(-each)
@@ -130,7 +150,7 @@ def report(results: Results, explained: Explained, halves: list[np.ndarray], see
     odds = logs - np.log(-np.expm1(np.minimum(logs, -1e-6)))  # (seeds, halves, outputs)
     repeats = [rank_correlations(*pair) for pair in itertools.combinations(odds, 2)]
     k = len(seeds)
-    print(f"{len(halves)} halves of {len(explained.rows)} rows, seeds: {k}, {len(outputs)} outputs")
+    print(f"{len(halves)} sets of {len(halves[0])} of {len(explained.rows)} rows, seeds: {k}, {len(outputs)} outputs")
     if repeats:
         r = float(np.mean(repeats))
         ceiling = max(0.0, k * r / (1 + (k - 1) * r)) ** 0.5
@@ -156,20 +176,22 @@ def report(results: Results, explained: Explained, halves: list[np.ndarray], see
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=PRESETS)
-    parser.add_argument("--halves", type=int, default=50)
+    parser.add_argument("--halves", type=int, default=50, help="random sets of rows that are left out")
+    parser.add_argument("--share", type=float, default=0.5, help="of the rows in each of them")
+    parser.add_argument("--sweeps", type=int, default=0, help="also score the median derivative of so many trainings")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--outputs", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("out-bench-why"))
     args = parser.parse_args()
     folder, seeds = args.out / args.kind, range(1337, 1337 + args.seeds)
-    identity = Identity("bench", args.kind, {"outputs": args.outputs, **SETTINGS}, {})
+    identity = Identity("bench", args.kind, {"outputs": args.outputs, "share": args.share, **SETTINGS}, {})
     (folder / "data").mkdir(parents=True, exist_ok=True)
     run(folder, identity, [Stage("train", 5, partial(fit, folder, args.kind))])
     explained = load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))
     rows, generator = len(explained.rows), np.random.default_rng(0)
-    halves = [generator.permutation(rows)[: rows // 2] for _ in range(args.halves)]
-    results = run(folder, identity, list(stages(folder, halves, seeds, args.outputs)))
-    report(results, explained, halves, seeds, args.outputs)
+    halves = [generator.permutation(rows)[: max(1, round(args.share * rows))] for _ in range(args.halves)]
+    results = run(folder, identity, list(stages(folder, halves, seeds, args.outputs, args.sweeps)))
+    report(results, explained, halves, seeds, args.outputs, args.sweeps)
 
 
 if __name__ == "__main__":

@@ -192,7 +192,6 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     GPT-NeoX and Llama."""
     cos, sin = rotation.to(x.dtype)
     first, second = x.split(x.size(-1) // 2, dim=-1)
-    # not x.roll, whose forward-mode derivative (`tinygpt why`) is Python code that takes as long as all the rest
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
 

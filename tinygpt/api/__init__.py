@@ -43,9 +43,11 @@ from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
 from tinygpt.examine.report.notebook import entries_of, run_html
 from tinygpt.examine.report.plot import draw
-from tinygpt.examine.why.command import random_rows
+from tinygpt.examine.why.effects import measure as measure_effects
 from tinygpt.examine.why.explained import Explained, load_run, outputs_of, row_numbers
-from tinygpt.examine.why.retrain import effects, retrain
+from tinygpt.examine.why.proof import random_rows
+from tinygpt.examine.why.rows import without
+from tinygpt.examine.why.step import Training
 from tinygpt.train import Callback
 from tinygpt.training.child import Cost, cost_of, run_in_child
 from tinygpt.training.log import read_metrics, read_run
@@ -128,21 +130,23 @@ class Run:
             loaded.name = self._name
         return loaded
 
-    @arguments()
-    def influence(self, outputs: Sequence[tuple[str, str]]) -> Influence:
-        """Train the run again, and estimate what each training row does to the probability of outputs: prompts with
+    @arguments("sweeps", "memory")
+    def influence(self, outputs: Sequence[tuple[str, str]], sweeps: int = 0, memory: int = 2000) -> Influence:
+        """Train the run again, and measure what each training row does to the probability of outputs: prompts with
         responses, `influence([("SQ *BLUE HERON", "coffee")])`, or of plain text one start with its text.
 
-        Returns effects, float64 (rows,): the change of their log-probability in nats without the row; model: of the
-        run; similar: from rows to as many others, of the same labels and drawn as often. Errors: TinyGPTError.
+        Returns effects, float64 (rows,): the change of their log-probability in nats without the row; model: of this
+        training; similar: from rows to as many others, of the same labels and drawn as often. sweeps and memory: as in
+        `tinygpt why`. Errors: TinyGPTError.
         """
-        explained = self._explained()
-        found, model = effects(explained, *outputs_of(explained, outputs), embedded=True)
+        explained = self._explained(sweeps=sweeps, **({"memory": memory} if sweeps else {}))
+        found = measure_effects(explained, *outputs_of(explained, outputs), sweeps, 1e6 * memory)
+        model = Training(explained, explained.config.seed).trained(found.weights)
 
         def similar(rows: np.ndarray | Sequence[int]) -> np.ndarray:
             return random_rows(explained, row_numbers(explained, rows), explained.config.seed)
 
-        return Influence(found, self._loaded(explained, model), similar)
+        return Influence(found.effects, self._loaded(explained, model), similar)
 
     @arguments()
     def retrain(self, left_out: np.ndarray | Sequence[int], seed: int | None = None) -> LoadedModel:
@@ -152,11 +156,12 @@ class Run:
         that the run does not have.
         """
         explained = self._explained()
-        seed = explained.config.seed if seed is None else seed
-        return self._loaded(explained, retrain(explained, row_numbers(explained, left_out), seed, embedded=True))
+        training = Training(explained, explained.config.seed if seed is None else seed)
+        weights = training.run(without(explained, row_numbers(explained, left_out)))
+        return self._loaded(explained, training.trained(weights))
 
-    def _explained(self) -> Explained:
-        return load_run(config_of(WhyConfig, self.folder, **self._data_dir))
+    def _explained(self, **options: Any) -> Explained:
+        return load_run(config_of(WhyConfig, self.folder, **self._data_dir, **options))
 
     def _loaded(self, explained: Explained, model: Any) -> LoadedModel:
         settings = SampleConfig(device=str(explained.compute.device), dtype="float32", threads="")

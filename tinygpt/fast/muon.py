@@ -25,9 +25,6 @@ class Muon:
         """weights (n,): the matrices of `shapes`, concatenated. dtype: that of the matrix products."""
         self.weights, self.shapes, self.weight_decay, self.dtype = weights, shapes, weight_decay, dtype
         self.momentum = torch.zeros_like(weights)
-        self.by_shape: dict[tuple[int, ...], list[int]] = {}  # matrices of one shape, up to transposition
-        for index, shape in enumerate(shapes):
-            self.by_shape.setdefault(tuple(sorted(shape)), []).append(index)
 
     @torch.no_grad()
     def step(self, gradient: Tensor, lr: float) -> None:
@@ -36,15 +33,26 @@ class Muon:
         ahead = self._matrices(gradient.lerp(self.momentum, MOMENTUM))
         self.weights.mul_(1 - lr * self.weight_decay)
         weights = self._matrices(self.weights)
-        for indices in self.by_shape.values():
-            directions = orthogonalize(torch.stack([wide(ahead[index]) for index in indices]).to(self.dtype))
-            for index, direction in zip(indices, directions, strict=True):
-                rows, columns = weights[index].shape
-                wide(weights[index]).add_(direction, alpha=-lr * math.sqrt(max(1, rows / columns)))
+        for weight, direction in zip(weights, directions(ahead, self.dtype), strict=True):
+            weight.add_(direction, alpha=-lr)
 
     def _matrices(self, flat: Tensor) -> list[Tensor]:
         sizes = [shape.numel() for shape in self.shapes]
         return [piece.view(shape) for piece, shape in zip(flat.split(sizes), self.shapes, strict=True)]
+
+
+def directions(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return the directions of an update, in the matrices' shapes: orthogonalised, those of one shape together, up to
+    transposition; dtype: that of the products."""
+    shapes = [tuple(sorted(matrix.shape)) for matrix in matrices]
+    result = [Tensor()] * len(matrices)
+    for shape in dict.fromkeys(shapes):
+        indices = [index for index, other in enumerate(shapes) if other == shape]
+        together = orthogonalize(torch.stack([wide(matrices[index]) for index in indices]).to(dtype))
+        for index, direction in zip(indices, together, strict=True):
+            rows, columns = matrices[index].shape
+            result[index] = math.sqrt(max(1, rows / columns)) * (direction if rows <= columns else direction.T)
+    return result
 
 
 def wide(matrix: Tensor) -> Tensor:

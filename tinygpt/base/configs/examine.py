@@ -100,8 +100,9 @@ class WhyConfig(DataConfig):
     tinygpt why out --start "SQ *BLUE HERON ESPRESSO" --text coffee --prove --seeds=5
 
     For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. It
-    repeats the training and measures each iteration: two to three times the training time. (`tinygpt lab why` tests the
-    method.)
+    repeats the training, and estimates the effects in each iteration: three times the training time. --sweeps=4
+    differentiates the output by the weight of every row through whole trainings, and says how well this predicts what
+    leaving rows out does: 20 times the training time. (`tinygpt lab why` tests the estimate.)
     """
 
     run: Annotated[File, POSITIONAL] = "out"
@@ -116,6 +117,10 @@ class WhyConfig(DataConfig):
     """print one JSON object, for programs"""
     device: str = ""
     """device for retraining, if this is not the run's machine: auto, cpu, cuda or cuda:N; empty: as in the run"""
+    sweeps: Annotated[int, Limit("<=", 100)] = 0
+    """trainings that are differentiated, at least 2: the run's, and others without random rows; 0: an estimate"""
+    memory: Count = 2000
+    """MB for the states of a training in a sweep: with fewer, more of it is computed twice"""
 
     prove: Annotated[bool, Group("proof")] = False
     """train the run again with every row, without the most influential rows, and without random ones of the same label,
@@ -128,6 +133,10 @@ class WhyConfig(DataConfig):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        if self.sweeps < 0 or self.sweeps == 1:
+            yield f"sweeps is {self.sweeps}, but derivatives are tested by others: 0, or at least 2"
+        if "memory" in self.given and not self.sweeps:
+            yield "memory is for the states of a sweep, and needs sweeps"
         if "seeds" in self.given and not self.prove:
             yield "seeds is the number of repetitions of a proof, and needs prove"
 

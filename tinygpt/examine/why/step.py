@@ -1,0 +1,236 @@
+"""The training of a run as a pure function: state, batch and the weights of the tokens in the loss -> the next state.
+
+training = Training(explained, seed)
+state = training.start()
+for number in range(training.steps):
+    state = training.step(state, number, training.batch(number))
+
+It is that of the run in float32, by operations that can be differentiated twice: gradients of all micro-steps, the
+clipping, AdamW or Muon, weight decay, the schedule, the batches and the dropout of the run's seed. So a token that has
+no weight is left out, with everything else equal, and a derivative of the training is autograd's. Of a run in bfloat16
+or without the CPU's fast path, it is a similar training: rounded in another way, and with other masks of dropout.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from tinygpt.base.configs.core import TrainConfig
+from tinygpt.base.device import is_out_of_memory, to_device
+from tinygpt.base.errors import TinyGPTError, diverged
+from tinygpt.base.terminal import progress
+from tinygpt.examine.why.explained import Explained
+from tinygpt.examine.why.rows import positions_of, rows_of_batch
+from tinygpt.fast.attention import FastSelfAttention
+from tinygpt.fast.model import FastGPT
+from tinygpt.fast.muon import MOMENTUM, directions
+from tinygpt.fast.optimizer import FlatWeights
+from tinygpt.model import GPT, MATRIX, VECTOR
+from tinygpt.train import seed_dropout
+from tinygpt.training.losses import target_losses
+from tinygpt.training.optimizer import learning_rate
+from tinygpt.training.run import parts_of_rows
+from tinygpt.training.start import make_model, resolve, row_length
+
+ADAM_EPS = 1e-8
+TINY = 1e-30  # below the square of each gradient that counts; the root of 0 has no derivative
+
+
+class State(NamedTuple):
+    """The state of a training: flat float32 tensors, in the order of FlatWeights."""
+
+    weights: Tensor  # (n,)
+    first: Tensor  # (n,): AdamW's first moment, or Muon's momentum
+    second: Tensor  # (k,): AdamW's second moment of the k weights that it trains, the last ones
+
+
+class Batch(NamedTuple):
+    """The global batch of an iteration, (micro_steps, rows, T) each."""
+
+    x: Tensor  # int64
+    y: Tensor  # int64, -1 where there is no target
+    positions: np.ndarray  # of the targets in the tokens of the training split, int64
+
+
+class ExplicitAttention(FastSelfAttention):
+    """Attention that can be differentiated twice, which PyTorch's fused call cannot."""
+
+    def use_fused(self, S: int, cache: Any) -> bool:
+        return False
+
+
+class ExplicitGPT(FastGPT):
+    attention = ExplicitAttention
+    forward = GPT.forward  # without FastGPT's common beginnings, which are for a CPU
+
+
+class Training:
+    """The training of a run up to the step of ckpt.pt, with a seed."""
+
+    def __init__(self, explained: Explained, seed: int) -> None:
+        """Errors: TinyGPTError as in `train`."""
+        self.steps, self.source = explained.checkpoint.step, explained.source
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            start = resolve(stack, settings(explained, seed, folder))
+            self.config, self.device, made = start.config, start.compute.device, make_model(start)
+        self.model = ExplicitGPT(made.config)
+        self.model.load_state_dict(made.state_dict())
+        self.flat = FlatWeights(self.model.to(self.device), torch.float32)
+        self.longest = self.source.width(self.config.block_size)
+        self.has_dropout = self.model.config.dropout > 0
+        matrices = self.flat.place_of(MATRIX) if self.config.optimizer == "muon" else None
+        self.adam = slice(matrices.stop if matrices else 0, None)
+        self.decays = torch.full_like(self.flat.weights.detach(), self.config.weight_decay)
+        if vectors := self.flat.place_of(VECTOR):
+            self.decays[vectors] = 0.0
+
+    def start(self) -> State:
+        weights = self.flat.weights.detach().clone()
+        return State(weights, torch.zeros_like(weights), torch.zeros_like(weights[self.adam]))
+
+    def batch(self, number: int) -> Batch:
+        """Draw the global batch of an iteration, which `train.batch` draws, too."""
+        config, source = self.config, self.source
+        row_indices = rows_of_batch(source, config, number)
+        width = row_length(source, self.longest, row_indices)
+        x, y = source.rows(row_indices, width)
+        length = width // parts_of_rows(number, config.context_warmup)
+        shape = (3, config.gradient_accumulation_steps, -1, length)
+        x, y, positions = np.stack((x, y, positions_of(source, row_indices, width))).reshape(shape)
+        inputs, targets = to_device(torch.from_numpy(np.stack((x, y))), self.device)
+        return Batch(inputs, targets, positions)
+
+    def named(self, weights: Tensor) -> dict[str, Tensor]:
+        """Return flat weights, or the first of them, by the names of the parameters, in their shapes."""
+        places = [(name, place) for name, place in self.flat.places.items() if place.stop <= len(weights)]
+        pieces = weights.split([place.stop - place.start for _, place in places])
+        return {name: piece.view(self.flat.shapes[name]) for (name, _), piece in zip(places, pieces, strict=True)}
+
+    def losses(self, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the cross-entropy of each target in row order, float32 (targets,), in the model's mode."""
+        named: Any = lambda *args, **options: functional_call(self.model, self.named(weights), args, options)  # noqa: E731
+        return target_losses(named, x, y)
+
+    def log_probability(self, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Compute the log-probability of an output in nats, the sum over its targets: a scalar with a gradient."""
+        self.model.eval()
+        return -self.losses(weights, x.to(self.device), y.to(self.device)).sum()
+
+    def gradient(self, weights: Tensor, number: int, batch: Batch, of_targets: Tensor) -> Tensor:
+        """Compute the gradient of the loss of an iteration, (n,): the sum of the targets' losses, each times its weight
+        in `of_targets` (the shape of batch.y), divided by the number of all targets. It has a gradient itself if
+        `weights` has one."""
+        self.model.train()
+        total, differentiable = torch.zeros_like(weights), weights.requires_grad
+        leaf = weights if differentiable else weights.detach().requires_grad_()
+        count = int((batch.y >= 0).sum())
+        for micro_step, (x, y, of_tokens) in enumerate(zip(batch.x, batch.y, of_targets, strict=True)):
+            if self.has_dropout:
+                seed_dropout(self.config.seed, number, micro_step, 0)
+            if (y >= 0).any():
+                loss = self.losses(leaf, x, y) @ of_tokens[y >= 0] / count
+                total = total + torch.autograd.grad(loss, leaf, create_graph=differentiable)[0]
+        return total
+
+    def weights_of(self, batch: Batch, token_weights: np.ndarray | None = None) -> Tensor:
+        """Return the weights of a batch's targets, from those of the tokens of the training split, (tokens,), or 1."""
+        if token_weights is None:
+            return torch.ones(batch.y.shape, device=self.device)
+        return torch.from_numpy(token_weights[batch.positions]).to(self.device)
+
+    def step(self, state: State, number: int, batch: Batch, of_targets: Tensor) -> State:
+        """Return the state after an iteration. of_targets: as in `gradient`."""
+        return self.update(state, number, self.gradient(state.weights, number, batch, of_targets))
+
+    def next(self, state: State, number: int, token_weights: np.ndarray | None = None) -> State:
+        """Return the state after an iteration, with weights of the tokens of the training split."""
+        batch = self.batch(number)
+        return self.step(state, number, batch, self.weights_of(batch, token_weights))
+
+    def update(self, state: State, number: int, gradient: Tensor) -> State:
+        """Clip the gradient (n,) of an iteration, and update the weights by AdamW, or by Muon and AdamW."""
+        config, rate = self.config, learning_rate(number, self.config)
+        gradient = self.clipped(gradient)
+        parts = [self.adamw(state, number, gradient, rate)]
+        if self.adam.start:
+            share = rate / config.learning_rate if config.learning_rate else 0.0
+            parts.insert(0, self.muon(state, gradient, config.muon_learning_rate * share))
+        return State(*map(torch.cat, zip(*parts, strict=True)))
+
+    def clipped(self, gradient: Tensor) -> Tensor:
+        limit = self.config.grad_clip
+        return gradient / (torch.linalg.vector_norm(gradient) / limit).clamp(min=1.0) if limit else gradient
+
+    def adamw(self, state: State, number: int, gradient: Tensor, rate: float) -> State:
+        """AdamW (Loshchilov & Hutter 2019) on its part of the state, as torch.optim.AdamW computes it."""
+        beta1, beta2, g = self.config.beta1, self.config.beta2, gradient[self.adam]
+        first = beta1 * state.first[self.adam] + (1 - beta1) * g
+        second = beta2 * state.second + (1 - beta2) * g.square()
+        root = second.clamp(min=TINY).sqrt() / math.sqrt(1 - beta2 ** (number + 1))
+        weights = state.weights[self.adam] * (1 - rate * self.decays[self.adam])
+        return State(weights - rate / (1 - beta1 ** (number + 1)) * first / (root + ADAM_EPS), first, second)
+
+    def muon(self, state: State, gradient: Tensor, rate: float) -> State:
+        """Muon on its part of the state, as fast/muon.py computes it."""
+        part = slice(0, self.adam.start)
+        first = state.first[part].lerp(gradient[part], 1 - MOMENTUM)
+        ahead = self.named(gradient[part].lerp(first, MOMENTUM))
+        update = torch.cat([direction.flatten() for direction in directions(list(ahead.values()), torch.float32)])
+        weights = state.weights[part] * (1 - rate * self.decays[part]) - rate * update
+        return State(weights, first, state.second[:0])
+
+    def run(self, token_weights: np.ndarray | None = None, desc: str = "train again") -> Tensor:
+        """Train, and return the weights (n,). token_weights: of the tokens of the training split, float32. Errors:
+        TinyGPTError for weights that are not finite."""
+        state = self.start()
+        with memory_errors(self.device):
+            for number in progress(range(self.steps), desc=desc):
+                state = self.next(state, number, token_weights)
+        return finite(state.weights)
+
+    def trained(self, weights: Tensor) -> GPT:
+        """Return the model with these weights."""
+        self.flat.weights.data.copy_(weights)  # of which the model's parameters are views
+        return self.model.eval()
+
+
+def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
+    """Return the configuration of the run with another seed, in float32, up to the step of ckpt.pt."""
+    config, step, threads = explained.config, explained.checkpoint.step, explained.checkpoint.training.get("threads")
+    return dataclasses.replace(
+        config, out_dir=out, seed=seed, max_iters=step, dtype="float32", fast="auto", compile="False", shard=False,
+        lr_decay_iters=config.lr_decay_iters or config.max_iters,  # the schedule stays that of the whole run
+        eval_only=False, device=str(explained.compute.device),
+        threads=str(threads) if type(threads) is int and threads > 0 else config.threads,  # for the same bits
+    )  # fmt: skip
+
+
+def finite(weights: Tensor) -> Tensor:
+    """Check that weights or effects are finite, and return them. Errors: TinyGPTError."""
+    if not (bad := weights[~weights.isfinite()]).numel():
+        return weights
+    raise diverged("a weight or an effect is", float(bad[0]))
+
+
+@contextlib.contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Name a lack of the device's memory. Errors: TinyGPTError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = f"out of memory on {device}: why needs more memory than the training"
+        hint = "a machine with more memory" if device.type == "cpu" else "--device=cpu"
+        raise TinyGPTError(problem, hint, 1) from None
