@@ -129,9 +129,7 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
     if abs(difference) > SAME:
         again = f"trained again, in float32, it has {math.exp(answer['repeated']):.3g}"
         print(f"note: {again}, so these are effects in a similar run")
-        print(
-            "      (the run has bfloat16, another device, version, base or number of processes, or was resumed)"
-        )
+        print("      (the run has bfloat16, another device, version, base or number of processes, or was resumed)")
     if config.sweeps:
         show_test(answer)
     for title in ("raised", "lowered"):
