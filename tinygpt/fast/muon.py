@@ -34,7 +34,7 @@ class Muon:
         self.weights.mul_(1 - lr * self.weight_decay)
         weights = self._matrices(self.weights)
         for weight, direction in zip(weights, directions(ahead, self.dtype), strict=True):
-            weight.add_(direction, alpha=-lr)
+            weight.add_(direction, alpha=-lr * scale(weight))
 
     def _matrices(self, flat: Tensor) -> list[Tensor]:
         sizes = [shape.numel() for shape in self.shapes]
@@ -50,9 +50,13 @@ def directions(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         indices = [index for index, other in enumerate(shapes) if other == shape]
         together = orthogonalize(torch.stack([wide(matrices[index]) for index in indices]).to(dtype))
         for index, direction in zip(indices, together, strict=True):
-            rows, columns = matrices[index].shape
-            result[index] = math.sqrt(max(1, rows / columns)) * (direction if rows <= columns else direction.T)
+            result[index] = direction if matrices[index].shape == direction.shape else direction.T
     return result
+
+
+def scale(matrix: Tensor) -> float:
+    """Return the factor of an update: above 1 for a matrix with more rows than columns."""
+    return math.sqrt(max(1, matrix.size(0) / matrix.size(1)))
 
 
 def wide(matrix: Tensor) -> Tensor:

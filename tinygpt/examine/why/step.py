@@ -32,7 +32,7 @@ from tinygpt.examine.why.explained import Explained
 from tinygpt.examine.why.rows import positions_of, rows_of_batch
 from tinygpt.fast.attention import FastSelfAttention
 from tinygpt.fast.model import FastGPT
-from tinygpt.fast.muon import MOMENTUM, directions
+from tinygpt.fast.muon import MOMENTUM, directions, scale
 from tinygpt.fast.optimizer import FlatWeights
 from tinygpt.model import GPT, MATRIX, VECTOR
 from tinygpt.train import seed_dropout
@@ -186,7 +186,8 @@ class Training:
         part = slice(0, self.adam.start)
         first = state.first[part].lerp(gradient[part], 1 - MOMENTUM)
         ahead = self.named(gradient[part].lerp(first, MOMENTUM))
-        update = torch.cat([direction.flatten() for direction in directions(list(ahead.values()), torch.float32)])
+        found = directions(list(ahead.values()), torch.float32)
+        update = torch.cat([scale(direction) * direction.flatten() for direction in found])
         weights = state.weights[part] * (1 - rate * self.decays[part]) - rate * update
         return State(weights, first, state.second[:0])
 
