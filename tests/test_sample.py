@@ -82,14 +82,14 @@ def test_generation_stops_when_every_sample_has_ended(
 ) -> None:
     steps = []
     monkeypatch.setattr("tinygpt.generate.draw", lambda *given: steps.append(1) or draw(*given))
-    args = ["--num_samples=4", "--max_new_tokens=600", *args]
+    args = ["--num_samples=4", "--max_new_tokens=300", *args]
     whole = [one["text"] for one in objects(tiny_run, *args)]
-    ends = [text.index("th") for text in whole]
-    assert len(steps) == 600 and len(set(ends)) == 4 and max(ends) < 590
+    ends = [text.index("he") for text in whole]
+    assert len(steps) == 300 and len(set(ends)) == 4 and max(ends) < 290
     steps.clear()
-    stopped = [one["text"] for one in objects(tiny_run, *args, "--stop=th")]
+    stopped = [one["text"] for one in objects(tiny_run, *args, "--stop=he")]
     assert stopped == [text[:end] for text, end in zip(whole, ends, strict=True)]
-    assert len(steps) == max(ends) + len("th")
+    assert len(steps) == max(ends) + len("he")
 
 
 def test_a_sample_that_ends_with_the_beginning_of_a_stop_text_is_complete(tiny_run: Path) -> None:
