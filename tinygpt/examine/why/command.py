@@ -116,7 +116,9 @@ def show_test(answer: dict[str, Any]) -> None:
     ]
     print(f"\ntest: change of the log-probability (nats) without {SHARE:.0%} of the rows")
     print(*terminal.table(columns, rows), sep="\n")
-    print(f"relative error: {test['error']:.2f} (0: exact; from 1 on, to predict no change is as good)")
+    print(f"relative error: {test['error']:.3g} (0: exact; from 1 on, to predict no change is as good)")
+    if test["error"] >= 1:
+        print("so the effects below are no guide; the same command without --sweeps estimates them")
 
 
 def show(answer: dict[str, Any], config: WhyConfig) -> None:
