@@ -27,7 +27,7 @@ TOKENS = 2048  # of an iteration
 NEEDED = 1.8  # tokens read for each weight; with fewer, a narrower model ends at a lower loss
 LARGE = 12  # weights per token of the text; a larger model would only memorise it
 SEVERAL = 8  # passes over the text, from which on a larger weight decay lowers the loss
-DROPOUT = 12  # passes over the text times the weights per token, from which on a dropout of 0.1 does
+DROPOUT = 80  # passes over the text times the weights per token, from which on a dropout of 0.1 does
 MOST = 20  # passes over the text; more would only memorise it
 EVALUATIONS = 8
 
