@@ -74,7 +74,8 @@ def watching_here(run: Path) -> Iterator[None]:
         finally:
             page.ended.set()
             thread.join(PATIENCE)
-            live.remove_scripts(page.scripts)
+            with page.state_lock:  # its thread still writes states
+                live.remove_scripts(page.scripts)
 
 
 @pytest.fixture
