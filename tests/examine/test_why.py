@@ -179,13 +179,13 @@ def test_what_is_printed(copy: Path) -> None:
 
 def test_derivatives_are_tested_on_trainings_without_random_rows(copy: Path) -> None:
     """Step by step: the median of the derivatives, and what the others predict for each set of rows."""
-    short = ["--max_iters=30", "--eval_interval=30", "--out_dir=short"]
+    short = ["--max_iters=30", "--eval_interval=30", "--learning_rate=1e-3", "--out_dir=short"]
     ok(copy, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN, *short)
     ask = ["short", "--start=077 red", "--text=rot", "--sweeps=3"]
     found = json.loads(ok(copy, "why", *ask, "--json").out)
     explained = load_run(WhyConfig(run=str(copy / "short"), data_dir=str(copy / "data")))
     training, (x, y) = Training(explained, explained.config.seed), output(explained, "077 red", "rot")
-    nothing, *sets = effects.random_sets(166, 3)
+    nothing, *sets = (effects.random_set(166, number) for number in range(3))
     assert len(nothing) == 0 and [len(set(rows.tolist())) for rows in sets] == [8, 8]  # a twentieth
     derivatives, proved = [], []
     for rows in (nothing, *sets):
@@ -200,11 +200,24 @@ def test_derivatives_are_tested_on_trainings_without_random_rows(copy: Path) -> 
     other = (derivatives[0] + derivatives[2]) / 2
     assert found["test"]["predicted"][0] == pytest.approx(other[sets[0]].sum(), rel=1e-2)
     said = ok(copy, "why", *ask).out
+    assert found["method"] == "derivative" and found["test"]["error"] < 1
     assert "set 2" in said and "set 3" not in said and "by derivatives of trainings\n" in said
-    assert f"relative error: {found['test']['error']:.3g} " in said
-    assert ("the effects below are no guide" in said) == (found["test"]["error"] >= 1)
-    assert effects.error_of([1.0, 2.0], [1.0, 2.0]) == 0 and effects.error_of([0.0, 0.0], [3.0, 4.0]) == 1
-    assert effects.error_of([1.0, 2.0], [0.0, 0.0]) == 1
+    assert f"relative error: {found['test']['error']:.3g} " in said and "differentiate" not in said  # it is stored
+    for changes, error in (([1.0, 2.0], 0), ([0.0, 0.0], 1), ([0.0, 2.0], 0.2**0.5)):
+        assert effects.Tested(raised, changes, [1.0, 2.0]).error == pytest.approx(error)
+    assert effects.Tested(raised, [1.0, 2.0], [0.0, 0.0]).error == 1
+
+
+def test_where_the_derivatives_are_no_guide_the_effects_are_estimated(copy: Path) -> None:
+    """A learning rate that is much too high: the training without other rows is another one."""
+    rough = ["--max_iters=40", "--eval_interval=40", "--learning_rate=0.1", "--out_dir=rough"]
+    ok(copy, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN, *rough)
+    ask = ["rough", "--start=077 red", "--text=rot"]
+    said = ok(copy, "why", *ask, "--sweeps=2").out
+    assert "the derivatives are no guide, and the effects below are estimated\n" in said
+    found, estimate = (json.loads(ok(copy, "why", *ask, *more, "--json").out) for more in (["--sweeps=2"], []))
+    assert found["test"]["error"] >= 1 and found["method"] == estimate["method"] == "estimate"
+    assert found["raised"] == estimate["raised"] and found["lowered"] == estimate["lowered"]
 
 
 @every_pair

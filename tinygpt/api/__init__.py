@@ -43,7 +43,7 @@ from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
 from tinygpt.examine.report.notebook import entries_of, run_html
 from tinygpt.examine.report.plot import draw
-from tinygpt.examine.why.effects import measure as measure_effects
+from tinygpt.examine.why.effects import derivative, estimate, tested
 from tinygpt.examine.why.explained import Explained, load_run, outputs_of, row_numbers
 from tinygpt.examine.why.proof import random_rows
 from tinygpt.examine.why.rows import without
@@ -137,16 +137,22 @@ class Run:
 
         Returns effects, float64 (rows,): the change of their log-probability in nats without the row; model: of this
         training; similar: from rows to as many others, of the same labels and drawn as often. sweeps and memory: as in
-        `tinygpt why`. Errors: TinyGPTError.
+        `tinygpt why`; derivatives that fail their test are replaced by the estimate. Errors: TinyGPTError.
         """
         explained = self._explained(sweeps=sweeps, **({"memory": memory} if sweeps else {}))
-        found = measure_effects(explained, *outputs_of(explained, outputs), sweeps, 1e6 * memory)
-        model = Training(explained, explained.config.seed).trained(found.weights)
+        training, encoded = Training(explained, explained.config.seed), outputs_of(explained, outputs)
+        effects, weights = estimate(training, explained, encoded)
+        if sweeps:
+            of_trainings = [derivative(training, explained, encoded, n, 1e6 * memory) for n in range(sweeps)]
+            values = [float(training.log_probability(trained, *encoded)) for _, trained in of_trainings]
+            test = tested([each for each, _ in of_trainings], values)
+            effects = test.effects if test.error < 1 else effects
+        model = training.trained(weights)
 
         def similar(rows: np.ndarray | Sequence[int]) -> np.ndarray:
             return random_rows(explained, row_numbers(explained, rows), explained.config.seed)
 
-        return Influence(found.effects, self._loaded(explained, model), similar)
+        return Influence(effects, self._loaded(explained, model), similar)
 
     @arguments()
     def retrain(self, left_out: np.ndarray | Sequence[int], seed: int | None = None) -> LoadedModel:

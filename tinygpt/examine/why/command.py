@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import math
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,10 +22,12 @@ from tinygpt.base.files import folder_lock, strict_json
 from tinygpt.base.process import ended_by_sigterm
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.data.prompts import prompt_text
-from tinygpt.examine.experiment.stages import Identity, Stage, run
-from tinygpt.examine.why.effects import SHARE, error_of, measure
+from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
+from tinygpt.examine.why.effects import SHARE, derivative, estimate, tested
+from tinygpt.examine.why.exact import Output
 from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, places_of, texts_of
 from tinygpt.examine.why.proof import prove, seconds_of, show_proof
+from tinygpt.examine.why.step import Training
 from tinygpt.generate import refuse_diverged
 
 WIDTH = 90  # characters of an example
@@ -52,9 +55,7 @@ def why(config: WhyConfig) -> None:
     printing = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
     with printing, folder_lock(folder, "proof"), ended_by_sigterm():
         finish, texts = partial(run, folder, identity), texts_of(explained)
-        timed = (5 * config.sweeps or 3) * seconds_of(explained)
-        stage = Stage("measure the effects", timed, partial(measured_effects, explained, config, (x, y)))
-        measured = finish([stage])[stage.name]
+        measured = measured_effects(explained, config, (x, y), finish)
         effects = np.array(measured.pop("effects"))
         order = np.argsort(effects, kind="stable")
         answer = {
@@ -83,13 +84,33 @@ def why(config: WhyConfig) -> None:
 
 
 def measured_effects(
-    explained: Explained, config: WhyConfig, encoded: tuple[torch.Tensor, torch.Tensor]
+    explained: Explained, config: WhyConfig, encoded: Output, finish: Callable[[Sequence[Stage]], Results]
 ) -> dict[str, Any]:
-    """Measure the effects, and how they were tested, for the stored results."""
-    found = measure(explained, *encoded, config.sweeps, 1e6 * config.memory)
-    test = {"predicted": found.predicted, "proved": found.proved, "error": error_of(found.predicted, found.proved)}
-    tested = {"test": test} if config.sweeps else {}
-    return {"effects": found.effects.tolist(), "repeated": found.log_probability, **tested}
+    """Return the effects of the rows, and the output's log-probability after the repeated training: by derivatives with
+    their test, unless they fail it, or as an estimate."""
+    training = Training(explained, explained.config.seed)
+
+    def stage(name: str, times: float, method: Callable[..., tuple[np.ndarray, torch.Tensor]], *args: Any) -> Stage:
+        def compute() -> dict[str, Any]:
+            effects, weights = method(training, explained, encoded, *args)
+            repeated = float(training.log_probability(weights, *encoded))
+            return {"method": method.__name__, "effects": effects.tolist(), "repeated": repeated}
+
+        return Stage(name, times * seconds_of(explained), compute)
+
+    sweeps = [
+        stage(f"differentiate training {number}", 5, derivative, number - 1, 1e6 * config.memory, f"training {number}")
+        for number in range(1, config.sweeps + 1)
+    ]
+    by_estimate = [stage("estimate the effects", 3, estimate)]
+    if not sweeps:
+        return finish(by_estimate)[by_estimate[0].name]
+    found = list(finish(sweeps).values())
+    test = tested([np.array(each["effects"]) for each in found], [each["repeated"] for each in found])
+    shown = {"predicted": test.predicted, "proved": test.proved, "error": test.error}
+    if test.error < 1:
+        return found[0] | {"effects": test.effects, "test": shown}
+    return finish(by_estimate)[by_estimate[0].name] | {"test": shown}
 
 
 def examples(
@@ -118,7 +139,7 @@ def show_test(answer: dict[str, Any]) -> None:
     print(*terminal.table(columns, rows), sep="\n")
     print(f"relative error: {test['error']:.3g} (0: exact; from 1 on, to predict no change is as good)")
     if test["error"] >= 1:
-        print("so the effects below are no guide; the same command without --sweeps estimates them")
+        print("so the derivatives are no guide, and the effects below are estimated")
 
 
 def show(answer: dict[str, Any], config: WhyConfig) -> None:
@@ -132,7 +153,7 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
         again = f"trained again, in float32, it has {math.exp(answer['repeated']):.3g}"
         print(f"note: {again}, so these are effects in a similar run")
         print("      (the run has bfloat16, another device, version, base or number of processes, or was resumed)")
-    if config.sweeps:
+    if "test" in answer:
         show_test(answer)
     for title in ("raised", "lowered"):
         entries = answer[title]
@@ -143,7 +164,7 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
         ]
         width = max([len(line[1]) for line in lines], default=5) + 2
         print(*terminal.table({"effect": "<10", "place": f"<{width}", "text": "<4"}, lines), sep="\n")
-    method = "by derivatives of trainings" if config.sweeps else "estimated"
+    method = "by derivatives of trainings" if answer["method"] == "derivative" else "estimated"
     print(f"\neffect: change of the log-probability (nats) if the row is left out of the training, {method}")
     if not config.prove:
         print("\nnext: the same command with --prove trains again without these rows, and shows what changes")

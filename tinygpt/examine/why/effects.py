@@ -1,21 +1,24 @@
 """The effects of the training rows on an output: an estimate, or derivatives of trainings and how well they predict.
 
-found = measure(explained, x, y, sweeps=4, memory=2e9)
-found.effects                   # float64 (rows,): the change of the log-probability in nats if a row is left out
+effects, weights = estimate(training, explained, (x, y))
+effects, weights = derivative(training, explained, (x, y), number=0, memory=2e9)   # of the run; from 1 on: see below
+test = tested(derivatives, log_probabilities)            # of several trainings
 
-A training can be so curved that its derivative predicts nothing: without a few rows it is another training. So the
-effects are the median of several derivatives: of the run's training, and of trainings without random rows, with the
-same seed. These test it, too: the changes that they prove are compared with those that the other derivatives predict.
-docs/EXPERIMENTS.md has what this gains. The estimate (influence.py) needs less time.
+An effect is the change of the output's log-probability in nats if the row is left out. A training can be so curved that
+its derivative predicts nothing: without a few rows it is another training. So the effects are the median of several
+derivatives: of the run's training, and of trainings without random rows, with the same seed. These test it, too: the
+changes that they prove are compared with those that the other derivatives predict. Where to predict no change would be
+as good, the estimate (influence.py) is the better guide; it also needs less time. docs/EXPERIMENTS.md has the figures.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tinygpt.examine.why.exact import exact_effects
+from tinygpt.examine.why.exact import Output, exact_effects
 from tinygpt.examine.why.explained import Explained
 from tinygpt.examine.why.influence import estimated_effects
 from tinygpt.examine.why.rows import sums_of_rows, without
@@ -24,51 +27,57 @@ from tinygpt.examine.why.step import Training, finite, memory_errors
 SHARE = 0.05  # of the rows are left out of each training but the first
 
 
-class Effects(NamedTuple):
-    effects: np.ndarray  # float64 (rows,)
-    weights: Tensor  # of the training that was repeated, float32 (n,)
-    log_probability: float  # of the output after this training
+class Tested(NamedTuple):
+    effects: np.ndarray  # float64 (rows,): the median of the derivatives
     predicted: list[float]  # changes of the log-probability without each set of random rows, by the other derivatives
     proved: list[float]  # ... and of the models that are trained without them
 
+    @property
+    def error(self) -> float:
+        """Return the root of the squared errors of the predictions, relative to what is proved: 0 if they are exact, 1
+        if they are as wrong as to predict no change, which is also returned if nothing changes."""
+        size = float(np.linalg.norm(self.proved))
+        return float(np.linalg.norm(np.subtract(self.predicted, self.proved))) / size if size else 1.0
 
-def measure(explained: Explained, x: Tensor, y: Tensor, sweeps: int, memory: float) -> Effects:
-    """Measure the effects of all training rows on an output (explained.output), whose rows add up.
 
-    sweeps: trainings that are differentiated; 0: the effects are estimated. memory: bytes for the states of each.
-    Errors: TinyGPTError if they are too few, if the device's memory is, or for effects that are not finite.
-    """
-    training = Training(explained, explained.config.seed)
-    sets = random_sets(len(explained.rows), max(1, sweeps))
-    derivatives, trained = [], []
-    for number, rows in enumerate(sets, start=1):
-        with memory_errors(training.device):
-            if sweeps:
-                name, left = f"training {number} of {sweeps}", without(explained, rows)
-                (tokens,), weights = exact_effects(training, [(x, y)], memory, left, name)
-            else:
-                tokens, weights = estimated_effects(training, x, y)
-        finite(torch.from_numpy(tokens))
-        derivatives.append(sums_of_rows(tokens, explained))
-        trained.append(weights)
-    before, *after = (float(training.log_probability(weights, x, y)) for weights in trained)
+def estimate(training: Training, explained: Explained, output: Output) -> tuple[np.ndarray, Tensor]:
+    """Estimate the effects of all training rows, float64 (rows,), and return the trained weights (n,). An output of
+    several rows is explained in their sum. Errors: TinyGPTError for too little memory, and effects that are not
+    finite."""
+    with memory_errors(training.device):
+        tokens, weights = estimated_effects(training, *output)
+    return of_rows(tokens, explained), weights
+
+
+def derivative(
+    training: Training, explained: Explained, output: Output, number: int, memory: float, name: str = "training"
+) -> tuple[np.ndarray, Tensor]:
+    """Differentiate the training without a set of random rows: as `estimate`. number: of the set, 0 for none. memory:
+    bytes for the states. name: for the progress bars."""
+    with memory_errors(training.device):
+        left = without(explained, random_set(len(explained.rows), number))
+        (tokens,), weights = exact_effects(training, [output], memory, left, name)
+    return of_rows(tokens, explained), weights
+
+
+def of_rows(tokens: np.ndarray, explained: Explained) -> np.ndarray:
+    finite(torch.from_numpy(tokens))
+    return sums_of_rows(tokens, explained)
+
+
+def tested(derivatives: Sequence[np.ndarray], log_probabilities: Sequence[float]) -> Tested:
+    """Compare what the derivatives (rows,) of trainings without the sets 0, 1, ... predict with what these prove: the
+    output's log-probability after each."""
     predicted = []
-    for number, rows in enumerate(sets[1:], start=1):
+    for number in range(1, len(derivatives)):
         others = np.delete(derivatives, number, axis=0)
+        rows = random_set(others.shape[1], number)
         predicted.append(float(np.median(others, axis=0)[rows].sum()))
-    proved = [value - before for value in after]
-    return Effects(np.median(derivatives, axis=0), trained[0], before, predicted, proved)
+    proved = [after - log_probabilities[0] for after in log_probabilities[1:]]
+    return Tested(np.median(derivatives, axis=0), predicted, proved)
 
 
-def error_of(predicted: list[float], proved: list[float]) -> float:
-    """Return the root of the squared errors of predictions, relative to what is proved: 0 if they are exact, 1 if they
-    are as wrong as to predict no change, which is also returned if nothing changes."""
-    size = float(np.linalg.norm(proved))
-    return float(np.linalg.norm(np.array(predicted) - np.array(proved))) / size if size else 1.0
-
-
-def random_sets(rows: int, count: int) -> list[np.ndarray]:
-    """Draw the rows that each training leaves out, none for the first one: the same ones for every output."""
-    generator, size = np.random.default_rng(0), max(1, round(SHARE * rows))
-    drawn = [generator.choice(rows, size, replace=False) for _ in range(count - 1)]
-    return [np.zeros(0, dtype=np.int64), *drawn]
+def random_set(rows: int, number: int) -> np.ndarray:
+    """Draw the rows that a training leaves out, the same ones for every output; none for number 0."""
+    size = max(1, round(SHARE * rows)) if number else 0
+    return np.random.default_rng(number).choice(rows, size, replace=False)
