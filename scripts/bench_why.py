@@ -1,9 +1,9 @@
 """Measure how well `tinygpt why` predicts what leaving out training rows does: the linear datamodeling score (LDS).
 
-Models are trained again without random halves of the training rows, each half with several seeds. As in `tinygpt why`,
+Models are trained again without random sets of the training rows, each set with several seeds. As in `tinygpt why`,
 the rows left out stay in their batches without a loss; Park et al. train on the other rows alone. For each of some
 outputs of the validation split, the sum of the effects of the rows left out is compared with what was measured, by
-Spearman's rank correlation over the halves (Park et al. 2023, "TRAK", section 2). Measured is the log-odds of the
+Spearman's rank correlation over the sets (Park et al. 2023, "TRAK", section 2). Measured is the log-odds of the
 output, log p - log(1 - p), as for the classes in that paper: the log-probability hardly moves where p is near 1.
 Effects and measurements are means over the seeds. BM25, embeddings and, for pairs, the label are scored in the same
 way.
@@ -16,7 +16,7 @@ how much of it is about the data.
 
 python scripts/bench_why.py pairs            # 300 transactions; 15 minutes on one core; stopped, it continues
 python scripts/bench_why.py text             # 40,000 characters
-python scripts/bench_why.py pairs --share=0.05 --seeds=1 --sweeps=4       # with derivatives of trainings of one seed
+python scripts/bench_why.py labels --share 0.01 0.05 0.2 0.5 --seeds=1 --sweeps=4     # with derivatives of trainings
 """
 
 import argparse
@@ -35,7 +35,7 @@ from tinygpt.data.corpora import industry_descriptions
 from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
-from tinygpt.examine.why.effects import random_sets
+from tinygpt.examine.why.effects import random_set
 from tinygpt.examine.why.exact import exact_effects
 from tinygpt.examine.why.explained import Explained, load_run, output, texts_of
 from tinygpt.examine.why.influence import estimated_effects
@@ -54,20 +54,27 @@ SETTINGS = {
     "warmup_iters": 10,
     "threads": 1,
 }
-PRESETS = {"pairs": "lab_classifier", "text": "lab_canary"}
+TINY = {"n_layer": 2, "n_head": 2, "n_embd": 48, "max_iters": 80, "eval_interval": 80}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # preset, and what differs from it and from SETTINGS
+    "pairs": ("lab_classifier", {}),
+    "labels": ("lab_classifier", {"optimizer": "adamw", "learning_rate": 1e-3}),
+    "text": ("lab_canary", {}),
+    "standard": ("shakespeare_char", TINY),
+    "nanogpt": ("nanogpt", TINY | {"batch_size": 12}),
+}
 CONTINUATION = 8  # characters of an output of plain text
 
 
 def fit(folder: Path, kind: str) -> None:
     """Write the dataset, and train the run."""
-    data = folder / "data" / kind
-    if kind == "pairs":
+    data, (preset, settings) = folder / "data" / kind, KINDS[kind]
+    if preset == "lab_classifier":
         task = TASKS["transactions"].make(1337)
         splits = task | {"train": task["train"][:PAIRS]}
         write_dataset(data, splits, TASKS["transactions"].labels, task)
     else:
         write_dataset(data, industry_descriptions()[:CHARACTERS])
-    train_in_child("train", PRESETS[kind], folder / "run", data, device="cpu", **SETTINGS)
+    train_in_child("train", preset, folder / "run", data, device="cpu", **(SETTINGS | settings))
 
 
 def outputs_of(explained: Explained, count: int) -> list[tuple[str, str]]:
@@ -92,7 +99,7 @@ def similarities(query: str, texts: list[str]) -> dict[str, np.ndarray]:
     return {"BM25": scores, "wordllama's embeddings": cosines}
 
 
-def stages(folder: Path, halves: list[np.ndarray], seeds: range, count: int, sweeps: int) -> Iterator[Stage]:
+def stages(folder: Path, sets: dict[str, np.ndarray], seeds: range, count: int, sweeps: int) -> Iterator[Stage]:
     explained = load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))
     encoded = [output(explained, *pair) for pair in outputs_of(explained, count)]
 
@@ -102,22 +109,23 @@ def stages(folder: Path, halves: list[np.ndarray], seeds: range, count: int, swe
 
     def differentiate(seed: int) -> list[list[float]]:
         training, found = Training(explained, seed), []
-        for rows in random_sets(len(explained.rows), sweeps):
-            effects, _ = exact_effects(training, encoded, 4e9, without(explained, rows))
+        for number in range(sweeps):
+            left = without(explained, random_set(len(explained.rows), number))
+            effects, _ = exact_effects(training, encoded, 4e9, left)
             found.append([sums_of_rows(each, explained) for each in effects])
         return np.median(found, axis=0).tolist()
 
-    def measure(number: int, seed: int) -> list[float]:
+    def measure(rows: np.ndarray, seed: int) -> list[float]:
         training = Training(explained, seed)
-        weights = training.run(without(explained, halves[number]))
+        weights = training.run(without(explained, rows))
         return [float(training.log_probability(weights, *each)) for each in encoded]
 
     for seed in seeds:  # with more seeds, the same command goes on
         yield Stage(f"effects, seed {seed}", count, partial(predict, seed))
         if sweeps:
             yield Stage(f"{sweeps} sweeps, seed {seed}", 5 * sweeps * count, partial(differentiate, seed))
-        for number in range(len(halves)):
-            yield Stage(f"half {number}, seed {seed}", 1, partial(measure, number, seed))
+        for name, rows in sets.items():
+            yield Stage(f"{name}, seed {seed}", 1, partial(measure, rows, seed))
 
 
 def rank_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -134,36 +142,38 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def report(
-    results: Results, explained: Explained, halves: list[np.ndarray], seeds: range, count: int, sweeps: int
+    results: Results, explained: Explained, sets: dict[str, np.ndarray], seeds: range, count: int, sweeps: int
 ) -> None:
-    outputs, texts = outputs_of(explained, count), texts_of(explained)
-    scores: dict[str, Any] = {"influence": np.mean([results[f"effects, seed {seed}"] for seed in seeds], axis=0)}
+    """Print the scores of each way to predict, over some sets of one size."""
+    outputs, texts, k = outputs_of(explained, count), texts_of(explained), len(seeds)
+    of_seeds = {"influence": np.array([results[f"effects, seed {seed}"] for seed in seeds])}  # (seeds, outputs, rows)
     if sweeps:
-        scores["derivatives"] = np.mean([results[f"{sweeps} sweeps, seed {seed}"] for seed in seeds], axis=0)
+        of_seeds["derivatives"] = np.array([results[f"{sweeps} sweeps, seed {seed}"] for seed in seeds])
+    scores: dict[str, Any] = {name: each.mean(axis=0) for name, each in of_seeds.items()}
     for pair in outputs:  # the nearer the rows left out, the lower the probability
         for name, each in similarities(" ".join(pair), texts).items():
             scores.setdefault(name, []).append(-each)
     if explained.dataset.labels:
         labels = np.array([label for _, label in explained.source.examples(explained.dataset.tokenizer)])
         scores["rows of the same label"] = [-1.0 * (labels == label) for _, label in outputs]
-    logs = np.array([[results[f"half {n}, seed {seed}"] for n in range(len(halves))] for seed in seeds])
-    odds = logs - np.log(-np.expm1(np.minimum(logs, -1e-6)))  # (seeds, halves, outputs)
+    logs = np.array([[results[f"{name}, seed {seed}"] for name in sets] for seed in seeds])
+    odds = logs - np.log(-np.expm1(np.minimum(logs, -1e-6)))  # (seeds, sets, outputs)
+    size = len(next(iter(sets.values())))
+    print(f"\n{len(sets)} sets of {size} of {len(explained.rows)} rows, seeds: {k}, {len(outputs)} outputs")
     repeats = [rank_correlations(*pair) for pair in itertools.combinations(odds, 2)]
-    k = len(seeds)
-    print(f"{len(halves)} sets of {len(halves[0])} of {len(explained.rows)} rows, seeds: {k}, {len(outputs)} outputs")
     if repeats:
         r = float(np.mean(repeats))
         ceiling = max(0.0, k * r / (1 + (k - 1) * r)) ** 0.5
         print(f"repeatability of single trainings {r:.2f}; ceiling for means over {k} seeds {ceiling:.2f}")
-        effect = np.array([results[f"effects, seed {seed}"] for seed in seeds])  # (seeds, outputs, rows)
-        sums = np.stack([effect[:, :, half].sum(axis=2) for half in halves], axis=1)  # (seeds, halves, outputs)
-        same = np.mean([rank_correlations(sums[a], odds[a]) for a in range(k)])
-        other = np.mean([rank_correlations(sums[a], odds[b]) for a, b in itertools.permutations(range(k), 2)])
-        print(f"influence in one run, with trainings of its seed {same:.2f}, of another seed {other:.2f}")
+        for name, effect in of_seeds.items():
+            sums = np.stack([effect[:, :, rows].sum(axis=2) for rows in sets.values()], axis=1)
+            same = np.mean([rank_correlations(sums[a], odds[a]) for a in range(k)])
+            other = np.mean([rank_correlations(sums[a], odds[b]) for a, b in itertools.permutations(range(k), 2)])
+            print(f"{name} in one run, with trainings of its seed {same:.2f}, of another seed {other:.2f}")
     print(f"{'':<26}{'LDS (95% interval)':<24}influence minus it (95% interval)")
     found = {}
     for name, each in scores.items():
-        predicted = np.array([np.asarray(each)[:, half].sum(axis=1) for half in halves])
+        predicted = np.array([np.asarray(each)[:, rows].sum(axis=1) for rows in sets.values()])
         found[name] = rank_correlations(predicted, odds.mean(axis=0))
         cells = [
             f"{values.mean():5.2f} ({low:5.2f} to {high:5.2f})"
@@ -175,23 +185,28 @@ def report(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=PRESETS)
-    parser.add_argument("--halves", type=int, default=50, help="random sets of rows that are left out")
-    parser.add_argument("--share", type=float, default=0.5, help="of the rows in each of them")
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--sets", type=int, default=50, help="random sets of rows that are left out")
+    parser.add_argument("--share", type=float, nargs="+", default=[0.5], help="of the rows in each of them")
     parser.add_argument("--sweeps", type=int, default=0, help="also score the median derivative of so many trainings")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--outputs", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("out-bench-why"))
     args = parser.parse_args()
     folder, seeds = args.out / args.kind, range(1337, 1337 + args.seeds)
-    identity = Identity("bench", args.kind, {"outputs": args.outputs, "share": args.share, **SETTINGS}, {})
+    identity = Identity("bench", args.kind, {"outputs": args.outputs, **SETTINGS}, {})
     (folder / "data").mkdir(parents=True, exist_ok=True)
     run(folder, identity, [Stage("train", 5, partial(fit, folder, args.kind))])
     explained = load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))
-    rows, generator = len(explained.rows), np.random.default_rng(0)
-    halves = [generator.permutation(rows)[: max(1, round(args.share * rows))] for _ in range(args.halves)]
-    results = run(folder, identity, list(stages(folder, halves, seeds, args.outputs, args.sweeps)))
-    report(results, explained, halves, seeds, args.outputs, args.sweeps)
+    rows, by_share = len(explained.rows), {}
+    for share in args.share:
+        generator, size = np.random.default_rng(0), max(1, round(share * rows))
+        drawn = [generator.permutation(rows)[:size] for _ in range(args.sets)]
+        by_share[share] = {f"set {number} of {size} rows": left for number, left in enumerate(drawn)}
+    sets = {name: left for each in by_share.values() for name, left in each.items()}
+    results = run(folder, identity, list(stages(folder, sets, seeds, args.outputs, args.sweeps)))
+    for each in by_share.values():
+        report(results, explained, each, seeds, args.outputs, args.sweeps)
 
 
 if __name__ == "__main__":
