@@ -1,36 +1,23 @@
 """Influence: estimate how the log-probability of an output changes if a training row is left out (TracIn).
 
-Let L be the loss of the output (minus its log-probability), g_i the gradient of the summed loss of row i, and N the
-number of targets of a batch. Iteration t moves the weights by -rate_t P_t (sum of g_i over the batch) / N_t. Without
-row i, the first-order change of L at this iteration is rate_t / N_t * <grad L, P_t g_i>, and so
+Let L be the loss of the output, g_i the gradient of the summed loss of row i, and N_t the targets of iteration t's
+batch. The iteration moves the weights by -rate_t P_t (sum of g_i over the batch) / N_t, so to first order
 
     effect_i = change of the log-probability = - sum over the iterations that draw i of rate_t / N_t <grad L, P_t g_i>
 
-(Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent": the first-order approximation of
-its TracInIdeal, the change of L in the iterations that draw i, for batches and with P). The paper goes on to use a few
-checkpoints, since the outputs are not known while a model is trained, and a long training is not repeated. Here it is,
-and every iteration is measured, with the optimizer's own state. This finds what a few snapshots miss: an example that
-is forgotten and learned again between two of them. <P grad L, g_i> for all rows of a batch is the derivative of
-<P grad L, sum of g_i> by the weights of their losses. No row's gradient is stored.
+(Pruthi et al. 2020, "Estimating training data influence by tracing gradient descent", TracInIdeal with batches and P;
+the paper approximates it by a few checkpoints, which miss an example that is forgotten and learned again.) For all rows
+of a batch <P grad L, g_i> is the derivative of <P grad L, sum of g_i> by the weights of their losses.
 
 What is approximated:
 
-- A change is taken to last: what later iterations make of it is ignored, so sizes are rough, and often too large. Read
-  the effects as a ranking, and prove it.
-- AdamW's update is m / sqrt(v), with the moments m and v after the update and their bias correction. A small change d
-  of the gradient g of iteration t changes m in this and later iterations by d in all, and v by 2 g d. With g taken to
-  be m, its mean, the updates change by P d = (1 - m^2 / v) d / sqrt(v) in all. So where the gradient is the same in
-  every iteration, no row has an effect, since AdamW would move as far without it; where its sign alternates, P is
-  nearly 1 / sqrt(v) as in LESS (Xia et al. 2024; there after an update with row i alone, at a few checkpoints, and
-  normalised). Without the factor, effects are worse (docs/EXPERIMENTS.md). The clipping is taken not to depend on
-  row i, and weight decay does not.
-- Momentum applies a gradient over many iterations. rate_t is the sum of their learning rates, weighted as momentum
-  weights the gradient (`applied_rates`); the rest is taken from iteration t. The change of v lasts longer, but the same
-  rate is used for it, so P is too small near the end of a run.
-- Muon's matrices are left out: P is 0 there, and only embeddings, head and vectors count, which AdamW trains. The
-  derivative of the orthogonalisation is large where the momentum is small, and made the effects less accurate.
-- Dropout: the gradients of the rows are those of the iteration's masks, since P is large where a mask has kept the
-  second moment at 0; that of the output has no mask, as the model in use.
+- A change is taken to last: what later iterations make of it is ignored. So the effects are a ranking, not sizes.
+- AdamW: a change d of one gradient changes the later updates by P d = (1 - m^2 / v) d / sqrt(v) in all, where m and v
+  are the bias-corrected moments, and the gradient is taken to be its mean m (without the factor: LESS, Xia et al. 2024;
+  worse, docs/EXPERIMENTS.md). Momentum spreads it over many iterations: rate_t is the sum of their learning rates,
+  weighted in the same way (`applied_rates`).
+- Muon's matrices are left out, P = 0: the derivative of the orthogonalisation is large where the momentum is small.
+- The clipping is taken not to depend on row i. The rows' gradients have the iteration's dropout masks, the output none.
 """
 
 import numpy as np

@@ -17,9 +17,8 @@ from tinygpt.examine.why.explained import Explained
 from tinygpt.examine.why.rows import exposures_of, without
 from tinygpt.examine.why.step import Training
 
-Groups = dict[str, np.ndarray]  # the numbers of the training rows that a retraining leaves out
 SEEDS = 5  # enough to exclude chance; advised as one number, since adding seeds until a test succeeds is no test
-INFLUENTIAL, RANDOM = "the most influential", "random ones"
+NOTHING, INFLUENTIAL, RANDOM = "nothing", "the most influential", "random ones"
 # Student's t of which 95% are below, by the number of seeds; about 1.8 for more
 T_95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 
@@ -34,20 +33,22 @@ def prove(
 ) -> dict[str, Any]:
     """Retrain with every row, without the influential ones, and without as many others, for each seed."""
     seeds = [explained.config.seed + number for number in range(config.seeds)]
-    groups: dict[int, Groups] = {}
     stages = []
     for seed in seeds:
         others = random_rows(explained, influential, seed)
-        groups[seed] = {"nothing": influential[:0], INFLUENTIAL: influential, RANDOM: others}
-        for name, left_out in groups[seed].items():
+        for name, left_out in {NOTHING: influential[:0], INFLUENTIAL: influential, RANDOM: others}.items():
             measure = partial(measured, explained, left_out, seed, encoded)
-            stages.append(Stage(stage_name(name, left_out, seed), seconds_of(explained), measure))
+            stages.append(Stage(stage_name(name, len(influential), seed), seconds_of(explained), measure))
     print()
-    return proof(finish(stages), groups, seeds, float(estimate[influential].sum()))
+    return proof(finish(stages), len(influential), seeds, float(estimate[influential].sum()))
 
 
-def stage_name(name: str, left_out: np.ndarray, seed: int) -> str:
-    return f"train without {name}{f' ({len(left_out)})' if len(left_out) else ''}, seed {seed}"
+def stage_name(name: str, count: int, seed: int) -> str:
+    return f"train without {shown(name, count)}, seed {seed}"
+
+
+def shown(name: str, count: int) -> str:
+    return name if name == NOTHING else f"{name} ({count})"
 
 
 def seconds_of(explained: Explained) -> float:
@@ -80,20 +81,22 @@ def random_rows(explained: Explained, influential: np.ndarray, seed: int) -> np.
     return np.array(drawn, dtype=np.int64)
 
 
-def proof(results: Results, groups: dict[int, Groups], seeds: list[int], predicted: float) -> dict[str, Any]:
-    """Summarise the retrainings: log-probabilities by what was left out and seed, changes, and the verdict."""
-    names = list(groups[seeds[0]])
-    stage = {(name, seed): results[stage_name(name, groups[seed][name], seed)] for name in names for seed in seeds}
-    values = {name: [float(stage[name, seed]) for seed in seeds] for name in names}
+def proof(results: Results, count: int, seeds: list[int], predicted: float) -> dict[str, Any]:
+    """Summarise the retrainings without `count` rows: log-probabilities by what was left out and seed, changes, and the
+    verdict."""
+    values = {
+        name: [float(results[stage_name(name, count, seed)]) for seed in seeds]
+        for name in (NOTHING, INFLUENTIAL, RANDOM)
+    }
     changes = {
-        name: [after - before for after, before in zip(values[name], values["nothing"], strict=True)]
-        for name in names[1:]
+        name: [after - before for after, before in zip(values[name], values[NOTHING], strict=True)]
+        for name in (INFLUENTIAL, RANDOM)
     }
     ours, others = np.array(changes[INFLUENTIAL]), np.array(changes[RANDOM])
     further = others - ours
     return {
         "seeds": seeds,
-        "left_out": {name: len(rows) for name, rows in groups[seeds[0]].items()},
+        "left_out": {NOTHING: 0, INFLUENTIAL: count, RANDOM: count},
         "log_probability": values,
         "change": changes,
         "predicted_change": predicted,
@@ -112,15 +115,14 @@ def show_proof(proved: dict[str, Any]) -> None:
     """Print the probabilities of the output in the retrained models, and the verdict."""
     seeds, count = proved["seeds"], proved["left_out"][INFLUENTIAL]
     print()
-    longest = max(map(len, proved["log_probability"])) + len(f" ({count})  ")
-    shown = {"trained without": f"<{longest}"} | {f"seed {seed}": ">12.3g" for seed in seeds} | {"change (nats)": ">15"}
+    width = len(shown(INFLUENTIAL, count)) + 2
+    columns = {"trained without": f"<{width}"} | {f"seed {seed}": ">12.3g" for seed in seeds}
     rows: list[list[Any]] = []
     for name, values in proved["log_probability"].items():
         change = proved["change"].get(name)
-        label = name if name == "nothing" else f"{name} ({proved['left_out'][name]})"
-        rows.append([label, *map(math.exp, values), f"{mean(change):+.3f}" if change else ""])
+        rows.append([shown(name, count), *map(math.exp, values), f"{mean(change):+.3f}" if change else ""])
     print("probability of the output:")
-    print(*terminal.table(shown, rows), sep="\n")
+    print(*terminal.table(columns | {"change (nats)": ">15"}, rows), sep="\n")
     ours, other = (mean(proved["change"][name]) for name in (INFLUENTIAL, RANDOM))
     result = f"the log-probability changed by {ours:+.3f} without {INFLUENTIAL} and by {other:+.3f} without {RANDOM}"
     print(f"predicted:   {proved['predicted_change']:+.3f} nats")
