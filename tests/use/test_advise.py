@@ -240,6 +240,8 @@ def test_equal_times_are_no_split_by_time() -> None:
         ["2025-01-01T02:00+03:00", "2025-01-01T00:00+00:00", "2025-01-01T00:00-01:00"],
         ["2024-12", "2025-01", "2025-11"],
         ["9", "10", "1e3"],
+        ["20241231", "20250102", "20251101"],
+        ["1.5", "2.25", "12.13"],
     ],
 )
 def test_times(texts: list[str]) -> None:
@@ -251,6 +253,15 @@ def test_times(texts: list[str]) -> None:
 def test_other_times_are_refused(text: str) -> None:
     with pytest.raises(TinyGPTError, match=r"line 3: day .* is not a date"):
         parsed_times(["2025-01-01", text], "day", ["here", "line 3"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [(["31.12", "1.11", " 02.1"], "without a year"), (["31122024", "2012025"], "that begins with the day")],
+)
+def test_dates_that_are_numbers_in_another_order_are_refused(texts: list[str], kind: str) -> None:
+    with pytest.raises(TinyGPTError, match=f"line 2: day {texts[0]!r} is a date {kind}"):
+        parsed_times(texts, "day", [f"line {row + 2}" for row in range(len(texts))])
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

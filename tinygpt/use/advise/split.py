@@ -6,6 +6,7 @@ it next month? At random, lines with the same prompt (but for case, spacing and 
 """
 
 import contextlib
+import re
 import warnings
 from collections.abc import Sequence
 from datetime import datetime
@@ -22,6 +23,10 @@ CROSS_VALIDATED = 3000  # lines up to which each is tested once; of more, a fift
 TESTED = 0.2  # share of the lines, without cross-validation
 FEWEST_GROUPS = 10  # with fewer, an interval says little
 DATES = ("%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%y", "%Y-%m")  # besides ISO 8601
+NUMBERS = {  # that a sheet makes of dates, and that are not in the order of time
+    "a date without a year": r"(0?[1-9]|[12]\d|3[01])\.(0?[1-9]|1[0-2])",
+    "a date that begins with the day": r"(0?[1-9]|[12]\d|3[01])(0[1-9]|1[0-2])(19|20)\d\d",
+}
 
 
 class Split(NamedTuple):
@@ -112,7 +117,11 @@ def clusters_of(names: Sequence[str]) -> np.ndarray:
 
 
 def parsed_times(texts: Sequence[str], column: str, locations: Sequence[str]) -> np.ndarray:
-    """Convert dates (ISO 8601, or 31.12.2025) or numbers to float64 (n,). Errors: TinyGPTError with its location."""
+    """Convert dates (ISO 8601, or 31.12.2025) or numbers to float64 (n,). Errors: TinyGPTError with its location, also
+    for numbers that are all like 31.12 or 31122025, which are dates in another order."""
+    for kind, pattern in NUMBERS.items():
+        if all(re.fullmatch(pattern, text.strip()) for text in texts):
+            raise TinyGPTError(f"{locations[0]}: {column} {texts[0]!r} is {kind}", "write dates as 2025-12-31")
     with contextlib.suppress(ValueError):
         values = np.array([float(text) for text in texts])
         if np.isfinite(values).all():
