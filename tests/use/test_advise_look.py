@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.use.advise import look as look_module
-from tinygpt.use.advise.look import Finding, Line, across, as_table, as_text, look, near_duplicates, unseen
+from tinygpt.use.advise.look import Finding, Line, across, as_table, as_text, look, merged, near_duplicates, unseen
 from tinygpt.use.advise.personal import masked
 
 pytest.importorskip("sklearn")
@@ -71,6 +71,17 @@ def test_each_finding_by_hand() -> None:
             and len(finding.examples) <= 2
             and max((len(text.partition(": ")[2]) for text in finding.examples), default=0) <= 70
         )
+
+
+def test_labels_in_several_spellings_are_found_and_merged() -> None:
+    labels = ["Card", "card", "card", "ca rd", "two  words", "Two words", "1", "1.0", "01", "+1", "1.5", "10", "1e0"]
+    pairs = [(f"{word} {word}", label) for word, label in zip("abcdefghijklm", labels, strict=True)]
+    finding = found(pairs, sorted(set(labels)))["labels in several spellings"]
+    assert finding.count == 3 and finding.examples == ["Card 1 | card 2", "two  words 1 | Two words 1"]
+    assert "--merge_labels" in finding.advice
+    assert merged(labels) == ["card"] * 3 + ["ca rd"] + ["two  words"] * 2 + ["1"] * 4 + ["1.5", "10", "1e0"]
+    other = found(PAIRS, LABELS)
+    assert "labels in several spellings" not in other  # control
 
 
 def test_clean_examples_have_three_findings_without_advice() -> None:

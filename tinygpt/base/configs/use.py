@@ -179,6 +179,9 @@ class AdviseConfig(Config):
     """the key or column of the text"""
     response_field: str = "response"
     """the key or column of the label or response"""
+    merge_labels: bool = False
+    """take labels that differ only by case, blanks or the notation of a number (card, Card; 1, 1.0) as one label, in
+    their most frequent spelling"""
     encoding: str = "utf-8"
     """the file's character encoding, for example cp1252"""
     skip_bad: bool = False

@@ -31,7 +31,7 @@ from tinygpt.examine.experiment.summary import write
 from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.use.advise import contenders, labeller, summary
 from tinygpt.use.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, Data, Training
-from tinygpt.use.advise.look import FEW, Finding, Line, across, as_text, look, unseen
+from tinygpt.use.advise.look import FEW, Finding, Line, across, as_text, look, merged, unseen
 from tinygpt.use.advise.split import Split, parsed_times, split
 
 MOST = 20_000  # lines; of more, a random sample is used
@@ -40,7 +40,8 @@ SHORTEST = 20  # seconds of the budget
 FINAL = 1.5  # the final training has all lines, where that of a fold has four fifths of them
 LAST = 0.95  # share of the time that is left for the last language model
 SHARES = {GPT: 0.35, PRETRAINED: LAST}
-SETTINGS = ("budget", "by", "time", "prompt_field", "response_field", "encoding", "skip_bad")  # of the results
+# that the stored results depend on
+SETTINGS = ("budget", "by", "time", "prompt_field", "response_field", "merge_labels", "encoding", "skip_bad")
 CURVE = (0.25, 0.5)  # shares of the training lines in the learning curve
 ENOUGH = 500  # tested lines; a language model is trained longer rather than on more folds
 AFTER = 2.5  # what follows the language models takes about so many times as long as the slowest simple contender
@@ -95,6 +96,7 @@ def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[str] | None,
         examples = [examples[index] for index in chosen]
     rows = [row for row, _ in examples]
     prompts, responses, further = map(list, zip(*(values for _, values in examples), strict=True))
+    responses = merged(responses) if config.merge_labels else responses
     labels = sorted(set(responses))
     if len(labels) == 1:
         raise TinyGPTError(f"{path}: all examples have the label {labels[0][:40]!r}", "add examples of another label")

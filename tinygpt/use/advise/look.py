@@ -10,6 +10,7 @@ import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from decimal import Decimal
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ def look(lines: Sequence[Line], labels: Sequence[str]) -> list[Finding]:
     lines: one or more. labels: all that there are.
     Errors: TinyGPTError if scikit-learn is not installed.
     """
-    problems = [contradictions(lines), near(lines), *too_little(lines, labels), personal_data(lines)]
+    problems = [spellings(lines), contradictions(lines), near(lines), *too_little(lines, labels), personal_data(lines)]
     return [*described(lines, labels), duplicates(lines), *(finding for finding in problems if finding.count)]
 
 
@@ -94,6 +95,31 @@ def contradictions(lines: Sequence[Line]) -> Finding:
     examples = [arrow([group[0] for group in groups]) for groups in several[:2]]
     advice = "Choose one of the labels for each, or add to the prompt what tells the cases apart."
     return Finding("different labels", len(several), f"{what}lines is {ceiling:.1f}%.", examples, advice)
+
+
+def spellings(lines: Sequence[Line]) -> Finding:
+    """Find labels that differ only by case, blanks or the notation of a number."""
+    counts = Counter(line.label for line in lines)
+    groups = grouped([Line("", label, "") for label in counts], lambda line: spelling(line.label))
+    several = [[line.label for line in group] for group in groups if len(group) > 1]
+    examples = [" | ".join(f"{shown(label, 19)} {counts[label]:,}" for label in group) for group in several[:2]]
+    what = f"Labels in several spellings, by case, blanks or the notation of a number: {len(several):,}."
+    advice = "If they mean the same, make them one: the same command with --merge_labels --out_dir=out-merged."
+    return Finding("labels in several spellings", len(several), what, examples, advice)
+
+
+def spelling(label: str) -> Hashable:
+    """Return what labels have in common that differ only in this way: a number, or words in lower case."""
+    words = " ".join(label.split()).casefold()
+    return Decimal(words) if re.fullmatch(r"[+-]?\d+(\.\d+)?", words) else words
+
+
+def merged(labels: Sequence[str]) -> list[str]:
+    """Replace each label by its most frequent spelling."""
+    best: dict[Hashable, str] = {}
+    for label, _ in Counter(labels).most_common():
+        best.setdefault(spelling(label), label)
+    return [best[spelling(label)] for label in labels]
 
 
 def near(lines: Sequence[Line]) -> Finding:
