@@ -62,6 +62,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # preset, and what differs fro
     "standard": ("shakespeare_char", TINY),
     "nanogpt": ("nanogpt", TINY | {"batch_size": 12}),
 }
+DRAWS = 500  # of the bootstrap
 CONTINUATION = 8  # characters of an output of plain text
 
 
@@ -129,15 +130,21 @@ def stages(folder: Path, sets: dict[str, np.ndarray], seeds: range, count: int, 
 
 
 def rank_correlations(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Return Spearman's rank correlation over the halves for each output; 0 if a prediction is constant. Both arrays
-    are (halves, outputs)."""
+    """Return Spearman's rank correlation over the sets for each output; 0 if a prediction is constant. Both arrays are
+    (sets, outputs)."""
     return np.nan_to_num([spearmanr(*columns).statistic for columns in zip(predicted.T, measured.T, strict=True)])
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of the mean over outputs."""
-    draws = np.random.default_rng(0).integers(0, len(values), (10_000, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+def interval(measured: np.ndarray, predicted: np.ndarray, minus: np.ndarray | None = None) -> tuple[float, float]:
+    """Return the 95% bootstrap interval, over sets and outputs, of the mean rank correlation of a prediction, or of its
+    lead over another one. All arrays are (sets, outputs)."""
+    generator, means = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        sets, outputs = (generator.integers(0, size, size) for size in measured.shape)
+        drawn = np.ix_(sets, outputs)
+        mean = rank_correlations(predicted[drawn], measured[drawn]).mean()
+        means.append(mean - (0 if minus is None else rank_correlations(minus[drawn], measured[drawn]).mean()))
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -171,16 +178,20 @@ def report(
             other = np.mean([rank_correlations(sums[a], odds[b]) for a, b in itertools.permutations(range(k), 2)])
             print(f"{name} in one run, with trainings of its seed {same:.2f}, of another seed {other:.2f}")
     print(f"{'':<26}{'LDS (95% interval)':<24}influence minus it (95% interval)")
-    found = {}
-    for name, each in scores.items():
-        predicted = np.array([np.asarray(each)[:, rows].sum(axis=1) for rows in sets.values()])
-        found[name] = rank_correlations(predicted, odds.mean(axis=0))
-        cells = [
-            f"{values.mean():5.2f} ({low:5.2f} to {high:5.2f})"
-            for values in (found[name], found["influence"] - found[name])
-            for low, high in [interval(values)]
-        ]
-        print(f"{name:<26}{cells[0]:<24}{cells[1] if name != 'influence' else ''}")
+    measured, first = odds.mean(axis=0), next(iter(scores))
+    by_sets = {
+        name: np.array([np.asarray(each)[:, rows].sum(axis=1) for rows in sets.values()])
+        for name, each in scores.items()
+    }
+    for name, predicted in by_sets.items():
+        low, high = interval(measured, predicted)
+        score = rank_correlations(predicted, measured).mean()
+        line = f"{name:<26}{f'{score:5.2f} ({low:5.2f} to {high:5.2f})':<24}"
+        if name != first:
+            lead = rank_correlations(by_sets[first], measured).mean() - score
+            low, high = interval(measured, by_sets[first], predicted)
+            line += f"{lead:5.2f} ({low:5.2f} to {high:5.2f})"
+        print(line)
 
 
 def main() -> None:
@@ -194,7 +205,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out-bench-why"))
     args = parser.parse_args()
     folder, seeds = args.out / args.kind, range(1337, 1337 + args.seeds)
-    identity = Identity("bench", args.kind, {"outputs": args.outputs, **SETTINGS}, {})
+    identity = Identity("bench", args.kind, {"outputs": args.outputs, **SETTINGS, **KINDS[args.kind][1]}, {})
     (folder / "data").mkdir(parents=True, exist_ok=True)
     run(folder, identity, [Stage("train", 5, partial(fit, folder, args.kind))])
     explained = load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))

@@ -43,7 +43,7 @@ from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
 from tinygpt.examine.report.notebook import entries_of, run_html
 from tinygpt.examine.report.plot import draw
-from tinygpt.examine.why.effects import derivative, estimate, tested
+from tinygpt.examine.why.effects import Tested, derivative, estimate, tested
 from tinygpt.examine.why.explained import Explained, load_run, outputs_of, row_numbers
 from tinygpt.examine.why.proof import random_rows
 from tinygpt.examine.why.rows import without
@@ -69,6 +69,7 @@ class Influence(NamedTuple):
     effects: np.ndarray
     model: LoadedModel
     similar: Callable[[np.ndarray | Sequence[int]], np.ndarray]
+    test: Tested | None  # predicted, proved, error
 
 
 class Run:
@@ -137,22 +138,24 @@ class Run:
 
         Returns effects, float64 (rows,): the change of their log-probability in nats without the row; model: of this
         training; similar: from rows to as many others, of the same labels and drawn as often. sweeps and memory: as in
-        `tinygpt why`; derivatives that fail their test are replaced by the estimate. Errors: TinyGPTError.
+        `tinygpt why`; test: of the derivatives, None without sweeps. Errors: TinyGPTError.
         """
         explained = self._explained(sweeps=sweeps, **({"memory": memory} if sweeps else {}))
         training, encoded = Training(explained, explained.config.seed), outputs_of(explained, outputs)
-        effects, weights = estimate(training, explained, encoded)
+        test = None
         if sweeps:
-            of_trainings = [derivative(training, explained, encoded, n, 1e6 * memory) for n in range(sweeps)]
-            values = [float(training.log_probability(trained, *encoded)) for _, trained in of_trainings]
-            test = tested([each for each, _ in of_trainings], values)
-            effects = test.effects if test.error < 1 else effects
+            found = [derivative(training, explained, encoded, number, 1e6 * memory) for number in range(sweeps)]
+            values = [float(training.log_probability(trained, *encoded)) for _, trained in found]
+            test, weights = tested([of_training for of_training, _ in found], values), found[0][1]
+            effects = test.effects
+        else:
+            effects, weights = estimate(training, explained, encoded)
         model = training.trained(weights)
 
         def similar(rows: np.ndarray | Sequence[int]) -> np.ndarray:
             return random_rows(explained, row_numbers(explained, rows), explained.config.seed)
 
-        return Influence(effects, self._loaded(explained, model), similar)
+        return Influence(effects, self._loaded(explained, model), similar, test)
 
     @arguments()
     def retrain(self, left_out: np.ndarray | Sequence[int], seed: int | None = None) -> LoadedModel:

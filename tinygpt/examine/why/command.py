@@ -86,31 +86,29 @@ def why(config: WhyConfig) -> None:
 def measured_effects(
     explained: Explained, config: WhyConfig, encoded: Output, finish: Callable[[Sequence[Stage]], Results]
 ) -> dict[str, Any]:
-    """Return the effects of the rows, and the output's log-probability after the repeated training: by derivatives with
-    their test, unless they fail it, or as an estimate."""
+    """Return the effects of the rows, and the output's log-probability after the repeated training: by derivatives,
+    with their test, or as an estimate."""
     training = Training(explained, explained.config.seed)
 
     def stage(name: str, times: float, method: Callable[..., tuple[np.ndarray, torch.Tensor]], *args: Any) -> Stage:
         def compute() -> dict[str, Any]:
             effects, weights = method(training, explained, encoded, *args)
             repeated = float(training.log_probability(weights, *encoded))
-            return {"method": method.__name__, "effects": effects.tolist(), "repeated": repeated}
+            return {"effects": effects.tolist(), "repeated": repeated}
 
         return Stage(name, times * seconds_of(explained), compute)
 
+    if not config.sweeps:
+        by_estimate = stage("estimate the effects", 3, estimate)
+        return finish([by_estimate])[by_estimate.name]
     sweeps = [
         stage(f"differentiate training {number}", 5, derivative, number - 1, 1e6 * config.memory, f"training {number}")
         for number in range(1, config.sweeps + 1)
     ]
-    by_estimate = [stage("estimate the effects", 3, estimate)]
-    if not sweeps:
-        return finish(by_estimate)[by_estimate[0].name]
     found = list(finish(sweeps).values())
     test = tested([np.array(each["effects"]) for each in found], [each["repeated"] for each in found])
     shown = {"predicted": test.predicted, "proved": test.proved, "error": test.error}
-    if test.error < 1:
-        return found[0] | {"effects": test.effects, "test": shown}
-    return finish(by_estimate)[by_estimate[0].name] | {"test": shown}
+    return found[0] | {"effects": test.effects, "test": shown}
 
 
 def examples(
@@ -130,16 +128,16 @@ def examples(
 def show_test(answer: dict[str, Any]) -> None:
     """Print how well the derivatives predict what leaving random rows out does."""
     test = answer["test"]
-    columns = {"without random rows": "<21", "predicted": ">12", "trained": ">12"}
+    columns = {"without random rows": "<21", "predicted": ">12", "measured": ">12"}
     rows = [
         (f"set {number}", f"{predicted:+.3g}", f"{proved:+.3g}")
         for number, (predicted, proved) in enumerate(zip(test["predicted"], test["proved"], strict=True), start=1)
     ]
     print(f"\ntest: change of the log-probability (nats) without {SHARE:.0%} of the rows")
     print(*terminal.table(columns, rows), sep="\n")
-    print(f"relative error: {test['error']:.3g} (0: exact; from 1 on, to predict no change is as good)")
+    print(f"relative error: {test['error']:.3g} (0: exact; 1: no better than to predict no change; above 1: worse)")
     if test["error"] >= 1:
-        print("so the derivatives are no guide, and the effects below are estimated")
+        print("so the sizes of the effects below are no guide; whether their ranking is, so few sets cannot tell")
 
 
 def show(answer: dict[str, Any], config: WhyConfig) -> None:
@@ -164,7 +162,7 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
         ]
         width = max([len(line[1]) for line in lines], default=5) + 2
         print(*terminal.table({"effect": "<10", "place": f"<{width}", "text": "<4"}, lines), sep="\n")
-    method = "by derivatives of trainings" if answer["method"] == "derivative" else "estimated"
-    print(f"\neffect: change of the log-probability (nats) if the row is left out of the training, {method}")
+    method = f" by the median derivative of {config.sweeps} trainings" * bool(config.sweeps)
+    print(f"\neffect: change of the log-probability (nats) if the row is left out of the training, estimated{method}")
     if not config.prove:
         print("\nnext: the same command with --prove trains again without these rows, and shows what changes")

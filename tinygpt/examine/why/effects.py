@@ -7,8 +7,9 @@ test = tested(derivatives, log_probabilities)            # of several trainings
 An effect is the change of the output's log-probability in nats if the row is left out. A training can be so curved that
 its derivative predicts nothing: without a few rows it is another training. So the effects are the median of several
 derivatives: of the run's training, and of trainings without random rows, with the same seed. These test it, too: the
-changes that they prove are compared with those that the other derivatives predict. Where to predict no change would be
-as good, the estimate (influence.py) is the better guide; it also needs less time. docs/EXPERIMENTS.md has the figures.
+changes that they prove are compared with those that the other derivatives predict. All are changes from the same
+training, whose chance is in each of them. The estimate (influence.py) needs less time, and was nowhere a better guide
+(docs/EXPERIMENTS.md): so it never replaces derivatives, however their test ends.
 """
 
 from collections.abc import Sequence

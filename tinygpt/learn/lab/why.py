@@ -78,7 +78,7 @@ def find_wrong(folder: Path, size: Size, seed: int) -> list[dict[str, Any]]:
     """Rank the training lines by suspicion in each of RANKINGS, and train again without as many as are wrong."""
     run, lines = learned(folder)
     splits, labels, _ = api.task(TASK)
-    harm, model, _ = run.influence(splits["val"][: size.judges])
+    harm, model, *_ = run.influence(splits["val"][: size.judges])
     loss = np.array([-model.log_probabilities(line, [label])[0] for line, label in lines])
     truth = dict(splits["train"])
     wrong = np.array([truth[line] != label for line, label in lines])
@@ -102,7 +102,7 @@ def explain(folder: Path, size: Size, seed: int, line: int) -> list[dict[str, An
     prompts = [prompt for prompt, _ in api.task(TASK).splits["val"]]
     prompt = prompts[-1 - line % (len(prompts) - size.judges)]  # no judge
     answer = next(iter(run.load(device="cpu").classify(prompt)))
-    effects, model, similar = run.influence([(prompt, answer)])
+    effects, model, similar, _ = run.influence([(prompt, answer)])
     influential = np.argsort(effects, kind="stable")[: size.left_out]
     documents = api.Documents(texts=[f"{line} -> {label}" for line, label in lines])
     near = np.array([passage.id - 1 for passage in documents.search(f"{prompt} {answer}", size.left_out)])
