@@ -39,21 +39,13 @@ from tinygpt.examine.why.effects import random_set
 from tinygpt.examine.why.exact import exact_effects
 from tinygpt.examine.why.explained import Explained, load_run, output, texts_of
 from tinygpt.examine.why.influence import estimated_effects
-from tinygpt.examine.why.rows import sums_of_rows, without
+from tinygpt.examine.why.rows import sums_of_rows
 from tinygpt.examine.why.step import Training
 from tinygpt.training.child import train_in_child
 from tinygpt.use.ask import embeddings
 
 PAIRS, CHARACTERS = 300, 40_000
-SETTINGS = {
-    "n_layer": 1,
-    "dropout": 0.0,
-    "batch_size": 16,
-    "max_iters": 100,
-    "eval_interval": 100,
-    "warmup_iters": 10,
-    "threads": 1,
-}
+SETTINGS = {"n_layer": 1, "dropout": 0.0, "batch_size": 16, "max_iters": 100, "eval_interval": 100, "warmup_iters": 10}
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 48, "max_iters": 80, "eval_interval": 80}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # preset, and what differs from it and from SETTINGS
     "pairs": ("lab_classifier", {}),
@@ -75,7 +67,7 @@ def fit(folder: Path, kind: str) -> None:
         write_dataset(data, splits, TASKS["transactions"].labels, task)
     else:
         write_dataset(data, industry_descriptions()[:CHARACTERS])
-    train_in_child("train", preset, folder / "run", data, device="cpu", **(SETTINGS | settings))
+    train_in_child("train", preset, folder / "run", data, device="cpu", threads=1, **(SETTINGS | settings))
 
 
 def outputs_of(explained: Explained, count: int) -> list[tuple[str, str]]:
@@ -100,25 +92,24 @@ def similarities(query: str, texts: list[str]) -> dict[str, np.ndarray]:
     return {"BM25": scores, "wordllama's embeddings": cosines}
 
 
-def stages(folder: Path, sets: dict[str, np.ndarray], seeds: range, count: int, sweeps: int) -> Iterator[Stage]:
-    explained = load_run(WhyConfig(run=str(folder / "run"), data_dir=str(folder / "data")))
-    encoded = [output(explained, *pair) for pair in outputs_of(explained, count)]
+def stages(explained: Explained, sets: dict[str, np.ndarray], seeds: range, count: int, sweeps: int) -> Iterator[Stage]:
+    encoded = [output(explained, pair) for pair in outputs_of(explained, count)]
 
     def predict(seed: int) -> list[list[float]]:
         training = Training(explained, seed)
         return [sums_of_rows(estimated_effects(training, *each)[0], explained).tolist() for each in encoded]
 
     def differentiate(seed: int) -> list[list[float]]:
-        training, found = Training(explained, seed), []
+        found = []
         for number in range(sweeps):
-            left = without(explained, random_set(len(explained.rows), number))
-            effects, _ = exact_effects(training, encoded, 4e9, left)
+            training = Training(explained, seed, random_set(len(explained.rows), number))
+            effects, _ = exact_effects(training, encoded, 4e9)
             found.append([sums_of_rows(each, explained) for each in effects])
         return np.median(found, axis=0).tolist()
 
     def measure(rows: np.ndarray, seed: int) -> list[float]:
-        training = Training(explained, seed)
-        weights = training.run(without(explained, rows))
+        training = Training(explained, seed, rows)
+        weights = training.run()
         return [float(training.log_probability(weights, *each)) for each in encoded]
 
     for seed in seeds:  # with more seeds, the same command goes on
@@ -215,7 +206,7 @@ def main() -> None:
         drawn = [generator.permutation(rows)[:size] for _ in range(args.sets)]
         by_share[share] = {f"set {number} of {size} rows": left for number, left in enumerate(drawn)}
     sets = {name: left for each in by_share.values() for name, left in each.items()}
-    results = run(folder, identity, list(stages(folder, sets, seeds, args.outputs, args.sweeps)))
+    results = run(folder, identity, list(stages(explained, sets, seeds, args.outputs, args.sweeps)))
     for each in by_share.values():
         report(results, explained, each, seeds, args.outputs, args.sweeps)
 

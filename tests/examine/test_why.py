@@ -184,14 +184,15 @@ def test_derivatives_are_tested_on_trainings_without_random_rows(copy: Path) -> 
     ask = ["short", "--start=077 red", "--text=rot", "--sweeps=3"]
     found = json.loads(ok(copy, "why", *ask, "--json").out)
     explained = load_run(WhyConfig(run=str(copy / "short"), data_dir=str(copy / "data")))
-    training, (x, y) = Training(explained, explained.config.seed), output(explained, "077 red", "rot")
+    x, y = output(explained, ("077 red", "rot"))
     nothing, *sets = (effects.random_set(166, number) for number in range(3))
     assert len(nothing) == 0 and [len(set(rows.tolist())) for rows in sets] == [8, 8]  # a twentieth
     derivatives, proved = [], []
     for rows in (nothing, *sets):
-        tokens, weights = exact_effects(training, [(x, y)], 1e9, without(explained, rows))
+        training = Training(explained, explained.config.seed, rows)
+        tokens, weights = exact_effects(training, [(x, y)], 1e9)
         derivatives.append(sums_of_rows(tokens[0], explained))
-        again = training.run(without(explained, rows))
+        again = training.run()
         assert torch.allclose(weights, again, atol=1e-4)
         proved.append(float(training.log_probability(again, x, y)))
     raised = np.median(derivatives, axis=0).min()
@@ -226,7 +227,7 @@ def test_where_the_derivatives_miss_the_sizes_it_is_said(copy: Path) -> None:
 def test_the_derivative_of_a_batch_is_that_of_autograd_row_by_row(options: dict[str, Any]) -> None:
     """With every option of the model, which can be differentiated twice."""
     training = Training.__new__(Training)
-    training.model, training.has_dropout = ExplicitGPT(small(**options).config), False
+    training.model = ExplicitGPT(small(**options).config)
     shaken(training.model, 0.1)
     training.flat = FlatWeights(training.model, torch.float32)
     source = TextRows(np.random.default_rng(1).integers(0, SMALL.vocab_size, 60).astype(np.uint16))
@@ -237,11 +238,11 @@ def test_the_derivative_of_a_batch_is_that_of_autograd_row_by_row(options: dict[
     for row, column in (y >= 0).nonzero().tolist():
         alone = torch.full_like(y, -1)
         alone[row, column] = y[row, column]
-        batch = Batch(x[None], alone[None], np.zeros(0))
-        gradient = training.gradient(weights, 0, batch, torch.ones(batch.y.shape))
+        gradient = training.gradient(weights, 0, Batch(x[None], alone[None], torch.ones(1, *y.shape), np.zeros(0)))
         expected.append(float(gradient @ direction) / count)
     of_tokens = torch.ones(1, *y.shape, requires_grad=True)
-    gradient = training.gradient(weights.clone().requires_grad_(), 0, Batch(x[None], y[None], np.zeros(0)), of_tokens)
+    batch = Batch(x[None], y[None], of_tokens, np.zeros(0))
+    gradient = training.gradient(weights.clone().requires_grad_(), 0, batch)
     found = torch.autograd.grad(gradient, of_tokens, direction)[0][0]
     assert found[y >= 0].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4) and not found[y < 0].any()
 
@@ -258,7 +259,7 @@ def test_all_effects_together_are_the_change_that_training_made(
     few += ["--block_size=20", "--batch_size=8", "--gradient_accumulation_steps=2"]
     ok(tmp_path, "train", f"--dataset={name}", *MODEL, *LEARN, *few)
     explained = load_run(WhyConfig(run=str(tmp_path / "out"), data_dir=str(planted / "data")))
-    x, y = output(explained, start, text)
+    x, y = output(explained, (start, text))
     training = Training(explained, explained.config.seed)
     before, after = (float(training.log_probability(w, x, y)) for w in (training.start().weights, training.run()))
     estimate, weights = influence.estimated_effects(training, x, y)

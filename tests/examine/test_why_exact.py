@@ -15,8 +15,8 @@ from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
 from tinygpt.examine.why import exact
-from tinygpt.examine.why.explained import Explained, load_run, output
-from tinygpt.examine.why.rows import positions_of, rows_of_batch, sums_of_rows, without
+from tinygpt.examine.why.explained import Explained, Output, load_run, output
+from tinygpt.examine.why.rows import positions_of, rows_of_batch, sums_of_rows
 from tinygpt.examine.why.step import State, Training
 
 MODEL = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--device=cpu", "--dtype=float32", "--quiet", "--threads=1"]
@@ -54,16 +54,14 @@ def explained_run(folder: Path, name: str) -> Explained:
     return load_run(WhyConfig(run=str(folder / name), data_dir=str(folder / "data")))
 
 
-def query(explained: Explained) -> exact.Output:
-    return output(explained, *OUTPUT[explained.config.dataset])
+def query(explained: Explained) -> Output:
+    return output(explained, OUTPUT[explained.config.dataset])
 
 
-def final(training: Training, token_weights: np.ndarray | None = None) -> State:
-    """The last state, with weights of the tokens of the training split, which may need a gradient."""
+def final(training: Training) -> State:
     state = training.start()
     for number in range(training.steps):
-        batch = training.batch(number)
-        state = training.step(state, number, batch, training.weights_of(batch, token_weights))
+        state = training.step(state, number, training.batch(number))
     return state
 
 
@@ -90,11 +88,9 @@ def test_a_row_left_out_has_no_influence_at_all(runs: Path) -> None:
     training, state = Training(explained, 1337), Training(explained, 1337).start()
     batch = training.batch(0)
     drawn = rows_of_batch(explained.source, training.config, 0)
-    gone = without(explained, np.array([drawn[0]]))
-    kept = torch.from_numpy(gone[batch.positions])
-    whole = training.gradient(state.weights, 0, batch, torch.ones(batch.y.shape))
-    less = training.gradient(state.weights, 0, batch, kept)
-    alone = training.gradient(state.weights, 0, batch, 1 - kept)
+    kept = Training(explained, 1337, drawn[:1]).batch(0).weights
+    weights = (torch.ones(batch.y.shape), kept, 1 - kept)
+    whole, less, alone = (training.gradient(state.weights, 0, batch._replace(weights=each)) for each in weights)
     assert alone.norm() > 0 and torch.allclose(whole, less + alone, atol=1e-6)
     times = int((drawn == drawn[0]).sum())
     width = batch.y.shape[-1]
@@ -112,7 +108,7 @@ def test_two_steps_of_one_weight_by_hand() -> None:
         grad_clip=0.0,
     )  # fmt: skip
     training: Any = SimpleNamespace(config=config, adam=slice(0, None), decays=torch.zeros(1, dtype=torch.float64))
-    training.clipped = lambda gradient: Training.clipped(training, gradient)
+    training.clipping = lambda gradient: Training.clipping(training, gradient)
     training.adamw = lambda *args: Training.adamw(training, *args)
     weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
     state = State(*(torch.zeros(1, dtype=torch.float64) for _ in range(3)))
@@ -139,7 +135,8 @@ def test_the_sweep_is_autograd_through_all_steps(runs: Path, name: str) -> None:
     state = State(state.weights.requires_grad_(), *state[1:])
     for number in range(training.steps):
         batch = training.batch(number)
-        state = training.step(state, number, batch, tokens[torch.from_numpy(batch.positions)])
+        weights = tokens[torch.from_numpy(batch.positions)]
+        state = training.step(state, number, batch._replace(weights=weights))
     outputs = [query(explained), tuple(part[:, :-1] for part in query(explained))]
     expected = [torch.autograd.grad(training.log_probability(state.weights, *each), tokens, retain_graph=True)[0]
                 for each in outputs]  # fmt: skip
@@ -152,14 +149,10 @@ def test_the_sweep_is_autograd_through_all_steps(runs: Path, name: str) -> None:
             assert scale > 1e-4 and ours == pytest.approx(-autograd.numpy(), abs=1e-3 * scale)
     # all rows weighted 1 + h: the sum of all effects
     h = 1e-2
-    both = [
-        float(
-            training.log_probability(
-                final(training, np.full(len(tokens), 1 + sign * h, np.float32)).weights, *outputs[0]
-            )
-        )
-        for sign in (1, -1)
-    ]
+    both = []
+    for sign in (1, -1):
+        training.token_weights = np.full(len(tokens), 1 + sign * h, np.float32)
+        both.append(float(training.log_probability(final(training).weights, *outputs[0])))
     assert (both[0] - both[1]) / (2 * h) == pytest.approx(-found[0].sum(), rel=0.1, abs=1e-3)
 
 
@@ -180,7 +173,7 @@ def test_memory_bounds_the_states(runs: Path) -> None:
     for steps in (1, 2, 10, 97, 2000):
         training.steps = steps
         assert exact.interval(training, size * steps) == 1
-        least = min(exact.states_of(steps, every) for every in range(1, steps + 1))
+        least = min(-(-steps // every) + every - 1 for every in range(1, steps + 1))
         every = exact.interval(training, size * least)
         held = most = -(-steps // every)  # kept states; then those of the interval that is swept
         for first in range(every * (held - 1), -1, -every):

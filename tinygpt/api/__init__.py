@@ -43,10 +43,9 @@ from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
 from tinygpt.examine.report.notebook import entries_of, run_html
 from tinygpt.examine.report.plot import draw
-from tinygpt.examine.why.effects import Tested, derivative, estimate, tested
-from tinygpt.examine.why.explained import Explained, load_run, outputs_of, row_numbers
+from tinygpt.examine.why.effects import Tested, derivative, estimate, random_set, tested
+from tinygpt.examine.why.explained import Explained, load_run, output, row_numbers
 from tinygpt.examine.why.proof import random_rows
-from tinygpt.examine.why.rows import without
 from tinygpt.examine.why.step import Training
 from tinygpt.train import Callback
 from tinygpt.training.child import Cost, cost_of, run_in_child
@@ -141,10 +140,12 @@ class Run:
         `tinygpt why`; test: of the derivatives, None without sweeps. Errors: TinyGPTError.
         """
         explained = self._explained(sweeps=sweeps, **({"memory": memory} if sweeps else {}))
-        training, encoded = Training(explained, explained.config.seed), outputs_of(explained, outputs)
+        training, encoded = Training(explained, explained.config.seed), output(explained, *outputs)
         test = None
         if sweeps:
-            found = [derivative(training, explained, encoded, number, 1e6 * memory) for number in range(sweeps)]
+            sets = [random_set(len(explained.rows), number) for number in range(sweeps)]
+            trainings = (Training(explained, explained.config.seed, rows) for rows in sets)  # one at a time
+            found = [derivative(each, explained, encoded, 1e6 * memory) for each in trainings]
             values = [float(training.log_probability(trained, *encoded)) for _, trained in found]
             test, weights = tested([of_training for of_training, _ in found], values), found[0][1]
             effects = test.effects
@@ -165,9 +166,9 @@ class Run:
         that the run does not have.
         """
         explained = self._explained()
-        training = Training(explained, explained.config.seed if seed is None else seed)
-        weights = training.run(without(explained, row_numbers(explained, left_out)))
-        return self._loaded(explained, training.trained(weights))
+        rows = row_numbers(explained, left_out)
+        training = Training(explained, explained.config.seed if seed is None else seed, rows)
+        return self._loaded(explained, training.trained(training.run()))
 
     def _explained(self, **options: Any) -> Explained:
         return load_run(config_of(WhyConfig, self.folder, **self._data_dir, **options))

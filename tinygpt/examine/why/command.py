@@ -17,18 +17,18 @@ import torch
 
 from tinygpt.base import terminal
 from tinygpt.base.configs.examine import WhyConfig
-from tinygpt.base.errors import TinyGPTError, diverged
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_lock, strict_json
 from tinygpt.base.process import ended_by_sigterm
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.data.prompts import prompt_text
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
-from tinygpt.examine.why.effects import SHARE, derivative, estimate, tested
-from tinygpt.examine.why.exact import Output
-from tinygpt.examine.why.explained import Explained, load_run, log_probability, output, places_of, texts_of
+from tinygpt.examine.why.effects import SHARE, derivative, estimate, random_set, tested
+from tinygpt.examine.why.explained import Explained, Output, load_run, output, places_of, texts_of
 from tinygpt.examine.why.proof import prove, seconds_of, show_proof
 from tinygpt.examine.why.step import Training
-from tinygpt.generate import refuse_diverged
+from tinygpt.generate import refuse_diverged, require_finite
+from tinygpt.training.losses import row_losses
 
 WIDTH = 90  # characters of an example
 SAME = 0.05  # nats: a smaller difference is rounding
@@ -38,16 +38,17 @@ def why(config: WhyConfig) -> None:
     """Run the command. Errors: TinyGPTError for a run or an output that cannot be explained."""
     explained = load_run(config)
     start = prompt_text(config.start)
-    x, y = output(explained, start, config.text)
+    x, y = output(explained, (start, config.text))
     rows = len(explained.rows)
     if config.prove and 2 * config.leave_out > rows:
         problem = f"--leave_out={config.leave_out} needs as many other training rows, but there are {rows} in all"
         raise TinyGPTError(problem, f"--leave_out={max(1, rows // 4)}")
     model = explained.checkpoint.for_inference(dataclasses.replace(explained.compute, dtype=torch.float32))
     refuse_diverged(model, str(explained.out / "ckpt.pt"))
-    before = log_probability(model, x, y)
-    if not math.isfinite(before):
-        raise diverged("the loss is", before)
+    with torch.inference_mode():
+        loss = row_losses(model, *(part.to(explained.compute.device) for part in (x, y)))
+    require_finite(loss, "the loss is")
+    before = -float(loss)
     fingerprint = weights_fingerprint(explained.checkpoint.model)
     query = strict_json([start, config.text, fingerprint, explained.config.device, config.sweeps])
     folder = explained.out / "why" / hashlib.sha256(query.encode()).hexdigest()[:12]
@@ -88,10 +89,10 @@ def measured_effects(
 ) -> dict[str, Any]:
     """Return the effects of the rows, and the output's log-probability after the repeated training: by derivatives,
     with their test, or as an estimate."""
-    training = Training(explained, explained.config.seed)
 
-    def stage(name: str, times: float, method: Callable[..., tuple[np.ndarray, torch.Tensor]], *args: Any) -> Stage:
+    def stage(name: str, times: float, number: int, method: Callable[..., Any], *args: Any) -> Stage:
         def compute() -> dict[str, Any]:
+            training = Training(explained, explained.config.seed, random_set(len(explained.rows), number))
             effects, weights = method(training, explained, encoded, *args)
             repeated = float(training.log_probability(weights, *encoded))
             return {"effects": effects.tolist(), "repeated": repeated}
@@ -99,11 +100,11 @@ def measured_effects(
         return Stage(name, times * seconds_of(explained), compute)
 
     if not config.sweeps:
-        by_estimate = stage("estimate the effects", 3, estimate)
+        by_estimate = stage("estimate the effects", 3, 0, estimate)
         return finish([by_estimate])[by_estimate.name]
     sweeps = [
-        stage(f"differentiate training {number}", 5, derivative, number - 1, 1e6 * config.memory, f"training {number}")
-        for number in range(1, config.sweeps + 1)
+        stage(f"differentiate training {n}", 5, n - 1, derivative, 1e6 * config.memory, f"training {n}")
+        for n in range(1, config.sweeps + 1)
     ]
     found = list(finish(sweeps).values())
     test = tested([np.array(each["effects"]) for each in found], [each["repeated"] for each in found])

@@ -1,7 +1,7 @@
 """The effects of the training rows on an output: an estimate, or derivatives of trainings and how well they predict.
 
 effects, weights = estimate(training, explained, (x, y))
-effects, weights = derivative(training, explained, (x, y), number=0, memory=2e9)   # of the run; from 1 on: see below
+effects, weights = derivative(training, explained, (x, y), memory=2e9)
 test = tested(derivatives, log_probabilities)            # of several trainings
 
 An effect is the change of the output's log-probability in nats if the row is left out. A training can be so curved that
@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tinygpt.examine.why.exact import Output, exact_effects
-from tinygpt.examine.why.explained import Explained
+from tinygpt.examine.why.exact import exact_effects
+from tinygpt.examine.why.explained import Explained, Output
 from tinygpt.examine.why.influence import estimated_effects
-from tinygpt.examine.why.rows import sums_of_rows, without
-from tinygpt.examine.why.step import Training, finite, memory_errors
+from tinygpt.examine.why.rows import sums_of_rows
+from tinygpt.examine.why.step import Training, memory_errors
+from tinygpt.generate import require_finite
 
 SHARE = 0.05  # of the rows are left out of each training but the first
 
@@ -51,18 +52,16 @@ def estimate(training: Training, explained: Explained, output: Output) -> tuple[
 
 
 def derivative(
-    training: Training, explained: Explained, output: Output, number: int, memory: float, name: str = "training"
+    training: Training, explained: Explained, output: Output, memory: float, name: str = "training"
 ) -> tuple[np.ndarray, Tensor]:
-    """Differentiate the training without a set of random rows: as `estimate`. number: of the set, 0 for none. memory:
-    bytes for the states. name: for the progress bars."""
+    """Differentiate the training: as `estimate`. memory: bytes for the states. name: for the progress bars."""
     with memory_errors(training.device):
-        left = without(explained, random_set(len(explained.rows), number))
-        (tokens,), weights = exact_effects(training, [output], memory, left, name)
+        (tokens,), weights = exact_effects(training, [output], memory, name)
     return of_rows(tokens, explained), weights
 
 
 def of_rows(tokens: np.ndarray, explained: Explained) -> np.ndarray:
-    finite(torch.from_numpy(tokens))
+    require_finite(torch.from_numpy(tokens), "an effect is")
     return sums_of_rows(tokens, explained)
 
 

@@ -1,8 +1,7 @@
 """A run and one of its outputs, loaded and checked for `tinygpt why`.
 
 explained = load_run(config)
-x, y = output(explained, "SQ *BLUE HERON", "coffee")     # int64 (1, T) each; y is -1 outside the output
-log_probability(model, x, y)                             # in nats
+x, y = output(explained, ("SQ *BLUE HERON", "coffee"))   # int64 (n, T) each; y is -1 outside the outputs
 """
 
 import dataclasses
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import SESSION, FinetuneConfig, PrepareConfig, TrainConfig
@@ -30,9 +28,9 @@ from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.rows import PairRows, Rows
 from tinygpt.data.sheets import PAIR_FILES
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.model import GPT
-from tinygpt.training.losses import row_losses
 from tinygpt.training.start import choose_compute
+
+Output = tuple[Tensor, Tensor]  # inputs and targets, int64 (n, T) each: see `output`
 
 
 class Explained(NamedTuple):
@@ -94,19 +92,26 @@ def load_run(config: WhyConfig) -> Explained:
     return Explained(Path(config.run), checkpoint, run, compute, dataset, source)
 
 
-def output(explained: Explained, start: str, text: str) -> tuple[Tensor, Tensor]:
-    """Encode an output as a training row: inputs and targets. For pairs, the targets are the response and its end.
+def output(explained: Explained, *pairs: tuple[str, str]) -> Output:
+    """Encode prompts with their responses as training rows: inputs and targets, which are the responses and their ends;
+    of plain text a single beginning and its continuation.
 
-    Errors: TinyGPTError for an empty text or one outside the vocabulary, and for more tokens than the context has.
+    Errors: TinyGPTError for no pair, an empty text, one outside the vocabulary, and more tokens than the context has.
     """
-    if not text.strip():
-        raise TinyGPTError("why explains an output of the model, but --text is empty", '--start "PROMPT" --text OUTPUT')
     tokenizer, block_size = explained.dataset.tokenizer, explained.config.block_size
+    if not pairs:
+        raise TinyGPTError("there is no output to explain", "give prompts with their responses")
+    if len(pairs) > 1 and not explained.dataset.pairs:
+        raise TinyGPTError("a run on plain text explains one output at a time", "give one (start, text)")
+    if not all(text.strip() for _, text in pairs):
+        raise TinyGPTError("why explains an output of the model, but --text is empty", '--start "PROMPT" --text OUTPUT')
     if explained.dataset.pairs:
-        encode_prompt(start, tokenizer)  # refuses an empty prompt
-        tokens = tokenizer.encode_pair(start.strip(), text.strip())
-        x, y = PairRows(tokens, tokenizer).rows(np.zeros(1, dtype=np.int64), len(tokens) - 1)
+        for start, _ in pairs:
+            encode_prompt(start, tokenizer)  # refuses an empty prompt
+        rows = [tokenizer.encode_pair(start.strip(), text.strip()) for start, text in pairs]
+        x, y = PairRows(np.concatenate(rows), tokenizer).rows(np.arange(len(rows)), max(map(len, rows)) - 1)
     else:
+        ((start, text),) = pairs
         first = encode_prompt(start, tokenizer, plain=True)
         tokens = np.array([*first, *tokenizer.encode(text)], dtype=np.int64)[None]
         x, y = tokens[:, :-1], tokens[:, 1:].copy()
@@ -115,21 +120,6 @@ def output(explained: Explained, start: str, text: str) -> tuple[Tensor, Tensor]
         problem = f"--start and --text have {x.shape[1] + 1} tokens; the run was trained on at most {block_size + 1}"
         raise TinyGPTError(problem, "shorten --start")
     return torch.from_numpy(x), torch.from_numpy(y)
-
-
-def outputs_of(explained: Explained, pairs: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
-    """Encode prompts with their responses as training rows; of plain text a single beginning and its continuation.
-
-    Errors: as in `output`, and for no pair.
-    """
-    if not pairs:
-        raise TinyGPTError("there is no output to explain", "give prompts with their responses")
-    if len(pairs) > 1 and not explained.dataset.pairs:
-        raise TinyGPTError("a run on plain text explains one output at a time", "give one (start, text)")
-    encoded = [output(explained, *pair) for pair in pairs]
-    x = pad_sequence([x[0] for x, _ in encoded], batch_first=True)
-    y = pad_sequence([y[0] for _, y in encoded], batch_first=True, padding_value=-1)
-    return x, y
 
 
 def row_numbers(explained: Explained, rows: np.ndarray | Sequence[int]) -> np.ndarray:
@@ -141,13 +131,6 @@ def row_numbers(explained: Explained, rows: np.ndarray | Sequence[int]) -> np.nd
     if len(wrong := np.setdiff1d(numbers, np.arange(len(explained.rows)))):
         raise TinyGPTError(f"no training row {wrong[0]}", f"rows are numbered from 0 to {len(explained.rows) - 1:,}")
     return numbers.astype(np.int64)
-
-
-@torch.inference_mode()
-def log_probability(model: GPT, x: Tensor, y: Tensor) -> float:
-    """Compute the log-probability of an output in nats, the sum over its tokens."""
-    device = model.lm_head.weight.device
-    return -float(row_losses(model.eval(), x.to(device), y.to(device)))
 
 
 def texts_of(explained: Explained) -> list[str]:

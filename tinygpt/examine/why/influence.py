@@ -37,13 +37,13 @@ def estimated_effects(training: Training, x: Tensor, y: Tensor) -> tuple[np.ndar
     effects, rates, state = np.zeros(len(training.source.tokens)), applied_rates(training.config), training.start()
     for number in progress(range(training.steps), desc="estimate the effects"):
         batch, weights = training.batch(number), state.weights.requires_grad_()
-        of_tokens = torch.ones(batch.y.shape, device=training.device, requires_grad=True)
-        gradient = training.gradient(weights, number, batch, of_tokens)
+        batch.weights.requires_grad_()
+        gradient = training.gradient(weights, number, batch)
         after = training.update(State(weights.detach(), *state[1:]), number, gradient.detach())
         output = torch.autograd.grad(training.log_probability(weights, x, y), weights)[0]
-        clipped = float(training.clipped(gradient.detach()).norm() / gradient.detach().norm().clamp(min=ADAM_EPS))
-        direction = rates[number] * clipped * preconditioned(training, after, number, output)
-        slopes = torch.autograd.grad(gradient, of_tokens, direction)[0]
+        rate = rates[number] / training.clipping(gradient.detach())
+        direction = rate * preconditioned(training, after, number, output)
+        slopes = torch.autograd.grad(gradient, batch.weights, direction)[0]
         np.add.at(effects, batch.positions, to_host(slopes))
         state = after
     return effects, state.weights.detach()

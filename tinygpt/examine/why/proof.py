@@ -7,14 +7,13 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-import torch
 
 from tinygpt.base import terminal
 from tinygpt.base.configs.examine import WhyConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.examine.experiment.stages import Results, Stage
-from tinygpt.examine.why.explained import Explained
-from tinygpt.examine.why.rows import exposures_of, without
+from tinygpt.examine.why.explained import Explained, Output
+from tinygpt.examine.why.rows import exposures_of
 from tinygpt.examine.why.step import Training
 
 SEEDS = 5  # enough to exclude chance; advised as one number, since adding seeds until a test succeeds is no test
@@ -28,7 +27,7 @@ def prove(
     config: WhyConfig,
     estimate: np.ndarray,
     influential: np.ndarray,
-    encoded: tuple[torch.Tensor, torch.Tensor],
+    encoded: Output,
     finish: Callable[[Sequence[Stage]], Results],
 ) -> dict[str, Any]:
     """Retrain with every row, without the influential ones, and without as many others, for each seed."""
@@ -56,12 +55,10 @@ def seconds_of(explained: Explained) -> float:
     return float(explained.checkpoint.training.get("progress", {}).get("seconds", 60.0))
 
 
-def measured(
-    explained: Explained, left_out: np.ndarray, seed: int, encoded: tuple[torch.Tensor, torch.Tensor]
-) -> float:
+def measured(explained: Explained, left_out: np.ndarray, seed: int, encoded: Output) -> float:
     """Train again without some rows, and return the output's log-probability."""
-    training = Training(explained, seed)
-    return float(training.log_probability(training.run(without(explained, left_out)), *encoded))
+    training = Training(explained, seed, left_out)
+    return float(training.log_probability(training.run(), *encoded))
 
 
 def random_rows(explained: Explained, influential: np.ndarray, seed: int) -> np.ndarray:
@@ -84,21 +81,15 @@ def random_rows(explained: Explained, influential: np.ndarray, seed: int) -> np.
 def proof(results: Results, count: int, seeds: list[int], predicted: float) -> dict[str, Any]:
     """Summarise the retrainings without `count` rows: log-probabilities by what was left out and seed, changes, and the
     verdict."""
-    values = {
-        name: [float(results[stage_name(name, count, seed)]) for seed in seeds]
-        for name in (NOTHING, INFLUENTIAL, RANDOM)
-    }
-    changes = {
-        name: [after - before for after, before in zip(values[name], values[NOTHING], strict=True)]
-        for name in (INFLUENTIAL, RANDOM)
-    }
-    ours, others = np.array(changes[INFLUENTIAL]), np.array(changes[RANDOM])
+    names = (NOTHING, INFLUENTIAL, RANDOM)
+    values = {name: [results[stage_name(name, count, seed)] for seed in seeds] for name in names}
+    _, ours, others = np.subtract([values[name] for name in names], values[NOTHING])
     further = others - ours
     return {
         "seeds": seeds,
         "left_out": {NOTHING: 0, INFLUENTIAL: count, RANDOM: count},
         "log_probability": values,
-        "change": changes,
+        "change": {INFLUENTIAL: ours.tolist(), RANDOM: others.tolist()},
         "predicted_change": predicted,
         "agrees": bool((ours < 0).all() and (further > 0).all()),
         "right": is_positive(-ours) and is_positive(further),

@@ -21,22 +21,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import is_out_of_memory, to_device
-from tinygpt.base.errors import TinyGPTError, diverged
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import progress
 from tinygpt.examine.why.explained import Explained
-from tinygpt.examine.why.rows import positions_of, rows_of_batch
+from tinygpt.examine.why.rows import positions_of, rows_of_batch, without
 from tinygpt.fast.attention import FastSelfAttention
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.muon import MOMENTUM, directions, scale
 from tinygpt.fast.optimizer import FlatWeights
+from tinygpt.generate import require_finite
 from tinygpt.model import GPT, MATRIX, VECTOR
 from tinygpt.train import seed_dropout
-from tinygpt.training.losses import target_losses
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.run import parts_of_rows
 from tinygpt.training.start import make_model, resolve, row_length
@@ -58,6 +59,7 @@ class Batch(NamedTuple):
 
     x: Tensor  # int64
     y: Tensor  # int64, -1 where there is no target
+    weights: Tensor  # float32, of the targets in the loss: 0 for those of a row that is left out, else 1
     positions: np.ndarray  # of the targets in the tokens of the training split, int64
 
 
@@ -74,11 +76,12 @@ class ExplicitGPT(FastGPT):
 
 
 class Training:
-    """The training of a run up to the step of ckpt.pt, with a seed."""
+    """The training of a run up to the step of ckpt.pt, with a seed, and without some rows."""
 
-    def __init__(self, explained: Explained, seed: int) -> None:
-        """Errors: TinyGPTError as in `train`."""
+    def __init__(self, explained: Explained, seed: int, left_out: np.ndarray = np.arange(0)) -> None:
+        """left_out: numbers of training rows, int64 (n,). Errors: TinyGPTError as in `train`."""
         self.steps, self.source = explained.checkpoint.step, explained.source
+        self.token_weights = without(explained, left_out)
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -87,8 +90,6 @@ class Training:
         self.model = ExplicitGPT(made.config)
         self.model.load_state_dict(made.state_dict())
         self.flat = FlatWeights(self.model.to(self.device), torch.float32)
-        self.longest = self.source.width(self.config.block_size)
-        self.has_dropout = self.model.config.dropout > 0
         matrices = self.flat.place_of(MATRIX) if self.config.optimizer == "muon" else None
         self.adam = slice(matrices.stop if matrices else 0, None)
         self.decays = torch.full_like(self.flat.weights.detach(), self.config.weight_decay)
@@ -102,14 +103,12 @@ class Training:
     def batch(self, number: int) -> Batch:
         """Draw the global batch of an iteration, which `train.batch` draws, too."""
         config, source = self.config, self.source
-        row_indices = rows_of_batch(source, config, number)
-        width = row_length(source, self.longest, row_indices)
-        x, y = source.rows(row_indices, width)
-        length = width // parts_of_rows(number, config.context_warmup)
-        shape = (3, config.gradient_accumulation_steps, -1, length)
-        x, y, positions = np.stack((x, y, positions_of(source, row_indices, width))).reshape(shape)
-        inputs, targets = to_device(torch.from_numpy(np.stack((x, y))), self.device)
-        return Batch(inputs, targets, positions)
+        rows = rows_of_batch(source, config, number)
+        width = row_length(source, source.width(config.block_size), rows)
+        shape = (3, config.gradient_accumulation_steps, -1, width // parts_of_rows(number, config.context_warmup))
+        block = np.stack((*source.rows(rows, width), positions_of(source, rows, width))).reshape(shape)
+        x, y = to_device(torch.from_numpy(block[:2]), self.device)
+        return Batch(x, y, torch.from_numpy(self.token_weights[block[2]]).to(self.device), block[2])
 
     def named(self, weights: Tensor) -> dict[str, Tensor]:
         """Return flat weights, or the first of them, by the names of the parameters, in their shapes."""
@@ -119,58 +118,47 @@ class Training:
 
     def losses(self, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Compute the cross-entropy of each target in row order, float32 (targets,), in the model's mode."""
-        named: Any = lambda *args, **options: functional_call(self.model, self.named(weights), args, options)  # noqa: E731
-        return target_losses(named, x, y)
+        logits = functional_call(self.model, self.named(weights), (x, y), {"targets_only": True})[0]
+        return F.cross_entropy(logits, y[y >= 0], reduction="none")
 
     def log_probability(self, weights: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Compute the log-probability of an output in nats, the sum over its targets: a scalar with a gradient."""
         self.model.eval()
         return -self.losses(weights, x.to(self.device), y.to(self.device)).sum()
 
-    def gradient(self, weights: Tensor, number: int, batch: Batch, of_targets: Tensor) -> Tensor:
+    def gradient(self, weights: Tensor, number: int, batch: Batch) -> Tensor:
         """Compute the gradient of the loss of an iteration, (n,): the sum of the targets' losses, each times its weight
-        in `of_targets` (the shape of batch.y), divided by the number of all targets. It has a gradient itself if
-        `weights` has one."""
+        in the batch, divided by the number of all targets. It has a gradient itself if `weights` has one."""
         self.model.train()
         total, differentiable = torch.zeros_like(weights), weights.requires_grad
         leaf = weights if differentiable else weights.detach().requires_grad_()
         count = int((batch.y >= 0).sum())
-        for micro_step, (x, y, of_tokens) in enumerate(zip(batch.x, batch.y, of_targets, strict=True)):
-            if self.has_dropout:
+        for micro_step, (x, y, of_tokens) in enumerate(zip(batch.x, batch.y, batch.weights, strict=True)):
+            if self.model.config.dropout:
                 seed_dropout(self.config.seed, number, micro_step, 0)
             if (y >= 0).any():
                 loss = self.losses(leaf, x, y) @ of_tokens[y >= 0] / count
                 total = total + torch.autograd.grad(loss, leaf, create_graph=differentiable)[0]
         return total
 
-    def weights_of(self, batch: Batch, token_weights: np.ndarray | None = None) -> Tensor:
-        """Return the weights of a batch's targets, from those of the tokens of the training split, (tokens,), or 1."""
-        if token_weights is None:
-            return torch.ones(batch.y.shape, device=self.device)
-        return torch.from_numpy(token_weights[batch.positions]).to(self.device)
-
-    def step(self, state: State, number: int, batch: Batch, of_targets: Tensor) -> State:
-        """Return the state after an iteration. of_targets: as in `gradient`."""
-        return self.update(state, number, self.gradient(state.weights, number, batch, of_targets))
-
-    def next(self, state: State, number: int, token_weights: np.ndarray | None = None) -> State:
-        """Return the state after an iteration, with weights of the tokens of the training split."""
-        batch = self.batch(number)
-        return self.step(state, number, batch, self.weights_of(batch, token_weights))
+    def step(self, state: State, number: int, batch: Batch) -> State:
+        """Return the state after an iteration."""
+        return self.update(state, number, self.gradient(state.weights, number, batch))
 
     def update(self, state: State, number: int, gradient: Tensor) -> State:
         """Clip the gradient (n,) of an iteration, and update the weights by AdamW, or by Muon and AdamW."""
         config, rate = self.config, learning_rate(number, self.config)
-        gradient = self.clipped(gradient)
+        gradient = gradient / self.clipping(gradient)
         parts = [self.adamw(state, number, gradient, rate)]
         if self.adam.start:
             share = rate / config.learning_rate if config.learning_rate else 0.0
             parts.insert(0, self.muon(state, gradient, config.muon_learning_rate * share))
         return State(*map(torch.cat, zip(*parts, strict=True)))
 
-    def clipped(self, gradient: Tensor) -> Tensor:
+    def clipping(self, gradient: Tensor) -> Tensor | float:
+        """Return by what the gradient (n,) is divided to clip it: 1 or more."""
         limit = self.config.grad_clip
-        return gradient / (torch.linalg.vector_norm(gradient) / limit).clamp(min=1.0) if limit else gradient
+        return (torch.linalg.vector_norm(gradient) / limit).clamp(min=1.0) if limit else 1.0
 
     def adamw(self, state: State, number: int, gradient: Tensor, rate: float) -> State:
         """AdamW (Loshchilov & Hutter 2019) on its part of the state, as torch.optim.AdamW computes it."""
@@ -191,14 +179,14 @@ class Training:
         weights = state.weights[part] * (1 - rate * self.decays[part]) - rate * update
         return State(weights, first, state.second[:0])
 
-    def run(self, token_weights: np.ndarray | None = None, desc: str = "train again") -> Tensor:
-        """Train, and return the weights (n,). token_weights: of the tokens of the training split, float32. Errors:
-        TinyGPTError for weights that are not finite."""
+    def run(self) -> Tensor:
+        """Train, and return the weights (n,). Errors: TinyGPTError for weights that are not finite."""
         state = self.start()
         with memory_errors(self.device):
-            for number in progress(range(self.steps), desc=desc):
-                state = self.next(state, number, token_weights)
-        return finite(state.weights)
+            for number in progress(range(self.steps), desc="train again"):
+                state = self.step(state, number, self.batch(number))
+        require_finite(state.weights, "a weight is")
+        return state.weights
 
     def trained(self, weights: Tensor) -> GPT:
         """Return the model with these weights."""
@@ -215,13 +203,6 @@ def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
         eval_only=False, device=str(explained.compute.device),
         threads=str(threads) if type(threads) is int and threads > 0 else config.threads,  # for the same bits
     )  # fmt: skip
-
-
-def finite(weights: Tensor) -> Tensor:
-    """Check that weights or effects are finite, and return them. Errors: TinyGPTError."""
-    if not (bad := weights[~weights.isfinite()]).numel():
-        return weights
-    raise diverged("a weight or an effect is", float(bad[0]))
 
 
 @contextlib.contextmanager
