@@ -35,7 +35,7 @@ from tinygpt.data.corpora import industry_descriptions
 from tinygpt.data.memory import write_dataset
 from tinygpt.data.tasks import TASKS
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
-from tinygpt.examine.why.effects import random_set
+from tinygpt.examine.why.effects import of_present_rows, random_set
 from tinygpt.examine.why.exact import exact_effects
 from tinygpt.examine.why.explained import Explained, load_run, output, texts_of
 from tinygpt.examine.why.influence import estimated_effects
@@ -105,7 +105,8 @@ def stages(explained: Explained, sets: dict[str, np.ndarray], seeds: range, coun
             training = Training(explained, seed, random_set(len(explained.rows), number))
             effects, _ = exact_effects(training, encoded, 4e9)
             found.append([sums_of_rows(each, explained) for each in effects])
-        return np.median(found, axis=0).tolist()
+        by_output = [of_present_rows(each) for each in zip(*found, strict=True)]
+        return [np.nanmedian(each, axis=0).tolist() for each in by_output]
 
     def measure(rows: np.ndarray, seed: int) -> list[float]:
         training = Training(explained, seed, rows)

@@ -101,8 +101,9 @@ class WhyConfig(DataConfig):
 
     For pairs, --start is the prompt and --text the response; for plain text, a beginning and its continuation. It
     repeats the training, and estimates the effects in each iteration: three times the training time. --sweeps=4
-    differentiates the output by the weight of every row through whole trainings, and says how well this predicts what
-    leaving rows out does: 20 times the training time. (`tinygpt lab why` tests the estimate.)
+    differentiates the output by the weight of every row through four whole trainings, three of them without some random
+    rows, takes the median, and compares what it predicts for these rows with what was measured: 20 times the training
+    time. (`tinygpt lab why` tests the estimate.)
     """
 
     run: Annotated[File, POSITIONAL] = "out"
@@ -120,7 +121,7 @@ class WhyConfig(DataConfig):
     sweeps: Annotated[int, Limit("<=", 100)] = 0
     """trainings that are differentiated, at least 2: the run's, and others without random rows; 0: an estimate"""
     memory: Count = 2000
-    """MB for the states of a training in a sweep: with fewer, more of it is computed twice"""
+    """MB for the states of a training in a sweep: with less, more of the training is computed twice"""
 
     prove: Annotated[bool, Group("proof")] = False
     """train the run again with every row, without the most influential rows, and without random ones of the same label,

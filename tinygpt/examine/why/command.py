@@ -23,7 +23,7 @@ from tinygpt.base.process import ended_by_sigterm
 from tinygpt.checkpoint.adapter import weights_fingerprint
 from tinygpt.data.prompts import prompt_text
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
-from tinygpt.examine.why.effects import SHARE, derivative, estimate, random_set, tested
+from tinygpt.examine.why.effects import derivative, estimate, random_set, tested
 from tinygpt.examine.why.explained import Explained, Output, load_run, output, places_of, texts_of
 from tinygpt.examine.why.proof import prove, seconds_of, show_proof
 from tinygpt.examine.why.step import Training
@@ -129,15 +129,16 @@ def examples(
 def show_test(answer: dict[str, Any]) -> None:
     """Print how well the derivatives predict what leaving random rows out does."""
     test = answer["test"]
-    columns = {"without random rows": "<21", "predicted": ">12", "measured": ">12"}
+    columns = {"without": "<7", "predicted": ">12", "measured": ">12"}
     rows = [
         (f"set {number}", f"{predicted:+.3g}", f"{proved:+.3g}")
         for number, (predicted, proved) in enumerate(zip(test["predicted"], test["proved"], strict=True), start=1)
     ]
-    print(f"\ntest: change of the log-probability (nats) without {SHARE:.0%} of the rows")
+    count = terminal.counted(len(random_set(answer["rows"], 1)), "random row")
+    print(f"\ntest: change of the log-probability (nats) without {count}")
     print(*terminal.table(columns, rows), sep="\n")
     print(f"relative error: {test['error']:.3g} (0: exact; 1: no better than to predict no change; above 1: worse)")
-    if test["error"] >= 1:
+    if test["error"] > 0.995:
         print("so the sizes of the effects below are no guide; whether their ranking is, so few sets cannot tell")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.examine.why.exact import exact_effects
 from tinygpt.examine.why.explained import Explained, Output
 from tinygpt.examine.why.influence import estimated_effects
@@ -30,7 +31,7 @@ SHARE = 0.05  # of the rows are left out of each training but the first
 
 
 class Tested(NamedTuple):
-    effects: np.ndarray  # float64 (rows,): the median of the derivatives
+    effects: np.ndarray  # float64 (rows,): the median of the derivatives by the trainings that have the row
     predicted: list[float]  # changes of the log-probability without each set of random rows, by the other derivatives
     proved: list[float]  # ... and of the models that are trained without them
 
@@ -48,7 +49,8 @@ def estimate(training: Training, explained: Explained, output: Output) -> tuple[
     finite."""
     with memory_errors(training.device):
         tokens, weights = estimated_effects(training, *output)
-    return of_rows(tokens, explained), weights
+    require_finite(torch.from_numpy(tokens), "an effect is")
+    return sums_of_rows(tokens, explained), weights
 
 
 def derivative(
@@ -57,24 +59,30 @@ def derivative(
     """Differentiate the training: as `estimate`. memory: bytes for the states. name: for the progress bars."""
     with memory_errors(training.device):
         (tokens,), weights = exact_effects(training, [output], memory, name)
-    return of_rows(tokens, explained), weights
-
-
-def of_rows(tokens: np.ndarray, explained: Explained) -> np.ndarray:
-    require_finite(torch.from_numpy(tokens), "an effect is")
-    return sums_of_rows(tokens, explained)
+    if not np.isfinite(tokens).all():
+        problem = "the derivative of the training is infinite, since the training is too rough"
+        raise TinyGPTError(problem, "the same command without --sweeps", 1)
+    return sums_of_rows(tokens, explained), weights
 
 
 def tested(derivatives: Sequence[np.ndarray], log_probabilities: Sequence[float]) -> Tested:
     """Compare what the derivatives (rows,) of trainings without the sets 0, 1, ... predict with what these prove: the
     output's log-probability after each."""
-    predicted = []
-    for number in range(1, len(derivatives)):
-        others = np.delete(derivatives, number, axis=0)
-        rows = random_set(others.shape[1], number)
-        predicted.append(float(np.median(others, axis=0)[rows].sum()))
+    known, predicted = of_present_rows(derivatives), []
+    for number in range(1, len(known)):
+        others = np.nanmedian(np.delete(known, number, axis=0), axis=0)
+        predicted.append(float(others[random_set(len(others), number)].sum()))
     proved = [after - log_probabilities[0] for after in log_probabilities[1:]]
-    return Tested(np.median(derivatives, axis=0), predicted, proved)
+    return Tested(np.nanmedian(known, axis=0), predicted, proved)
+
+
+def of_present_rows(derivatives: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the derivatives (trainings, rows) with NaN for the rows that a training leaves out: a weight that only
+    they touch has second moments of 0, at which AdamW's derivative is huge."""
+    known = np.array(derivatives)
+    for number, of_rows in enumerate(known):
+        of_rows[random_set(len(of_rows), number)] = np.nan
+    return known
 
 
 def random_set(rows: int, number: int) -> np.ndarray:

@@ -87,6 +87,9 @@ class Training:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             start = resolve(stack, settings(explained, seed, folder))
             self.config, self.device, made = start.config, start.compute.device, make_model(start)
+        if any(explained.checkpoint.model[name].shape != weight.shape for name, weight in made.state_dict().items()):
+            problem = "the run cannot be repeated: the model that it starts from has been replaced by another one"
+            raise TinyGPTError(problem, "train again")
         self.model = ExplicitGPT(made.config)
         self.model.load_state_dict(made.state_dict())
         self.flat = FlatWeights(self.model.to(self.device), torch.float32)
