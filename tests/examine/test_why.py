@@ -169,7 +169,7 @@ def test_what_is_printed(copy: Path) -> None:
     said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1]).out
     assert "5 of 166 training rows raised the probability most:\n" in said and "nats, 5 tokens) after 150" in said
     assert "next: the same command with --prove" in said and "note:" not in said
-    assert "if the row is left out of the training, estimated\n" in said and "relative error" not in said
+    assert "if the row is left out, estimated\n" in said and "relative error" not in said
     changed = store.load(copy / "out/ckpt.pt")
     changed.model = {name: 1.5 * weight for name, weight in changed.model.items()}
     store.save(copy / "out/ckpt.pt", changed)

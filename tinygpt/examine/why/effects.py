@@ -60,7 +60,7 @@ def derivative(
     with memory_errors(training.device):
         (tokens,), weights = exact_effects(training, [output], memory, name)
     if not np.isfinite(tokens).all():
-        problem = "the derivative of the training is infinite, since the training is too rough"
+        problem = "the derivative of the training is not finite, since the training is too rough"
         raise TinyGPTError(problem, "the same command without --sweeps", 1)
     return sums_of_rows(tokens, explained), weights
 
