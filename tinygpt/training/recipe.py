@@ -98,7 +98,7 @@ def reason(config: TrainConfig, dataset: Dataset, fitting: int, limit: str) -> s
     named = " and ".join(f"{key.replace('_', ' ')} {getattr(config, key):g}" for key in changed)
     reading = f"{read:.1f} passes over the data{', so ' * bool(named)}{named}"
     if config.max_iters < fitting:
-        reading += ", the most of the recipe, so the rest of the time is not used"
+        reading += f"; more than {MOST} passes are not planned, so the rest of the time is not used"
     return f"width {config.n_embd}{limit}; {reading}"
 
 
