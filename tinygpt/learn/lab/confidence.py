@@ -162,7 +162,8 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         for key, own in systems.items()
     ]
     rows_note = (
-        "On 1,000 test lines with brands that do not occur in training; median over the seeds (minimum to maximum). "
+        "On 1,000 test lines, three quarters of them with brands that do not occur in training; "
+        "median over the seeds (minimum to maximum). "
         f"Threshold: the lowest confidence at which {100 * config.target:g}% of the answered validation lines are "
         f"correct (--target), if there are at least {FEWEST} of them. Coverage: share of test lines answered. Outside, "
         "answered: share of prompts outside the task answered anyway, mean over the kinds; no answer can be correct."

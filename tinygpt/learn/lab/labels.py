@@ -103,7 +103,8 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         for (size, share), own in sorted(records.by("examples", "share").items())
     ]
     note = (
-        "Accuracy on 1,000 test lines with brands that do not occur in training, all with correct labels: median over "
+        "Accuracy on 1,000 test lines, three quarters of them with brands that do not occur in training, all with "
+        "correct labels: median over "
         "the seeds (minimum to maximum). Each seed draws its own examples and its own wrong labels, each of the eleven "
         "other labels with the same probability. The choice of the test lines makes each accuracy uncertain by up to 3 "
         "percentage points (95% confidence); all rows are measured on the same lines. The tiny model's checkpoint is "

@@ -26,12 +26,13 @@ from tinygpt.base.process import ended_by_sigterm
 from tinygpt.base.terminal import duration, print_error
 from tinygpt.data.pairs import labels_of
 from tinygpt.data.sheets import Row, Sheet, unit
+from tinygpt.examine.eval.classifiers import Classifier
 from tinygpt.examine.experiment.stages import Identity, Results, Stage, fingerprint, forget, run, stored
 from tinygpt.examine.experiment.summary import write
 from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.use.advise import contenders, labeller, summary
-from tinygpt.use.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, Data, Training
-from tinygpt.use.advise.look import FEW, Finding, Line, across, as_text, look, merged, unseen
+from tinygpt.use.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, SENTENCES, Cheap, Data, Training
+from tinygpt.use.advise.look import FEW, Finding, Line, across, as_text, look, merged, too_long, unseen
 from tinygpt.use.advise.split import Split, parsed_times, split
 
 MOST = 20_000  # lines; of more, a random sample is used
@@ -44,6 +45,7 @@ SHARES = {GPT: 0.35, PRETRAINED: LAST}
 SETTINGS = ("budget", "by", "time", "prompt_field", "response_field", "merge_labels", "encoding", "skip_bad")
 CURVE = (0.25, 0.5)  # shares of the training lines in the learning curve
 ENOUGH = 500  # tested lines; a language model is trained longer rather than on more folds
+VECTORS = 0.3  # share of the time that is left, which the vectors of a sentence encoder may take
 AFTER = 2.5  # what follows the language models takes about so many times as long as the slowest simple contender
 
 
@@ -59,22 +61,26 @@ def advise(config: AdviseConfig) -> None:
     if config.pretrained:
         models[config.pretrained] = fingerprint(config.pretrained)
         tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
+    cheap = contenders.cheap(config.vectors)
+    if config.vectors and (encoder := cheap[SENTENCES].encoder):
+        models[config.vectors] = encoder.fingerprint()
     settings = {key: getattr(config, key) for key in SETTINGS}
     divided = split(data.prompts, data.truth, by, times)
     screen = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
     with folder_lock(folder, "advice"), ended_by_sigterm(), screen:
         print(f"{path}: {data}; budget {duration(budget)}\n")
-        examiner = Examiner(config, data, divided, folder, Identity("advise", path.name, settings, models), budget)
-        results = examiner.results()
+        identity = Identity("advise", path.name, settings, models)
+        results = Examiner(config, data, divided, folder, identity, budget, cheap).results()
         report = summary.Report(data, divided, results)
         text = report.summary._replace(tables=report.summary.tables[:-1])  # the last, of the data, was printed first
         print(f"\n{text.as_text()}\n")
         for written in write(report.summary, folder, "advise", command="advise"):
             print(f"written: {written}")
-        following = suggest.command("label", "new.csv", f"--model={folder}", "-o", "labelled.csv")
         if report.advice.name == MAJORITY:
-            following = "add examples, and run the same command with another --out_dir"
-        print(f"the model, {report.advice.name}: {folder / labeller.NAME}\n\nnext: {following}")
+            print("\nnext: add examples, and run the same command with another --out_dir")
+        else:
+            following = suggest.command("label", "new.csv", f"--model={folder}", "-o", "labelled.csv")
+            print(f"the model, {report.advice.name}: {folder / labeller.NAME}\n\nnext: {following}")
     if config.json:
         print(strict_json(report.values))
 
@@ -127,26 +133,42 @@ class Examiner:
     """Runs the stages, one phase after the other, since the time that is left decides about the next phase."""
 
     def __init__(
-        self, config: AdviseConfig, data: Data, divided: Split, folder: Path, identity: Identity, budget: float
+        self,
+        config: AdviseConfig,
+        data: Data,
+        divided: Split,
+        folder: Path,
+        identity: Identity,
+        budget: float,
+        cheap: dict[str, Cheap],
     ) -> None:
-        self.config, self.data, self.split, self.folder, self.identity = config, data, divided, folder, identity
-        self.budget, self.stages = budget, list[Stage]()
+        self.longest = contenders.longest_for(data.prompts, budget)  # characters; of a longer text, the beginning
+        self.whole, self.data = data, data.cut(self.longest)
+        self.config, self.split, self.folder, self.identity = config, divided, folder, identity
+        self.budget, self.cheap, self.stages = budget, cheap, list[Stage]()
 
     def results(self) -> Results:
         """Return the results of all stages."""
         findings = self._run(summary.LOOK, 2, self._look)
         print("\n".join(as_text([Finding(*one) for one in findings])))
         print(f"\nsplit {self.split.how}\n")
-        for name in contenders.cheap(self.data):
-            self._run(name, 5, partial(contenders.measure_cheap, name, self.data, self.split), contender=name, share=1)
+        for name, contender in list(self.cheap.items()):
+            if name == SENTENCES and not self._time_for_vectors(contender):
+                del self.cheap[name]
+                continue
+            measure = partial(contenders.measure_cheap, contender, self.data, self.split)
+            self._run(name, 5, measure, contender=name, share=1)
         for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
             self._language_model(name, share)
         report = summary.Report(self.data, self.split, self._run_all())
-        name, cheap = report.advice.name, [name for name in contenders.cheap(self.data) if name != MAJORITY]
+        name, cheap = report.advice.name, [name for name in self.cheap if name != MAJORITY]
         best = name if name in cheap else max(cheap, key=lambda name: report.right(name).sum())
         for share in CURVE:
-            measure = partial(contenders.measure_cheap, best, self.data, self.split, share)
+            measure = partial(contenders.measure_cheap, self.cheap[best], self.data, self.split, share)
             self._run(f"learning curve, {best}: {share:g} of the lines", 5, measure, contender=best, share=share)
+        if name == MAJORITY:
+            (self.folder / labeller.NAME).unlink(missing_ok=True)
+            return self._run_all()
         if not self._kept(name):
             forget(self.folder, self.identity, f"keep: {name}")
         self._run(f"keep: {name}", 5, partial(self._keep, name))
@@ -163,9 +185,20 @@ class Examiner:
     def _look(self) -> list[Any]:
         labels = [self.data.labels[index] for index in self.data.truth]
         places = [f"{self.data.unit} {number}" for number in self.data.numbers]
-        lines = list(map(Line, self.data.prompts, labels, places))
+        lines = list(map(Line, self.whole.prompts, labels, places))
         findings = look(lines, self.data.labels) + across(lines, self.split.folds)
-        return findings + unseen(self.data.truth, self.data.labels, self.split.folds)
+        findings += unseen(self.data.truth, self.data.labels, self.split.folds)
+        return findings + too_long(self.whole.prompts, self.longest)
+
+    def _time_for_vectors(self, contender: Cheap) -> bool:
+        """Return whether the vectors of all lines take at most a share of the time that is left."""
+
+        def plan() -> dict[str, Any]:
+            seconds = contender.seconds_of_vectors(self.data.prompts)
+            fits = seconds <= VECTORS * self._left()
+            return {"seconds": seconds} if fits else {"left_out": "it needs a larger --budget"}
+
+        return "left_out" not in self._run(f"{contender.name}: time pilot", 2, plan, contender=contender.name)
 
     def _language_model(self, name: str, share: float) -> None:
         """Try a language model for a share of the time that is left, on as many folds as fit."""
@@ -182,7 +215,7 @@ class Examiner:
     def _plan(self, training: Training, share: float) -> dict[str, Any]:
         """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each."""
         stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
-        slowest = max(stages[name]["seconds"] for name in contenders.cheap(self.data))
+        slowest = max(stages[name]["seconds"] for name in self.cheap)
         seconds = share * (self._left() - AFTER * slowest)
         folder = self.folder / f"{FOLDERS[training.name]}-pilot"
         each, testing = contenders.pilot(training, self.data, self.split, folder, seconds)
@@ -212,7 +245,13 @@ class Examiner:
         row = next(row for row in report.contenders if row["name"] == name)
         about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
         limit = max(self._left(), report.measured[name][0]["seconds"])
-        arguments = name, self.data, self.split, self.folder, iterations, config.pretrained, limit
-        model = contenders.fit_on_all(*arguments)
-        labeller.save(self.folder, model, self.data.labels, report.sure.threshold, config.prompt_field, about)
+        model: Classifier | labeller.GPTState
+        if name in self.cheap:
+            model = self.cheap[name].fit(self.data.prompts, self.data.truth, len(self.data.labels))
+        else:
+            arguments = name, self.data, self.split, self.folder, iterations, config.pretrained, limit
+            model = contenders.language_model_of_all(*arguments)
+        encoder = self.cheap[name].encoder if name in self.cheap else None
+        threshold, field = report.sure.threshold, config.prompt_field
+        labeller.save(self.folder, model, self.data.labels, threshold, field, about, encoder, self.longest)
         return about

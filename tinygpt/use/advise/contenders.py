@@ -6,13 +6,14 @@ the lowest loss on a tenth of them are used, which the split sets apart as it do
 early: with labels that depend on several words at once, the loss rises before it falls.
 """
 
-import functools
+import bisect
 import io
 import math
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,11 +34,16 @@ from tinygpt.training.start import MOST_BIGRAM_TOKENS
 from tinygpt.use.advise.labeller import GPTState
 from tinygpt.use.advise.split import Split
 from tinygpt.use.ask import embeddings
+from tinygpt.use.ask.embeddings import Remembered, SentenceEncoder, WordLlama
 
 MAJORITY, NEAREST, LINEAR = "majority", "nearest neighbours", "linear model"
-VECTORS, GPT, PRETRAINED = "linear model with word vectors", "tiny GPT", "pretrained, LoRA"
+WORDS, SENTENCES = "linear model with word vectors", "linear model with sentence vectors"
+GPT, PRETRAINED = "tiny GPT", "pretrained, LoRA"
+ENCODER_WEIGHT = 2**0.5  # its vectors weigh as much as the words and the pieces of words together
 ALONE = 20  # lines that are classified one by one, for the time of a line
 BATCH = 64  # prompts at a time
+CHARACTERS = 3000  # of all texts that the contenders read for each second of the budget
+SHORTEST = 500  # characters to which a text is cut, at least
 HELD_OUT = 0.1  # share of the training lines whose loss chooses the weights of a language model
 LONGEST = {GPT: 480, PRETRAINED: 1200}  # characters of a prompt; more are cut
 SPECIAL_TOKENS = 3  # of a pair
@@ -68,38 +74,84 @@ class Data(NamedTuple):
         """Return (prompt, response) of some lines, cut as a training needs them."""
         return [(self.prompts[line][: training.longest], self.labels[self.truth[line]]) for line in lines]
 
+    def cut(self, longest: int) -> "Data":
+        """Cut the prompts at so many characters."""
+        return self._replace(prompts=[prompt[:longest] for prompt in self.prompts])
+
     def __str__(self) -> str:
         return f"{len(self.prompts):,} examples with {len(self.labels):,} labels"
 
 
-def cheap(data: Data) -> dict[str, Callable[[Sequence[str], np.ndarray, int], Classifier]]:
-    """Return the functions that fit the cheap contenders that can be used for these data, by name."""
-    fits: dict[str, Callable[..., Classifier]] = {MAJORITY: Majority.fit, NEAREST: Nearest.fit, LINEAR: Linear.fit}
+def longest_for(prompts: Sequence[str], budget: float) -> int:
+    """Return how many characters of a prompt can be read in a budget of so many seconds."""
+    lengths, most = np.array([len(prompt) for prompt in prompts]), budget * CHARACTERS
+    fitting = bisect.bisect_right(range(lengths.max() + 1), most, key=lambda cut: np.minimum(lengths, cut).sum()) - 1
+    return max(SHORTEST, fitting)
+
+
+class Cheap:
+    """A contender that trains in seconds: how to fit it, and the vectors that it uses, if any."""
+
+    def __init__(
+        self, name: str, fit: Callable[..., Classifier], source: WordLlama | SentenceEncoder | None = None
+    ) -> None:
+        self.name, self.source, self._fit = name, source, fit
+        self.encoder = source if isinstance(source, SentenceEncoder) else None
+        self._remembered = Remembered(source) if source else None
+
+    def fit(self, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Classifier:
+        if len(np.unique(truth)) < 2:  # of few lines, which nothing can learn from
+            return Majority.fit(prompts, truth, n_labels)
+        if self._remembered is None:
+            return self._fit(prompts, truth, n_labels)
+        return self._fit(prompts, truth, n_labels, embed=self._remembered.vectors)
+
+    def forget(self, fitted: Classifier) -> None:
+        """Let a fitted model compute the vectors of each text again, as it will in use."""
+        if isinstance(fitted, Linear) and self.source:
+            fitted.embed = self.source.vectors
+
+    def seconds_of_vectors(self, prompts: Sequence[str]) -> float:
+        """Measure on some prompts how long the vectors of all take."""
+        assert self._remembered is not None
+        different = sorted(set(prompts))
+        some = [different[index] for index in np.random.default_rng(1).permutation(len(different))[:BATCH]]
+        self._remembered.vectors(some[:1])  # the first call takes longer
+        began = time.monotonic()
+        self._remembered.vectors(some)
+        return (time.monotonic() - began) / len(some) * len(different)
+
+
+def cheap(vectors: str = "") -> dict[str, Cheap]:
+    """Return the cheap contenders, by name. vectors: the folder of a sentence encoder. Errors: TinyGPTError."""
+    found = [Cheap(MAJORITY, Majority.fit), Cheap(NEAREST, Nearest.fit), Cheap(LINEAR, Linear.fit)]
     if embeddings.installed():
-        fits[VECTORS] = functools.partial(Linear.fit, embed=embeddings.WordLlama().vectors)
-    return fits
+        found.append(Cheap(WORDS, Linear.fit, WordLlama()))
+    if vectors:
+        found.append(Cheap(SENTENCES, partial(Linear.fit, weight=ENCODER_WEIGHT), SentenceEncoder(vectors)))
+    return {contender.name: contender for contender in found}
 
 
-def measure_cheap(name: str, data: Data, split: Split, subset: float = 1.0) -> dict[str, Any]:
+def measure_cheap(contender: Cheap, data: Data, split: Split, subset: float = 1.0) -> dict[str, Any]:
     """Train and test a cheap contender on each fold; with `subset`, on this share of the training lines."""
-    fit, predicted, confidence, seconds = cheap(data)[name], list[int](), list[float](), []
-    for train_lines, test_lines in progress(split.folds, desc=name):
+    predicted, confidence, seconds = list[int](), list[float](), []
+    for train_lines, test_lines in progress(split.folds, desc=contender.name):
         if subset < 1:
             train_lines = train_lines[split.part(train_lines, subset, seed=1)]
         began = time.monotonic()
-        one_label = len(np.unique(data.truth[train_lines])) < 2  # of few lines, which nothing can learn from
-        fitted = (Majority.fit if one_label else fit)(*data.pick(train_lines), len(data.labels))
+        fitted = contender.fit(*data.pick(train_lines), len(data.labels))
         seconds.append(time.monotonic() - began)
         prompts = data.pick(test_lines)[0]
         for start in range(0, len(prompts), BATCH):
             probabilities = fitted(prompts[start : start + BATCH])  # (BATCH, L)
             predicted += probabilities.argmax(axis=1).tolist()
             confidence += probabilities.max(axis=1).tolist()
+    contender.forget(fitted)
     alone = one_by_one(fitted, data.prompts)
     results = outcome(split.tested, np.array(predicted), np.array(confidence), statistics.mean(seconds), alone)
     stored = io.BytesIO()
     torch.save(fitted.state(), stored)
-    return results | {"bytes": len(stored.getvalue())}
+    return results | {"bytes": len(stored.getvalue()) + (contender.source.bytes if contender.source else 0)}
 
 
 def outcome(
@@ -231,17 +283,12 @@ def iterations_for(training: Training, lines: int, seconds: float, each: float) 
     return min(fitting, MOST_PASSES * lines // batch + 1) if fitting >= FEWEST[training.name] else 0
 
 
-def fit_on_all(
+def language_model_of_all(
     name: str, data: Data, split: Split, folder: Path, iterations: int, base: str, limit: float
-) -> Classifier | GPTState:
-    """Train a contender on all lines, to be used.
-
-    iterations, limit: of a language model, which is written into the folder, and the most seconds of its training."""
-    every_line = np.arange(len(data.truth))
-    if name in (fits := cheap(data)):
-        return fits[name](*data.pick(every_line), len(data.labels))
+) -> GPTState:
+    """Train a language model on all lines, to be used, for at most `limit` seconds. It is written into the folder."""
     training = planned(name, data, base)._replace(iterations=iterations)
-    fit_language_model(training, data, split, every_line, folder / FOLDERS[name], limit)
+    fit_language_model(training, data, split, np.arange(len(data.truth)), folder / FOLDERS[name], limit)
     return GPTState(ckpt(name), training.longest)
 
 

@@ -19,6 +19,7 @@ from tinygpt.examine.eval.classify import confusion_matrix, rates
 from tinygpt.examine.eval.threshold import lowest_threshold
 
 CHANCE = 0.05  # one-sided p-value below which a difference is more than chance
+NOISE = 0.02  # probability that labels without any rule get a model
 DRAWS = 10_000  # of a permutation test
 TARGET = 0.95  # accuracy above the threshold
 LEVELS = 20  # thresholds that are tried: those above which 5, 10, ..., 100% of the lines are
@@ -126,8 +127,8 @@ class Advice(NamedTuple):
 
 
 def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray, majority: str) -> Advice:
-    """Choose the simplest contender that no other beats by more than chance, among those that are right more often than
-    the majority; the majority, if none is.
+    """Choose the simplest contender that no other beats by more than chance, among those that beat the majority; the
+    majority, if none does.
 
     tested: by name, the simplest first. majority: the name of the one that always gives the most common response."""
     beaten: dict[str, list[Comparison]] = {}
@@ -137,8 +138,9 @@ def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray
             continue
         comparisons = compare(tested, truth, clusters, name)
         better = [one for one in comparisons if one.beats]
-        if name == majority and (ahead := [one for one in comparisons if one.gain > 0]):
-            better, candidates = better or ahead, [one.name for one in ahead]
+        if name == majority:  # one of several contenders may be ahead by chance (Bonferroni)
+            better = [one for one in better if one.p < NOISE / len(comparisons)]
+            candidates = [one.name for one in better]
         if not better:
             return Advice(name, reason(name, beaten, comparisons))
         beaten[name] = better

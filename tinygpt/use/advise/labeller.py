@@ -24,9 +24,11 @@ from tinygpt.checkpoint.loaded import ON_CPU, Loaded
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.classifiers import Classifier, restored
+from tinygpt.use.ask.embeddings import SentenceEncoder, WordLlama
 
 FORMAT = 1
 NAME = "model.pt"
+ENCODER = "encoder"  # the folder of a sentence encoder
 GPT = "gpt"  # the kind that is not in classifiers.py
 
 
@@ -54,10 +56,11 @@ class Labeller:
         self.labels: list[str] = list(state["labels"])
         self.threshold: float | None = state["threshold"]
         self.prompt_field = str(state["prompt_field"])
+        self.longest: int | None = state.get("longest")
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """Compute the probabilities of the labels, float64 (n, L)."""
-        return self.predict(prompts)
+        return self.predict([prompt[: self.longest] for prompt in prompts])
 
     def label(self, prompts: Sequence[str]) -> list[Answer]:
         """Return the most probable label of each prompt."""
@@ -79,8 +82,15 @@ def save(
     threshold: float | None,
     prompt_field: str = "prompt",
     about: Mapping[str, Any] | None = None,
+    encoder: SentenceEncoder | None = None,
+    longest: int | None = None,
 ) -> Path:
-    """Write folder/model.pt, and return its path. about: plain values, such as how good the classifier is."""
+    """Write folder/model.pt, and return its path.
+
+    about: plain values, such as how good the classifier is. encoder: whose vectors it uses; its files are copied into
+    the folder, which can so be used elsewhere. longest: characters of a prompt that it reads; None: all."""
+    if encoder:
+        encoder.copy(folder / ENCODER)
     kind = GPT if isinstance(classifier, GPTState) else classifier.kind
     state = {
         "tinygpt_labeller": FORMAT,
@@ -89,6 +99,8 @@ def save(
         "threshold": None if threshold is None else float(threshold),
         "prompt_field": prompt_field,
         "about": dict(about or {}),
+        "encoder": ENCODER if encoder else "",
+        "longest": longest,
         "state": classifier._asdict() if isinstance(classifier, GPTState) else classifier.state(),
     }
     store.write(folder / NAME, state)
@@ -145,6 +157,7 @@ def checked(path: Path) -> dict[str, Any]:
     types = {"kind": str, "prompt_field": str, "about": dict, "state": dict}
     possible = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     possible = possible and len(set(labels)) == len(labels) > 0
+    possible &= type(state.get("longest")) in (int, type(None))
     possible &= threshold is None or (isinstance(threshold, float) and 0 <= threshold <= 1)
     if not possible or not all(isinstance(state.get(name), expected) for name, expected in types.items()):
         raise TinyGPTError(f"{path}: not a model of tinygpt advise (its content is impossible)", again)
@@ -157,9 +170,7 @@ def predictor(state: Mapping[str, Any], folder: Path) -> classify.Classifier:
         return stored_gpt(state["state"], folder, state["labels"])
     embed = None
     if state["state"].get("embedding") is not None:
-        from tinygpt.use.ask.embeddings import WordLlama
-
-        embed = WordLlama().vectors
+        embed = (SentenceEncoder(folder / ENCODER) if state.get("encoder") else WordLlama()).vectors
     return restored(state["kind"], state["state"], len(state["labels"]), embed)
 
 

@@ -217,15 +217,16 @@ class Report:
         row = next(row for row in self.contenders if row["name"] == self.advice.name)
         text = f"Advice: {row['name']}. {shown(row['accuracy'], row['accuracy_interval'])} of the answers are right."
         if row["name"] == MAJORITY:
-            text = "Advice: no model yet. None is right more often than the most common label alone."
+            text = f"Advice: no model yet. None is right more often than the most common label: {self.advice.why}."
         elif len(self.tested) > 1:
             text += f" Why: {self.advice.why}."
         if self.split.warning:
             text += f" Careful: {self.split.warning}."
         return Verdict(
             text,
-            "the simplest contender that is right more often than the majority and that no other beats by more than "
-            f"chance (paired, one-sided tests on common lines, p < {judge.CHANCE}); the majority, if there is none",
+            "the simplest contender that is right more often than the majority and that no other beats (paired, "
+            f"one-sided tests on common lines, p < {judge.CHANCE}; against the majority {judge.NOISE}, divided by the "
+            "number of contenders); no model, if there is none",
         )
 
     def _missed(self) -> list[Verdict]:
