@@ -88,7 +88,7 @@ def test_label_names_a_row_by_its_number(tmp_path: Path, kind: str) -> None:
     assert "65 lines labelled" in ok(tmp_path, "label", name, "--model=model").err  # an empty text is no bad row
     for kind_of_bad, change in {
         "csv": lambda text: text.replace("\nhello,loan,", "\nhello, you,loan,"),
-        "jsonl": lambda text: text.replace('"prompt": "hello", "response": "loan"', '"prompt": 5'),
+        "jsonl": lambda text: text.replace('"prompt": "hello", "response": "loan"', '"prompt": null'),
     }.items():
         if kind == kind_of_bad:
             (tmp_path / name).write_text(change((tmp_path / name).read_text()))

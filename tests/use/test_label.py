@@ -201,7 +201,7 @@ def test_a_run_labels_without_a_threshold(models: Path, tmp_path: Path, model: s
         ("new.csv", "question,id\n", [], "new.csv: no texts to label"),
         ("new.csv", "", [], "no column question"),
         ("new.txt", "", [], "new.txt: no texts to label"),
-        ("new.jsonl", '{"question": 3}\n', [], "new.jsonl line 1: the value of 'question' is not text"),
+        ("new.jsonl", '{"question": {}}\n', [], "new.jsonl line 1: the value of 'question' is not text"),
         ("new.jsonl", '{"q": "x"}\n[1]\n', [], "line 1: no key 'question'; new.jsonl line 2: not a JSON object"),
         ("new.ods", "x", [], "tinygpt does not read .ods files"),
         ("new.pdf", "x", [], "new.pdf: not .csv, .xlsx, .jsonl or .txt"),

@@ -8,6 +8,7 @@ for row, prompt in sheet.rows(lambda row: row.text("prompt")):
 import csv
 import io
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import byte_order_mark, file_error
 from tinygpt.data.text_files import decoding_error, json_lines, require_encoding, text_in
-from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet
+from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet, text_of
 
 PAIR_FILES = (".jsonl", ".csv", ".xlsx")  # endings of the files that are read in a folder
 Entry = dict[str, Any] | str  # the cells of a row; a string is the error of a bad one
@@ -37,9 +38,11 @@ class Row(NamedTuple):
     cells: dict[str, Any]  # by column; all are text, but for JSON Lines
 
     def text(self, column: str, empty: bool = False) -> str:
-        """Return the text of a cell, without blanks around it. Errors: ValueError if it is not text, or is empty and
-        may not be."""
-        text = text_in(self.cells, column)
+        """Return the text of a cell, without blanks around it; a number or a boolean of JSON Lines as Excel shows it.
+        Errors: ValueError if it is none of these, or is empty and may not be."""
+        value = self.cells.get(column)
+        is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        text = text_of(value) if is_number else text_in(self.cells, column)
         if isinstance(text, BadCell):
             raise ValueError(f"{column} is {text}")
         if not empty and not text.strip():
