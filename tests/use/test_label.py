@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import ok, refused
 from serving import Server, serving_here
+from test_workbook import csv_file, workbook
 
 import tinygpt
 from tinygpt.base.files import file_lock
@@ -79,6 +80,23 @@ def test_csv_keeps_every_cell_and_its_separator(work: Path, separator: str) -> N
     assert "empty lines, which have no label: 1" in result.err and "written: out.csv" in result.err
     assert "sure (probability 0.70 or more): 4; unsure: 2" in result.err
     assert "a person should look at the unsure lines (2)" in result.err
+
+
+EMPTY_ROWS = [["id", "question"], ["1", "who?"], [], ["", " "], ["2", ""], ["", ""], ["3", "where?"], [], ["", " "]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "xlsx"])
+def test_an_empty_row_stays_empty_and_in_its_place(work: Path, kind: str) -> None:
+    if kind == "csv":
+        csv_file(work / "new.csv", *EMPTY_ROWS)
+    else:
+        workbook(work / "new.xlsx", *EMPTY_ROWS)
+    result = ok(work, "label", f"new.{kind}", "--model=model", "-o", "out.csv")
+    assert "6 lines labelled" in result.err and "empty lines, which have no label: 4" in result.err
+    written = list(csv.reader(io.StringIO((work / "out.csv").read_bytes().decode("utf-8-sig"), newline="")))
+    assert [row[0] for row in written] == ["id", "1", "", "", "2", "", "3"]
+    assert [row[2] for row in written] == ["label", "person", "", "", "", "", "place"]
+    assert [row[4] for row in written[2:6]] == ["", "", "no", ""]  # "2" has other cells, so a person looks at it
 
 
 def test_json_lines_keep_their_values(work: Path) -> None:

@@ -64,6 +64,7 @@ class Sheet:
     encoding: str = "utf-8"
     skip_bad: bool = False  # leave out bad rows, and say so
     quiet: bool = False  # leave out bad rows, and print nothing at all
+    keep_empty: bool = False  # also give the empty rows of a table that are above others
 
     def rows(self, convert: Callable[[Row], T]) -> Iterator[tuple[Row, T]]:
         """Read the rows, each with its conversion; `convert` raises ValueError for a bad one. Errors: TinyGPTError for
@@ -136,7 +137,7 @@ class Sheet:
         return max(headers, key=lambda d: (needed <= set(headers[d]), len(headers[d])))
 
     def _table(self, where: str, ending: str, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, Entry]]:
-        """Read the rows of a table: the first one names the columns, and empty ones are left out.
+        """Read the rows of a table: the first one names the columns, and empty ones are left out unless `keep_empty`.
 
         Of columns with the same name, the second one is `name (2)`.
         In a CSV file, text to the right of the named columns is an error, since its usual cause is an unquoted
@@ -157,14 +158,21 @@ class Sheet:
         if repeated := [field for field in fields if header.count(field) > 1]:
             problem = f"{where}: {header.count(repeated[0])} columns are named {repeated[0]!r}"
             raise TinyGPTError(problem, "rename all but one")
-        header = distinct(header)
+        header = distinct(header)[:width]
+        empty = list[int]()  # numbers of the empty rows since the last other one
         for number, row in rows:
+            if not any(map(str.strip, row)):
+                empty.append(number)
+                continue
+            if self.keep_empty:
+                yield from ((number, dict.fromkeys(header, "")) for number in empty)
+            empty.clear()
             beyond = next(filter(None, map(str.strip, row[width:])), "")
             if beyond and ending == ".csv":
                 problem = f"{beyond[:40]!r} is to the right of the named columns"
                 yield number, f"{problem}: put text with a separator in double quotes, or name the column"
-            elif any(map(str.strip, row)):
-                yield number, dict(itertools.zip_longest(header[:width], row[:width], fillvalue=""))
+            else:
+                yield number, dict(itertools.zip_longest(header, row[:width], fillvalue=""))
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -61,10 +61,11 @@ def label(config: LabelConfig) -> None:
     text = io.StringIO(newline="")
     with file_lock(out, "choose another -o") if config.output else contextlib.nullcontext():
         answers = labelled(labeller, prompts)
+        sure = list(map(sure_cell, entries, answers))
         as_json, header, rows = ending == ".jsonl", [*columns, *added], []
-        for entry, (name, p, sure) in zip(entries, answers, strict=True):
+        for entry, (name, p, _), sure_or_not in zip(entries, answers, sure, strict=True):
             probability = (p if as_json else f"{p:.6f}") if name else (None if as_json else "")
-            own = name, probability, "yes" if sure else "no"
+            own = name, probability, sure_or_not
             rows.append(entry | dict(zip(added, own, strict=False)))
         if as_json:
             text.writelines(f"{strict_json(row)}\n" for row in rows)
@@ -75,7 +76,7 @@ def label(config: LabelConfig) -> None:
                 file.write(text.getvalue().encode())
         else:
             sys.stdout.write(text.getvalue())
-    terminal.print_error(summary(labeller, answers, config.output))
+    terminal.print_error(summary(labeller, answers, sure.count("no"), config.output))
 
 
 def shown(config: LabelConfig) -> str:
@@ -90,7 +91,7 @@ def read(config: LabelConfig) -> tuple[list[dict[str, Any]], list[str], str]:
         return [{config.prompt_field: prompt} for prompt in prompts], [prompt.strip() for prompt in prompts], ","
     if ending not in (*PAIR_FILES, *UNREADABLE):
         raise TinyGPTError(f"{path}: not .csv, .xlsx, .jsonl or .txt", "give the file one of these endings")
-    sheet = Sheet([path], {"--prompt_field": config.prompt_field}, config.encoding)
+    sheet = Sheet([path], {"--prompt_field": config.prompt_field}, config.encoding, keep_empty=True)
     rows = list(sheet.rows(lambda row: row.text(config.prompt_field, empty=True)))
     entries = [row.cells for row, _ in rows]
     separator = ","
@@ -128,10 +129,17 @@ def cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:
+def sure_cell(entry: dict[str, Any], answer: Answer) -> str:
+    """Return the content of the column `sure`. An empty row stays empty, so that readers of the output skip it."""
+    if answer.sure:
+        return "yes"
+    return "no" if any(cell(value).strip() for value in entry.values()) else ""
+
+
+def summary(labeller: Labeller, answers: list[Answer], unsure: int, output: str) -> str:
     """Format what was labelled, and the next step."""
     counts = collections.Counter(answer.label for answer in answers)
-    empty, unsure = counts.pop("", 0), sum(not answer.sure for answer in answers)
+    empty, sure_count = counts.pop("", 0), sum(answer.sure for answer in answers)
     names = ", ".join(f"{terminal.cut(terminal.escaped(name), 40)} {count:,}" for name, count in counts.most_common(10))
     more = f", and {terminal.counted(len(counts) - 10, 'other label')}" if len(counts) > 10 else ""
     text = [f"{terminal.counted(len(answers), 'line')} labelled: {names}{more}"]
@@ -141,10 +149,10 @@ def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:
     elif labeller.threshold is None:
         text.append("sure: none, since on new examples this model was not right often enough at any threshold")
     else:
-        sure = f"sure (probability {labeller.threshold:.2f} or more): {len(answers) - unsure:,}"
+        sure = f"sure (probability {labeller.threshold:.2f} or more): {sure_count:,}"
         text.append(f"{sure}; unsure: {unsure:,}")
     text += [f"written: {output}"] * bool(output)
     if unsure and not labeller.about.get("run"):
-        whose = f"the unsure lines ({unsure:,})" if unsure < len(answers) else "all lines"
+        whose = f"the unsure lines ({unsure:,})" if sure_count else "all lines"
         text.append(f"next: a person should look at {whose}: sure = no")
     return "\n".join(text)

@@ -84,7 +84,8 @@ class LabelConfig(DataConfig):
 
     All columns are kept, and three added: label; probability, the model's estimate; and sure: yes if the probability
     reaches the threshold above which the model was right often enough on unseen examples, no if a person should look at
-    the line. A run has no such threshold, so its output has no column sure. Nothing leaves this machine.
+    the line. A run has no such threshold, so its output has no column sure. A row keeps its place: an empty row between
+    others stays, and stays empty. Nothing leaves this machine.
     """
 
     input: Annotated[File, POSITIONAL]
