@@ -20,6 +20,7 @@ from tinygpt.base.files import (
     byte_order_mark,
     file_error,
     file_lock,
+    is_formula,
     replacing,
     require_writable,
     strict_json,
@@ -58,7 +59,6 @@ def label(config: LabelConfig) -> None:
     added = distinct([*columns, *own_columns])[len(columns) :]
     if taken := [name for name in own_columns if name not in added]:
         terminal.print_error(f"note: the input has {', '.join(map(repr, taken))}; added {', '.join(map(repr, added))}")
-    text = io.StringIO(newline="")
     with file_lock(out, "choose another -o") if config.output else contextlib.nullcontext():
         answers = labelled(labeller, prompts)
         sure = list(map(sure_cell, entries, answers))
@@ -68,14 +68,15 @@ def label(config: LabelConfig) -> None:
             own = name, probability, sure_or_not
             rows.append(entry | dict(zip(added, own, strict=False)))
         if as_json:
-            text.writelines(f"{strict_json(row)}\n" for row in rows)
+            text = "".join(f"{strict_json(row)}\n" for row in rows)
         else:
-            write_csv(text, [header, *([cell(row.get(column, "")) for column in header] for row in rows)], separator)
+            table = [header, *([cell(row.get(column, "")) for column in header] for row in rows)]
+            text = csv_text(table, separator, config.escape_formulas)
         if config.output:
             with replacing(out) as file:
-                file.write(text.getvalue().encode())
+                file.write(text.encode())
         else:
-            sys.stdout.write(text.getvalue())
+            sys.stdout.write(text)
     terminal.print_error(summary(labeller, answers, sure.count("no"), config.output))
 
 
@@ -127,6 +128,20 @@ def labelled(labeller: Labeller, prompts: list[str]) -> list[Answer]:
 def cell(value: Any) -> str:
     """Format a value for CSV: what JSON Lines or Excel give that is not text, as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def csv_text(table: list[list[str]], separator: str, escape_formulas: bool) -> str:
+    """Format a table as CSV, and print a note about cells that a spreadsheet would take for formulas."""
+    numbered = ((number, cell) for number, row in enumerate(table, start=1) for cell in row)
+    if formulas := [(number, cell) for number, cell in numbered if is_formula(cell)]:
+        number, first = formulas[0]
+        what = f"cells that begin like a formula, which Excel calculates: {len(formulas):,}"
+        where = f"the first in row {number}: {terminal.cut(terminal.escaped(first), 40)}"
+        how = "each has an apostrophe now" if escape_formulas else "--escape_formulas puts an apostrophe before each"
+        terminal.print_error(f"note: {what}, {where}; {how}")
+    text = io.StringIO(newline="")
+    write_csv(text, table, separator, escape_formulas)
+    return text.getvalue()
 
 
 def sure_cell(entry: dict[str, Any], answer: Answer) -> str:

@@ -101,6 +101,9 @@ class LabelConfig(DataConfig):
     """the column or key of the texts; empty: as in the examples of advise, for a run prompt"""
     encoding: str = "utf-8"
     """the input's character encoding, for example cp1252 or utf-16"""
+    escape_formulas: bool = False
+    """in CSV, put an apostrophe before each cell that Excel may take for a formula (=1+1, +a, -a, @a; not -5): for
+    strangers' texts, since a formula can send the sheet's data away"""
 
 
 @dataclasses.dataclass
