@@ -1,5 +1,6 @@
 """`tinygpt label` on the command line, and `serve --labels`: forms of input, kinds of models, mistakes."""
 
+import codecs
 import csv
 import io
 import json
@@ -18,12 +19,15 @@ import pytest
 import torch
 from conftest import ok, refused
 from serving import Server, serving_here
+from test_pairs import json_lines
 from test_workbook import csv_file, workbook
 
 import tinygpt
+from tinygpt.base.configs.use import AdviseConfig
 from tinygpt.base.files import file_lock
 from tinygpt.checkpoint import store
 from tinygpt.examine.eval.classifiers import Linear, Majority, Nearest
+from tinygpt.use.advise.command import read_data
 from tinygpt.use.advise.labeller import GPTState, load, save
 from tinygpt.use.ask import embeddings
 
@@ -68,7 +72,7 @@ def test_csv_keeps_every_cell_and_its_separator(work: Path, separator: str) -> N
         writer.writeheader()
         writer.writerows(table)
     result = ok(work, "label", "new.csv", "--model=model", "-o", "out.csv")
-    written = rows((work / "out.csv").read_bytes().decode(), separator)
+    written = rows((work / "out.csv").read_bytes().decode("utf-8-sig"), separator)
     assert list(written[0]) == ["id", "question", "", "note", "label", "probability", "sure"]
     assert [{key: row[key] for key in table[0]} for row in written] == table
     expected = load(work / "model").label([text.strip() for text in TEXTS])
@@ -167,6 +171,49 @@ def test_the_threshold_itself_is_sure(work: Path) -> None:
 # ---- for Excel ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding", "marked"),
+    [
+        ("new.csv", "utf-8", False),
+        ("new.csv", "utf-8-sig", True),
+        ("new.csv", "utf-16", True),
+        ("new.csv", "cp1252", True),
+        ("new.xlsx", "utf-8", True),
+        ("new.jsonl", "utf-8", False),
+    ],
+)
+def test_csv_has_a_byte_order_mark_where_excel_needs_it(work: Path, name: str, encoding: str, marked: bool) -> None:
+    prompts = [f"{text} é" for text in examples(60)[0]]
+    table = [["question", "n"], *([prompt, str(n)] for n, prompt in enumerate(prompts))]
+    if name == "new.xlsx":
+        workbook(work / name, *table)
+    elif name == "new.jsonl":
+        json_lines(work, [{"question": prompt} for prompt in prompts], name)
+    else:
+        (work / name).write_text("".join(f"{','.join(row)}\n" for row in table), encoding)
+    flags = ["--model=model"] + [f"--encoding={encoding}"] * (encoding in ("utf-16", "cp1252"))
+    ok(work, "label", name, "-o", "out.csv", *flags)
+    data = (work / "out.csv").read_bytes()
+    assert data.count(codecs.BOM_UTF8) == marked == data.startswith(codecs.BOM_UTF8)
+    assert rows(data.decode("utf-8-sig"))[0]["question"] == prompts[0]
+    ok(work, "label", name, "-o", "out.jsonl", *flags)
+    assert (work / "out.jsonl").read_bytes().startswith(b"{") and "\ufeff" not in ok(work, "label", name, *flags).out
+    # The output is read again.
+    assert all(row["label (2)"] == row["label"] in LABELS for row in labelled(work, "out.csv"))
+    columns = {"prompt_field": "question", "response_field": "label"}
+    ok(work, "prepare", "mine", "--input=out.csv", "--format=pairs", *(f"--{key}={columns[key]}" for key in columns))
+    examples_again, _, _ = read_data(AdviseConfig("out.csv", **columns), work / "out.csv")
+    assert examples_again.prompts == prompts and examples_again.labels == LABELS
+
+
+def test_standard_input_gives_no_byte_order_mark(work: Path) -> None:
+    command = [sys.executable, "-m", "tinygpt", "label", "-", "--model=model", "-o", "out.csv"]
+    subprocess.run(command, cwd=work, input=codecs.BOM_UTF8 + b"who?", check=True, timeout=120)
+    assert (work / "out.csv").read_bytes().startswith(b"question,label")
+    done = subprocess.run(command, cwd=work, input="who?".encode("utf-16"), capture_output=True, timeout=120)
+    assert done.returncode == 2 and b"standard input: is UTF-16 text, not UTF-8" in done.stderr
+
+
 FORMULAS = ["=1+1", "+a", "-a", "@a", "\t=1", "\rb", " =1", "\uff1d1", "-1+1", "- item", "-5a", "=-5", "+1e5e5"]
 NUMBERS = [
     "-5",
@@ -206,6 +253,12 @@ def test_formulas_are_named_and_escaped_on_request(work: Path) -> None:
     (work / "new.txt").write_text("who?\nwhere?\n")
     save(work / "model", Majority.fit(["a"], np.array([0]), 1), ["a"], 0.1, "question")
     assert "formula" not in ok(work, "label", "new.txt", "--model=model").err
+
+
+def test_half_a_character_in_another_column_is_written_as_in_json(work: Path) -> None:
+    (work / "new.jsonl").write_text('{"question": "who?", "note": "\\ud800"}\n')
+    ok(work, "label", "new.jsonl", "--model=model", "-o", "out.csv")
+    assert rows((work / "out.csv").read_text())[0]["note"] == "\\ud800"
 
 
 # ---- a GPT -------------------------------------------------------------------------------------------------------

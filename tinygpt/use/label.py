@@ -3,6 +3,7 @@
 tinygpt label new.csv --model out-advise -o labelled.csv
 """
 
+import codecs
 import collections
 import contextlib
 import dataclasses
@@ -54,6 +55,7 @@ def label(config: LabelConfig) -> None:
         entries, prompts, separator = read(config)
     if not entries:
         raise TinyGPTError(f"{shown(config)}: no texts to label", "tinygpt label --help")
+    codec = "utf-8-sig" if ending == ".csv" and needs_mark(config) else "utf-8"
     columns = list(dict.fromkeys(itertools.chain.from_iterable(entries)))
     own_columns = ADDED[:2] if from_run else ADDED  # a run has no threshold
     added = distinct([*columns, *own_columns])[len(columns) :]
@@ -74,7 +76,7 @@ def label(config: LabelConfig) -> None:
             text = csv_text(table, separator, config.escape_formulas)
         if config.output:
             with replacing(out) as file:
-                file.write(text.encode())
+                file.write(text.encode(codec, "backslashreplace"))  # JSON Lines may contain a lone surrogate
         else:
             sys.stdout.write(text)
     terminal.print_error(summary(labeller, answers, sure.count("no"), config.output))
@@ -102,11 +104,23 @@ def read(config: LabelConfig) -> tuple[list[dict[str, Any]], list[str], str]:
     return entries, [prompt for _, prompt in rows], separator
 
 
+def needs_mark(config: LabelConfig) -> bool:
+    """Return whether a CSV file of the labels needs a byte-order mark, without which Excel does not read it as UTF-8:
+    if the input is an Excel file, or any that is not plain UTF-8."""
+    path = Path(config.input)
+    if not path.is_file():  # standard input, or a pipe, which cannot be read again
+        return False
+    if path.suffix.lower() == ".xlsx" or codecs.lookup(config.encoding).name != "utf-8":
+        return True
+    with open(path, "rb") as file:
+        return byte_order_mark(file.read(3), path) > 0
+
+
 def lines(path: Path, config: LabelConfig) -> list[str]:
     """Read the lines of a text file or of standard input; empty lines stay, so that line n has label n."""
     try:
         data = sys.stdin.buffer.read() if config.input == STDIN else path.read_bytes()
-        text = data[byte_order_mark(data, path, config.encoding) :].decode(config.encoding)
+        text = data[byte_order_mark(data, Path(shown(config)), config.encoding) :].decode(config.encoding)
     except UnicodeError as error:
         raise decoding_error(Path(shown(config)), config.encoding, error) from None
     except OSError as error:

@@ -96,7 +96,8 @@ class LabelConfig(DataConfig):
     adapter: File = ""
     """a LoRA adapter of that run: adapter.pt, or its folder"""
     output: File = ""
-    """the file to write: .csv (with the separator of a .csv input) or .jsonl; empty: print it"""
+    """the file to write, in UTF-8: .csv (with the separator of a .csv input, and with the byte-order mark that Excel
+    needs if the input is .xlsx or not plain UTF-8) or .jsonl; empty: print it"""
     prompt_field: str = ""
     """the column or key of the texts; empty: as in the examples of advise, for a run prompt"""
     encoding: str = "utf-8"
