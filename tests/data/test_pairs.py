@@ -144,7 +144,9 @@ def test_a_text_that_looks_like_a_special_token_is_text(tmp_path: Path) -> None:
         ("{not json", "line 121: not a JSON object"),
         ("[1, 2]", "line 121: not a JSON object"),
         ({"prompt": "x"}, "line 121: no key 'response'"),
-        ({"prompt": "x", "response": 5}, "line 121: the value of 'response' is not text"),
+        ({"prompt": "x", "response": None}, "line 121: the value of 'response' is not text"),
+        ({"prompt": [5], "response": "x"}, "line 121: the value of 'prompt' is not text"),
+        ('{"prompt": "x", "response": NaN}', "line 121: the value of 'response' is not text"),
         ({"prompt": "x", "response": " "}, "line 121: response is empty"),
     ],
 )

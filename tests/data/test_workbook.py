@@ -17,7 +17,7 @@ from typing import Any
 import openpyxl
 import pytest
 from conftest import cli_here, listing
-from test_pairs import COLOURS, mine, pairs, prepared
+from test_pairs import COLOURS, json_lines, mine, pairs, prepared
 
 pytestmark = [pytest.mark.filterwarnings(f"error::{kind}") for kind in ("ResourceWarning", "pytest.PytestWarning")]
 HEADER = ["prompt", "response"]
@@ -90,6 +90,19 @@ def test_a_workbook_gives_the_dataset_of_the_csv_file_byte_for_byte(tmp_path: Pa
         found.append(dataset_files(tmp_path))
     assert found[0] == found[1]
     assert sum(found[0]["meta"]["examples"].values()) == 120 + 2 * len(CELLS)
+
+
+def test_numbers_and_booleans_of_json_lines_are_read_as_in_excel(tmp_path: Path) -> None:
+    values: list[Any] = [value for value, _ in CELLS if isinstance(value, int | float)] + [1.0, -3, 1e20, False]
+    rows = [[value, value] for value in values]
+    workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, *rows)
+    json_lines(tmp_path, [dict(zip(HEADER, row, strict=True)) for row in [*ROWS, *rows]])
+    found = []
+    for name in ("pairs.jsonl", "pairs.xlsx"):
+        result = prepared(tmp_path, file=name)
+        assert result.status == 0, result.err
+        found.append(dataset_files(tmp_path))
+    assert found[0] == found[1]
 
 
 def test_columns_are_named_by_flags_and_the_order_does_not_matter(tmp_path: Path) -> None:

@@ -343,6 +343,17 @@ def test_from_examples_to_labels(folder: Path) -> None:
         assert "holds results of" in refused(folder, "advise", "pairs.csv", flag)
 
 
+def test_labels_and_groups_of_json_lines_may_be_numbers(tmp_path: Path) -> None:
+    labels: dict[str, list[Any]] = {"card": [1, 1.0] * 12, "loan": [True] * 24}
+    examples = [row | {"response": labels[row["response"]].pop(), "who": n % 12 / 2} for n, row in enumerate(rows())]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in examples))
+    ok(tmp_path, "advise", "pairs.jsonl", "--by=who", *FAST)
+    (tmp_path / "new.jsonl").write_text('{"prompt": "my card z"}\n{"prompt": 5.0}\n')
+    assert labeller.load(tmp_path / "out-advise").labels == ["1", "TRUE"]
+    card, number = map(json.loads, ok(tmp_path, "label", "new.jsonl").out.splitlines())
+    assert card["label"] == "1" and number["prompt"] == 5.0 and number["label"] in ("1", "TRUE")
+
+
 @pytest.mark.parametrize("flag, how", [("--by=who", "by group"), ("--time=day", "by time: tested on the newest")])
 def test_groups_and_times(folder: Path, flag: str, how: str) -> None:
     values = advice(folder, flag)

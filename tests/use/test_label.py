@@ -1,5 +1,6 @@
 """`tinygpt label` on the command line, and `serve --labels`: forms of input, kinds of models, mistakes."""
 
+import codecs
 import csv
 import io
 import json
@@ -18,11 +19,15 @@ import pytest
 import torch
 from conftest import ok, refused
 from serving import Server, serving_here
+from test_pairs import json_lines
+from test_workbook import csv_file, workbook
 
 import tinygpt
+from tinygpt.base.configs.use import AdviseConfig
 from tinygpt.base.files import file_lock
 from tinygpt.checkpoint import store
 from tinygpt.examine.eval.classifiers import Linear, Majority, Nearest
+from tinygpt.use.advise.command import read_data
 from tinygpt.use.advise.labeller import GPTState, load, save
 from tinygpt.use.ask import embeddings
 
@@ -67,7 +72,7 @@ def test_csv_keeps_every_cell_and_its_separator(work: Path, separator: str) -> N
         writer.writeheader()
         writer.writerows(table)
     result = ok(work, "label", "new.csv", "--model=model", "-o", "out.csv")
-    written = rows((work / "out.csv").read_bytes().decode(), separator)
+    written = rows((work / "out.csv").read_bytes().decode("utf-8-sig"), separator)
     assert list(written[0]) == ["id", "question", "", "note", "label", "probability", "sure"]
     assert [{key: row[key] for key in table[0]} for row in written] == table
     expected = load(work / "model").label([text.strip() for text in TEXTS])
@@ -79,6 +84,23 @@ def test_csv_keeps_every_cell_and_its_separator(work: Path, separator: str) -> N
     assert "empty lines, which have no label: 1" in result.err and "written: out.csv" in result.err
     assert "sure (probability 0.70 or more): 4; unsure: 2" in result.err
     assert "a person should look at the unsure lines (2)" in result.err
+
+
+EMPTY_ROWS = [["id", "question"], ["1", "who?"], [], ["", " "], ["2", ""], ["", ""], ["3", "where?"], [], ["", " "]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "xlsx"])
+def test_an_empty_row_stays_empty_and_in_its_place(work: Path, kind: str) -> None:
+    if kind == "csv":
+        csv_file(work / "new.csv", *EMPTY_ROWS)
+    else:
+        workbook(work / "new.xlsx", *EMPTY_ROWS)
+    result = ok(work, "label", f"new.{kind}", "--model=model", "-o", "out.csv")
+    assert "6 lines labelled" in result.err and "empty lines, which have no label: 4" in result.err
+    written = list(csv.reader(io.StringIO((work / "out.csv").read_bytes().decode("utf-8-sig"), newline="")))
+    assert [row[0] for row in written] == ["id", "1", "", "", "2", "", "3"]
+    assert [row[2] for row in written] == ["label", "person", "", "", "", "", "place"]
+    assert [row[4] for row in written[2:6]] == ["", "", "no", ""]  # "2" has other cells, so a person looks at it
 
 
 def test_json_lines_keep_their_values(work: Path) -> None:
@@ -146,6 +168,99 @@ def test_the_threshold_itself_is_sure(work: Path) -> None:
         assert answer == ("a", pytest.approx(5 / 7), sure)
 
 
+# ---- for Excel ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "marked"),
+    [
+        ("new.csv", "utf-8", False),
+        ("new.csv", "utf-8-sig", True),
+        ("new.csv", "utf-16", True),
+        ("new.csv", "cp1252", True),
+        ("new.xlsx", "utf-8", True),
+        ("new.jsonl", "utf-8", False),
+    ],
+)
+def test_csv_has_a_byte_order_mark_where_excel_needs_it(work: Path, name: str, encoding: str, marked: bool) -> None:
+    prompts = [f"{text} é" for text in examples(60)[0]]
+    table = [["question", "n"], *([prompt, str(n)] for n, prompt in enumerate(prompts))]
+    if name == "new.xlsx":
+        workbook(work / name, *table)
+    elif name == "new.jsonl":
+        json_lines(work, [{"question": prompt} for prompt in prompts], name)
+    else:
+        (work / name).write_text("".join(f"{','.join(row)}\n" for row in table), encoding)
+    flags = ["--model=model"] + [f"--encoding={encoding}"] * (encoding in ("utf-16", "cp1252"))
+    ok(work, "label", name, "-o", "out.csv", *flags)
+    data = (work / "out.csv").read_bytes()
+    assert data.count(codecs.BOM_UTF8) == marked == data.startswith(codecs.BOM_UTF8)
+    assert rows(data.decode("utf-8-sig"))[0]["question"] == prompts[0]
+    ok(work, "label", name, "-o", "out.jsonl", *flags)
+    assert (work / "out.jsonl").read_bytes().startswith(b"{") and "\ufeff" not in ok(work, "label", name, *flags).out
+    # The output is read again.
+    assert all(row["label (2)"] == row["label"] in LABELS for row in labelled(work, "out.csv"))
+    columns = {"prompt_field": "question", "response_field": "label"}
+    ok(work, "prepare", "mine", "--input=out.csv", "--format=pairs", *(f"--{key}={columns[key]}" for key in columns))
+    examples_again, _, _ = read_data(AdviseConfig("out.csv", **columns), work / "out.csv")
+    assert examples_again.prompts == prompts and examples_again.labels == LABELS
+
+
+def test_standard_input_gives_no_byte_order_mark(work: Path) -> None:
+    command = [sys.executable, "-m", "tinygpt", "label", "-", "--model=model", "-o", "out.csv"]
+    subprocess.run(command, cwd=work, input=codecs.BOM_UTF8 + b"who?", check=True, timeout=120)
+    assert (work / "out.csv").read_bytes().startswith(b"question,label")
+    done = subprocess.run(command, cwd=work, input="who?".encode("utf-16"), capture_output=True, timeout=120)
+    assert done.returncode == 2 and b"standard input: is UTF-16 text, not UTF-8" in done.stderr
+
+
+FORMULAS = ["=1+1", "+a", "-a", "@a", "\t=1", "\rb", " =1", "\uff1d1", "-1+1", "- item", "-5a", "=-5", "+1e5e5"]
+NUMBERS = [
+    "-5",
+    "+3.2",
+    "-1,000",
+    "-1.000,5",
+    "-1 000",
+    "-1'000",
+    "+1.5e-7",
+    "-3%",
+    " -5 ",
+    "-",
+    "1-1",
+    "a=b",
+    "'=1",
+    "",
+]
+
+
+def test_formulas_are_named_and_escaped_on_request(work: Path) -> None:
+    save(work / "model", Majority.fit(["a"], np.array([0]), 1), ["=label"], 0.1, "question")
+    table = [["question", "+column"], *(["who?", text] for text in [*NUMBERS, *FORMULAS])]
+    csv_file(work / "new.csv", *table)
+    result = ok(work, "label", "new.csv", "-o", "out.csv", "--model=model")
+    count = 1 + len(FORMULAS) + len(NUMBERS + FORMULAS)  # of the header, of the column and of the labels
+    assert f"which Excel calculates: {count}, the first in row 1: +column; --escape_formulas puts" in result.err
+    plain = rows((work / "out.csv").read_bytes().decode())
+    assert [row["+column"] for row in plain] == [*NUMBERS, *FORMULAS] and plain[0]["label"] == "=label"
+    result = ok(work, "label", "new.csv", "-o", "out.csv", "--model=model", "--escape_formulas")
+    assert f"which Excel calculates: {count}" in result.err and "each has an apostrophe now" in result.err
+    escaped = rows((work / "out.csv").read_bytes().decode())
+    assert [row["'+column"] for row in escaped] == [*NUMBERS, *(f"'{text}" for text in FORMULAS)]
+    assert {row["label"] for row in escaped} == {"'=label"}
+    result = ok(work, "label", "new.csv", "-o", "out.jsonl", "--model=model", "--escape_formulas")
+    first = json.loads((work / "out.jsonl").read_text().splitlines()[0])
+    assert first["+column"] == "-5" and first["label"] == "=label" and "formula" not in result.err
+    (work / "new.txt").write_text("who?\nwhere?\n")
+    save(work / "model", Majority.fit(["a"], np.array([0]), 1), ["a"], 0.1, "question")
+    assert "formula" not in ok(work, "label", "new.txt", "--model=model").err
+
+
+def test_half_a_character_in_another_column_is_written_as_in_json(work: Path) -> None:
+    (work / "new.jsonl").write_text('{"question": "who?", "note": "\\ud800"}\n')
+    ok(work, "label", "new.jsonl", "--model=model", "-o", "out.csv")
+    assert rows((work / "out.csv").read_text())[0]["note"] == "\\ud800"
+
+
 # ---- a GPT -------------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +316,7 @@ def test_a_run_labels_without_a_threshold(models: Path, tmp_path: Path, model: s
         ("new.csv", "question,id\n", [], "new.csv: no texts to label"),
         ("new.csv", "", [], "no column question"),
         ("new.txt", "", [], "new.txt: no texts to label"),
-        ("new.jsonl", '{"question": 3}\n', [], "new.jsonl line 1: the value of 'question' is not text"),
+        ("new.jsonl", '{"question": {}}\n', [], "new.jsonl line 1: the value of 'question' is not text"),
         ("new.jsonl", '{"q": "x"}\n[1]\n', [], "line 1: no key 'question'; new.jsonl line 2: not a JSON object"),
         ("new.ods", "x", [], "tinygpt does not read .ods files"),
         ("new.pdf", "x", [], "new.pdf: not .csv, .xlsx, .jsonl or .txt"),

@@ -25,6 +25,8 @@ from tinygpt.base.errors import TinyGPTError, library
 
 UTF_16 = "save it as UTF-8, or --encoding=utf-16"
 RUN_AGAIN = "run the command again"
+FORMULA = r"[\t\r\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20]"  # the start of a cell; the last four are full-width = + - @
+SIGNED_NUMBER = r"[+-][\d\s.,']*(?:[eE][+-]?\d+)?%?"  # -5, +3.2, -1,000, -1.5e-7; and a lone sign
 WINDOWS = os.name == "nt"
 PATIENCE = 2.0  # seconds for which a denied rename is tried again on Windows
 
@@ -319,18 +321,32 @@ def byte_order_mark(start: bytes, path: Path, encoding: str = "utf-8", hint: str
     return len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0
 
 
-def write_csv(file: TextIO, rows: Iterable[Sequence[str]], separator: str = ",") -> None:
-    """Write the rows of a table as CSV; `file` must be open with newline=""."""
+def is_formula(cell: str) -> bool:
+    """Return whether a spreadsheet may take a cell of a CSV file for a formula. A number with a sign is none.
+
+    Source: OWASP, "CSV Injection".
+    """
+    return bool(re.match(FORMULA, cell)) and not re.fullmatch(SIGNED_NUMBER, cell.strip())
+
+
+def write_csv(file: TextIO, rows: Iterable[Sequence[str]], separator: str = ",", escape_formulas: bool = False) -> None:
+    """Write the rows of a table as CSV; `file` must be open with newline="".
+
+    escape_formulas: put an apostrophe before each cell that a spreadsheet may take for a formula.
+    """
     plain = csv.writer(file, lineterminator="\n", delimiter=separator)
     quoted = csv.writer(file, lineterminator="\n", delimiter=separator, quoting=csv.QUOTE_ALL)
-    for row in rows:  # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
+    for row in rows:
+        if escape_formulas:
+            row = [f"'{cell}" if is_formula(cell) else cell for cell in row]
+        # before Python 3.13, csv leaves a carriage return unquoted, which ends a row
         (quoted if "\r" in "".join(row) else plain).writerow(row)
 
 
 def write_table(path: Path, rows: Iterable[Sequence[str]]) -> None:
     """Write a table as CSV for Excel, which reads UTF-8 only with a byte-order mark, and calculates "=1+1"."""
     text = io.StringIO(newline="")
-    write_csv(text, ([f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell for cell in row] for row in rows))
+    write_csv(text, rows, escape_formulas=True)
     with replacing(path) as file:
         file.write(text.getvalue().encode("utf-8-sig"))
 

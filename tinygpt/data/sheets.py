@@ -8,6 +8,7 @@ for row, prompt in sheet.rows(lambda row: row.text("prompt")):
 import csv
 import io
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import byte_order_mark, file_error
 from tinygpt.data.text_files import decoding_error, json_lines, require_encoding, text_in
-from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet
+from tinygpt.data.workbook import UNREADABLE, BadCell, read_sheet, text_of
 
 PAIR_FILES = (".jsonl", ".csv", ".xlsx")  # endings of the files that are read in a folder
 Entry = dict[str, Any] | str  # the cells of a row; a string is the error of a bad one
@@ -37,9 +38,11 @@ class Row(NamedTuple):
     cells: dict[str, Any]  # by column; all are text, but for JSON Lines
 
     def text(self, column: str, empty: bool = False) -> str:
-        """Return the text of a cell, without blanks around it. Errors: ValueError if it is not text, or is empty and
-        may not be."""
-        text = text_in(self.cells, column)
+        """Return the text of a cell, without blanks around it; a number or a boolean of JSON Lines as Excel shows it.
+        Errors: ValueError if it is none of these, or is empty and may not be."""
+        value = self.cells.get(column)
+        is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        text = text_of(value) if is_number else text_in(self.cells, column)
         if isinstance(text, BadCell):
             raise ValueError(f"{column} is {text}")
         if not empty and not text.strip():
@@ -61,6 +64,7 @@ class Sheet:
     encoding: str = "utf-8"
     skip_bad: bool = False  # leave out bad rows, and say so
     quiet: bool = False  # leave out bad rows, and print nothing at all
+    keep_empty: bool = False  # also give the empty rows of a table that are above others
 
     def rows(self, convert: Callable[[Row], T]) -> Iterator[tuple[Row, T]]:
         """Read the rows, each with its conversion; `convert` raises ValueError for a bad one. Errors: TinyGPTError for
@@ -133,7 +137,7 @@ class Sheet:
         return max(headers, key=lambda d: (needed <= set(headers[d]), len(headers[d])))
 
     def _table(self, where: str, ending: str, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, Entry]]:
-        """Read the rows of a table: the first one names the columns, and empty ones are left out.
+        """Read the rows of a table: the first one names the columns, and empty ones are left out unless `keep_empty`.
 
         Of columns with the same name, the second one is `name (2)`.
         In a CSV file, text to the right of the named columns is an error, since its usual cause is an unquoted
@@ -154,14 +158,21 @@ class Sheet:
         if repeated := [field for field in fields if header.count(field) > 1]:
             problem = f"{where}: {header.count(repeated[0])} columns are named {repeated[0]!r}"
             raise TinyGPTError(problem, "rename all but one")
-        header = distinct(header)
+        header = distinct(header)[:width]
+        empty = list[int]()  # numbers of the empty rows since the last other one
         for number, row in rows:
+            if not any(map(str.strip, row)):
+                empty.append(number)
+                continue
+            if self.keep_empty:
+                yield from ((number, dict.fromkeys(header, "")) for number in empty)
+            empty.clear()
             beyond = next(filter(None, map(str.strip, row[width:])), "")
             if beyond and ending == ".csv":
                 problem = f"{beyond[:40]!r} is to the right of the named columns"
                 yield number, f"{problem}: put text with a separator in double quotes, or name the column"
-            elif any(map(str.strip, row)):
-                yield number, dict(itertools.zip_longest(header[:width], row[:width], fillvalue=""))
+            else:
+                yield number, dict(itertools.zip_longest(header, row[:width], fillvalue=""))
 
 
 def distinct(names: Sequence[str]) -> list[str]:

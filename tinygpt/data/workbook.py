@@ -60,12 +60,12 @@ def cell_text(result: Any, formula: Any) -> str:
 
 def text_of(value: Any) -> str:
     """Convert a cell's value to text, as Excel shows it without a number format."""
-    from openpyxl.utils.escape import unescape
-
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, float):
         return f"{value:.15g}"  # Excel's own precision: 0.1 + 0.2 is 0.3
     if isinstance(value, str):
+        from openpyxl.utils.escape import unescape
+
         return str(unescape(value))  # `_x000D_` stands for a carriage return
     return "" if value is None else str(value).removesuffix(" 00:00:00")  # of a date

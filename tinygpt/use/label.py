@@ -3,6 +3,7 @@
 tinygpt label new.csv --model out-advise -o labelled.csv
 """
 
+import codecs
 import collections
 import contextlib
 import dataclasses
@@ -20,6 +21,7 @@ from tinygpt.base.files import (
     byte_order_mark,
     file_error,
     file_lock,
+    is_formula,
     replacing,
     require_writable,
     strict_json,
@@ -53,29 +55,31 @@ def label(config: LabelConfig) -> None:
         entries, prompts, separator = read(config)
     if not entries:
         raise TinyGPTError(f"{shown(config)}: no texts to label", "tinygpt label --help")
+    codec = "utf-8-sig" if ending == ".csv" and needs_mark(config) else "utf-8"
     columns = list(dict.fromkeys(itertools.chain.from_iterable(entries)))
     own_columns = ADDED[:2] if from_run else ADDED  # a run has no threshold
     added = distinct([*columns, *own_columns])[len(columns) :]
     if taken := [name for name in own_columns if name not in added]:
         terminal.print_error(f"note: the input has {', '.join(map(repr, taken))}; added {', '.join(map(repr, added))}")
-    text = io.StringIO(newline="")
     with file_lock(out, "choose another -o") if config.output else contextlib.nullcontext():
         answers = labelled(labeller, prompts)
+        sure = list(map(sure_cell, entries, answers))
         as_json, header, rows = ending == ".jsonl", [*columns, *added], []
-        for entry, (name, p, sure) in zip(entries, answers, strict=True):
+        for entry, (name, p, _), sure_or_not in zip(entries, answers, sure, strict=True):
             probability = (p if as_json else f"{p:.6f}") if name else (None if as_json else "")
-            own = name, probability, "yes" if sure else "no"
+            own = name, probability, sure_or_not
             rows.append(entry | dict(zip(added, own, strict=False)))
         if as_json:
-            text.writelines(f"{strict_json(row)}\n" for row in rows)
+            text = "".join(f"{strict_json(row)}\n" for row in rows)
         else:
-            write_csv(text, [header, *([cell(row.get(column, "")) for column in header] for row in rows)], separator)
+            table = [header, *([cell(row.get(column, "")) for column in header] for row in rows)]
+            text = csv_text(table, separator, config.escape_formulas)
         if config.output:
             with replacing(out) as file:
-                file.write(text.getvalue().encode())
+                file.write(text.encode(codec, "backslashreplace"))  # JSON Lines may contain a lone surrogate
         else:
-            sys.stdout.write(text.getvalue())
-    terminal.print_error(summary(labeller, answers, config.output))
+            sys.stdout.write(text)
+    terminal.print_error(summary(labeller, answers, sure.count("no"), config.output))
 
 
 def shown(config: LabelConfig) -> str:
@@ -90,7 +94,7 @@ def read(config: LabelConfig) -> tuple[list[dict[str, Any]], list[str], str]:
         return [{config.prompt_field: prompt} for prompt in prompts], [prompt.strip() for prompt in prompts], ","
     if ending not in (*PAIR_FILES, *UNREADABLE):
         raise TinyGPTError(f"{path}: not .csv, .xlsx, .jsonl or .txt", "give the file one of these endings")
-    sheet = Sheet([path], {"--prompt_field": config.prompt_field}, config.encoding)
+    sheet = Sheet([path], {"--prompt_field": config.prompt_field}, config.encoding, keep_empty=True)
     rows = list(sheet.rows(lambda row: row.text(config.prompt_field, empty=True)))
     entries = [row.cells for row, _ in rows]
     separator = ","
@@ -100,11 +104,23 @@ def read(config: LabelConfig) -> tuple[list[dict[str, Any]], list[str], str]:
     return entries, [prompt for _, prompt in rows], separator
 
 
+def needs_mark(config: LabelConfig) -> bool:
+    """Return whether a CSV file of the labels needs a byte-order mark, without which Excel does not read it as UTF-8:
+    if the input is an Excel file, or any that is not plain UTF-8."""
+    path = Path(config.input)
+    if not path.is_file():  # standard input, or a pipe, which cannot be read again
+        return False
+    if path.suffix.lower() == ".xlsx" or codecs.lookup(config.encoding).name != "utf-8":
+        return True
+    with open(path, "rb") as file:
+        return byte_order_mark(file.read(3), path) > 0
+
+
 def lines(path: Path, config: LabelConfig) -> list[str]:
     """Read the lines of a text file or of standard input; empty lines stay, so that line n has label n."""
     try:
         data = sys.stdin.buffer.read() if config.input == STDIN else path.read_bytes()
-        text = data[byte_order_mark(data, path, config.encoding) :].decode(config.encoding)
+        text = data[byte_order_mark(data, Path(shown(config)), config.encoding) :].decode(config.encoding)
     except UnicodeError as error:
         raise decoding_error(Path(shown(config)), config.encoding, error) from None
     except OSError as error:
@@ -128,10 +144,31 @@ def cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:
+def csv_text(table: list[list[str]], separator: str, escape_formulas: bool) -> str:
+    """Format a table as CSV, and print a note about cells that a spreadsheet would take for formulas."""
+    numbered = ((number, cell) for number, row in enumerate(table, start=1) for cell in row)
+    if formulas := [(number, cell) for number, cell in numbered if is_formula(cell)]:
+        number, first = formulas[0]
+        what = f"cells that begin like a formula, which Excel calculates: {len(formulas):,}"
+        where = f"the first in row {number}: {terminal.cut(terminal.escaped(first), 40)}"
+        how = "each has an apostrophe now" if escape_formulas else "--escape_formulas puts an apostrophe before each"
+        terminal.print_error(f"note: {what}, {where}; {how}")
+    text = io.StringIO(newline="")
+    write_csv(text, table, separator, escape_formulas)
+    return text.getvalue()
+
+
+def sure_cell(entry: dict[str, Any], answer: Answer) -> str:
+    """Return the content of the column `sure`. An empty row stays empty, so that readers of the output skip it."""
+    if answer.sure:
+        return "yes"
+    return "no" if any(cell(value).strip() for value in entry.values()) else ""
+
+
+def summary(labeller: Labeller, answers: list[Answer], unsure: int, output: str) -> str:
     """Format what was labelled, and the next step."""
     counts = collections.Counter(answer.label for answer in answers)
-    empty, unsure = counts.pop("", 0), sum(not answer.sure for answer in answers)
+    empty, sure_count = counts.pop("", 0), sum(answer.sure for answer in answers)
     names = ", ".join(f"{terminal.cut(terminal.escaped(name), 40)} {count:,}" for name, count in counts.most_common(10))
     more = f", and {terminal.counted(len(counts) - 10, 'other label')}" if len(counts) > 10 else ""
     text = [f"{terminal.counted(len(answers), 'line')} labelled: {names}{more}"]
@@ -141,10 +178,10 @@ def summary(labeller: Labeller, answers: list[Answer], output: str) -> str:
     elif labeller.threshold is None:
         text.append("sure: none, since on new examples this model was not right often enough at any threshold")
     else:
-        sure = f"sure (probability {labeller.threshold:.2f} or more): {len(answers) - unsure:,}"
+        sure = f"sure (probability {labeller.threshold:.2f} or more): {sure_count:,}"
         text.append(f"{sure}; unsure: {unsure:,}")
     text += [f"written: {output}"] * bool(output)
     if unsure and not labeller.about.get("run"):
-        whose = f"the unsure lines ({unsure:,})" if unsure < len(answers) else "all lines"
+        whose = f"the unsure lines ({unsure:,})" if sure_count else "all lines"
         text.append(f"next: a person should look at {whose}: sure = no")
     return "\n".join(text)

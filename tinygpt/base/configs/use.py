@@ -84,7 +84,8 @@ class LabelConfig(DataConfig):
 
     All columns are kept, and three added: label; probability, the model's estimate; and sure: yes if the probability
     reaches the threshold above which the model was right often enough on unseen examples, no if a person should look at
-    the line. A run has no such threshold, so its output has no column sure. Nothing leaves this machine.
+    the line. A run has no such threshold, so its output has no column sure. A row keeps its place: an empty row between
+    others stays, and stays empty. Nothing leaves this machine.
     """
 
     input: Annotated[File, POSITIONAL]
@@ -95,11 +96,15 @@ class LabelConfig(DataConfig):
     adapter: File = ""
     """a LoRA adapter of that run: adapter.pt, or its folder"""
     output: File = ""
-    """the file to write: .csv (with the separator of a .csv input) or .jsonl; empty: print it"""
+    """the file to write, in UTF-8: .csv (with the separator of a .csv input, and with the byte-order mark that Excel
+    needs if the input is .xlsx or not plain UTF-8) or .jsonl; empty: print it"""
     prompt_field: str = ""
     """the column or key of the texts; empty: as in the examples of advise, for a run prompt"""
     encoding: str = "utf-8"
     """the input's character encoding, for example cp1252 or utf-16"""
+    escape_formulas: bool = False
+    """in CSV, put an apostrophe before each cell that Excel may take for a formula (=1+1, +a, -a, @a; not -5): for
+    strangers' texts, since a formula can send the sheet's data away"""
 
 
 @dataclasses.dataclass

@@ -118,12 +118,10 @@ def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[str] | None,
 
 
 def example(row: Row, config: AdviseConfig) -> tuple[str, str, str]:
-    """Return the prompt, the label, and the group or time, which of JSON Lines may be a number. Errors: ValueError."""
+    """Return the prompt, the label, and the group or time. Errors: ValueError."""
     column = config.by or config.time
-    further = row.cells.get(column, "")
-    if column and not isinstance(further, int | float):
-        further = row.text(column)
-    return row.text(config.prompt_field), row.text(config.response_field), str(further)
+    further = row.text(column) if column else ""
+    return row.text(config.prompt_field), row.text(config.response_field), further
 
 
 # ---- the stages -------------------------------------------------------------------------------------------------

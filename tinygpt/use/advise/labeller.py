@@ -64,12 +64,12 @@ class Labeller:
 
     def label(self, prompts: Sequence[str]) -> list[Answer]:
         """Return the most probable label of each prompt."""
-        return [self.answer(prompt, row) for prompt, row in zip(prompts, self(prompts), strict=True)]
+        texts = list(filter(str.strip, prompts))
+        rows = iter(self(texts) if texts else ())
+        return [self.answer(next(rows)) if prompt.strip() else Answer("", 0.0, False) for prompt in prompts]
 
-    def answer(self, prompt: str, probs: np.ndarray) -> Answer:
-        """Return the most probable label of a prompt, given the probabilities of the labels (L,)."""
-        if not prompt.strip():
-            return Answer("", 0.0, False)
+    def answer(self, probs: np.ndarray) -> Answer:
+        """Return the most probable label, given the probabilities of the labels (L,)."""
         best = int(probs.argmax())
         probability = float(probs[best])
         return Answer(self.labels[best], probability, self.threshold is not None and probability >= self.threshold)

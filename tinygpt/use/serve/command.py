@@ -176,7 +176,7 @@ def labeller(config: ServeConfig) -> Respond:
 
     def answer(text: str) -> tuple[str, dict[str, Any]]:
         (probs,) = model([text.strip()])
-        best = model.answer(text, probs)
+        best = model.answer(probs)
         probabilities = {model.labels[index]: float(probs[index]) for index in (-probs).argsort()[:SHOWN]}
         return best.label, best._asdict() | {"probabilities": probabilities}
 
