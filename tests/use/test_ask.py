@@ -193,6 +193,23 @@ def test_the_answer_is_a_quotation_with_its_place(question: str, first: str, pla
     assert "other candidates:" in lines and facts["model"] == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "quotation"),
+    [
+        ("The warranty lasts **five years**.", '"The warranty lasts **five years**."'),  # the document's own asterisks
+        ("The **warranty** lasts five years.", '"The **warranty** lasts five years."'),
+        ("The warranty* lasts five years.", '"The warranty* lasts five years."'),
+        ("The warranty lasts five years.", '"The warranty lasts **five years**."'),
+    ],
+)
+def test_a_sentence_with_asterisks_of_its_own_is_quoted_without_further_ones(
+    text: str, quotation: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {"a.md": text})
+    assert plain(tmp_path, "How long is the warranty?").splitlines()[0] == quotation
+    assert json.loads(plain(tmp_path, "How long is the warranty?", "--json"))["marked"] == "five years"
+
+
 ABSTAINS = "probably not in the documents, or in other words"
 
 
