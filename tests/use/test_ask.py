@@ -229,6 +229,27 @@ def test_what_the_documents_do_not_say_is_refused_and_the_closest_sentence_shown
 
 
 @pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How long is the warranty?", "The warranty is five years."),
+        ("How long is the lunch break?", ""),
+        ("Wer verwaltet den Schlüssel?", "Den Schlüssel verwaltet Frau Lindner."),
+        ("Wer ist der Kassier?", ""),
+    ],
+)
+def test_the_only_duration_or_name_is_no_answer_if_it_shares_no_word_with_the_question(
+    question: str, answer: str, tmp_path: Path
+) -> None:
+    """Semantic search finds it, although no word matches."""
+    text = "The warranty is five years.\n\nDen Schlüssel verwaltet Frau Lindner.\n\nWe sell tyres.\n"
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    asked = json.loads(
+        ok(tmp_path, "ask", question, "a.txt", "--embeddings=wordllama", "--passage_size=60", "--json").out
+    )
+    assert asked["answer"] == answer and asked["sentences"]
+
+
+@pytest.mark.parametrize(
     ("text", "position", "expected"),
     [
         ("Dr. Meier is in. He left.", "line 1", ["Dr. Meier is in.", "He left."]),
