@@ -113,7 +113,8 @@ def fit(rows: list[Row], used: np.ndarray) -> None:
 
     ranking.WEIGHTS[:] = used * minimize(loss, np.zeros(len(used)), method="L-BFGS-B").x
     again = ranked_again(rows)
-    model = LogisticRegression(max_iter=1000).fit([row["ranked"].signs for row in again], [first(row) for row in again])
+    model = LogisticRegression(C=1e6, max_iter=1000)  # a penalty would shrink the weight of the share, which is below 1
+    model.fit([row["ranked"].signs for row in again], [first(row) for row in again])
     ranking.SIGN_WEIGHTS[:], ranking.BIAS = model.coef_[0], float(model.intercept_[0])
 
 

@@ -13,6 +13,7 @@ import random
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,23 @@ def test_the_answer_is_a_quotation_with_its_place(question: str, first: str, pla
     assert "other candidates:" in lines and facts["model"] == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "quotation"),
+    [
+        ("The warranty lasts **five years**.", '"The warranty lasts **five years**."'),  # the document's own asterisks
+        ("The **warranty** lasts five years.", '"The **warranty** lasts five years."'),
+        ("The warranty* lasts five years.", '"The warranty* lasts five years."'),
+        ("The warranty lasts five years.", '"The warranty lasts **five years**."'),
+    ],
+)
+def test_a_sentence_with_asterisks_of_its_own_is_quoted_without_further_ones(
+    text: str, quotation: str, tmp_path: Path
+) -> None:
+    write(tmp_path, {"a.md": text})
+    assert plain(tmp_path, "How long is the warranty?").splitlines()[0] == quotation
+    assert json.loads(plain(tmp_path, "How long is the warranty?", "--json"))["marked"] == "five years"
+
+
 ABSTAINS = "probably not in the documents, or in other words"
 
 
@@ -211,6 +229,27 @@ def test_what_the_documents_do_not_say_is_refused_and_the_closest_sentence_shown
 
 
 @pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("How long is the warranty?", "The warranty is five years."),
+        ("How long is the lunch break?", ""),
+        ("Wer verwaltet den Schlüssel?", "Den Schlüssel verwaltet Frau Lindner."),
+        ("Wer ist der Kassier?", ""),
+    ],
+)
+def test_the_only_duration_or_name_is_no_answer_if_it_shares_no_word_with_the_question(
+    question: str, answer: str, tmp_path: Path
+) -> None:
+    """Semantic search finds it, although no word matches."""
+    text = "The warranty is five years.\n\nDen Schlüssel verwaltet Frau Lindner.\n\nWe sell tyres.\n"
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    asked = json.loads(
+        ok(tmp_path, "ask", question, "a.txt", "--embeddings=wordllama", "--passage_size=60", "--json").out
+    )
+    assert asked["answer"] == answer and asked["sentences"]
+
+
+@pytest.mark.parametrize(
     ("text", "position", "expected"),
     [
         ("Dr. Meier is in. He left.", "line 1", ["Dr. Meier is in.", "He left."]),
@@ -221,6 +260,17 @@ def test_what_the_documents_do_not_say_is_refused_and_the_closest_sentence_shown
         # a passage that begins within a line, which was wrapped
         ("The rent for shop and\nstore is currently 2,340 euros a month, heating not included, as\nof May.", "line 1",
          ["The rent for shop and store is currently 2,340 euros a month, heating not included, as of May."]),
+        ("Die Miete für\nLaden und Lager beträgt derzeit 2.340 Euro im Monat, zuzüglich der\nHeizung.", "line 1",
+         ["Die Miete für Laden und Lager beträgt derzeit 2.340 Euro im Monat, zuzüglich der Heizung."]),
+        # a passage that begins with a line of its own
+        ("Money\nDev reported a balance of £3,417.22 in the current account and £5,000 in savings.\n", "line 1",
+         ["Money", "Dev reported a balance of £3,417.22 in the current account and £5,000 in savings."]),
+        # lines that do not end as a sentence, or have room for another word
+        ("Monday to Friday 9 a.m. to 5 p.m., by appointment\nSaturday 9 a.m. to 1 p.m.", "line 1",
+         ["Monday to Friday 9 a.m. to 5 p.m., by appointment", "Saturday 9 a.m. to 1 p.m."]),
+        ("The pump in hall 2 was serviced on 4 March by Harris\nParts are in cupboard B, on the far left\nOil is low.",
+         "line 1", ["The pump in hall 2 was serviced on 4 March by Harris", "Parts are in cupboard B, on the far left",
+                    "Oil is low."]),
         # a quoted e-mail
         ("> And two more things: may we put up a\n> sign? It is small.\n>> No.", "line 1",
          ["And two more things: may we put up a sign?", "It is small.", "No."]),
@@ -228,12 +278,33 @@ def test_what_the_documents_do_not_say_is_refused_and_the_closest_sentence_shown
         (f"A line that {'was ' * 12}wrapped\nhere. End", "line 1", [f"A line that {'was ' * 12}wrapped here.", "End"]),
         ("| a | b |\n|---|---|\n| Rev. Hughes | 2 |", "line 1", ["| Rev. Hughes | 2 |"]),
         ("- one. Two\n- three", "line 1", ["- one.", "Two", "- three"]),
+        ("- The meeting of the 2nd of May is led by the\n  Reverend Hughes, who keeps its minutes.\n- Coffee", "line 1",
+         ["- The meeting of the 2nd of May is led by the Reverend Hughes, who keeps its minutes.", "- Coffee"]),
         ("One\nparagraph", "paragraph 1", ["One", "paragraph"]),
         ("name: A. B; price: 3", "row 2", ["name: A. B; price: 3"]),
     ],
 )  # fmt: skip
 def test_a_passage_is_split_into_what_can_be_quoted(text: str, position: str, expected: list[str]) -> None:
     assert [unit.text for unit in units(Passage(position=position, text=text))] == expected
+
+
+MINUTES = {
+    "When does the Council meet?": "The Council meets on every second Tuesday of the month in the Old Mill, and its "
+    "minutes are read by Mrs Okafor, Dev Patel and Reverend Hughes.",
+    "Wann tagt der Vorstand?": "Der Vorstand tagt an jedem zweiten Dienstag im Monat in der Alten Mühle, und die "
+    "Protokolle der Sitzungen lesen Frau Okafor, Herr Patel und Pfarrer Huber.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [50, 55, 60, 72, 80])
+def test_a_sentence_is_quoted_whole_however_narrow_it_was_wrapped(width: int, tmp_path: Path) -> None:
+    """Also where the next line begins with a capital; the lines of an address next to it stay apart."""
+    text = "\n\n".join(textwrap.fill(sentence, width) for sentence in MINUTES.values())
+    write(tmp_path, {"minutes.txt": f"{text}\n\nThe Old Mill\n12 Canal Wharf\nLower Sedgley\n"}, size=400)
+    for question, sentence in MINUTES.items():
+        assert json.loads(plain(tmp_path, question, "--json"))["answer"] == sentence
+    lines = [one["text"] for one in json.loads(plain(tmp_path, "Canal Wharf?", "--json"))["sentences"]]
+    assert lines[0] == "12 Canal Wharf"
 
 
 def test_the_stop_words_are_those_of_the_questions_language() -> None:

@@ -184,8 +184,9 @@ def as_text(outcome: Outcome) -> str:
 
 
 def quoted(sentence: dict[str, Any]) -> str:
-    """Format a sentence with the part that answers between asterisks, and its place in the documents."""
-    text, start, end = sentence["text"], sentence["start"] or 0, sentence["end"] or 0
+    """Format a sentence and its place. The part that answers is between asterisks, unless the text has some itself."""
+    text = sentence["text"]
+    start, end = (0, 0) if "*" in text else (sentence["start"] or 0, sentence["end"] or 0)
     before, part, after = (escaped(piece) for piece in (text[:start], text[start:end], text[end:]))
     marked = f'"{before}**{part}**{after}"' if part else f'"{before}{after}"'
     columns = f"columns: {sentence['columns']}" if sentence["columns"] else ""

@@ -9,11 +9,12 @@ for text, offset in split("One. Two. Three.", size=10, overlap=5): ...      # ("
 import re
 from collections.abc import Iterator
 
+ITEM = r"[ \t]*(?:[-*+•|]|\d+[.)])[ \t]"  # how an item of a list, or a row of a table, begins
 BOUNDARY = re.compile(
-    r"""(?<=[.!?…])["'”’»)\]]*\s++(?![a-z])   # the end of a sentence; a lower-case letter continues it, as after "e.g."
+    rf"""(?<=[.!?…])["'”’»)\]]*\s++(?![a-z])  # the end of a sentence; a lower-case letter continues it, as after "e.g."
     | (?<=[。！？])                             # these are not followed by a space
     | \n\s*\n                                 # the end of a paragraph
-    | \n(?=[ \t]*(?:[-*+•|]|\d+[.)])[ \t])   # the next item of a list, or row of a table
+    | \n(?={ITEM})                            # the next item of a list, or row of a table
     """,
     re.VERBOSE,
 )

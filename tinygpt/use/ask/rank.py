@@ -34,7 +34,7 @@ MATCHES = 20_000  # passages that the words of a query match, more or less, so t
 FORM, COMPOUND = 0.8, 0.6  # of a match with another form of a word, with a part of a compound
 FEATURES = ("own", "around", "kind")
 WEIGHTS = np.array([7.7, 2.7, 2.4])
-SIGN_WEIGHTS, BIAS = np.array([1.8, 1.1]), -3.0
+SIGN_WEIGHTS, BIAS = np.array([4.5, 0.9]), -4.2
 Candidate = tuple[Unit, Passage]
 
 

@@ -1,24 +1,27 @@
 """Split a passage into the units that `tinygpt ask` quotes: sentences, rows of a table, items of a list, lines.
 
 The boundaries are those of passages.py. In addition, a line break is one if the next word would have fitted on the
-line, as in an address or in opening hours; where text was wrapped, it would not have fitted. Where no line is longer
-than WIDTH, as in a note, a break is also one unless a lower-case letter follows. A row of a table is one unit, and so
-is a paragraph of HTML and .docx. The marks of a quoted e-mail (`> `) are left out. The heading above a passage is a
-unit, too: it may be the answer, such as a version with its date.
+line, as in an address or in opening hours; where text was wrapped, it would not have fitted. A text of which no line is
+longer than WIDTH may be a note, of which each line that begins with a capital is a unit; it is taken for wrapped if the
+lines end as a sentence and none of them has room for the next word. A row of a table is one unit, and so is a paragraph
+of HTML and .docx. The marks of a quoted e-mail (`> `) are left out. The heading above a passage is a unit, too: it may
+be the answer, such as a version with its date.
 
     [unit.text for unit in units(Passage(text="We open at 9 a.m. on weekdays. Dr. Meier is in."))]
 """
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tinygpt.base.terminal import one_line
-from tinygpt.use.ask.passages import sentences
+from tinygpt.use.ask.passages import ABBREVIATION, ITEM, sentences
 from tinygpt.use.ask.store import Passage
 
-WIDTH, SLACK = 60, 10  # characters: a line is taken to be at least that wide; a word fits if that much is left after it
+WIDTH, NARROWEST = 60, 50  # characters of a line: up to the first, a text may be a note; none was wrapped at less
+SLACK = 10  # characters: a word fits if that much is left after it
+SENTENCE_END = re.compile(r"[.!?…:。！？][\"'”’»)\]*_]*\s*\Z")
 TABLE_RULE = re.compile(r"[|+\-=:\s]*[-=]{2,}[|+\-=:\s]*")  # the line between the header of a table and its rows
 QUOTED = re.compile(r"^[ \t]*>[> \t]*", re.MULTILINE)
 POSITION = re.compile(r"(line|paragraph) (\d+)")
@@ -59,24 +62,46 @@ def unquoted(text: str) -> str:
 
 def spans(passage: Passage) -> Iterator[tuple[int, int]]:
     """Yield start and end of the passage's rows, lines and sentences."""
-    text, start = passage.text, 0
-    lines = text.split("\n")
+    lines, start = passage.text.split("\n"), 0
+    for block in lines if passage.position.startswith("paragraph ") else blocks(lines):  # there, a line is a paragraph
+        if is_row(block):
+            yield start + len(block) - len(block.lstrip()), start + len(block.rstrip())
+        else:
+            yield from ((start + first, start + last) for first, last in sentences(block, max(1, len(block))))
+        start += len(block) + 1
+
+
+def blocks(lines: Sequence[str]) -> Iterator[str]:
+    """Join the lines that were wrapped."""
     longest = max(map(len, lines))
-    ends_all = passage.position.startswith("paragraph ")  # a line is a paragraph
-    at = 0
-    for number, (line, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True)):
-        at += len(line) + 1
-        word = next(iter(QUOTED.sub("", following).split()), "")
-        fits = len(line.rstrip()) + 1 + len(word) <= max(WIDTH, longest) - SLACK
-        # a passage may begin within a line, so that its first line is short
-        ends = fits and number > 0 if word[:1].islower() else fits or longest <= WIDTH
-        if ends_all or ends or not word or is_row(line) or is_row(following):
-            block = text[start : at - 1]
-            if is_row(block):
-                yield start + len(block) - len(block.lstrip()), start + len(block.rstrip())
-            else:
-                yield from ((start + first, start + last) for first, last in sentences(block, max(1, len(block))))
-            start = at
+    limit = max(NARROWEST, longest) - SLACK
+    full = [bool(after.strip()) and width(line, after) > limit for line, after in itertools.pairwise(lines)]
+    if full:  # a passage may begin within a line, so that its first line is short
+        full[0] = any(full[:2]) or continues(lines[1])
+    run = list[str]()
+    for line, after, is_full in zip(lines, [*lines[1:], ""], [*full, False], strict=True):
+        run.append(line)
+        if not is_full or is_row(line) or is_row(after) or re.match(ITEM, after):
+            is_paragraph = longest > WIDTH or is_wrapped(run, longest)
+            starts = [i for i, each in enumerate(run) if i and not (is_paragraph or continues(each))]
+            yield from ("\n".join(run[i:j]) for i, j in itertools.pairwise([0, *starts, len(run)]))
+            run = []
+
+
+def is_wrapped(run: Sequence[str], longest: int) -> bool:
+    """Return whether lines are a wrapped paragraph: they end as a sentence, and none has room for the next word."""
+    is_sentence = SENTENCE_END.search(run[-1]) and not ABBREVIATION.search(run[-1])
+    widths = [width(line, after) for line, after in itertools.pairwise(run)]
+    return bool(is_sentence) and min(widths[len(run) > 2 :], default=0) > longest
+
+
+def width(line: str, after: str) -> int:
+    """Return the width of a line if the first word of the line after it had been put on it."""
+    return len(line.rstrip()) + 1 + len(next(iter(QUOTED.sub("", after).split()), ""))
+
+
+def continues(line: str) -> bool:
+    return QUOTED.sub("", line).lstrip()[:1].islower()
 
 
 def is_row(line: str) -> bool:
