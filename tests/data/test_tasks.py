@@ -167,6 +167,17 @@ def test_each_line_has_a_brand_of_its_label_and_split() -> None:
     assert counts["train"] > 1500 and counts["val"] > 200 and counts["test"] > 400
 
 
+def test_lines_with_a_brand_are_a_group() -> None:
+    for split, pairs in EXAMPLES["transactions"].items():
+        groups = [TASKS["transactions"].group(prompt) == "with a brand" for prompt, _ in pairs]
+        named = [label not in ("subscriptions", "fees", "income") for _, label in pairs]
+        wrong = [pair for pair, one, other in zip(pairs, groups, named, strict=True) if one != other]
+        # OAKLEY is also an invented name
+        assert all(prompt.startswith("OAKLEY ") for prompt, _ in wrong) and len(wrong) <= 5 * (split == "train")
+    synthetic = EXAMPLES["transactions --synthetic"]["test"]
+    assert {TASKS["transactions"].group(prompt) for prompt, _ in synthetic} == {"without a brand"}
+
+
 def test_the_other_lines_are_invented() -> None:
     for split, examples in EXAMPLES["transactions"].items():
         invented = WORDS["transactions --synthetic"][split]
