@@ -172,8 +172,8 @@ def test_lines_with_a_brand_are_a_group() -> None:
         groups = [TASKS["transactions"].group(prompt) == "with a brand" for prompt, _ in pairs]
         named = [label not in ("subscriptions", "fees", "income") for _, label in pairs]
         wrong = [pair for pair, one, other in zip(pairs, groups, named, strict=True) if one != other]
-        # OAKLEY is also an invented name
-        assert all(prompt.startswith("OAKLEY ") for prompt, _ in wrong) and len(wrong) <= 5 * (split == "train")
+        # one is also an invented name, such as OAKLEY
+        assert len(wrong) <= (4 if split == "train" else 0), wrong
     synthetic = EXAMPLES["transactions --synthetic"]["test"]
     assert {TASKS["transactions"].group(prompt) for prompt, _ in synthetic} == {"without a brand"}
 
