@@ -13,7 +13,7 @@ from tinygpt.examine.experiment.picture import Intervals
 from tinygpt.examine.experiment.stages import Results
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict
 from tinygpt.use.advise import judge, look
-from tinygpt.use.advise.contenders import MAJORITY, Data
+from tinygpt.use.advise.contenders import MAJORITY, SENTENCES, Data
 from tinygpt.use.advise.judge import TARGET, Advice, Sure, Tested
 from tinygpt.use.advise.look import Finding, as_table
 from tinygpt.use.advise.split import Split
@@ -175,6 +175,8 @@ class Report:
         )
         how += LABELS
         how += "".join(f" Left out: {name}, since {why}." for name, why in self.left_out.items())
+        if SENTENCES not in self.tested | self.left_out:
+            how += " Not tried: a sentence encoder (--vectors), which often gains with few examples."
         tables = [Table("Contenders, the simplest first", rows, how), self._label_table()]
         if self.mistakes:
             tables.append(self._mistakes_table())
