@@ -310,7 +310,7 @@ class Rotation:
 
     def __call__(self, x: Any) -> Any:
         """Rotate features (m, F); those of examples keep their products with each other: (m, rank)."""
-        return x if self.x is None else (x @ self.x.T) @ self._to
+        return x if self.x is None else (x @ self.x.T).toarray() @ self._to
 
     def back(self, weights: np.ndarray) -> np.ndarray:
         """Return weights (L, rank) as weights of the features (L, F)."""
