@@ -535,7 +535,7 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
     assert result["lines"] == divided.folds[0][1].tolist()
     right = result["predicted"] == data.truth[result["lines"]]
     assert right.mean() > 0.9
-    kept = contenders.fit_on_all(GPT, data, divided, tmp_path, 150, "", PATIENCE)
+    kept = contenders.language_model_of_all(GPT, data, divided, tmp_path, 150, "", PATIENCE)
     labeller.save(tmp_path, kept, data.labels, 0.6)
     write(tmp_path / "new.csv", [{"prompt": "a77"}, {"prompt": "b77"}])
     said = ok(tmp_path, "label", "new.csv", "--model=.").out
@@ -546,9 +546,10 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_language_models_within_the_budget(folder: Path, tiny_run: Path) -> None:
     """The base model is one of characters with a short context, which must not limit the tiny GPT."""
+    write(folder / "pairs.csv", rows(200))  # of 48, a model would not be right more often by more than chance
     command = ["advise", "pairs.csv", "--budget=1h", "--time=day", f"--pretrained={tiny_run / 'out/ckpt.pt'}", "--json"]
     values = json.loads(ok(folder, *command).out)  # far more time than 60 passes take
     for name in (GPT, PRETRAINED):
         row = next(row for row in values["contenders"] if row["name"] == name)
-        assert 8 < row["lines"] < 16 and row["bytes"] > 1e3 and not values["left_out"]
+        assert 35 < row["lines"] < 60 and row["bytes"] > 1e3 and not values["left_out"]
     assert labeller.load(folder / "out-advise").about["contender"] == values["advice"]["name"]
