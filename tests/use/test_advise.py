@@ -5,6 +5,8 @@ import itertools
 import json
 import math
 import random
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +419,20 @@ def test_bad_input(tmp_path: Path, change: dict[str, str], flags: list[str], mes
     changed = [row | {key: value.format(n=n) for key, value in change.items()} for n, row in enumerate(rows())]
     write(tmp_path / "pairs.csv", changed)
     assert message in refused(tmp_path, "advise", "pairs.csv", *flags)
+
+
+def test_labels_in_several_spellings_come_first(tmp_path: Path) -> None:
+    spelled = [
+        row | {"response": [row["response"], row["response"].upper()][n % 8 < 2]} for n, row in enumerate(rows())
+    ]
+    write(tmp_path / "my pairs.csv", [{"text": row["prompt"], "response": row["response"]} for row in spelled])
+    command = ["advise", "my pairs.csv", *FAST, "--prompt_field=text"]
+    said = ok(tmp_path, *command).out
+    assert "verdict: First: labels in several spellings are different ones: CARD 6 | card 18; LOAN 6 | loan" in said
+    (following,) = re.findall(r"next: tinygpt (.*)", said)
+    merged = ok(tmp_path, *shlex.split(following))
+    assert "merged labels: CARD -> card, LOAN -> loan" in merged.err and "First: labels" not in merged.out
+    assert labeller.load(tmp_path / "out-advise-merged").labels == ["card", "loan"]
 
 
 def test_labels_without_any_rule_get_no_model(tmp_path: Path) -> None:

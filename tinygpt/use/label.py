@@ -171,7 +171,7 @@ def summary(labeller: Labeller, answers: list[Answer], unsure: int, output: str)
     empty, sure_count = counts.pop("", 0), sum(answer.sure for answer in answers)
     names = ", ".join(f"{terminal.cut(terminal.escaped(name), 40)} {count:,}" for name, count in counts.most_common(10))
     more = f", and {terminal.counted(len(counts) - 10, 'other label')}" if len(counts) > 10 else ""
-    text = [f"{terminal.counted(len(answers), 'line')} labelled: {names}{more}"]
+    text = [f"{terminal.counted(counts.total(), 'line')} labelled: {names}{more}"]
     text += [f"empty lines, which have no label: {empty:,}"] * bool(empty)
     if labeller.about.get("run"):
         text.append("no column sure: tinygpt advise measures a threshold, but this run has none")

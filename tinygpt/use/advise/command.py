@@ -32,7 +32,7 @@ from tinygpt.examine.experiment.summary import write
 from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.use.advise import contenders, labeller, summary
 from tinygpt.use.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, SENTENCES, Cheap, Data, Training
-from tinygpt.use.advise.look import FEW, Finding, Line, across, as_text, look, merged, too_long, unseen
+from tinygpt.use.advise.look import FEW, SPELLINGS, Finding, Line, across, as_text, look, merged, too_long, unseen
 from tinygpt.use.advise.split import Split, parsed_times, split
 
 MOST = 20_000  # lines; of more, a random sample is used
@@ -76,13 +76,25 @@ def advise(config: AdviseConfig) -> None:
         print(f"\n{text.as_text()}\n")
         for written in write(report.summary, folder, "advise", command="advise"):
             print(f"written: {written}")
+        encoding = [suggest.flag("encoding", config.encoding)] * ("encoding" in config.given)
+        following = suggest.command("label", "new.csv", f"--model={folder}", *encoding, "-o", "labelled.csv")
         if report.advice.name == MAJORITY:
-            print("\nnext: add examples, and run the same command with another --out_dir")
+            following = "add examples, and run the same command with another --out_dir"
         else:
-            following = suggest.command("label", "new.csv", f"--model={folder}", "-o", "labelled.csv")
-            print(f"the model, {report.advice.name}: {folder / labeller.NAME}\n\nnext: {following}")
+            print(f"the model, {report.advice.name}: {folder / labeller.NAME}")
+        if SPELLINGS in {finding.name for finding in report.findings}:
+            following = repeated(config, merge_labels=True, out_dir=f"{folder}-merged")
+        print(f"\nnext: {following}")
     if config.json:
         print(strict_json(report.values))
+
+
+def repeated(config: AdviseConfig, **changes: Any) -> str:
+    """Return the same command with other values of some keys."""
+    given = {key: getattr(config, key) for key in sorted(config.given - {"pairs"})}
+    return suggest.command(
+        "advise", Path(config.pairs), *(suggest.flag(*item) for item in {**given, **changes}.items())
+    )
 
 
 # ---- the examples -----------------------------------------------------------------------------------------------
@@ -102,7 +114,10 @@ def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[str] | None,
         examples = [examples[index] for index in chosen]
     rows = [row for row, _ in examples]
     prompts, responses, further = map(list, zip(*(values for _, values in examples), strict=True))
-    responses = merged(responses) if config.merge_labels else responses
+    if config.merge_labels:
+        spelled, responses = responses, merged(responses)
+        kept = sorted({(best, label) for best, label in zip(responses, spelled, strict=True) if best != label})
+        print_error("merged labels: " + (", ".join(f"{label} -> {best}" for best, label in kept) or "none"))
     labels = sorted(set(responses))
     if len(labels) == 1:
         raise TinyGPTError(f"{path}: all examples have the label {labels[0][:40]!r}", "add examples of another label")

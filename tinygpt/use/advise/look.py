@@ -26,6 +26,7 @@ MANY = 12  # labels that are listed
 THRESHOLD = 0.9  # cosine of near duplicates
 BLOCK = 256  # prompts that all others are compared with at once: for 20,000 prompts a matrix of 40 MB
 SHOWN = 70  # characters of an example, after its places
+SPELLINGS = "labels in several spellings"  # a finding
 PLACES = 3  # that are named with an example
 
 
@@ -102,16 +103,18 @@ def spellings(lines: Sequence[Line]) -> Finding:
     counts = Counter(line.label for line in lines)
     groups = grouped([Line("", label, "") for label in counts], lambda line: spelling(line.label))
     several = [[line.label for line in group] for group in groups if len(group) > 1]
-    examples = [" | ".join(f"{shown(label, 19)} {counts[label]:,}" for label in group) for group in several[:2]]
-    what = f"Labels in several spellings, by case, blanks or the notation of a number: {len(several):,}."
-    advice = "If they mean the same, make them one: the same command with --merge_labels --out_dir=out-merged."
-    return Finding("labels in several spellings", len(several), what, examples, advice)
+    examples = [" | ".join(f"{shown(label, 19)} {counts[label]:,}" for label in group) for group in several[:MANY]]
+    what = f"Labels in several spellings (case, blanks, hyphens, notation of a number): {len(several):,}."
+    advice = "If they mean the same, merge them (--merge_labels)."
+    return Finding(SPELLINGS, len(several), what, examples, advice)
 
 
 def spelling(label: str) -> Hashable:
     """Return what labels have in common that differ only in this way: a number, or words in lower case."""
-    words = " ".join(label.split()).casefold()
-    return Decimal(words) if re.fullmatch(r"[+-]?\d+(\.\d+)?", words) else words
+    text = label.strip().casefold()
+    if re.fullmatch(r"[+-]?\d+(\.\d+)?", text):
+        return Decimal(text)
+    return re.sub(r"[\s_-]+", "", text) or text
 
 
 def merged(labels: Sequence[str]) -> list[str]:

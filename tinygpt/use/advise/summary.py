@@ -184,7 +184,7 @@ class Report:
             "Which model for these data, and how good is it?",
             f"{self.data}: the simplest model that no other beats, tested as it will be used.",
             [*tables, as_table(self.findings)],
-            [self._choice(), *self._missed(), self._threshold(), *self._more_labels()],
+            [*self._spellings(), self._choice(), *self._missed(), self._threshold(), *self._more_labels()],
             "Accuracy of the contenders, with 95% confidence intervals",
             self._picture(),
         )
@@ -230,6 +230,16 @@ class Report:
             f"one-sided tests on common lines, p < {judge.CHANCE}; against the majority {judge.NOISE}, divided by the "
             "number of contenders); no model, if there is none",
         )
+
+    def _spellings(self) -> list[Verdict]:
+        """Warn of labels that a person has spelled in several ways, which no model can tell apart."""
+        rule = "labels that are equal but for case, blanks, hyphens or the notation of a number"
+        return [
+            Verdict(f"First: labels in several spellings are different ones: {'; '.join(finding.examples)}. "
+                    f"{finding.advice}", rule)
+            for finding in self.findings
+            if finding.name == look.SPELLINGS
+        ]  # fmt: skip
 
     def _missed(self) -> list[Verdict]:
         """Warn of labels that are mostly missed, which the accuracy does not show if they are rare."""

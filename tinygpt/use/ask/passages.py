@@ -19,7 +19,7 @@ BOUNDARY = re.compile(
     re.VERBOSE,
 )
 ABBREVIATION = re.compile(  # a full stop that ends no sentence, as after an initial and an ordinal (`im 2. Stock`)
-    r"""\b(?:Mr|Mrs|Ms|Dr|Prof|Rev|St|Str|Nr|No|Abs|Art|Bd|Fig|Inc|Ltd|Co|Tel|approx|ca|Fa|Hr|bzw|ggf|inkl|vgl|vs|evtl|zzgl)\.\Z
+    r"""\b(?:Mr|Mrs|Ms|Dr|Prof|Mag|Dipl|Ing|Rev|St|Str|Nr|No|Abs|Art|Bd|Fig|Inc|Ltd|Co|Tel|approx|ca|Fa|Hr|bzw|ggf|inkl|vgl|vs|evtl|zzgl)\.\Z
     | \b[A-Za-z]\.\Z | \b(?:am|vom|zum|bis|der|des|dem|den|die|das|im|und|seit|ab)\ \d{1,2}\.\Z""",
     re.VERBOSE,
 )
