@@ -28,7 +28,7 @@ from tinygpt.base.files import file_lock
 from tinygpt.checkpoint import store
 from tinygpt.examine.eval.classifiers import Linear, Majority, Nearest
 from tinygpt.use.advise.command import read_data
-from tinygpt.use.advise.labeller import GPTState, load, save
+from tinygpt.use.advise.labeller import load, save
 from tinygpt.use.ask import embeddings
 
 LABELS = ["person", "place", "time"]
@@ -270,19 +270,25 @@ def test_a_gpt_labels_relative_to_its_folder_and_long_prompts(models: Path, tmp_
     folder = tmp_path / "made"
     (folder / "gpt").mkdir(parents=True)
     (folder / "gpt/ckpt.pt").write_bytes((models / "out-colours/ckpt.pt").read_bytes())
-    save(folder, GPTState("gpt/ckpt.pt", 9), colours, 0.0)
+    save(folder, "gpt/ckpt.pt", colours, 0.0, longest=9)
     folder = folder.rename(tmp_path / "copied")
     assert (
         load(folder)(prompts) == tinygpt.load(models / "out-colours", device="cpu").probabilities(prompts, colours)
     ).all()
+    cut = load(folder)(["001 red and so on"])
+    assert (cut == load(folder)(["001 red a"])).all() and (cut != load(folder)(["001 red "])).any()
+    state = store.read(folder / "model.pt")
+    longest = state.pop("longest")
+    store.write(folder / "model.pt", state | {"state": state["state"] | {"longest": longest}})  # of an earlier version
+    assert (load(folder)(["001 red and so on"]) == cut).all()
     (folder / "new.txt").write_text("\n".join([*prompts, "é 002 red", "003 green" + " and so on" * 50]))
     found = [row["label"] for row in rows(ok(folder, "label", "new.txt", "--model=.").out)]
     assert found == ["red", "blue", "green", "red", "green"]
-    save(folder, GPTState(str(models / "out-colours"), 200), colours, 0.0)
+    save(folder, str(models / "out-colours"), colours, 0.0)
     assert load(folder).label(["009 red" * 50])[0].label in colours  # more than the context
-    save(folder, GPTState("gpt/none.pt", 200), colours, 0.0)
+    save(folder, "gpt/none.pt", colours, 0.0)
     assert "none.pt: no such file" in refused(folder, "label", "new.txt", "--model=.")
-    save(folder, GPTState(str(models / "out"), 200), colours, 0.0)
+    save(folder, str(models / "out"), colours, 0.0)
     assert "only continues text" in refused(folder, "label", "new.txt", "--model=.")
 
 
@@ -375,6 +381,7 @@ def test_damaged_foreign_newer_and_ordinary_files_are_refused(work: Path, tiny_r
         ({"threshold": 2.0}, "impossible"),
         ({"about": 3}, "impossible"),
         ({"state": {}}, "impossible"),
+        ({"longest": 0}, "impossible"),
     ):
         store.write(path, state | change)
         assert expected in problem(), (change, problem())

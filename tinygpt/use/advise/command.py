@@ -239,17 +239,19 @@ class Examiner:
         """Train the advised contender on all lines, and store it with its threshold."""
         results, config = run(self.folder, self.identity, self.stages[:-1]), self.config
         report = summary.Report(self.data, self.split, results)
-        iterations = report.measured[name][0].get("iterations", 0)
         row = next(row for row in report.contenders if row["name"] == name)
         about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
-        limit = max(self._left(), report.measured[name][0]["seconds"])
-        model: Classifier | labeller.GPTState
+        model: Classifier | str
         if name in self.cheap:
+            longest = self.longest
             model = self.cheap[name].fit(self.data.prompts, self.data.truth, len(self.data.labels))
         else:
-            arguments = name, self.data, self.split, self.folder, iterations, config.pretrained, limit
-            model = contenders.language_model_of_all(*arguments)
+            first = report.measured[name][0]
+            training = contenders.planned(name, self.data, config.pretrained)._replace(iterations=first["iterations"])
+            limit = max(self._left(), first["seconds"])
+            model = contenders.language_model_of_all(training, self.data, self.split, self.folder, limit)
+            longest = training.longest
         encoder = self.encoder if name == SENTENCES else None
         threshold, field = report.sure.threshold, config.prompt_field
-        labeller.save(self.folder, model, self.data.labels, threshold, field, about, encoder, self.longest)
+        labeller.save(self.folder, model, self.data.labels, threshold, field, about, encoder, longest)
         return about

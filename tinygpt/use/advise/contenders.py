@@ -31,7 +31,6 @@ from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.training.child import Cost, train_in_child
 from tinygpt.training.log import read_metrics
 from tinygpt.training.start import MOST_BIGRAM_TOKENS
-from tinygpt.use.advise.labeller import GPTState
 from tinygpt.use.advise.split import Split
 from tinygpt.use.ask import embeddings
 from tinygpt.use.ask.embeddings import Cached, SentenceEncoder, WordLlama
@@ -267,15 +266,8 @@ def iterations_for(training: Training, lines: int, seconds: float, each: float) 
     return min(fitting, MOST_PASSES * lines // batch + 1) if fitting >= FEWEST[training.name] else 0
 
 
-def language_model_of_all(
-    name: str, data: Data, split: Split, folder: Path, iterations: int, base: str, limit: float
-) -> GPTState:
-    """Train a language model on all lines, to be used, for at most `limit` seconds. It is written into the folder."""
-    training = planned(name, data, base)._replace(iterations=iterations)
-    fit_language_model(training, data, split, np.arange(len(data.truth)), folder / FOLDERS[name], limit)
-    return GPTState(ckpt(name), training.longest)
-
-
-def ckpt(name: str) -> str:
-    """Return the path of the language model that was trained on all lines, in the folder of the advice."""
-    return f"{FOLDERS[name]}/model/ckpt.pt"
+def language_model_of_all(training: Training, data: Data, split: Split, folder: Path, limit: float) -> str:
+    """Train a language model on all lines, to be used, for at most `limit` seconds; return its checkpoint's path in the
+    folder."""
+    fit_language_model(training, data, split, np.arange(len(data.truth)), folder / FOLDERS[training.name], limit)
+    return f"{FOLDERS[training.name]}/model/ckpt.pt"
