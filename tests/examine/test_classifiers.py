@@ -72,12 +72,13 @@ def test_the_linear_model_is_scikit_learns() -> None:
     assert np.abs(found - Linear.fit(PROMPTS, TRUTH, 3, C=10, features=("word",))(NEW)).max() > 0.01  # a control
 
 
-def test_word_vectors_are_centred_and_scaled_features() -> None:
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_word_vectors_are_centred_and_scaled_features(weight: float) -> None:
     vectors = embed(PROMPTS).astype(np.float64)
     centred = vectors - vectors.mean(axis=0)
-    scale = 1 / np.sqrt((centred**2).sum(axis=1).mean())
+    scale = weight / np.sqrt((centred**2).sum(axis=1).mean())
     model = LogisticRegression(C=10, max_iter=1000).fit(centred * scale, TRUTH)
-    found = Linear.fit(PROMPTS, TRUTH, 3, features=(), C=10, embed=embed)(NEW)
+    found = Linear.fit(PROMPTS, TRUTH, 3, features=(), C=10, embed=embed, weight=weight)(NEW)
     assert np.abs(found - model.predict_proba((embed(NEW) - vectors.mean(axis=0)) * scale)).max() < 1e-6
     words, both = (Linear.fit(PROMPTS, TRUTH, 3, C=10, embed=use)(NEW) for use in (None, embed))
     assert np.abs(words - both).max() > 0.01

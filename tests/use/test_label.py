@@ -28,7 +28,7 @@ from tinygpt.base.files import file_lock
 from tinygpt.checkpoint import store
 from tinygpt.examine.eval.classifiers import Linear, Majority, Nearest
 from tinygpt.use.advise.command import read_data
-from tinygpt.use.advise.labeller import GPTState, load, save
+from tinygpt.use.advise.labeller import load, save
 from tinygpt.use.ask import embeddings
 
 LABELS = ["person", "place", "time"]
@@ -215,37 +215,22 @@ def test_standard_input_gives_no_byte_order_mark(work: Path) -> None:
 
 
 FORMULAS = ["=1+1", "+a", "-a", "@a", "\t=1", "\rb", " =1", "\uff1d1", "-1+1", "- item", "-5a", "=-5", "+1e5e5"]
-NUMBERS = [
-    "-5",
-    "+3.2",
-    "-1,000",
-    "-1.000,5",
-    "-1 000",
-    "-1'000",
-    "+1.5e-7",
-    "-3%",
-    " -5 ",
-    "-",
-    "1-1",
-    "a=b",
-    "'=1",
-    "",
-]
+PLAIN = ["-5", "+3.2", "-1,000", "-1.000,5", "-1 000", "-1'000", "+1.5e-7", "-3%", " -5 ", "-", "1-1", "a=b", "'=1", ""]
 
 
 def test_formulas_are_named_and_escaped_on_request(work: Path) -> None:
     save(work / "model", Majority.fit(["a"], np.array([0]), 1), ["=label"], 0.1, "question")
-    table = [["question", "+column"], *(["who?", text] for text in [*NUMBERS, *FORMULAS])]
+    table = [["question", "+column"], *(["who?", text] for text in [*PLAIN, *FORMULAS])]
     csv_file(work / "new.csv", *table)
     result = ok(work, "label", "new.csv", "-o", "out.csv", "--model=model")
-    count = 1 + len(FORMULAS) + len(NUMBERS + FORMULAS)  # of the header, of the column and of the labels
+    count = 1 + len(FORMULAS) + len(PLAIN + FORMULAS)  # of the header, of the column and of the labels
     assert f"which Excel calculates: {count}, the first in row 1: +column; --escape_formulas puts" in result.err
     plain = rows((work / "out.csv").read_bytes().decode())
-    assert [row["+column"] for row in plain] == [*NUMBERS, *FORMULAS] and plain[0]["label"] == "=label"
+    assert [row["+column"] for row in plain] == [*PLAIN, *FORMULAS] and plain[0]["label"] == "=label"
     result = ok(work, "label", "new.csv", "-o", "out.csv", "--model=model", "--escape_formulas")
     assert f"which Excel calculates: {count}" in result.err and "each has an apostrophe now" in result.err
     escaped = rows((work / "out.csv").read_bytes().decode())
-    assert [row["'+column"] for row in escaped] == [*NUMBERS, *(f"'{text}" for text in FORMULAS)]
+    assert [row["'+column"] for row in escaped] == [*PLAIN, *(f"'{text}" for text in FORMULAS)]
     assert {row["label"] for row in escaped} == {"'=label"}
     result = ok(work, "label", "new.csv", "-o", "out.jsonl", "--model=model", "--escape_formulas")
     first = json.loads((work / "out.jsonl").read_text().splitlines()[0])
@@ -270,19 +255,25 @@ def test_a_gpt_labels_relative_to_its_folder_and_long_prompts(models: Path, tmp_
     folder = tmp_path / "made"
     (folder / "gpt").mkdir(parents=True)
     (folder / "gpt/ckpt.pt").write_bytes((models / "out-colours/ckpt.pt").read_bytes())
-    save(folder, GPTState("gpt/ckpt.pt", 9), colours, 0.0)
+    save(folder, "gpt/ckpt.pt", colours, 0.0, longest=9)
     folder = folder.rename(tmp_path / "copied")
     assert (
         load(folder)(prompts) == tinygpt.load(models / "out-colours", device="cpu").probabilities(prompts, colours)
     ).all()
+    cut = load(folder)(["001 red and so on"])
+    assert (cut == load(folder)(["001 red a"])).all() and (cut != load(folder)(["001 red "])).any()
+    state = store.read(folder / "model.pt")
+    longest = state.pop("longest")
+    store.write(folder / "model.pt", state | {"state": state["state"] | {"longest": longest}})  # of an earlier version
+    assert (load(folder)(["001 red and so on"]) == cut).all()
     (folder / "new.txt").write_text("\n".join([*prompts, "é 002 red", "003 green" + " and so on" * 50]))
     found = [row["label"] for row in rows(ok(folder, "label", "new.txt", "--model=.").out)]
     assert found == ["red", "blue", "green", "red", "green"]
-    save(folder, GPTState(str(models / "out-colours"), 200), colours, 0.0)
+    save(folder, str(models / "out-colours"), colours, 0.0)
     assert load(folder).label(["009 red" * 50])[0].label in colours  # more than the context
-    save(folder, GPTState("gpt/none.pt", 200), colours, 0.0)
+    save(folder, "gpt/none.pt", colours, 0.0)
     assert "none.pt: no such file" in refused(folder, "label", "new.txt", "--model=.")
-    save(folder, GPTState(str(models / "out"), 200), colours, 0.0)
+    save(folder, str(models / "out"), colours, 0.0)
     assert "only continues text" in refused(folder, "label", "new.txt", "--model=.")
 
 
@@ -375,6 +366,7 @@ def test_damaged_foreign_newer_and_ordinary_files_are_refused(work: Path, tiny_r
         ({"threshold": 2.0}, "impossible"),
         ({"about": 3}, "impossible"),
         ({"state": {}}, "impossible"),
+        ({"longest": 0}, "impossible"),
     ):
         store.write(path, state | change)
         assert expected in problem(), (change, problem())

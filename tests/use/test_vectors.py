@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ok, refused
+from safetensors.numpy import load_file, save_file
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.use.advise import contenders, labeller
 from tinygpt.use.advise.contenders import SENTENCES
 from tinygpt.use.ask import embeddings
-from tinygpt.use.ask.embeddings import Remembered, SentenceEncoder
+from tinygpt.use.ask.embeddings import Cached, SentenceEncoder
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 pytest.importorskip("sklearn")
@@ -61,17 +62,18 @@ def sheet(path: Path, n: int = 60) -> Path:
     return path
 
 
-def test_the_vectors_are_those_of_sentence_transformers(encoder: Path) -> None:
+def test_the_vectors_are_those_of_sentence_transformers(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = sentence_transformers.SentenceTransformer(str(encoder), device="cpu").encode(TEXTS)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     ours = SentenceEncoder(encoder)
     assert ours.vectors(TEXTS) == pytest.approx(expected, abs=1e-5)
-    remembered = Remembered(ours)
-    assert remembered.vectors([*TEXTS[::-1], TEXTS[0]]) == pytest.approx(expected[[4, 3, 2, 1, 0, 0]], abs=1e-5)
-    assert (remembered.vectors(TEXTS) == remembered.vectors(TEXTS)).all()
+    cached = Cached(ours)
+    assert cached.vectors([*TEXTS[::-1], TEXTS[0]]) == pytest.approx(expected[[4, 3, 2, 1, 0, 0]], abs=1e-5)
+    monkeypatch.setattr(ours, "vectors", None)  # all vectors are known
+    assert cached.vectors(TEXTS[:2]) == pytest.approx(expected[:2], abs=1e-5)
 
 
-def test_from_examples_to_labels(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_examples_to_labels(encoder: Path, tmp_path: Path) -> None:
     sheet(tmp_path / "pairs.csv")
     shutil.copytree(encoder, tmp_path / "enc")
     values = json.loads(ok(tmp_path, "advise", "pairs.csv", "--vectors=enc", "--budget=20s", "--json").out)
@@ -81,9 +83,9 @@ def test_from_examples_to_labels(encoder: Path, tmp_path: Path, monkeypatch: pyt
     # The advised one is simpler here. The same with this contender: the folder can be moved, without the encoder.
     prompts = ["my card 7", "loan 12"]
     data = contenders.Data(["card 1", "card 2", "loan 1", "loan 2"], np.array([0, 0, 1, 1]), ["card", "loan"])
-    contender = contenders.cheap(str(encoder))[SENTENCES]
-    fitted = contender.fit(data.prompts, data.truth, 2)
-    labeller.save(tmp_path / "model", fitted, data.labels, None, encoder=contender.encoder)
+    loaded = SentenceEncoder(encoder)
+    fitted = contenders.cheap(loaded)[SENTENCES].fit(data.prompts, data.truth, 2)
+    labeller.save(tmp_path / "model", fitted, data.labels, None, encoder=loaded)
     moved = shutil.move(tmp_path / "model", tmp_path / "moved")
     stored = labeller.load(Path(moved))
     assert stored(prompts) == pytest.approx(fitted(prompts))
@@ -92,14 +94,15 @@ def test_from_examples_to_labels(encoder: Path, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(TinyGPTError, match=r"modules\.json is damaged"):
         labeller.load(Path(moved))
     # another encoder is not taken for the first one
-    (tmp_path / "enc" / "model.safetensors").write_bytes(b"other")
-    assert "not a sentence encoder that can be used: sentence-transformers cannot read it" in refused(
+    other = tmp_path / "enc" / "model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(other).items()}, other, {"format": "pt"})
+    assert "enc is not the one that out-advise was made with" in refused(
         tmp_path, "advise", "pairs.csv", "--vectors=enc", "--budget=20s"
     )
 
 
 def test_a_short_budget_leaves_the_vectors_out(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contenders.Cheap, "seconds_of_vectors", lambda self, prompts: 7.0)
+    monkeypatch.setattr(Cached, "seconds", lambda self, texts: 7.0)
     sheet(tmp_path / "pairs.csv")
     said = ok(tmp_path, "advise", "pairs.csv", f"--vectors={encoder}", "--budget=20s").out
     assert f"Left out: {SENTENCES}, since it needs a larger --budget" in " ".join(said.split())
@@ -113,6 +116,7 @@ def test_a_short_budget_leaves_the_vectors_out(encoder: Path, tmp_path: Path, mo
         ("modules.json", '[{"type": "own.Code"}]', "it needs code of its own, own.Code, which is not run"),
         ("model.safetensors", None, "its weights are not in the format safetensors"),
         ("config.json", "{}", "sentence-transformers cannot read it"),
+        ("model.safetensors", "other", "sentence-transformers cannot read it"),
     ],
 )
 def test_folders_that_are_refused(encoder: Path, tmp_path: Path, file: str, content: str | None, message: str) -> None:

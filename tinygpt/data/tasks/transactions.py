@@ -43,7 +43,6 @@ _PLACES = {  # by country
     "nz": words("AUCKLAND NZ,NELSON NZ,DUNEDIN NZ", ","),
 }
 LINE_WIDTH = 48  # of a statement
-BRAND = "with a brand"  # a group of lines
 
 
 def with_brands(seed: int, brands: int = 0, of: str = "train") -> dict[str, list[Pair]]:
@@ -69,12 +68,12 @@ def _in_turn(pairs: Sequence[Pair]) -> list[Pair]:
 
 
 def group(prompt: str) -> str:
-    """Return whether the line names a real brand."""
+    """Return "with a brand" if the line names a real brand, else "without a brand"."""
     names = {name for splits in merchants_by_label().values() for split in splits.values() for name, _ in split}
     names -= set(chain.from_iterable(NAMES.values()))  # invented ones: OSPREY, which is also a brand
     parts = [prompt.removeprefix(prefix).split(" ") for prefix in _PREFIXES]
     named = any(" ".join(words[:end]) in names for words in parts for end in range(1, len(words)))
-    return BRAND if named else "without a brand"
+    return "with a brand" if named else "without a brand"
 
 
 def invented(seed: int) -> dict[str, list[Pair]]:

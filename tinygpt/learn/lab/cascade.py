@@ -22,7 +22,7 @@ from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, percent, pooled, spread
 from tinygpt.learn.lab.confidence import FEWEST, SPLITS, TASK, answers, classifier, threshold
-from tinygpt.learn.lab.definition import HOUR, Lab, learn, seeds, stage
+from tinygpt.learn.lab.definition import HOUR, TEST_LINES, Lab, learn, seeds, stage
 
 PERSON = "person"
 PERSON_SECONDS = 10.0  # an assumption, as that a person is always right
@@ -142,11 +142,10 @@ def summarise(records: Records, config: LabConfig) -> Summary:
             }
         )
     rows_note = (
-        "On 1,000 test lines, three quarters of them with brands that do not occur in training; "
-        "median over the seeds (minimum to maximum), "
-        "a pretrained model has one seed. Cost of 1,000 lines: the latency of single lines on this "
-        f"machine, at {HOUR:g} per hour; a person {PERSON_PRICE:g}. By: share of the lines answered by this system. A "
-        f"person is assumed to be always correct and to take {PERSON_SECONDS:g} seconds for a line."
+        f"On {TEST_LINES}; median over the seeds (minimum to maximum), a pretrained model has one seed. Cost of 1,000 "
+        f"lines: the latency of single lines on this machine, at {HOUR:g} per hour; a person {PERSON_PRICE:g}. By: "
+        "share of the lines answered by this system. A person is assumed to be always correct and to take "
+        f"{PERSON_SECONDS:g} seconds for a line."
     )
     if config.pretrained:
         rows_note += f" The pretrained model is {config.pretrained}."

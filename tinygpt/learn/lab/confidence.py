@@ -21,7 +21,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.examine.experiment.picture import Histograms
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, gap, percent, pooled, spread
-from tinygpt.learn.lab.definition import Classifier, Lab, learn, prepared, right, seeds, stage
+from tinygpt.learn.lab.definition import TEST_LINES, Classifier, Lab, learn, prepared, right, seeds, stage
 from tinygpt.learn.lab.methods import SONNET
 
 TASK = "transactions"
@@ -162,8 +162,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         for key, own in systems.items()
     ]
     rows_note = (
-        "On 1,000 test lines, three quarters of them with brands that do not occur in training; "
-        "median over the seeds (minimum to maximum). "
+        f"On {TEST_LINES}; median over the seeds (minimum to maximum). "
         f"Threshold: the lowest confidence at which {100 * config.target:g}% of the answered validation lines are "
         f"correct (--target), if there are at least {FEWEST} of them. Coverage: share of test lines answered. Outside, "
         "answered: share of prompts outside the task answered anyway, mean over the kinds; no answer can be correct."

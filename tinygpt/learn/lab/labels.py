@@ -20,7 +20,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, spread
-from tinygpt.learn.lab.definition import Lab, accuracy, learn, seeds, stage
+from tinygpt.learn.lab.definition import TEST_LINES, Lab, accuracy, learn, seeds, stage
 
 TASK, OTHERS = "transactions", 11  # labels besides the correct one
 ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised
@@ -103,12 +103,11 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         for (size, share), own in sorted(records.by("examples", "share").items())
     ]
     note = (
-        "Accuracy on 1,000 test lines, three quarters of them with brands that do not occur in training, all with "
-        "correct labels: median over "
-        "the seeds (minimum to maximum). Each seed draws its own examples and its own wrong labels, each of the eleven "
-        "other labels with the same probability. The choice of the test lines makes each accuracy uncertain by up to 3 "
-        "percentage points (95% confidence); all rows are measured on the same lines. The tiny model's checkpoint is "
-        "chosen on 500 validation lines with correct labels, in each row."
+        f"Accuracy on {TEST_LINES}, all with correct labels: median over the seeds (minimum to maximum). Each seed "
+        "draws its own examples and its own wrong labels, each of the eleven other labels with the same probability. "
+        "The choice of the test lines makes each accuracy uncertain by up to 3 percentage points (95% confidence); all "
+        "rows are measured on the same lines. The tiny model's checkpoint is chosen on 500 validation lines with "
+        "correct labels, in each row."
     )
     if config.pretrained:
         note += f" The pretrained model ({config.pretrained}) learns the first examples, the same with each seed."

@@ -31,9 +31,10 @@ from tinygpt.examine.experiment.stages import Identity, Results, Stage, fingerpr
 from tinygpt.examine.experiment.summary import write
 from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.use.advise import contenders, labeller, summary
-from tinygpt.use.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, SENTENCES, Cheap, Data, Training
+from tinygpt.use.advise.contenders import FOLDERS, GPT, MAJORITY, PRETRAINED, SENTENCES, Data, Training
 from tinygpt.use.advise.look import FEW, SPELLINGS, Finding, Line, across, as_text, look, merged, too_long, unseen
 from tinygpt.use.advise.split import Split, parsed_times, split
+from tinygpt.use.ask.embeddings import Cached, SentenceEncoder
 
 MOST = 20_000  # lines; of more, a random sample is used
 FEWEST = 20
@@ -46,6 +47,7 @@ SETTINGS = ("budget", "by", "time", "prompt_field", "response_field", "merge_lab
 CURVE = (0.25, 0.5)  # shares of the training lines in the learning curve
 ENOUGH = 500  # tested lines; a language model is trained longer rather than on more folds
 VECTORS = 0.3  # share of the time that is left, which the vectors of a sentence encoder may take
+LEFT_OUT = {"left_out": "it needs a larger --budget"}
 AFTER = 2.5  # what follows the language models takes about so many times as long as the slowest simple contender
 
 
@@ -61,8 +63,8 @@ def advise(config: AdviseConfig) -> None:
     if config.pretrained:
         models[config.pretrained] = fingerprint(config.pretrained)
         tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
-    cheap = contenders.cheap(config.vectors)
-    if config.vectors and (encoder := cheap[SENTENCES].encoder):
+    encoder = SentenceEncoder(config.vectors) if config.vectors else None
+    if encoder:
         models[config.vectors] = encoder.fingerprint()
     settings = {key: getattr(config, key) for key in SETTINGS}
     divided = split(data.prompts, data.truth, by, times)
@@ -70,7 +72,7 @@ def advise(config: AdviseConfig) -> None:
     with folder_lock(folder, "advice"), ended_by_sigterm(), screen:
         print(f"{path}: {data}; budget {duration(budget)}\n")
         identity = Identity("advise", path.name, settings, models)
-        results = Examiner(config, data, divided, folder, identity, budget, cheap).results()
+        results = Examiner(config, data, divided, folder, identity, budget, encoder).results()
         report = summary.Report(data, divided, results)
         text = report.summary._replace(tables=report.summary.tables[:-1])  # the last, of the data, was printed first
         print(f"\n{text.as_text()}\n")
@@ -153,12 +155,13 @@ class Examiner:
         folder: Path,
         identity: Identity,
         budget: float,
-        cheap: dict[str, Cheap],
+        encoder: SentenceEncoder | None,
     ) -> None:
         self.longest = contenders.longest_for(data.prompts, budget)  # characters; of a longer text, the beginning
         self.whole, self.data = data, data.cut(self.longest)
         self.config, self.split, self.folder, self.identity = config, divided, folder, identity
-        self.budget, self.cheap, self.stages = budget, cheap, list[Stage]()
+        self.budget, self.encoder, self.stages = budget, encoder, list[Stage]()
+        self.cheap = contenders.cheap(encoder)
 
     def results(self) -> Results:
         """Return the results of all stages."""
@@ -166,9 +169,11 @@ class Examiner:
         print("\n".join(as_text([Finding(*one) for one in findings])))
         print(f"\nsplit {self.split.how}\n")
         for name, contender in list(self.cheap.items()):
-            if name == SENTENCES and not self._time_for_vectors(contender):
-                del self.cheap[name]
-                continue
+            if name == SENTENCES and contender.embeddings:
+                plan = partial(self._plan_vectors, contender.embeddings)
+                if "left_out" in self._run(f"{name}: time pilot", 2, plan, contender=name):
+                    del self.cheap[name]
+                    continue
             measure = partial(contenders.measure_cheap, contender, self.data, self.split)
             self._run(name, 5, measure, contender=name, share=1)
         for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
@@ -203,15 +208,10 @@ class Examiner:
         findings += unseen(self.data.truth, self.data.labels, self.split.folds)
         return findings + too_long(self.whole.prompts, self.longest)
 
-    def _time_for_vectors(self, contender: Cheap) -> bool:
-        """Return whether the vectors of all lines take at most a share of the time that is left."""
-
-        def plan() -> dict[str, Any]:
-            seconds = contender.seconds_of_vectors(self.data.prompts)
-            fits = seconds <= VECTORS * self._left()
-            return {"seconds": seconds} if fits else {"left_out": "it needs a larger --budget"}
-
-        return "left_out" not in self._run(f"{contender.name}: time pilot", 2, plan, contender=contender.name)
+    def _plan_vectors(self, embeddings: Cached) -> dict[str, Any]:
+        """Estimate the seconds of all vectors, which are left out if they take too much of the time that is left."""
+        seconds = embeddings.seconds(self.data.prompts)
+        return {"seconds": seconds} if seconds <= VECTORS * self._left() else LEFT_OUT
 
     def _language_model(self, name: str, share: float) -> None:
         """Try a language model for a share of the time that is left, on as many folds as fit."""
@@ -238,7 +238,7 @@ class Examiner:
             own = seconds / (folds + FINAL) - testing
             if iterations := contenders.iterations_for(training, lines, own, each):
                 return {"iterations": iterations, "folds": folds, "seconds": own}
-        return {"iterations": 0, "folds": 0, "seconds": 0.0, "left_out": "it needs a larger --budget"}
+        return {"iterations": 0, "folds": 0, "seconds": 0.0, **LEFT_OUT}
 
     def _left(self) -> float:
         """Return the seconds of the budget that the finished stages have left."""
@@ -254,17 +254,19 @@ class Examiner:
         """Train the advised contender on all lines, and store it with its threshold."""
         results, config = run(self.folder, self.identity, self.stages[:-1]), self.config
         report = summary.Report(self.data, self.split, results)
-        iterations = report.measured[name][0].get("iterations", 0)
         row = next(row for row in report.contenders if row["name"] == name)
         about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
-        limit = max(self._left(), report.measured[name][0]["seconds"])
-        model: Classifier | labeller.GPTState
+        model: Classifier | str
         if name in self.cheap:
+            longest = self.longest
             model = self.cheap[name].fit(self.data.prompts, self.data.truth, len(self.data.labels))
         else:
-            arguments = name, self.data, self.split, self.folder, iterations, config.pretrained, limit
-            model = contenders.language_model_of_all(*arguments)
-        encoder = self.cheap[name].encoder if name in self.cheap else None
+            first = report.measured[name][0]
+            training = contenders.planned(name, self.data, config.pretrained)._replace(iterations=first["iterations"])
+            limit = max(self._left(), first["seconds"])
+            model = contenders.language_model_of_all(training, self.data, self.split, self.folder, limit)
+            longest = training.longest
+        encoder = self.encoder if name == SENTENCES else None
         threshold, field = report.sure.threshold, config.prompt_field
-        labeller.save(self.folder, model, self.data.labels, threshold, field, about, encoder, self.longest)
+        labeller.save(self.folder, model, self.data.labels, threshold, field, about, encoder, longest)
         return about

@@ -31,10 +31,9 @@ from tinygpt.prepare import tokenizer_for_pairs
 from tinygpt.training.child import Cost, train_in_child
 from tinygpt.training.log import read_metrics
 from tinygpt.training.start import MOST_BIGRAM_TOKENS
-from tinygpt.use.advise.labeller import GPTState
 from tinygpt.use.advise.split import Split
 from tinygpt.use.ask import embeddings
-from tinygpt.use.ask.embeddings import Remembered, SentenceEncoder, WordLlama
+from tinygpt.use.ask.embeddings import Cached, SentenceEncoder, WordLlama
 
 MAJORITY, NEAREST, LINEAR = "majority", "nearest neighbours", "linear model"
 WORDS, SENTENCES = "linear model with word vectors", "linear model with sentence vectors"
@@ -89,47 +88,29 @@ def longest_for(prompts: Sequence[str], budget: float) -> int:
     return max(SHORTEST, fitting)
 
 
-class Cheap:
-    """A contender that trains in seconds: how to fit it, and the vectors that it uses, if any."""
+class Cheap(NamedTuple):
+    """A contender that trains in seconds."""
 
-    def __init__(
-        self, name: str, fit: Callable[..., Classifier], source: WordLlama | SentenceEncoder | None = None
-    ) -> None:
-        self.name, self.source, self._fit = name, source, fit
-        self.encoder = source if isinstance(source, SentenceEncoder) else None
-        self._remembered = Remembered(source) if source else None
+    name: str
+    train: Callable[..., Classifier]  # `fit` of its class
+    embeddings: Cached | None = None  # that it uses
 
     def fit(self, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Classifier:
-        if len(np.unique(truth)) < 2:  # of few lines, which nothing can learn from
+        """Train on examples; if all have the same label, `Majority`. truth: indices of labels, int64 (n,)."""
+        if len(np.unique(truth)) < 2:
             return Majority.fit(prompts, truth, n_labels)
-        if self._remembered is None:
-            return self._fit(prompts, truth, n_labels)
-        return self._fit(prompts, truth, n_labels, embed=self._remembered.vectors)
-
-    def forget(self, fitted: Classifier) -> None:
-        """Let a fitted model compute the vectors of each text again, as it will in use."""
-        if isinstance(fitted, Linear) and self.source:
-            fitted.embed = self.source.vectors
-
-    def seconds_of_vectors(self, prompts: Sequence[str]) -> float:
-        """Measure on some prompts how long the vectors of all take."""
-        assert self._remembered is not None
-        different = sorted(set(prompts))
-        some = [different[index] for index in np.random.default_rng(1).permutation(len(different))[:BATCH]]
-        self._remembered.vectors(some[:1])  # the first call takes longer
-        began = time.monotonic()
-        self._remembered.vectors(some)
-        return (time.monotonic() - began) / len(some) * len(different)
+        options = {"embed": self.embeddings.vectors} if self.embeddings else {}
+        return self.train(prompts, truth, n_labels, **options)
 
 
-def cheap(vectors: str = "") -> dict[str, Cheap]:
-    """Return the cheap contenders, by name. vectors: the folder of a sentence encoder. Errors: TinyGPTError."""
-    found = [Cheap(MAJORITY, Majority.fit), Cheap(NEAREST, Nearest.fit), Cheap(LINEAR, Linear.fit)]
+def cheap(encoder: SentenceEncoder | None = None) -> dict[str, Cheap]:
+    """Return the cheap contenders that can be used here, by name, the simplest first."""
+    contenders = [Cheap(MAJORITY, Majority.fit), Cheap(NEAREST, Nearest.fit), Cheap(LINEAR, Linear.fit)]
     if embeddings.installed():
-        found.append(Cheap(WORDS, Linear.fit, WordLlama()))
-    if vectors:
-        found.append(Cheap(SENTENCES, partial(Linear.fit, weight=ENCODER_WEIGHT), SentenceEncoder(vectors)))
-    return {contender.name: contender for contender in found}
+        contenders.append(Cheap(WORDS, Linear.fit, Cached(WordLlama())))
+    if encoder:
+        contenders.append(Cheap(SENTENCES, partial(Linear.fit, weight=ENCODER_WEIGHT), Cached(encoder)))
+    return {contender.name: contender for contender in contenders}
 
 
 def measure_cheap(contender: Cheap, data: Data, split: Split, subset: float = 1.0) -> dict[str, Any]:
@@ -146,12 +127,14 @@ def measure_cheap(contender: Cheap, data: Data, split: Split, subset: float = 1.
             probabilities = fitted(prompts[start : start + BATCH])  # (BATCH, L)
             predicted += probabilities.argmax(axis=1).tolist()
             confidence += probabilities.max(axis=1).tolist()
-    contender.forget(fitted)
+    source = contender.embeddings.source if contender.embeddings else None
+    if source and isinstance(fitted, Linear):
+        fitted.embed = source.vectors  # not cached, as in use
     alone = one_by_one(fitted, data.prompts)
     results = outcome(split.tested, np.array(predicted), np.array(confidence), statistics.mean(seconds), alone)
     stored = io.BytesIO()
     torch.save(fitted.state(), stored)
-    return results | {"bytes": len(stored.getvalue()) + (contender.source.bytes if contender.source else 0)}
+    return results | {"bytes": len(stored.getvalue()) + (source.bytes if source else 0)}
 
 
 def outcome(
@@ -283,15 +266,8 @@ def iterations_for(training: Training, lines: int, seconds: float, each: float) 
     return min(fitting, MOST_PASSES * lines // batch + 1) if fitting >= FEWEST[training.name] else 0
 
 
-def language_model_of_all(
-    name: str, data: Data, split: Split, folder: Path, iterations: int, base: str, limit: float
-) -> GPTState:
-    """Train a language model on all lines, to be used, for at most `limit` seconds. It is written into the folder."""
-    training = planned(name, data, base)._replace(iterations=iterations)
-    fit_language_model(training, data, split, np.arange(len(data.truth)), folder / FOLDERS[name], limit)
-    return GPTState(ckpt(name), training.longest)
-
-
-def ckpt(name: str) -> str:
-    """Return the path of the language model that was trained on all lines, in the folder of the advice."""
-    return f"{FOLDERS[name]}/model/ckpt.pt"
+def language_model_of_all(training: Training, data: Data, split: Split, folder: Path, limit: float) -> str:
+    """Train a language model on all lines, to be used, for at most `limit` seconds; return its checkpoint's path in the
+    folder."""
+    fit_language_model(training, data, split, np.arange(len(data.truth)), folder / FOLDERS[training.name], limit)
+    return f"{FOLDERS[training.name]}/model/ckpt.pt"

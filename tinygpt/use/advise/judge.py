@@ -158,8 +158,8 @@ def reason(name: str, beaten: Mapping[str, Sequence[Comparison]], comparisons: S
     parts = []
     for simpler, better in beaten.items():
         best = max(better, key=lambda one: (one.name == name, one.gain))
-        chance = shown_p(best.p) if best.beats else f"not more than chance, {shown_p(best.p)}"
-        parts.append(f"{best.name} is right {100 * best.gain:.1f} points more often than {simpler} ({chance})")
+        p = shown_p(best.p)
+        parts.append(f"{best.name} is right {100 * best.gain:.1f} points more often than {simpler} ({p})")
     close = max(comparisons, key=lambda one: one.gain, default=None)
     if close is not None and close.gain > 0:
         gain, chance = 100 * close.gain, f"which can be chance ({shown_p(close.p)})"

@@ -32,13 +32,6 @@ ENCODER = "encoder"  # the folder of a sentence encoder
 GPT = "gpt"  # the kind that is not in classifiers.py
 
 
-class GPTState(NamedTuple):
-    """A GPT that classifies."""
-
-    ckpt: str  # path, relative to the folder, or absolute
-    longest: int  # characters of a prompt; the rest is cut, as in training
-
-
 class Answer(NamedTuple):
     """The label of a prompt; empty with probability 0 for an empty prompt."""
 
@@ -60,7 +53,7 @@ class Labeller:
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """Compute the probabilities of the labels, float64 (n, L)."""
-        return self.predict([prompt[: self.longest] for prompt in prompts])
+        return self.predict([prompt.strip()[: self.longest] for prompt in prompts])
 
     def label(self, prompts: Sequence[str]) -> list[Answer]:
         """Return the most probable label of each prompt."""
@@ -77,7 +70,7 @@ class Labeller:
 
 def save(
     folder: Path,
-    classifier: Classifier | GPTState,
+    classifier: Classifier | str,
     labels: Sequence[str],
     threshold: float | None,
     prompt_field: str = "prompt",
@@ -87,21 +80,21 @@ def save(
 ) -> Path:
     """Write folder/model.pt, and return its path.
 
-    about: plain values, such as how good the classifier is. encoder: whose vectors it uses; its files are copied into
-    the folder, which can so be used elsewhere. longest: characters of a prompt that it reads; None: all."""
+    classifier: of a GPT, the path of its checkpoint, relative to the folder. about: plain values, such as how good it
+    is. encoder: whose vectors it uses; its files are copied into the folder, which can so be used elsewhere. longest:
+    characters of a prompt that it reads, as in training; None: all."""
     if encoder:
         encoder.copy(folder / ENCODER)
-    kind = GPT if isinstance(classifier, GPTState) else classifier.kind
     state = {
         "tinygpt_labeller": FORMAT,
-        "kind": kind,
+        "kind": GPT if isinstance(classifier, str) else classifier.kind,
         "labels": list(labels),
         "threshold": None if threshold is None else float(threshold),
         "prompt_field": prompt_field,
         "about": dict(about or {}),
         "encoder": ENCODER if encoder else "",
         "longest": longest,
-        "state": classifier._asdict() if isinstance(classifier, GPTState) else classifier.state(),
+        "state": {"ckpt": classifier} if isinstance(classifier, str) else classifier.state(),
     }
     store.write(folder / NAME, state)
     return folder / NAME
@@ -157,9 +150,12 @@ def checked(path: Path) -> dict[str, Any]:
     types = {"kind": str, "prompt_field": str, "about": dict, "state": dict}
     possible = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     possible = possible and len(set(labels)) == len(labels) > 0
-    possible &= type(state.get("longest")) in (int, type(None))
     possible &= threshold is None or (isinstance(threshold, float) and 0 <= threshold <= 1)
-    if not possible or not all(isinstance(state.get(name), expected) for name, expected in types.items()):
+    possible &= all(isinstance(state.get(name), expected) for name, expected in types.items())
+    if possible:
+        longest = state.setdefault("longest", state["state"].get("longest"))  # of a GPT of an earlier version
+        possible = longest is None or (type(longest) is int and longest > 0)
+    if not possible:
         raise TinyGPTError(f"{path}: not a model of tinygpt advise (its content is impossible)", again)
     return state
 
@@ -175,25 +171,23 @@ def predictor(state: Mapping[str, Any], folder: Path) -> classify.Classifier:
 
 
 def stored_gpt(state: Mapping[str, Any], folder: Path, labels: Sequence[str]) -> classify.Classifier:
-    """Load a GPT that classifies, and reads prompts up to the longest ones of its training. Errors: TinyGPTError."""
-    ckpt, longest = state.get("ckpt"), state.get("longest")
-    if not (isinstance(ckpt, str) and type(longest) is int and longest > 0):
+    """Load a GPT that classifies. Errors: TinyGPTError."""
+    ckpt = state.get("ckpt")
+    if not isinstance(ckpt, str):
         raise TinyGPTError("the stored classifier is impossible", "train it again")
     loaded = Loaded.load(str(folder / ckpt), "", ON_CPU, "")
     if loaded.tokenizer.pair is None:
         raise TinyGPTError(f"{folder / ckpt}: a model that only continues text cannot label", "train it again")
-    return gpt(loaded, labels, longest)
+    return gpt(loaded, labels)
 
 
-def gpt(loaded: Loaded, labels: Sequence[str], longest: int | None = None) -> classify.Classifier:
-    """Make the function that classifies with a GPT. It cuts a prompt at `longest` characters, and where the context
-    ends."""
+def gpt(loaded: Loaded, labels: Sequence[str]) -> classify.Classifier:
+    """Make the function that classifies with a GPT. It cuts a prompt where the context ends."""
     tokenizer = loaded.tokenizer
     classifier = classify.gpt_classifier(loaded.model, tokenizer, labels)
     room = loaded.model.config.block_size + 1 - max(len(tokenizer.encode_response(label)) for label in labels)
 
     def fitting(prompt: str) -> str:
-        prompt = prompt.strip()[:longest]
         while prompt and len(tokenizer.encode_prompt(prompt, True)) > room:
             prompt = prompt[: len(prompt) * 9 // 10]
         return prompt

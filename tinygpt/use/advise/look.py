@@ -170,7 +170,7 @@ def too_long(prompts: Sequence[str], longest: int) -> list[Finding]:
     count = sum(len(prompt) > longest for prompt in prompts)
     what = f"Prompts longer than {longest:,} characters: {count:,}. Models read only the beginning, to keep the budget."
     advice = "They read more with a larger --budget (and another --out_dir)."
-    return [Finding("long prompts", count, what, [], advice)] * bool(count)
+    return [Finding("long prompts", count, what, [], advice)] if count else []
 
 
 def too_little(lines: Sequence[Line], labels: Sequence[str]) -> list[Finding]:

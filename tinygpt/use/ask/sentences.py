@@ -72,7 +72,7 @@ def spans(passage: Passage) -> Iterator[tuple[int, int]]:
 
 
 def blocks(lines: Sequence[str]) -> Iterator[str]:
-    """Join the lines that were wrapped."""
+    """Join the lines of each paragraph that was wrapped; yield these and the other lines."""
     longest = max(map(len, lines))
     limit = max(NARROWEST, longest) - SLACK
     full = [bool(after.strip()) and width(line, after) > limit for line, after in itertools.pairwise(lines)]
@@ -91,8 +91,9 @@ def blocks(lines: Sequence[str]) -> Iterator[str]:
 def is_wrapped(run: Sequence[str], longest: int) -> bool:
     """Return whether lines are a wrapped paragraph: they end as a sentence, and none has room for the next word."""
     is_sentence = SENTENCE_END.search(run[-1]) and not ABBREVIATION.search(run[-1])
-    widths = [width(line, after) for line, after in itertools.pairwise(run)]
-    return bool(is_sentence) and min(widths[len(run) > 2 :], default=0) > longest
+    complete = run[1:] if len(run) > 2 else run  # a passage may begin within a line, so that its first line is short
+    widths = [width(line, after) for line, after in itertools.pairwise(complete)]
+    return bool(is_sentence) and min(widths, default=0) > longest
 
 
 def width(line: str, after: str) -> int:
@@ -101,6 +102,7 @@ def width(line: str, after: str) -> int:
 
 
 def continues(line: str) -> bool:
+    """Return whether a line begins with a lower-case letter, so that it continues a sentence."""
     return QUOTED.sub("", line).lstrip()[:1].islower()
 
 
