@@ -435,6 +435,14 @@ def test_labels_in_several_spellings_come_first(tmp_path: Path) -> None:
     assert labeller.load(tmp_path / "out-advise-merged").labels == ["card", "loan"]
 
 
+def test_few_groups_show_nothing() -> None:
+    """Seven signs are all positive in one case of 128, which is more than 0.02 / 4."""
+    tested = {name: contender(name[0] * 70) for name in ("0 majority", "1", "11", "111", "1111")}
+    few = judge.advise(tested, np.ones(70, int), np.arange(70) % 7, "0 majority")
+    assert few.name == "0 majority" and few.why.endswith("; with 7 groups every difference can be chance")
+    assert judge.advise(tested, np.ones(70, int), np.arange(70) % 8, "0 majority").name == "1"
+
+
 def test_labels_without_any_rule_get_no_model(tmp_path: Path) -> None:
     """With these, nearest neighbours are right on five lines more than the most common label (p = 0.13)."""
     draw = random.Random(5)
@@ -461,7 +469,10 @@ def test_long_texts_are_cut_to_keep_the_budget(tmp_path: Path) -> None:
     assert model([text]) == pytest.approx(model([text[: model.longest]])) and "longer than" not in str(
         advice(tmp_path)["split"]
     )
-    assert contenders.longest_for([row["prompt"] for row in rows()], 20) >= max(len(row["prompt"]) for row in rows())
+    write(tmp_path / "long.csv", long)
+    said = ok(tmp_path, "label", "long.csv", "-o", "labelled.csv").err
+    assert f"longer than the {model.longest:,} characters that the model reads: 8" in said
+    assert contenders.longest_for([row["prompt"] for row in rows()], 20) is None
 
 
 def test_few_examples_of_each_label(tmp_path: Path) -> None:

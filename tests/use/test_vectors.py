@@ -90,15 +90,22 @@ def test_from_examples_to_labels(encoder: Path, tmp_path: Path) -> None:
     stored = labeller.load(Path(moved))
     assert stored(prompts) == pytest.approx(fitted(prompts))
     assert [answer.label for answer in stored.label(prompts)] == ["card", "loan"]
-    shutil.copy(encoder / "config.json", Path(moved) / "encoder" / "modules.json")
+    (copied,) = Path(moved).glob("encoder-*")
+    labeller.save(
+        Path(moved), fitted, data.labels, None, encoder=SentenceEncoder(copied)
+    )  # its own is not copied again
+    assert labeller.load(Path(moved))(prompts) == pytest.approx(fitted(prompts))
+    shutil.copy(encoder / "config.json", copied / "modules.json")
     with pytest.raises(TinyGPTError, match=r"modules\.json is damaged"):
         labeller.load(Path(moved))
     # another encoder is not taken for the first one
     other = tmp_path / "enc" / "model.safetensors"
     save_file({name: 2 * tensor for name, tensor in load_file(other).items()}, other, {"format": "pt"})
-    assert "enc is not the one that out-advise was made with" in refused(
-        tmp_path, "advise", "pairs.csv", "--vectors=enc", "--budget=20s"
-    )
+    (tmp_path / "enc").rename(tmp_path / "another")
+    command = "advise", "pairs.csv", "--vectors=another", "--budget=20s"
+    assert "--vectors is not the one that out-advise was made with" in refused(tmp_path, *command)
+    labeller.remove(Path(moved))
+    assert not list(Path(moved).iterdir())
 
 
 def test_a_short_budget_leaves_the_vectors_out(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,21 +120,35 @@ def test_a_short_budget_leaves_the_vectors_out(encoder: Path, tmp_path: Path, mo
     [
         ("modules.json", None, "it has no modules.json"),
         ("modules.json", "[1]", "its modules.json is damaged"),
-        ("modules.json", '[{"type": "own.Code"}]', "it needs code of its own, own.Code, which is not run"),
+        ("modules.json", '[{"type": "own.Code", "path": ""}]', "it needs code of its own, own.Code, which is not run"),
         ("model.safetensors", None, "its weights are not in the format safetensors"),
         ("config.json", "{}", "sentence-transformers cannot read it"),
+        ("1_Pooling/config.json", None, "sentence-transformers cannot read it"),
+        ("tokenizer.json", None, "different texts have the same vector"),
         ("model.safetensors", "other", "sentence-transformers cannot read it"),
     ],
 )
 def test_folders_that_are_refused(encoder: Path, tmp_path: Path, file: str, content: str | None, message: str) -> None:
     shutil.copytree(encoder, tmp_path / "enc")
-    (tmp_path / "enc" / "pytest.bin").write_bytes(b"\x80")
+    (tmp_path / "enc" / "pytorch_model.bin").write_bytes(b"\x80")
+    (tmp_path / "enc" / "vocab.txt").unlink()  # tokenizer.json has it, too
     (tmp_path / "enc" / file).unlink()
     if content is not None:
         (tmp_path / "enc" / file).write_text(content)
     sheet(tmp_path / "pairs.csv")
     assert message in refused(tmp_path, "advise", "pairs.csv", "--vectors=enc")
     assert not (tmp_path / "out-advise").exists()
+
+
+def test_missing_weights_are_noticed(encoder: Path, tmp_path: Path) -> None:
+    """They would be random."""
+    shutil.copytree(encoder, tmp_path / "enc")
+    path = tmp_path / "enc" / "model.safetensors"
+    save_file(
+        {name: tensor for name, tensor in load_file(path).items() if "layer.1." not in name}, path, {"format": "pt"}
+    )
+    sheet(tmp_path / "pairs.csv")
+    assert "some of its weights are missing" in refused(tmp_path, "advise", "pairs.csv", "--vectors=enc")
 
 
 def test_without_a_package_with_minilm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

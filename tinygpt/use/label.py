@@ -79,7 +79,8 @@ def label(config: LabelConfig) -> None:
                 file.write(text.encode(codec, "backslashreplace"))  # JSON Lines may contain a lone surrogate
         else:
             sys.stdout.write(text)
-    terminal.print_error(summary(labeller, answers, sure.count("no"), config.output))
+    too_long = sum(len(prompt) > labeller.longest for prompt in prompts) if labeller.longest else 0
+    terminal.print_error(summary(labeller, answers, sure.count("no"), too_long, config.output))
 
 
 def shown(config: LabelConfig) -> str:
@@ -165,13 +166,15 @@ def sure_cell(entry: dict[str, Any], answer: Answer) -> str:
     return "no" if any(cell(value).strip() for value in entry.values()) else ""
 
 
-def summary(labeller: Labeller, answers: list[Answer], unsure: int, output: str) -> str:
+def summary(labeller: Labeller, answers: list[Answer], unsure: int, too_long: int, output: str) -> str:
     """Format what was labelled, and the next step."""
     counts = collections.Counter(answer.label for answer in answers)
     empty, sure_count = counts.pop("", 0), sum(answer.sure for answer in answers)
     names = ", ".join(f"{terminal.cut(terminal.escaped(name), 40)} {count:,}" for name, count in counts.most_common(10))
     more = f", and {terminal.counted(len(counts) - 10, 'other label')}" if len(counts) > 10 else ""
     text = [f"{terminal.counted(counts.total(), 'line')} labelled: {names}{more}"]
+    if too_long:
+        text.append(f"longer than the {labeller.longest:,} characters that the model reads: {too_long:,}")
     text += [f"empty lines, which have no label: {empty:,}"] * bool(empty)
     if labeller.about.get("run"):
         text.append("no column sure: tinygpt advise measures a threshold, but this run has none")

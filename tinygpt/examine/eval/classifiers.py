@@ -239,8 +239,11 @@ def require_same(probe: np.ndarray, embed: Embed | None) -> None:
     """Check that PROBE has the vector that it had in the training. Errors: TinyGPTError."""
     vector = embed([PROBE])[0] if embed else np.zeros(0)
     if vector.shape != probe.shape or not np.allclose(vector, probe, atol=1e-3):
-        problem = "this classifier needs the word vectors that it was trained with"
-        raise TinyGPTError(problem, 'pip install "tinygpt[retrieve]", in the version with which it was trained')
+        problem = "this classifier needs the vectors that it was trained with"
+        hint = (
+            'pip install "tinygpt[retrieve]" for word vectors, in the version with which it was trained, or train again'
+        )
+        raise TinyGPTError(problem, hint)
 
 
 def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tuple[float, str]:

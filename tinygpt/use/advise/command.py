@@ -61,11 +61,11 @@ def advise(config: AdviseConfig) -> None:
     data, by, times = read_data(config, path)
     models = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     if config.pretrained:
-        models[config.pretrained] = fingerprint(config.pretrained)
+        models["--pretrained"] = fingerprint(config.pretrained)
         tokenizer_for_pairs(config.pretrained)  # refuses one that cannot be fine-tuned on pairs
-    encoder = SentenceEncoder(config.vectors) if config.vectors else None
+    encoder = SentenceEncoder.tried(config.vectors) if config.vectors else None
     if encoder:
-        models[config.vectors] = encoder.fingerprint()
+        models["--vectors"] = encoder.fingerprint()
     settings = {key: getattr(config, key) for key in SETTINGS}
     divided = split(data.prompts, data.truth, by, times)
     screen = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
@@ -185,7 +185,7 @@ class Examiner:
             measure = partial(contenders.measure_cheap, self.cheap[best], self.data, self.split, share)
             self._run(f"learning curve, {best}: {share:g} of the lines", 5, measure, contender=best, share=share)
         if name == MAJORITY:
-            (self.folder / labeller.NAME).unlink(missing_ok=True)
+            labeller.remove(self.folder)
             return self._run_all()
         if not self._kept(name):
             forget(self.folder, self.identity, f"keep: {name}")

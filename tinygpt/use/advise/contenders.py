@@ -73,19 +73,20 @@ class Data(NamedTuple):
         """Return (prompt, response) of some lines, cut as a training needs them."""
         return [(self.prompts[line][: training.longest], self.labels[self.truth[line]]) for line in lines]
 
-    def cut(self, longest: int) -> "Data":
-        """Cut the prompts at so many characters."""
+    def cut(self, longest: int | None) -> "Data":
+        """Cut the prompts at so many characters; None: not at all."""
         return self._replace(prompts=[prompt[:longest] for prompt in self.prompts])
 
     def __str__(self) -> str:
         return f"{len(self.prompts):,} examples with {len(self.labels):,} labels"
 
 
-def longest_for(prompts: Sequence[str], budget: float) -> int:
-    """Return how many characters of a prompt can be read in a budget of so many seconds."""
+def longest_for(prompts: Sequence[str], budget: float) -> int | None:
+    """Return how many characters of a prompt can be read in a budget of so many seconds; None: all."""
     lengths, most = np.array([len(prompt) for prompt in prompts]), budget * CHARACTERS
     fitting = bisect.bisect_right(range(lengths.max() + 1), most, key=lambda cut: np.minimum(lengths, cut).sum()) - 1
-    return max(SHORTEST, fitting)
+    longest = max(SHORTEST, fitting)
+    return longest if longest < lengths.max() else None
 
 
 class Cheap(NamedTuple):

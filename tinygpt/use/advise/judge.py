@@ -142,7 +142,9 @@ def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray
             better = [one for one in better if one.p < NOISE / len(comparisons)]
             candidates = [one.name for one in better]
         if not better:
-            return Advice(name, reason(name, beaten, comparisons))
+            why, groups = reason(name, beaten, comparisons), len(np.unique(clusters[tested[name].lines]))
+            few = name == majority and 0.5**groups >= NOISE / max(1, len(comparisons))  # of the signs of a paired test
+            return Advice(name, why + f"; with {groups} groups every difference can be chance" * few)
         beaten[name] = better
     name = max(candidates, key=lambda name: float((tested[name].predicted == truth[tested[name].lines]).mean()))
     return Advice(name, "each contender is beaten by another; this one has the highest accuracy")

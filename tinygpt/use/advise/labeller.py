@@ -9,6 +9,7 @@ names its checkpoint, which is relative to the folder, so that the folder can be
     labeller.label(["is 2 even?", ""])              # [Answer("yes", 0.97, True), Answer("", 0.0, False)]
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from tinygpt.use.ask.embeddings import SentenceEncoder, WordLlama
 
 FORMAT = 1
 NAME = "model.pt"
-ENCODER = "encoder"  # the folder of a sentence encoder
+ENCODER = "encoder-"  # begins the name of the folder of a sentence encoder
 GPT = "gpt"  # the kind that is not in classifiers.py
 
 
@@ -83,8 +84,9 @@ def save(
     classifier: of a GPT, the path of its checkpoint, relative to the folder. about: plain values, such as how good it
     is. encoder: whose vectors it uses; its files are copied into the folder, which can so be used elsewhere. longest:
     characters of a prompt that it reads, as in training; None: all."""
+    name = f"{ENCODER}{encoder.fingerprint()[:8]}" if encoder else ""
     if encoder:
-        encoder.copy(folder / ENCODER)
+        encoder.copy(folder / name)
     state = {
         "tinygpt_labeller": FORMAT,
         "kind": GPT if isinstance(classifier, str) else classifier.kind,
@@ -92,12 +94,25 @@ def save(
         "threshold": None if threshold is None else float(threshold),
         "prompt_field": prompt_field,
         "about": dict(about or {}),
-        "encoder": ENCODER if encoder else "",
+        "encoder": name,
         "longest": longest,
         "state": {"ckpt": classifier} if isinstance(classifier, str) else classifier.state(),
     }
     store.write(folder / NAME, state)
+    remove_encoders(folder, name)
     return folder / NAME
+
+
+def remove(folder: Path) -> None:
+    """Remove the model of a folder, and its encoder, if there are any."""
+    (folder / NAME).unlink(missing_ok=True)
+    remove_encoders(folder)
+
+
+def remove_encoders(folder: Path, but: str = "") -> None:
+    for path in folder.glob(f"{ENCODER}*"):
+        if path.name != but:
+            shutil.rmtree(path, ignore_errors=True)  # Windows keeps files that a server has open
 
 
 def load(folder: Path) -> Labeller:
@@ -166,7 +181,7 @@ def predictor(state: Mapping[str, Any], folder: Path) -> classify.Classifier:
         return stored_gpt(state["state"], folder, state["labels"])
     embed = None
     if state["state"].get("embedding") is not None:
-        embed = (SentenceEncoder(folder / ENCODER) if state.get("encoder") else WordLlama()).vectors
+        embed = (SentenceEncoder(folder / str(state["encoder"])) if state.get("encoder") else WordLlama()).vectors
     return restored(state["kind"], state["state"], len(state["labels"]), embed)
 
 

@@ -165,12 +165,14 @@ def unseen(truth: np.ndarray, labels: Sequence[str], folds: Sequence[tuple[np.nd
     return [Finding("unseen labels", len(new), what, [], advice)]
 
 
-def too_long(prompts: Sequence[str], longest: int) -> list[Finding]:
+def too_long(prompts: Sequence[str], longest: int | None) -> list[Finding]:
     """Count the prompts of which only the first `longest` characters are read."""
+    if longest is None:
+        return []
     count = sum(len(prompt) > longest for prompt in prompts)
     what = f"Prompts longer than {longest:,} characters: {count:,}. Models read only the beginning, to keep the budget."
     advice = "They read more with a larger --budget (and another --out_dir)."
-    return [Finding("long prompts", count, what, [], advice)] if count else []
+    return [Finding("long prompts", count, what, [], advice)]
 
 
 def too_little(lines: Sequence[Line], labels: Sequence[str]) -> list[Finding]:

@@ -219,7 +219,7 @@ class Report:
         row = next(row for row in self.contenders if row["name"] == self.advice.name)
         text = f"Advice: {row['name']}. {shown(row['accuracy'], row['accuracy_interval'])} of the answers are right."
         if row["name"] == MAJORITY:
-            text = f"Advice: no model yet. None is right more often than the most common label: {self.advice.why}."
+            text = f"Advice: no model yet. None beats the most common label by more than chance: {self.advice.why}."
         elif len(self.tested) > 1:
             text += f" Why: {self.advice.why}."
         if self.split.warning:

@@ -17,15 +17,17 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from tinygpt.base.errors import TinyGPTError, library, missing
-from tinygpt.base.files import read_text
+from tinygpt.base.files import file_error, read_text
 from tinygpt.base.terminal import progress
 
 NONE, WORDLLAMA, MINILM = "none", "wordllama", "minilm"
 TABLE = "l2_supercat_256"
+PROBES = ("submarine", "tiger")  # of one word each, as a tokenizer without a vocabulary sees them
 BATCH = 256  # texts that are embedded between two steps of a progress bar
 SHOW_AFTER = 2  # seconds
 SAMPLE = 64  # texts whose vectors are timed
@@ -87,9 +89,20 @@ class SentenceEncoder:
             self._model = package.SentenceTransformer(
                 str(self.folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
             )
+            self.probes = self.vectors(PROBES)
         except Exception as error:  # of several libraries
-            raise unusable(self.folder, f"sentence-transformers cannot read it ({error})") from None
-        self.bytes = sum(path.stat().st_size for path in weights_in(self.folder))
+            raise unusable(self.folder, f"sentence-transformers cannot read it ({error!r})") from None
+        self.bytes = sum(path.stat().st_size for path in files_of(self.folder))
+
+    @classmethod
+    def tried(cls, folder: str | Path) -> Self:
+        """Load an encoder, and check that its tokenizer and all its weights are there. Errors: as in `__init__`."""
+        encoder, again = cls(folder), cls(folder)  # weights that are missing are random
+        if not np.allclose(encoder.probes, again.probes, atol=1e-4):
+            raise unusable(encoder.folder, "some of its weights are missing")
+        if np.allclose(encoder.probes[0], encoder.probes[1], atol=1e-6):
+            raise unusable(encoder.folder, "different texts have the same vector, as without a tokenizer")
+        return encoder
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts: float32 (len(texts), d), rows of length 1."""
@@ -97,35 +110,52 @@ class SentenceEncoder:
         return vectors
 
     def fingerprint(self) -> str:
-        """Return a hash of the weights."""
+        """Return a hash of the files that are used."""
         digest = hashlib.sha256()
-        for path in weights_in(self.folder):
-            digest.update(path.read_bytes())
+        for path in files_of(self.folder):
+            digest.update(path.relative_to(self.folder).as_posix().encode() + b"\0" + path.read_bytes())
         return digest.hexdigest()
 
     def copy(self, to: Path) -> None:
-        """Copy the folder, without weights in other formats."""
-        others = shutil.ignore_patterns("onnx", "openvino", "*.bin", "*.h5", "*.ot", "*.msgpack", ".*")
-        shutil.copytree(self.folder, to, ignore=others, dirs_exist_ok=True)
+        """Copy the files that are used into a new folder, whole or not at all. Errors: TinyGPTError."""
+        if to.exists():
+            return
+        part = to.with_name(f"{to.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            for path in files_of(self.folder):
+                target = part / path.relative_to(self.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
+            part.replace(to)
+        except OSError as error:
+            raise file_error(to, error) from None
 
 
 def checked(folder: Path) -> Path:
     """Check that a folder has a sentence encoder without code of its own. Errors: TinyGPTError."""
+    if not folder.is_dir():
+        raise TinyGPTError(f"{folder}: no such folder", INSTALL)
     if not (path := folder / "modules.json").is_file():
         raise unusable(folder, "it has no modules.json")
     try:
-        types = [module["type"] for module in json.loads(read_text(path, INSTALL))]
+        modules = json.loads(read_text(path, INSTALL))
+        types, folders = ([module[key] for module in modules] for key in ("type", "path"))
     except (KeyError, TypeError, ValueError):
         raise unusable(folder, "its modules.json is damaged") from None
     if own := [name for name in types if not str(name).startswith("sentence_transformers.")]:
         raise unusable(folder, f"it needs code of its own, {own[0]}, which is not run")
-    if not weights_in(folder):
-        raise unusable(folder, "its weights are not in the format safetensors")
+    for inside in {folder / str(name) for name in folders}:
+        if list(inside.glob("*.bin")) and not list(inside.glob("*.safetensors")):
+            raise unusable(folder, "its weights are not in the format safetensors")
     return folder
 
 
-def weights_in(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.safetensors"))
+def files_of(folder: Path) -> list[Path]:
+    """List the files of an encoder that are used: without hidden ones, and weights in other formats."""
+    others = (".onnx", ".bin", ".h5", ".ot", ".msgpack")
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in others)
+    return sorted(path for path in found if not {"onnx", "openvino"} & {*path.parts} and not path.name.startswith("."))
 
 
 def unusable(folder: Path, problem: str) -> TinyGPTError:
