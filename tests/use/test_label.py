@@ -359,7 +359,7 @@ def test_damaged_foreign_newer_and_ordinary_files_are_refused(work: Path, tiny_r
     path.write_bytes(b"hello")
     assert "not a checkpoint" in problem()
     for change, expected in (
-        ({"tinygpt_labeller": 2}, "written by a newer tinygpt"),
+        ({"tinygpt_labeller": 3}, "written by a newer tinygpt"),
         ({"kind": "forest"}, "impossible"),
         ({"labels": ["a", "a", "b"]}, "impossible"),
         ({"labels": ["a", "b"]}, "impossible"),

@@ -27,7 +27,7 @@ from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.classifiers import Classifier, restored
 from tinygpt.use.ask.embeddings import SentenceEncoder, WordLlama
 
-FORMAT = 1
+FORMAT = 2
 NAME = "model.pt"
 ENCODER = "encoder-"  # begins the name of the folder of a sentence encoder
 GPT = "gpt"  # the kind that is not in classifiers.py
