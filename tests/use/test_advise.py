@@ -428,7 +428,9 @@ def test_labels_in_several_spellings_come_first(tmp_path: Path) -> None:
     write(tmp_path / "my pairs.csv", [{"text": row["prompt"], "response": row["response"]} for row in spelled])
     command = ["advise", "my pairs.csv", *FAST, "--prompt_field=text"]
     said = ok(tmp_path, *command).out
-    assert "verdict: First: labels in several spellings are different ones: CARD 6 | card 18; LOAN 6 | loan" in said
+    assert (
+        "verdict: First: each spelling of a label counts as a label of its own: CARD 6 | card 18; LOAN 6 | loan" in said
+    )
     (following,) = re.findall(r"next: tinygpt (.*)", said)
     merged = ok(tmp_path, *shlex.split(following))
     assert "merged labels: CARD -> card, LOAN -> loan" in merged.err and "First: labels" not in merged.out
@@ -439,7 +441,7 @@ def test_few_groups_show_nothing() -> None:
     """Seven signs are all positive in one case of 128, which is more than 0.02 / 4."""
     tested = {name: contender(name[0] * 70) for name in ("0 majority", "1", "11", "111", "1111")}
     few = judge.advise(tested, np.ones(70, int), np.arange(70) % 7, "0 majority")
-    assert few.name == "0 majority" and few.why.endswith("; with 7 groups every difference can be chance")
+    assert few.name == "0 majority" and few.why.endswith("; with only 7 groups no difference can be significant")
     assert judge.advise(tested, np.ones(70, int), np.arange(70) % 8, "0 majority").name == "1"
 
 

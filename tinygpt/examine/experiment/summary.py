@@ -18,6 +18,7 @@ from tinygpt.examine.report.page import STYLES, render
 from tinygpt.examine.report.weights import pack
 
 COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs
+LONG = 30  # characters of a cell
 
 
 class Table(NamedTuple):
@@ -26,6 +27,11 @@ class Table(NamedTuple):
     caption: str
     rows: Sequence[Mapping[str, str]]  # cells by column
     how: str  # how to read it
+
+    @property
+    def sentences(self) -> set[str]:
+        """Return the columns with text that a page must wrap."""
+        return {column for row in self.rows for column, cell in row.items() if len(cell) > LONG}
 
     def as_text(self) -> str:
         """Format as Markdown with aligned columns."""

@@ -19,7 +19,7 @@ from tinygpt.examine.eval.classify import confusion_matrix, rates
 from tinygpt.examine.eval.threshold import lowest_threshold
 
 CHANCE = 0.05  # one-sided p-value below which a difference is more than chance
-NOISE = 0.02  # probability that labels without any rule get a model
+NOISE = 0.02  # at most this probability that random labels get a model
 DRAWS = 10_000  # of a permutation test
 TARGET = 0.95  # accuracy above the threshold
 LEVELS = 20  # thresholds that are tried: those above which 5, 10, ..., 100% of the lines are
@@ -144,7 +144,7 @@ def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray
         if not better:
             why, groups = reason(name, beaten, comparisons), len(np.unique(clusters[tested[name].lines]))
             few = name == majority and 0.5**groups >= NOISE / max(1, len(comparisons))  # of the signs of a paired test
-            return Advice(name, why + f"; with {groups} groups every difference can be chance" * few)
+            return Advice(name, why + f"; with only {groups} groups no difference can be significant" * few)
         beaten[name] = better
     name = max(candidates, key=lambda name: float((tested[name].predicted == truth[tested[name].lines]).mean()))
     return Advice(name, "each contender is beaten by another; this one has the highest accuracy")

@@ -176,7 +176,7 @@ class Report:
         how += LABELS
         how += "".join(f" Left out: {name}, since {why}." for name, why in self.left_out.items())
         if SENTENCES not in self.tested | self.left_out:
-            how += " Not tried: a sentence encoder (--vectors), which often gains with few examples."
+            how += " Not tried: a sentence encoder (--vectors), which can help with few examples."
         tables = [Table("Contenders, the simplest first", rows, how), self._label_table()]
         if self.mistakes:
             tables.append(self._mistakes_table())
@@ -219,23 +219,25 @@ class Report:
         row = next(row for row in self.contenders if row["name"] == self.advice.name)
         text = f"Advice: {row['name']}. {shown(row['accuracy'], row['accuracy_interval'])} of the answers are right."
         if row["name"] == MAJORITY:
-            text = f"Advice: no model yet. None beats the most common label by more than chance: {self.advice.why}."
+            text = (
+                f"Advice: no model yet, since none clearly beats the most common label (majority): {self.advice.why}."
+            )
         elif len(self.tested) > 1:
             text += f" Why: {self.advice.why}."
         if self.split.warning:
             text += f" Careful: {self.split.warning}."
         return Verdict(
             text,
-            "the simplest contender that is right more often than the majority and that no other beats (paired, "
-            f"one-sided tests on common lines, p < {judge.CHANCE}; against the majority {judge.NOISE}, divided by the "
-            "number of contenders); no model, if there is none",
+            f"the simplest contender that beats the majority (p < {judge.NOISE} divided by the number of other "
+            f"contenders) and that no other beats (p < {judge.CHANCE}); paired, one-sided tests on common lines. If "
+            "there is none: no model",
         )
 
     def _spellings(self) -> list[Verdict]:
         """Warn of labels that a person has spelled in several ways, which no model can tell apart."""
         rule = "labels that are equal but for case, blanks, hyphens or the notation of a number"
         return [
-            Verdict(f"First: labels in several spellings are different ones: {'; '.join(finding.examples)}. "
+            Verdict(f"First: each spelling of a label counts as a label of its own: {'; '.join(finding.examples)}. "
                     f"{finding.advice}", rule)
             for finding in self.findings
             if finding.name == look.SPELLINGS

@@ -117,7 +117,7 @@ class SentenceEncoder:
         return digest.hexdigest()
 
     def copy(self, to: Path) -> None:
-        """Copy the files that are used into a new folder, whole or not at all. Errors: TinyGPTError."""
+        """Copy the used files into a new folder, all or none. Errors: TinyGPTError."""
         if to.exists():
             return
         part = to.with_name(f"{to.name}.part")
@@ -159,7 +159,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def unusable(folder: Path, problem: str) -> TinyGPTError:
-    return TinyGPTError(f"{folder}: not a sentence encoder that can be used: {problem}", INSTALL)
+    return TinyGPTError(f"{folder}: not a usable sentence encoder: {problem}", INSTALL)
 
 
 def folder_of(package: str) -> Path | None:
