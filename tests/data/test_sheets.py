@@ -85,8 +85,7 @@ def test_label_names_a_row_by_its_number(tmp_path: Path, kind: str) -> None:
     name = sheet(tmp_path, kind)
     (tmp_path / "model").mkdir()
     save(tmp_path / "model", Majority.fit(["a", "b"], np.array([0, 1]), 2), ["a", "b"], None)
-    lines = 65 if kind == "jsonl" else 66  # an empty row is no bad row
-    assert f"{lines} lines labelled" in ok(tmp_path, "label", name, "--model=model").err
+    assert "65 lines labelled" in ok(tmp_path, "label", name, "--model=model").err  # an empty row is no bad row
     for kind_of_bad, change in {
         "csv": lambda text: text.replace("\nhello,loan,", "\nhello, you,loan,"),
         "jsonl": lambda text: text.replace('"prompt": "hello", "response": "loan"', '"prompt": null'),
