@@ -75,8 +75,12 @@ def test_the_vectors_are_those_of_sentence_transformers(encoder: Path, monkeypat
 
 def test_from_examples_to_labels(encoder: Path, tmp_path: Path) -> None:
     sheet(tmp_path / "pairs.csv")
-    shutil.copytree(encoder, tmp_path / "enc")
-    values = json.loads(ok(tmp_path, "advise", "pairs.csv", "--vectors=enc", "--budget=20s", "--json").out)
+    copy = shutil.copytree(encoder, tmp_path / "onnx" / "enc")
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "lock.json").write_text("{}")
+    listed, expected = ([embeddings.inside(f, path) for path in embeddings.files_of(f)] for f in (copy, encoder))
+    assert listed == expected and "1_Pooling/config.json" in listed
+    values = json.loads(ok(tmp_path, "advise", "pairs.csv", "--vectors=onnx/enc", "--budget=20s", "--json").out)
     (row,) = (row for row in values["contenders"] if row["name"] == SENTENCES)
     weights = (encoder / "model.safetensors").stat().st_size
     assert row["accuracy"] > 0.9 and row["bytes"] > weights and row["per_line"] > 0
@@ -99,9 +103,9 @@ def test_from_examples_to_labels(encoder: Path, tmp_path: Path) -> None:
     with pytest.raises(TinyGPTError, match=r"modules\.json is damaged"):
         labeller.load(Path(moved))
     # another encoder is not taken for the first one
-    other = tmp_path / "enc" / "model.safetensors"
+    other = copy / "model.safetensors"
     save_file({name: 2 * tensor for name, tensor in load_file(other).items()}, other, {"format": "pt"})
-    (tmp_path / "enc").rename(tmp_path / "another")
+    copy.rename(tmp_path / "another")
     command = "advise", "pairs.csv", "--vectors=another", "--budget=20s"
     assert "--vectors is not the one that out-advise was made with" in refused(tmp_path, *command)
     labeller.remove(Path(moved))

@@ -12,6 +12,7 @@ No merchant of val or test occurs in train.
     with_brands(1337)["train"][0]  # -> (prompt, response)
 """
 
+import functools
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -67,12 +68,16 @@ def _in_turn(pairs: Sequence[Pair]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: next(seen[pair[1]]))
 
 
+@functools.cache
+def _brands() -> set[str]:
+    names = {name for splits in merchants_by_label().values() for split in splits.values() for name, _ in split}
+    return names - set(chain.from_iterable(NAMES.values()))  # without invented ones: OSPREY, which is also a brand
+
+
 def group(prompt: str) -> str:
     """Return "with a brand" if the line names a real brand, else "without a brand"."""
-    names = {name for splits in merchants_by_label().values() for split in splits.values() for name, _ in split}
-    names -= set(chain.from_iterable(NAMES.values()))  # invented ones: OSPREY, which is also a brand
     parts = [prompt.removeprefix(prefix).split(" ") for prefix in _PREFIXES]
-    named = any(" ".join(words[:end]) in names for words in parts for end in range(1, len(words)))
+    named = any(" ".join(words[:end]) in _brands() for words in parts for end in range(1, len(words)))
     return "with a brand" if named else "without a brand"
 
 

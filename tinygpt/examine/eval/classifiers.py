@@ -101,7 +101,7 @@ class Nearest:
 
 
 class Linear:
-    """Logistic regression on the TF-IDF of character n-grams and words, and on static word vectors if there are any.
+    """Logistic regression on the TF-IDF of character n-grams and words, and on vectors of the texts if there are any.
 
     The TF-IDF of each kind has rows of length 1. The vectors are centred and scaled to a root mean square length of
     `weight`: with 1, each kind of feature counts about as much as another.

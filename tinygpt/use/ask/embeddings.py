@@ -13,6 +13,7 @@ embeddings.vectors(["How long is the warranty?"])       # float32 (1, 256), of l
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -113,7 +114,7 @@ class SentenceEncoder:
         """Return a hash of the files that are used."""
         digest = hashlib.sha256()
         for path in files_of(self.folder):
-            digest.update(path.relative_to(self.folder).as_posix().encode() + b"\0" + path.read_bytes())
+            digest.update(inside(self.folder, path).encode() + b"\0" + path.read_bytes())
         return digest.hexdigest()
 
     def copy(self, to: Path) -> None:
@@ -124,7 +125,7 @@ class SentenceEncoder:
         shutil.rmtree(part, ignore_errors=True)
         try:
             for path in files_of(self.folder):
-                target = part / path.relative_to(self.folder)
+                target = part / inside(self.folder, path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
             part.replace(to)
@@ -145,8 +146,8 @@ def checked(folder: Path) -> Path:
         raise unusable(folder, "its modules.json is damaged") from None
     if own := [name for name in types if not str(name).startswith("sentence_transformers.")]:
         raise unusable(folder, f"it needs code of its own, {own[0]}, which is not run")
-    for inside in {folder / str(name) for name in folders}:
-        if list(inside.glob("*.bin")) and not list(inside.glob("*.safetensors")):
+    for part in {folder / str(name) for name in folders}:
+        if list(part.glob("*.bin")) and not list(part.glob("*.safetensors")):
             raise unusable(folder, "its weights are not in the format safetensors")
     return folder
 
@@ -155,7 +156,11 @@ def files_of(folder: Path) -> list[Path]:
     """List the files of an encoder that are used: without hidden ones, and weights in other formats."""
     others = (".onnx", ".bin", ".h5", ".ot", ".msgpack")
     found = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in others)
-    return sorted(path for path in found if not {"onnx", "openvino"} & {*path.parts} and not path.name.startswith("."))
+    return sorted(path for path in found if not re.search(r"(^|/)(\.|onnx/|openvino/)", inside(folder, path)))
+
+
+def inside(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def unusable(folder: Path, problem: str) -> TinyGPTError:
