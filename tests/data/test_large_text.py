@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -248,6 +249,14 @@ def children(pid: int) -> list[int]:
     return []
 
 
+def spared_by_interrupt(pid: int) -> bool:
+    """Whether a process blocks or ignores SIGINT."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return any(
+        int(found, 16) & 1 << signal.SIGINT - 1 for found in re.findall(r"^Sig(?:Blk|Ign):\s+(\w+)", status, re.M)
+    )
+
+
 def alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -289,6 +298,7 @@ def test_nothing_is_left_when_it_ends_early(ended_by: str, moment: str, tmp_path
                 until(lambda: any((tmp_path / "data/mine").glob(".train.bin*")))
             until(lambda: position(process.pid, source) > source.stat().st_size // 10)
         workers = until(lambda: children(process.pid))
+        assert all(map(spared_by_interrupt, workers))
         if ended_by == "a worker is killed":
             os.kill(workers[0], signal.SIGKILL)
         elif ended_by == "Ctrl-C":

@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from multiprocessing import resource_tracker
 from typing import Any
 
 from tinygpt.base.errors import TinyGPTError
@@ -51,6 +52,8 @@ def _start(function: Callable[[Any], Any]) -> tuple[Any, Any]:
     pipe, other = context.Pipe()
     process = context.Process(target=_serve, args=(function, other), daemon=True)
     mask = getattr(signal, "pthread_sigmask", None)  # Windows has none
+    if mask:
+        resource_tracker.ensure_running()  # at its start it unblocks SIGINT
     before = mask and mask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: only the command handles Ctrl-C
     try:
         process.start()
