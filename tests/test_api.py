@@ -321,7 +321,7 @@ def test_objects_work_after_a_change_of_the_folder(models: Path, tmp_path: Path)
         probabilities = model.classify("001 red")  # the labels of the dataset
     with contextlib.chdir(tmp_path):
         assert (run.verdict, page_of(run), picture._repr_png_()) == (verdict, page, png)
-        assert repr(run) == f"<out: {verdict}>" and rows(run) and run.sample is not None
+        assert repr(run) == f"<out: {verdict}>" and rows(run) and run.entries("eval")
         assert model.classify("001 red") == probabilities
         assert tuned.folder == models / "out-lora" and run.load().generate("The ", 9, seed=1)
         assert str(models) not in repr(run.load())  # which may contain the user's name

@@ -189,7 +189,7 @@ def test_disk_full(harness: Harness) -> None:
 
 def sample(path: Path) -> list[str]:
     """The command line that reads everything in a checkpoint."""
-    return ["sample", f"--ckpt={path}", "--max_new_tokens=2", "--device=cpu"]
+    return ["sample", "--seed=1", f"--ckpt={path}", "--max_new_tokens=2", "--device=cpu"]
 
 
 def test_no_file_runs_code(harness: Harness) -> None:

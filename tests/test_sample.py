@@ -1,23 +1,26 @@
 """`tinygpt sample` on the command line: its output is what the options request."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ok, refused
+from conftest import Result, ok, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import nanogpts_file
 
+from tinygpt import api
 from tinygpt.checkpoint.store import load, save
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, Tokenizer, tokenizer_from_dict
 from tinygpt.generate import Sampling, TextStream, draw, generate
 
 
 def written(folder: Path, *args: str) -> str:
-    return ok(folder, "sample", "--device=cpu", *args).out
+    seed = [] if any(arg.startswith("--seed") for arg in args) else ["--seed=1337"]
+    return ok(folder, "sample", "--device=cpu", *seed, *args).out
 
 
 def objects(folder: Path, *args: str) -> list[dict[str, Any]]:
@@ -39,6 +42,18 @@ def test_the_text_is_what_the_model_generates(tiny_run: Path) -> None:
     assert written(tiny_run, *args) == f"The king{expected}\n"
     assert objects(tiny_run, *args) == [{"sample": 0, "prompt": "The king", "text": expected}]
     assert expected not in written(tiny_run, *args[:-2], "--seed=4")
+
+
+def test_each_call_without_a_seed_writes_another_text(tiny_run: Path) -> None:
+    """Its seed repeats the text, through the command line and through a config file; the API keeps its seed."""
+    calls = [ok(tiny_run, "sample", "--device=cpu") for _ in range(3)]
+    assert len({call.out for call in calls}) == 3
+    for call in calls:
+        seed = re.fullmatch(r"seed: (\d+) \(the same text again: --seed=\1\)\n", call.err)
+        assert seed and ok(tiny_run, "sample", "--device=cpu", f"--seed={seed[1]}") == Result(0, call.out, "")
+    assert not ok(tiny_run, "sample", "--device=cpu", "--temperature=0").err
+    texts = {api.load(tiny_run / "out", device="cpu").generate(n=50) for _ in range(2)}
+    assert texts == {written(tiny_run, "--seed=1337", "--max_new_tokens=50").removeprefix("\n").removesuffix("\n")}
 
 
 def test_temperature_0_needs_no_seed(tiny_run: Path) -> None:

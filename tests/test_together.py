@@ -86,7 +86,7 @@ def test_ask_answers_with_an_adapted_reader(asked: Path, tmp_path: Path) -> None
 def test_resuming_keeps_the_dtype_and_notes_another_one(work: Path) -> None:
     ok(work, *TINY_TRAIN, "--dtype=bfloat16", "--out_dir=run")
     said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=22").out
-    assert ", bfloat16: as asked" in said and "the dtype of this run" not in said
+    assert ", bfloat16; checkpoints" in said and "the dtype of this run" not in said
     assert "bfloat16" in (work / "run/config.yaml").read_text().partition("\n")[0]
     said = ok(work, "train", "--init_from=resume", "--out_dir=run", "--max_iters=23", "--dtype=float32").out
     assert "the dtype of this run was bfloat16 until now and is float32" in said

@@ -34,6 +34,7 @@ from models import nanogpts_file, same_weights
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import Key, keys
 from tinygpt.base.configs.parse import parse
+from tinygpt.checkpoint.snapshots import affordable, snapshots
 from tinygpt.checkpoint.store import load, save
 from tinygpt.train import batch
 from tinygpt.training.log import read_metrics
@@ -103,21 +104,79 @@ def test_config_yaml_is_a_config_and_the_seed_decides(tiny_run: Path, work: Path
 def test_what_is_shown(work: Path) -> None:
     shown = trained(work, "--max_iters=30", "--sample_interval=10").out
     for pattern in (
-        r"^device: +cpu \(\d+ threads?\), float32: as asked$",
         r"^dataset: +data/tiny: [\d,]+ training tokens",
         r"^model: +[\d,]+ parameters: 1 layer, 2 heads, width 16, context 16$",
+        r"^training: +30 iterations of [\d,]+ tokens: \d\.\d passes over the data$",
+        r"^device: +cpu \(\d+ threads?\), float32; checkpoints in out$",
         r"^expected: +[\d.]+ s for 5 more iterations \([\d.]+ ms each\)$",
         r"^step +0: train loss \d\.\d{4}, val loss \d\.\d{4}$",
         r"^step 30: train loss \d\.\d{4}, val loss \d\.\d{4} \(best\)$",
-        r"^done in \d+ min \d+ s; best validation loss \d\.\d{4}$",
+        r"^done in \d+ s: out/ckpt\.pt has a validation loss of \d\.\d\d; it was still improving$",
         r"^next: tinygpt sample out$",
     ):
         assert re.search(pattern, shown, re.MULTILINE), pattern
     assert f"{load(work / 'out').build_model().num_params():,} parameters" in shown
     texts = entries(work / "out", "sample")
     assert [entry["step"] for entry in texts] == [0, 10, 20, 30] and {len(entry["text"]) for entry in texts} == {200}
+    assert shown.index("step  0: ") == len("".join(shown.splitlines(keepends=True)[:4])) and "rule:" not in shown
     quiet = trained(work, "--quiet", "--sample_interval=10").out
     assert "device:" not in quiet and "    | " not in quiet and "step 20: train loss" in quiet
+
+
+def test_a_model_that_was_trained_longer_is_kept(work: Path) -> None:
+    """Of three runs in one folder the longest model stays, also when a shorter one replaces a shorter one."""
+
+    def seconds(name: str) -> float:
+        return float(load(work / "out" / name).training["progress"]["seconds"])
+
+    trained(work)
+    state = load(work / "out/ckpt.pt")
+    state.training["progress"]["seconds"] = 600.0
+    save(work / "out/ckpt.pt", state)
+    first = (work / "out/ckpt.pt").read_bytes()
+    shown = trained(work, "--max_iters=2").out
+    assert "note: this run replaces the model in out, which stays as out/previous.pt (trained for 10 min)\n" in shown
+    assert (work / "out/previous.pt").read_bytes() == first and load(work / "out/ckpt.pt").step == 2
+    ok(work, "sample", "out/previous.pt", "--max_new_tokens=5")
+    shown = trained(work, "--max_iters=4").out
+    assert "; out/previous.pt, trained longer, stays\n" in shown
+    assert (work / "out/previous.pt").read_bytes() == first and load(work / "out/ckpt.pt").step == 4
+    trained(work, "--max_iters=8", "--init_from=resume")  # a resumed run replaces nothing
+    assert (work / "out/previous.pt").read_bytes() == first
+    state = load(work / "out/ckpt.pt")
+    state.training["progress"]["seconds"] = 700.0
+    save(work / "out/ckpt.pt", state)
+    trained(work, "--max_iters=2")
+    assert seconds("previous.pt") == 700 and ok(work, "doctor", "out").status == 0
+    (work / "out/previous.pt").write_bytes(b"damaged")
+    assert "which stays as out/previous.pt" in trained(work, "--max_iters=2").out
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens", "on_cpu", "expected"),
+    [
+        (599_040, 800 * 2048, True, 9),  # the default preset: 6 MB
+        (599_040, 20 * 2048, True, 0),  # a test
+        (30_000, 10**9, True, 10),
+        (1_400_000, 10**9, True, 4),
+        (1_600_000, 10**9, True, 0),  # larger models
+        (599_040, 800 * 2048, False, 0),  # on a GPU this takes seconds
+    ],
+)
+def test_snapshots_are_on_where_they_cost_little(parameters: int, tokens: int, on_cpu: bool, expected: int) -> None:
+    assert affordable(parameters, tokens, on_cpu) == expected
+
+
+def test_snapshots_are_decided_before_a_run_starts(work: Path) -> None:
+    """A run that is resumed for longer keeps its number; 0 means none. (Each run here stops after four iterations.)"""
+    long = ["--max_iters=10000000", "--patience=2", "--learning_rate=0", "--min_lr=0", "--eval_interval=2"]
+    trained(work, *long)
+    assert list(snapshots(work / "out")) == [0] and load(work / "out/last.pt").config["snapshots"] == 10
+    trained(work, *long, "--snapshots=0", "--out_dir=none")
+    trained(work, "--max_iters=5", "--out_dir=short")
+    trained(work, *long, "--init_from=resume", "--out_dir=short")
+    for folder in ("none", "short"):
+        assert not snapshots(work / folder) and load(work / folder / "last.pt").config["snapshots"] == 0
 
 
 def test_log_interval_thins_the_lines_and_changes_nothing_else(tiny_run: Path, work: Path) -> None:
@@ -372,7 +431,7 @@ def test_nanogpts_command_line(work: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_learns_as_float32_does(tiny_run: Path, work: Path, dtype: str) -> None:
-    assert f", {dtype}: as asked" in trained(work, f"--dtype={dtype}").out
+    assert f", {dtype}; checkpoints in out" in trained(work, f"--dtype={dtype}").out
     exact, rough = (column(folder / "out", "train", "loss") for folder in (tiny_run, work))
     assert exact != rough
     assert rough[0] == pytest.approx(exact[0], abs=0.01) and rough[-1] == pytest.approx(exact[-1], abs=0.1)
@@ -383,7 +442,7 @@ def test_half_precision_learns_as_float32_does(tiny_run: Path, work: Path, dtype
 def test_compile_works_or_says_why_not(tiny_run: Path, work: Path) -> None:
     result = cli(*TINY_TRAIN, "--compile=True", cwd=work, timeout=300)
     assert result.status == 0, result.err
-    (line,) = re.findall(r"^compile: +(.*)$", result.out, re.MULTILINE)
+    (line,) = re.findall(r"^device: .*, compile (.*); checkpoints in out$", result.out, re.MULTILINE)
     assert line == "on" or re.fullmatch(r"off: torch.compile failed here \(.+\)", line)
     found = column(work / "out", "train", "loss")
     assert found[:3] == pytest.approx(column(tiny_run / "out", "train", "loss")[:3], abs=0.05)  # dropout's masks differ
@@ -401,7 +460,7 @@ def test_without_a_compiler_it_goes_on(tiny_run: Path, work: Path, real: bool, m
     command = [*TINY_TRAIN, "--compile=True"]
     result = cli(*command, cwd=work, timeout=300, **env) if real else ok(work, *command)
     assert result.status == 0, result.err
-    assert re.search(r"^compile: +off: torch.compile failed here \(.+\)$", result.out, re.MULTILINE)
+    assert re.search(r"^device: .*, compile off: torch.compile failed here \(.+\);", result.out, re.MULTILINE)
     assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
 
 

@@ -6,6 +6,7 @@ for (piece,) in loaded.samples(loaded.encode("ROMEO:"), config):
 """
 
 import itertools
+import secrets
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ from tinygpt.base.configs.core import SampleConfig
 from tinygpt.base.device import is_out_of_memory
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import strict_json
+from tinygpt.base.terminal import print_error
 from tinygpt.checkpoint.loaded import Loaded
 from tinygpt.data.prompts import encode_prompt, prompt_text, require_room
 from tinygpt.generate import Sampling, TextStream, generate
@@ -58,6 +60,9 @@ def sample(config: SampleConfig) -> None:
     if tokenizer.pair is not None and not config.plain:
         start = tokenizer.decode(tokenizer.encode(text.strip("\n"), config.skip_unknown))
         start += "" if config.json else "\n"
+    drawn = config.seed < 0
+    if drawn:
+        config.seed = secrets.randbelow(10**6)
     single = config.num_samples == 1 and not config.json
     try:
         shape = loaded.model.config
@@ -66,6 +71,8 @@ def sample(config: SampleConfig) -> None:
             raise MemoryError  # reported below
         steps = loaded.samples(prompt, config)
         steps = itertools.chain([next(steps)], steps)  # errors of the first step are raised before any output
+        if drawn and config.temperature > 0:
+            print_error(f"seed: {config.seed} (the same text again: --seed={config.seed})")
         if single:
             print_stream(start, steps)
         else:

@@ -241,6 +241,7 @@ def evaluate(run: Run) -> bool:
     error = {"val_loss_se": losses["val_se"]} if math.isfinite(losses["val_se"]) else {}
     memory = round(peak_memory() / 1e6)
     run.metric("eval", train_loss=losses["train"], val_loss=losses["val"], **error, memory_mb=memory)
+    run.log.show(val_loss=f"{losses['val']:.2f}")
     progress.evaluated_at = progress.step
     progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
     progress.best_val_loss = min(progress.best_val_loss, losses["val"])
@@ -305,21 +306,14 @@ def out_of_patience(run: Run) -> bool:
 
 
 def finish(run: Run) -> str:
-    """Print the best loss, the files written and the verdict on the run. Returns the next command."""
+    """Print the best loss with the verdict on the run in a few words. Returns the next command."""
     config, source = run.config, run.dataset.sources["val"]
     if run.tuning:
         compare.after(run, run.tuning)
-    minutes, seconds = divmod(run.seconds(), 60)
-    best = run.progress.best_val_loss
-    run.log.print_line(f"done in {minutes:.0f} min {seconds:.0f} s; best validation loss {best:.4f}", always=True)
-    adapter = ", adapter.pt" if (run.out / "adapter.pt").exists() else ""
-    events = ", tensorboard/" if run.log.sink else ""
-    snapshots = ", snapshots/" if config.snapshots else ""
-    files = f"ckpt.pt (best model){adapter}, last.pt (last state), metrics.jsonl, config.yaml{snapshots}{events}"
-    run.log.print_line(f"written: {run.out}/{files}")
     if run.ranks.is_main:
         parameters, tokens = run.model.num_params(), len(run.dataset.splits["train"])
-        for line in judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens).lines():
-            run.log.print_line(line, always=True)
+        verdict = judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens)
+        best = f"{run.out}/ckpt.pt has a validation loss of {run.progress.best_val_loss:.2f}"
+        run.log.print_line(f"done in {terminal.duration(run.seconds())}: {best}; {verdict.plain}", always=True)
     prompt = next((prompt for prompt, _ in source.examples(run.dataset.tokenizer)), None)
     return suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)

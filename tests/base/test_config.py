@@ -457,7 +457,7 @@ def test_every_number_of_a_run_has_a_lower_limit() -> None:
     numbers = [key.name for key in keys(FinetuneConfig).values() if key.type in (int, float)]
     assert {"n_layer", "norm_eps", "lora_alpha"} <= {*numbers}
     for name in numbers:
-        assert f"{name} is -1" in complaint(f"--{name}=-1", kind=FinetuneConfig)
+        assert f"{name} is -2" in complaint(f"--{name}=-2", kind=FinetuneConfig)
 
 
 @given(

@@ -1,11 +1,14 @@
 """`tinygpt report --png`: a picture of the loss curves."""
 
+import os
 import struct
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import cli_here, refused
+
+from tinygpt.checkpoint.store import load
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -22,6 +25,24 @@ def test_the_curves_of_one_run_and_of_several(run_copy: Path) -> None:
         width, height = struct.unpack(">II", pictures[-1][16:24])
         assert pictures[-1].startswith(PNG) and width > 800 and height > 500
     assert pictures[0] != pictures[1] and not (run_copy / "out/report.html").exists()
+
+
+def test_the_list_of_runs(run_copy: Path) -> None:
+    """The newest first; a run without a model, and one without an evaluation; nothing else is a run."""
+    for number, name in enumerate(("older", "empty")):
+        (run_copy / name).mkdir()
+        log = run_copy / name / "metrics.jsonl"
+        log.write_text('{"kind": "eval", "step": 0, "val_loss": 2.5}\n' if name == "older" else "")
+        os.utime(log, (10**9 + number, 10**9 + number))
+    listed = [line.split() for line in cli_here("report", "--list", cwd=run_copy).out.splitlines()]
+    model = load(run_copy / "out")
+    assert [line[-1] for line in listed] == ["run", "out", "empty", "older"]
+    assert listed[1][2:4] == [f"{model.num_params:,}", f"{model.best_val_loss:.4f}"]
+    assert listed[2][2:4] == ["none", "none"] and listed[3][2:4] == ["none", "2.5000"]
+    assert listed[3][0] in ("2001-09-08", "2001-09-09")
+    assert cli_here("report", "--list", "older", cwd=run_copy).out.count("\n") == 2
+    assert "no run (metrics.jsonl) in data" in refused(run_copy, "report", "--list", "data")
+    assert "list cannot be used with live" in refused(run_copy, "report", "--list", "--live")
 
 
 def test_mistakes_have_their_sentence(run_copy: Path) -> None:

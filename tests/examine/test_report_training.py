@@ -159,7 +159,7 @@ def test_snapshots_that_are_damaged_or_of_another_run_are_left_out(with_snapshot
 
 
 def test_bad_numbers_of_snapshots_and_a_place_that_cannot_be_used_are_found_before_training(work: Path) -> None:
-    for number in ("-1", "many"):
+    for number in ("-2", "many"):
         assert "snapshots" in refused(work, *TINY_TRAIN, f"--snapshots={number}")
     (work / "out").mkdir()
     (work / "elsewhere").mkdir()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +51,15 @@ def test_a_constant_rate_has_two_spellings(constant: dict[str, Any]) -> None:
     assert {learning_rate(it, config) for it in (0, 3, 50, 1000)} == {1.0}
 
 
-MUON = "muon, learning rate 0.02 for matrices, 0.01 for the others; linear decay to 10% at iteration"
-ADAMW = "adamw, learning rate 0.01; warm-up of 2 iterations, cosine decay to 0.001 at iteration"
-
-
 @pytest.mark.parametrize(
-    "flags,shown,noted",
+    ("flags", "noted"),
     [
-        (["--max_iters=20"], f"{ADAMW} 20", False),
-        (["--max_iters=2"], f"{ADAMW} 2", True),
-        (["--lr_schedule=constant"], "adamw, learning rate 0.01; constant", False),
-        (["--optimizer=muon", "--warmup_iters=0", "--lr_schedule=linear"], f"{MUON} 20", False),
+        (["--max_iters=20"], False),
+        (["--max_iters=2"], True),
+        (["--lr_schedule=constant"], False),
+        (["--optimizer=muon", "--warmup_iters=0", "--lr_schedule=linear"], False),
     ],
 )
-def test_a_run_shows_its_schedule_and_notes_an_endless_warm_up(
-    work: Path, flags: list[str], shown: str, noted: bool
-) -> None:
+def test_a_run_notes_an_endless_warm_up(work: Path, flags: list[str], noted: bool) -> None:
     said = trained(work, "--lr_decay_iters=0", *flags).out  # by default 20 iterations, 2 of them warm-up
-    assert re.search(rf"^optimizer: +{re.escape(shown)}$", said, re.MULTILINE), said
     assert ("the learning rate never reaches its peak" in said) == noted

@@ -41,6 +41,7 @@ from tinygpt.data.tasks import companies
 from tinygpt.examine.doctor.command import verdict_on
 from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
+from tinygpt.examine.report import command as report_command
 from tinygpt.examine.report.notebook import entries_of, run_html
 from tinygpt.examine.report.plot import draw
 from tinygpt.examine.why.effects import Tested, derivative, estimate, random_set, tested
@@ -105,10 +106,9 @@ class Run:
         """Return the lowest validation loss, in nats per token; infinity before the first evaluation."""
         return min((float(entry["val_loss"]) for entry in entries_of(self.folder, "eval")), default=math.inf)
 
-    @property
-    def sample(self) -> str:
-        """Return the newest sample that the run wrote, or an empty string."""
-        return "".join(entry["text"] for entry in entries_of(self.folder, "sample")[-1:])
+    def entries(self, kind: str) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl of a kind: "train", "eval", "sample" and others (training/log.py)."""
+        return entries_of(self.folder, kind)
 
     @property
     def verdict(self) -> str:
@@ -122,6 +122,12 @@ class Run:
         """Return what the training has cost: seconds, memory (its peak, if it had a process of its own), bytes of its
         file, trained weights, and the losses on the base model's own data before and after a fine-tuning."""
         return cost_of(self.folder)
+
+    def report(self, output: str = "") -> Path:
+        """Write the page of the run, as `tinygpt report`, by default into its folder. Errors: TinyGPTError."""
+        config = config_of(ReportConfig, self.folder, output=output, **self._data_dir)
+        report_command.report(config)
+        return report_command.page_path(config)
 
     def load(self, **options: Any) -> LoadedModel:
         """Load the best model of the run, with the options of `tinygpt.load`."""

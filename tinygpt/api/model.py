@@ -20,6 +20,7 @@ from tinygpt.use.ask.answer import Answer, Reader
 from tinygpt.use.ask.store import Passage
 
 GENERATE = ("temperature", "top_k", "top_p", "seed", "stop", "plain", "skip_unknown")
+SEED = 1337  # without another one, the same call gives the same text
 
 
 class LoadedModel(sample.LoadedModel):
@@ -46,11 +47,11 @@ class LoadedModel(sample.LoadedModel):
         """Continue a prompt by up to `n` tokens, and return the new text; with `stream`, yield it in pieces.
 
         A model that answers prompts answers this one. options: temperature, top_k, top_p, seed, stop, plain and
-        skip_unknown of `tinygpt sample`, with its defaults. Errors: TinyGPTError for a character that the model does
-        not know, and for a prompt that does not fit its context.
+        skip_unknown of `tinygpt sample`, with its defaults, but seed=1337. Errors: TinyGPTError for a character that
+        the model does not know, and for a prompt that does not fit its context.
         """
         require_known("generate", options, GENERATE)
-        settings = config_of(SampleConfig, start=prompt, max_new_tokens=n, **options)
+        settings = config_of(SampleConfig, start=prompt, max_new_tokens=n, **{"seed": SEED} | options)
         ids = self.encode(settings.start, settings.skip_unknown, settings.plain)
         text = (piece for (piece,) in self.samples(ids, settings))
         return text if stream else "".join(text)

@@ -140,6 +140,11 @@ def remove(path: Path) -> None:
     _retry_while_open(lambda: path.unlink(missing_ok=True), path, RUN_AGAIN)
 
 
+def rename(path: Path, new: Path) -> None:
+    """Rename a file, replacing `new` if it exists. Errors: as in `_retry_while_open`."""
+    _retry_while_open(lambda: os.replace(path, new), new, RUN_AGAIN)
+
+
 def require_closed(path: Path) -> None:
     """Check that a file can be replaced, without changing it. Errors: as in `_retry_while_open`."""
     if WINDOWS and path.exists():  # renaming a file to its own name fails if replacing it would

@@ -1,72 +1,41 @@
-"""`tinygpt quickstart`: run prepare, train and sample on Tiny Shakespeare or on one's own text, and explain each.
+"""`tinygpt quickstart`: prepare, train and report on Tiny Shakespeare or on one's own text, and what each has brought.
 
 tinygpt quickstart
 tinygpt quickstart notes.txt --budget=10m
 tinygpt quickstart --out_dir=out-first --max_iters=500      # another folder; a shorter training
 """
 
+import contextlib
+import io
 import math
+import os
 import re
+import sys
+import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tinygpt import api
+from tinygpt.base import terminal
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.learn import QuickstartConfig
+from tinygpt.base.configs.parse import read_config
 from tinygpt.base.errors import TinyGPTError
 
 CONFIG = "configs/shakespeare_char.yaml"
-
-START = """\
-This runs the three commands of tinygpt for you, one after the other. Each prints the next command, which you would type
-yourself."""
-
-PREPARE = """\
-A model computes with numbers, so the text is turned into numbers first. Here each character is one token, and the
-vocabulary is the list of characters that occur. The last tenth of the text is the validation split: the model is
-measured on it and never trained on it."""
-
-TRAIN = """\
-A GPT{size} learns to predict the next character. In each iteration it sees some 2,000 characters, compares its
-predictions with the characters that follow, and changes its parameters a little. The loss measures how wrong the
-predictions are: {uniform:.2f} if all {characters} characters are equally probable. Before training it is slightly
-higher. This takes {time}. Ctrl-C stops and saves; the same quickstart command then continues."""
-
-SAMPLE = """\
-The model gives each character a probability of being the next one. One character is drawn at random according to these
-probabilities and appended to the text. This is repeated 500 times."""
-
+START = "A small language model learns to write like {text}, one character after another. It takes {time}."
+TEXT = "{tokens:,} characters, {characters} different ones; the last tenth is kept to measure the model"
 LOSS = """
-How to read the result: the validation loss is {loss} nats per character. e^{loss} = {perplexity}, so the model is on
-average as uncertain as if it chose between {perplexity} equally probable characters. Before training it was about
-{characters}."""
-
-END = """
-That was your own model. {learned}
-
-  {data}/   the text as token ids, and the vocabulary (meta.json)
-  {out}/ckpt.pt   the model; metrics.jsonl: its losses; config.yaml: its settings
-
-try: {prompt}
-try: {doctor}
-try: {evaluate}
-try: {report}
-try: {own}"""
-
-
-LEARNED = (
-    "From one megabyte of text it has learned names and the form of a play. Most words that it writes exist, but it "
-    "does not know what they mean."
-)
-OWN = "It has learned how your text looks. It does not know what the words mean."
-NOT_YET = (
-    "It has hardly learned anything yet: train it longer, for example with another --out_dir and "
-    f"--max_iters={QuickstartConfig.max_iters}."
-)
+The loss on text that the model has not seen fell from {first:.2f} to {loss:.2f}: at each character it hesitates between
+{perplexity:.0f}, on average. At first it was {characters}; for a table of letter triples it is {trigram:.0f}."""
+HARDLY = "So it has hardly learned anything yet: train it longer, with another --out_dir."
+BAR = "{desc}{percentage:3.0f}% |{bar:20}| {remaining} left{postfix}"
+SHOWN = 300  # characters of the text after the training
 
 
 def quickstart(config: QuickstartConfig) -> int:
-    """Run prepare, train and sample; return the exit status.
+    """Run prepare, train and report; return the exit status.
 
     Finished steps are not repeated. Errors: those of the three commands, and KeyboardInterrupt if it is interrupted.
     """
@@ -78,50 +47,43 @@ def quickstart(config: QuickstartConfig) -> int:
     if not resumed and any((out / file).exists() for file in ("ckpt.pt", "adapter.pt")):
         hint = suggest.command("quickstart", *config.input, "--out_dir=out-first", *data_flag)
         raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", hint)
-    print(START)
+    budget = config.budget or ("5m" if own and "max_iters" not in config.given else "")
+    time = f"{budget}, or less if the text is short" if budget else "about a minute"
+    print(START.format(text="yours" if own else "Shakespeare", time=time))
+
     data = {"data_dir": config.data_dir} if data_flag else {}
     sources = {"input": list(config.input)} if own else {}
-    files = ["--input", *config.input] if own else []
-    announce("1 of 3: prepare, from text to tokens", PREPARE, "prepare", name, *files, **data)
-    dataset = api.prepare(name, **sources, **data)
-
+    show("prepare", name, *(["--input", *config.input] if own else []), **data)
+    with quiet():
+        dataset = api.prepare(name, **sources, **data)
     characters = dataset.tokenizer.vocab_size
-    budget = config.budget or ("5m" if own and "max_iters" not in config.given else "")
+    print(TEXT.format(tokens=sum(map(len, dataset.splits.values())), characters=characters))
+
     settings: dict[str, Any] = {"dataset": name} if own or budget else {}
     settings |= {"budget": budget} if budget else {"device": "cpu"}
     settings |= data | ({} if str(out) == "out" else {"out_dir": out})
     if not budget and config.max_iters != QuickstartConfig.max_iters:
         settings["max_iters"] = config.max_iters
     settings |= {"init_from": "auto"} if resumed else {}
-    time = f"{budget}, or less if the text is short" if budget else "about a minute"
-    size = "" if budget else " with about 0.6 million parameters"
-    about = TRAIN.format(uniform=math.log(characters), characters=characters, time=time, size=size)
     files = [] if budget else [CONFIG]
-    announce("2 of 3: train, from tokens to a model", about, "train", *files, **settings)
-    loss = round(api.train(*files, **settings).val_loss, 2)  # as printed below
-    print(LOSS.format(loss=f"{loss:.2f}", perplexity=f"{math.exp(loss):.1f}", characters=characters))
+    show("train", *files, **settings)
+    run = train(out, files, settings)
 
-    ckpt = ("--ckpt", f"{out}/ckpt.pt")
-    announce("3 of 3: sample, from the model to text", SAMPLE, "sample", *ckpt)
-    text = api.load(out / "ckpt.pt").generate(stream=True)
-    print()  # the prompt
-    try:
-        for piece in text:
-            print(piece, end="", flush=True)
-    finally:
-        print(flush=True)
-    print(
-        END.format(
-            data=Path(config.data_dir) / name,
-            out=out,
-            learned=OWN if own else LEARNED if loss < 2.2 else NOT_YET,
-            prompt=suggest.command("sample", *ckpt, *([] if own else ["--start", "ROMEO:"]), "--num_samples=3"),
-            doctor=suggest.command("doctor", out, *data_flag),
-            evaluate=suggest.command("eval", *ckpt, *data_flag),
-            report=suggest.command("report", out, *data_flag),
-            own=suggest.command("prepare", "mine", "--input", "YOUR_TEXT.txt", *data_flag),
-        )
-    )
+    untrained = next(iter(run.entries("sample")), {"prompt": "\n", "text": ""})
+    show_text("before", untrained["text"])
+    show_text("after, with the same random numbers", run.load().generate(untrained["prompt"], SHOWN))
+    with quiet():
+        measured = api.evaluate(run)
+    loss, baselines = measured["loss"], measured["baselines"]
+    counts = {"perplexity": math.exp(loss), "characters": characters, "trigram": math.exp(baselines["trigram"])}
+    print(LOSS.format(first=run.entries("eval")[0]["val_loss"], loss=loss, **counts))
+    if loss > baselines["bigram"]:
+        print(HARDLY)
+
+    show("report", out, *data_flag)
+    show_page(run, out / "report.html", config.open)
+    start = [] if own else ["--start", "ROMEO:"]
+    print(f"\nnext: {suggest.command('sample', out, *start)}")
     return 0
 
 
@@ -131,6 +93,57 @@ def name_of(path: str) -> str:
     return f"my-{stem}" if stem else "mine"
 
 
-def announce(title: str, text: str, command: str, *arguments: str, **flags: object) -> None:
+def show(command: str, *arguments: str | Path, **flags: object) -> None:
+    """Print a command that is run, as one would type it."""
     line = suggest.command(command, *arguments, *(suggest.flag(key, value) for key, value in flags.items()))
-    print(f"\n== {title} ==\n\n{text}\n\n$ {line}", flush=True)
+    print(f"\n$ {line}", flush=True)
+
+
+def show_text(title: str, text: str) -> None:
+    lines = [f"  | {terminal.without_control(line)}" for line in text.splitlines()]
+    print(f"\n{title}:", *lines, sep="\n", flush=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Discard what a command prints for those who know it."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def train(out: Path, files: list[str], settings: dict[str, Any]) -> api.Run:
+    """Train, with the untrained model's text first, and then a bar with the validation loss and the newest text."""
+    stdout, bar = sys.stdout, terminal.progress(total=None, bar_format=BAR, dynamic_ncols=True)
+
+    def follow(entry: dict[str, Any]) -> None:
+        if bar.total is None:
+            bar.total = read_config(out / "config.yaml").get("max_iters")
+        bar.update(entry["step"] - bar.n)
+        if entry["kind"] == "eval":
+            bar.set_description(f"validation loss {entry['val_loss']:.2f}")
+        if entry["kind"] == "sample":
+            bar.set_postfix_str(terminal.escaped(terminal.one_line(entry["text"])))
+            if entry["step"] == 0:
+                with contextlib.redirect_stdout(stdout):
+                    show_text("untrained, it writes", entry["text"])
+
+    try:
+        with bar, quiet():
+            return api.train(*files, callback=follow, **settings)
+    except (KeyboardInterrupt, SystemExit):
+        print(f"stopped; the state is saved in {out}/last.pt, and the same command continues")
+        raise
+
+
+def show_page(run: api.Run, page: Path, may_open: bool) -> None:
+    """Write the page of the run, say where it is, and open it where there is a screen."""
+    try:
+        with quiet():
+            run.report()
+    except TinyGPTError as error:
+        print(f"no page: {error.message}; {error.hint}")
+        return
+    print(f"{page}: the model to try, and to look into, in any browser")
+    window = os.name == "nt" or sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if may_open and sys.stdout.isatty() and window and "SSH_CONNECTION" not in os.environ:
+        webbrowser.open(page.absolute().as_uri())

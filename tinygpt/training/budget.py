@@ -66,9 +66,9 @@ def within_budget(start: Start) -> Start:
         raise TinyGPTError(problem, f"--budget={10 * math.ceil(least / 10)}s")
     fixed = for_length(fitting)
     on = f" with {counted(torch.get_num_threads(), 'thread')}" * (start.compute.device.type == "cpu")
-    length = f"{budget}, {counted(fixed.max_iters, 'iteration')}: a step takes {1000 * step:.1f} ms{on}"
     reason = "the model and the recipe are given" if given else recipe.reason(fixed, dataset, fitting, limit)
-    return dataclasses.replace(start, config=fixed, reasons=(length, reason))
+    reason = f"{budget}, {1000 * step:.1f} ms for an iteration{on}; {reason}"
+    return dataclasses.replace(start, config=fixed, reason=reason)
 
 
 def fit(

@@ -29,6 +29,7 @@ class RunLog:
         self.active, self.quiet = active, quiet
         self._file: Any = None
         self._bar: Any = None
+        self._shown: dict[str, str] = {}
         self.sink: Any = None  # a TensorBoard (tensorboard.py) or None; it gets every line of metrics.jsonl, too
         self.callback: Callable[[dict[str, Any]], object] | None = None  # of tinygpt.api; it gets them, too
         self.retry_hint = RUN_AGAIN  # the end of the hint of an error while writing: how to continue
@@ -78,9 +79,10 @@ class RunLog:
         self._bar.update()
 
     def show(self, **values: str) -> None:
-        """Show values next to the progress bar."""
+        """Show values next to the progress bar, together with those of earlier calls."""
+        self._shown |= values
         if not self._bar.disable:
-            self._bar.set_postfix(values, refresh=False)
+            self._bar.set_postfix(self._shown, refresh=False)
 
     @contextlib.contextmanager
     def show_activity(self, activity: str) -> Iterator[None]:
@@ -174,6 +176,13 @@ def read_run(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         return entries, read_config(folder / "config.yaml")
     except (OSError, TinyGPTError):
         return entries, {}
+
+
+def machine_of(folder: Path) -> str:
+    """Read the first line of config.yaml, a comment in which `train` records versions, device and dtype."""
+    path = folder / "config.yaml"
+    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if path.is_file() else ""
+    return first.removeprefix("# ") if first.startswith("# tinygpt") else "not recorded"
 
 
 def intact_entry(line: str | bytes) -> dict[str, Any] | None:

@@ -45,19 +45,6 @@ def is_constant(config: TrainConfig) -> bool:
     return config.lr_schedule == "constant" or not config.decay_lr  # the second is nanoGPT's spelling
 
 
-def describe_schedule(config: TrainConfig) -> str:
-    """Describe the schedule: `learning rate 0.001; warm-up of 100 iterations, cosine decay to 0 at iteration 2,000`."""
-    rate, least = f"learning rate {config.learning_rate:g}", f"{config.min_lr:g}"
-    if config.optimizer == "muon":
-        rate = f"learning rate {config.muon_learning_rate:g} for matrices, {config.learning_rate:g} for the others"
-        least = f"{config.min_lr / (config.learning_rate or 1):.0%}"  # of both rates
-    if is_constant(config):
-        return f"{rate}; constant"
-    end = config.lr_decay_iters or config.max_iters
-    warm_up = f"warm-up of {counted(config.warmup_iters, 'iteration')}, " if config.warmup_iters else ""
-    return f"{rate}; {warm_up}{config.lr_schedule} decay to {least} at iteration {end:,}"
-
-
 def schedule_note(config: TrainConfig) -> str:
     """Return a warning if the warm-up does not end before the run or its decay, else an empty string."""
     last = min(config.max_iters, config.lr_decay_iters or config.max_iters)

@@ -18,10 +18,10 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import TrainConfig, run_settings
 from tinygpt.base.configs.parse import to_yaml
 from tinygpt.base.errors import TinyGPTError, require_installed
-from tinygpt.base.files import folder_lock, refuse_link, remove, replacing
-from tinygpt.base.terminal import counted
-from tinygpt.checkpoint.snapshots import FOLDER, snapshots
-from tinygpt.checkpoint.store import Checkpoint
+from tinygpt.base.files import folder_lock, refuse_link, remove, rename, replacing
+from tinygpt.base.terminal import counted, duration
+from tinygpt.checkpoint.snapshots import FOLDER, affordable, snapshots
+from tinygpt.checkpoint.store import Checkpoint, load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches
 from tinygpt.fast.model import FastGPT
@@ -34,7 +34,6 @@ from tinygpt.training.optimizer import (
     AmpModel,
     Optimizer,
     build,
-    describe_schedule,
     load_state,
     schedule_note,
     state_of,
@@ -163,7 +162,8 @@ def set_up(stack: contextlib.ExitStack, start: Start) -> Run:
     setting = "False" if config.shard else config.compile
     compiled, compile_status = device.compile_model(amp_model, setting, compute, example)
     tuner = thread_tuner(config, amp_model, example) if compiled is amp_model else None
-    times = tuner.tune(threads.free()) if tuner and not start.saved else {}
+    if tuner and not start.saved:
+        tuner.tune(threads.free())
     run = Run(
         config=config,
         dataset=start.dataset,
@@ -188,9 +188,12 @@ def set_up(stack: contextlib.ExitStack, start: Start) -> Run:
         has_dropout=any(getattr(module, "dropout", 0) for module in model.modules()),
     )
     stack.callback(run.log.close)
+    if config.snapshots < 0:
+        tokens = 0 if start.saved or config.eval_only else config.max_iters * run.rows_per_iter * longest_row
+        config.snapshots = affordable(model.num_params(), tokens, compute.device.type == "cpu")
     if ranks.is_main and not config.eval_only:
         open_folder(run, bool(start.saved))
-    show_start(run, compile_status, times, start.reasons)
+    show_start(run, compile_status, start.reason)
     note_changes(run, {} if config.eval_only else start.saved)
     return run
 
@@ -203,7 +206,7 @@ def parts_of_rows(step: int, warmup: int) -> int:
 def check(config: TrainConfig) -> None:
     """Check the folder of a run, and what the run needs later. Errors: TinyGPTError."""
     out = Path(config.out_dir)
-    for name in ("ckpt.pt", "last.pt", "adapter.pt", FOLDER):
+    for name in ("ckpt.pt", "last.pt", "adapter.pt", "previous.pt", FOLDER):
         refuse_link(out / name)
     if config.report_to == "tensorboard":
         import_summary_writer("report_to=tensorboard", ", or --report_to=none")
@@ -242,9 +245,8 @@ def note_changes(run: Run, saved: dict[str, Any]) -> None:
 def open_folder(run: Run, resuming: bool) -> None:
     """Write config.yaml and open the log. In the folder of a new run, remove the files of an earlier one first."""
     if not resuming:
-        if any((run.out / name).exists() for name in ("ckpt.pt", "last.pt")):
-            note = f"note: this run replaces the earlier one in {run.out}; --out_dir=NAME keeps both"
-            run.log.print_line(note, always=True)
+        if (run.out / "ckpt.pt").exists():
+            run.log.print_line(f"note: {keep_previous(run.out)}", always=True)
         stale = snapshots(run.out).values() if (run.out / FOLDER).exists() else ()
         memory = log_of(run.out).with_suffix(".memory")
         for path in (run.out / "last.pt", run.out / "adapter.pt", memory, *stale):
@@ -261,9 +263,27 @@ def open_folder(run: Run, resuming: bool) -> None:
         run.log.add_sink(lambda: TensorBoard(run.out, read_metrics(run.out), started))
 
 
-def show_start(run: Run, compile_status: str, times: dict[int, float], reasons: tuple[str, ...]) -> None:
-    """Print the settings of the run and derived figures, before the first iteration. times: by number of threads.
-    reasons: for what a budget has fixed."""
+def keep_previous(out: Path) -> str:
+    """Keep the model of an earlier run in `out` as previous.pt, unless that was trained longer. Returns a message."""
+    best, previous = out / "ckpt.pt", out / "previous.pt"
+    seconds = trained_seconds(best)
+    replaces = f"this run replaces the model in {out}"
+    if previous.exists() and seconds < trained_seconds(previous):
+        return f"{replaces}, of {duration(seconds)}; {previous}, trained longer, stays"
+    rename(best, previous)
+    return f"{replaces}, which stays as {previous} (trained for {duration(seconds)})"
+
+
+def trained_seconds(path: Path) -> float:
+    """Return how long the model in a checkpoint was trained; 0 if the file does not say so."""
+    with contextlib.suppress(TinyGPTError, KeyError, TypeError, ValueError):
+        return float(load(path).training["progress"]["seconds"])
+    return 0.0
+
+
+def show_start(run: Run, compile_status: str, reason: str) -> None:
+    """Print what is trained, how large, how long and where, before the first iteration. reason: for what a budget has
+    fixed."""
     config, model, progress, source = run.config, run.model, run.progress, run.source
     rows = run.rows_per_iter
     size = counted(rows, "example") if run.dataset.pairs else counted(rows * run.longest_row, "token")
@@ -273,25 +293,21 @@ def show_start(run: Run, compile_status: str, times: dict[int, float], reasons: 
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = not all(weight.requires_grad for weight in model.parameters())
     shorter = f"; {config.context_warmup:,} in shorter contexts" * bool(config.context_warmup)
-    path = "the CPU's fast path (tinygpt/fast)" if isinstance(model, FastGPT) else "plain PyTorch"
     trained = f", {trainable:,} of them trainable" if frozen else ""
     passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
+    iterations = f"{counted(config.max_iters, 'iteration')} of {size}"
+    taught = f"; {run.teacher.share:.0%} of the loss from the teacher {config.teacher}" if run.teacher else ""
+    hardware, _, why = run.compute.describe().partition(": ")
+    hardware += "".join(why.partition("; ")[1:])  # the choice of a Mac's device
+    compiled = "" if compile_status.partition(" (")[0] == "off" else f", compile {compile_status}"
     for line in (
-        f"device:      {run.compute.describe()}{processes}",
-        f"computed by: {path}",
-        f"compile:     {compile_status}",
         f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
-        f"iterations:  {config.max_iters:,}, each with {size}; {passes:.1f} passes over the data{shorter}",
-        f"optimizer:   {config.optimizer}, {describe_schedule(config)}",
-        *(f"{title:<13}{reason}" for title, reason in zip(("budget:", ""), reasons, strict=False)),
+        f"training:    {iterations}: {passes:.1f} passes over the data{shorter}{taught}",
+        f"device:      {hardware}{processes}{compiled}; checkpoints in {run.out}",
+        *([f"budget:      {reason}"] if reason else []),
     ):
         run.log.print_line(line)
-    if run.teacher:
-        size = f"{run.teacher.model.num_params():,} parameters"
-        run.log.print_line(f"teacher:     {config.teacher}: {size}, {run.teacher.share:.0%} of the loss")
-    if len(times) > 1:
-        run.log.print_line(f"threads:     forward and backward pass {threads.format_times(times)}")
     if not config.eval_only and (warning := schedule_note(config)):
         run.log.print_line(warning, always=True)
     if run.log.sink:

@@ -63,7 +63,7 @@ class Start:
     saved: dict[str, Any]  # the training state in the checkpoint of a run that is resumed; empty for a new run
     tuning: Tuning | None  # None: not a fine-tuning run
     teacher: str  # the path of its checkpoint; empty: no distillation
-    reasons: tuple[str, ...] = ()  # for what a budget has fixed (budget.py)
+    reason: str = ""  # for what a budget has fixed (budget.py)
 
 
 def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "train") -> Start:

@@ -33,6 +33,17 @@ RULES = {
 }
 RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters per training token"
 
+PLAIN = {
+    "too early": "too few evaluations to say more",
+    "trend unknown": "too few evaluations to say more",
+    "diverged": "the training has become unstable",
+    "overfitting": "it is overfitting: it learns its training text by heart",
+    "too little data": "it is overfitting: the text is too short for so large a model",
+    "still improving": "it was still improving",
+    "stopped early": "it stopped early, since it did not improve any more",
+    "finished": "it does not improve any more",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
@@ -49,6 +60,11 @@ class Verdict:
         """Return the kind of verdict, and the step at which it began."""
         kind = self.kind + ": overfitting" * (self.kind == "too little data")
         return kind if self.since is None else f"{kind} since step {self.since:,}"
+
+    @property
+    def plain(self) -> str:
+        """Return the verdict in a few words, without statistics."""
+        return PLAIN[self.kind]
 
     @property
     def overfitting(self) -> str:

@@ -246,8 +246,9 @@ class TrainConfig(Config):
     """write ckpt.pt at every evaluation, not only at the best"""
     checkpoint_interval: CountOrZero = 0
     """iterations between additional saves of last.pt; 0: at evaluations only"""
-    snapshots: CountOrZero = 0
-    """number of steps, mostly early, with saved weights (OUT_DIR/snapshots), for a slider in the report; 0: none"""
+    snapshots: Annotated[int, Limit(">=", -1)] = -1
+    """number of steps, mostly early, with saved weights (OUT_DIR/snapshots), for a slider in the report; 0: none; -1:
+    up to 10, if they take less than 2% of the time and 6 MB"""
     report_to: Literal["none", "tensorboard"] = "none"
     """tensorboard: also write losses, learning rate, gradient norm and speed to OUT_DIR/tensorboard (tensorboard
     --logdir OUT_DIR shows them); none: to metrics.jsonl only"""
@@ -389,8 +390,8 @@ class SampleConfig(InferenceConfig, CheckpointConfig):
     """end a sample where this text appears"""
     plain: bool = False
     """continue the prompt as plain text, even if the model was fine-tuned to answer prompts"""
-    seed: Seed = 1337
-    """the same seed gives the same text"""
+    seed: Annotated[int, Limit(">=", -1), Limit("<", 2**63)] = -1
+    """the same seed gives the same text; -1: another text each time, with its seed on standard error"""
     skip_unknown: bool = False
     """remove prompt characters outside the model's vocabulary instead of refusing them"""
     exact_window: bool = False

@@ -151,6 +151,7 @@ class ReportConfig(DataConfig):
     tinygpt report out out-mine                   # curves in one figure, models side by side
     tinygpt report out out-mine --png losses.png  # only the loss curves
     tinygpt report out out-mine --tensorboard     # event files for TensorBoard
+    tinygpt report --list                         # the runs of this folder
     """
 
     runs: Annotated[Files, POSITIONAL] = ("out",)
@@ -166,12 +167,14 @@ class ReportConfig(DataConfig):
     earlier event files"""
     live: bool = False
     """keep the page up to date while the run trains, until Ctrl-C; the run may start later, and be resumed"""
+    list: bool = False
+    """list the runs of this folder, or of RUNS and the folders in them, with date, size and loss instead"""
     until_eof: Annotated[bool, HIDDEN] = False
     """for train --watch, which starts report --live: stop with the last page when standard input ends"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        instead = [name for name in ("png", "tensorboard") if getattr(self, name)]
+        instead = [name for name in ("png", "tensorboard", "list") if getattr(self, name)]
         other = [*instead[1:], *(name for name in ("live", "output", "no_text") if getattr(self, name))]
         if instead and other:
             yield f"{instead[0]} cannot be used with {other[0]}"

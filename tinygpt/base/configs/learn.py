@@ -10,7 +10,7 @@ from tinygpt.base.configs.shared import Count, DataConfig, DatasetName, File, Fi
 
 @dataclasses.dataclass
 class QuickstartConfig(DataConfig):
-    """Train your first model: run prepare, train and sample on Tiny Shakespeare, or on your own text, and explain each.
+    """Train your first model, on Tiny Shakespeare or on your own text, and see what it writes before and after.
 
     tinygpt quickstart
     tinygpt quickstart notes.txt letters/ --budget=10m
@@ -24,6 +24,8 @@ class QuickstartConfig(DataConfig):
     """folder for the model; a run in it is continued, not replaced; of your own text by default out-my-NAME"""
     max_iters: Count = 800
     """training iterations, instead of a budget"""
+    open: bool = True
+    """open the page of the model in a browser, where there is a screen"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()

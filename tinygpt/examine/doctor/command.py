@@ -16,7 +16,7 @@ from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.examine.doctor.files import check_files
 from tinygpt.examine.doctor.machine import check_machine
-from tinygpt.training.log import read_run
+from tinygpt.training.log import machine_of, read_run
 from tinygpt.training.verdict import Verdict, is_unfinished, judge
 
 HINT = "tinygpt doctor out, or tinygpt doctor data/NAME"
@@ -52,6 +52,7 @@ def diagnose(folder: Path, config: DoctorConfig, intact: bool) -> None:
     if not intact:
         lines.pop()
     print("\n".join(lines))
+    print(f"trained:     {machine_of(folder)}")
     if entries and verdict.kind != "stopped early" and is_unfinished(entries, settings):
         done = max(entry["step"] + (entry["kind"] == "train") for entry in entries)
         print(f"unfinished:  {done:,} of {counted(settings['max_iters'], 'iteration')}")

@@ -67,8 +67,8 @@ def show_run(start: Start, model: GPT, config: PlanConfig) -> None:
     print(f"dataset:     {start.dataset.folder}: {source.describe()}")
     print(f"model:       {model.num_params():,} parameters")
     print(f"iterations:  {run.max_iters:,}; {passes:.1f} passes over the data")
-    for title, reason in zip(("budget:", ""), start.reasons, strict=False):
-        print(f"{title:<13}{reason}")
+    if start.reason:
+        print(f"budget:      {start.reason}")
 
 
 def predict(start: Start, config: PlanConfig) -> dict[str, Any]:

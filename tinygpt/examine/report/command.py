@@ -3,22 +3,30 @@
 tinygpt report out                          # out/report.html
 tinygpt report out --live                   # the same, updated while the run trains
 tinygpt report out out-mine --png a.png
+tinygpt report --list                       # the runs of this folder
 """
 
+import contextlib
+import time
 from pathlib import Path
 
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.errors import TinyGPTError, require_installed
+from tinygpt.base.terminal import table
+from tinygpt.checkpoint.store import load
 from tinygpt.examine.report.curves import RUN_COLOURS
 from tinygpt.examine.report.live import keep_up_to_date, remove_leftovers
 from tinygpt.examine.report.page import destination, publish, templates
 from tinygpt.examine.report.plot import convert, draw
+from tinygpt.training.log import is_number, read_metrics
 
 
 def report(config: ReportConfig) -> None:
     """Run the command. Errors: TinyGPTError if nothing can be shown."""
     folders = [Path(name) for name in config.runs]
-    if config.tensorboard:
+    if config.list:
+        list_runs(folders if config.runs != ReportConfig.runs else [Path()])
+    elif config.tensorboard:
         convert(folders)
     elif config.png:
         draw(config)
@@ -31,6 +39,24 @@ def report(config: ReportConfig) -> None:
         path = page_path(config)
         publish(gather(folders, config), path)
         remove_leftovers(path)
+
+
+def list_runs(folders: list[Path]) -> None:
+    """Print the runs in these folders and one level below, the newest first. Errors: TinyGPTError if there is none."""
+    logs = {path for folder in folders for pattern in ("", "*/") for path in folder.glob(f"{pattern}metrics.jsonl")}
+    if not logs:
+        raise TinyGPTError(f"no run (metrics.jsonl) in {', '.join(map(str, folders))}", "tinygpt report --list FOLDER")
+    rows = []
+    for path in sorted(logs, key=lambda path: -path.stat().st_mtime):
+        losses = [entry["val_loss"] for entry in read_metrics(path.parent) if is_number(entry.get("val_loss"))]
+        size = "none"
+        with contextlib.suppress(TinyGPTError):
+            size = f"{load(path.parent).num_params:,}"
+        date = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        rows.append((date, f"{size:>14}", f"{min(losses):>10.4f}" if losses else f"{'none':>10}", f"  {path.parent}"))
+    print(
+        *table({"date": "<16", f"{'parameters':>14}": "<14", f"{'val loss':>10}": "<10", "  run": ""}, rows), sep="\n"
+    )
 
 
 def page_path(config: ReportConfig) -> Path:

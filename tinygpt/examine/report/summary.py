@@ -20,7 +20,7 @@ from tinygpt.data.rows import PairRows
 from tinygpt.examine.eval.baselines import ngram_baselines, omissions_note
 from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.model import GPT
-from tinygpt.training.log import is_number
+from tinygpt.training.log import is_number, machine_of
 from tinygpt.training.losses import bits_per_character, loss_and_error, perplexity, short_number
 from tinygpt.training.verdict import judge
 
@@ -45,7 +45,7 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
         "iterations": f"{done:,} of {settings.get('max_iters', done):,}; this page describes the best model, of "
         f"iteration {run.checkpoint.step:,}",
         "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
-        "machine": machine(run.path),
+        "machine": machine_of(run.path),
     }
     measured, note = losses(run)
     return {
@@ -76,13 +76,6 @@ def trained_on(run: LoadedRun) -> str:
         size = f"{counted(len(source.starts), 'prompt')} with responses"
     note = f" (note: {run.missing})" if run.missing else ""
     return f"{name}: {size}, a vocabulary of {run.tokenizer.vocab_size:,} tokens{note}"
-
-
-def machine(folder: Path) -> str:
-    """Read the first line of config.yaml, a comment in which `train` records versions, device and dtype."""
-    path = folder / "config.yaml"
-    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if path.is_file() else ""
-    return first.removeprefix("# ") if first.startswith("# tinygpt") else "not recorded"
 
 
 def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
@@ -150,6 +143,6 @@ def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
         ],
         "config": yaml.safe_dump(settings, sort_keys=False, allow_unicode=True),
         "sums": sums,
-        "trained": machine(run.path),
+        "trained": machine_of(run.path),
         "here": f"{versions}, {system}, threads: {torch.get_num_threads()}",
     }
