@@ -227,6 +227,11 @@ def evaluation_due(run: Run) -> bool:
 def evaluate(run: Run) -> bool:
     """Log the loss of both splits, and a sample. Returns whether the validation loss is the best so far."""
     config, progress = run.config, run.progress
+    # the processes of a sharded run compute together
+    sampling = config.sample_interval and progress.step % config.sample_interval == 0
+    sampling = sampling and (run.ranks.is_main or config.shard)
+    if sampling and progress.step == 0:  # before the evaluation, which takes longer
+        show_sample(run)
     with run.log.show_activity("evaluating"):
         losses = estimate_losses(run.amp_model, run.dataset, config, run.compute, run.ranks)
     for split, name in (("train", "training"), ("val", "validation")):
@@ -245,8 +250,7 @@ def evaluate(run: Run) -> bool:
     progress.evaluated_at = progress.step
     progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
     progress.best_val_loss = min(progress.best_val_loss, losses["val"])
-    sampling = run.ranks.is_main or config.shard  # the processes of a sharded run compute together
-    if config.sample_interval and progress.step % config.sample_interval == 0 and sampling:
+    if sampling and progress.step:
         show_sample(run)
     return best
 

@@ -67,7 +67,7 @@ def test_quickstart_twice(small: Path) -> None:
     assert [command, *arguments] == ["sample", "out", "--start", "ROMEO:"]
     ok(small, command, *arguments, "--max_new_tokens=5")
     untrained, before = (first.split(f"{title}:\n")[1].split("\n\n")[0] for title in ("it writes", "before"))
-    sampled = json.loads((small / "out/metrics.jsonl").read_text().splitlines()[1])
+    sampled = json.loads((small / "out/metrics.jsonl").read_text().splitlines()[0])
     assert untrained == before and sampled["kind"] == "sample"
     assert [line.removeprefix("  | ") for line in before.splitlines()] == sampled["text"].splitlines()
     assert "best model" in (small / "out/report.html").read_text(encoding="utf-8")

@@ -220,7 +220,8 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         training = trainer(work, *TINY_TRAIN, *LONG, before=slow)
         until(lambda: page.steps)  # the page has become the report
         page.wait(
-            r"^training: step [\d,]+ of 1,000,000, loss \d\.\d\d, [\d,]+k? tokens per second, about \d+ \w+ left$"
+            r"^training: step [\d,]+ of 1,000,000, training loss \d\.\d\d, validation loss \d\.\d\d, "
+            r"[\d,]+k? tokens per second, about \d+ \w+ left$"
         )
         assert page.violations() == []
         page.write("The king")
@@ -296,7 +297,7 @@ def test_watching_changes_nothing_in_a_run(tiny_run: Path, work: Path, trainer: 
     training = trainer(work, *TINY_TRAIN, "--watch")
     assert training.wait() == 0, training.output
     assert training.output.count("watch: ") == 1
-    assert re.search(r"\nverdict: [^$]*\npage: out/report.html\n\nnext: .*\n$", training.output), training.output
+    assert re.search(r"\ndone in [^$]*\npage: out/report.html\n\nnext: .*\n$", training.output), training.output
     until(lambda: is_finished(work / "out"))
     for name in ("ckpt.pt", "last.pt"):
         assert_same_weights(work / "out" / name, tiny_run / "out" / name)
@@ -510,7 +511,7 @@ def test_the_phases_of_a_run(made: Made) -> None:
         made.add("train", step, loss=3.5, tokens_per_second=41_000)
     assert made.state() == {
         "phase": "training", "step": 31, "max_iters": 100, "loss": 3.5, "tokens_per_second": 41_000,
-        "seconds_left": 138, "next": "",
+        "val_loss": 4.0, "seconds_left": 138, "next": "",
     }  # fmt: skip
     assert made.run.is_saved
     made.add("eval", 50, train_loss=3.0, val_loss=3.0)

@@ -38,6 +38,7 @@ class FollowedRun:
         self._start, self._offset, self._inode, self._changed = b"", 0, 0, 0.0
         self._lines: deque[dict[str, Any]] = deque(maxlen=RECENT)  # the newest lines of kind "train"
         self.evaluations: list[tuple[int, float]] = []  # step and validation loss
+        self.sample = ""  # the newest one
         self.newest_kind = ""  # kind of the last line
         self.saved = 0  # iterations done according to last.pt, set by the caller; not every iteration has a line
 
@@ -68,6 +69,8 @@ class FollowedRun:
                     self._lines.append(entry)
                 elif self.newest_kind == "eval" and is_number(entry.get("val_loss")):
                     self.evaluations.append((entry["step"], entry["val_loss"]))
+                elif self.newest_kind == "sample":
+                    self.sample = str(entry.get("text", ""))
 
     @property
     def is_saved(self) -> bool:
@@ -83,7 +86,8 @@ class FollowedRun:
         """Return the state of the run as JSON values. ended: no process trains this run, as the caller knows.
 
         phase: waiting (for a run to start), starting, training, finished, stopped or diverged; step: iterations done;
-        loss: of the last logged batch; seconds_left: at the present pace; next: the command that resumes a stopped run.
+        loss: of the last logged batch; val_loss: of the last evaluation; seconds_left: at the present pace; next: the
+        command that resumes a stopped run.
         """
         last = self._lines[-1] if self._lines else {}
         done = max(last.get("step", -1) + 1, self.evaluations[-1][0] if self.evaluations else 0, self.saved)
@@ -97,6 +101,7 @@ class FollowedRun:
             "step": done,
             "max_iters": max_iters,
             **logged,
+            "val_loss": self.evaluations[-1][1] if self.evaluations else None,
             "seconds_left": None if left is None else round(left),
             "next": suggest.resume(self.settings, self.folder) if can_resume else "",
         }

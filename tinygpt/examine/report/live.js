@@ -35,9 +35,14 @@
   }
 
   function showState() {
-    const { phase, step, max_iters, loss, tokens_per_second, seconds_left, next, problem } = state;
+    const { phase, step, max_iters, loss, val_loss, tokens_per_second, seconds_left, next, problem, text } = state;
     const facts = [`step ${number(step)} of ${number(max_iters)}`];
-    if (loss !== null) facts.push(`loss ${loss.toFixed(2)}`);
+    if (loss !== null) facts.push(`training loss ${loss.toFixed(2)}`);
+    if (val_loss !== null) facts.push(`validation loss ${val_loss.toFixed(2)}`);
+    if (text && $("untrained")) {
+      $("untrained").hidden = false;
+      $("untrained-text").textContent = text;
+    }
     if (problem) return show(phase, `step ${number(step)}; the page cannot be made: ${problem}`);
     if (phase === "waiting") return show(phase, "no run has started in this folder");
     if (phase === "starting") return show(phase, "the page appears after the first evaluation");

@@ -142,6 +142,7 @@ class LivePage:
                 "is_waiting": not self.values,
                 "is_last": not self.run.evaluations or self.content == (self.run.evaluations, True),
                 "problem": self.problem,
+                "text": "" if self.values or self.config.no_text else self.run.sample,
             }
             temporary = self.scripts / ".state.js.tmp"
             with contextlib.suppress(OSError):  # Windows: a browser reads the old file; the next one will be written
