@@ -455,7 +455,7 @@ def test_labels_without_any_rule_get_no_model(tmp_path: Path) -> None:
     write(tmp_path / "pairs.csv", noise)
     (tmp_path / "out-advise").mkdir()
     (tmp_path / "out-advise" / labeller.NAME).write_bytes(b"of an earlier advice")
-    said = ok(tmp_path, "advise", "pairs.csv", *FAST).out
+    said = " ".join(ok(tmp_path, "advise", "pairs.csv", *FAST).out.split())
     assert "no model yet" in said and "which can be chance" in said and "tinygpt label" not in said
     assert not (tmp_path / "out-advise" / labeller.NAME).exists()
     assert "no such file" in refused(tmp_path, "label", "pairs.csv")

@@ -115,7 +115,7 @@ def summarise(reads: Records, config: LabConfig) -> Summary:
         for (text, way), own in groups.items()
         if text in texts and (way != TRAINED or text == OTHER)
     ]
-    table, plane = Table("Losses", cells, note), Plane("tenth of the text", "nats per character", lines, above=2)
+    table, plane = Table("Losses", cells, note), Plane("tenth of the text", "nats per character", lines)
     return Summary("Learning while reading", "What does it gain, forget and cost?", [table], verdicts, "Losses", plane)
 
 

@@ -23,7 +23,7 @@ from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, spread
 from tinygpt.learn.lab.definition import Lab, accuracy, learn, seeds, stage
-from tinygpt.learn.lab.labels import Pairs, mislabelled
+from tinygpt.learn.lab.labels import Pairs, first_wrong, mislabelled
 
 TASK = "transactions"
 WRONG = 0.1  # share of the training lines whose label is wrong
@@ -63,9 +63,14 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 def fit(folder: Path, size: Size, seed: int) -> None:
     splits, labels, _ = api.task(TASK)
-    lines = mislabelled(random.Random(seed).sample(splits["train"], size.lines), labels, WRONG, seed)
+    lines = mislabelled(drawn(size, seed), labels, WRONG, seed)
     dataset = api.write_dataset(folder / "data/lines", splits | {"train": lines}, labels, splits)
     learn("lab_classifier", folder / "run", dataset, seed=seed, max_iters=size.iterations)
+
+
+def drawn(size: Size, seed: int) -> Pairs:
+    """Draw training lines with correct labels."""
+    return random.Random(seed).sample(api.task(TASK).splits["train"], size.lines)
 
 
 def learned(folder: Path) -> tuple[api.Run, Pairs]:
@@ -146,9 +151,10 @@ def summarise(records: Records, config: LabConfig) -> Summary:
                 "validation lines if the line is left out. Accuracy on 1,000 test lines. Median over the seeds.",
             ),
         ],
-        [proves(changes, "random"), proves(changes, "search"), detects(rankings)],
+        [detects(rankings), proves(changes, "random"), proves(changes, "search")],
         "Wrong labels found, by the share of the training lines that a person inspects in the order of a ranking",
         picture(rankings, planted),
+        first_wrong(drawn(size, seed=1), api.task(TASK).labels, WRONG, seed=1),
     )
 
 
