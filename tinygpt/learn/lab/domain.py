@@ -169,7 +169,9 @@ def compared(figures: Figures, base: str, other_base: str) -> Verdict:
         gain = gap(median(accuracies), median(other_accuracies))
         overlap = min(accuracies) <= max(other_accuracies) and max(accuracies) >= min(other_accuracies)
         outcome = "better than" if gain > MARGIN else "worse than" if -gain > MARGIN else "no different from"
-        outcomes["no different from" if overlap else outcome].append(f"{title(*case)} ({100 * gain:+.1f})")
+        outcomes["no different from" if overlap else outcome].append(
+            f"{title(*case)}: {100 * median(accuracies):.0f}% and {100 * median(other_accuracies):.0f}%"
+        )
     names = {"none": "no pretraining", **{text: f"pretraining on {text}" for text in TEXTS}}
     subject = names[base][0].upper() + names[base][1:]
     parts = [f"{name} {names[other_base]}: {'; '.join(cases)}" for name, cases in outcomes.items() if cases]

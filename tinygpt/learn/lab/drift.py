@@ -131,12 +131,11 @@ def summarise(records: Records, _: LabConfig) -> Summary:
 
 def cost_of_drift(base: Records, ngram: Records) -> Verdict:
     statements = [
-        f"{name} is right on {own.percent('old'):.0f}% of the lines with last year's brands, and on "
-        f"{own.percent('new'):.0f}% of those with new ones"
+        f"{name} {own.percent('old'):.0f}% and {own.percent('new'):.0f}%"
         for name, own in (("the tiny model", base), ("the n-gram baseline", ngram))
     ]
-    rule = "accuracies before the update"
-    return Verdict(f"Without an update, {'; '.join(statements)}.", rule)
+    text = f"Right on last year's brands and on new ones, without an update: {'; '.join(statements)}."
+    return Verdict(text, "accuracies before the update")
 
 
 def repair(base: Records, curves: Curves) -> Verdict:

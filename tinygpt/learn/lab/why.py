@@ -174,12 +174,10 @@ def proves(changes: dict[str, list[float]], other: str) -> Verdict:
 def detects(rankings: dict[str, Records]) -> Verdict:
     """Judge which ranking finds more of the wrong labels."""
     harm, loss = (rankings[ranking].percent("found") for ranking in ("harm", "loss"))
-    without, none = (rankings[ranking].percent("accuracy") for ranking in ("harm", "none"))
     finds = "about as many as" if abs(gap(harm, loss)) < CLOSE else "more than" if harm > loss else "fewer than"
     return Verdict(
         f"The harm to correct lines finds {harm:.0f}% of the wrong labels, {finds} the highest loss ({loss:.0f}%); "
-        f"chance finds {100 * WRONG:.0f}%. Without the lines that it names, the accuracy changes from {none:.1f} to "
-        f"{without:.1f}%.",
+        f"chance finds {100 * WRONG:.0f}%.",
         f"about as many: less than {CLOSE} percentage points apart; medians over the seeds",
     )
 
