@@ -75,14 +75,13 @@ def verdicts(found: Records, target: float) -> list[str]:
 
 
 def test_what_a_model_knows_keeps_and_forgets() -> None:
-    knows, kept, better, forgotten = verdicts(results(UP, DOWN, 90), 0.9)  # sure only inside
+    knows, kept, forgotten = verdicts(results(UP, DOWN, 90), 0.9)  # sure only inside
     assert "The fine-tuned model knows that" in knows and "it answers 0%" in knows
     assert kept.count("keeps it (90.0%") == 2
-    assert "fine-tuned model detects" in better and "mean AUROC 1.00 and 0.50" in better
     assert "worse than uniform guessing: its loss rises from 1.80 to 6.00" in forgotten and "has 4.17" in forgotten
-    knows, _, better, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)  # sure everywhere
+    knows, _, forgotten = verdicts(results(UP, UP, 90, after=3.0), 0.9)  # sure everywhere
     assert "does not know that" in knows and "it answers 100%" in knows
-    assert "equally well" in better and "still predicts the text of its pretraining" in forgotten
+    assert "still predicts the text of its pretraining" in forgotten
     assert "its loss falls from 1.80 to 1.70" in verdicts(results(UP, UP, 90, after=1.7), 0.9)[-1]
     for answered in (10, 7):  # exactly as many percent as allowed
         found = results(UP, UP[:answered] + DOWN[answered:], 100 - answered)
@@ -113,12 +112,6 @@ def test_a_model_without_wrong_answers_has_no_auroc_of_them() -> None:
     last = confidence.summarise(results(UP, DOWN, 100), LabConfig("confidence")).tables[1].rows[-1]
     assert last == {"prompts": "its wrong answers", "number": "", "model: answered": "", "model: AUROC": "none",
                     "n-gram baseline: answered": "", "n-gram baseline: AUROC": "none"}  # fmt: skip
-
-
-def test_aurocs_as_far_apart_as_the_limit_differ() -> None:
-    """0.82 - 0.8 is less than 0.02 in floating point."""
-    systems = {name: Records([{"AUROC outside": auroc}]) for name, auroc in (("model", 0.82), ("ngram", 0.8))}
-    assert "The fine-tuned model detects" in confidence.better(systems).text
 
 
 # ---- cascades --------------------------------------------------------------------------------------------------------
@@ -185,7 +178,7 @@ def asked_records(seed: int = 1, **systems: Any) -> Records:
 @pytest.mark.parametrize(("second", "start"), [(SECOND, "n-gram baseline and tiny model"), (FIRST, "n-gram baseline")])
 def test_a_stage_is_advised_only_if_it_saves(second: Any, start: str) -> None:
     found = asked_records(ngram=FIRST, tiny=second)
-    simple, _, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
+    simple, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
     assert simple.text.startswith(f"Start with: {start}; a person answers the rest")
     assert "n-gram baseline: kept (100.0%, 95% interval 91.2 to 100.0%)" in kept.text
     assert ("tiny model: no" in kept.text) == (second is FIRST)
@@ -193,9 +186,8 @@ def test_a_stage_is_advised_only_if_it_saves(second: Any, start: str) -> None:
 
 def test_a_person_alone_is_advised_where_no_stage_answers() -> None:
     wrong = system([0.99, 1.0], [0, 0])
-    simple, gain, _ = cascade.summarise(asked_records(ngram=wrong, tiny=wrong), LabConfig("cascade", seeds=1)).verdicts
+    simple, _ = cascade.summarise(asked_records(ngram=wrong, tiny=wrong), LabConfig("cascade", seeds=1)).verdicts
     assert simple.text.startswith("Start with a person alone. Cost: 50.00 per")
-    assert "0% more than a person alone" in gain.text and "-0%" not in gain.text
 
 
 def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
@@ -204,10 +196,8 @@ def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
     easy = first | {"right": dict.fromkeys(("val", "test"), np.ones(80, bool))}
     found = asked_records(ngram=first, tiny=first, pretrained=first) + asked_records(2, ngram=easy, tiny=easy)
     summary = cascade.summarise(Records(found), LabConfig("cascade", seeds=2, pretrained="big"))
-    assert (
-        "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00" in summary.verdicts[0].text
-    )
-    assert "the best system alone, n-gram baseline, has 50.0%" in summary.verdicts[1].text
+    steps = "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00"
+    assert steps in summary.verdicts[0].rule
     assert summary.tables[0].rows[0]["accuracy"] == "75.0 (50.0 to 100.0)%"  # of both seeds
 
 
@@ -264,7 +254,8 @@ def test_the_model_forgets_its_text_and_answers_outside_the_task_more_often_than
     )
     assert cells(said, "uniform guessing")[1] == "4.17" and losses["after"] > losses["before"] + 1
     found = {name: lab_results(tmp_path / "out")[f"ask: {name}, seed 1"] for name in ("model", "ngram")}
-    mean = {name: confidence.figures(each, 0.95)["AUROC outside"] for name, each in found.items()}
+    aurocs = {name: confidence.figures(each, 0.95) for name, each in found.items()}
+    mean = {name: np.mean([own[f"AUROC: {kind}"] for kind in own["kinds"]]) for name, own in aurocs.items()}
     assert mean["model"] < mean["ngram"] - 0.05
     assert mean["ngram"] > 0.6
 

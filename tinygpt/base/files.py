@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import IO, Any, TextIO
 
-from tinygpt.base.errors import TinyGPTError, library
+from tinygpt.base.errors import TinyGPTError
 
 UTF_16 = "save it as UTF-8, or --encoding=utf-16"
 RUN_AGAIN = "run the command again"
@@ -118,21 +118,6 @@ def _writer_lock(temporary: Path, timeout: float = -1) -> Iterator[None]:
         if WINDOWS:  # which cannot delete an open file
             with contextlib.suppress(OSError):
                 os.unlink(lock.lock_file)
-
-
-@contextlib.contextmanager
-def drawing(path: Path, feature: str, size: tuple[float, float] = (7, 4.2)) -> Iterator[tuple[Any, Any]]:
-    """Yield a matplotlib figure of `size` inches and its axes, and write them as the PNG `path` when the block ends.
-
-    Errors: TinyGPTError as in `replacing`, and if matplotlib, which `feature` needs, is not installed.
-    """
-    figure = library("matplotlib.figure", feature).Figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
-    yield figure, axes
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
 
 
 def remove(path: Path) -> None:

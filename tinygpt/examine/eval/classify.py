@@ -22,13 +22,13 @@ import torch
 import torch.nn.functional as F
 
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.base.files import drawing
 from tinygpt.base.intervals import INTERVALS, by_group, intervals, percent
 from tinygpt.base.terminal import counted, cut, escaped, progress, table
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.examine.eval.classifiers import FEATURES, FIXED_C, Linear
+from tinygpt.examine.report.drawing import drawing
 from tinygpt.generate import require_finite
 from tinygpt.model import GPT, KVCache
 from tinygpt.training.losses import row_losses, tensors
@@ -368,18 +368,18 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
     confusion = np.array(report["confusion"])
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     names, L = [cut(escaped(label), 24) for label in report["labels"]], len(confusion)
-    with drawing(path, "the picture of the confusion matrix", (2.6 + 0.55 * L, 2.2 + 0.5 * L)) as (figure, axes):
+    with drawing(path, "the picture of the confusion matrix", (190 + 40 * L, 160 + 36 * L)) as (figure, axes):
         axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=1, edgecolors="lightgray", linewidth=0.5)
         middles = np.arange(L) + 0.5  # of the cells
-        axes.set_xticks(middles, names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
-        axes.set_yticks(middles, names, parse_math=False)
+        axes.set_xticks(middles, names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(middles, names)
         axes.set(xlabel="answer", ylabel="true label", ylim=(L, 0))
         for i, j in np.argwhere(confusion):
             color = "white" if share[i, j] > 0.5 else "black"
             axes.text(j + 0.5, i + 0.5, f"{confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
         accuracy = 100 * report["results"]["model"]["accuracy"]
         title = f"{report['task']}, {report['split']}: accuracy {accuracy:.1f}% of {counted(report['n'], 'prompt')}"
-        figure.suptitle(title, fontsize=11, parse_math=False)
+        figure.suptitle(title, fontsize=12)
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

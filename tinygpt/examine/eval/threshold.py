@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygpt.base.files import drawing
 from tinygpt.base.intervals import INTERVALS, intervals, wilson
 from tinygpt.base.terminal import counted, cut, escaped, table
+from tinygpt.examine.report.drawing import drawing
 
 MISLEADING = 0.9  # accuracy of flagging nothing from which the report warns about accuracy
 Scored = tuple[dict[str, np.ndarray], np.ndarray]  # the scores by each classifier, and the truth
@@ -175,7 +175,7 @@ def with_interval(row: dict[str, Any], name: str, digits: int = 2, bound_digits:
 
 def draw_curves(task: str, report: dict[str, Any], curves: dict[str, Curve], path: Path) -> None:
     """Draw precision against recall as a PNG, with the chosen thresholds and 0.5. Errors: TinyGPTError."""
-    with drawing(path, "the picture of the precision-recall curve", (7, 4.6)) as (figure, axes):
+    with drawing(path, "the picture of the precision-recall curve", (620, 430)) as (figure, axes):
         for index, (key, curve) in enumerate(curves.items()):
             color, label = f"C{index}", f"{NAMES[key]}, average precision {report['average_precision'][key]:.2f}"
             recall, precision = np.append(0, curve.recall), np.append(curve.precision[0], curve.precision)
@@ -191,7 +191,7 @@ def draw_curves(task: str, report: dict[str, Any], curves: dict[str, Curve], pat
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04))
         axes.set_xlabel("recall: share of the positive prompts that are flagged")
         axes.set_ylabel("precision: positive share of flagged prompts")
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=10)
         name = cut(escaped(report["positive"]), 24)
         title = f"{task}, {report['split']}: {name} is {100 * share:.1f}% of {counted(report['n'], 'prompt')}"
-        figure.suptitle(title, fontsize=11, parse_math=False)
+        figure.suptitle(title, fontsize=12)

@@ -3,22 +3,27 @@
 The page needs no other file and makes no request, like that of `tinygpt report`, whose style it has.
 """
 
-import base64
 import math
+import re
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tinygpt.base.files import drawing, replacing
+from tinygpt.base.files import replacing
 from tinygpt.base.intervals import wilson
 from tinygpt.checkpoint.store import load, tokenizer_of
+from tinygpt.examine.report.drawing import as_svg, drawing, styled
 from tinygpt.examine.report.page import STYLES, render
 from tinygpt.examine.report.weights import pack
 
 COLUMNS = 100  # of the terminal, for sentences; a table is as wide as it needs
 LONG = 30  # characters of a cell
+NAME = 14  # characters of a name, which wraps
+PHONE = 48  # characters of a row that fit the screen of a telephone
+SIZES = {"wide": (860, 430), "narrow": (360, 340)}  # of the picture in the page, in pixels
+RANGE = re.compile(r"( \([-+\d.,]+(?: to |-)(?:[-+\d.,]+|none)\)|, 95% interval [\d.]+ to [\d.]+%)")  # is folded away
 
 
 class Table(NamedTuple):
@@ -30,8 +35,15 @@ class Table(NamedTuple):
 
     @property
     def sentences(self) -> set[str]:
-        """Return the columns with text that a page must wrap."""
-        return {column for row in self.rows for column, cell in row.items() if len(cell) > LONG}
+        """Return the columns with text, which a page aligns at the left and wraps."""
+        return {column for row in self.rows for column, cell in row.items() if len(cell) > LONG or cell.isalpha()}
+
+    @property
+    def stacked(self) -> bool:
+        """Return whether the table is too wide for a telephone, where its rows become blocks."""
+        cells = {column: [*column.split(), *(row[column] for row in self.rows)] for column in self.rows[0]}
+        first, *others = (max(len(RANGE.sub("", cell)) for cell in own) for own in cells.values())
+        return min(first, NAME) + sum(others) + 2 * len(others) > PHONE
 
     def as_text(self) -> str:
         """Format as Markdown with aligned columns."""
@@ -81,15 +93,25 @@ class Verdict(NamedTuple):
     rule: str
 
 
+class Example(NamedTuple):
+    """An answer, with what is wrong in it."""
+
+    caption: str
+    prompt: str
+    marked: str  # the error
+    note: str  # why it is one
+
+
 class Summary(NamedTuple):
     """The summary of an experiment's results."""
 
-    title: str
-    question: str  # that it answers
+    title: str  # the question that it answers
+    question: str  # in more words
     tables: Sequence[Table]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[Verdict]  # the first is the result, in one sentence with numbers
     picture: str  # caption
     draw: Callable[[Any], None]  # into the axes of a figure
+    example: Example | None = None  # the most vivid one
 
     def as_text(self) -> str:
         blocks = [[f"verdict: {verdict.text}", f"rule:    {verdict.rule}"] for verdict in self.verdicts]
@@ -129,8 +151,12 @@ def write(
     picture, page = folder / f"{name}.png", folder / f"{name}.html"
     with drawing(picture, "the picture") as (_, axes):
         summary.draw(axes)
-    values = {"kind": command, "title": summary.title, "summary": summary, "name": name, "live": live}
-    values["picture"] = base64.b64encode(picture.read_bytes()).decode()
+    values: dict[str, Any] = {"kind": command, "title": summary.title, "summary": summary, "name": name, "live": live}
+    values |= {"split": RANGE.split, "drawings": {}}
+    for width, size in SIZES.items():
+        with styled("the picture", size) as figure:
+            summary.draw(figure.subplots())
+            values["drawings"][width] = as_svg(figure)
     if live:
         models = {key: load(path) for key, path in live.pop("models").items()}
         packed = {key: pack(model.build_model(), tokenizer_of(model, key, "data")) for key, model in models.items()}

@@ -1,23 +1,15 @@
-"""Read the curves of runs, and draw them as inline SVG, with matplotlib.
+"""Read the curves of runs, and draw them as inline SVG (drawing.py)."""
 
-Measured for one run of 400 points: matplotlib's SVG 30 KB in 0.7 s; Altair's, through vl-convert, 17 KB in 1.0 s and
-94 MB of packages; Altair with its inline bundle 898 KB of script in 1.5 s. An SVG needs no script, so it can be printed
-and the page's content security policy does not block it. Its colours are those of the page's style sheet.
-"""
-
-import io
-import re
 from pathlib import Path
 from typing import Any
 
 from tinygpt.base.errors import library
+from tinygpt.examine.report.drawing import RUN_COLOURS, as_svg, legend, styled
 from tinygpt.training.log import is_number, read_metrics
 from tinygpt.training.verdict import evaluations
 
-RUN_COLOURS = 6  # in colours.css: --run-0, --run-1, ...
 MOST_SHOWN = 4  # most evaluations with which the axis includes the first one, of the untrained model
 MOST_POINTS = 400  # about as many learning rates and gradient norms are drawn: of a longer run, every n-th
-INK, LINE = "#0a0b0c", "#1a1b1c"  # placeholders of the page's colours
 
 
 def curves(folder: Path) -> dict[str, Any]:
@@ -47,28 +39,11 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
     """
     if not any(run["steps"] for run in runs):
         return ""
-    library("matplotlib", "a report").use("agg")
-    from matplotlib import pyplot, ticker
-
-    colours = {f"#0{i}0{i}f{i}": f"var(--run-{i})" for i in range(RUN_COLOURS)}
-    style: Any = {
-        "svg.fonttype": "none",
-        "text.parse_math": False,  # a folder may have dollars in its name
-        "svg.hashsalt": f"tinygpt-{width}",
-        "font.size": 12,
-        "axes.titlesize": 12,
-        "axes.titlelocation": "left",
-        "grid.linewidth": 0.6,
-        **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-        **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
-        **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), LINE),
-        **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor", "axes.labelcolor", "text.color"), INK),
-    }
     columns = 3 if width > 500 or len(runs) == 1 else 1
-    with pyplot.rc_context(style):
-        size = (width / 72, (560 if width > 500 else 620) / 72)
-        figure, axes = pyplot.subplots(3, 1, sharex=True, figsize=size, height_ratios=(3.4, 1, 1), layout="constrained")
-        for run, colour in zip(runs, colours, strict=False):
+    with styled("a report", (width, 560 if width > 500 else 620)) as figure:
+        ticker = library("matplotlib.ticker", "a report")
+        axes = figure.subplots(3, 1, sharex=True, height_ratios=(3.4, 1, 1))
+        for run, colour in zip(runs, [f"C{index}" for index in range(RUN_COLOURS)], strict=False):
             draw_losses(axes[0], run, colour, alone=len(runs) == 1)
             every = max(1, len(run["lines"]) // MOST_POINTS)
             steps, rates, norms = zip(*run["lines"][::every], strict=True) if run["lines"] else ((), (), ())
@@ -92,12 +67,9 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             [column[i] for offset in range(columns) for i in range(offset, len(column), columns)]
             for column in axes[0].get_legend_handles_labels()
         ]
-        figure.legend(*entries, loc="outside upper left", ncols=columns, frameon=False, columnspacing=1.4)
+        legend(figure, entries[0], entries[1], columns)
         axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-        pyplot.close(figure)
-    return themed(file.getvalue(), {**colours, INK: "var(--soft)", LINE: "var(--line)"})
+        return as_svg(figure)
 
 
 def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> None:
@@ -111,16 +83,4 @@ def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> Non
     best, step = min(zip(val, steps, strict=True))
     axes.plot(step, best, "o", color=colour, markersize=7, label=f"best, step {step:,}{name}")
     style: Any = {"textcoords": "offset points", "xytext": (0, 9), "ha": "center"}
-    axes.annotate(f"{best:.3f}", (step, best), color=INK, **style)
-
-
-def themed(svg: str, colours: dict[str, str]) -> str:
-    """Reduce matplotlib's file to its <svg> element, in the page's colours and fonts, as wide as its container."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style type=.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'width="[^"]*" height="[^"]*"', 'role="presentation"', svg, count=1)
-    svg = re.sub(r"<g id=\"[^\"]*\"", "<g", svg)  # two drawings in one page would have the same ids
-    svg = re.sub(r"font: (\d+)px [^;\"]*", r"font: \1px var(--sans)", svg)
-    for placeholder, colour in colours.items():
-        svg = svg.replace(placeholder, colour)
-    return svg
+    axes.annotate(f"{best:.3f}", (step, best), **style)

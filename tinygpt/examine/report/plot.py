@@ -5,10 +5,11 @@ from pathlib import Path
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.base.files import drawing, require_writable, writing
+from tinygpt.base.files import require_writable, writing
+from tinygpt.examine.report.curves import curves, draw_losses
+from tinygpt.examine.report.drawing import drawing, legend
 from tinygpt.training.log import is_number, read_metrics
 from tinygpt.training.tensorboard import TensorBoard, import_summary_writer
-from tinygpt.training.verdict import evaluations
 
 
 def convert(folders: list[Path]) -> None:
@@ -36,23 +37,17 @@ def draw(config: ReportConfig) -> Path:
     folders = [Path(folder) for folder in config.runs]
     runs = []
     for folder in folders:
-        steps, train, val, _ = evaluations(read_metrics(folder))
-        if not steps:
+        runs.append(curves(folder))
+        if not runs[-1]["steps"]:
             raise TinyGPTError(f"{folder} has no evaluation with a finite loss", "train until the first evaluation")
-        runs.append((folder.name, steps, train, val))
     path = Path(config.png or folders[0] / "loss.png")
     require_writable(path, "--png losses.png")
     if path.suffix.lower() != ".png":
         raise TinyGPTError(f"{path}: the name of the picture must end in .png", "--png losses.png")
-    with drawing(path, "a plot") as (_, axes):
-        for index, (name, steps, train, val) in enumerate(runs):
-            color, best = f"C{index}", int(val.argmin())
-            axes.plot(steps, train, "--", color=color, linewidth=1, label=f"{name} training")
-            axes.plot(steps, val, color=color, label=f"{name} validation")
-            lowest = steps[best], val[best]
-            axes.plot(*lowest, "o", color=color)
-            axes.annotate(f"{val[best]:.3f}", lowest, textcoords="offset points", xytext=(0, 7), ha="center")
-        axes.set(xlabel="iteration", ylabel="loss (nats per token)")
-        axes.legend(frameon=False)
+    with drawing(path, "a plot") as (figure, axes):
+        for index, run in enumerate(runs):
+            draw_losses(axes, run, f"C{index}", alone=len(runs) == 1)
+        axes.set(xlabel="step", ylabel="loss (nats per token)")
+        legend(figure, *axes.get_legend_handles_labels())
     print(f"written: {path}")
     return path

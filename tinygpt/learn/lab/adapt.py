@@ -115,8 +115,8 @@ def summarise(reads: Records, config: LabConfig) -> Summary:
         for (text, way), own in groups.items()
         if text in texts and (way != TRAINED or text == OTHER)
     ]
-    table, plane = Table("Losses", cells, note), Plane("tenth of the text", "nats per character", lines, above=2)
-    return Summary("Learning while reading", "What does it gain, forget and cost?", [table], verdicts, "Losses", plane)
+    tables, plane = [Table("Losses", cells, note)], Plane("tenth of the text", "nats per character", lines)
+    return Summary("Learning while reading", "What does it gain, forget and cost?", tables, verdicts, "Curves", plane)
 
 
 def change(what: str, text: str, before: Records, after: Records, key: str = "loss") -> Verdict:

@@ -21,7 +21,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent
+from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict, gap, percent
 from tinygpt.learn.lab.definition import Lab, learn, seeds, stage
 
 LEARNED = 3  # most digits of a number in training
@@ -204,10 +204,20 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         "Does a model calculate?",
         f"Sums of two numbers, learned from examples with at most {LEARNED} digits, and asked with up to five.",
         tables,
-        [learned(models, systems[NEAREST]), form(models), beyond(models), confident(models)],
+        [beyond(models), learned(models, systems[NEAREST]), form(models), confident(models)],
         "Correct answers against the number of digits",
         picture(systems),
+        error(models),
     )
+
+
+def error(models: Mapping[str, Records]) -> Example | None:
+    """Show the wrong answer with the highest probability."""
+    wrong = (answer for answers in models.values() for answer in answers.where(exact=False))
+    if not (worst := max(wrong, key=lambda answer: answer["probability"], default={})):
+        return None
+    note = f"Correct is {right(worst['prompt'])}. Model: {worst['system']}; probability: {worst['probability']:.2f}."
+    return Example("The wrong answer with the highest probability", f"{worst['prompt']} =", worst["text"], note)
 
 
 def partly(answers: Records) -> str:
@@ -300,7 +310,7 @@ def picture(systems: Mapping[str, Records]) -> Plane:
         lines.append(Line(system, list(kinds.values()), heights, CONTROLS.get(system, "o-"), color))
     lines.append(Line("end of the lengths of training", [LEARNED + 0.5] * 2, [0, 100], "-", "C2", {"alpha": 0.4}))
     ticks = {digits: str(digits) for digits in kinds.values()}
-    return Plane("digits of both numbers", "correct answers (%)", lines, ticks, above=3)
+    return Plane("digits of both numbers", "correct answers (%)", lines, ticks)
 
 
 ABOUT = "does a model calculate, or recall examples? Sums longer than in training"

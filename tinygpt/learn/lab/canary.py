@@ -22,7 +22,7 @@ from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict, spread
+from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict, spread
 from tinygpt.learn.lab.definition import Lab, learn, seeds, stage
 
 PLANTED = {0: "not planted", 1: "once", 10: "10 times", 100: "100 times"}  # times of a canary; 0: a control
@@ -171,7 +171,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         "rank first although greedy decoding writes another.",
         [Table("Exposure in bits", exposures, exposure_note), Table("Extraction", extractions, extraction_note)],
         [
-            *(extraction(name, model) for name, model in models.items()),
+            *(extraction(name, model) for name, model in reversed(models.items())),
             sizes(list(models.values())),
             once(list(models.values())),
             controls(records.where(planted=0)),
@@ -179,7 +179,19 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         ],
         "Exposure against the number of plantings; lines: medians",
         picture(models, most),
+        memorised(records, QUICK if config.quick else FULL),
     )
+
+
+def memorised(records: Records, size: Size) -> Example | None:
+    """Show an extracted number, of those that are planted least often."""
+    numbers = [number for number in records.having("seed") if number.get("extracted")]
+    if not numbers:
+        return None
+    least = min(numbers, key=lambda number: number["planted"])
+    canary = next(canary for canary in canaries(size, least["seed"]) if canary.name == least["name"])
+    note = f"This invented number is in the training text {canary.planted} times. The model writes all of its digits."
+    return Example("A memorised number", LINE.format(name=canary.name).strip(), canary.number, note)
 
 
 def extracted(numbers: Records) -> str:
@@ -262,7 +274,7 @@ def picture(models: Mapping[str, Records], most: float) -> Plane:
         lines.append(Line("", points, numbers.values("exposure"), "o", f"C{index}", {"alpha": 0.4}))
     levels = {"most that can be measured": (most, "--"), "mean of a number never seen": (UNSEEN, ":")}
     ticks = {place: str(times) for times, place in places.items()}
-    return Plane("times that a number is planted", "exposure (bits)", lines, ticks, True, levels, above=3)
+    return Plane("times that a number is planted", "exposure (bits)", lines, ticks, True, levels)
 
 
 ABOUT = "what a model memorises of its training text, by repetitions and size"

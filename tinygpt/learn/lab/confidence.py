@@ -18,9 +18,9 @@ import numpy as np
 
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.examine.experiment.picture import Histograms
+from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict, gap, percent, pooled, spread
+from tinygpt.examine.experiment.summary import Example, Share, Summary, Table, Verdict, gap, percent, pooled, spread
 from tinygpt.learn.lab.definition import TEST_LINES, Classifier, Lab, learn, prepared, right, seeds, stage
 from tinygpt.learn.lab.methods import SONNET
 
@@ -30,8 +30,8 @@ LONGEST = 48  # characters of a prompt, as of a line of the task
 OUTSIDE = 200  # prompts of each kind outside the task, if there are as many
 SYSTEMS = {"model": "fine-tuned model", "ngram": "n-gram baseline"}
 FEWEST = 20  # answered validation lines; fewer may be correct by chance
+LANGUAGES, SENTENCES = "other languages", Path(__file__).with_name("sentences.txt")  # prompts outside the task
 ERRORS = "its wrong answers"
-CLOSE = 0.02  # AUROCs that differ by less count as equal
 FULL, QUICK = (500, 600), (100, 200)  # iterations of the base model, and of the fine-tuning
 
 
@@ -98,7 +98,7 @@ def outside(folder: Path, seed: int) -> dict[str, list[str]]:
     characters = sorted({character for prompt, _ in task["train"] for character in prompt})
     return {
         "Shakespeare": sonnet + rng.sample(sorted(verse), OUTSIDE - len(sonnet)),
-        "other languages": Path(__file__).with_name("sentences.txt").read_text(encoding="utf-8").splitlines(),
+        LANGUAGES: SENTENCES.read_text(encoding="utf-8").splitlines(),
         "headlines": headlines[:OUTSIDE],
         "random characters": ["".join(rng.choices(characters, k=length)) for length in lengths[:OUTSIDE]],
     }
@@ -139,7 +139,6 @@ def figures(record: dict[str, Any], target: float) -> dict[str, Any]:
         **shares,
         **aurocs,
         "answered outside": statistics.mean(shares[f"answered: {kind}"] for kind in kinds),
-        "AUROC outside": statistics.mean(aurocs.values()),
         f"AUROC: {ERRORS}": auroc(test[correct["test"]], test[~correct["test"]]),
     }
 
@@ -198,10 +197,21 @@ def summarise(records: Records, config: LabConfig) -> Summary:
             Table("Prompts outside the task", kinds, kinds_note),
             Table("Loss on the base model's own text", forgetting, unit),
         ],
-        [knows(model, config.target), holds(systems, config.target), better(systems), forgotten(losses, limit)],
-        "Confidence inside and outside the task; above the threshold the system answers",
+        [knows(model, config.target), holds(systems, config.target), forgotten(losses, limit)],
+        "Prompts that are answered, by threshold; vertical lines: the chosen thresholds",
         picture(systems),
+        error(model[0]),
     )
+
+
+def error(record: Mapping[str, Any]) -> Example | None:
+    """Show the sentence in another language that is answered with the highest confidence."""
+    levels = record["confidence"].get(LANGUAGES, [-1.0])
+    if max(levels) < record["threshold"]:
+        return None
+    text = SENTENCES.read_text(encoding="utf-8").splitlines()[levels.index(max(levels))]
+    note = f"No category of spending is right, but the confidence is above the threshold, {record['threshold']:.2f}."
+    return Example("Answered, but not in the task", f"{text} →", f"a category, confidence {max(levels):.2f}", note)
 
 
 def knows(model: Records, target: float) -> Verdict:
@@ -244,19 +254,6 @@ def holds(systems: Mapping[str, Records], target: float) -> Verdict:
     )
 
 
-def better(systems: Mapping[str, Records]) -> Verdict:
-    """Judge which system detects prompts outside the task better."""
-    aurocs = {SYSTEMS[key]: own.median("AUROC outside") for key, own in systems.items()}
-    (best, most), (other, less) = sorted(aurocs.items(), key=lambda item: -item[1])
-    statement = f"The {best} detects prompts outside the task better than the {other}"
-    if gap(most, less) < CLOSE:
-        statement = f"The {best} and the {other} detect prompts outside the task equally well"
-    return Verdict(
-        f"{statement}: mean AUROC {most:.2f} and {less:.2f}.",
-        f"the higher mean of the kinds' AUROCs, median over the seeds; less than {CLOSE} apart counts as equal",
-    )
-
-
 def forgotten(losses: Records, limit: float) -> Verdict:
     """Compare the loss on the base model's own text before and after fine-tuning."""
     before, after = losses.median("before"), losses.median("after")
@@ -269,17 +266,17 @@ def forgotten(losses: Records, limit: float) -> Verdict:
     )
 
 
-def picture(systems: Mapping[str, Records]) -> Histograms:
-    """Draw the confidence of each system; the kinds of prompts outside the task have equal weights."""
-    groups = {
-        SYSTEMS[key]: {
-            "inside the task": [record["confidence"]["test"] for record in own],
-            "outside": [record["confidence"][kind] for record in own for kind in record["kinds"]],
-        }
-        for key, own in systems.items()
-    }
-    marks = {SYSTEMS[key]: ("threshold", own.median("threshold")) for key, own in systems.items()}
-    return Histograms("confidence (largest probability of a label)", "prompts (%)", groups, marks)
+def picture(systems: Mapping[str, Records]) -> Plane:
+    """Draw the share of prompts at or above each threshold; the kinds outside the task have equal weights."""
+    lines, limits = [], np.linspace(0, 1, 101)
+    for style, (key, own) in zip(("-", "--"), systems.items(), strict=True):
+        for color, label, kinds in (("C0", "in the task", ["test"]), ("C1", "outside", own[0]["kinds"])):
+            groups = [np.array(record["confidence"][kind]) for record in own for kind in kinds]
+            answered = [100 * np.mean([(group >= limit).mean() for group in groups]) for limit in limits]
+            lines.append(Line(f"{SYSTEMS[key]}, {label}", limits, answered, style, color))
+        if (limit := own.median("threshold")) < math.inf:
+            lines.append(Line("", [limit] * 2, [0, 100], style, "gray"))
+    return Plane("threshold (confidence)", "prompts answered (%)", lines)
 
 
 ABOUT = "does a fine-tuned model know that it does not know?"

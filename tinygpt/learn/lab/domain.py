@@ -145,7 +145,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         f"A tiny model reads {records[0]['characters']:,} characters of Shakespeare, or of descriptions of "
         "industries, or nothing; then it learns to name the sector of a business activity, or another task.",
         tables,
-        [own_text(bits), *(compared(figures, base, other) for base, other in combinations(BASES[::-1], 2))],
+        [*(compared(figures, base, other) for base, other in combinations(BASES[::-1], 2))],
         "Accuracy after fine-tuning; each point is a seed",
         picture(figures),
     )
@@ -161,22 +161,6 @@ def rows(figures: Figures, task: str, figure: str) -> list[dict[str, str]]:
     ]
 
 
-def own_text(bits: dict[str, Records]) -> Verdict:
-    """Judge whether each base predicts its own text best."""
-    statements, best = [], True
-    for text, other in zip(TEXTS, reversed(TEXTS), strict=True):
-        own, foreign = (bits[base].values(text) for base in (text, other))
-        best = best and max(own) < min(foreign)
-        statements.append(
-            f"the base of {text} needs {median(own):.2f} bits per character of {text}, the base of {other} needs "
-            f"{median(foreign):.2f}"
-        )
-    return Verdict(
-        f"Each base predicts {'' if best else 'not always '}its own text best: {'; '.join(statements)}.",
-        "on held-out text, a base's largest loss on its own kind is below the other base's smallest",
-    )
-
-
 def compared(figures: Figures, base: str, other_base: str) -> Verdict:
     """Compare two bases in each case."""
     outcomes: dict[str, list[str]] = {"better than": [], "worse than": [], "no different from": []}
@@ -185,7 +169,9 @@ def compared(figures: Figures, base: str, other_base: str) -> Verdict:
         gain = gap(median(accuracies), median(other_accuracies))
         overlap = min(accuracies) <= max(other_accuracies) and max(accuracies) >= min(other_accuracies)
         outcome = "better than" if gain > MARGIN else "worse than" if -gain > MARGIN else "no different from"
-        outcomes["no different from" if overlap else outcome].append(f"{title(*case)} ({100 * gain:+.1f})")
+        outcomes["no different from" if overlap else outcome].append(
+            f"{title(*case)}: {100 * median(accuracies):.0f}% and {100 * median(other_accuracies):.0f}%"
+        )
     names = {"none": "no pretraining", **{text: f"pretraining on {text}" for text in TEXTS}}
     subject = names[base][0].upper() + names[base][1:]
     parts = [f"{name} {names[other_base]}: {'; '.join(cases)}" for name, cases in outcomes.items() if cases]
@@ -209,7 +195,7 @@ def picture(figures: Figures) -> Plane:
             height = own[name].percent("accuracy")
             lines.append(Line("" if position else name, [position - 0.35, position + 0.35], [height] * 2, style))
     ticks = {position: title(*case).replace(", ", "\n") for position, case in enumerate(figures)}
-    return Plane("", "accuracy (%)", lines, ticks, ylim=(0, 90), above=3)
+    return Plane("", "accuracy (%)", lines, ticks, ylim=(0, 90))
 
 
 ABOUT = "does pretraining on text of the task's own field help?"

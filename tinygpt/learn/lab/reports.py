@@ -20,7 +20,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict, percent
+from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict, percent
 from tinygpt.learn.lab.definition import Lab, learn, seeds, stage
 
 FIRMS = {"a": "firm A", "b": "firm B"}
@@ -105,15 +105,26 @@ def summarise(records: Records, _: LabConfig) -> Summary:
     base = records.where(firm="")
     (swap,) = records.having("swap")
     curves = {firm: records.where(firm=firm).by("examples") for firm in FIRMS}
+    responses = one_prompt(base, curves)
     return Summary(
         "A style from a small adapter, and whether the text is correct",
         "Two sentences about a company's figures, in the styles of two firms: how many examples does a style need, and "
         "does a text in perfect style state the figures?",
-        [models(base, curves, swap), by_examples(curves), one_prompt(base, curves)],
-        [needed(curves), in_style_and_wrong(curves), apart(base, curves), swapping(base, curves, swap)],
+        [models(base, curves, swap), by_examples(curves), responses],
+        [in_style_and_wrong(curves), needed(curves), apart(base, curves), swapping(base, curves, swap)],
         "Style and fidelity against the number of training examples",
         picture(base, curves),
+        error(responses),
     )
+
+
+def error(responses: Table) -> Example | None:
+    """Show the response of firm A's adapter from the fewest examples, which `one_prompt` lists second."""
+    own = responses.rows[1]
+    if own["wrong"] == "nothing":
+        return None
+    note = f"Wrong: {own['wrong']}. Trained examples: {own['model']}."
+    return Example("A text that is wrong", f"{responses.caption} →", own["response"], note)
 
 
 def models(base: Records, curves: Curves, swap: dict[str, Any]) -> Table:
@@ -245,7 +256,7 @@ def picture(base: Records, curves: Curves) -> Plane:
     level = {"base model, fidelity": (base.percent("fidelity"), ":")}
     ticks = {size: str(size) for size in curves["a"]}
     axes = "training examples of the adapter", "test prompts (%)"
-    return Plane(*axes, lines, ticks, log=True, levels=level, ylim=(-3, 103), above=3)
+    return Plane(*axes, lines, ticks, log=True, levels=level, ylim=(-3, 103))
 
 
 LAB = Lab("a style from a small adapter, and whether the text is right", stages, summarise, quick=True)

@@ -219,7 +219,7 @@ def picture(law: Law, runs: Records, last: dict[str, Any]) -> Plane:
     compute = np.geomspace(min(map(flop, runs)), flop(last), 50)
     lines.append(Line("best size, by the law", compute, list(map(law.best_loss, compute)), "--"))
     lines.append(Line("held-out run", [flop(last)], [last["loss"]], "*", "black", {"markersize": 10}))
-    return Plane("compute (6 N D, FLOP)", "validation loss (nats per token)", lines, log=True, above=4)
+    return Plane("compute (6 N D, FLOP)", "validation loss (nats per token)", lines, log=True)
 
 
 ABOUT = "how the loss depends on size and length: a scaling law"

@@ -9,9 +9,9 @@ import numpy as np
 
 from tinygpt.base.terminal import counted, cut, duration, escaped
 from tinygpt.examine.eval.classify import confusion_matrix, quality, rates
-from tinygpt.examine.experiment.picture import Intervals
+from tinygpt.examine.experiment.picture import name_rows
 from tinygpt.examine.experiment.stages import Results
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict
+from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict
 from tinygpt.use.advise import judge, look
 from tinygpt.use.advise.contenders import MAJORITY, SENTENCES, Data
 from tinygpt.use.advise.judge import TARGET, Advice, Sure, Tested
@@ -123,6 +123,12 @@ class Report:
             )
         return rows
 
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """Return the confusion matrix of the advised contender: int64 (L, L), a row for each true label."""
+        tested = self.tested[self.advice.name]
+        return confusion_matrix(self.data.truth[tested.lines], tested.predicted, self.L)
+
     @property
     def left_out(self) -> dict[str, str]:
         return {record["contender"]: record["left_out"] for record in self.results.records if "left_out" in record}
@@ -144,8 +150,7 @@ class Report:
 
     def per_label(self) -> list[dict[str, Any]]:
         """Return precision, recall and F1 of the advised contender for each label."""
-        tested = self.tested[self.advice.name]
-        columns = rates(confusion_matrix(self.data.truth[tested.lines], tested.predicted, self.L))
+        columns = rates(self.confusion)
         return [
             {"label": label, "lines": int(columns["support"][index])}
             | {key: float(columns[key][index]) for key in ("precision", "recall", "f1")}
@@ -178,16 +183,34 @@ class Report:
         if SENTENCES not in self.tested | self.left_out:
             how += " Not tried: a sentence encoder (--vectors), which can help with few examples."
         tables = [Table("Contenders, the simplest first", rows, how), self._label_table()]
-        if self.mistakes:
-            tables.append(self._mistakes_table())
+        example = None
+        if self.mistakes and name != MAJORITY:
+            tables = [self._confusion_table(), *tables, self._mistakes_table()]
+            example = self._example(self.mistakes[0])
         return Summary(
             "Which model for these data, and how good is it?",
             f"{self.data}: the simplest model that no other beats, tested as it will be used.",
             [*tables, as_table(self.findings)],
-            [*self._spellings(), self._choice(), *self._missed(), self._threshold(), *self._more_labels()],
+            [self._choice(), *self._spellings(), *self._missed(), self._threshold(), *self._more_labels()],
             "Accuracy of the contenders, with 95% confidence intervals",
-            self._picture(),
+            self._draw,
+            example,
         )
+
+    def _example(self, row: dict[str, Any]) -> Example:
+        prompt = look.shown(row["prompt"], SHOWN)
+        note = f"In the sheet: {escaped(row['label'])}. Probability of the answer: {100 * row['probability']:.0f}%."
+        return Example("The wrong answer with the highest probability", f"{prompt} →", escaped(row["answer"]), note)
+
+    def _confusion_table(self) -> Table:
+        wrong = self.confusion * ~np.eye(self.L, dtype=bool)
+        places = sorted(np.argwhere(wrong).tolist(), key=lambda place: -wrong[*place])
+        rows = [
+            {"label": escaped(cut(self.labels[i], 40)), "taken for": escaped(cut(self.labels[j], 40))}
+            | {"lines": f"{self.confusion[i, j]:,} of {self.confusion[i].sum():,}"}
+            for i, j in places[:MISTAKES]
+        ]
+        return Table("Which label is taken for which", rows, f"The answers of {self.advice.name} to the tested lines.")
 
     def _label_table(self) -> Table:
         rows = [
@@ -216,21 +239,18 @@ class Report:
         )
 
     def _choice(self) -> Verdict:
-        row = next(row for row in self.contenders if row["name"] == self.advice.name)
-        text = f"Advice: {row['name']}. {shown(row['accuracy'], row['accuracy_interval'])} of the answers are right."
-        if row["name"] == MAJORITY:
-            text = (
-                f"Advice: no model yet, since none clearly beats the most common label (majority): {self.advice.why}."
-            )
-        elif len(self.tested) > 1:
-            text += f" Why: {self.advice.why}."
+        accuracy = {row["name"]: row["accuracy"] for row in self.contenders}
+        name, guess = self.advice.name, f"{100 * accuracy[MAJORITY]:.0f}%"
+        text = f"Advice: {name}, {100 * accuracy[name]:.0f}% right; guessing the most frequent label: {guess}."
+        if name == MAJORITY:
+            text = f"Advice: no model yet; none is clearly better than guessing the most frequent label, {guess} right."
         if self.split.warning:
             text += f" Careful: {self.split.warning}."
         return Verdict(
             text,
             f"the simplest contender that beats the majority (p < {judge.NOISE} divided by the number of other "
             f"contenders) and that no other beats (p < {judge.CHANCE}); paired, one-sided tests on common lines. If "
-            "there is none: no model",
+            f"there is none: no model. Here: {self.advice.why}",
         )
 
     def _spellings(self) -> list[Verdict]:
@@ -294,9 +314,17 @@ class Report:
         rule = "the gain from half of the training lines to all, on the same tested lines; gains shrink as data grow"
         return [Verdict(text, rule)]
 
-    def _picture(self) -> Intervals:
-        rows = {row["name"]: (row["accuracy"], *row["accuracy_interval"]) for row in self.contenders}
-        return Intervals("accuracy (%)", rows, self.advice.name, "advised")
+    def _draw(self, axes: Any) -> None:
+        """Draw the accuracy of each contender with its interval."""
+        names = []
+        for position, row in enumerate(self.contenders):
+            advised = row["name"] == self.advice.name
+            look: Any = {"color": "C0" if advised else "gray", "linewidth": 3}
+            axes.plot(100 * np.array(row["accuracy_interval"]), [position, position], **look)
+            axes.plot(100 * row["accuracy"], position, "o", markersize=8, **look)
+            names.append(f"{row['name']}{' (advised)' * advised}: {100 * row['accuracy']:.0f}%")
+        axes.set(xlabel="accuracy (%)", xlim=(0, 100))
+        name_rows(axes, names)
 
 
 def shown(share: float, interval: tuple[float, float]) -> str:

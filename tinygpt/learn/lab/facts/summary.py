@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from tinygpt.api import companies
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import counted, duration
+from tinygpt.examine.experiment.picture import name_rows
 from tinygpt.examine.experiment.stages import Records
-from tinygpt.examine.experiment.summary import Share, Summary, Table, Verdict
+from tinygpt.examine.experiment.summary import Example, Share, Summary, Table, Verdict
 from tinygpt.learn.lab.definition import HOUR
 from tinygpt.learn.lab.facts.experiment import TRIES, names
 
@@ -161,14 +162,12 @@ def summarise(records: Records, config: LabConfig) -> Summary:
             left = 0.0
             for each, color in OUTCOMES.items():
                 width = 100 * measured.share(row.after, ["changed"], each).value()
-                axes.barh(index, width, left=left, color=color, label=each if index == 0 else None)
+                axes.barh(index, width, 0.34, left, color=color, label=each if index == 0 else None)
                 left += width
             unchanged = 100 * measured.share(row.after, ["fact"], "right").value()
             axes.plot(unchanged, index, "kD", markersize=5, label="unchanged facts: right" if index == 0 else None)
-        axes.set_yticks(range(len(systems)), [row.name for row in systems], fontsize=8)
-        axes.invert_yaxis()
         axes.set(xlabel="questions (%); bars: changed facts, after the update", xlim=(0, 100))
-        axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+        name_rows(axes, [row.name for row in systems])
 
     return Summary(
         "Retrieve, fine-tune or train?",
@@ -181,7 +180,18 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         [simplest(measured, systems), freshest(measured), *fine_tuning, private(records)],
         "Answers after the change",
         draw,
+        invented(measured, systems[BASELINES:]),
     )
+
+
+def invented(measured: Measured, systems: Sequence[Row]) -> Example | None:
+    """Show the most confident answer to a question that no document answers."""
+    replies = [(row.name, reply) for row in systems for reply in measured.replies(row.after, ["absent"]) if reply[1]]
+    if not replies:
+        return None
+    name, (question, text, probability) = max(replies, key=lambda own: own[1][2] or 0)
+    note = f"No document answers this question. System: {name}; probability: {probability or 0:.2f}."
+    return Example("An invented fact", question.text, text, note)
 
 
 def known(measured: Measured, row: Row) -> dict[str, str]:
@@ -233,9 +243,10 @@ def simplest(measured: Measured, systems: Sequence[Row]) -> Verdict:
     right = {row.name: measured.right(row) for row in systems[BASELINES:]}
     best = max(right, key=right.__getitem__)
     name = next(name for name, share in right.items() if share >= right[best] - NEAR)
-    than = "the best result" if name == best else f"compared with {100 * right[best]:.0f}% of '{best}'"
+    other = max(right.keys() - {name}, key=right.__getitem__)
     return Verdict(
-        f"Start with '{name}': after the change, {100 * right[name]:.0f}% of its outcomes are right, {than}.",
+        f"Start with '{name}': {100 * right[name]:.0f}% right after facts have changed; the best of the others, "
+        f"'{other}': {100 * right[other]:.0f}%.",
         f"the first system in the table, baselines excluded, within {100 * NEAR:.0f} percentage points of the best; an "
         "abstention is right if no document answers the question",
     )
