@@ -32,6 +32,16 @@ RULES = {
     "finished": "no change of the validation loss larger than two standard errors in the last three evaluations",
 }
 RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters per training token"
+MEANINGS = {
+    "too early": "there are too few evaluations to see a trend",
+    "trend unknown": "the evaluations do not show whether the loss still falls",
+    "diverged": "training became unstable, and the model got worse",
+    "overfitting": "the model memorises its training text, and predicts other text worse than before",
+    "too little data": "the model memorises its training text, which is too short for a model of this size",
+    "still improving": "the loss on text that the model has not seen still falls, so longer training may help",
+    "stopped early": "training ended because the loss on text that the model has not seen no longer fell",
+    "finished": "the loss on text that the model has not seen no longer changes",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +59,11 @@ class Verdict:
         """Return the kind of verdict, and the step at which it began."""
         kind = self.kind + ": overfitting" * (self.kind == "too little data")
         return kind if self.since is None else f"{kind} since step {self.since:,}"
+
+    @property
+    def meaning(self) -> str:
+        """Return what the verdict says, in plain words."""
+        return MEANINGS[self.kind]
 
     @property
     def overfitting(self) -> str:
