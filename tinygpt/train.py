@@ -318,6 +318,6 @@ def finish(run: Run) -> str:
         parameters, tokens = run.model.num_params(), len(run.dataset.splits["train"])
         verdict = judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens)
         best = f"{run.out}/ckpt.pt has a validation loss of {run.progress.best_val_loss:.2f}"
-        run.log.print_line(f"done in {terminal.duration(run.seconds())}: {best}; {verdict.plain}", always=True)
+        run.log.print_line(f"done in {terminal.duration(run.seconds())}: {best}; {verdict.meaning}", always=True)
     prompt = next((prompt for prompt, _ in source.examples(run.dataset.tokenizer)), None)
     return suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)

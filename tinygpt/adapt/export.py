@@ -59,7 +59,8 @@ def export_page(config: ExportConfig) -> None:
     run = LoadedRun(config.ckpt, config)
     live_model(run)
     with one_thread_if_small(run.model):
-        publish(complete(run, [], {"kind": "export"}, opening=not run.answers), path)  # not text of the dataset
+        values = {"kind": "export", "title": config.title}
+        publish(complete(run, [], values, opening=not run.answers), path)  # not text of the dataset
 
 
 def export_checkpoint(config: ExportConfig, merged: Checkpoint) -> None:

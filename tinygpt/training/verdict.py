@@ -32,16 +32,15 @@ RULES = {
     "finished": "no change of the validation loss larger than two standard errors in the last three evaluations",
 }
 RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters per training token"
-
-PLAIN = {
-    "too early": "too few evaluations to say more",
-    "trend unknown": "too few evaluations to say more",
-    "diverged": "the training has become unstable",
-    "overfitting": "it is overfitting: it learns its training text by heart",
-    "too little data": "it is overfitting: the text is too short for so large a model",
-    "still improving": "it was still improving",
-    "stopped early": "it stopped early, since it did not improve any more",
-    "finished": "it does not improve any more",
+MEANINGS = {
+    "too early": "there are too few evaluations to see a trend",
+    "trend unknown": "the evaluations do not show whether the loss still falls",
+    "diverged": "training became unstable, and the model got worse",
+    "overfitting": "the model memorises its training text, and predicts other text worse than before",
+    "too little data": "the model memorises its training text, which is too short for a model of this size",
+    "still improving": "the loss still falls, so longer training may help",
+    "stopped early": "the loss no longer fell",
+    "finished": "the loss no longer changes",
 }
 
 
@@ -62,9 +61,9 @@ class Verdict:
         return kind if self.since is None else f"{kind} since step {self.since:,}"
 
     @property
-    def plain(self) -> str:
-        """Return the verdict in a few words, without statistics."""
-        return PLAIN[self.kind]
+    def meaning(self) -> str:
+        """Return what the verdict says, in plain words."""
+        return MEANINGS[self.kind]
 
     @property
     def overfitting(self) -> str:

@@ -53,6 +53,8 @@ class ExportConfig(CheckpointConfig):
     and its adapter, for peft; checkpoint: an ordinary checkpoint of base model and adapter, which are merged"""
     quantisation: Literal["f16", "q8_0", "q5_1", "q4_0"] = "q8_0"
     """gguf: bits per weight; f16: 16, q8_0: 8.5, q5_1: 6, q4_0: 4.5"""
+    title: str = ""
+    """html: the heading of the page; empty: the dataset's name"""
     output: File = ""
     """the file or folder; empty: model.html, model-QUANTISATION.gguf, hf or peft in the checkpoint's folder,
     merged/ckpt.pt in the adapter's"""
@@ -61,5 +63,7 @@ class ExportConfig(CheckpointConfig):
         yield from super().problems()
         if "quantisation" in self.given and self.format != "gguf":
             yield f"quantisation needs format=gguf, but format is {self.format}"
+        if self.title and self.format != "html":
+            yield f"title needs format=html, but format is {self.format}"
         if self.format == "checkpoint" and not self.adapter:
             yield "format=checkpoint merges a base model with a LoRA adapter, and needs adapter"

@@ -158,6 +158,8 @@ class ReportConfig(DataConfig):
     """run folders: the report describes the first; the curves show all, and their best models can be compared"""
     output: File = ""
     """the HTML file; empty: report.html in the first folder"""
+    title: str = ""
+    """the heading of the page; empty: the dataset's name"""
     no_text: bool = False
     """leave out samples and all text of the dataset; the weights remain, and can reproduce memorised text"""
     png: File = ""
@@ -175,7 +177,7 @@ class ReportConfig(DataConfig):
     def problems(self) -> Iterator[str]:
         yield from super().problems()
         instead = [name for name in ("png", "tensorboard", "list") if getattr(self, name)]
-        other = [*instead[1:], *(name for name in ("live", "output", "no_text") if getattr(self, name))]
+        other = [*instead[1:], *(name for name in ("live", "output", "title", "no_text") if getattr(self, name))]
         if instead and other:
             yield f"{instead[0]} cannot be used with {other[0]}"
         if self.until_eof and not self.live:

@@ -137,8 +137,8 @@ const TinyGPT = (() => {
       return new State(this);
     }
 
-    reader(ids) {
-      return new Reader(this, ids);
+    reader(ids, recorded = false) {
+      return new Reader(this, ids, recorded);
     }
   }
 
@@ -251,7 +251,7 @@ const TinyGPT = (() => {
     forget() {
       this.length = 0;
       this.last = 0; // the previous token, for bigram_table: token 0 precedes the first
-      this.attention = null;
+      this.attention = this.trace = null;
       for (const { previous } of this.layers) previous.forEach((half) => half.fill(0));
     }
 
@@ -263,10 +263,11 @@ const TinyGPT = (() => {
     /**
      * Read one more token; returns the logits of the next one, a new Float32Array (V).
      *
-     * wantAttention: `attention[layer][head]` is then a Float32Array of the weights of the cached positions, from the
-     * oldest to this one; it sums to one. Errors: Error for an id outside the vocabulary and for a full window.
+     * recorded: `attention[layer][head]` is then a Float32Array of the weights of the cached positions, from the oldest to
+     * this one, which sums to one; `trace` has the embedding, and for each layer the activations of the MLP (`hidden`)
+     * and the sum after the block (`residual`). Errors: Error for an id outside the vocabulary and for a full window.
      */
-    read(id, wantAttention = false) {
+    read(id, recorded = false) {
       const { model, x, normed, hidden } = this;
       const { config, position } = model;
       if (!Number.isInteger(id) || id < 0 || id >= config.vocab_size) throw new Error(`no token has the id ${id}`);
@@ -275,7 +276,8 @@ const TinyGPT = (() => {
       // rounded to float32 where Python rounds: at position 10,000 that changes an angle by up to 0.0005
       const angles = position.frequencies?.map((frequency) => Math.fround(this.length * frequency));
       const rotation = angles && { cos: angles.map(Math.cos), sin: angles.map(Math.sin) };
-      this.attention = wantAttention ? [] : null;
+      this.attention = recorded ? [] : null;
+      this.trace = recorded ? { embedding: x.slice(), hidden: [], residual: [] } : null;
       for (let layer = 0; layer < config.n_layer; layer++) {
         const block = model.blocks[layer];
         const { previous } = this.layers[layer];
@@ -289,6 +291,8 @@ const TinyGPT = (() => {
         multiply(block.c_fc, normed, hidden);
         model.activate(hidden);
         multiply(block.mlp_proj, hidden, x, true);
+        this.trace?.hidden.push(hidden.slice(0, block.mlp_proj.columns)); // a gated activation leaves it in the first half
+        this.trace?.residual.push(x.slice());
       }
       model.normalise(model.ln_f, x, normed);
       multiply(model.head, normed, this.logits);
@@ -473,11 +477,12 @@ const TinyGPT = (() => {
    */
   class Reader {
     /** Errors: Error for an empty list of ids: a prediction needs a token. */
-    constructor(model, ids) {
+    constructor(model, ids, recorded) {
       if (!ids.length) throw new Error("there is nothing to read: give at least one id");
       this.model = model;
       this.state = model.start();
       this.ids = Array.from(ids);
+      this.recorded = recorded;
       this.readLast(model.config.block_size);
     }
 
@@ -490,7 +495,7 @@ const TinyGPT = (() => {
     }
 
     readLast(count) {
-      for (const id of this.ids.slice(-count)) this.logits = this.state.read(id);
+      for (const id of this.ids.slice(-count)) this.logits = this.state.read(id, this.recorded);
     }
   }
 

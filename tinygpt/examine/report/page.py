@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from tinygpt.base.errors import library
 from tinygpt.base.files import replacing, require_writable
 
-SCRIPTS = [f"examine/report/{name}.js" for name in ("model", "page", "draw_attention", "write", "compare")]
+SCRIPTS = [f"examine/report/{name}.js" for name in ("model", "page", "draw_attention", "walk", "write", "compare")]
 STYLES = ["examine/report/colours.css", "examine/report/page.css"]
 
 

@@ -29,7 +29,7 @@
     const added = ids.slice(known.length);
     const follows = reader && added.length <= model.config.block_size && known.every((id, index) => id === ids[index]);
     if (follows) added.forEach((id) => reader.push(id));
-    else reader = model.reader(ids);
+    else reader = model.reader(ids, true);
     write = model.tokens.writer();
   }
 
@@ -45,8 +45,12 @@
 
   /** The next token's probabilities after each stage. */
   function drawBars() {
-    const stages = TinyGPT.probabilities(reader.logits, choice());
-    const columns = [stages.raw, stages.temperature, stages.topK, stages.topP, stages.topP];
+    const { temperature, topK, topP } = choice();
+    const stages = TinyGPT.probabilities(reader.logits, { temperature, topK, topP });
+    const changes = [["raw", true, stages.raw], ["temperature", temperature !== 1, stages.temperature], ["top-k", topK > 0, stages.topK], ["top-p", topP < 1, stages.topP]];
+    const shownStages = changes.filter(([, changed]) => changed); // what is drawn from comes last
+    const columns = shownStages.map(([, , p]) => p);
+    const heads = shownStages.map(([name]) => make("th", { scope: "col" }, name));
     const ids = [...stages.raw.keys()].sort((a, b) => stages.raw[b] - stages.raw[a]);
     const row = (head, name, ps) => {
       return make("tr", { class: name }, make("th", { scope: "row" }, head), ...ps.map(barCell));
@@ -60,10 +64,11 @@
       const sums = columns.map((p) => others.reduce((sum, id) => sum + p[id], 0));
       rows.push(row(`${others.length} more`, "rest", sums));
     }
+    $("bars").tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "hidden" }, "token")), ...heads));
     $("bars").tBodies[0].replaceChildren(...rows);
-    $("temperature").nextElementSibling.value = choice().temperature.toFixed(2);
-    $("top-k").nextElementSibling.value = choice().topK || "all";
-    $("top-p").nextElementSibling.value = choice().topP.toFixed(2);
+    $("temperature").nextElementSibling.value = temperature.toFixed(2);
+    $("top-k").nextElementSibling.value = topK || "all";
+    $("top-p").nextElementSibling.value = topP.toFixed(2);
   }
 
   const remember = () => {
@@ -101,8 +106,8 @@
 
   const draw = () => TinyGPT.draw(TinyGPT.probabilities(reader.logits, choice()).topP, random());
 
-  /** Continue the text, a few tokens per frame, until stopped. */
-  function run() {
+  /** Continue the text until stopped, a few tokens per frame; or, when the page opens, `most` tokens, one per frame. */
+  function run(most = Infinity) {
     remember();
     read(idsBefore(caret).ids);
     const started = performance.now();
@@ -115,9 +120,11 @@
         const added = take(draw());
         if (added === null) setRunning(false);
         else text += added;
+        if (most < Infinity) break;
       }
       put(text);
       made += text.length;
+      if (made >= most) setRunning(false);
       $("speed").textContent = `${Math.round((1000 * made) / (performance.now() - started))} characters per second`;
       if (running) {
         drawBars();
@@ -136,7 +143,7 @@
     $("stop").disabled = !value;
   }
 
-  $("continue").addEventListener("click", run);
+  $("continue").addEventListener("click", () => run());
   $("stop").addEventListener("click", () => setRunning(false));
   $("step").addEventListener("click", () => step(draw));
   $("back").addEventListener("click", () => {
@@ -187,7 +194,7 @@
       output.value = `${number(version.step)}${version.main ? ", best" : ""}`;
       input.setAttribute("aria-valuetext", version.label);
     }
-    $("through").hidden = all.length < 2;
+    $("continuation").hidden = all.length < 2;
     if (running) read(idsBefore(caret).ids);
     else refresh();
   }
@@ -199,7 +206,50 @@
     $("continuation").replaceChildren(make("span", { class: "silent" }, `${name} ${version.answers ? "responds" : "continues the text"}: `), text);
   }
 
-  for (const slider of stepSliders) slider.querySelector("input").addEventListener("input", ({ target }) => choose(Number(target.value)));
+  for (const slider of stepSliders) {
+    slider.querySelector("input").addEventListener("input", ({ target }) => {
+      pause();
+      choose(Number(target.value));
+    });
+  }
+
+  // ---- what happens by itself ----------------------------------------------------------------------------------------
+
+  const MOMENT = 900; // milliseconds at each step of the training
+  const OPENING = 400; // characters that the page of a model alone writes when it opens
+  const best = () => snapshots().findIndex(({ main }) => main);
+  const opening = new AbortController(); // aborted when the reader first touches the page
+  let playing = 0;
+
+  /** Go through the training once, from its first step to the best model. */
+  function play(index = 0) {
+    choose(index);
+    playing = index < best() ? setTimeout(play, MOMENT, index + 1) : 0;
+    $("play").textContent = playing ? "Pause" : "Play";
+  }
+
+  function pause() {
+    clearTimeout(playing);
+    playing = 0;
+    $("play").textContent = "Play";
+  }
+
+  /** Stop what the page does by itself, and show the best model, unless the reader chooses another. */
+  function interrupt({ target }) {
+    opening.abort();
+    setRunning(false);
+    if (!playing || target === $("play")) return;
+    pause();
+    if (!target.closest?.(".step-slider")) choose(best());
+  }
+
+  function open() {
+    for (const type of ["pointerdown", "keydown", "wheel"]) addEventListener(type, interrupt, { capture: true, passive: true, signal: opening.signal });
+    if (document.body.className === "export" && box.value) run(OPENING);
+    else if (snapshots().length > 1) play();
+  }
+
+  $("play").addEventListener("click", () => (playing ? pause() : play()));
 
   // ---- tokens ------------------------------------------------------------------------------------------------------
 
@@ -226,6 +276,7 @@
     timer = setTimeout(() => {
       if (running) return;
       Attention.look(model, idsBefore(box.value.length).ids);
+      Walk.look(reader);
       showIds();
       if (snapshots().length > 1) showContinuation();
     }, 200);
@@ -235,7 +286,7 @@
   function renew(newer) {
     const all = snapshots();
     const same = version.main ? -1 : all.findIndex(({ step, main }) => step === version.step && !main);
-    choose(same >= 0 ? same : all.findIndex(({ main }) => main));
+    choose(same >= 0 ? same : best());
     const [map, newMap] = [document.querySelector(".map"), newer.querySelector(".map")];
     if (map && newMap) map.replaceWith(document.importNode(newMap, true));
   }
@@ -244,5 +295,7 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", later);
   $("top-k").max = Math.min(Page.versions[0].model.vocabulary.length, 40);
   Attention.setup(Page.versions[0].model.config);
-  choose(snapshots().findIndex(({ main }) => main));
+  Walk.setup(Page.versions[0].model.config);
+  choose(best());
+  if (!$("live") && !matchMedia("(prefers-reduced-motion: reduce)").matches) open();
 })();
