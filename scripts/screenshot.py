@@ -37,12 +37,13 @@ def chromium(profile: str | Path, local: bool = False) -> webdriver.Chrome:
     return driver
 
 
-def resize(driver: webdriver.Chrome, width: int, dark: bool = False, scale: float = 1) -> None:
-    """Set the width of the screen in pixels; below 500, that of a phone."""
+def resize(driver: webdriver.Chrome, width: int, dark: bool = False, scale: float = 1, motion: bool = False) -> None:
+    """Set the width of the screen in pixels; below 500, that of a phone. motion: pages may move by themselves."""
     size = {"width": width, "height": 900, "deviceScaleFactor": scale, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme]})
+    moving = {"name": "prefers-reduced-motion", "value": "no-preference" if motion else "reduce"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme, moving]})
 
 
 def picture(driver: webdriver.Chrome, clip: dict[str, Any]) -> bytes:

@@ -74,6 +74,7 @@ const Walk = (() => {
   }
 
   function show() {
+    if (!seen) return; // the reader was faster
     const [sentence, ...picture] = OPERATIONS[NAMES[at]](seen);
     $("walk-said").replaceChildren(make("b", {}, `${at + 1} of ${NAMES.length}, ${NAMES[at]}. `), sentence);
     $("walk-picture").replaceChildren(...picture);
