@@ -225,7 +225,9 @@ def test_continue_stop_step_branch_and_back(page: Browser) -> None:
 
 
 @slowly_in_a_browser
-def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_prediction(page: Browser, reported: Path) -> None:
+def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_prediction(
+    page: Browser, reported: Path
+) -> None:
     type_into(page, "The king")
     page.until(lambda: len(page.all("#looked span")) == 8)
     first, second = page.all("#heads button")
@@ -287,7 +289,9 @@ def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
     ok(folder, *TINY_TRAIN, *flags, "--norm_eps=1e-3")
     ok(folder, "report", "out", "-o", "report.html")
     browser.open(folder / "report.html")
-    assert "1 layer of 4 heads (2 of keys and values)," in browser.run("return document.querySelector('#numbers').textContent")
+    assert "1 layer of 4 heads (2 of keys and values)," in browser.run(
+        "return document.querySelector('#numbers').textContent"
+    )
     type_into(browser, "The king")
     symbols = [{"␣": " ", "↵": "\n"}.get(button.text, button.text) for button in browser.all("#bars button")]
     chances = model_probabilities(folder, "The king")
@@ -399,7 +403,12 @@ def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: P
     )
     assert result.status == 0, result.err
     browser.open(tmp_path / "model.html")
-    assert [section.get_attribute("id") for section in browser.all("section")] == ["type", "walk", "attention", "tokens"]
+    assert [section.get_attribute("id") for section in browser.all("section")] == [
+        "type",
+        "walk",
+        "attention",
+        "tokens",
+    ]
     opening = browser.value("#text")
     browser.click("#step")
     assert np.allclose(browser.bars().sum(0), 1)
@@ -713,7 +722,10 @@ def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPat
     assert result.status == 2 and f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in result.err
     assert listing(large) == before
     page = (large / "report.html").read_text(encoding="utf-8")
-    assert f"T{what}, so it does not run here. Left out as well: one prediction, attention, one training step, memorised text." in page
+    assert (
+        f"T{what}, so it does not run here. Left out as well: one prediction, attention, one training step, memorised text."
+        in page
+    )
     monkeypatch.delattr(samples, "fresh")  # nothing is generated for the page of a large model
     assert cli_here("report", "out", "-o", "again.html", "--no_text", cwd=large).status == 0
     monkeypatch.undo()
@@ -741,7 +753,8 @@ def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     page = (run_copy / "out/report.html").read_text(encoding="utf-8")
     assert (
         "The model has a subword tokenizer, and a page can hold only byte-level BPE with GPT-2&#39;s pattern and at "
-        "most 8,192 tokens, so it does not run here. Left out as well: one prediction, attention, embedding map." in page
+        "most 8,192 tokens, so it does not run here. Left out as well: one prediction, attention, embedding map."
+        in page
     )
     links, sections = re.findall(r'<a href="#(\w+)"', page), re.findall(r'<section id="(\w+)"', page)
     assert links == sections == ["type", "curves", "samples", "loss", "memorised", "numbers"]
