@@ -116,8 +116,8 @@ def load_models(config: ServeConfig, adapters: Adapters) -> list[Served]:
     for name in ["", *adapters.names]:
         loaded = Loaded(adapters.checkpoint(name), config.ckpt, settings, config.data_dir)
         parameters = loaded.model.num_params()  # before `pack`, which hides the parameters of packed layers
-        own_name = name or base_name(config.ckpt)
-        models.append(Served(own_name, loaded.tokenizer, pack(loaded.model), parameters, starts(config, loaded)))
+        models.append(Served(name or base_name(config.ckpt), loaded.tokenizer, pack(loaded.model), parameters))
+        models[-1].starts = starts(config, loaded)
     return models
 
 

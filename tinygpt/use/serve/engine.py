@@ -154,12 +154,10 @@ class Prefill:
 class Served:
     """A model that is served under a name."""
 
-    def __init__(
-        self, name: str, tokenizer: Tokenizer, model: GPT, parameters: int = 0, starts: Sequence[str] = ()
-    ) -> None:
-        """parameters: the number of parameters, which clients are told. starts: prompts to begin with."""
+    def __init__(self, name: str, tokenizer: Tokenizer, model: GPT, parameters: int = 0) -> None:
+        """parameters: the number of parameters, which clients are told."""
         self.name, self.tokenizer, self.model, self.parameters = name, tokenizer, model, parameters
-        self.starts = starts
+        self.starts: list[str] = []  # prompts that the page offers
         self.longest_token = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
         self.batch, self.rows = BatchCache(model), list[Row]()
         self.prefills: collections.deque[Prefill] = collections.deque()
