@@ -111,7 +111,7 @@ def test_what_is_shown(work: Path) -> None:
         r"^expected: +[\d.]+ s for 5 more iterations \([\d.]+ ms each\)$",
         r"^step +0: train loss \d\.\d{4}, val loss \d\.\d{4}$",
         r"^step 30: train loss \d\.\d{4}, val loss \d\.\d{4} \(best\)$",
-        r"^done in \d+ s: out/ckpt\.pt has a validation loss of \d\.\d\d; the loss still falls, so longer training may help$",
+        r"^done in \d+ s: out/ckpt\.pt has a validation loss of \d\.\d\d; the loss still falls, .*$",
         r"^next: tinygpt sample out$",
     ):
         assert re.search(pattern, shown, re.MULTILINE), pattern

@@ -32,7 +32,7 @@ from tinygpt.training.processes import StopSignal, has_lost_another
 from tinygpt.training.run import Run, log_divergence, out_of_memory, parts_of_rows, set_up
 from tinygpt.training.sharding import local
 from tinygpt.training.start import resolve
-from tinygpt.training.verdict import judge
+from tinygpt.training.verdict import MEANINGS, judge
 from tinygpt.training.watch import Watcher
 
 Callback = Callable[[dict[str, Any]], object]
@@ -318,6 +318,6 @@ def finish(run: Run) -> str:
         parameters, tokens = run.model.num_params(), len(run.dataset.splits["train"])
         verdict = judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens)
         best = f"{run.out}/ckpt.pt has a validation loss of {run.progress.best_val_loss:.2f}"
-        run.log.print_line(f"done in {terminal.duration(run.seconds())}: {best}; {verdict.meaning}", always=True)
+        run.log.print_line(f"done in {terminal.duration(run.seconds())}: {best}; {MEANINGS[verdict.kind]}", always=True)
     prompt = next((prompt for prompt, _ in source.examples(run.dataset.tokenizer)), None)
     return suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)

@@ -83,8 +83,8 @@ class Browser:
         self.script = script("screenshot")
         self.driver = self.script.chromium(profile, local)
 
-    def open(self, page: Path, width: int = 1280) -> None:
-        self.script.resize(self.driver, width)
+    def open(self, page: Path, width: int = 1280, motion: bool = False) -> None:
+        self.script.resize(self.driver, width, motion=motion)
         self.driver.get(page.as_uri())
 
     def run(self, script: str, *args: Any) -> Any:
@@ -175,7 +175,9 @@ def type_into(page: Browser, text: str) -> None:
 def test_the_bars_are_the_models_each_stage_sums_to_one_and_sliders_redraw_them(page: Browser, reported: Path) -> None:
     type_into(page, "The king")
     stages = page.bars()
-    assert stages.shape == (11, 5) and np.allclose(stages.sum(0), 1, atol=1e-9)
+    assert stages.shape == (11, 2) and np.allclose(stages.sum(0), 1, atol=1e-9)
+    heads = "return [...document.querySelectorAll('#bars th[scope=col]:not([hidden])')].map(th => th.textContent)"
+    assert page.run(heads) == ["character", "raw", "temperature"]  # top-k and top-p change nothing yet
     chances = model_probabilities(reported, "The king")
     symbols = [{"␣": " ", "↵": "\n"}.get(b.text, b.text) for b in page.all("#bars button")]
     assert stages[:10, 0] == pytest.approx([chances[symbol] for symbol in symbols], abs=2e-3)
@@ -189,7 +191,8 @@ def test_the_bars_are_the_models_each_stage_sums_to_one_and_sliders_redraw_them(
     page.slide("#top-k", 3)
     assert (page.bars()[:, 2] > 0).sum() == 3 and (page.bars()[:, 1] > 0).sum() == 11
     page.slide("#top-p", 0.05)
-    assert page.bars()[:, 3].tolist() == page.bars()[:, 4].tolist() == [1] + [0] * 10
+    assert page.bars()[:, 3].tolist() == [1] + [0] * 10
+    assert page.run(heads) == ["character", "raw", "temperature", "top-k", "top-p"]
     assert np.allclose(page.bars().sum(0), 1, atol=1e-9)
     page.slide("#temperature", 0)
     assert page.bars()[0, 1] == 1
@@ -222,7 +225,7 @@ def test_continue_stop_step_branch_and_back(page: Browser) -> None:
 
 
 @slowly_in_a_browser
-def test_the_attention_of_a_head_and_of_a_character_and_ids_of_unknown_ones(page: Browser, reported: Path) -> None:
+def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_prediction(page: Browser, reported: Path) -> None:
     type_into(page, "The king")
     page.until(lambda: len(page.all("#looked span")) == 8)
     first, second = page.all("#heads button")
@@ -238,14 +241,41 @@ def test_the_attention_of_a_head_and_of_a_character_and_ids_of_unknown_ones(page
     assert [float(weight) for weight in weights] == [1, 0, 0, 0, 0, 0, 0, 0]
     assert "not an explanation" in page.find("#attention").text
     type_into(page, "The é")
-    page.until(lambda: len(page.all("#ids li")) == 5)
-    ids = [item.text.split("\n")[1] for item in page.all("#ids li")]
-    tokenizer = tokenizer_from_dict(load(reported / "out").tokenizer, "")
-    assert ids == [*map(str, tokenizer.encode("The ").tolist()), "none"]
-    assert page.find("#unknown").text == "Not in the model's vocabulary, and left out: é (U+00E9)."
     assert "1 character is not in the model's vocabulary" in page.find("#note").text
     type_into(page, "")
     assert np.allclose(page.bars().sum(0), 1)  # an empty box stands for the start of a line
+    type_into(page, "The king")
+    assert_walk(page, reported)
+
+
+def assert_walk(page: Browser, folder: Path) -> None:
+    """All seven operations by keyboard, and two by the drawing of the model; the text in the box is "The king"."""
+    page.until(lambda: page.find("#walk-said").text.startswith("1 of 7, text. The model reads 8 characters"))
+    page.find("#walk-back").send_keys("")  # focus, as with the Tab key
+    seen = []
+    for _ in range(7):
+        parts = [part.get_attribute("aria-label") for part in page.all("#parts [aria-current=step]")]
+        seen.append((page.find("#walk-said").text.partition(".")[0].split(", ")[1], parts))
+        page.run("return document.activeElement").send_keys("\ue014")  # the right arrow key
+    assert seen == [
+        ("text", []),
+        ("tokens", []),
+        ("embedding", ["embedding"]),
+        ("attention", ["attention of block 1"]),
+        ("MLP", ["MLP of block 1"]),
+        ("sum", ["block 1"]),
+        ("probabilities", ["final norm", "output"]),
+    ]
+    page.click("#walk-on")  # after the last one comes the first one
+    assert page.find("#walk-said").text.startswith("2 of 7")
+    ids = [item.text.split("\n")[1] for item in page.all("#walk-picture li")]
+    assert ids == [*map(str, tokenizer_from_dict(load(folder / "out").tokenizer, "").encode("The king").tolist())]
+    page.click("#parts [data-operation=sum]")
+    captions = [caption.text for caption in page.all("#walk-picture figcaption")]
+    assert [caption.partition(" values")[0] for caption in captions] == ["embedding: 16", "after block 1: 16"]
+    page.click("#parts > button:last-child")
+    rows = page.run("return [...document.querySelectorAll('#walk-picture td')].map(td => Number(td.dataset.p))")
+    assert rows == page.bars()[:8, 0].tolist()
 
 
 @slowly_in_a_browser
@@ -257,7 +287,7 @@ def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
     ok(folder, *TINY_TRAIN, *flags, "--norm_eps=1e-3")
     ok(folder, "report", "out", "-o", "report.html")
     browser.open(folder / "report.html")
-    assert "1 layer of 4 heads (2 of keys and values)," in browser.find("#summary").text
+    assert "1 layer of 4 heads (2 of keys and values)," in browser.run("return document.querySelector('#numbers').textContent")
     type_into(browser, "The king")
     symbols = [{"␣": " ", "↵": "\n"}.get(button.text, button.text) for button in browser.all("#bars button")]
     chances = model_probabilities(folder, "The king")
@@ -322,7 +352,7 @@ def test_the_page_of_a_large_model_works_without_it(large: Path, browser: Browse
     browser.open(large / "report.html")
     links = [link.get_attribute("href").partition("#")[2] for link in browser.all("nav a")]
     assert links == [section.get_attribute("id") for section in browser.all("section")]
-    assert links == ["summary", "curves", "samples", "type", "loss", "tokens", "reproduce"]
+    assert links == ["type", "curves", "samples", "loss", "tokens", "numbers"]
     assert browser.all("button, textarea") == [] and browser.all("#tokens .map")
     cell = browser.all(".cells[data-split=val] span[data-i]")[40]
     browser.run("arguments[0].scrollIntoView({block: 'center'})", cell)
@@ -369,9 +399,17 @@ def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: P
     )
     assert result.status == 0, result.err
     browser.open(tmp_path / "model.html")
-    assert [section.get_attribute("id") for section in browser.all("section")] == ["type", "attention", "tokens"]
+    assert [section.get_attribute("id") for section in browser.all("section")] == ["type", "walk", "attention", "tokens"]
+    opening = browser.value("#text")
     browser.click("#step")
     assert np.allclose(browser.bars().sum(0), 1)
+    browser.open(tmp_path / "model.html", motion=True)  # it begins to write
+    browser.until(lambda: len(browser.value("#text")) > len(opening) + 3)
+    browser.click("#stop")
+    written = browser.value("#text")
+    assert written.startswith(opening) and browser.find("#continue").is_enabled()
+    browser.until(lambda: browser.find("#walk-said").text.startswith("1 of 7"))
+    assert browser.value("#text") == written
     text = (tmp_path / "model.html").read_text()
     assert "out_dir" not in text and str(reported) not in text  # nothing of the machine it was made on
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
@@ -386,8 +424,8 @@ def test_the_page_is_one_file_that_forbids_requests(reported: Path) -> None:
     assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-") and "eval" not in policy[1]
     assert not re.search(r"""<[^>]*\s(src|href)=(?!["']?(#|data:,))""", text)
     assert HOSTILE not in text and "</script><script>" not in text.partition('id="data"')[2].partition("</script>")[0]
-    sections = ["summary", "curves", "samples", "type", "attention", "compare", "loss", "one-step", "tokens"]
-    assert re.findall(r'<section id="([\w-]+)"', text) == [*sections, "memorised", "reproduce"]
+    sections = ["type", "walk", "attention", "curves", "samples", "compare", "loss", "one-step", "tokens"]
+    assert re.findall(r'<section id="([\w-]+)"', text) == [*sections, "memorised", "numbers"]
     assert text.count("How to read it.") >= 9
 
 
@@ -675,7 +713,7 @@ def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPat
     assert result.status == 2 and f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in result.err
     assert listing(large) == before
     page = (large / "report.html").read_text(encoding="utf-8")
-    assert f"T{what}, so it does not run here. Left out as well: attention, one training step, memorised text." in page
+    assert f"T{what}, so it does not run here. Left out as well: one prediction, attention, one training step, memorised text." in page
     monkeypatch.delattr(samples, "fresh")  # nothing is generated for the page of a large model
     assert cli_here("report", "out", "-o", "again.html", "--no_text", cwd=large).status == 0
     monkeypatch.undo()
@@ -703,10 +741,10 @@ def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     page = (run_copy / "out/report.html").read_text(encoding="utf-8")
     assert (
         "The model has a subword tokenizer, and a page can hold only byte-level BPE with GPT-2&#39;s pattern and at "
-        "most 8,192 tokens, so it does not run here. Left out as well: attention, token ids and embedding map." in page
+        "most 8,192 tokens, so it does not run here. Left out as well: one prediction, attention, embedding map." in page
     )
     links, sections = re.findall(r'<a href="#(\w+)"', page), re.findall(r'<section id="(\w+)"', page)
-    assert links == sections == ["summary", "curves", "samples", "type", "loss", "memorised", "reproduce"]
+    assert links == sections == ["type", "curves", "samples", "loss", "memorised", "numbers"]
     contents = next(line for line in result.out.splitlines() if line.startswith("contains: "))
     assert contents.startswith("contains: the run's settings, column and file names, the losses of 1 run")
     assert "weights" not in contents and "vocabulary" not in contents

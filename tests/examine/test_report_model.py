@@ -244,6 +244,8 @@ def attention_by_hand(model: GPT, idx: Tensor) -> Tensor:
     config, T = model.config, idx.size(1)
     head_dim = config.n_embd // config.n_head
     x = model.transformer["wte"](idx)
+    if config.bigram_table:  # token 0 precedes the first
+        x = x + model.transformer["wbe"](torch.nn.functional.pad(idx[:, :-1], (1, 0)) * config.vocab_size + idx)
     context = model.context(torch.arange(T))
     if model.position.embeds:
         x = x + model.transformer["wpe"].weight[:T]
@@ -295,6 +297,39 @@ def test_attention_is_the_one_by_hand(position: str) -> None:
         expected = attention_by_hand(model, idx[:, end - 16 : end])[:, :, -1]
         torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
         assert largest(rows.roll(1, -1) - expected) > 0.01
+
+
+# ---- a walk through one prediction ---------------------------------------------------------------------------------
+
+ODD = {"bigram_table": True, "token_shift": True, "position": "none", "activation": "swiglu", "norm": "rmsnorm"}
+
+
+@pytest.mark.parametrize("options", [{}, ODD | GROUPED | {"n_layer": 3}], ids=["plain", "odd"])
+@torch.inference_mode()
+def test_the_walk_shows_the_values_of_pytorch(options: dict[str, Any]) -> None:
+    """Embedding, attention, activations of the MLP and the sum after each block, of the last token, by forward hooks."""
+    model, idx = shaken(small(**options), std=0.2), ids(1, 16)
+    expected: dict[str, list[Tensor]] = {"embedding": [], "hidden": [], "residual": []}
+    blocks = model.transformer["h"]
+    blocks[0].register_forward_pre_hook(lambda _, inputs: expected["embedding"].append(inputs[0][0, -1]))
+    for block in blocks:
+        block.mlp.c_proj.register_forward_pre_hook(lambda _, inputs: expected["hidden"].append(inputs[0][0, -1]))
+        block.register_forward_hook(lambda _, inputs, output: expected["residual"].append(output[0, -1]))
+    chances = model(idx)[0][0, -1].softmax(-1)
+    code = """const { logits, state: { trace, attention } } = TinyGPT.load(input.packed).reader(input.ids, true);
+              const lists = (values) => values.map((one) => [...one]);
+              return { embedding: lists([trace.embedding]), hidden: lists(trace.hidden), residual: lists(trace.residual),
+                       attention: attention.map(lists), raw: [...TinyGPT.probabilities(logits).raw],
+                       none: TinyGPT.load(input.packed).reader(input.ids).state.trace };"""
+    found = node(code, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist())
+    assert found["none"] is None
+    for name, tensors in expected.items():
+        torch.testing.assert_close(torch.tensor(found[name]), torch.stack(tensors), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.tensor(found["raw"]), chances, atol=1e-5, rtol=0)
+    weights = attention_by_hand(model, idx)[:, :, -1]
+    torch.testing.assert_close(torch.tensor(found["attention"]), weights, atol=1e-5, rtol=0)
+    hidden, residual = expected["hidden"], expected["residual"]  # negative controls: the layers differ
+    assert largest(hidden[0] - hidden[1]) > 0.1 and largest(residual[0] - residual[1]) > 0.1
 
 
 # ---- the next token ----------------------------------------------------------------------------------------------

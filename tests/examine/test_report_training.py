@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,24 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
 
 
 @slowly_in_a_browser
+def test_the_training_is_played_until_the_reader_touches_the_page(browser: Browser, with_snapshots: Path) -> None:  # noqa: F811
+    for touch, left in (("h1", "3"), ("#step-slider-type", None)):
+        browser.open(with_snapshots / "report.html", motion=True)
+        browser.until(lambda: browser.value("#step-slider-type") == "0")
+        browser.until(lambda: browser.value("#step-slider-type") == "1")
+        browser.until(lambda: "The model of step 1 continues" in browser.find("#continuation").text)
+        browser.click(touch)
+        chosen = browser.value("#step-slider-type")
+        assert chosen == (left or chosen)  # the best model, or the one that the reader has chosen
+        time.sleep(1.2)
+        assert browser.value("#step-slider-type") == chosen
+    browser.open(with_snapshots / "report.html", motion=True)
+    browser.until(lambda: browser.value("#step-slider-type") == "3")  # it ends by itself
+    browser.open(with_snapshots / "report.html")  # a reader who prefers reduced motion
+    assert browser.value("#step-slider-type") == "3"
+
+
+@slowly_in_a_browser
 def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     labels = [option.text for option in page.all("#left option")]
     assert labels == ["step 0", "step 1", "step 4", "out, best model, step 20", "other, step 20"]
@@ -410,7 +429,7 @@ def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Pa
     page.run(UPDATE, newer)
     assert page.run(chosen) == before
     replaced = page.run("return [...document.querySelectorAll('h2[data-newer]')].map(e => e.parentElement.id)")
-    assert replaced == ["summary", "curves", "samples", "loss", "one-step", "memorised", "reproduce"]
+    assert replaced == ["curves", "samples", "loss", "one-step", "tokens", "memorised", "numbers"]
     page.run("window.stamp = 1")
     ok(with_snapshots, "report", "other", "-o", "other.html")
     page.run(UPDATE, (with_snapshots / "other.html").read_text("utf-8"))  # another number of heads
@@ -432,6 +451,7 @@ def test_axe_finds_no_violation(page: Browser) -> None:
     """The negative control has a slider without a name."""
     for width, dark in ((1280, False), (390, True)):
         page.script.resize(page.driver, width, dark)
+        page.click("#parts [data-operation=MLP]")
         assert page.violations() == []
         assert page.run("return document.documentElement.scrollWidth <= innerWidth")
     page.run("document.querySelector('label[for=temperature]').remove()")

@@ -32,7 +32,7 @@ RULES = {
     "finished": "no change of the validation loss larger than two standard errors in the last three evaluations",
 }
 RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters per training token"
-MEANINGS = {
+MEANINGS = {  # in plain words
     "too early": "there are too few evaluations to see a trend",
     "trend unknown": "the evaluations do not show whether the loss still falls",
     "diverged": "training became unstable, and the model got worse",
@@ -59,11 +59,6 @@ class Verdict:
         """Return the kind of verdict, and the step at which it began."""
         kind = self.kind + ": overfitting" * (self.kind == "too little data")
         return kind if self.since is None else f"{kind} since step {self.since:,}"
-
-    @property
-    def meaning(self) -> str:
-        """Return what the verdict says, in plain words."""
-        return MEANINGS[self.kind]
 
     @property
     def overfitting(self) -> str:

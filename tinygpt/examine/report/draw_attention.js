@@ -34,6 +34,15 @@ const Attention = (() => {
     );
   }
 
+  /** A text, an element for each token. */
+  function spansOf(model, ids) {
+    return ids.map((id, place) => {
+      const text = model.vocabulary[id];
+      const isSpecial = Object.values(model.special).includes(id);
+      return make("span", { "data-place": place }, isSpecial ? `[${shown(text)}]` : text === "\n" ? "↵\n" : text);
+    });
+  }
+
   /** Show the attention of a model that reads `ids`. */
   function look(newModel, ids) {
     model = newModel;
@@ -52,11 +61,8 @@ const Attention = (() => {
     paint($("matrix"), seen, layer, head);
     $("which").textContent = `Layer ${layer + 1}, head ${head + 1}`;
     $("matrix").setAttribute("aria-label", `Weights of layer ${layer + 1}, head ${head + 1}`);
-    const spans = seen.ids.map((id, place) => {
-      const text = model.vocabulary[id];
-      const isSpecial = Object.values(model.special).includes(id);
-      return make("span", { tabindex: 0, "data-place": place }, isSpecial ? `[${shown(text)}]` : text === "\n" ? "↵\n" : text);
-    });
+    const spans = spansOf(model, seen.ids);
+    for (const span of spans) span.tabIndex = 0;
     $("looked").replaceChildren(...spans);
     if (spans.length) lookFrom(spans.length - 1);
   }
@@ -91,5 +97,5 @@ const Attention = (() => {
     }
   }
 
-  return { setup, look, weightsOf, paint };
+  return { setup, look, weightsOf, paint, spansOf };
 })();

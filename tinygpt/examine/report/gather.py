@@ -66,10 +66,9 @@ def complete(run: LoadedRun, others: list[LoadedRun], values: dict[str, Any], op
     }
     first = samples.opening(run) if models and opening else ""
     embedding = embedding_map(run)
-    omitted = (
-        {"walk": "one prediction", "attention": "attention"} if silent else {}
-    )  # sections, and what they would show
-    omitted |= {"tokens": "token ids and embedding map"} if silent and not embedding else {}
+    # sections, and what they would show
+    omitted = {"walk": "one prediction", "attention": "attention"} if silent else {}
+    omitted |= {} if embedding else {"tokens": "embedding map"}
     omitted |= {"one-step": "one training step", "memorised": "memorised text"} if run.is_large else {}
     note = "whoever has this file has all of this"
     if models:
@@ -78,7 +77,7 @@ def complete(run: LoadedRun, others: list[LoadedRun], values: dict[str, Any], op
         note += "; report --no_text leaves out samples and all text of the dataset"
     names = [model["name"] for model in models]
     return values | {
-        "title": values["title"] or title(run),
+        "title": values["title"] or str(run.checkpoint.config.get("dataset") or "a model").replace("_", " "),
         "unit": run.unit,
         "answers": run.answers,
         "parameters": run.model.num_params(),
@@ -94,12 +93,6 @@ def complete(run: LoadedRun, others: list[LoadedRun], values: dict[str, Any], op
         "any_answers": any(model["answers"] for model in models),
         "data": {"models": models, "cells": cells, "step": values["step"].get("cells", [])},
     }
-
-
-def title(run: LoadedRun) -> str:
-    """Name a page after the dataset of its run, in words."""
-    words = str(run.checkpoint.config.get("dataset") or "a model").replace("_", " ")
-    return words[0].upper() + words[1:]
 
 
 def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[dict[str, Any]]) -> str:

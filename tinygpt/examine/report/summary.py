@@ -22,7 +22,7 @@ from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.model import GPT
 from tinygpt.training.log import is_number, machine_of
 from tinygpt.training.losses import bits_per_character, loss_and_error, perplexity, short_number
-from tinygpt.training.verdict import judge
+from tinygpt.training.verdict import MEANINGS, judge
 
 WORK = 10**11  # most parameters times tokens of the loss measurement: 3 s on two cores
 PARTS = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram embedding", "attn": "attention"}
@@ -45,12 +45,12 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
         "iterations": f"{done:,} of {settings.get('max_iters', done):,}; this page describes the best model, of "
         f"iteration {run.checkpoint.step:,}",
         "training time": f"{seconds // 60:.0f} min {seconds % 60:.0f} s",
-        "machine": machine_of(run.path),
     }
     measured, note = losses(run)
     return {
         "facts": facts,
         "verdict": verdict,
+        "meaning": MEANINGS[verdict.kind],
         "parts": parts,
         "losses": measured,
         "losses_note": note,

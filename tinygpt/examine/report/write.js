@@ -47,10 +47,8 @@
   function drawBars() {
     const { temperature, topK, topP } = choice();
     const stages = TinyGPT.probabilities(reader.logits, { temperature, topK, topP });
-    const changes = [["raw", true, stages.raw], ["temperature", temperature !== 1, stages.temperature], ["top-k", topK > 0, stages.topK], ["top-p", topP < 1, stages.topP]];
-    const shownStages = changes.filter(([, changed]) => changed); // what is drawn from comes last
-    const columns = shownStages.map(([, , p]) => p);
-    const heads = shownStages.map(([name]) => make("th", { scope: "col" }, name));
+    const changed = [true, temperature !== 1, topK > 0, topP < 1]; // the text is drawn from the last of these columns
+    const columns = [stages.raw, stages.temperature, stages.topK, stages.topP].filter((_, stage) => changed[stage]);
     const ids = [...stages.raw.keys()].sort((a, b) => stages.raw[b] - stages.raw[a]);
     const row = (head, name, ps) => {
       return make("tr", { class: name }, make("th", { scope: "row" }, head), ...ps.map(barCell));
@@ -64,7 +62,7 @@
       const sums = columns.map((p) => others.reduce((sum, id) => sum + p[id], 0));
       rows.push(row(`${others.length} more`, "rest", sums));
     }
-    $("bars").tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, make("span", { class: "hidden" }, "token")), ...heads));
+    [...$("bars").tHead.rows[0].cells].slice(1).forEach((cell, stage) => (cell.hidden = !changed[stage]));
     $("bars").tBodies[0].replaceChildren(...rows);
     $("temperature").nextElementSibling.value = temperature.toFixed(2);
     $("top-k").nextElementSibling.value = topK || "all";
@@ -206,70 +204,36 @@
     $("continuation").replaceChildren(make("span", { class: "silent" }, `${name} ${version.answers ? "responds" : "continues the text"}: `), text);
   }
 
-  for (const slider of stepSliders) {
-    slider.querySelector("input").addEventListener("input", ({ target }) => {
-      pause();
-      choose(Number(target.value));
-    });
-  }
+  for (const slider of stepSliders) slider.querySelector("input").addEventListener("input", ({ target }) => choose(Number(target.value)));
 
-  // ---- what happens by itself ----------------------------------------------------------------------------------------
+  // ---- what the page does by itself, when it opens -------------------------------------------------------------------
 
   const MOMENT = 900; // milliseconds at each step of the training
-  const OPENING = 400; // characters that the page of a model alone writes when it opens
+  const OPENING = 400; // characters that the page of a model alone writes
   const best = () => snapshots().findIndex(({ main }) => main);
-  const opening = new AbortController(); // aborted when the reader first touches the page
-  let playing = 0;
-
-  /** Go through the training once, from its first step to the best model. */
-  function play(index = 0) {
-    choose(index);
-    playing = index < best() ? setTimeout(play, MOMENT, index + 1) : 0;
-    $("play").textContent = playing ? "Pause" : "Play";
-  }
-
-  function pause() {
-    clearTimeout(playing);
-    playing = 0;
-    $("play").textContent = "Play";
-  }
-
-  /** Stop what the page does by itself, and show the best model, unless the reader chooses another. */
-  function interrupt({ target }) {
-    opening.abort();
-    setRunning(false);
-    if (!playing || target === $("play")) return;
-    pause();
-    if (!target.closest?.(".step-slider")) choose(best());
-  }
+  const touched = new AbortController();
 
   function open() {
-    for (const type of ["pointerdown", "keydown", "wheel"]) addEventListener(type, interrupt, { capture: true, passive: true, signal: opening.signal });
-    if (document.body.className === "export" && box.value) run(OPENING);
-    else if (snapshots().length > 1) play();
+    for (const type of ["pointerdown", "keydown", "wheel"]) addEventListener(type, interrupt, { capture: true, passive: true, signal: touched.signal });
+    if (document.body.className === "report") play(0);
+    else if (box.value) run(OPENING);
   }
 
-  $("play").addEventListener("click", () => (playing ? pause() : play()));
-
-  // ---- tokens ------------------------------------------------------------------------------------------------------
-
-  const MOST_IDS = 200;
-
-  function showIds() {
-    const special = (token) => ({ token, id: model.special[token] });
-    const split = (text) => model.tokens.split(text);
-    const prompt = version.answers ? [special("<|prompt|>"), ...split($("prompt").value.trim()), special("<|response|>")] : [];
-    const unknown = new Set();
-    const items = [...prompt, ...split(box.value)].slice(-MOST_IDS).map(({ token, id }) => {
-      if (id === undefined) unknown.add(token);
-      return make("li", id === undefined ? { class: "unknown" } : {}, shown(token), make("small", {}, id ?? "none"));
-    });
-    $("ids").replaceChildren(...items);
-    const left = [...unknown].map((character) => `${shown(character)} (U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")})`);
-    $("unknown").textContent = left.length ? `Not in the model's vocabulary, and left out: ${left.join(", ")}.` : `All of these are in the model's vocabulary of ${model.vocabulary.length} tokens.`;
+  /** Go through the training once, up to the best model. */
+  function play(index) {
+    if (touched.signal.aborted) return;
+    choose(index);
+    if (index < best()) setTimeout(play, MOMENT, index + 1);
   }
 
-  /** Update attention, ids and continuation 200 ms after the last change. */
+  /** The reader has touched the page: stop, and show the best model, unless the reader chooses another. */
+  function interrupt({ target }) {
+    touched.abort();
+    setRunning(false);
+    if (!version.main && !target.closest?.(".step-slider")) choose(best());
+  }
+
+  /** Update walk, attention and continuation 200 ms after the last change. */
   let timer = 0;
   function later() {
     clearTimeout(timer);
@@ -277,18 +241,15 @@
       if (running) return;
       Attention.look(model, idsBefore(box.value.length).ids);
       Walk.look(reader);
-      showIds();
       if (snapshots().length > 1) showContinuation();
     }, 200);
   }
 
   /** A newer page of the run has come: stay at the chosen step, or at the best model. */
-  function renew(newer) {
+  function renew() {
     const all = snapshots();
     const same = version.main ? -1 : all.findIndex(({ step, main }) => step === version.step && !main);
     choose(same >= 0 ? same : best());
-    const [map, newMap] = [document.querySelector(".map"), newer.querySelector(".map")];
-    if (map && newMap) map.replaceWith(document.importNode(newMap, true));
   }
 
   Page.parts.push({ renew });
