@@ -37,9 +37,16 @@ def chromium(profile: str | Path, local: bool = False) -> webdriver.Chrome:
     return driver
 
 
-def resize(driver: webdriver.Chrome, width: int, dark: bool = False, scale: float = 1, motion: bool = False) -> None:
-    """Set the width of the screen in pixels; below 500, that of a phone. motion: pages may move by themselves."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": scale, "mobile": width < 500}
+def resize(
+    driver: webdriver.Chrome,
+    width: int,
+    dark: bool = False,
+    scale: float = 1,
+    motion: bool = False,
+    height: int = 900,
+) -> None:
+    """Set the size of the screen in pixels; with a width below 500, it is a phone. motion: pages may move."""
+    size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     moving = {"name": "prefers-reduced-motion", "value": "no-preference" if motion else "reduce"}

@@ -19,12 +19,13 @@ from typing import Any
 import openai
 import pytest
 import torch
-from conftest import GERMAN, PATIENCE, free_port, until
+from conftest import GERMAN, PATIENCE, free_port, tiny_text, until
 from serving import Server, events, sampled, serving, serving_here
 
 from tinygpt.base.configs.use import ServeConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import load_model
+from tinygpt.data.dataset import Dataset
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.tokenizer import END, Tokenizer, tokenizer_from_dict
 from tinygpt.model import GPT
@@ -421,6 +422,25 @@ def test_models_and_adapters_are_listed(text: Server, pairs: Server) -> None:
     tasks = [model.model_dump()["task"] for model in text.client().models.list()]
     assert tasks == ["text", "chat"]
     assert json.loads(text.post("/v1/completions", {"prompt": "the"})[1])["model"] == "out"  # the first one
+
+
+def test_the_page_gets_prompts_of_each_model_s_dataset_on_this_machine_only(text: Server, pairs: Server) -> None:
+    def starts(server: Server) -> dict[str, list[str]]:
+        return {model.id: model.model_dump()["starts"] for model in server.client().models.list()}
+
+    known = {}
+    for name in ("colours", "german"):
+        dataset = Dataset(str(text.folder / "data"), name)
+        known[name] = [prompt for prompt, _ in dataset.sources["val"].examples(dataset.tokenizer)][:3]
+    assert starts(pairs) == {"out-colours": known["colours"], "german": known["german"]}
+    assert f'"{known["colours"][0]}"' in pairs.output
+    assert starts(text) == {"out": tiny_text().split("\n")[:3], "colours": known["colours"]}
+    config = pairs.app.state.tinygpt.config
+    config.host = "0.0.0.0"
+    try:
+        assert list(starts(pairs).values()) == [[], []]
+    finally:
+        config.host = "127.0.0.1"
 
 
 # ---- errors as the client's exceptions --------------------------------------------------------------------------

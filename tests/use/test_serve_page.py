@@ -15,6 +15,8 @@ from test_import import imported  # noqa: F401 (a fixture)
 from test_pairs import json_lines
 from test_report import Browser, in_a_browser
 
+from tinygpt.use.serve.command import QUESTIONS
+
 pytest.importorskip("uvicorn")
 pytestmark = in_a_browser
 
@@ -79,8 +81,8 @@ class Page(Browser):
         self.known: list[dict[str, Any]] = []
         self.refused: list[int] = []  # HTTP statuses that a test expects, which Chromium logs as errors
 
-    def visit(self, server: Server, key: str = KEY, width: int = 1280) -> None:
-        self.script.resize(self.driver, width)
+    def visit(self, server: Server, key: str = KEY, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+        self.script.resize(self.driver, width, dark, height=height)
         self.refused, self.known = [], []
         self.driver.get_log("performance")  # what came before
         source = f"sessionStorage.clear(); {json.dumps(key)} && sessionStorage.setItem('key', {json.dumps(key)})"
@@ -193,7 +195,7 @@ def test_again_replaces_the_last_continuation(page: Page, server: Server) -> Non
         seeded = server.ask("v1/completions", prompt="The king", model="out", temperature=0.8, seed=3, max_tokens=30)
         assert page.texts(".said") == ["The king", seeded["choices"][0]["text"]]
     page.click("#new")
-    assert page.texts(".said") == [] and page.find("#hint").is_displayed()
+    assert page.texts(".said") == [] and page.find("#starts button").is_displayed()
 
 
 @pytest.mark.slow
@@ -293,14 +295,14 @@ def test_shading(page: Page, server: Server) -> None:
     page.set(temperature=2, max_tokens=40, seed=1)
     page.send("The king")
     colours = "return [...document.querySelectorAll('.answer span')].map(s => getComputedStyle(s).backgroundColor)"
-    assert set(page.run(colours)) == {"rgba(0, 0, 0, 0)"}
-    page.click("#shade")
     alphas = [float(re.findall(r"[\d.e-]+", colour)[-1]) for colour in page.run(colours)]
     told = server.ask(
         "v1/completions", model="out", prompt="The king", temperature=2, seed=1, max_tokens=40, logprobs=0
     )
     losses = [-logprob for logprob in told["choices"][0]["logprobs"]["token_logprobs"]]
-    assert alphas == pytest.approx([0.8 * min(loss / 6, 1) for loss in losses], abs=0.01) and max(losses) > 3
+    assert alphas == pytest.approx([0.7 * min(loss / 6, 1) for loss in losses], abs=0.01) and max(losses) > 3
+    page.click("#shade")
+    assert set(page.run(colours)) == {"rgba(0, 0, 0, 0)"}
 
 
 # ---- chat, adapters ---------------------------------------------------------------------------------------------
@@ -347,6 +349,7 @@ def test_a_conversation_with_a_model_that_loads_while_the_page_waits(
         assert re.match(
             r"out-base answers in a conversation; it has \d\d,\d{3} parameters", chromium.find("#about").text
         )
+        assert chromium.texts("#starts button") == QUESTIONS
         chromium.set(temperature=0, max_tokens=12, system="Be ünkind 🐳.")
         messages = [{"role": "system", "content": "Be ünkind 🐳."}]
         for prompt in ("<script>x</script>", "Why?\n\n 2"):
@@ -474,7 +477,6 @@ def test_text_of_a_model_is_never_html(page: Page, server: Server) -> None:
     page.set(temperature=0, max_tokens=30)
     page.send("<script>")
     assert page.texts(".said") == ["<script>", "document.title='taken'</script"]
-    page.click("#shade")
     page.find(".answer span").click()
     page.send(HOSTILE)
     page.choose("<b>lora</b>")
@@ -532,7 +534,37 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
             page.run("const e = document.activeElement; return e.id || e.closest('.answer')?.tagName || e.tagName")
         )
     wanted = ["send", "new", "model", "SUMMARY", "temperature", "top_k", "top_p", "max_tokens", "stop_text", "seed"]
-    assert [one for one in reached if one != "BODY"][:14] == [*wanted, "shade", "P", "again", "box"]
+    assert [one for one in reached if one != "BODY"][:14] == [*wanted, "P", "again", "shade", "box"]
+    page.click("#new")
+    page.run("document.querySelector('#starts button').focus()")
+    page.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    page.done()
+    assert page.run("return document.activeElement.id") == "again"  # the prompt that had the focus is gone
+
+
+def test_it_starts_with_three_prompts_in_the_first_screen_and_axe_finds_no_violation(
+    page: Page, server: Server
+) -> None:
+    page.set(temperature=2, max_tokens=60)
+    told = {one["id"]: one.get("starts", []) for one in json.loads(server.request("GET", "/v1/models")[1])["data"]}
+    assert [len(starts) for starts in told.values()] == [3, 2, 0] and HOSTILE[:20] in told["out"][1]
+    for width, height, dark in ((1280, 700, False), (390, 844, True)):
+        for model, starts in told.items():
+            page.visit(server, width=width, height=height, dark=dark)
+            page.ready()
+            page.choose(model)
+            assert page.texts("#starts button") == starts
+            seen = page.run(
+                "return ['h1', '#model', '#starts', '#box', '#send'].map(s => document.querySelector(s)"
+                ".getBoundingClientRect()).every(r => r.top >= 0 && r.bottom <= innerHeight)"
+            )
+            assert seen and page.violations() == []
+            assert page.find("#keys").is_displayed() == (width > 500)
+        page.choose("out")
+        page.click("#starts button:nth-child(2)")
+        page.done()
+        assert page.texts(".given") == told["out"][1:2] and page.violations() == []
+        assert page.run("return document.documentElement.scrollWidth") == width
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from tinygpt.data.prompts import encode_prompt
 from tinygpt.use.serve import protocol
 from tinygpt.use.serve.engine import Piece, Prompt, Served
 from tinygpt.use.serve.http import PAGE, Guard, no_such_path, page, read_json, refused
+from tinygpt.use.serve.listen import LOOPBACK
 from tinygpt.use.serve.protocol import ApiError, invalid_field, refusing
 from tinygpt.use.serve.responses import ChatChoice, Choice, Events, RequestTasks, respond
 from tinygpt.use.serve.state import Body, Responder, State
@@ -118,6 +119,7 @@ def described(state: State, name: str) -> Body:
         "context": served.model.config.block_size,
         "parameters": served.parameters,
         "vocabulary": served.tokenizer.vocab_size,
+        "starts": served.starts if state.config.host in LOOPBACK else [],  # of the dataset: for this machine only
     }
 
 

@@ -7,6 +7,7 @@ server when the accepted requests are complete, or after DRAIN seconds; a second
 import contextlib
 import json
 import os
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,7 @@ from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_of, read_text
 from tinygpt.checkpoint.adapter import Adapters
 from tinygpt.checkpoint.loaded import Loaded
-from tinygpt.checkpoint.store import Checkpoint
-from tinygpt.data.dataset import Dataset
+from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.fast.decoder import pack
 from tinygpt.use.serve.engine import Engine, Served
 from tinygpt.use.serve.listen import LOCAL, LOOPBACK, listen, make_server, signals
@@ -31,6 +31,9 @@ Respond = Callable[[str], tuple[str, dict[str, Any]]]  # from a message to the a
 SHORTEST_KEY = 16  # characters
 MAKE_KEY = "python -c 'import secrets; print(secrets.token_hex(16))' > key.txt"
 SHOWN = 20  # labels in a reply
+STARTS = 3  # prompts that the page offers
+OPENINGS = ["Once upon a time", "The capital of France is", "The best way to learn is"]  # of an imported model
+QUESTIONS = ["What is a bond?", "Why is the sky blue?", "Write a short poem about the sea."]
 
 
 def serve(config: ServeConfig) -> None:
@@ -53,9 +56,8 @@ def serve(config: ServeConfig) -> None:
             models: list[Served] = []
             prompt: str | None = ""
             if serves_gpt(config):
-                adapters = Adapters(config.ckpt, paths)
-                models = load_models(config, adapters)
-                prompt = example(config, adapters.checkpoint(), models[0])
+                models = load_models(config, Adapters(config.ckpt, paths))
+                prompt = None if models[0].tokenizer.pair is None else next(iter(models[0].starts), "")
             respond = {DOCUMENTS: reader(config)} if has_documents(config) else {}
             respond |= {LABELS: labeller(config)} if config.labels else {}
             responders = [Responder(name, function, config.max_queue) for name, function in respond.items()]
@@ -115,19 +117,31 @@ def load_models(config: ServeConfig, adapters: Adapters) -> list[Served]:
         loaded = Loaded(adapters.checkpoint(name), config.ckpt, settings, config.data_dir)
         parameters = loaded.model.num_params()  # before `pack`, which hides the parameters of packed layers
         models.append(Served(name or base_name(config.ckpt), loaded.tokenizer, pack(loaded.model), parameters))
+        models[-1].starts = starts(config, loaded)
     return models
 
 
-def example(config: ServeConfig, checkpoint: Checkpoint, served: Served) -> str | None:
-    """Return a prompt of the model's dataset; empty without the dataset; None if the model only continues text."""
-    if served.tokenizer.pair is None:
-        return None
+def starts(config: ServeConfig, loaded: Loaded) -> list[str]:
+    """Return prompts for the page: of the model's dataset, if it is here, and general ones for an imported model."""
+    found: list[str] = []
     with contextlib.suppress(TinyGPTError, OSError):
-        dataset = Dataset(config.data_dir, str(checkpoint.config.get("dataset", "")))
-        prompt = dataset.sources["val"].examples(dataset.tokenizer)[0][0]
-        served.tokenizer.encode(prompt)
-        return prompt
-    return ""
+        texts = OPENINGS if loaded.tokenizer.pair is None else QUESTIONS
+        if name := str(loaded.config.get("dataset", "")):
+            texts = beginnings(Dataset(data_dir(config, loaded.config, config.ckpt), name))
+        for text in dict.fromkeys(filter(None, texts)):
+            loaded.tokenizer.encode(text)  # another dataset of that name may have other characters
+            found.append(text)
+    return found[:STARTS]
+
+
+def beginnings(dataset: Dataset) -> list[str]:
+    """Return the first prompts of the validation split, or the first lines of the training text, shortened."""
+    tokenizer = dataset.tokenizer
+    if dataset.pairs:
+        return [prompt for prompt, _ in dataset.sources["val"].first(10 * STARTS).examples(tokenizer)]
+    text = tokenizer.decode(dataset.splits["train"][:2000].tolist())
+    end = tokenizer.decode(tokenizer.end_of_text.tolist()) or "\n"
+    return [textwrap.shorten(line, 60, placeholder="") for line in text.replace(end, "\n").split("\n")]
 
 
 def reader(config: ServeConfig) -> Respond:

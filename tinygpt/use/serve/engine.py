@@ -157,6 +157,7 @@ class Served:
     def __init__(self, name: str, tokenizer: Tokenizer, model: GPT, parameters: int = 0) -> None:
         """parameters: the number of parameters, which clients are told."""
         self.name, self.tokenizer, self.model, self.parameters = name, tokenizer, model, parameters
+        self.starts: list[str] = []  # prompts that the page offers
         self.longest_token = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
         self.batch, self.rows = BatchCache(model), list[Row]()
         self.prefills: collections.deque[Prefill] = collections.deque()

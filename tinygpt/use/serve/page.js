@@ -117,14 +117,14 @@
 
   // ---- models ------------------------------------------------------------------------------------------------------
 
-  const POINT = "Point at a token of the answer, tap it, or reach it with the Tab and arrow keys, to see its probability and the most probable alternatives.";
+  const SELECT = "Select a token of the answer to see its probability at temperature 1 and the most probable alternatives.";
   const TASKS = {
     text: {
       label: "Text to continue",
       send: "Continue",
-      hint: `Write the beginning of a text, and the model continues it. Then press Continue again for more; what you write in between is added to the text. ${POINT}`,
+      hint: `Write the beginning of a text, and the model continues it. Continue again for more; what you write in between is added to the text. ${SELECT}`,
     },
-    chat: { label: "Message", send: "Send", hint: `Write a message, and the model answers it. ${POINT}` },
+    chat: { label: "Message", send: "Send", hint: `Write a message, and the model answers it. ${SELECT}` },
     documents: {
       label: "Question",
       send: "Ask",
@@ -148,12 +148,14 @@
   function choose(id) {
     running?.abort();
     model = models.find((one) => one.id === id);
-    const { label, send, hint } = TASKS[model.task];
+    const { label, send: verb, hint } = TASKS[model.task];
     document.body.className = model.task;
     $("about").textContent = described(model);
     $("box-label").textContent = label;
-    $("send").textContent = send;
-    $("hint").textContent = hint;
+    $("send").textContent = verb;
+    $("hint-text").textContent = hint;
+    $("starts").replaceChildren(...(model.starts ?? []).map((text) => make("button", { type: "button" }, text)));
+    $("starts-label").hidden = !model.starts?.length;
     $("system-row").hidden = !model.system;
     // A model of pairs fills in a label or a form: greedy decoding, unless the user has chosen a temperature.
     const greedy = model.task === "chat" && !model.turns;
@@ -172,7 +174,7 @@
     $("model").replaceChildren(...models.map(({ id }) => make("option", {}, id)));
     $("model").disabled = $("send").disabled = false;
     choose(models[0].id);
-    $("box").focus();
+    $("box").focus({ preventScroll: true });
   }
 
   // ---- turns -------------------------------------------------------------------------------------------------------
@@ -506,7 +508,7 @@
   function refresh() {
     const turns = sessions[model.task];
     const leaves = running ? again : $("stop"); // the button that is now of no use
-    const focused = leaves === document.activeElement;
+    const focused = leaves === document.activeElement || $("starts").contains(document.activeElement);
     $("send").disabled = Boolean(running);
     $("stop").disabled = !running;
     $("new").disabled = !turns.length;
@@ -517,8 +519,7 @@
     if (focused) (running ? $("stop") : turns.length ? again : $("box")).focus();
   }
 
-  function send() {
-    const prompt = $("box").value;
+  function send(prompt = $("box").value) {
     if (!model || running || (model.task !== "text" && !prompt.trim())) return;
     const turn = new Turn(prompt, model.task);
     sessions[model.task].push(turn);
@@ -542,6 +543,7 @@
     running?.abort();
   });
   again.addEventListener("click", generate);
+  $("starts").addEventListener("click", ({ target }) => target !== $("starts") && send(target.textContent));
   $("stop").addEventListener("click", () => running?.abort());
   $("new").addEventListener("click", () => {
     running?.abort();
