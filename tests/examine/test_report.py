@@ -225,7 +225,9 @@ def test_continue_stop_step_branch_and_back(page: Browser) -> None:
 
 
 @slowly_in_a_browser
-def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_prediction(page: Browser, reported: Path) -> None:
+def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_prediction(
+    page: Browser, reported: Path
+) -> None:
     type_into(page, "The king")
     page.until(lambda: len(page.all("#looked span")) == 8)
     first, second = page.all("#heads button")
@@ -287,7 +289,9 @@ def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
     ok(folder, *TINY_TRAIN, *flags, "--norm_eps=1e-3")
     ok(folder, "report", "out", "-o", "report.html")
     browser.open(folder / "report.html")
-    assert "1 layer of 4 heads (2 of keys and values)," in browser.run("return document.querySelector('#numbers').textContent")
+    assert "1 layer of 4 heads (2 of keys and values)," in browser.run(
+        "return document.querySelector('#numbers').textContent"
+    )
     type_into(browser, "The king")
     symbols = [{"␣": " ", "↵": "\n"}.get(button.text, button.text) for button in browser.all("#bars button")]
     chances = model_probabilities(folder, "The king")
@@ -339,7 +343,7 @@ def test_samples_slide_quotations_are_underlined_and_names_are_shown_as_text(pag
     assert figures[0].is_displayed() and page.find("#when-step").text == "0"
     page.slide("#when", 3)
     assert HOSTILE in page.find("#moments").text
-    assert page.driver.title.endswith("· tinygpt")
+    assert page.driver.title == "tiny · tinygpt" and page.find("h1").text == "Tiny"
     assert "validation (_$x_$<b>2)" in page.run("return document.querySelector('.plot.wide').textContent")
     assert page.all("img") == [] and len(page.all("script")) == 2
     page.script.resize(page.driver, 390)  # a phone
@@ -395,11 +399,17 @@ def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run
 @slowly_in_a_browser
 def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: Path) -> None:
     result = cli_here(
-        "export", "--ckpt=out/ckpt.pt", "--format=html", f"--output={tmp_path / 'model.html'}", cwd=reported
+        "export", "--ckpt=out/ckpt.pt", "--title=<b>Mine", f"--output={tmp_path / 'model.html'}", cwd=reported
     )
     assert result.status == 0, result.err
     browser.open(tmp_path / "model.html")
-    assert [section.get_attribute("id") for section in browser.all("section")] == ["type", "walk", "attention", "tokens"]
+    assert browser.find("h1").text == "<b>Mine" and browser.driver.title == "<b>Mine · tinygpt"
+    assert [section.get_attribute("id") for section in browser.all("section")] == [
+        "type",
+        "walk",
+        "attention",
+        "tokens",
+    ]
     opening = browser.value("#text")
     browser.click("#step")
     assert np.allclose(browser.bars().sum(0), 1)
@@ -677,6 +687,8 @@ def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Pa
         (["report", "out", "-o"], "--output needs a value"),
         (["export", "--ckpt=bare"], "bare/ckpt.pt: no such file"),
         (["export", "--format=pdf"], "pdf"),
+        (["export", "--format=gguf", "--title=Mine"], "title needs format=html, but format is gguf"),
+        (["report", "out", "--png=a.png", "--title=Mine"], "png cannot be used with title"),
         (["export", "-o", "no/where.html"], "no: no such folder"),
         (["doctor", "nowhere"], "nowhere: no such folder"),
         (["doctor", "data"], "data: neither a run (metrics.jsonl) nor a dataset (meta.json)"),
@@ -713,7 +725,10 @@ def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPat
     assert result.status == 2 and f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in result.err
     assert listing(large) == before
     page = (large / "report.html").read_text(encoding="utf-8")
-    assert f"T{what}, so it does not run here. Left out as well: one prediction, attention, one training step, memorised text." in page
+    assert (
+        f"T{what}, so it does not run here. "
+        "Left out as well: one prediction, attention, one training step, memorised text." in page
+    )
     monkeypatch.delattr(samples, "fresh")  # nothing is generated for the page of a large model
     assert cli_here("report", "out", "-o", "again.html", "--no_text", cwd=large).status == 0
     monkeypatch.undo()
@@ -741,7 +756,8 @@ def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     page = (run_copy / "out/report.html").read_text(encoding="utf-8")
     assert (
         "The model has a subword tokenizer, and a page can hold only byte-level BPE with GPT-2&#39;s pattern and at "
-        "most 8,192 tokens, so it does not run here. Left out as well: one prediction, attention, embedding map." in page
+        "most 8,192 tokens, so it does not run here. Left out as well: one prediction, attention, embedding map."
+        in page
     )
     links, sections = re.findall(r'<a href="#(\w+)"', page), re.findall(r'<section id="(\w+)"', page)
     assert links == sections == ["type", "curves", "samples", "loss", "memorised", "numbers"]

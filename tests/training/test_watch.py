@@ -134,7 +134,9 @@ class Page(Browser):
     @property
     def steps(self) -> list[str]:
         """The steps of the evaluations that the page shows."""
-        return list(self.run("return [...document.querySelectorAll('#curves details tbody th')].map(th => th.textContent)"))
+        return list(
+            self.run("return [...document.querySelectorAll('#curves details tbody th')].map(th => th.textContent)")
+        )
 
     def wait(self, pattern: str) -> re.Match[str]:
         found = until(lambda: re.search(pattern, self.status))
