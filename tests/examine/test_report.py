@@ -343,7 +343,7 @@ def test_samples_slide_quotations_are_underlined_and_names_are_shown_as_text(pag
     assert figures[0].is_displayed() and page.find("#when-step").text == "0"
     page.slide("#when", 3)
     assert HOSTILE in page.find("#moments").text
-    assert page.driver.title == "tiny · tinygpt" and page.find("h1").text == "Tiny"
+    assert page.driver.title == "Tiny · tinygpt" and page.find("h1").text == "Tiny"
     assert "validation (_$x_$<b>2)" in page.run("return document.querySelector('.plot.wide').textContent")
     assert page.all("img") == [] and len(page.all("script")) == 2
     page.script.resize(page.driver, 390)  # a phone
