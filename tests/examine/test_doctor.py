@@ -17,7 +17,7 @@ from tinygpt.base.configs import parse as configfile
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.parse import parse
 from tinygpt.training.log import read_run
-from tinygpt.training.verdict import IN_A_ROW, RULES, Verdict, evaluations, judge, remedy
+from tinygpt.training.verdict import IN_A_ROW, MEANINGS, RULES, Verdict, evaluations, judge, remedy
 
 # of runs on Tiny Shakespeare or a piece of it: step, training loss, validation loss, its standard error
 CURVES = json.loads((Path(__file__).parents[1] / "fixtures/curves.json").read_text())
@@ -55,7 +55,7 @@ def rising(*above: float, error: float = 0.01) -> list[list[float]]:
 )
 def test_recorded_curves(name: str, kind: str) -> None:
     found = verdict(CURVES[name])
-    assert found.kind == kind and found.rule == RULES[kind]
+    assert found.kind == kind and found.rule == RULES[kind] and MEANINGS.keys() == RULES.keys()
     assert (found.overfitting == "not seen") is (kind != "overfitting")
     assert (found.since is None) is (kind in ("still improving", "finished"))
 

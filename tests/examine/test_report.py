@@ -343,7 +343,7 @@ def test_samples_slide_quotations_are_underlined_and_names_are_shown_as_text(pag
     assert figures[0].is_displayed() and page.find("#when-step").text == "0"
     page.slide("#when", 3)
     assert HOSTILE in page.find("#moments").text
-    assert page.driver.title.endswith("· tinygpt")
+    assert page.driver.title == "Tiny · tinygpt" and page.find("h1").text == "Tiny"
     assert "validation (_$x_$<b>2)" in page.run("return document.querySelector('.plot.wide').textContent")
     assert page.all("img") == [] and len(page.all("script")) == 2
     page.script.resize(page.driver, 390)  # a phone
@@ -399,10 +399,11 @@ def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run
 @slowly_in_a_browser
 def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: Path) -> None:
     result = cli_here(
-        "export", "--ckpt=out/ckpt.pt", "--format=html", f"--output={tmp_path / 'model.html'}", cwd=reported
+        "export", "--ckpt=out/ckpt.pt", "--title=<b>Mine", f"--output={tmp_path / 'model.html'}", cwd=reported
     )
     assert result.status == 0, result.err
     browser.open(tmp_path / "model.html")
+    assert browser.find("h1").text == "<b>Mine" and browser.driver.title == "<b>Mine · tinygpt"
     assert [section.get_attribute("id") for section in browser.all("section")] == [
         "type",
         "walk",
@@ -686,6 +687,8 @@ def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Pa
         (["report", "out", "-o"], "--output needs a value"),
         (["export", "--ckpt=bare"], "bare/ckpt.pt: no such file"),
         (["export", "--format=pdf"], "pdf"),
+        (["export", "--format=gguf", "--title=Mine"], "title needs format=html, but format is gguf"),
+        (["report", "out", "--png=a.png", "--title=Mine"], "png cannot be used with title"),
         (["export", "-o", "no/where.html"], "no: no such folder"),
         (["doctor", "nowhere"], "nowhere: no such folder"),
         (["doctor", "data"], "data: neither a run (metrics.jsonl) nor a dataset (meta.json)"),
@@ -723,8 +726,8 @@ def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPat
     assert listing(large) == before
     page = (large / "report.html").read_text(encoding="utf-8")
     assert (
-        f"T{what}, so it does not run here. Left out as well: one prediction, attention, one training step, memorised text."
-        in page
+        f"T{what}, so it does not run here. "
+        "Left out as well: one prediction, attention, one training step, memorised text." in page
     )
     monkeypatch.delattr(samples, "fresh")  # nothing is generated for the page of a large model
     assert cli_here("report", "out", "-o", "again.html", "--no_text", cwd=large).status == 0

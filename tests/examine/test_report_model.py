@@ -307,7 +307,7 @@ ODD = {"bigram_table": True, "token_shift": True, "position": "none", "activatio
 @pytest.mark.parametrize("options", [{}, ODD | GROUPED | {"n_layer": 3}], ids=["plain", "odd"])
 @torch.inference_mode()
 def test_the_walk_shows_the_values_of_pytorch(options: dict[str, Any]) -> None:
-    """Embedding, attention, activations of the MLP and the sum after each block, of the last token, by forward hooks."""
+    """Embedding, attention, MLP activations and the sum after each block, of the last token, by forward hooks."""
     model, idx = shaken(small(**options), std=0.2), ids(1, 16)
     expected: dict[str, list[Tensor]] = {"embedding": [], "hidden": [], "residual": []}
     blocks = model.transformer["h"]
@@ -318,7 +318,8 @@ def test_the_walk_shows_the_values_of_pytorch(options: dict[str, Any]) -> None:
     chances = model(idx)[0][0, -1].softmax(-1)
     code = """const { logits, state: { trace, attention } } = TinyGPT.load(input.packed).reader(input.ids, true);
               const lists = (values) => values.map((one) => [...one]);
-              return { embedding: lists([trace.embedding]), hidden: lists(trace.hidden), residual: lists(trace.residual),
+              return { embedding: lists([trace.embedding]), hidden: lists(trace.hidden),
+                       residual: lists(trace.residual),
                        attention: attention.map(lists), raw: [...TinyGPT.probabilities(logits).raw],
                        none: TinyGPT.load(input.packed).reader(input.ids).state.trace };"""
     found = node(code, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist())

@@ -366,13 +366,6 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     assert "100%" in page.find("#overlap").text
     page.click("#continue-both")
     assert page.find("#left-text").text == page.find("#right-text").text
-    # out has two heads, other has one
-    head = [option.get_attribute("value") for option in page.all("#compare-head option")]
-    assert head == ["0 0", "0 1"]
-    page.run("const e = document.getElementById('right'); e.value = 4; e.dispatchEvent(new Event('change'))")
-    page.run("const e = document.getElementById('compare-head'); e.value = '0 1'; e.dispatchEvent(new Event('change'))")
-    page.until(lambda: "other, step 20 does not have this head" in page.find("#right-head").text)
-    assert page.find("#right-matrix").get_property("hidden") and not page.find("#left-matrix").get_property("hidden")
 
 
 @slowly_in_a_browser
@@ -411,7 +404,7 @@ def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Pa
     """The page of the same run, from another folder: the contents are new, and the choices are the old ones."""
     newer = (with_snapshots / "report.html").read_text("utf-8").replace("<h2 id=", '<h2 data-newer="" id=')
     page.slide("#step-slider-type", 1)
-    for name, index in (("left", 2), ("right", 4), ("compare-head", 1)):
+    for name, index in (("left", 2), ("right", 4)):
         choose = f"const e = document.getElementById('{name}'); e.selectedIndex = {index};"
         page.run(f"{choose} e.dispatchEvent(new Event('change'))")
     for name, text in (("text", "The king"), ("compare-text", "And thou")):
@@ -420,12 +413,12 @@ def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Pa
     page.run("document.querySelector('#curves details').open = true")
     page.run("const e = document.querySelector('#loss [data-split=val] [data-i=\"40\"]'); e.click(); e.focus()")
     chosen = (
-        "return [...['step-slider-type', 'left', 'right', 'compare-head', 'text', 'compare-text']"
+        "return [...['step-slider-type', 'left', 'right', 'text', 'compare-text']"
         ".map(id => document.getElementById(id).value), document.querySelector('#curves details').open, "
         "document.activeElement.dataset.i, Math.round(document.activeElement.getBoundingClientRect().top / 4)]"
     )
     before = page.run(chosen)
-    assert before[:8] == ["1", "2", "4", "0 1", "The king", "And thou", True, "40"]
+    assert before[:7] == ["1", "2", "4", "The king", "And thou", True, "40"]
     page.run(UPDATE, newer)
     assert page.run(chosen) == before
     replaced = page.run("return [...document.querySelectorAll('h2[data-newer]')].map(e => e.parentElement.id)")

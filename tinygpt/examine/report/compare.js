@@ -1,4 +1,4 @@
-// Two models side by side: the same text, the probabilities of its next character, how each continues it, and the attention of a head.
+// Two models side by side: the same text, the probabilities of its next character, and how each continues it.
 
 (() => {
   "use strict";
@@ -23,16 +23,7 @@
       $(side).replaceChildren(...versions.map(({ label }, index) => make("option", { value: index }, label)));
       $(side).value = versions.indexOf(chosen[side]);
     }
-    listHeads();
     read();
-  }
-
-  function listHeads() {
-    const { n_layer, n_head } = chosen.left.model.config;
-    const before = $("compare-head").value;
-    const heads = Array.from({ length: n_layer * n_head }, (_, index) => [Math.floor(index / n_head), index % n_head]);
-    $("compare-head").replaceChildren(...heads.map(([layer, head]) => make("option", { value: `${layer} ${head}` }, `layer ${layer + 1}, head ${head + 1}`)));
-    if (heads.some((one) => one.join(" ") === before)) $("compare-head").value = before;
   }
 
   const idsOf = (version) => Page.encode(version, $("compare-prompt")?.value.trim() ?? "", $("compare-text").value);
@@ -48,10 +39,7 @@
     const partly = both.filter(({ unknown }) => unknown.length);
     $("compare-note").textContent = partly.map(({ version, unknown }) => `${version.label}: ${unknown.length} character${unknown.length > 1 ? "s are" : " is"} not in its vocabulary, and left out.`).join(" ");
     showProbabilities(both);
-    clearTimeout(timer);
-    timer = setTimeout(() => showAttention(both), 200);
   }
-  let timer = 0;
 
   /** The reader has changed something: what the models have written no longer belongs to it. */
   function changed() {
@@ -70,19 +58,6 @@
     $("overlap").textContent = `The two distributions have ${percent(overlap)} of their probability in common.`;
   }
 
-  function showAttention(both) {
-    const [layer, head] = $("compare-head").value.split(" ").map(Number);
-    for (const { side, version, ids } of both) {
-      const canvas = $(`${side}-matrix`);
-      const { n_layer, n_head } = version.model.config;
-      const exists = layer < n_layer && head < n_head;
-      canvas.hidden = !exists;
-      $(`${side}-head`).textContent = exists ? version.label : `${version.label} does not have this head`;
-      canvas.setAttribute("aria-label", `Attention weights of ${version.label}, layer ${layer + 1}, head ${head + 1}`);
-      if (exists) Attention.paint(canvas, Attention.weightsOf(version.model, ids), layer, head);
-    }
-  }
-
   /** Both continue the text, with the same random numbers and the settings of the sliders. */
   function continueBoth() {
     for (const side of sides) {
@@ -94,15 +69,12 @@
   for (const side of sides) {
     $(side).addEventListener("change", () => {
       chosen[side] = Page.versions[$(side).value];
-      listHeads();
       changed();
     });
   }
-  $("compare-head").addEventListener("change", read);
   $("compare-text").addEventListener("input", changed);
   $("compare-prompt")?.addEventListener("input", changed);
   $("continue-both").addEventListener("click", continueBoth);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", read);
   Page.parts.push({ renew: list });
   list();
   changed();

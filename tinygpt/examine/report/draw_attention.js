@@ -1,5 +1,5 @@
-// Attention: all heads of the model that the reader writes with, one head, one character. `weightsOf` and `paint` are
-// for the comparison, too.
+// Attention: all heads of the model that the reader writes with, one head, one character. `spansOf` is
+// for the walk, too.
 
 const Attention = (() => {
   "use strict";
@@ -97,5 +97,5 @@ const Attention = (() => {
     }
   }
 
-  return { setup, look, weightsOf, paint, spansOf };
+  return { setup, look, spansOf };
 })();

@@ -76,8 +76,9 @@ def complete(run: LoadedRun, others: list[LoadedRun], values: dict[str, Any], op
     if values["kind"] == "report" and not values["no_text"]:
         note += "; report --no_text leaves out samples and all text of the dataset"
     names = [model["name"] for model in models]
+    words = str(run.checkpoint.config.get("dataset") or "a model").replace("_", " ")
     return values | {
-        "title": values["title"] or str(run.checkpoint.config.get("dataset") or "a model").replace("_", " "),
+        "title": values["title"] or words[0].upper() + words[1:],
         "unit": run.unit,
         "answers": run.answers,
         "parameters": run.model.num_params(),

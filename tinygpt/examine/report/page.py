@@ -55,7 +55,7 @@ def write(page: Page, path: Path) -> None:
 
 def publish(values: dict[str, Any], path: Path) -> None:
     """Write the page of a run or a model, and print its path and what it contains."""
-    page = render(values)
+    page = render(values, scripts=SCRIPTS if values["kind"] == "report" else SCRIPTS[:-1])  # nothing to compare
     write(page, path)
     print(f"written: {path}, {len(page.content) / 1e6:.1f} MB; open it in any browser")
     print(f"contains: {page.contents}")
@@ -85,6 +85,7 @@ def templates() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # smaller
     environment.filters |= {"percent": percent, "short": short}
     return environment
 
