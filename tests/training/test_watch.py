@@ -166,9 +166,21 @@ class Page(Browser):
         )
 
     def keeps(self, left: list[Any]) -> bool:
-        """Whether all is as it was left, at the same place of the window within a line of text."""
+        """Whether all is as it was left, at the same place of the window within a line of text, or above it where the
+        page begins: at the end of the run, the section moves to the top of the page."""
         *texts, top = self.written()
-        return texts == left[:-1] and abs(top - left[-1]) < 25
+        at_top = self.run("return scrollY") == 0 and 0 < top < left[-1]
+        return texts == left[:-1] and (abs(top - left[-1]) < 25 or at_top)
+
+    def first_screen(self) -> list[str]:
+        """The sections whose sample or curve of losses, the upper part of the picture, is completely in the window."""
+        self.run("scrollTo(0, 0)")
+        parts = {"samples": ("#moments figure:not([hidden]) .text", 1), "curves": ("#curves .plot", 0.6)}
+        bottom = (
+            "const plot = [...document.querySelectorAll(arguments[0])].find(one => one.checkVisibility());"
+            "const {top, height} = plot.getBoundingClientRect(); return top + arguments[1] * height <= innerHeight"
+        )
+        return [name for name, part in parts.items() if self.run(bottom, *part)]
 
     def errors(self) -> list[dict[str, Any]]:
         """What the browser logged, apart from scripts of a page that is no longer updated."""
@@ -219,6 +231,11 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
     with watching(work) as process:
         page.visit(work / "out")
         page.wait("^waiting: no run has started in this folder$")
+        assert not page.find("#untrained").is_displayed()
+        sample = {"kind": "sample", "step": 0, "seconds": 0, "text": "<b>pzlla", "prompt": "\n"}
+        (work / "out/metrics.jsonl").write_text(json.dumps(sample) + "\n")
+        until(lambda: page.find("#untrained").text == "Before training, the model writes\n<b>pzlla")
+        (work / "out/metrics.jsonl").unlink()
         training = trainer(work, *TINY_TRAIN, *LONG, before=slow)
         until(lambda: page.steps)  # the page has become the report
         page.wait(
@@ -226,6 +243,9 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
             r"[\d,]+k? tokens per second, about \d+ \w+ left$"
         )
         assert page.violations() == []
+        for width in (390, 1280):
+            page.script.resize(page.driver, width)
+            assert page.first_screen() == ["samples", "curves"]
         page.write("The king")
         left, before = page.written(), page.steps
         stamp = page.run("return (window.stamp = Math.random())")
@@ -412,6 +432,40 @@ def test_the_last_page_is_announced_until_it_is_made(tiny_run: Path, work: Path)
     assert [(one["phase"], one["is_last"]) for one in said] == [("finished", False), ("finished", True)] * 2
     assert said[0]["step"] < 80 and said[2]["step"] == said[3]["step"] == 80
     assert [one["count"] for one in said] == [1, 2, 3, 4] and len({one["version"] for one in said}) == 3
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_the_page_of_a_run_that_trains_gives_no_advice(run_copy: Path, samples: bool) -> None:
+    log = run_copy / "out/metrics.jsonl"
+    whole = [line for line in log.read_text().splitlines(True) if samples or json.loads(line)["kind"] != "sample"]
+    if samples:
+        whole.insert(0, json.dumps({"kind": "sample", "step": 0, "seconds": 0, "text": "pzlla", "prompt": "\n"}) + "\n")
+    page = LivePage(ReportConfig(runs=(str(run_copy / "out"),), live=True), run_copy / "page.html")
+    page.scripts.mkdir()
+    found = []
+    for lines, running in ((whole[:-1], True), (whole, False)):
+        log.write_text("".join(lines))
+        with mock.patch.object(FollowedRun, "is_running", running):
+            page.write_state()
+            page.make_page()
+        text = page.path.read_text("utf-8")
+        advice = [one for one in ("verdict</dt>", "try next", 'class="verdict', "Train with") if one in text]
+        found.append((re.findall(r'<section id="([\w-]+)"', text)[:3], advice))
+    begin = ["samples", "curves", "type"] if samples else ["curves", "type", "walk"]
+    assert found[0] == (begin, [])
+    assert found[1][0] == ["type", "walk", "attention"]
+    assert {"verdict</dt>", "try next"} <= set(found[1][1]) and ("Train with" in found[1][1]) != samples
+
+
+def test_the_state_has_a_sample_until_there_is_a_page(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    page = LivePage(ReportConfig(runs=(str(tmp_path),), live=True), tmp_path / "page.html")
+    without = LivePage(ReportConfig(runs=(str(tmp_path),), live=True, no_text=True), tmp_path / "page.html")
+    page.scripts.mkdir()
+    made.add("sample", 0, text="pzlla", prompt="\n")
+    assert written_state(page)["text"] == "pzlla" and written_state(without)["text"] == ""
+    page.values = {"title": "of the first page"}
+    assert written_state(page)["text"] == ""
 
 
 def test_a_page_of_an_ended_run_that_failed_is_tried_again(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,8 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             margin = 0.06 * (max(later) - min(later)) or 0.01
             # without the loss of the untrained model, which would compress the rest of the curve
             axes[0].set_ylim(min(later) - margin, max(later) + margin)
+        elif all(len(run["val"]) == 1 for run in runs):
+            axes[0].set_ylim(0, 1.1 * axes[0].get_ylim()[1])  # a single loss has no scale of its own
         axes[2].set_xlabel("step")
         # a legend fills columns first; for one row per run, it needs all validations, all trainings, all bests
         entries = [

@@ -45,7 +45,7 @@
     }
     if (problem) return show(phase, `step ${number(step)}; the page cannot be made: ${problem}`);
     if (phase === "waiting") return show(phase, "no run has started in this folder");
-    if (phase === "starting") return show(phase, "the page appears after the first evaluation");
+    if (phase === "starting") return show(phase, "the curves appear after the first evaluation");
     if (ENDED.includes(phase)) {
       const code = document.createElement("code");
       code.textContent = next;
