@@ -230,7 +230,10 @@ def evaluate(run: Run) -> bool:
     # the processes of a sharded run compute together
     sampling = config.sample_interval and progress.step % config.sample_interval == 0
     sampling = sampling and (run.ranks.is_main or config.shard)
-    if sampling and progress.step == 0:  # before the evaluation, which takes longer
+    # the untrained model's text comes before the evaluation, which takes longer; but what fully_shard gathers for the
+    # first time must not be gathered in inference mode
+    sample_first = progress.step == 0 and not config.shard
+    if sampling and sample_first:
         show_sample(run)
     with run.log.show_activity("evaluating"):
         losses = estimate_losses(run.amp_model, run.dataset, config, run.compute, run.ranks)
@@ -250,7 +253,7 @@ def evaluate(run: Run) -> bool:
     progress.evaluated_at = progress.step
     progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
     progress.best_val_loss = min(progress.best_val_loss, losses["val"])
-    if sampling and progress.step:
+    if sampling and not sample_first:
         show_sample(run)
     return best
 
