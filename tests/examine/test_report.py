@@ -201,11 +201,12 @@ def test_the_bars_are_the_models_each_stage_sums_to_one_and_sliders_redraw_them(
 
 
 @slowly_in_a_browser
-def test_continue_stop_step_branch_and_back(page: Browser) -> None:
+def test_continue_stop_step_branch_and_undo(page: Browser) -> None:
     type_into(page, "The king")
     page.click("#continue")
     page.until(lambda: len(page.value("#text")) > 60)  # beyond the context of 16
     page.click("#stop")
+    assert "follow when the text stops" not in page.find("#note").text
     page.until(lambda: page.find("#continue").is_enabled())
     written = page.value("#text")
     assert written.startswith("The king") and re.fullmatch(r"\d+ characters per second", page.find("#speed").text)
@@ -217,11 +218,14 @@ def test_continue_stop_step_branch_and_back(page: Browser) -> None:
     symbol = {"␣": " ", "↵": "\n"}.get(other.text, other.text)
     other.click()
     assert page.value("#text") == written[:20] + symbol
-    page.click("#back")
+    page.click("#undo")
     assert page.value("#text")[: len(written)] == written
-    page.click("#back")
-    page.click("#back")
-    assert page.value("#text") == "The king" and not page.find("#back").is_enabled()
+    page.click("#undo")
+    page.click("#undo")
+    assert page.value("#text") == "The king" and not page.find("#undo").is_enabled()
+    page.click("#continue")
+    page.until(lambda: page.find("#continue").is_enabled())  # it ends by itself
+    assert len(page.value("#text")) == len("The king") + 500
 
 
 @slowly_in_a_browser
@@ -242,6 +246,10 @@ def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_predict
     )
     assert [float(weight) for weight in weights] == [1, 0, 0, 0, 0, 0, 0, 0]
     assert "not an explanation" in page.find("#attention").text
+    page.driver.execute_script("document.querySelector('#matrix').scrollIntoView({block: 'center'})")
+    moved = {"type": "mouseMoved", **page.run(PLACE_OF_THE_THIRD_ROW)}
+    page.driver.execute_cdp_cmd("Input.dispatchMouseEvent", moved)
+    page.until(lambda: page.find("#looks").text.startswith("“e” attends mostly to "))
     type_into(page, "The é")
     assert "1 character is not in the model's vocabulary" in page.find("#note").text
     type_into(page, "")
@@ -250,15 +258,24 @@ def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_predict
     assert_walk(page, reported)
 
 
+PLACE_OF_THE_THIRD_ROW = """
+  const { left, top, width, height } = document.querySelector("#matrix").getBoundingClientRect();
+  return { x: left + width / 2, y: top + (2.5 / 8) * height };
+"""
+
+
 def assert_walk(page: Browser, folder: Path) -> None:
     """All seven operations by keyboard, and two by the drawing of the model; the text in the box is "The king"."""
     page.until(lambda: page.find("#walk-said").text.startswith("1 of 7, text. The model reads 8 characters"))
-    page.find("#walk-back").send_keys("")  # focus, as with the Tab key
+    assert not page.find("#walk-back").is_enabled()
+    page.find("#walk-on").send_keys("")  # focus, as with the Tab key
     seen = []
     for _ in range(7):
         parts = [part.get_attribute("aria-label") for part in page.all("#parts [aria-current=step]")]
         seen.append((page.find("#walk-said").text.partition(".")[0].split(", ")[1], parts))
+        last = page.find("#walk-on").text
         page.run("return document.activeElement").send_keys("\ue014")  # the right arrow key
+    assert last == "Start again"
     assert seen == [
         ("text", []),
         ("tokens", []),
@@ -355,6 +372,7 @@ def test_samples_slide_quotations_are_underlined_and_names_are_shown_as_text(pag
 def test_the_page_of_a_large_model_works_without_it(large: Path, browser: Browser) -> None:
     browser.open(large / "report.html")
     links = [link.get_attribute("href").partition("#")[2] for link in browser.all("nav a")]
+    assert links.pop() == "sharing"
     assert links == [section.get_attribute("id") for section in browser.all("section")]
     assert links == ["type", "curves", "samples", "loss", "tokens", "numbers"]
     assert browser.all("button, textarea") == [] and browser.all("#tokens .map")
@@ -577,7 +595,10 @@ def test_no_text_leaves_out_the_text_of_the_dataset(private: Path, tmp_path: Pat
     for section, what in (("samples", "Samples"), ("loss", "Passages of the dataset"), ("memorised", "Quotations")):
         assert f"{what} are left out: this page was made with --no_text." in bare[section]
     assert "% of" not in bare["samples"] and "best model" in bare["memorised"]  # the shares of quotations stay
-    assert "report --no_text leaves out" in outputs[0] and "--no_text" not in outputs[1]
+    first = runs.split()[0]
+    assert f"without samples and text of the dataset: tinygpt report {first} --no_text\n" in outputs[0]
+    assert "--no_text" not in outputs[1]
+    assert f"One file of {re.search(r'[0-9.]+ MB', outputs[0])[0]} that any browser" in plain["source"]  # type: ignore[index]
     for what in ("samples", "data", "quotations"):
         assert what in outputs[0].partition("contains: ")[2] and what not in outputs[1].partition("contains: ")[2], what
     assert all("a model can reproduce text that it has memorised" in out for out in outputs)
@@ -759,7 +780,9 @@ def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
         "most 8,192 tokens, so it does not run here. Left out as well: one prediction, attention, embedding map."
         in page
     )
-    links, sections = re.findall(r'<a href="#(\w+)"', page), re.findall(r'<section id="(\w+)"', page)
+    links = re.findall(r'<a href="#(\w+)"', page.partition("<nav")[2])
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert links.pop() == "sharing"
     assert links == sections == ["type", "curves", "samples", "loss", "memorised", "numbers"]
     contents = next(line for line in result.out.splitlines() if line.startswith("contains: "))
     assert contents.startswith("contains: the run's settings, column and file names, the losses of 1 run")

@@ -300,7 +300,7 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
     page.find("#text").send_keys("The king of ")
     pictures = set()
     paths = {0: "out/snapshots/step-0.pt", 1: "out/snapshots/step-1.pt", 2: "out/snapshots/step-4.pt", 3: "out/ckpt.pt"}
-    steps = ["0", "1", "4", "20, best"]
+    steps = ["0, untrained", "1", "4", "20, best"]
     slider = page.find("#step-slider-type")
     assert slider.get_property("max") == "3" and slider.get_property("value") == "3"  # the best model at first
     for index, path in paths.items():
@@ -311,8 +311,8 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
         assert page.run("return document.querySelector('#step-slider-type + output').value") == steps[index]
         assert page.value("#step-slider-type") == page.value("#step-slider-attention") == str(index)
         assert page.value("#text") == "The king of "
-        step = steps[index].removesuffix(", best")
-        page.until(lambda step=step: f"of step {step}" in page.find("#continuation").text)  # type: ignore[misc]
+        step = steps[index].partition(",")[0]
+        assert f"of step {step}" in page.find("#continuation").text  # at once
         pictures.add(page.run("return document.getElementById('matrix').toDataURL()"))
     assert len(pictures) >= 3  # the attention changes
     slider.send_keys("\ue012")  # the left arrow key
@@ -328,8 +328,10 @@ def test_the_training_is_played_until_the_reader_touches_the_page(browser: Brows
     for touch, left in (("h1", "3"), ("#step-slider-type", None)):
         browser.open(with_snapshots / "report.html", motion=True)
         browser.until(lambda: browser.value("#step-slider-type") == "0")
+        assert browser.find("#step-slider-type + output").text == "0, untrained"
+        assert browser.find("#continuation").text.startswith("Replay of the training: the model of step 0")
         browser.until(lambda: browser.value("#step-slider-type") == "1")
-        browser.until(lambda: "The model of step 1 continues" in browser.find("#continuation").text)
+        browser.until(lambda: "the model of step 1 continues" in browser.find("#continuation").text)
         browser.click(touch)
         chosen = browser.value("#step-slider-type")
         assert chosen == (left or chosen)  # the best model, or the one that the reader has chosen
@@ -339,6 +341,10 @@ def test_the_training_is_played_until_the_reader_touches_the_page(browser: Brows
     browser.until(lambda: browser.value("#step-slider-type") == "3")  # it ends by itself
     browser.open(with_snapshots / "report.html")  # a reader who prefers reduced motion
     assert browser.value("#step-slider-type") == "3"
+    browser.click(".step-slider button")  # but may ask for it
+    browser.until(lambda: browser.value("#step-slider-type") == "0")
+    browser.until(lambda: browser.value("#step-slider-type") == "3")
+    assert browser.find("#continuation").text.startswith("The best model, of step 20, continues")
 
 
 @slowly_in_a_browser

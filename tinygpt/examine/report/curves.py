@@ -60,7 +60,11 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
             later = [loss for run in runs for loss in (*run["train"][1:], *run["val"][1:])]
             margin = 0.06 * (max(later) - min(later)) or 0.01
             # without the loss of the untrained model, which would compress the rest of the curve
-            axes[0].set_ylim(min(later) - margin, max(later) + margin)
+            top = max(later) + margin
+            axes[0].set_ylim(min(later) - margin, top)
+            first = max(run["val"][0] for run in runs)
+            if first > top:
+                axes[0].set_title(f"loss (nats per {unit}); above the axis: {first:.2f} at step {runs[0]['steps'][0]}")
         elif all(len(run["val"]) == 1 for run in runs):
             axes[0].set_ylim(0, 1.1 * axes[0].get_ylim()[1])  # a single loss has no scale of its own
         axes[2].set_xlabel("step")

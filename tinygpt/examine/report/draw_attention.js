@@ -78,19 +78,28 @@ const Attention = (() => {
     $("looks").textContent = `“${shown(model.vocabulary[seen.ids[place]])}” attends mostly to ${most.map(name).join(", ")}.`;
   }
 
+  /** The position whose row is at this height of the large picture. */
+  function rowAt(height) {
+    const row = Math.floor((height / $("matrix").clientHeight) * seen.ids.length);
+    return Math.max(0, Math.min(row, seen.ids.length - 1));
+  }
+
   /** A button with a picture for each head. */
   function setup({ n_layer, n_head }) {
     $("heads").style.setProperty("--heads", n_head);
     for (let layer = 0; layer < n_layer; layer++) {
       for (let head = 0; head < n_head; head++) {
         const label = `layer ${layer + 1}, head ${head + 1}`;
-        const button = make("button", { type: "button", "data-layer": layer, "data-head": head, "aria-label": label }, make("canvas", {}), `${layer + 1}·${head + 1}`);
+        const button = make("button", { type: "button", "data-layer": layer, "data-head": head, "aria-label": label }, make("canvas", {}), label);
         button.addEventListener("click", () => {
           Object.assign(chosen, { layer, head });
           showHead();
         });
         $("heads").append(button);
       }
+    }
+    for (const type of ["pointermove", "pointerdown"]) {
+      $("matrix").addEventListener(type, ({ offsetY }) => seen.ids.length && lookFrom(rowAt(offsetY)));
     }
     for (const type of ["pointerover", "focusin", "click"]) {
       $("looked").addEventListener(type, ({ target }) => target.dataset.place && lookFrom(Number(target.dataset.place)));

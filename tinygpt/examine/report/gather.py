@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tinygpt.base.configs import suggest
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import without_folders
@@ -73,8 +74,7 @@ def complete(run: LoadedRun, others: list[LoadedRun], values: dict[str, Any], op
     note = "whoever has this file has all of this"
     if models:
         note += ", and a model can reproduce text that it has memorised"
-    if values["kind"] == "report" and not values["no_text"]:
-        note += "; report --no_text leaves out samples and all text of the dataset"
+    has_text = values["kind"] == "report" and not values["no_text"]
     names = [model["name"] for model in models]
     words = str(run.checkpoint.config.get("dataset") or "a model").replace("_", " ")
     return values | {
@@ -88,6 +88,8 @@ def complete(run: LoadedRun, others: list[LoadedRun], values: dict[str, Any], op
         "opening": first,
         "contents": contents(run, values, first, models),
         "note": note,
+        "without_text": suggest.command("report", without_folders(str(run.path)), "--no_text") if has_text else "",
+        "start": "base model" if "ckpt" in run.checkpoint.config else "untrained",  # what step 0 is
         "embedding": embedding,
         "not_compared": [entry["name"] for entry in values["runs"] if entry["name"] not in names] if models else [],
         "comparable": len(models) > 1 or any(model["packed"].get("snapshots") for model in models),

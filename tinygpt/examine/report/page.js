@@ -231,7 +231,7 @@ const Page = (() => {
     const focused = selectorOf(active);
     const top = (element) => element.getBoundingClientRect().top;
     const inside = focused && top(active) > 0 && top(active) < innerHeight;
-    const at = inside ? focused : selectorOf([...document.querySelectorAll("section[id]")].findLast((section) => top(section) <= innerHeight / 3));
+    const at = inside ? focused : scrollY && selectorOf([...document.querySelectorAll("section[id]")].findLast((section) => top(section) <= innerHeight / 3));
     const before = at && top(document.querySelector(at));
     change();
     const same = at && document.querySelector(at);

@@ -19,6 +19,9 @@ SCRIPTS = [f"examine/report/{name}.js" for name in ("model", "page", "draw_atten
 STYLES = ["examine/report/colours.css", "examine/report/page.css"]
 
 
+SIZE = "\ue000"  # stands for the size of the page until the page is complete
+
+
 class Page(NamedTuple):
     """A page, and what it contains, for the command to print."""
 
@@ -43,8 +46,14 @@ def render(
         checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         rules.insert(1, f"script-src 'sha256-{checksum}'" + (" 'strict-dynamic'" if updated else ""))
     policy = "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
-    page = templates().get_template(template).render(values, updated=updated, policy=policy, css=css, script=script)
+    own = {"updated": updated, "policy": policy, "css": css, "script": script, "size": SIZE}
+    page = templates().get_template(template).render(values | own)
+    page = page.replace(SIZE, megabytes(len(page)), 1)
     return Page(page.encode("utf-8", "replace"), values.get("contents", ""), values.get("note", ""))
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 def write(page: Page, path: Path) -> None:
@@ -57,9 +66,11 @@ def publish(values: dict[str, Any], path: Path) -> None:
     """Write the page of a run or a model, and print its path and what it contains."""
     page = render(values, scripts=SCRIPTS if values["kind"] == "report" else SCRIPTS[:-1])  # nothing to compare
     write(page, path)
-    print(f"written: {path}, {len(page.content) / 1e6:.1f} MB; open it in any browser")
+    print(f"written: {path}, {megabytes(len(page.content))}; open it in any browser")
     print(f"contains: {page.contents}")
     print(f"note: {page.note}")
+    if values["without_text"]:
+        print(f"without samples and text of the dataset: {values['without_text']}")
 
 
 def read(name: str) -> str:

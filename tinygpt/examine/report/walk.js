@@ -35,7 +35,7 @@ const Walk = (() => {
       return [`Head 1 of block ${block + 1} takes information from the ${unit()}s so far, mostly from ${most.join(" and ")}.`, text(weights)];
     },
     MLP: ({ hidden }) => [
-      `The MLP of block ${block + 1} computes ${hidden[block].length} activations, of which ${hidden[block].filter((x) => x > 0).length} are above zero.`,
+      `The MLP of block ${block + 1} computes ${hidden[block].length} activations, of which ${hidden[block].filter((x) => x > 0).length} are positive.`,
       vector("activations", hidden[block]),
     ],
     sum: ({ embedding, residual }) => [
@@ -65,12 +65,13 @@ const Walk = (() => {
     const context = canvas.getContext("2d");
     const style = getComputedStyle(document.documentElement);
     const [least, most] = [Math.min(...values), Math.max(...values)];
+    const colour = (value) => (value > 0 ? " (blue)" : value < 0 ? " (orange)" : "");
     values.forEach((value, i) => {
       context.fillStyle = style.getPropertyValue(value > 0 ? "--accent" : "--hot");
-      context.globalAlpha = Math.abs(value) / Math.max(most, -least, 1e-9);
+      context.globalAlpha = Math.sqrt(Math.abs(value) / Math.max(most, -least, 1e-9)); // makes small values visible
       context.fillRect(i % COLUMNS, Math.floor(i / COLUMNS), 1, 1);
     });
-    return make("figure", {}, canvas, make("figcaption", {}, `${name}: ${values.length} values from ${least.toFixed(2)} (orange) to ${most.toFixed(2)} (blue)`));
+    return make("figure", {}, canvas, make("figcaption", {}, `${name}: ${values.length} values from ${least.toFixed(2)}${colour(least)} to ${most.toFixed(2)}${colour(most)}`));
   }
 
   function show() {
@@ -78,6 +79,8 @@ const Walk = (() => {
     const [sentence, ...picture] = OPERATIONS[NAMES[at]](seen);
     $("walk-said").replaceChildren(make("b", {}, `${at + 1} of ${NAMES.length}, ${NAMES[at]}. `), sentence);
     $("walk-picture").replaceChildren(...picture);
+    $("walk-back").disabled = at === 0;
+    $("walk-on").textContent = at === NAMES.length - 1 ? "Start again" : "Next";
     for (const part of $("parts").querySelectorAll("button")) {
       const { operation, block: its } = part.dataset;
       part.setAttribute("aria-current", operation === NAMES[at] && (!its || Number(its) === block) ? "step" : "false");
@@ -86,7 +89,8 @@ const Walk = (() => {
 
   /** Show an operation. A screen reader reads its sentence now, but not whenever the text changes. */
   function go(to) {
-    at = (to + NAMES.length) % NAMES.length;
+    at = Math.max(to, 0) % NAMES.length;
+    if (at === 0) $("walk-on").focus({ preventScroll: true }); // the other button can no longer have the focus
     $("walk-said").setAttribute("aria-live", "polite");
     show();
   }

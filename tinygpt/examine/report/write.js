@@ -10,10 +10,11 @@
   const MOST_BARS = 10; // tokens with a row each; the others share one
   const FRAME = 14; // milliseconds of each frame spent on new text
   const CONTINUATION = 120; // tokens
+  const MOST = 500; // characters that Continue writes
   const LONGEST = 4; // most tokens of a character: its bytes
   const box = $("text");
   const random = TinyGPT.random(1337);
-  const history = []; // earlier texts, for Back
+  const history = []; // earlier texts, for Undo
   let caret = box.value.length; // kept here, since a browser may forget it when another element gets the focus
   let reader = null; // it has read the text before the cursor
   let write = null; // turns the tokens that follow into text
@@ -71,7 +72,7 @@
 
   const remember = () => {
     if (history.at(-1)?.text !== box.value) history.push({ text: box.value, prompt: $("prompt")?.value });
-    $("back").disabled = false;
+    $("undo").disabled = false;
   };
 
   const fill = (text) => {
@@ -104,8 +105,8 @@
 
   const draw = () => TinyGPT.draw(TinyGPT.probabilities(reader.logits, choice()).topP, random());
 
-  /** Continue the text until stopped, a few tokens per frame; or, when the page opens, `most` tokens, one per frame. */
-  function run(most = Infinity) {
+  /** Write `most` characters or until stopped: as many tokens in a frame as there is time for, or one. */
+  function run(most, oneByOne) {
     remember();
     read(idsBefore(caret).ids);
     const started = performance.now();
@@ -118,7 +119,7 @@
         const added = take(draw());
         if (added === null) setRunning(false);
         else text += added;
-        if (most < Infinity) break;
+        if (oneByOne || made + text.length >= most) break;
       }
       put(text);
       made += text.length;
@@ -139,17 +140,18 @@
     running = value;
     $("continue").disabled = $("step").disabled = value;
     $("stop").disabled = !value;
+    if (value) $("note").textContent = "The sections below follow when the text stops.";
   }
 
-  $("continue").addEventListener("click", () => run());
+  $("continue").addEventListener("click", () => run(MOST, false));
   $("stop").addEventListener("click", () => setRunning(false));
   $("step").addEventListener("click", () => step(draw));
-  $("back").addEventListener("click", () => {
+  $("undo").addEventListener("click", () => {
     const { text, prompt } = history.pop();
     setRunning(false);
     if (prompt !== undefined) $("prompt").value = prompt;
     fill(text);
-    $("back").disabled = !history.length;
+    $("undo").disabled = !history.length;
     refresh();
   });
   $("bars").addEventListener("click", ({ target }) => {
@@ -189,18 +191,19 @@
       slider.hidden = all.length < 2;
       input.max = all.length - 1;
       input.value = index;
-      output.value = `${number(version.step)}${version.main ? ", best" : ""}`;
+      output.value = version.main ? `${number(version.step)}, best` : version.step ? number(version.step) : `0, ${slider.dataset.start}`;
       input.setAttribute("aria-valuetext", version.label);
     }
     $("continuation").hidden = all.length < 2;
-    if (running) read(idsBefore(caret).ids);
-    else refresh();
+    if (running) return read(idsBefore(caret).ids);
+    refresh();
+    follow(); // now, so that no other step's text stands beside the slider
   }
 
   /** Show how the model of this step continues the text, with the same random numbers at each step. */
   function showContinuation() {
     const text = Page.continued(model, idsBefore(box.value.length).ids, choice(), CONTINUATION);
-    const name = version.main ? `The best model, of step ${number(version.step)},` : `The model of ${version.label}`;
+    const name = version.main ? `The best model, of step ${number(version.step)},` : `${playing ? "Replay of the training: the" : "The"} model of ${version.label}`;
     $("continuation").replaceChildren(make("span", { class: "silent" }, `${name} ${version.answers ? "responds" : "continues the text"}: `), text);
   }
 
@@ -208,41 +211,50 @@
 
   // ---- what the page does by itself, when it opens -------------------------------------------------------------------
 
-  const MOMENT = 900; // milliseconds at each step of the training
+  const START = 2000; // milliseconds at step 0
+  const MOMENT = 900; // and at each later step of the training
   const OPENING = 400; // characters that the page of a model alone writes
   const best = () => snapshots().findIndex(({ main }) => main);
-  const touched = new AbortController();
+  let playing = 0; // the timer of the next step
+  let opening = true; // the page of a model alone writes, or would
 
   function open() {
-    for (const type of ["pointerdown", "keydown", "wheel"]) addEventListener(type, interrupt, { capture: true, passive: true, signal: touched.signal });
     if (document.body.className === "report") play(0);
-    else if (box.value) run(OPENING);
+    else if (box.value) run(OPENING, true);
   }
 
   /** Go through the training once, up to the best model. */
   function play(index) {
-    if (touched.signal.aborted) return;
+    playing = index < best() && setTimeout(play, index ? MOMENT : START, index + 1);
     choose(index);
-    if (index < best()) setTimeout(play, MOMENT, index + 1);
   }
 
   /** The reader has touched the page: stop, and show the best model, unless the reader chooses another. */
   function interrupt({ target }) {
-    touched.abort();
-    setRunning(false);
-    if (!version.main && !target.closest?.(".step-slider")) choose(best());
+    if (opening) setRunning(false);
+    opening = false;
+    if (!playing) return;
+    clearTimeout(playing);
+    playing = 0;
+    if (!target.closest?.(".step-slider")) choose(best());
   }
 
-  /** Update walk, attention and continuation 200 ms after the last change. */
+  for (const type of ["pointerdown", "keydown", "wheel"]) addEventListener(type, interrupt, { capture: true, passive: true });
+  for (const button of document.querySelectorAll(".step-slider button")) button.addEventListener("click", () => play(0));
+
+  /** Update walk, attention and continuation: now, or 200 ms after the last change. */
+  function follow() {
+    clearTimeout(timer);
+    if (running) return;
+    Attention.look(model, idsBefore(box.value.length).ids);
+    Walk.look(reader);
+    if (snapshots().length > 1) showContinuation();
+  }
+
   let timer = 0;
   function later() {
     clearTimeout(timer);
-    timer = setTimeout(() => {
-      if (running) return;
-      Attention.look(model, idsBefore(box.value.length).ids);
-      Walk.look(reader);
-      if (snapshots().length > 1) showContinuation();
-    }, 200);
+    timer = setTimeout(follow, 200);
   }
 
   /** A newer page of the run has come: stay at the chosen step, or at the best model. */
