@@ -280,9 +280,9 @@ def assert_walk(page: Browser, folder: Path) -> None:
         ("text", []),
         ("tokens", []),
         ("embedding", ["embedding"]),
-        ("attention", ["attention of block 1"]),
-        ("MLP", ["MLP of block 1"]),
-        ("sum", ["block 1"]),
+        ("attention", ["attention of layer 1"]),
+        ("MLP", ["MLP of layer 1"]),
+        ("sum", ["layer 1"]),
         ("probabilities", ["final norm", "output"]),
     ]
     page.click("#walk-on")  # after the last one comes the first one
@@ -291,7 +291,7 @@ def assert_walk(page: Browser, folder: Path) -> None:
     assert ids == [*map(str, tokenizer_from_dict(load(folder / "out").tokenizer, "").encode("The king").tolist())]
     page.click("#parts [data-operation=sum]")
     captions = [caption.text for caption in page.all("#walk-picture figcaption")]
-    assert [caption.partition(" values")[0] for caption in captions] == ["embedding: 16", "after block 1: 16"]
+    assert [caption.partition(" values")[0] for caption in captions] == ["embedding: 16", "after layer 1: 16"]
     page.click("#parts > button:last-child")
     rows = page.run("return [...document.querySelectorAll('#walk-picture td')].map(td => Number(td.dataset.p))")
     assert rows == page.bars()[:8, 0].tolist()

@@ -32,15 +32,15 @@ const Walk = (() => {
     attention({ ids, attention }) {
       const weights = attention[block][0];
       const most = largest(weights, 2).map((place) => `“${token(ids[place])}” (${percent(weights[place])})`);
-      return [`Head 1 of block ${block + 1} takes information from the ${unit()}s so far, mostly from ${most.join(" and ")}.`, text(weights)];
+      return [`Head 1 of layer ${block + 1} takes information from the ${unit()}s so far, mostly from ${most.join(" and ")}.`, text(weights)];
     },
     MLP: ({ hidden }) => [
-      `The MLP of block ${block + 1} computes ${hidden[block].length} activations, of which ${hidden[block].filter((x) => x > 0).length} are positive.`,
+      `The MLP of layer ${block + 1} computes ${hidden[block].length} activations, of which ${hidden[block].filter((x) => x > 0).length} are positive.`,
       vector("activations", hidden[block]),
     ],
     sum: ({ embedding, residual }) => [
-      "Each block adds the output of its attention and that of its MLP to the vector.",
-      ...[embedding, ...residual].map((x, i) => vector(i ? `after block ${i}` : "embedding", x)),
+      "Each layer adds the output of its attention and that of its MLP to the vector.",
+      ...[embedding, ...residual].map((x, i) => vector(i ? `after layer ${i}` : "embedding", x)),
     ],
     probabilities({ raw }) {
       const rows = largest(raw, MOST).map((id) => make("tr", {}, make("th", { scope: "row" }, token(id)), barCell(raw[id])));
@@ -112,8 +112,8 @@ const Walk = (() => {
       return button;
     };
     const parts = Array.from({ length: n_layer }, (_, i) => {
-      const whose = ` of block ${i + 1}`;
-      return make("span", {}, part(`block ${i + 1}`, "sum"), part("attention", "attention", whose, i), part("MLP", "MLP", whose, i));
+      const whose = ` of layer ${i + 1}`;
+      return make("span", {}, part(`layer ${i + 1}`, "sum"), part("attention", "attention", whose, i), part("MLP", "MLP", whose, i));
     });
     $("parts").append(part("embedding", "embedding"), ...parts, part("final norm", "probabilities"), part("output", "probabilities"));
     $("walk-back").addEventListener("click", () => go(at - 1));
