@@ -298,6 +298,8 @@ def show_sample(run: Run) -> None:
     ids = [int(row[0]) for row in tokens]
     run.model.train()
     text = tokenizer.decode(ids)
+    if tokenizer.stop:
+        text = text.partition(tokenizer.stop)[0]
     run.metric("sample", text=text, prompt=tokenizer.decode(prompt.tolist()))
     run.log.print_line("".join(f"    | {terminal.without_control(line)}\n" for line in text.splitlines()).rstrip())
 
@@ -320,7 +322,7 @@ def finish(run: Run) -> str:
     if run.ranks.is_main:
         parameters, tokens = run.model.num_params(), len(run.dataset.splits["train"])
         verdict = judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens)
-        best = f"{run.out}/ckpt.pt has a validation loss of {run.progress.best_val_loss:.2f}"
+        best = f"the best validation loss is {run.progress.best_val_loss:.2f}"
         run.log.print_line(f"done in {terminal.duration(run.seconds())}: {best}; {MEANINGS[verdict.kind]}", always=True)
     prompt = next((prompt for prompt, _ in source.examples(run.dataset.tokenizer)), None)
     return suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)

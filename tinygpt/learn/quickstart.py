@@ -48,7 +48,9 @@ def quickstart(config: QuickstartConfig) -> int:
         hint = suggest.command("quickstart", *config.input, "--out_dir=out-first", *data_flag)
         raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", hint)
     budget = config.budget or ("5m" if own and "max_iters" not in config.given else "")
-    time = f"{budget}, or less if the text is short" if budget else "about a minute"
+    minutes = math.ceil(config.max_iters / QuickstartConfig.max_iters)
+    about = f"about {terminal.counted(minutes, 'minute')}"
+    time = f"{budget}, or less if the text is short" if budget else about
     print(START.format(text="yours" if own else "Shakespeare", time=time))
 
     data = {"data_dir": config.data_dir} if data_flag else {}
@@ -131,7 +133,8 @@ def train(out: Path, files: list[str], settings: dict[str, Any]) -> api.Run:
         with bar, quiet():
             return api.train(*files, callback=follow, **settings)
     except (KeyboardInterrupt, SystemExit):
-        print(f"stopped; the state is saved in {out}/last.pt, and the same command continues")
+        if (out / "last.pt").exists():
+            print(f"stopped; the state is saved in {out}/last.pt, and the same command continues")
         raise
 
 

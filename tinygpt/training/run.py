@@ -266,6 +266,8 @@ def open_folder(run: Run, resuming: bool) -> None:
 def keep_previous(out: Path) -> str:
     """Keep the model of an earlier run in `out` as previous.pt, unless that was trained longer. Returns a message."""
     best, previous = out / "ckpt.pt", out / "previous.pt"
+    if not trained_seconds(best) and (out / "last.pt").exists():  # stopped before an evaluation of a trained model
+        best = out / "last.pt"
     seconds = trained_seconds(best)
     replaces = f"this run replaces the model in {out}"
     if previous.exists() and seconds < trained_seconds(previous):
@@ -275,9 +277,10 @@ def keep_previous(out: Path) -> str:
 
 
 def trained_seconds(path: Path) -> float:
-    """Return how long the model in a checkpoint was trained; 0 if the file does not say so."""
+    """Return how long the model in a checkpoint was trained; 0 if not at all, or if the file does not say so."""
     with contextlib.suppress(TinyGPTError, KeyError, TypeError, ValueError):
-        return float(load(path).training["progress"]["seconds"])
+        state = load(path)
+        return max(0.0, float(state.training["progress"]["seconds"])) if state.step else 0.0  # 0 also for NaN
     return 0.0
 
 
