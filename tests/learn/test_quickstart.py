@@ -75,6 +75,8 @@ def test_quickstart_twice(small: Path) -> None:
     before = (small / "out/ckpt.pt").read_bytes()
     assert shown(ok(small, "quickstart", SHORT).out)[1].endswith("--init_from=auto")
     assert (small / "out/ckpt.pt").read_bytes() == before
+    (small / "out/metrics.jsonl").unlink()
+    assert "fell from 4.17 to" in ok(small, "quickstart", SHORT).out  # ln(65), the loss of knowing nothing
 
 
 def test_the_commands_for_teaching_print_what_is_asked(small: Path) -> None:

@@ -51,7 +51,7 @@ def quickstart(config: QuickstartConfig) -> int:
     minutes = math.ceil(config.max_iters / QuickstartConfig.max_iters)
     about = f"about {terminal.counted(minutes, 'minute')}"
     time = f"{budget}, or less if the text is short" if budget else about
-    print(START.format(text="yours" if own else "Shakespeare", time=time))
+    print(START.format(text="your text" if own else "Shakespeare", time=time))
 
     data = {"data_dir": config.data_dir} if data_flag else {}
     sources = {"input": list(config.input)} if own else {}
@@ -78,7 +78,8 @@ def quickstart(config: QuickstartConfig) -> int:
         measured = api.evaluate(run)
     loss, baselines = measured["loss"], measured["baselines"]
     counts = {"perplexity": math.exp(loss), "characters": characters, "trigram": math.exp(baselines["trigram"])}
-    print(LOSS.format(first=run.entries("eval")[0]["val_loss"], loss=loss, **counts))
+    first = next((entry["val_loss"] for entry in run.entries("eval")), math.log(characters))
+    print(LOSS.format(first=first, loss=loss, **counts))
     if loss > baselines["bigram"]:
         print(HARDLY)
 
