@@ -160,6 +160,7 @@ def test_a_model_that_was_trained_longer_is_kept(work: Path) -> None:
     assert "which stays as out/previous.pt" in trained(work, "--max_iters=2").out
     state.training["progress"]["seconds"] = float("nan")
     save(work / "out/ckpt.pt", state)
+    (work / "out/last.pt").unlink()
     assert "; out/previous.pt, trained longer, stays\n" in trained(work, "--max_iters=2").out
 
 

@@ -30,14 +30,7 @@ from tinygpt.training import watch
 from tinygpt.training.child import log_of
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import RunLog, read_metrics
-from tinygpt.training.optimizer import (
-    AmpModel,
-    Optimizer,
-    build,
-    load_state,
-    schedule_note,
-    state_of,
-)
+from tinygpt.training.optimizer import AmpModel, Optimizer, build, load_state, schedule_note, state_of
 from tinygpt.training.processes import Processes
 from tinygpt.training.sharding import gather
 from tinygpt.training.start import Start, make_model, new_run_from, row_length
@@ -302,7 +295,7 @@ def show_start(run: Run, compile_status: str, reason: str) -> None:
     taught = f"; {run.teacher.share:.0%} of the loss from the teacher {config.teacher}" if run.teacher else ""
     hardware, _, why = run.compute.describe().partition(": ")
     hardware += "".join(why.partition("; ")[1:])  # the choice of a Mac's device
-    compiled = "" if compile_status.partition(" (")[0] == "off" else f", compile {compile_status}"
+    compiled = f", compile {compile_status}" if compile_status else ""
     for line in (
         f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",
