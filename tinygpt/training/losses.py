@@ -124,13 +124,8 @@ def row_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tenso
     if is_target.all():
         losses = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction="none")
         return losses.view(y.shape).sum(1)
-    losses = target_losses(model, x, y)
+    losses = F.cross_entropy(model(x, y, targets_only=True)[0], y[is_target], reduction="none")
     return losses.new_zeros(len(y)).index_add_(0, is_target.nonzero()[:, 0], losses)
-
-
-def target_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Compute the cross-entropy of each target in row order: float32 (targets,), for x and y as in `row_losses`."""
-    return F.cross_entropy(model(x, y, targets_only=True)[0], y[y >= 0], reduction="none")
 
 
 def estimate_losses(
