@@ -290,7 +290,7 @@ def show_start(run: Run, compile_status: str, reason: str) -> None:
     frozen = not all(weight.requires_grad for weight in model.parameters())
     shorter = f"; {config.context_warmup:,} in shorter contexts" * bool(config.context_warmup)
     trained = f", {trainable:,} of them trainable" if frozen else ""
-    passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
+    passes = config.max_iters * source.passes(rows, config.block_size)
     iterations = f"{counted(config.max_iters, 'iteration')} of {size}"
     taught = f"; {run.teacher.share:.0%} of the loss from the teacher {config.teacher}" if run.teacher else ""
     hardware, _, why = run.compute.describe().partition(": ")
