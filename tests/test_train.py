@@ -111,7 +111,7 @@ def test_what_is_shown(work: Path) -> None:
         r"^expected: +[\d.]+ s for 5 more iterations \([\d.]+ ms each\)$",
         r"^step +0: train loss \d\.\d{4}, val loss \d\.\d{4}$",
         r"^step 30: train loss \d\.\d{4}, val loss \d\.\d{4} \(best\)$",
-        r"^done in \d+ s: out/ckpt\.pt has a validation loss of \d\.\d\d; the loss still falls, .*$",
+        r"^done in \d+ s: the best validation loss is \d\.\d\d; the loss still falls, .*$",
         r"^next: tinygpt sample out$",
     ):
         assert re.search(pattern, shown, re.MULTILINE), pattern
@@ -121,6 +121,14 @@ def test_what_is_shown(work: Path) -> None:
     assert shown.splitlines()[4].startswith("    | ") and "rule:" not in shown  # four lines, and the untrained model
     quiet = trained(work, "--quiet", "--sample_interval=10").out
     assert "device:" not in quiet and "    | " not in quiet and "step 20: train loss" in quiet
+
+
+def test_samples_of_pairs_end_where_the_response_does(work: Path) -> None:
+    pairs = (f'{{"prompt": "{number}", "response": "c"}}\n' for number in range(100))
+    (work / "pairs.jsonl").write_text("".join(pairs))
+    ok(work, "prepare", "pairs", "--input=pairs.jsonl", "--format=pairs")
+    trained(work, "--dataset=pairs", "--max_iters=1", "--sample_interval=1")
+    assert all(len(entry["text"]) < 200 and "<|end|>" not in entry["text"] for entry in entries(work / "out", "sample"))
 
 
 def test_a_model_that_was_trained_longer_is_kept(work: Path) -> None:
@@ -150,6 +158,19 @@ def test_a_model_that_was_trained_longer_is_kept(work: Path) -> None:
     assert seconds("previous.pt") == 700 and ok(work, "doctor", "out").status == 0
     (work / "out/previous.pt").write_bytes(b"damaged")
     assert "which stays as out/previous.pt" in trained(work, "--max_iters=2").out
+    state.training["progress"]["seconds"] = float("nan")
+    save(work / "out/ckpt.pt", state)
+    (work / "out/last.pt").unlink()
+    assert "; out/previous.pt, trained longer, stays\n" in trained(work, "--max_iters=2").out
+
+
+def test_a_trained_model_that_was_not_evaluated_is_kept(work: Path) -> None:
+    """A run that is stopped before its second evaluation has the untrained model in ckpt.pt, and its own in last.pt."""
+    trained(work, "--max_iters=8")
+    last = (work / "out/last.pt").read_bytes()
+    save(work / "out/ckpt.pt", dataclasses.replace(load(work / "out/last.pt"), step=0))
+    trained(work, "--max_iters=2")
+    assert (work / "out/previous.pt").read_bytes() == last
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ GROUPS = {
         "quickstart": (
             "learn.quickstart:quickstart",
             "learn:QuickstartConfig",
-            "run the three commands, with explanations",
+            "train your first model, and see what it writes",
         ),
         "lab": ("learn.lab.command:lab", "learn:LabConfig", "run an experiment: what a method gains and costs here"),
         "exercise": (

@@ -227,13 +227,10 @@ def evaluation_due(run: Run) -> bool:
 def evaluate(run: Run) -> bool:
     """Log the loss of both splits, and a sample. Returns whether the validation loss is the best so far."""
     config, progress = run.config, run.progress
-    # the processes of a sharded run compute together
-    sampling = config.sample_interval and progress.step % config.sample_interval == 0
-    sampling = sampling and (run.ranks.is_main or config.shard)
     # the untrained model's text comes before the evaluation, which takes longer; but what fully_shard gathers for the
     # first time must not be gathered in inference mode
     sample_first = progress.step == 0 and not config.shard
-    if sampling and sample_first:
+    if sample_first:
         show_sample(run)
     with run.log.show_activity("evaluating"):
         losses = estimate_losses(run.amp_model, run.dataset, config, run.compute, run.ranks)
@@ -253,7 +250,7 @@ def evaluate(run: Run) -> bool:
     progress.evaluated_at = progress.step
     progress.evaluations_without_best = 0 if best else progress.evaluations_without_best + 1
     progress.best_val_loss = min(progress.best_val_loss, losses["val"])
-    if sampling and not sample_first:
+    if not sample_first:
         show_sample(run)
     return best
 
@@ -290,7 +287,10 @@ def require_finite_weights(run: Run) -> None:
 
 
 def show_sample(run: Run) -> None:
-    """Print and log a short sample; prompt and seed are the same at every evaluation."""
+    """Print and log a short sample if it is due; prompt and seed are the same at every evaluation."""
+    due = run.config.sample_interval and run.progress.step % run.config.sample_interval == 0
+    if not due or not (run.ranks.is_main or run.config.shard):  # the processes of a sharded run compute together
+        return
     tokenizer, prompt = run.dataset.tokenizer, run.dataset.sources["val"].prompt()
     sampling = Sampling(temperature=0.8, top_k=200, seed=run.config.seed)
     idx = torch.from_numpy(prompt[None]).to(run.compute.device)
@@ -298,6 +298,8 @@ def show_sample(run: Run) -> None:
     ids = [int(row[0]) for row in tokens]
     run.model.train()
     text = tokenizer.decode(ids)
+    if tokenizer.stop:
+        text = text.partition(tokenizer.stop)[0]
     run.metric("sample", text=text, prompt=tokenizer.decode(prompt.tolist()))
     run.log.print_line("".join(f"    | {terminal.without_control(line)}\n" for line in text.splitlines()).rstrip())
 
@@ -320,7 +322,7 @@ def finish(run: Run) -> str:
     if run.ranks.is_main:
         parameters, tokens = run.model.num_params(), len(run.dataset.splits["train"])
         verdict = judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens)
-        best = f"{run.out}/ckpt.pt has a validation loss of {run.progress.best_val_loss:.2f}"
+        best = f"the best validation loss is {run.progress.best_val_loss:.2f}"
         run.log.print_line(f"done in {terminal.duration(run.seconds())}: {best}; {MEANINGS[verdict.kind]}", always=True)
     prompt = next((prompt for prompt, _ in source.examples(run.dataset.tokenizer)), None)
     return suggest.next_command(vars(config), run.out, prompt is not None, bool(run.dataset.labels), prompt)

@@ -39,6 +39,7 @@ def test_this_machine_passes_and_nobody_is_named(tmp_path: Path) -> None:
     places = {"HOME": str(home), "USERPROFILE": str(home), "TMPDIR": str(temporary), "TEMP": str(temporary)}
     done = cli("doctor", "--machine", cwd=home, CUDA_VISIBLE_DEVICES="", **places)
     out = "".join(line for line in done.out.splitlines(keepends=True) if " on mps" not in line)
+    assert "seed" not in done.err  # of a check's sample
     assert findings(out, "OK") == CHECKS and "FAIL" not in out and done.status == ("FAIL" in done.out), done
     first, last = map(float, re.findall(r"validation loss ([\d.]+), then ([\d.]+)", out)[0])
     assert abs(first - math.log(65)) < 0.05 and last < first - 0.5

@@ -28,7 +28,9 @@ def test_the_curves_of_one_run_and_of_several(run_copy: Path) -> None:
 
 
 def test_the_list_of_runs(run_copy: Path) -> None:
-    """The newest first; a run without a model, and one without an evaluation; nothing else is a run."""
+    """The newest first; a run without a model, one without an evaluation, and one that cannot be read."""
+    (run_copy / "damaged/metrics.jsonl").mkdir(parents=True)
+    os.utime(run_copy / "damaged/metrics.jsonl", (10**9 - 1, 10**9 - 1))
     for number, name in enumerate(("older", "empty")):
         (run_copy / name).mkdir()
         log = run_copy / name / "metrics.jsonl"
@@ -36,9 +38,9 @@ def test_the_list_of_runs(run_copy: Path) -> None:
         os.utime(log, (10**9 + number, 10**9 + number))
     listed = [line.split() for line in cli_here("report", "--list", cwd=run_copy).out.splitlines()]
     model = load(run_copy / "out")
-    assert [line[-1] for line in listed] == ["run", "out", "empty", "older"]
-    assert listed[1][2:4] == [f"{model.num_params:,}", f"{model.best_val_loss:.4f}"]
-    assert listed[2][2:4] == ["none", "none"] and listed[3][2:4] == ["none", "2.5000"]
+    assert [line[-1] for line in listed] == ["run", "out", "empty", "older", "damaged"]
+    assert listed[1][2:4] == [f"{model.build_model().num_params():,}", f"{model.best_val_loss:.4f}"]
+    assert [line[2:4] for line in listed[2:]] == [["none", "none"], ["none", "2.5000"], ["none", "none"]]
     assert listed[3][0] in ("2001-09-08", "2001-09-09")
     assert cli_here("report", "--list", "older", cwd=run_copy).out.count("\n") == 2
     assert "no run (metrics.jsonl) in data" in refused(run_copy, "report", "--list", "data")

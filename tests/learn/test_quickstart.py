@@ -60,6 +60,7 @@ def test_quickstart_twice(small: Path) -> None:
         f"tinygpt train small.yaml --device=cpu {SHORT}",
         "tinygpt report out",
     ]
+    assert "It takes about 1 minute." in first
     assert "1,115,394 characters, 65 different ones" in first and explained(first) < 4.2
     assert "At first it was 65; for a table of letter triples it is 8." in first  # as `tinygpt eval` measures
     assert "it has hardly learned anything" in first
@@ -74,6 +75,8 @@ def test_quickstart_twice(small: Path) -> None:
     before = (small / "out/ckpt.pt").read_bytes()
     assert shown(ok(small, "quickstart", SHORT).out)[1].endswith("--init_from=auto")
     assert (small / "out/ckpt.pt").read_bytes() == before
+    (small / "out/metrics.jsonl").unlink()
+    assert "fell from 4.17 to" in ok(small, "quickstart", SHORT).out  # ln(65), the loss of knowing nothing
 
 
 def test_the_commands_for_teaching_print_what_is_asked(small: Path) -> None:
@@ -98,7 +101,16 @@ def test_a_stopped_training_is_not_explained_as_a_result(small: Path) -> None:
     child.send(signal.SIGINT)
     assert child.wait() == 130
     assert "stopped; the state is saved in out/last.pt" in child.output and "hesitates" not in child.output
-    assert len(shown(child.output)) == 2
+    assert len(shown(child.output)) == 2 and "It takes about 125 minutes." in child.output
+
+
+def test_stopped_before_there_is_a_state(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "train", interrupted)  # while it chooses the number of threads, or fits a budget
+    stopped = cli_here("quickstart", cwd=small)
+    assert stopped.status == 130 and "state is saved" not in stopped.out
 
 
 def test_the_commands_it_shows_do_the_same_by_hand(small: Path) -> None:

@@ -14,7 +14,7 @@ import sys
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tinygpt import api
 from tinygpt.base import terminal
@@ -24,12 +24,6 @@ from tinygpt.base.configs.parse import read_config
 from tinygpt.base.errors import TinyGPTError
 
 CONFIG = "configs/shakespeare_char.yaml"
-START = "A small language model learns to write like {text}, one character after another. It takes {time}."
-TEXT = "{tokens:,} characters, {characters} different ones; the last tenth is kept to measure the model"
-LOSS = """
-The loss on text that the model has not seen fell from {first:.2f} to {loss:.2f}: at each character it hesitates between
-{perplexity:.0f}, on average. At first it was {characters}; for a table of letter triples it is {trigram:.0f}."""
-HARDLY = "So it has hardly learned anything yet: train it longer, with another --out_dir."
 BAR = "{desc}{percentage:3.0f}% |{bar:20}| {remaining} left{postfix}"
 SHOWN = 300  # characters of the text after the training
 
@@ -48,8 +42,10 @@ def quickstart(config: QuickstartConfig) -> int:
         hint = suggest.command("quickstart", *config.input, "--out_dir=out-first", *data_flag)
         raise TinyGPTError(f"{out} contains a model, but no last.pt to continue from", hint)
     budget = config.budget or ("5m" if own and "max_iters" not in config.given else "")
-    time = f"{budget}, or less if the text is short" if budget else "about a minute"
-    print(START.format(text="yours" if own else "Shakespeare", time=time))
+    minutes = terminal.counted(math.ceil(config.max_iters / QuickstartConfig.max_iters), "minute")
+    time = f"{budget}, or less if the text is short" if budget else f"about {minutes}"
+    example = "your text" if own else "Shakespeare"
+    print(f"A small language model learns to write like {example}, one character after another. It takes {time}.")
 
     data = {"data_dir": config.data_dir} if data_flag else {}
     sources = {"input": list(config.input)} if own else {}
@@ -57,7 +53,8 @@ def quickstart(config: QuickstartConfig) -> int:
     with quiet():
         dataset = api.prepare(name, **sources, **data)
     characters = dataset.tokenizer.vocab_size
-    print(TEXT.format(tokens=sum(map(len, dataset.splits.values())), characters=characters))
+    total = sum(map(len, dataset.splits.values()))
+    print(f"{total:,} characters, {characters} different ones; the last tenth is kept to measure the model")
 
     settings: dict[str, Any] = {"dataset": name} if own or budget else {}
     settings |= {"budget": budget} if budget else {"device": "cpu"}
@@ -75,10 +72,13 @@ def quickstart(config: QuickstartConfig) -> int:
     with quiet():
         measured = api.evaluate(run)
     loss, baselines = measured["loss"], measured["baselines"]
-    counts = {"perplexity": math.exp(loss), "characters": characters, "trigram": math.exp(baselines["trigram"])}
-    print(LOSS.format(first=run.entries("eval")[0]["val_loss"], loss=loss, **counts))
+    first = next((entry["val_loss"] for entry in run.entries("eval")), math.log(characters))
+    trigram = math.exp(baselines["trigram"])
+    print(f"""
+The loss on text that the model has not seen fell from {first:.2f} to {loss:.2f}: at each character it hesitates between
+{math.exp(loss):.0f}, on average. At first it was {characters}; for a table of letter triples it is {trigram:.0f}.""")
     if loss > baselines["bigram"]:
-        print(HARDLY)
+        print("So it has hardly learned anything yet: train it longer, with another --out_dir.")
 
     show("report", out, *data_flag)
     show_page(run, out / "report.html", config.open)
@@ -99,9 +99,9 @@ def show(command: str, *arguments: str | Path, **flags: object) -> None:
     print(f"\n$ {line}", flush=True)
 
 
-def show_text(title: str, text: str) -> None:
+def show_text(title: str, text: str, file: TextIO | None = None) -> None:
     lines = [f"  | {terminal.without_control(line)}" for line in text.splitlines()]
-    print(f"\n{title}:", *lines, sep="\n", flush=True)
+    print(f"\n{title}:", *lines, sep="\n", file=file, flush=True)
 
 
 @contextlib.contextmanager
@@ -124,14 +124,14 @@ def train(out: Path, files: list[str], settings: dict[str, Any]) -> api.Run:
         if entry["kind"] == "sample":
             bar.set_postfix_str(terminal.escaped(terminal.one_line(entry["text"])))
             if entry["step"] == 0:
-                with contextlib.redirect_stdout(stdout):
-                    show_text("untrained, it writes", entry["text"])
+                show_text("untrained, it writes", entry["text"], stdout)
 
     try:
         with bar, quiet():
             return api.train(*files, callback=follow, **settings)
     except (KeyboardInterrupt, SystemExit):
-        print(f"stopped; the state is saved in {out}/last.pt, and the same command continues")
+        if (out / "last.pt").exists():
+            print(f"stopped; the state is saved in {out}/last.pt, and the same command continues")
         raise
 
 

@@ -6,7 +6,6 @@ bits = bits_per_character(loss, dataset)
 
 import math
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +16,8 @@ from tinygpt.base import device
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import progress
-from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows, Rows
-from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import AmpModel
 from tinygpt.training.processes import Processes
@@ -121,29 +118,14 @@ def ratio(sums: list[float], width: int) -> tuple[float, float]:
     return mean, math.sqrt(residuals * rows / (rows - 1)) / count
 
 
-def validation_loss(checkpoint: Path, dataset: Dataset, compute: device.Compute | None = None) -> float:
-    """Measure the mean loss of a checkpoint's model on the complete validation split, on the CPU if `compute` is None.
-    The dataset adopts the model's vocabulary. Errors: TinyGPTError if it cannot."""
-    compute, state = compute or device.choose("cpu", "auto"), load(checkpoint)
-    if state.tokenizer is not None:
-        dataset.require_tokenizer(tokenizer_from_dict(state.tokenizer, str(checkpoint)), str(checkpoint), "")
-    model, source = state.for_inference(compute), dataset.sources["val"]
-    return mean_loss(model, source, source.all_rows(model.config.block_size), compute)
-
-
 def row_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Sum the cross-entropies of each row: float32 (B,), for x and y int64 (B, T), -1 where there is no target."""
     is_target = y >= 0
     if is_target.all():
         losses = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten(), reduction="none")
         return losses.view(y.shape).sum(1)
-    losses = target_losses(model, x, y)
+    losses = F.cross_entropy(model(x, y, targets_only=True)[0], y[is_target], reduction="none")
     return losses.new_zeros(len(y)).index_add_(0, is_target.nonzero()[:, 0], losses)
-
-
-def target_losses(model: AmpModel, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Compute the cross-entropy of each target in row order: float32 (targets,), for x and y as in `row_losses`."""
-    return F.cross_entropy(model(x, y, targets_only=True)[0], y[y >= 0], reduction="none")
 
 
 def estimate_losses(

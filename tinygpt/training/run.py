@@ -30,14 +30,7 @@ from tinygpt.training import watch
 from tinygpt.training.child import log_of
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import RunLog, read_metrics
-from tinygpt.training.optimizer import (
-    AmpModel,
-    Optimizer,
-    build,
-    load_state,
-    schedule_note,
-    state_of,
-)
+from tinygpt.training.optimizer import AmpModel, Optimizer, build, load_state, schedule_note, state_of
 from tinygpt.training.processes import Processes
 from tinygpt.training.sharding import gather
 from tinygpt.training.start import Start, make_model, new_run_from, row_length
@@ -266,6 +259,8 @@ def open_folder(run: Run, resuming: bool) -> None:
 def keep_previous(out: Path) -> str:
     """Keep the model of an earlier run in `out` as previous.pt, unless that was trained longer. Returns a message."""
     best, previous = out / "ckpt.pt", out / "previous.pt"
+    if not trained_seconds(best) and (out / "last.pt").exists():  # stopped before an evaluation of a trained model
+        best = out / "last.pt"
     seconds = trained_seconds(best)
     replaces = f"this run replaces the model in {out}"
     if previous.exists() and seconds < trained_seconds(previous):
@@ -275,9 +270,10 @@ def keep_previous(out: Path) -> str:
 
 
 def trained_seconds(path: Path) -> float:
-    """Return how long the model in a checkpoint was trained; 0 if the file does not say so."""
+    """Return how long the model in a checkpoint was trained; 0 if not at all, or if the file does not say so."""
     with contextlib.suppress(TinyGPTError, KeyError, TypeError, ValueError):
-        return float(load(path).training["progress"]["seconds"])
+        state = load(path)
+        return max(0.0, float(state.training["progress"]["seconds"])) if state.step else 0.0  # 0 also for NaN
     return 0.0
 
 
@@ -294,12 +290,12 @@ def show_start(run: Run, compile_status: str, reason: str) -> None:
     frozen = not all(weight.requires_grad for weight in model.parameters())
     shorter = f"; {config.context_warmup:,} in shorter contexts" * bool(config.context_warmup)
     trained = f", {trainable:,} of them trainable" if frozen else ""
-    passes = config.max_iters * source.passes(run.rows_per_iter, config.block_size)
+    passes = config.max_iters * source.passes(rows, config.block_size)
     iterations = f"{counted(config.max_iters, 'iteration')} of {size}"
     taught = f"; {run.teacher.share:.0%} of the loss from the teacher {config.teacher}" if run.teacher else ""
     hardware, _, why = run.compute.describe().partition(": ")
     hardware += "".join(why.partition("; ")[1:])  # the choice of a Mac's device
-    compiled = "" if compile_status.partition(" (")[0] == "off" else f", compile {compile_status}"
+    compiled = f", compile {compile_status}" if compile_status else ""
     for line in (
         f"dataset:     {run.dataset.folder}: {source.describe()}, vocabulary of {run.dataset.tokenizer.vocab_size:,}",
         f"model:       {model.num_params():,} parameters{trained}: {shape}",

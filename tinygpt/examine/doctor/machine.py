@@ -95,7 +95,7 @@ def check_device(compute: device.Compute, passed: list[bool]) -> None:
     with finding(passed, f"prepare, train, sample on {name}") as result:
         prepare(parse(PrepareConfig, [DATASET]))
         train(parse(TrainConfig, [*SMALL, *args, f"--out_dir={name}"]))
-        sample(parse(SampleConfig, [*args, f"--ckpt={name}", "--max_new_tokens=50"]))
+        sample(parse(SampleConfig, [*args, f"--ckpt={name}", "--max_new_tokens=50", "--seed=1"]))
         losses = [entry["val_loss"] for entry in read_metrics(Path(name)) if entry["kind"] == "eval"]
         result += [losses[-1] < losses[0] - 0.5, f"validation loss {losses[0]:.2f}, then {losses[-1]:.2f}"]
     with finding(passed, f"interrupted and resumed on {name}") as result:

@@ -48,15 +48,15 @@ def list_runs(folders: list[Path]) -> None:
         raise TinyGPTError(f"no run (metrics.jsonl) in {', '.join(map(str, folders))}", "tinygpt report --list FOLDER")
     rows = []
     for path in sorted(logs, key=lambda path: -path.stat().st_mtime):
-        losses = [entry["val_loss"] for entry in read_metrics(path.parent) if is_number(entry.get("val_loss"))]
-        size = "none"
-        with contextlib.suppress(TinyGPTError):
-            size = f"{load(path.parent).num_params:,}"
         date = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-        rows.append((date, f"{size:>14}", f"{min(losses):>10.4f}" if losses else f"{'none':>10}", f"  {path.parent}"))
-    print(
-        *table({"date": "<16", f"{'parameters':>14}": "<14", f"{'val loss':>10}": "<10", "  run": ""}, rows), sep="\n"
-    )
+        size = loss = "none"
+        with contextlib.suppress(TinyGPTError, ValueError):  # unreadable; no evaluation
+            entries = read_metrics(path.parent)
+            loss = f"{min(entry['val_loss'] for entry in entries if is_number(entry.get('val_loss'))):.4f}"
+        with contextlib.suppress(TinyGPTError):
+            size = f"{load(path.parent).build_model().num_params():,}"
+        rows.append((date, size, loss, f"  {path.parent}"))
+    print(*table({"date": "16", "parameters": ">14", "val loss": ">10", "  run": ""}, rows), sep="\n")
 
 
 def page_path(config: ReportConfig) -> Path:
