@@ -260,8 +260,7 @@ def save(run: Run, *names: str) -> None:
 
     Errors: TinyGPTError if a weight is not finite.
     """
-    require_finite_weights(run)
-    state = run.checkpoint()
+    state = finite_state(run)
     if run.ranks.is_main:
         for name in names:
             store.save(run.out / name, state, run.log.retry_hint)
@@ -273,17 +272,17 @@ def save(run: Run, *names: str) -> None:
 
 def keep_snapshot(run: Run) -> None:
     """Keep the weights of this step for the report's slider. Errors: as in `save`."""
-    require_finite_weights(run)
-    state = run.checkpoint()
+    state = finite_state(run)
     if run.ranks.is_main:
         save_snapshot(run.out, state, run.log.retry_hint)
 
 
-def require_finite_weights(run: Run) -> None:
-    """Check that no weight is NaN or infinite. Errors: TinyGPTError, which is also logged."""
+def finite_state(run: Run) -> store.Checkpoint:
+    """Return the complete state. Errors: TinyGPTError, which is also logged, if a weight is NaN or infinite."""
     finite = torch.stack([local(weight).isfinite().all() for weight in run.model.parameters()]).all()
     if run.ranks.sum([float(not finite)], run.compute.device)[0]:
         raise log_divergence(run, "a weight is")
+    return run.checkpoint()
 
 
 def show_sample(run: Run) -> None:
