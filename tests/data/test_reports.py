@@ -302,8 +302,7 @@ def test_verdicts_follow_from_the_numbers() -> None:
     assert "A text in perfect style is rarely wrong in this run" in verdicts({25: 0.89, 100: 0.9, 400: 1.0}, 0.1)
     said = verdicts({25: 0.1, 400: 0.2}, 0.11)
     assert "firm A: style more than 400, fidelity more than 400" in said
-    assert "A text in perfect style can be wrong. With 25, 400 examples" in said
-    assert "something wrong: firm A 11, 11%; firm B 11, 11%." in said
+    assert "something wrong, with 25 and 400 training examples: firm A 11% and 11%; firm B 11% and 11%." in said
 
 
 def test_the_style_score_is_judged_by_the_other_firms_rules() -> None:

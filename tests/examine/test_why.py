@@ -529,6 +529,6 @@ def test_the_verdict_on_the_rankings_compares_their_medians() -> None:
     cases = ((0.25, 0.29, "about as many as"), (0.4, 0.3, "more than"), (0.2, 0.3, "fewer than"))
     for harm, loss, finds in (*cases, (0.29, 0.24, "more than")):  # 100 * 0.29 is less than 29
         text = lab.detects(rankings(harm, loss)).text
-        assert f"{finds} the highest loss" in text and text.startswith(
-            f"The harm to correct lines finds {100 * harm:.0f}% "
+        assert f"{finds} by their loss" in text and text.startswith(
+            f"Ranking lines by their harm to correct ones finds {100 * harm:.0f}% "
         )

@@ -290,6 +290,7 @@ def test_documents_are_compared_with_training_again(again: tuple[str, ...], seco
 @pytest.mark.parametrize(("hits", "total"), [(8, 10), (0, 7), (7, 7), (500, 1000)])
 def test_the_interval_of_a_share_is_that_of_scipy(hits: int, total: int) -> None:
     wanted = binomtest(hits, total).proportion_ci(method="wilson")
+    assert str(Share(hits, total)).startswith(f"{100 * hits / total:.0f}% (")
     assert Share(hits, total).interval() == pytest.approx((wanted.low, wanted.high), abs=2e-4)
 
 
@@ -392,6 +393,8 @@ def test_the_page_is_one_file_without_requests(tiny: Path) -> None:
         '<h2 id="live-title">Change a fact, and ask</h2>',
     ):
         assert heading in page
+    assert "no text of your own, and all weights of 2 models." in page
+    assert not re.search(r"<tr[^>]*><th[^>]*>[^<]*</th>(?:<td[^>]*></td>)+</tr>", page)  # a system without figures
 
 
 @pytest.mark.slow
@@ -401,6 +404,7 @@ def test_a_fact_that_is_edited_in_the_page_reaches_retrieval_and_not_the_closed_
     browser: Browser,  # noqa: F811
 ) -> None:
     browser.open(quick / "out/facts.html")
+    assert not any(card.is_displayed() for card in browser.all(".answers .verdict"))  # nothing was asked
     before = experiment.Tiny(quick / "out/seed-1", 1, SMALL).world("before").questions
     results = lab_results(quick / "out")
     replies = {name: results[f"before: {name}, seed 1"]["answers"] for name in ("reader", "closed")}
@@ -578,14 +582,13 @@ def test_the_verdicts_of_methods_follow_from_the_numbers() -> None:
     large = {"pretrained, LoRA": runs(0.95, forgetting=0.0)}
     worse = {"LoRA, rank 2": runs(0.87, forgetting=0.05)}
     chosen = methods.simplest({"the n-gram baseline": runs(0.8), **small}).text
-    assert chosen == (
-        "Start with all weights: accuracy 90.0% (80.0% on the nine labels with brands); that of the best method is "
-        "90.0% (80.0% on the nine labels with brands)."
+    assert chosen == ("Start with all weights: it has an accuracy of 90.0%; no method has more.")
+    assert methods.simplest({"the n-gram baseline": runs(0.89), **small}).text == (
+        "Start with the n-gram baseline: it has an accuracy of 89.0%; the best, all weights, has 90.0%."
     )
-    assert "Start with the n-gram baseline" in methods.simplest({"the n-gram baseline": runs(0.89), **small}).text
     (verdict,) = methods.least_forgetting({**small, **worse, **large})
     assert (
-        "use LoRA, rank 8: its loss on the base model's text changes by +0.10, with an accuracy of 88.0% (78"
+        "use LoRA, rank 8: its loss on the base model's text changes by +0.10, with an accuracy of 88.0%."
         in verdict.text
     )
     less = methods.least_forgetting({"all weights": runs(0.9, forgetting=-0.02)})[0].text

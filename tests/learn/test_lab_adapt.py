@@ -72,6 +72,7 @@ def test_the_quick_lab_reads_ones_own_text_too(tmp_path: Path, monkeypatch: pyte
         said = ok(tmp_path, "lab", "adapt", "--quick", "--text=mine.txt", "--out_dir=out").out
     assert said.count("\nverdict: ") == 6 and "adapting, rate 0.001" in said and said.count("| mine.txt (") == 1
     assert len(lab_results(tmp_path / "out")) == 6 and (tmp_path / "out/adapt.png").read_bytes().startswith(b"\x89PNG")
+    assert "results with your --text." in (tmp_path / "out/adapt.html").read_text(encoding="utf-8")
     (tmp_path / "mine.txt").write_text("Once more unto the brooch. " * 50, encoding="utf-8")
     *_, name = adapt.contents(300, str(tmp_path / "mine.txt"))[1]
     assert name.startswith("mine.txt (") and name not in said  # of another text, nothing is kept

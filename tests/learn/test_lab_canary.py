@@ -124,14 +124,14 @@ def made_up(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss:
             {1: [1.4, 1.4, 1.4, 1.4], 2: [1.4, 1.4, 1.4, 1.4]},
             (),
             1.0,
-            ["not extracted, however often", "does not memorise less", "not clearly more", "passes", "does not show"],
+            ["does not write out most", "does not memorise less", "not clearly more", "passes", "does not show"],
         ),
         (
             {1: [1.4, 1.4, 2.0, 9.0], 2: [9.0, 9.0, 14.0, 14.0]},
             (10, 100),
             1.1,
             [
-                "planted 10 times are extracted, 3 of 3",
+                "writes out 3 of the 3 numbers planted 10 times",
                 " memorises less than the largest: mean exposure 4.1 and 12.3 bits, 6 and 6 of 9",
                 "more than chance",
                 "FAILS",
@@ -215,7 +215,7 @@ def test_the_quick_lab_ends_with_controls_and_a_picture(added: Path) -> None:
     said = (added / "said.txt").read_text(encoding="utf-8")
     row = next(line for line in said.splitlines() if line.startswith("| calculator"))
     assert row.count("| 100% ") == len(arithmetic.KINDS)
-    assert "Beyond the lengths of training, no model adds" in said
+    assert "No model adds numbers longer than those in training" in said
     assert (added / "arithmetic.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -234,13 +234,14 @@ def system(shares: dict[str, float], probability: float) -> Records:
 def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
     calculator, table = (system(dict.fromkeys(arithmetic.KINDS, share), 0.9) for share in (1, 0))
     model = system({kind: float(kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.4)
-    assert "no model adds" in arithmetic.beyond({"plain": model, "reversed": table}).text
+    assert "No model adds" in arithmetic.beyond({"plain": model, "reversed": table}).text
     assert "length generalisation" in arithmetic.beyond({"plain": model, "reversed": table}).rule
-    assert "a model still adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).text
+    assert "A model also adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).text
     weak = system(dict.fromkeys(arithmetic.KINDS, 0.25), 0.9)  # adds longer numbers as well as others, if badly
     strong = system({kind: 0.3 + 0.7 * (kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.9)
     assert (
-        "a model still adds: the best one, plain, has 25" in arithmetic.beyond({"plain": weak, "reversed": strong}).text
+        "A model also adds numbers longer than those in training: the best, plain, gets 25"
+        in arithmetic.beyond({"plain": weak, "reversed": strong}).text
     )
     assert " generalises" in arithmetic.learned({"plain": model}, table).text
     assert "does not generalise" in arithmetic.learned({"plain": table}, table).text

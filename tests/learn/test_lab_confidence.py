@@ -175,11 +175,13 @@ def asked_records(seed: int = 1, **systems: Any) -> Records:
     return Records({"seed": seed, "system": name, **answers} for name, answers in systems.items())
 
 
-@pytest.mark.parametrize(("second", "start"), [(SECOND, "n-gram baseline and tiny model"), (FIRST, "n-gram baseline")])
+@pytest.mark.parametrize(
+    ("second", "start"), [(SECOND, "n-gram baseline and the tiny model"), (FIRST, "n-gram baseline")]
+)
 def test_a_stage_is_advised_only_if_it_saves(second: Any, start: str) -> None:
     found = asked_records(ngram=FIRST, tiny=second)
     simple, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
-    assert simple.text.startswith(f"Start with: {start}; a person answers the rest")
+    assert simple.text.startswith(f"Start with the {start}; a person answers the rest")
     assert "n-gram baseline: kept (100.0%, 95% interval 91.2 to 100.0%)" in kept.text
     assert ("tiny model: no" in kept.text) == (second is FIRST)
 
@@ -187,7 +189,7 @@ def test_a_stage_is_advised_only_if_it_saves(second: Any, start: str) -> None:
 def test_a_person_alone_is_advised_where_no_stage_answers() -> None:
     wrong = system([0.99, 1.0], [0, 0])
     simple, _ = cascade.summarise(asked_records(ngram=wrong, tiny=wrong), LabConfig("cascade", seeds=1)).verdicts
-    assert simple.text.startswith("Start with a person alone. Cost: 50.00 per")
+    assert simple.text.startswith("Start with a person alone. 1,000 lines cost 50.00;")
 
 
 def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:

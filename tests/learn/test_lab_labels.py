@@ -92,11 +92,11 @@ def learned(accuracies: dict[tuple[int, float], float], learner: str = labels.MO
 def test_a_verdict_follows_from_the_numbers() -> None:
     clean = {(100, 0.0): 0.2, (1000, 0.0): 0.4}
     costly, free = (labels.cost_of_wrong("x", learned({**clean, (1000, 0.1): 0.4 - lost})) for lost in (0.1, 0.01))
-    assert "worth about 316 (316 to 316) correct ones (-10.0 points)" in costly.text
-    assert "are worth as much as correct ones (-1.0 points)" in free.text
+    assert "worth about 316 (316 to 316) correct ones (accuracy -10.0 points)" in costly.text
+    assert "are worth as much as correct ones (accuracy -1.0 points)" in free.text
     edge, lost = (labels.cost_of_wrong("x", learned({**clean, (1000, 0.1): share})).text for share in (0.38, 0.1))
-    assert "are worth as much as correct ones (-2.0 points)" in edge  # 0.4 - 0.38 is more than 0.02
-    assert "are worth at most 100 (100 to 100) correct ones (-30.0 points)" in lost
+    assert "are worth as much as correct ones (accuracy -2.0 points)" in edge  # 0.4 - 0.38 is more than 0.02
+    assert "are worth at most 100 (100 to 100) correct ones (accuracy -30.0 points)" in lost
     both = learned({**clean, (1000, 0.2): 0.1}) + learned({(100, 0.0): 0.2, (1000, 0.0): 0.21}, labels.NGRAM)
     verdicts = [verdict.text for verdict in labels.summarise(Records(both), LabConfig()).verdicts]
     more = "tiny model: collect more examples (+20.0 points); n-gram baseline: enough examples (+1.0 points)."
@@ -149,7 +149,7 @@ def test_the_quick_lab_writes_its_tables_its_picture_and_its_verdicts(quick: Pat
     said = (quick / "said.txt").read_text(encoding="utf-8")
     rows = [line for line in said.splitlines() if line.startswith(("| 50 ", "| 200 "))]
     assert len(rows) == 3 and max(map(len, said.splitlines())) <= 120
-    assert all(f"\nverdict: {name}: 200 labels, 20% of them wrong," in said for name in (labels.MODEL, labels.NGRAM))
+    assert all(f"\nverdict: For the {name}, 200 labels, 20% wrong," in said for name in (labels.MODEL, labels.NGRAM))
     assert "| perfect model   | 100.0%" in said
     assert (quick / "out/labels.png").read_bytes().startswith(b"\x89PNG") and (quick / "out/labels.html").exists()
 
@@ -241,6 +241,10 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     said = drift.repair(base, {"new": {0: base, 200: bad}, "replay": curve}).text
     assert "It is reached by fine-tuned, half of the lines replayed with 200 new lines (85.0%)." in said
     assert "The best of the others: fine-tuned on the new lines (70.0%)." in said
+    assert drift.cost_of_drift(base, good).text == (
+        "Without an update, the tiny model is right on 90% of lines with last year's brands and on 30% of those with "
+        "new ones; the n-gram baseline on 90% and 80%."
+    )
     assert "No method reaches it." in drift.repair(base, {"new": {0: base, 200: bad}}).text
     assert drift.gain_of_replay({"new": bad, "replay": good}, base).text.startswith("Replay old lines.")
     for old, new, advice in (

@@ -50,6 +50,7 @@ def test_a_lab_that_fails_is_named_and_the_others_are_listed(tmp_path: Path) -> 
 
 NARROW = Table("Narrow", [{"label": "card", "lines": "9 of 12 (10 to 95)"}], "Few.")
 WIDE = Table("Wide", [{"name": HOSTILE} | {f"column {n}": f"{n}.5 (1.0 to 9.0)%" for n in range(9)}] * 3, "Many.")
+LAW = Table("Law", [{"E": "not determined"} | {f"{n} constants": "0.28 (0.08 to 0.64)" for n in "abc"}], "Four.")
 LINES = [
     Line("a", [1, 2], [3, 4], "o-", "C0"),
     Line("", [1, 2], [4, 3], "o", "black"),
@@ -58,7 +59,7 @@ LINES = [
 SUMMARY = Summary(
     "Which is better?",
     "The first or the second one.",
-    [NARROW, WIDE],
+    [NARROW, WIDE, LAW],
     [Verdict("The first is 63% right (60.1 to 66.2); guessing 35%.", "the rule"), Verdict("A second.", "its rule")],
     "Both",
     Plane("x", "y", LINES),
@@ -78,10 +79,18 @@ def test_the_page_fits_a_phone_and_folds_the_statistics(tmp_path: Path, browser:
             drawn = [one for one in browser.all(".plot svg") if one.is_displayed()]
             assert len(drawn) == 1 and drawn[0].size["width"] > 0.65 * min(width, 900)
     assert browser.find("h1").text == "The first is 63% right; guessing 35%." and browser.find("mark").text == "3"
-    assert [one.text for one in browser.all("main h2")] == ["An error", "Both", "Narrow", "What else follows", "Wide"]
+    assert [one.text for one in browser.all("main h2")] == [
+        "An error",
+        "Both",
+        "Narrow",
+        "What else follows",
+        "Wide",
+        "Law",
+    ]
     cells = browser.all("td[data-column='column 8']")
     assert browser.find("td[data-column='lines']").text == "9 of 12" and cells[0].text == "8.5%"
-    for selector in ("header summary", "[aria-labelledby=table-2] summary"):
+    assert min(one.size["height"] for one in browser.all("summary")) >= 32  # CSS pixels that a finger can hit
+    for selector in ("header summary", "[aria-labelledby=table-2] summary", "[aria-labelledby=table-3] summary"):
         browser.run("document.querySelector(arguments[0]).focus()", selector)
         browser.driver.switch_to.active_element.send_keys("\ue007")  # Enter
     assert browser.find("h1").text == "The first is 63% right (60.1 to 66.2); guessing 35%."
@@ -100,14 +109,26 @@ def test_the_picture_has_the_colours_of_the_page(tmp_path: Path) -> None:
 
 
 def test_only_a_wide_table_is_stacked() -> None:
-    assert WIDE.stacked and not NARROW.stacked and NARROW.sentences == {"label"} and WIDE.sentences == {"name"}
+    assert (
+        WIDE.stacked
+        and not NARROW.stacked
+        and not LAW.stacked
+        and NARROW.sentences == {"label"}
+        and WIDE.sentences == {"name"}
+    )
+
+
+def test_a_range_is_explained_only_if_there_is_one() -> None:
+    for cell, explained in (("8.5 (1.0 to 9.0)", "Median (minimum to maximum)."), ("8.5", "Median.")):
+        table = Table("x", [{"loss": cell}], "Median (minimum to maximum).")
+        assert table.explained == explained and table.as_text().endswith(explained)
 
 
 def test_a_lab_opens_with_a_line_that_has_a_wrong_label(tmp_path: Path) -> None:
     clean = {(100, 0.0): 0.2, (1000, 0.0): 0.4}
     found = learned({**clean, (1000, 0.2): 0.1}) + learned(clean, labels.NGRAM)
     summary = labels.summarise(Records(found), LabConfig())
-    assert summary.example and summary.verdicts[0].text.startswith("tiny model: 1,000 labels, 20% of them wrong")
+    assert summary.example and summary.verdicts[0].text.startswith("For the tiny model, 1,000 labels, 20% wrong")
     truth = dict(api.task(labels.TASK).splits["train"])[summary.example.prompt.removesuffix(" →")]
     assert truth != summary.example.marked and f"The right label is {truth}." in summary.example.note
 

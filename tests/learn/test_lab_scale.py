@@ -97,9 +97,10 @@ def test_the_lab_from_the_first_stage_to_the_page(tmp_path: Path, monkeypatch: p
     law = fit(*columns)
     assert f"loss = {law.E:.3f} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}," in result.out
     assert "held out" in result.out and "verdict" in result.out
-    rows = [
-        re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row) for row in (folder / "scale.html").read_text().split("<tr role")
-    ]
+    page = (folder / "scale.html").read_text()
+    assert ">10^10</text>" in page and "mathdefault" not in page  # the ticks
+    assert "no text of your own, results with your --dataset." in page
+    rows = [re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row) for row in page.split("<tr role")]
     targets = {row[0]: row for row in rows if row and row[0] in scale.TARGETS}
     assert len(targets) == len(scale.TARGETS)
     for row in targets.values():  # a time is predicted only if the runs determine the length
@@ -116,7 +117,8 @@ def test_figures_at_their_limits() -> None:
         assert row["parameters N"] == row["training tokens D"] == "not determined"
     for error, said in ((0.0196, "law predicts"), (0.02004, "not predict"), (0.019996, "not predict")):
         last = {"parameters": 1e6, "tokens": 1e7, "loss": TRUE.loss(1e6, 1e7) / (1 + error)}
-        assert said in scale.predicted(TRUE, last).text and f"({100 * error:.2f}%)" in scale.predicted(TRUE, last).text
+        text = scale.predicted(TRUE, last).text
+        assert said in text and text.endswith(f"an error of {100 * error:.2f}%.")
 
 
 def test_texts_that_the_lab_refuses(models: Path, tmp_path: Path) -> None:

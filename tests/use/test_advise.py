@@ -181,8 +181,8 @@ def test_a_language_model_that_was_tested_on_one_fold_can_have_a_threshold() -> 
     assert summary.Report(data, divided, results).sure.threshold == 0.999
 
 
-def test_confusions_are_counted_and_the_most_confident_error_comes_first(tmp_path: Path) -> None:
-    """Of 40 cards 12 are taken for cash, of 20 loans 3 for a card."""
+def test_confusions_are_counted_and_the_most_confident_error_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40 cards 12 are taken for cash, of 20 loans 3 for a card. The label cash is an e-mail address."""
     truth = np.repeat([0, 1, 2], [40, 40, 20])
     predicted = np.where(np.arange(100) < 12, 1, truth)
     predicted[97:] = 0
@@ -194,14 +194,20 @@ def test_confusions_are_counted_and_the_most_confident_error_comes_first(tmp_pat
         name: {"result": figures | {"predicted": each, "confidence": confidence}} for name, each in answers.items()
     } | {summary.LOOK: {"result": []}}
     divided = Split("", [(alone(0), alone(100))], alone(100), None)
-    data = Data([f"text {n}" for n in range(100)], truth, ["card", "cash", "loan"], range(100))
-    report = summary.Report(data, divided, Results([Stage(summary.LOOK, 1, list), *stages], known)).summary
+    data = Data([f"text {n}" for n in range(100)], truth, ["card", "cash.desk@example.org", "loan"], range(100))
+    values = summary.Report(data, divided, Results([Stage(summary.LOOK, 1, list), *stages], known))
+    report = values.summary
     assert [tuple(row.values()) for row in report.tables[0].rows] == [
-        ("card", "cash", "12 of 40"),
+        ("card", "c…@example.org", "12 of 40"),
         ("loan", "card", "3 of 20"),
     ]
     assert report.example and (report.example.prompt, report.example.marked) == ("text 98 →", "card")
-    assert report.verdicts[0].text == "Advice: x, 85% right; guessing the most frequent label: 40%."
+    assert report.verdicts[0].text == "Advice: x, 85.0% right; guessing the most frequent label: 40.0%."
+    assert list(report.tables[0].rows[0]) == ["in the sheet", "answered", "lines"] and "cash.desk" not in str(report)
+    assert report.tables[0].how.endswith("label card in the sheet, x answered c…@example.org to 12 of 40.")
+    assert values.values["confusions"][1] == {"label": "loan", "answer": "card", "lines": 3, "tested": 20}
+    monkeypatch.setattr(summary, "MISTAKES", 1)
+    assert values.summary.tables[0].caption == "Which label is taken for which: the 1 most frequent of 2"
 
 
 # ---- splits ---------------------------------------------------------------------------------------------------------
@@ -347,6 +353,10 @@ def test_from_examples_to_labels(folder: Path) -> None:
     )
     out = folder / "out-advise"
     assert {"advise.json", "advise.html", "advise.png", "model.pt"} <= {path.name for path in out.iterdir()}
+    contents = (
+        "This file contains: figures, quotations from the sheet (of at most 70 characters) and its labels; in them,"
+    )
+    assert contents in (out / "advise.html").read_text(encoding="utf-8")
     write(folder / "new.csv", [{"prompt": prompt} for prompt in ("my card z", "a loan z", "LOAN")])
     ok(folder, "label", "new.csv", "--model=out-advise", "-o", "labelled.csv")
     with open(folder / "labelled.csv", newline="") as file:

@@ -34,6 +34,12 @@ class Table(NamedTuple):
     how: str  # how to read it
 
     @property
+    def explained(self) -> str:
+        """Return how to read it, without what a range is if there is none: with one seed."""
+        ranges = any(RANGE.search(cell) for row in self.rows for cell in row.values())
+        return self.how if ranges else self.how.replace(" (minimum to maximum)", "")
+
+    @property
     def sentences(self) -> set[str]:
         """Return the columns with text, which a page aligns at the left and wraps."""
         return {column for row in self.rows for column, cell in row.items() if len(cell) > LONG or cell.isalpha()}
@@ -54,7 +60,7 @@ class Table(NamedTuple):
         padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
         lines = [f"| {' | '.join(row)} |" for row in padded]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-        return "\n".join([f"{self.caption}:", "", *lines, "", wrapped(self.how)])
+        return "\n".join([f"{self.caption}:", "", *lines, "", wrapped(self.explained)])
 
 
 class Share(NamedTuple):
@@ -78,7 +84,7 @@ class Share(NamedTuple):
         if not self.total:
             return ""
         low, high = self.interval()
-        return f"{100 * self.hits / self.total:.0f} ({100 * low:.0f}-{100 * high:.0f})"
+        return f"{100 * self.hits / self.total:.0f}% ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def pooled(shares: Sequence[Share]) -> Share:
@@ -112,6 +118,8 @@ class Summary(NamedTuple):
     picture: str  # caption
     draw: Callable[[Any], None]  # into the axes of a figure
     example: Example | None = None  # the most vivid one
+    # what the page contains, of the user's data above all; the default is that of a lab
+    contents: str = "figures and examples from data that tinygpt generates or ships with, no text of your own"
 
     def as_text(self) -> str:
         blocks = [[f"verdict: {verdict.text}", f"rule:    {verdict.rule}"] for verdict in self.verdicts]

@@ -124,7 +124,7 @@ def change(what: str, text: str, before: Records, after: Records, key: str = "lo
     does = "lowers" if max(changes) < -CLOSE else "raises" if min(changes) > CLOSE else "does not clearly change"
     medians = f"from {before.median('loss'):.2f} to {after.median(key):.2f} nats per character"
     rule = f"a change counts if it has the same sign and more than {CLOSE} nats in each seed, in three decimals"
-    return Verdict(f"{what} {does} the loss on {text} {medians}: {spread(changes, '+.3f')}.", rule)
+    return Verdict(f"{what} {does} the loss on {text} {medians}: {spread(changes, '+.2f')}.", rule)
 
 
 LAB = Lab("a model that goes on learning while it reads", stages, summarise, others=("text",), quick=True)

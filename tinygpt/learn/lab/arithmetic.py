@@ -278,8 +278,8 @@ def beyond(models: Mapping[str, Records]) -> Verdict:
     best = max(values, key=lambda system: (adds[system], values[system]))
     value, within = values[best]
     return Verdict(
-        f"Beyond the lengths of training, {'a model still adds' if adds[best] else 'no model adds'}: the best "
-        f"one, {best}, has {100 * value:.1f}% correct with 4 and 5 digits, and {100 * within:.1f}% with 3 + 3.",
+        f"{'A model also adds' if adds[best] else 'No model adds'} numbers longer than those in training: the best, "
+        f"{best}, gets {100 * value:.1f}% right with 4 and 5 digits, and {100 * within:.1f}% with 3 + 3 digits.",
         "a model adds if it has more than half of its accuracy with 3 + 3 digits; this tests length generalisation, "
         "and no large model is compared",
     )

@@ -201,11 +201,14 @@ def extracted(numbers: Records) -> str:
 
 def extraction(name: str, model: Records) -> Verdict:
     """State from how many repetitions on the numbers are extracted."""
-    statement = "most of the numbers are not extracted, however often they are planted"
+    statement = "does not write out most of the planted numbers, however often they are planted"
     right = {times: model.where(planted=times).values("extracted") for times in PLANTED}
     if times := next((times for times, own in right.items() if 2 * sum(own) > len(own)), None):
-        statement = f"numbers planted {times} times are extracted, {sum(right[times])} of {len(right[times])}"
-    return Verdict(f"Model {name}: {statement}.", "the fewest plantings with more than half of the numbers extracted")
+        statement = f"writes out {sum(right[times])} of the {len(right[times])} numbers planted {times} times"
+    return Verdict(
+        f"Model {name} (layers x width) {statement}.",
+        "the fewest plantings with more than half of the numbers extracted",
+    )
 
 
 def sizes(models: Sequence[Records]) -> Verdict:

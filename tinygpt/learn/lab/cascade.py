@@ -198,9 +198,9 @@ def simplest(runs: Records, longest: Names) -> Verdict:
     start = next(names for names, cost in costs.items() if cost <= (1 + GAIN) * low)
     first = [longest[: number + 1] for number in range(len(longest))]
     steps = "; ".join(f"{', '.join(names)} and person: {costs[names]:.2f}" for names in first)
-    advice = f"Start with: {' and '.join(start)}; a person answers the rest" if start else "Start with a person alone"
+    advice = f"the {' and the '.join(start)}; a person answers the rest" if start else "a person alone"
     return Verdict(
-        f"{advice}. Cost: {costs[start]:.2f} per 1,000 lines; the cheapest way costs {low:.2f}. A person alone: "
+        f"Start with {advice}. 1,000 lines cost {costs[start]:.2f}; in the cheapest way {low:.2f}; by a person alone "
         f"{PERSON_PRICE:.2f}.",
         "a person alone, or the cascade with the fewest and simplest stages, among those at most "
         f"{100 * GAIN:.0f}% above the cheapest; on common seeds. Stage by stage: {steps}",

@@ -81,7 +81,9 @@ def lab(config: LabConfig) -> int:
         summary = chosen.summarise(records, config)
         print(f"\n{summary.as_text()}\n")
         live = chosen.live(config, folder, records) if chosen.live else None
-        for path in write(summary, folder, config.name, live):
+        used = [key for key in ("dataset", "text", *chosen.models) if key in config.given]
+        results = "".join(f", results with your --{key}" for key in used)
+        for path in write(summary._replace(contents=summary.contents + results), folder, config.name, live):
             print(f"written: {path}")
         print(f"\nnext: open {folder / config.name}.html in a browser")
     return 0

@@ -19,6 +19,7 @@ import numpy as np
 
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
+from tinygpt.base.terminal import counted
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, spread
@@ -125,8 +126,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
     for (task, examples, iterations), own in records.having("iterations").by("task", "examples", "iterations").items():
         by_base = records.where(task=task, examples=examples).by("base") | own.by("base")
         figures[task, examples, iterations] = {name: by_base[name] for name in (*BASES, *BASELINES)}
-    n = len(seeds(config))
-    shared = f"Median over {n} seeds (minimum to maximum). " if n > 1 else "One seed. "
+    shared = f"Median of {counted(len(seeds(config)), 'seed')} (minimum to maximum). "
     knows = [{"base": base, **{text: spread(own.values(text), ".2f") for text in TEXTS}} for base, own in bits.items()]
     note = (
         "Before fine-tuning, on the last tenth of each text. Less is better. The text about industries repeats itself: "
@@ -170,7 +170,7 @@ def compared(figures: Figures, base: str, other_base: str) -> Verdict:
         overlap = min(accuracies) <= max(other_accuracies) and max(accuracies) >= min(other_accuracies)
         outcome = "better than" if gain > MARGIN else "worse than" if -gain > MARGIN else "no different from"
         outcomes["no different from" if overlap else outcome].append(
-            f"{title(*case)}: {100 * median(accuracies):.0f}% and {100 * median(other_accuracies):.0f}%"
+            f"{title(*case)}: accuracy {100 * median(accuracies):.0f}% and {100 * median(other_accuracies):.0f}%"
         )
     names = {"none": "no pretraining", **{text: f"pretraining on {text}" for text in TEXTS}}
     subject = names[base][0].upper() + names[base][1:]

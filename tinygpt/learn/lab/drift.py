@@ -130,12 +130,12 @@ def summarise(records: Records, _: LabConfig) -> Summary:
 
 
 def cost_of_drift(base: Records, ngram: Records) -> Verdict:
-    statements = [
-        f"{name} {own.percent('old'):.0f}% and {own.percent('new'):.0f}%"
-        for name, own in (("the tiny model", base), ("the n-gram baseline", ngram))
-    ]
-    text = f"Right on last year's brands and on new ones, without an update: {'; '.join(statements)}."
-    return Verdict(text, "accuracies before the update")
+    return Verdict(
+        f"Without an update, the tiny model is right on {base.percent('old'):.0f}% of lines with last year's brands "
+        f"and on {base.percent('new'):.0f}% of those with new ones; the n-gram baseline on {ngram.percent('old'):.0f}% "
+        f"and {ngram.percent('new'):.0f}%.",
+        "accuracies before the update",
+    )
 
 
 def repair(base: Records, curves: Curves) -> Verdict:

@@ -189,9 +189,9 @@ def cost_of_wrong(learner: str, records: Records) -> Verdict:
             worths = [worth(curves[one["seed"]], one["correct"]) for one in wrong]
             about = "at most" if statistics.median(worths) == min(records.values("examples")) else "about"
             cost = f"are worth {about} {spread(worths, ',.0f')} correct ones"
-        statements.append(f"{most:,} labels, {100 * share:.0f}% of them wrong, {cost} ({100 * change:+.1f} points)")
+        statements.append(f"{most:,} labels, {100 * share:.0f}% wrong, {cost} (accuracy {100 * change:+.1f} points)")
     return Verdict(
-        f"{learner}: {'; '.join(statements)}.",
+        f"For the {learner}, {'; '.join(statements)}.",
         "the number of correct labels with the same accuracy, by interpolation between the rows without wrong "
         "labels (linear in its logarithm), for each seed: median (minimum to maximum); a lower accuracy than in these "
         f"rows counts as that of the fewest labels; a median loss of up to {100 * CLOSE:.0f} percentage points is not "

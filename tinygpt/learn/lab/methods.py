@@ -158,17 +158,13 @@ def near_best(methods: dict[str, Records]) -> list[str]:
     return [name for name, own in methods.items() if gap(best, own.median("accuracy")) <= CLOSE]
 
 
-def shown(own: Records) -> str:
-    """Format the accuracy, on all lines and on those of the nine labels with brands."""
-    return f"{own.percent('accuracy'):.1f}% ({own.percent('nine'):.1f}% on the nine labels with brands)"
-
-
 def simplest(methods: dict[str, Records]) -> Verdict:
     """Choose the simplest method, the n-gram baseline or the first in the table, with an accuracy close to the best."""
     name = near_best(methods)[0]
-    best = shown(max(methods.values(), key=lambda own: own.median("accuracy")))
+    best = max(methods, key=lambda name: methods[name].median("accuracy"))
+    others = "no method has more" if best == name else f"the best, {best}, has {methods[best].percent('accuracy'):.1f}%"
     return Verdict(
-        f"Start with {name}: accuracy {shown(methods[name])}; that of the best method is {best}.",
+        f"Start with {name}: it has an accuracy of {methods[name].percent('accuracy'):.1f}%; {others}.",
         f"the n-gram baseline, or else the first method in the table, within {100 * CLOSE:.0f} percentage points of "
         "the best accuracy",
     )
@@ -182,7 +178,7 @@ def least_forgetting(methods: dict[str, Records]) -> list[Verdict]:
     name = min(near_best(small), key=lambda name: small[name].median("forgetting"))
     verdict = Verdict(
         f"To limit forgetting in the small base model, use {name}: its loss on the base model's text changes by "
-        f"{small[name].median('forgetting'):+.2f}, with an accuracy of {shown(small[name])}.",
+        f"{small[name].median('forgetting'):+.2f}, with an accuracy of {small[name].percent('accuracy'):.1f}%.",
         f"the least forgetting among the methods from the small base model within {100 * CLOSE:.0f} percentage points "
         "of their best accuracy",
     )

@@ -212,10 +212,10 @@ def in_style_and_wrong(curves: Curves) -> Verdict:
     """State how many texts in perfect style are wrong."""
     wrong = {firm: [own.percent(f"wrong {firm}") for own in curve.values()] for firm, curve in curves.items()}
     head = "can be wrong" if max(map(max, wrong.values())) > MARGIN else "is rarely wrong in this run"
-    statements = [f"{FIRMS[firm]} {', '.join(f'{share:.0f}' for share in wrong[firm])}%" for firm in FIRMS]
+    statements = [f"{FIRMS[firm]} {' and '.join(f'{share:.0f}%' for share in wrong[firm])}" for firm in FIRMS]
     return Verdict(
-        f"A text in perfect style {head}. With {', '.join(map(str, curves['a']))} examples, this share of such texts "
-        f"states something wrong: {'; '.join(statements)}.",
+        f"A text in perfect style {head}. So many of these texts state something wrong, with "
+        f"{' and '.join(map(str, curves['a']))} training examples: {'; '.join(statements)}.",
         f"can be wrong: the largest of these shares (median over the seeds) is above {MARGIN}%; a share is 0% if no "
         "text is in style",
     )

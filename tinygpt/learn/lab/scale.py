@@ -130,18 +130,22 @@ def figures(fitted: Fitted, runs: int) -> Table:
 
 
 def best_sizes(fitted: Fitted, runs: Records) -> Table:
-    exponents = [math.log10(flop(run)) for run in runs]
     rows = []
-    for exponent in range(math.ceil(min(exponents)), math.floor(max(exponents)) + 1):
-        compute = 10.0**exponent
+    for compute, title in powers(runs).items():
         size = fitted.law.best_parameters(compute)
         known = 0 < size < math.inf
-        row = {"compute C in FLOP": f"10^{exponent}", "parameters N": f"{size:,.0f}" if known else "not determined"}
+        row = {"compute C in FLOP": title, "parameters N": f"{size:,.0f}" if known else "not determined"}
         row["training tokens D"] = f"{compute / 6 / size:,.0f}" if known else "not determined"
         row["loss"] = fitted.as_text(partial(Law.best_loss, compute=compute), ".2f")
         rows.append(row)
     note = "C = 6 N D: a training token costs about 6 operations (FLOP) for each parameter."
     return Table("The best size for a compute, by the law", rows, note)
+
+
+def powers(runs: Records) -> dict[float, str]:
+    """Name the powers of ten within the compute of the runs."""
+    exponents = [math.log10(flop(run)) for run in runs]
+    return {10.0**n: f"10^{n}" for n in range(math.ceil(min(exponents)), math.floor(max(exponents)) + 1)}
 
 
 def larger(fitted: Fitted, runs: Records) -> Table:
@@ -172,8 +176,8 @@ def predicted(law: Law, last: dict[str, Any]) -> Verdict:
     expected, measured = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
     error = round(abs(expected / measured - 1), 4)
     return Verdict(
-        f"The law {'predicts' if error < 0.02 else 'does not predict'} the largest run, held out, with "
-        f"{last['parameters']:,} parameters: predicted {expected:.3f}, measured {measured:.3f} ({100 * error:.2f}%).",
+        f"The law {'predicts' if error < 0.02 else 'does not predict'} the loss of the largest model, held out of "
+        f"the fit: predicted {expected:.3f}, measured {measured:.3f}, an error of {100 * error:.2f}%.",
         "the error is below 2%",
     )
 
@@ -219,7 +223,9 @@ def picture(law: Law, runs: Records, last: dict[str, Any]) -> Plane:
     compute = np.geomspace(min(map(flop, runs)), flop(last), 50)
     lines.append(Line("best size, by the law", compute, list(map(law.best_loss, compute)), "--"))
     lines.append(Line("held-out run", [flop(last)], [last["loss"]], "*", "black", {"markersize": 10}))
-    return Plane("compute (6 N D, FLOP)", "validation loss (nats per token)", lines, log=True)
+    return Plane(
+        "compute (6 N D, FLOP)", "validation loss (nats per token)", lines, powers(Records([*runs, last])), log=True
+    )
 
 
 ABOUT = "how the loss depends on size and length: a scaling law"

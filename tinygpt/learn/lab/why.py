@@ -176,8 +176,8 @@ def detects(rankings: dict[str, Records]) -> Verdict:
     harm, loss = (rankings[ranking].percent("found") for ranking in ("harm", "loss"))
     finds = "about as many as" if abs(gap(harm, loss)) < CLOSE else "more than" if harm > loss else "fewer than"
     return Verdict(
-        f"The harm to correct lines finds {harm:.0f}% of the wrong labels, {finds} the highest loss ({loss:.0f}%); "
-        f"chance finds {100 * WRONG:.0f}%.",
+        f"Ranking lines by their harm to correct ones finds {harm:.0f}% of the wrong labels, {finds} by their loss "
+        f"({loss:.0f}%); chance finds {100 * WRONG:.0f}%.",
         f"about as many: less than {CLOSE} percentage points apart; medians over the seeds",
     )
 

@@ -259,5 +259,5 @@ def as_text(findings: Sequence[Finding]) -> list[str]:
 def as_table(findings: Sequence[Finding]) -> Table:
     columns = ("name", "count", "found", "examples", "what to do")
     rows = [(f.name, f"{f.count:,}", f.what, " / ".join(f.examples), f.advice) for f in findings]
-    how = "Personal data in examples are masked."
+    how = "Likely personal data in examples are masked, but not names and postal addresses."
     return Table("The data", [dict(zip(columns, row, strict=True)) for row in rows], how)

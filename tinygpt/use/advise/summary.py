@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygpt.base.terminal import counted, cut, duration, escaped
+from tinygpt.base.terminal import counted, duration
 from tinygpt.examine.eval.classify import confusion_matrix, quality, rates
 from tinygpt.examine.experiment.picture import name_rows
 from tinygpt.examine.experiment.stages import Results
@@ -15,11 +15,10 @@ from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict
 from tinygpt.use.advise import judge, look
 from tinygpt.use.advise.contenders import MAJORITY, SENTENCES, Data
 from tinygpt.use.advise.judge import TARGET, Advice, Sure, Tested
-from tinygpt.use.advise.look import Finding, as_table
+from tinygpt.use.advise.look import Finding, as_table, shown
 from tinygpt.use.advise.split import Split
 
 LOOK = "look at the data"  # the stage of the findings
-SHOWN = 60  # characters of a prompt
 FOUND = 0.5  # a label with a lower recall is mostly missed
 MOST = 5  # labels that are named
 MISTAKES = 10  # that are shown
@@ -133,6 +132,16 @@ class Report:
     def left_out(self) -> dict[str, str]:
         return {record["contender"]: record["left_out"] for record in self.results.records if "left_out" in record}
 
+    @cached_property
+    def confusions(self) -> list[dict[str, Any]]:
+        """Return the labels that the advised contender takes for others, the most frequent confusion first."""
+        wrong = self.confusion * ~np.eye(self.L, dtype=bool)
+        return [
+            {"label": self.labels[i], "answer": self.labels[j], "lines": int(wrong[i, j])}
+            | {"tested": int(self.confusion[i].sum())}
+            for i, j in sorted(np.argwhere(wrong).tolist(), key=lambda place: -wrong[*place])
+        ]
+
     @property
     def values(self) -> dict[str, Any]:
         """Return the report for --json."""
@@ -143,6 +152,7 @@ class Report:
             "left_out": self.left_out,
             "advice": {"name": self.advice.name, "why": self.advice.why},
             "per_label": self.per_label(),
+            "confusions": self.confusions,
             "threshold": self.sure._asdict(),
             "learning_curve": [point | {"right": float(point["right"].mean())} for point in self.curve],
             "mistakes": self.mistakes,
@@ -165,8 +175,8 @@ class Report:
         rows = [
             {
                 "contender": row["name"] + " (advised)" * (row["name"] == name),
-                "accuracy": shown(row["accuracy"], row["accuracy_interval"]),
-                "macro-F1": shown(row["macro_f1"], row["macro_f1_interval"]),
+                "accuracy": ranged(row["accuracy"], row["accuracy_interval"]),
+                "macro-F1": ranged(row["macro_f1"], row["macro_f1_interval"]),
                 "lines tested": f"{row['lines']:,}",
                 "training": duration(row["seconds"]) if row["seconds"] else "-",
                 "one line": f"{1000 * row['per_line']:.1f} ms",
@@ -195,26 +205,31 @@ class Report:
             "Accuracy of the contenders, with 95% confidence intervals",
             self._draw,
             example,
+            f"figures, quotations from the sheet (of at most {look.SHOWN} characters) and its labels; in them, e-mail "
+            "addresses, IBANs, payment cards and telephone numbers are masked where they are recognised, names and "
+            "postal addresses are not",
         )
 
     def _example(self, row: dict[str, Any]) -> Example:
-        prompt = look.shown(row["prompt"], SHOWN)
-        note = f"In the sheet: {escaped(row['label'])}. Probability of the answer: {100 * row['probability']:.0f}%."
-        return Example("The wrong answer with the highest probability", f"{prompt} →", escaped(row["answer"]), note)
+        note = f"In the sheet: {shown(row['label'])}. Probability of the answer: {100 * row['probability']:.0f}%."
+        prompt, answer = f"{shown(row['prompt'])} →", shown(row["answer"])
+        return Example("The wrong answer with the highest probability", prompt, answer, note)
 
     def _confusion_table(self) -> Table:
-        wrong = self.confusion * ~np.eye(self.L, dtype=bool)
-        places = sorted(np.argwhere(wrong).tolist(), key=lambda place: -wrong[*place])
         rows = [
-            {"label": escaped(cut(self.labels[i], 40)), "taken for": escaped(cut(self.labels[j], 40))}
-            | {"lines": f"{self.confusion[i, j]:,} of {self.confusion[i].sum():,}"}
-            for i, j in places[:MISTAKES]
+            {"in the sheet": shown(row["label"], 40), "answered": shown(row["answer"], 40)}
+            | {"lines": f"{row['lines']:,} of {row['tested']:,}"}
+            for row in self.confusions[:MISTAKES]
         ]
-        return Table("Which label is taken for which", rows, f"The answers of {self.advice.name} to the tested lines.")
+        first, n = rows[0], len(self.confusions)
+        most = f": the {MISTAKES} most frequent of {n:,}" if n > MISTAKES else ""
+        how = f"The first row: of the tested lines with the label {first['in the sheet']} in the sheet, "
+        how += f"{self.advice.name} answered {first['answered']} to {first['lines']}."
+        return Table(f"Which label is taken for which{most}", rows, how)
 
     def _label_table(self) -> Table:
         rows = [
-            {"label": escaped(cut(row["label"], 40)), "tested": f"{row['lines']:,}"}
+            {"label": shown(row["label"], 40), "tested": f"{row['lines']:,}"}
             | {key: f"{row[key]:.2f}" for key in ("precision", "recall", "f1")}
             for row in self.per_label()
         ]
@@ -228,10 +243,10 @@ class Report:
         rows = [
             {
                 self.data.unit: str(row[self.data.unit]),
-                "prompt": look.shown(row["prompt"], SHOWN),
-                "label": escaped(row["label"]),
+                "prompt": shown(row["prompt"]),
+                "label": shown(row["label"]),
             }
-            | {"answer": escaped(row["answer"]), "probability": f"{100 * row['probability']:.0f}%"}
+            | {"answer": shown(row["answer"]), "probability": f"{100 * row['probability']:.0f}%"}
             for row in self.mistakes
         ]
         return Table(
@@ -240,8 +255,8 @@ class Report:
 
     def _choice(self) -> Verdict:
         accuracy = {row["name"]: row["accuracy"] for row in self.contenders}
-        name, guess = self.advice.name, f"{100 * accuracy[MAJORITY]:.0f}%"
-        text = f"Advice: {name}, {100 * accuracy[name]:.0f}% right; guessing the most frequent label: {guess}."
+        name, guess = self.advice.name, f"{100 * accuracy[MAJORITY]:.1f}%"
+        text = f"Advice: {name}, {100 * accuracy[name]:.1f}% right; guessing the most frequent label: {guess}."
         if name == MAJORITY:
             text = f"Advice: no model yet; none is clearly better than guessing the most frequent label, {guess} right."
         if self.split.warning:
@@ -268,7 +283,7 @@ class Report:
         missed = [row for row in self.per_label() if row["lines"] and row["recall"] < FOUND]
         if not missed:
             return []
-        named = ", ".join(f"{escaped(cut(row['label'], 30))} ({100 * row['recall']:.0f}%)" for row in missed[:MOST])
+        named = ", ".join(f"{shown(row['label'], 30)} ({100 * row['recall']:.0f}%)" for row in missed[:MOST])
         more = f" and {counted(len(missed) - MOST, 'more label')}" if len(missed) > MOST else ""
         text = f"Mostly missed: {named}{more}. If these are the lines that you look for, do not go by the accuracy: "
         text += "label more of them"
@@ -322,12 +337,12 @@ class Report:
             look: Any = {"color": "C0" if advised else "gray", "linewidth": 3}
             axes.plot(100 * np.array(row["accuracy_interval"]), [position, position], **look)
             axes.plot(100 * row["accuracy"], position, "o", markersize=8, **look)
-            names.append(f"{row['name']}{' (advised)' * advised}: {100 * row['accuracy']:.0f}%")
+            names.append(f"{row['name']}{' (advised)' * advised}: {100 * row['accuracy']:.1f}%")
         axes.set(xlabel="accuracy (%)", xlim=(0, 100))
         name_rows(axes, names)
 
 
-def shown(share: float, interval: tuple[float, float]) -> str:
+def ranged(share: float, interval: tuple[float, float]) -> str:
     """Format a share and its interval in percent."""
     low, high = (100 * bound for bound in interval)
     digits = 0 if math.ceil(high - low) > 10 else 1

@@ -17,7 +17,7 @@ from tinygpt.learn.lab.facts.experiment import TRIES, names
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good
 OUTCOMES = {"right": "C2", "stale": "C1", "wrong": "C3", "abstained": "lightgray"}
 KNOWS = (
-    "In percent of the questions, whose wordings occur in no training set of this lab, nor in that of the tiny reader. "
+    "Shares of the questions, whose wordings occur in no training set of this lab, nor in that of the tiny reader. "
     "In parentheses: 95% confidence intervals over the questions (Wilson). Right: the answer contains the right one. "
     "Unchanged, before and after: facts that do not change; a drop is damage done by the update. Changed: facts that "
     "have changed. Stale: the answer contains the value before the change. Passage given: right answers after the "
@@ -27,9 +27,9 @@ KNOWS = (
     "closed-book model that is not updated has never seen the changed facts, so it must be wrong about them."
 )
 CHANGES = (
-    "Update: time to index and ask, or to train, on this machine. Commands: for the update. Examples: question-answer "
-    "pairs that somebody has to write. Written: the documents, or the checkpoint. Trained: number of parameters. Time "
-    "to a right answer: from a changed document to the first right answer, with the command ask; 'none' if "
+    "Systems with an update. Update: time to index and ask, or to train, on this machine. Commands: for it. Examples: "
+    "question-answer pairs that somebody has to write. Written: the documents, or the checkpoint. Time to a right "
+    "answer: from a changed document to the first right answer, with the command ask; 'none' if "
     f"{TRIES} attempts failed; for a closed-book model, its update and one answer, right or not."
 )
 COSTS = (
@@ -44,7 +44,7 @@ EFFORT: dict[str, tuple[str, Callable[[float], str]]] = {  # column: key of a Co
     "commands": ("commands", "{:.0f}".format),
     "examples": ("examples", "{:,.0f}".format),
     "written": ("bytes", lambda size: f"{size / 1e3:,.0f} kB"),
-    "trained": ("weights", "{:,.0f}".format),
+    "parameters trained": ("weights", "{:,.0f}".format),
 }
 
 
@@ -155,7 +155,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
     names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
     counts = ", ".join(f"{measured.kinds[kind]:,} {name}" for kind, name in names.items())
     knows = f"Questions: {counts}; the pretrained model, if there is one, answers a sample of the first seed's. {KNOWS}"
-    prices = f"{COSTS} Cost: at a price of {HOUR:g} per hour."
+    prices = f"{COSTS} Cost: in any currency, at {HOUR:g} per hour."
 
     def draw(axes: Any) -> None:
         for index, row in enumerate(systems):
@@ -174,7 +174,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         "The same questions about invented companies for every method; then a tenth of the facts change.",
         [
             Table("Right answers before and after the change", [known(measured, row) for row in systems], knows),
-            Table("What the change costs", [change(measured, row) for row in systems], CHANGES),
+            Table("What the change costs", [change(measured, row) for row in systems if row.update != NONE], CHANGES),
             Table("What building and asking cost", [costs(measured, row) for row in systems], prices),
         ],
         [simplest(measured, systems), freshest(measured), *fine_tuning, private(records)],
@@ -216,7 +216,7 @@ def change(measured: Measured, row: Row) -> dict[str, str]:
         fresh = update + (measured.mean(row.after, "seconds per question") or 0.0)
     return {
         "system": row.name,
-        **effort(measured, row.update, "update", "commands", "examples", "written", "trained"),
+        **effort(measured, row.update, "update", "commands", "examples", "written", "parameters trained"),
         "time to a right answer": failed if fresh is None else duration(fresh),
     }
 
