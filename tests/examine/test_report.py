@@ -238,9 +238,9 @@ def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_predict
     assert (first.get_attribute("aria-pressed"), second.get_attribute("aria-pressed")) == ("true", "false")
     second.click()
     assert second.get_attribute("aria-pressed") == "true" and page.find("#which").text == "Layer 1, head 2"
-    assert page.find("#looks").text.startswith("“g” attends mostly to ")
+    assert page.find("#looks").text.startswith("“g” attends most to ")
     page.all("#looked span")[0].send_keys("")  # focus, as with the Tab key
-    assert page.find("#looks").text == "“T” attends mostly to “T” (itself) 100%."
+    assert page.find("#looks").text == "“T” attends most to “T” (itself) 100%."
     weights = page.run(
         "return [...document.querySelectorAll('#looked span')].map(s => s.style.getPropertyValue('--a'))"
     )
@@ -249,7 +249,7 @@ def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_predict
     page.driver.execute_script("document.querySelector('#matrix').scrollIntoView({block: 'center'})")
     moved = {"type": "mouseMoved", **page.run(PLACE_OF_THE_THIRD_ROW)}
     page.driver.execute_cdp_cmd("Input.dispatchMouseEvent", moved)
-    page.until(lambda: page.find("#looks").text.startswith("“e” attends mostly to "))
+    page.until(lambda: page.find("#looks").text.startswith("“e” attends most to "))
     type_into(page, "The é")
     assert "1 character is not in the model's vocabulary" in page.find("#note").text
     type_into(page, "")
@@ -620,7 +620,7 @@ def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Pat
     found = re.fullmatch(
         rf"all weights of the model \({weights:,} parameters\), "
         rf"the vocabulary \({len(data['models'][0]['packed']['vocabulary'])} tokens\), "
-        r"the run's settings, column and file names, the losses of 1 run, "
+        r"the run's settings, column and file names, checksums and versions, the losses of 1 run, "
         r"3 samples \(([\d,]+) characters\), 600 characters of the training data, "
         r"600 characters of the validation data, \d\d characters of a training batch, "
         r"(\d) quotations from the training data \(([\d,]+) characters\), "
@@ -785,7 +785,9 @@ def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     assert links.pop() == "sharing"
     assert links == sections == ["type", "curves", "samples", "loss", "memorised", "numbers"]
     contents = next(line for line in result.out.splitlines() if line.startswith("contains: "))
-    assert contents.startswith("contains: the run's settings, column and file names, the losses of 1 run")
+    assert contents.startswith(
+        "contains: the run's settings, column and file names, checksums and versions, the losses of 1 run"
+    )
     assert "weights" not in contents and "vocabulary" not in contents
 
 

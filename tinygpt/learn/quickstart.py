@@ -74,11 +74,15 @@ def quickstart(config: QuickstartConfig) -> int:
     loss, baselines = measured["loss"], measured["baselines"]
     first = next((entry["val_loss"] for entry in run.entries("eval")), math.log(characters))
     trigram = math.exp(baselines["trigram"])
+    table = f"; with a table of letter triples, {trigram:.0f}" if trigram < characters else ""
     print(f"""
-The loss on text that the model has not seen fell from {first:.2f} to {loss:.2f}: at each character it hesitates between
-{math.exp(loss):.0f}, on average. At first it was {characters}; for a table of letter triples it is {trigram:.0f}.""")
-    if loss > baselines["bigram"]:
-        print("So it has hardly learned anything yet: train it longer, with another --out_dir.")
+The loss on text that the model has not seen was {first:.2f} at first, and is {loss:.2f}: at each character it hesitates
+between {math.exp(loss):.0f}, on average. With a blind guess it would be {characters}{table}.""")
+    if loss > min(baselines[name] for name in ("uniform", "unigram", "bigram")):
+        print(
+            "So it predicts no better than simple counting: it needs a longer training (in another --out_dir), or the"
+        )
+        print("last tenth of the text, which measures it, is of another kind than the rest.")
 
     show("report", out, *data_flag)
     show_page(run, out / "report.html", config.open)

@@ -17,30 +17,35 @@ from tinygpt.base.terminal import counted
 from tinygpt.training.log import is_number, number
 
 IN_A_ROW = 3  # evaluations
+LAST = 0.25  # share of a run in which the loss must still fall; IN_A_ROW evaluations if these are more
 CROWDED = 10  # parameters per training token; with more of them there is too little data
 
 RULES = {
     "too early": f"a trend needs {IN_A_ROW} evaluations",
     "trend unknown": f"a trend needs {IN_A_ROW} evaluations, each with its standard error",
     "diverged": "the loss is NaN or infinite; or the training loss has lost over half its improvement; or "
-    "both losses exceed those of the best step by more than two standard errors in three consecutive evaluations",
+    "both losses exceed those of the best step by more than two standard errors in three consecutive evaluations and "
+    "in the last one",
     "overfitting": "the validation loss exceeds its minimum by more than two standard errors in three consecutive "
-    "evaluations",
-    "still improving": "the validation loss is below all values before the last three evaluations, or below the "
-    "first of three, by more than two standard errors",
+    "evaluations and in the last one",
+    "rising": "the last validation loss exceeds the minimum by more than two standard errors, but not three in a row",
+    "still improving": "the last validation loss is below all values before the last quarter of the run, and before "
+    "the last three evaluations, or below the first of three, by more than two standard errors",
     "stopped early": "the run ended before max_iters: the validation loss had no new minimum in `patience` evaluations",
-    "finished": "no change of the validation loss larger than two standard errors in the last three evaluations",
+    "finished": "the last validation loss is neither above the minimum, nor below all values before the last quarter "
+    "of the run and the last three evaluations, by more than two standard errors",
 }
 RULES["too little data"] = f"{RULES['overfitting']}, and there are more than {CROWDED} parameters per training token"
 MEANINGS = {  # in plain words
     "too early": "there are too few evaluations to see a trend",
     "trend unknown": "the evaluations do not show whether the loss still falls",
     "diverged": "training became unstable, and the model got worse",
-    "overfitting": "the model memorises its training text, and predicts other text worse than before",
-    "too little data": "the model memorises its training text, which is too short for a model of this size",
+    "overfitting": "the model gets better on its training text, and worse on the text that it does not train on",
+    "too little data": "the model gets better on its training text only, which is short for a model of this size",
+    "rising": "the loss has begun to rise, so longer training may make it worse",
     "still improving": "the loss still falls, so longer training may help",
     "stopped early": "the loss no longer fell",
-    "finished": "the loss no longer changes",
+    "finished": "the loss hardly changed in the last part of the training",
 }
 
 
@@ -62,7 +67,9 @@ class Verdict:
 
     @property
     def overfitting(self) -> str:
-        return f"since step {self.since:,}" if self.kind in ("overfitting", "too little data") else "not seen"
+        if self.kind in ("overfitting", "too little data"):
+            return f"since step {self.since:,}"
+        return "perhaps" if self.kind == "rising" else "not seen"
 
     def lines(self) -> list[str]:
         """Format for the terminal."""
@@ -103,7 +110,7 @@ def judge(
         why = f"the training loss was {train[lowest]:.3f} at step {steps[lowest]:,} and is {train[-1]:.3f}"
         return verdict("diverged", since, why)
     above, unstable = val > val[best] + 2 * error, train > train[best] + 2 * error
-    for first in range(best + 1, len(val) - IN_A_ROW + 1):
+    for first in range(best + 1, len(val) - IN_A_ROW + 1 if above[-1] else 0):
         if above[first : first + IN_A_ROW].all():
             kind = "too little data" if parameters > CROWDED * tokens > 0 else "overfitting"
             if unstable[first : first + IN_A_ROW].all():  # the training loss rises, too: this is not memorisation
@@ -112,15 +119,18 @@ def judge(
             if kind == "too little data":
                 why += f"; {parameters:,} parameters, {tokens:,} training tokens"
             return verdict(kind, steps[first], why)
-    decrease = val[: max(1, len(val) - IN_A_ROW)].min() - val[-1]
-    span = "in the last three evaluations" if len(val) > IN_A_ROW else "since the first evaluation"
-    why = f"the validation loss decreased by {decrease:.3f} {span}, to {val[-1]:.3f}"
-    if decrease <= 0:
+    before_last = sum(step <= (1 - LAST) * steps[-1] for step in steps)
+    compared = max(1, min(before_last, len(val) - IN_A_ROW))
+    decrease = val[:compared].min() - val[-1]
+    why = f"the validation loss decreased by {decrease:.3f} after step {steps[compared - 1]:,}, to {val[-1]:.3f}"
+    if decrease <= 0 or above[-1]:
         why = f"the validation loss was best at step {steps[best]:,}, {val[best]:.3f}, and is {val[-1]:.3f}"
     why += f"; changes below {2 * error[-1]:.3f}, two standard errors, may be chance"
-    if decrease > 2 * error[-1]:
-        return verdict("still improving", None, why)
-    return verdict("stopped early" if stopped else "finished", None, why)
+    if stopped:
+        return verdict("stopped early", None, why)
+    if above[-1]:
+        return verdict("rising", None, why)
+    return verdict("still improving" if decrease > 2 * error[-1] else "finished", None, why)
 
 
 def evaluations(entries: list[dict[str, Any]]) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
@@ -162,7 +172,7 @@ def remedy(kind: str, settings: dict[str, Any], out: str, unfinished: bool = Fal
             rates = ["learning_rate", "min_lr"] + ["muon_learning_rate"] * (settings.get("optimizer") == "muon")
             lower = [(name, number(settings, name, 1e-3) / 3) for name in rates if settings.get(name) != 0]
             return again("slower", *(f"--{name}={rate:.1g}" for name, rate in lower))
-        case "overfitting":
+        case "overfitting" | "rising":
             dropout = next((more for more in (0.2, 0.4, 0.6) if number(settings, "dropout", 0.1) < more), 0.8)
             return again("dropout", f"--dropout={dropout}", "--patience=3")
         case "too little data" if not from_scratch:

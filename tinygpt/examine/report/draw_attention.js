@@ -75,7 +75,7 @@ const Attention = (() => {
     });
     const most = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, 3);
     const name = (index) => `“${shown(model.vocabulary[seen.ids[index]])}” ${index === place ? "(itself)" : `(${place - index} earlier)`} ${percent(row[index])}`;
-    $("looks").textContent = `“${shown(model.vocabulary[seen.ids[place]])}” attends mostly to ${most.map(name).join(", ")}.`;
+    $("looks").textContent = `“${shown(model.vocabulary[seen.ids[place]])}” attends most to ${most.map(name).join(", ")}.`;
   }
 
   /** The position whose row is at this height of the large picture. */

@@ -113,7 +113,10 @@ def contents(run: LoadedRun, values: dict[str, Any], first: str, packed: list[di
         words = "" if isinstance(run.tokenizer, CharTokenizer) else ", words of the training data among them"
         items.append(f"the vocabulary ({run.tokenizer.vocab_size:,} tokens{words})")
     if runs := len(values["runs"]):
-        items += ["the run's settings, column and file names", f"the losses of {counted(runs, 'run')}"]
+        items += [
+            "the run's settings, column and file names, checksums and versions",
+            f"the losses of {counted(runs, 'run')}",
+        ]
     if shown_samples := values["samples"]:
         length = sum(len(entry["prompt"]) + sum(len(piece) for piece, _ in entry["pieces"]) for entry in shown_samples)
         items.append(f"{counted(len(shown_samples), 'sample')} ({counted(length, 'character')})")

@@ -48,8 +48,9 @@ def render(
     policy = "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
     own = {"updated": updated, "policy": policy, "css": css, "script": script, "size": SIZE}
     page = templates().get_template(template).render(values | own)
-    page = page.replace(SIZE, megabytes(len(page)), 1)
-    return Page(page.encode("utf-8", "replace"), values.get("contents", ""), values.get("note", ""))
+    content = page.encode("utf-8", "replace")
+    content = content.replace(SIZE.encode(), megabytes(len(content)).encode(), 1)
+    return Page(content, values.get("contents", ""), values.get("note", ""))
 
 
 def megabytes(size: int) -> str:

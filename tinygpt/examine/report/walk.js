@@ -31,8 +31,8 @@ const Walk = (() => {
     ],
     attention({ ids, attention }) {
       const weights = attention[block][0];
-      const most = largest(weights, 2).map((place) => `“${token(ids[place])}” (${percent(weights[place])})`);
-      return [`Head 1 of layer ${block + 1} takes information from the ${unit()}s so far, mostly from ${most.join(" and ")}.`, text(weights)];
+      const most = largest(weights, 2).map((place) => `“${token(ids[place])}” (${ids.length - 1 - place} earlier, ${percent(weights[place])})`);
+      return [`Head 1 of layer ${block + 1} takes information from the ${unit()}s so far, most from ${most.join(" and ")}.`, text(weights)];
     },
     MLP: ({ hidden }) => [
       `The MLP of layer ${block + 1} computes ${hidden[block].length} activations, of which ${hidden[block].filter((x) => x > 0).length} are positive.`,
