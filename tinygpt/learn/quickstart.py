@@ -79,10 +79,7 @@ def quickstart(config: QuickstartConfig) -> int:
 The loss on text that the model has not seen was {first:.2f} at first, and is {loss:.2f}: at each character it hesitates
 between {math.exp(loss):.0f}, on average. With a blind guess it would be {characters}{table}.""")
     if loss > min(baselines[name] for name in ("uniform", "unigram", "bigram")):
-        print(
-            "So it predicts no better than simple counting: it needs a longer training (in another --out_dir), or the"
-        )
-        print("last tenth of the text, which measures it, is of another kind than the rest.")
+        print("So it predicts no better than simple counting: it needs a longer training, in another --out_dir.")
 
     show("report", out, *data_flag)
     show_page(run, out / "report.html", config.open)
