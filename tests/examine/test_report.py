@@ -206,7 +206,7 @@ def test_continue_stop_step_branch_and_undo(page: Browser) -> None:
     page.click("#continue")
     page.until(lambda: len(page.value("#text")) > 60)  # beyond the context of 16
     page.click("#stop")
-    assert "follow when the text stops" not in page.find("#note").text
+    assert "are updated when" not in page.find("#note").text
     page.until(lambda: page.find("#continue").is_enabled())
     written = page.value("#text")
     assert written.startswith("The king") and re.fullmatch(r"\d+ characters per second", page.find("#speed").text)
@@ -598,7 +598,7 @@ def test_no_text_leaves_out_the_text_of_the_dataset(private: Path, tmp_path: Pat
     first = runs.split()[0]
     assert f"without samples and text of the dataset: tinygpt report {first} --no_text\n" in outputs[0]
     assert "--no_text" not in outputs[1]
-    assert f"One file of {re.search(r'[0-9.]+ MB', outputs[0])[0]} that any browser" in plain["source"]  # type: ignore[index]
+    assert f"The file has {re.search(r'[0-9.]+ MB', outputs[0])[0]}: send it" in plain["source"]  # type: ignore[index]
     for what in ("samples", "data", "quotations"):
         assert what in outputs[0].partition("contains: ")[2] and what not in outputs[1].partition("contains: ")[2], what
     assert all("a model can reproduce text that it has memorised" in out for out in outputs)

@@ -42,7 +42,7 @@ def shown(out: str) -> list[str]:
 def explained(out: str) -> float:
     """The loss that it explains, with its perplexity and that of the other predictors."""
     read = re.search(
-        r"was ([\d.]+) at first, and is ([\d.]+): at each character it hesitates\nbetween (\d+), on average. ", out
+        r"was ([\d.]+) at first, and is ([\d.]+): on average the model hesitates\nbetween (\d+) characters. ", out
     )
     assert read and abs(int(read[3]) - math.exp(float(read[2]))) < 0.51 + 0.005 * int(read[3])
     assert float(read[2]) < float(read[1])
@@ -62,7 +62,7 @@ def test_quickstart_twice(small: Path) -> None:
     ]
     assert "It takes about 1 minute." in first
     assert "1,115,394 characters, 65 different ones" in first and explained(first) < 4.2
-    assert "With a blind guess it would be 65; with a table of letter triples, 8." in first  # as `eval` measures
+    assert "A blind guess hesitates between 65; a table of letter triples, between 8." in first  # as `eval` measures
     assert "it predicts no better than simple counting" in first
     ((command, *arguments),) = suggested(first)
     assert [command, *arguments] == ["sample", "out", "--start", "ROMEO:"]
@@ -180,5 +180,5 @@ def test_quickstart_with_own_text_shows_the_commands_that_it_runs(tmp_path: Path
         "tinygpt train --dataset=my-notes --budget=10s --out_dir=out-my-notes",
         "tinygpt report out-my-notes",
     ]
-    assert "With a blind guess it would be 18;" in said and explained(said) < 2.5
+    assert "A blind guess hesitates between 18;" in said and explained(said) < 2.5
     assert shown(ok(tmp_path, "quickstart", "my notes.txt", "--budget=10s").out)[1].endswith("--init_from=auto")

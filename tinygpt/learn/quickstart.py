@@ -74,10 +74,10 @@ def quickstart(config: QuickstartConfig) -> int:
     loss, baselines = measured["loss"], measured["baselines"]
     first = next((entry["val_loss"] for entry in run.entries("eval")), math.log(characters))
     trigram = math.exp(baselines["trigram"])
-    table = f"; with a table of letter triples, {trigram:.0f}" if trigram < characters else ""
+    table = f"; a table of letter triples, between {trigram:.0f}" if trigram < characters else ""
     print(f"""
-The loss on text that the model has not seen was {first:.2f} at first, and is {loss:.2f}: at each character it hesitates
-between {math.exp(loss):.0f}, on average. With a blind guess it would be {characters}{table}.""")
+The loss on text that the model has not seen was {first:.2f} at first, and is {loss:.2f}: on average the model hesitates
+between {math.exp(loss):.0f} characters. A blind guess hesitates between {characters}{table}.""")
     if loss > min(baselines[name] for name in ("uniform", "unigram", "bigram")):
         print("So it predicts no better than simple counting: it needs a longer training, in another --out_dir.")
 

@@ -54,6 +54,7 @@ def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, A
         "parts": parts,
         "losses": measured,
         "losses_note": note,
+        "curves_are_estimates": bool(settings.get("eval_iters", 1)),
         "before_after": before_after(entries),
     }
 

@@ -140,7 +140,7 @@
     running = value;
     $("continue").disabled = $("step").disabled = value;
     $("stop").disabled = !value;
-    if (value) $("note").textContent = "The sections below follow when the text stops.";
+    if (value) $("note").textContent = "The sections below are updated when the text stops.";
   }
 
   $("continue").addEventListener("click", () => run(MOST, false));
