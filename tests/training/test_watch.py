@@ -214,7 +214,8 @@ def test_open_pages_are_updated_and_keep_what_was_written(page: Page, run_copy: 
         ok(run_copy, *RESUME, "--max_iters=40", "--lr_schedule=constant")
         page.wait("^finished at step 40$")
         until(lambda: page.steps[-1] == "40")
-        assert page.keeps(left) and page.run("return window.stamp") == stamp  # it was never loaded again
+        until(lambda: page.keeps(left))
+        assert page.run("return window.stamp") == stamp  # it was never loaded again
         assert page.errors() == []
         page.driver.switch_to.window(page.driver.window_handles[-1])
         until(lambda: page.steps[-1] == "40")
@@ -259,7 +260,8 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         assert trainer(work, *RESUME, f"--max_iters={more}", "--lr_schedule=constant").wait() == 0
         page.wait(f"^finished at step {more:,}$")
         until(lambda: page.steps[-1] == f"{more:,}")
-        assert page.keeps(left) and page.run("return window.stamp") == stamp  # it was never loaded again
+        until(lambda: page.keeps(left))
+        assert page.run("return window.stamp") == stamp  # it was never loaded again
         assert page.run("return document.querySelectorAll('#bars tbody tr').length") == 11
         another = cli_here("report", "out", "--live", cwd=work)
         assert another.status == 2 and f"report.html is in use by process {process.pid}" in another.err
@@ -287,7 +289,8 @@ def test_a_killed_run_is_resumed_and_the_open_page_goes_on(page: Page, work: Pat
     resumed = trainer(work, *RESUME, f"--max_iters={more}", "--watch")  # waits for the last page of the killed run
     page.wait(f"^finished at step {more:,}$")
     until(lambda: page.steps[-1] == f"{more:,}")
-    assert page.keeps(left) and page.run("return window.stamp") == stamp
+    until(lambda: page.keeps(left))
+    assert page.run("return window.stamp") == stamp
     assert resumed.wait() == 0 and "\npage: out/report.html\n" in resumed.output
     until(lambda: is_finished(work / "out"))  # a few seconds later, when open pages have the last page
     # the page is the one that `tinygpt report` writes, but for ids in the curves, which are different each time
