@@ -29,12 +29,16 @@ import pytest
 from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed up tiny products
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test has more, those that wait leave the core to others
 
 from tinygpt.adapt.formats import chat
 from tinygpt.base import process
 from tinygpt.base.configs.fields import keys
 from tinygpt.base.process import peak_memory
 from tinygpt.cli import COMMANDS, config_class, main
+
+pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "support").glob("*.py")))
+pytest_plugins = ["answers", "faults", "pages", "runs"]  # fixtures that several files use
 
 # A shell's background job ignores Ctrl-C, and so would the children of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)

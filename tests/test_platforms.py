@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_TRAIN, Shared, cli_here, listing, ok
+from inputs import json_lines
 from models import OPTIMIZERS, small
-from test_files import windows  # noqa: F401 (a fixture)
-from test_finetune import FLAGS
-from test_pairs import json_lines
+from runs import FLAGS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinygpt
@@ -287,7 +286,7 @@ def deny_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_a_dataset_that_a_run_reads_is_not_replaced(
     name: str,
     run_copy: Path,
-    windows: None,  # noqa: F811
+    windows: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever file is open: the old dataset stays complete."""
@@ -306,7 +305,7 @@ def test_a_dataset_that_a_run_reads_is_not_replaced(
 
 def test_a_checkpoint_that_a_scanner_keeps_open_is_named_and_kept(
     run_copy: Path,
-    windows: None,  # noqa: F811
+    windows: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     last = (run_copy / "out/last.pt").read_bytes()

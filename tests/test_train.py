@@ -30,6 +30,7 @@ from conftest import (
     until,
 )
 from models import nanogpts_file, same_weights
+from runs import column, entries
 
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import Key, keys
@@ -41,15 +42,6 @@ from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.run import set_up
 from tinygpt.training.start import ARCHITECTURE, load_run_to_resume, resolve
-
-
-def entries(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [entry for entry in read_metrics(run) if entry["kind"] == kind]
-
-
-def column(run: Path, kind: str, name: str) -> list[Any]:
-    return [entry[name] for entry in entries(run, kind)]
-
 
 # ---- output -----------------------------------------------------------------------------------------------------
 

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import cli_here
+from inputs import json_lines
 from models import largest, shaken, small
-from test_gguf import ROWS, pretrained_file, tokenizer
-from test_pairs import json_lines
+from published import ROWS, pretrained_file, tokenizer
 
 from tinygpt.adapt.formats.conversion import from_stock, to_stock
 from tinygpt.adapt.formats.gguf_file import read_file, write_file

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TINY_MODEL, cli_here, listing, needs_fork, ok, refused, until
-from test_prepare import FILES, as_nanogpt_does_it, bins
+from inputs import FILES, as_nanogpt_does_it, bins
 
 from tinygpt.data import text_files
 from tinygpt.data.bpe import train_bpe

@@ -25,7 +25,7 @@ import faults
 import pytest
 from children import Child, Harness, assert_same_run, history, loaded, nothing, parallel, ranks
 from conftest import ok, tiny_text
-from test_pairs import json_lines
+from inputs import json_lines
 
 ROWS = 12  # sequences per iteration, however they are split
 KILLED_AT = 5  # the iteration in which an interrupted run is killed; its last.pt is from before iteration 4

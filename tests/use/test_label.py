@@ -18,9 +18,8 @@ import openpyxl
 import pytest
 import torch
 from conftest import ok, refused
+from inputs import csv_file, json_lines, workbook
 from serving import Server, serving_here
-from test_pairs import json_lines
-from test_workbook import csv_file, workbook
 
 import tinygpt
 from tinygpt.base.configs.use import AdviseConfig
