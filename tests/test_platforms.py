@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, Shared, cli_here, listing, ok
+from conftest import PATIENCE, TINY_TRAIN, Shared, cli_here, listing, ok
 from inputs import json_lines
 from models import OPTIMIZERS, small
 from runs import FLAGS
@@ -411,7 +411,7 @@ def test_every_command_prints_in_any_code_page(tmp_path: Path) -> None:
     environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["PYTHONWARNDEFAULTENCODING"] = "1"  # warns of a text file that is opened without an encoding
     arguments = [sys.executable, "-c", SESSION, json.dumps(commands)]
-    done = subprocess.run(arguments, cwd=tmp_path, env=os.environ | environment, capture_output=True, timeout=300)
+    done = subprocess.run(arguments, cwd=tmp_path, env=os.environ | environment, capture_output=True, timeout=PATIENCE)
     out = done.stdout.decode("ascii")
     statuses = re.findall(r"^status (\d+) of", out, re.MULTILINE)
     assert statuses == ["0"] * len(commands), done

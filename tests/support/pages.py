@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import script, until
+from conftest import PATIENCE, script, until
 
 import tinygpt.examine.report.weights
 
@@ -128,6 +128,6 @@ def node(code: str, **values: Any) -> Any:
     if program is None and not os.environ.get("CI"):
         pytest.skip("the page's model runs in Node, which is not installed here")
     command = [program or "node", "-e", f"{PRELUDE}\nconsole.log(JSON.stringify((() => {{ {code} }})()));"]
-    done = subprocess.run(command, input=json.dumps(values), capture_output=True, encoding="utf-8", timeout=60)
+    done = subprocess.run(command, input=json.dumps(values), capture_output=True, encoding="utf-8", timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -68,7 +68,7 @@ def torchrun(folder: Path, *args: str, launch: Sequence[str] = LAUNCH) -> subpro
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=PATIENCE,
     )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from answers import EMIL, NAMES, TRAIN, make_asked, write
-from conftest import Result, cli, ok, refused
+from conftest import PATIENCE, Result, cli, ok, refused
 from scipy.stats import binomtest
 from serving import serving_here
 
@@ -454,7 +454,7 @@ def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(untrained: Path) -> None:
         time.sleep(0.5)
         os.write(control, b"\x03")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=PATIENCE) == 0
             break
     assert process.returncode == 0
     os.close(control)
