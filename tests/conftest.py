@@ -9,6 +9,7 @@ import importlib.util
 import io
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +31,16 @@ import pytest
 from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread does not speed up tiny products
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # where a test has more, those that wait leave the core to others
 
 from tinygpt.adapt.formats import chat
 from tinygpt.base import process
 from tinygpt.base.configs.fields import keys
 from tinygpt.base.process import peak_memory
 from tinygpt.cli import COMMANDS, config_class, main
+
+pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "support").glob("*.py")))
+pytest_plugins = ["answers", "faults", "pages", "runs"]  # fixtures that several files use
 
 # A shell's background job ignores Ctrl-C, and so would the children of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -51,14 +57,37 @@ collect_ignore = (
 LONGEST = ["notebook", "lab", "smollm2", "train", "reliability", "matrix", "exercise", "lab_labels", "together"]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     first = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path.stem, len(first)))
+    match config.getoption("--order"):
+        case "reversed":
+            items.reverse()
+        case str(seed):
+            random.Random(seed).shuffle(items)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     help_text = "run the proofs with this share of their full counts, see scripts/torture.py"
     parser.addoption("--full", type=float, metavar="SHARE", help=help_text)
+    parser.addoption("--order", metavar="reversed|SEED", help="run the tests in reversed order, or in a random one")
+    help_text = "fail if more tests are skipped: a missing package must not hide a defect (.ci/run)"
+    parser.addoption("--most-skipped", type=float, default=math.inf, metavar="COUNT", help=help_text)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many tests were skipped, and for what is missing here."""
+    skipped = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])]
+    for reason, count in Counter(skipped).most_common():
+        terminalreporter.write_line(f"skipped {count}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    count, most = len(reporter.stats.get("skipped", [])) if reporter else 0, session.config.getoption("--most-skipped")
+    if count > most:
+        reporter.write_line(f"\n{count} tests were skipped, and at most {most:.0f} may be")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 TINY_MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
@@ -67,7 +96,7 @@ TINY_TRAIN = [
     *("--gradient_accumulation_steps=2", "--dropout=0.1", "--learning_rate=1e-2", "--min_lr=1e-3"),
     *("--warmup_iters=2", "--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_iters=2"),
 ]
-PATIENCE = 120.0  # seconds to wait for what takes a fraction of one, on a machine that is busy
+PATIENCE = 600.0  # seconds to wait for what takes a few, on a machine that is busy: only what hangs takes so long
 chat.SECONDS = PATIENCE
 PORTS = itertools.count()
 
@@ -81,7 +110,7 @@ class Result:
     err: str
 
 
-def cli(*args: str | Path, cwd: Path, timeout: float = 120, **env: str) -> Result:
+def cli(*args: str | Path, cwd: Path, timeout: float = PATIENCE, **env: str) -> Result:
     """Run `tinygpt ARGS` as a user does: in a new process, in the folder `cwd`."""
     done = subprocess.run(
         [sys.executable, "-m", "tinygpt", *map(str, args)],
@@ -99,6 +128,8 @@ def cli_here(*args: str | Path, cwd: Path) -> Result:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main([*map(str, args)])
+    if status == 128 + signal.SIGTERM:  # sent to pytest; the command has taken it for its own
+        pytest.exit("stopped by SIGTERM", status)
     return Result(status, out.getvalue(), err.getvalue())
 
 

@@ -18,7 +18,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, Result, cli, ok
+from conftest import PATIENCE, TINY_TRAIN, Result, cli, ok
 from nbclient import NotebookClient
 
 import tinygpt
@@ -444,7 +444,7 @@ def test_the_public_names_are_few_and_documented() -> None:
 
 def test_importing_tinygpt_does_not_import_torch() -> None:
     code = "import sys, tinygpt; print('torch' in sys.modules, tinygpt.api.Run.__name__, hasattr(tinygpt, 'x'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout == "False Run False\n", done
 
 
@@ -481,7 +481,7 @@ def test_mypy_accepts_a_users_file(tmp_path: Path) -> None:
     def mypy(text: str) -> Result:
         (tmp_path / "user.py").write_text(text)
         command = [sys.executable, "-m", "mypy", "--strict", "user.py"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
         return Result(done.returncode, done.stdout, done.stderr)
 
     assert mypy(USER).status == 0, mypy(USER).out
@@ -531,7 +531,9 @@ def test_an_interrupted_kernel_keeps_the_run(tiny_run: Path, work: Path) -> None
         "print('alive')",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=300, allow_errors=True, resources={"metadata": {"path": str(work)}}).execute()
+    NotebookClient(
+        notebook, timeout=int(PATIENCE), allow_errors=True, resources={"metadata": {"path": str(work)}}
+    ).execute()
     outputs = notebook.cells[2].outputs
     assert outputs[-1].ename == "KeyboardInterrupt"
     assert "stopped by a signal after 1" in "".join(output.get("text", "") for output in outputs)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from inputs import PAGES, ROOT
 
 from tinygpt import cli, options
 from tinygpt.base.configs import parse as configfile
@@ -29,8 +30,6 @@ from tinygpt.examine.eval.classify import label_indices, ngram_classifier
 from tinygpt.learn.lab.command import LABS
 from tinygpt.model import GPT, GPTConfig
 
-ROOT = Path(__file__).parent.parent
-PAGES = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))}
 README = PAGES[ROOT / "README.md"]
 KEYS = PAGES[ROOT / "docs/CONFIGURATION.md"]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))

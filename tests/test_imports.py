@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE
 
 import tinygpt
 from tinygpt.cli import GROUPS, config_class
@@ -167,7 +168,7 @@ status = main(["prepare", "mine", "--input=text.txt"])
 note("torch")
 print(status, imported)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == f"0 {[[]] * 13}", done
 
 
@@ -181,7 +182,7 @@ status = main(["sample", "--ckpt=out", "--max_new_tokens=20", "--device=cpu"])
 print()
 print(status, "torch._dynamo" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tiny_run, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tiny_run, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == "0 False", (done.stdout, done.stderr)
 
 

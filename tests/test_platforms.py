@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, Shared, cli_here, listing, ok
+from conftest import PATIENCE, TINY_TRAIN, Shared, cli_here, listing, ok
+from inputs import json_lines
 from models import OPTIMIZERS, small
-from test_files import windows  # noqa: F401 (a fixture)
-from test_finetune import FLAGS
-from test_pairs import json_lines
+from runs import FLAGS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinygpt
@@ -287,7 +286,7 @@ def deny_one(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_a_dataset_that_a_run_reads_is_not_replaced(
     name: str,
     run_copy: Path,
-    windows: None,  # noqa: F811
+    windows: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whichever file is open: the old dataset stays complete."""
@@ -306,7 +305,7 @@ def test_a_dataset_that_a_run_reads_is_not_replaced(
 
 def test_a_checkpoint_that_a_scanner_keeps_open_is_named_and_kept(
     run_copy: Path,
-    windows: None,  # noqa: F811
+    windows: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     last = (run_copy / "out/last.pt").read_bytes()
@@ -412,7 +411,7 @@ def test_every_command_prints_in_any_code_page(tmp_path: Path) -> None:
     environment = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment["PYTHONWARNDEFAULTENCODING"] = "1"  # warns of a text file that is opened without an encoding
     arguments = [sys.executable, "-c", SESSION, json.dumps(commands)]
-    done = subprocess.run(arguments, cwd=tmp_path, env=os.environ | environment, capture_output=True, timeout=300)
+    done = subprocess.run(arguments, cwd=tmp_path, env=os.environ | environment, capture_output=True, timeout=PATIENCE)
     out = done.stdout.decode("ascii")
     statuses = re.findall(r"^status (\d+) of", out, re.MULTILINE)
     assert statuses == ["0"] * len(commands), done

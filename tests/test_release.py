@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_docs import PAGES
+from inputs import PAGES
 
 from tinygpt import __version__
 

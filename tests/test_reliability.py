@@ -324,7 +324,7 @@ def test_same_batches(harness: Harness) -> None:
             for rank, file in zip(ranks(count), files, strict=True)
         ]
         for child in children:
-            assert child.wait(300, otherwise=signal.SIGKILL) == 0, child.output
+            assert child.wait(PATIENCE, otherwise=signal.SIGKILL) == 0, child.output
         shares = [np.fromfile(file, dtype=np.int64).reshape(steps, 16 // count, 17) for file in files]
         batches.append(np.concatenate(shares, axis=1))
         assert np.array_equal(batches[-1], batches[0]), f"batches differ between 1 and {count} processes"
@@ -337,7 +337,7 @@ def test_a_killed_process_of_torchrun(harness: Harness) -> None:
     """Proof 9: with --max-restarts, a run of two processes of which one is killed ends as an undisturbed one."""
     undisturbed, log = harness.new("two-undisturbed"), harness.new("log")
     for child in [harness.fork(harness.training(undisturbed, "--max_iters=60"), **rank) for rank in ranks(2)]:
-        assert child.wait(300, otherwise=signal.SIGKILL) == 0, child.output
+        assert child.wait(PATIENCE, otherwise=signal.SIGKILL) == 0, child.output
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=3"]
     for index in range(harness.rounds(1, 4)):
         out = harness.new("two-killed")

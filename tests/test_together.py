@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from answers import EMIL, examples
 from children import Child
 from conftest import GERMAN, PATIENCE, TINY_TRAIN, cli_here, listing, ok, refused
-from test_ask import EMIL, TRAIN, asked, examples  # noqa: F401 (asked: a fixture)
-from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
-from test_pairs import json_lines
+from inputs import json_lines
+from runs import FLAGS
 
 from tinygpt import train
 from tinygpt.base import files
@@ -39,7 +39,7 @@ SHORT = ["--max_iters=20", "--lr_decay_iters=20", "--eval_interval=10", "--eval_
 
 
 @pytest.fixture
-def work(tuned: Path, tmp_path: Path) -> Path:  # noqa: F811
+def work(tuned: Path, tmp_path: Path) -> Path:
     """data/tiny (text), data/colours (pairs), out/ (a base model), out-finetune/, out-lora/."""
     return Path(shutil.copytree(tuned, tmp_path / "work"))
 
@@ -59,7 +59,7 @@ def read_answer(folder: Path, ckpt: str, adapter: str = "") -> Answer:
 
 
 @pytest.mark.slow
-def test_ask_answers_with_an_adapted_reader(asked: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_ask_answers_with_an_adapted_reader(asked: Path, tmp_path: Path) -> None:
     """The adapter answers in German."""
     folder = Path(shutil.copytree(asked, tmp_path / "work"))
     pairs = [

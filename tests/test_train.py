@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from conftest import (
     until,
 )
 from models import nanogpts_file, same_weights
+from runs import column, entries
 
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import Key, keys
@@ -41,15 +43,6 @@ from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.run import set_up
 from tinygpt.training.start import ARCHITECTURE, load_run_to_resume, resolve
-
-
-def entries(run: Path, kind: str) -> list[dict[str, Any]]:
-    return [entry for entry in read_metrics(run) if entry["kind"] == kind]
-
-
-def column(run: Path, kind: str, name: str) -> list[Any]:
-    return [entry[name] for entry in entries(run, kind)]
-
 
 # ---- output -----------------------------------------------------------------------------------------------------
 
@@ -460,11 +453,11 @@ def test_half_precision_learns_as_float32_does(tiny_run: Path, work: Path, dtype
 
 
 @pytest.mark.slow
-def test_compile_works_or_says_why_not(tiny_run: Path, work: Path) -> None:
-    result = cli(*TINY_TRAIN, "--compile=True", cwd=work, timeout=300)
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_training(tiny_run: Path, work: Path) -> None:
+    result = cli(*TINY_TRAIN, "--compile=True", cwd=work, timeout=PATIENCE)
     assert result.status == 0, result.err
-    (line,) = re.findall(r"^device: .*, compile (.*); checkpoints in out$", result.out, re.MULTILINE)
-    assert line == "on" or re.fullmatch(r"off: torch.compile failed here \(.+\)", line)
+    assert re.search(r"^device: .*, compile on; checkpoints in out$", result.out, re.MULTILINE)
     found = column(work / "out", "train", "loss")
     assert found[:3] == pytest.approx(column(tiny_run / "out", "train", "loss")[:3], abs=0.05)  # dropout's masks differ
 
@@ -479,7 +472,7 @@ def test_without_a_compiler_it_goes_on(tiny_run: Path, work: Path, real: bool, m
     env["TORCHINDUCTOR_CACHE_DIR"] = str(work / "cache")
     monkeypatch.setattr(torch, "compile", broken)
     command = [*TINY_TRAIN, "--compile=True"]
-    result = cli(*command, cwd=work, timeout=300, **env) if real else ok(work, *command)
+    result = cli(*command, cwd=work, timeout=PATIENCE, **env) if real else ok(work, *command)
     assert result.status == 0, result.err
     assert re.search(r"^device: .*, compile off: torch.compile failed here \(.+\);", result.out, re.MULTILINE)
     assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")

@@ -6,40 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Lazy
-from models import MODERN, every_option, ids, largest, shaken, small
+from models import MODERN, every_option, ids, largest, small
+from published import PLAIN, apart, every_row, model, rebuilt, theirs_of, transformers
 
 from tinygpt.adapt.formats.architectures import STOCK, Stock
 from tinygpt.adapt.formats.conversion import from_stock, to_stock
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.model import GPT
-
-transformers: Any = Lazy("transformers")
-
-ROPE = {"norm": "rmsnorm", "position": "rope"}
-EXPORTED: list[tuple[str, dict[str, Any]]] = [
-    ("GPT2LMHeadModel", {}),
-    ("GPT2LMHeadModel", {"bias": True, "activation": "gelu_tanh", "tie_weights": False, "norm_eps": 0.1}),
-    ("GPT2LMHeadModel", {"activation": "relu2", "mlp_width": 40}),
-    ("LlamaForCausalLM", ROPE | {"activation": "swiglu"}),
-    ("LlamaForCausalLM", ROPE | {"activation": "swiglu", "bias": True, "n_kv_head": 1, "rope_base": 50.0}),
-    ("LlamaForCausalLM", {"position": "rope", "activation": "swiglu"}),
-    ("Qwen3ForCausalLM", MODERN),
-    ("Qwen3ForCausalLM", MODERN | {"qk_norm_weights": True, "n_kv_head": 1, "mlp_width": 48, "tie_weights": False}),
-    ("Qwen3ForCausalLM", MODERN | {"norm": "layernorm", "norm_eps": 1e-6}),
-    ("ArceeForCausalLM", ROPE | {"activation": "relu2"}),
-    ("ArceeForCausalLM", ROPE | {"activation": "gelu", "bias": True, "n_kv_head": 1}),
-    ("ArceeForCausalLM", {"position": "rope", "activation": "gelu_tanh"}),
-    ("ApertusForCausalLM", ROPE | {"activation": "relu2", "qk_norm": True}),
-    ("ApertusForCausalLM", {"position": "rope", "activation": "gelu", "qk_norm": True, "norm_eps": 0.1}),
-    ("MistralForCausalLM", {"position": "rope", "activation": "swiglu", "window": 5}),
-    ("MistralForCausalLM", ROPE | {"activation": "swiglu", "window": 16, "n_kv_head": 1, "rope_base": 50.0}),
-]
-every_row = pytest.mark.parametrize(("name", "options"), EXPORTED, ids=lambda v: v if isinstance(v, str) else "")
-
-
-def model(**options: Any) -> GPT:
-    return shaken(small(block_size=128, n_head=2, **options), 0.1)
 
 
 def stock_of(gpt: GPT) -> Stock:
@@ -57,19 +30,6 @@ def in_transformers(stock: Stock) -> Any:
     assert set(result.missing_keys) <= ({"lm_head.weight"} if config["tie_word_embeddings"] else set())
     theirs.tie_weights()
     return theirs
-
-
-def rebuilt(stock: Stock) -> GPT:
-    config, weights = from_stock(stock)
-    gpt = GPT(config).eval()
-    gpt.load_state_dict(weights)
-    return gpt
-
-
-@torch.inference_mode()
-def apart(gpt: GPT, theirs: Any) -> float:
-    idx = ids(2, 100)
-    return largest(gpt(idx)[0] - theirs(idx).logits)
 
 
 @every_option
@@ -102,45 +62,12 @@ def test_out_and_in_again(name: str, options: dict[str, Any]) -> None:
         assert all(torch.equal(weight, state[name]) for name, weight in gpt.state_dict().items())
 
 
-def theirs_of(name: str, **fields: Any) -> Any:
-    """A random model of a class, as others make it: biases, norms and head are no special values."""
-    sizes: dict[str, Any] = {"vocab_size": 65, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
-    sizes |= {"max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    if name != "GPT2LMHeadModel":
-        sizes |= {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
-    config = transformers.AutoConfig.for_model(STOCK[name].model_type, **{**sizes, **fields})
-    config.architectures = [name]
-    torch.manual_seed(0)
-    return shaken(transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval(), 0.1)
-
-
 def stock_from(theirs: Any) -> Stock:
     config = json.loads(theirs.config.to_json_string())
     weights = dict(theirs.state_dict())
     if theirs.config.tie_word_embeddings:
         del weights["lm_head.weight"]
     return Stock(config, weights)
-
-
-PLAIN: dict[str, dict[str, Any]] = {  # what a GPT needs where a class has another default
-    "ApertusForCausalLM": {"hidden_act": "relu2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
-    "MistralForCausalLM": {"sliding_window": None},
-}
-PUBLISHED: list[tuple[str, dict[str, Any]]] = [
-    ("GPT2LMHeadModel", {}),
-    ("GPT2LMHeadModel", {"activation_function": "gelu", "n_inner": 40, "tie_word_embeddings": False}),
-    ("LlamaForCausalLM", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}),
-    ("LlamaForCausalLM", {"attention_bias": True, "rms_norm_eps": 0.1}),
-    ("LlamaForCausalLM", {"mlp_bias": True}),
-    ("LlamaForCausalLM", {"sliding_window": 16}),  # which this class does not read
-    ("Qwen3ForCausalLM", {}),
-    ("Qwen3ForCausalLM", {"attention_bias": True, "rms_norm_eps": 1e-3, "tie_word_embeddings": True}),
-    ("ArceeForCausalLM", {}),
-    ("ArceeForCausalLM", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu_new"}),
-    *PLAIN.items(),
-    ("MistralForCausalLM", {"sliding_window": 128}),
-    ("MistralForCausalLM", {"sliding_window": 16}),
-]
 
 
 def test_the_files_of_openai_have_other_names() -> None:

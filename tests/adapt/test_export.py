@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here, listing, needs_fork, ok, refused
+from inputs import json_lines, pairs
 from models import largest, nanogpts_file
-from test_import import save_model
-from test_pairs import json_lines, pairs
+from runs import save_model
 
 from tinygpt.adapt.formats.gguf_file import QUANTISATIONS, read_file
 from tinygpt.checkpoint.adapter import load_model

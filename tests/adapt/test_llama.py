@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here
+from conftest import PATIENCE, cli_here
+from inputs import json_lines
 from models import largest, shaken, small
-from test_gguf import ROWS, pretrained_file, tokenizer
-from test_pairs import json_lines
+from published import ROWS, pretrained_file, tokenizer
 
 from tinygpt.adapt.formats.conversion import from_stock, to_stock
 from tinygpt.adapt.formats.gguf_file import read_file, write_file
@@ -65,7 +65,7 @@ class Server:
     def post(self, path: str, **body: Any) -> Any:
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def ids(self, text: str) -> list[int]:

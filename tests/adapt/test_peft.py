@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import Lazy
 from models import MODERN, largest
-from test_architectures import ROPE, every_row, ids, model, theirs_of
-from test_huggingface import auto, characters, refuses_mutants
+from published import ROPE, auto, characters, every_row, model, refuses_mutants, theirs_of
+from test_architectures import ids
 
 from tinygpt.adapt.formats.conversion import from_stock
 from tinygpt.adapt.formats.huggingface import read_folder, write_folder

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from conftest import ok
-from test_gguf import TEXT, pretrained_file
-from test_pairs import json_lines
+from inputs import json_lines
+from published import TEXT, pretrained_file
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset

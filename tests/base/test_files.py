@@ -184,11 +184,6 @@ def test_the_next_writer_removes_what_a_killed_one_left(path: Path, first_writer
 # ---- Windows: a file that another program has open --------------------------------------------------------------
 
 
-@pytest.fixture
-def windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "WINDOWS", True)
-
-
 def deny(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, times: float) -> list[object]:
     """Deny the first `times` calls, as Windows does for a file that is open elsewhere. Returns the list of calls."""
     call = getattr(owner, name)

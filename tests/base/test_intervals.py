@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY_MODEL, cli_here
+from inputs import json_lines
 from scipy.stats import binomtest
-from test_pairs import json_lines
 
 from tinygpt.base.intervals import intervals, percent, wilson
 from tinygpt.examine.eval.threshold import outcome

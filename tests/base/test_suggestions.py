@@ -23,8 +23,8 @@ from children import Child, wait_for_lines
 from conftest import TINY_TRAIN, Result, Shared, cli_here, needs_fork, ok
 from hypothesis import given
 from hypothesis import strategies as st
-from test_finetune import FLAGS
-from test_pairs import json_lines
+from inputs import json_lines
+from runs import FLAGS, suggested
 
 from tinygpt.base import terminal
 from tinygpt.base.configs import suggest
@@ -44,7 +44,6 @@ SHORTEN = {  # appended to a suggested command to end it soon; does not affect w
     "finetune": ["--max_iters=2", "--eval_interval=2", "--device=cpu"],
     "sample": ["--max_new_tokens=5"],
 }
-PLACEHOLDERS = {"YOUR_TEXT": "text.txt", "MORE_TEXT": "text.txt", "path/to/text.txt": "text.txt"}
 
 
 class Workplace:
@@ -84,17 +83,6 @@ def shortened(command: list[str]) -> list[str]:
         return ["--budget=25s", "--device=cpu", *SMALL]
     preset = any(word.startswith(("configs/", "reader")) and "finetune" not in word for word in command)
     return SHORTEN.get(command[0], []) + SMALL * preset
-
-
-def suggested(said: str) -> list[list[str]]:
-    """Arguments of each `tinygpt` command that follows a word such as `next:` or `try:`."""
-    lines = re.findall(r"^ *(?:next|try|begin|then|can be used):\s+(.*)", said, flags=re.MULTILINE)
-    commands = [part for line in lines for part in line.split("; ") if "tinygpt " in part]
-    found = []
-    for command in commands:
-        words = shlex.split(command[command.index("tinygpt ") :])[1:]
-        found.append([PLACEHOLDERS.get(word, word) for word in words])
-    return found
 
 
 both = pytest.mark.parametrize("place", [pytest.param("plain", marks=pytest.mark.slow), "blanks"], indirect=True)

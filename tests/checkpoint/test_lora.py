@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from models import SMALL, every_option, every_path, ids, largest, shaken, small
+from runs import adapted
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.device import Compute
@@ -21,19 +22,6 @@ from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.fast.optimizer import FlatWeights
 from tinygpt.model import GPT
 from tinygpt.training.optimizer import build
-
-
-def adapted(rank: int = 3, alpha: float = 6.0, new: int = 0, **options: Any) -> GPT:
-    """A model with adapters that differ from their initial values."""
-    model = shaken(small(**options))
-    if new:
-        grow_vocabulary(model, 65, 65 + new)
-    lora.attach(model, LoRA(rank, alpha), new)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 def plain(model: GPT, alpha: float = 6.0) -> GPT:

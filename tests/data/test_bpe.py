@@ -13,10 +13,9 @@ import torch
 from conftest import Lazy, Shared, cli, ok, refused, tiny_text
 from hypothesis import example, given
 from hypothesis import strategies as st
+from inputs import json_lines, pairs
 from models import largest, small
-from test_pairs import json_lines, pairs
-from test_report import Browser, browser, slowly_in_a_browser  # noqa: F401 (a fixture)
-from test_report_model import node
+from pages import Browser, node, slowly_in_a_browser
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import load
@@ -363,7 +362,7 @@ def test_a_page_holds_8192_tokens_and_not_one_more() -> None:
 
 
 @slowly_in_a_browser
-def test_the_page_in_a_browser(made: Path, browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+def test_the_page_in_a_browser(made: Path, browser: Browser, tmp_path: Path) -> None:
     result = ok(made, "report", "out", "out-answers", "-o", str(tmp_path / "report.html"))
     assert "the vocabulary (300 tokens, words of the training data among them)" in result.out
     browser.open(tmp_path / "report.html")

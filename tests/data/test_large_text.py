@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY_MODEL, cli_here, listing, needs_fork, ok, refused, until
-from test_prepare import FILES, as_nanogpt_does_it, bins
+from conftest import PATIENCE, TINY_MODEL, cli_here, listing, needs_fork, ok, refused, until
+from inputs import FILES, as_nanogpt_does_it, bins
 
 from tinygpt.data import text_files
 from tinygpt.data.bpe import train_bpe
@@ -305,7 +305,7 @@ def test_nothing_is_left_when_it_ends_early(ended_by: str, moment: str, tmp_path
             os.killpg(process.pid, signal.SIGINT)
         else:
             process.kill()
-        errors = process.communicate(timeout=60)[1]
+        errors = process.communicate(timeout=PATIENCE)[1]
     finally:
         process.kill()
     until(lambda: not any(map(alive, workers)))

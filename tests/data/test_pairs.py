@@ -1,37 +1,15 @@
 """Prompts and responses: what is read, how it is split, the targets of the loss, and every mistake."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, cli_here, listing
+from conftest import cli_here, listing
+from inputs import COLOURS, json_lines, mine, pairs, prepared
 
-from tinygpt.data.dataset import Dataset
 from tinygpt.data.pairs import normalised, split
 from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
-
-COLOURS = ["red", "green", "blue"]
-
-
-def pairs(count: int = 120) -> list[dict[str, str]]:
-    return [{"prompt": f"item {n} is {COLOURS[n % 3]}", "response": COLOURS[n % 3]} for n in range(count)]
-
-
-def json_lines(folder: Path, entries: list[Any], name: str = "pairs.jsonl") -> Path:
-    path = folder / name
-    path.write_text("".join(f"{entry if isinstance(entry, str) else json.dumps(entry)}\n" for entry in entries))
-    return path
-
-
-def prepared(folder: Path, *flags: str, file: str = "pairs.jsonl") -> Result:
-    return cli_here("prepare", "mine", f"--input={file}", "--format=pairs", *flags, cwd=folder)
-
-
-def mine(folder: Path) -> Dataset:
-    return Dataset(str(folder / "data"), "mine")
-
 
 # ---- reading -----------------------------------------------------------------------------------------------------
 

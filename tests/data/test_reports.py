@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import Result, cli_here, commands_here, lab_results, ok
 from models import ids, shaken, small
-from test_lora import adapted
+from runs import adapted
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store

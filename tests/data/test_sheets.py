@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import cli_here, ok, refused
-from test_pairs import mine, prepared
-from test_workbook import csv_file, workbook
+from inputs import csv_file, mine, prepared, workbook
 
 from tinygpt.examine.eval.classifiers import Majority
 from tinygpt.examine.why.explained import lines_of_pairs

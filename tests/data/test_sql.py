@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, listing, ok
+from conftest import PATIENCE, cli_here, listing, ok
 
 from tinygpt.data.run_sql import MAX_ROWS, run_query, same_rows
 from tinygpt.data.tasks import TASKS, sql
@@ -96,7 +96,7 @@ def hostile_results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every hostile query three times, in a process of its own, which ends within a minute (usually two seconds)."""
     folder = tmp_path_factory.mktemp("hostile")
     done = subprocess.run(
-        [sys.executable, "-c", RUNS_HOSTILE], input=json.dumps(list(HOSTILE.values())), cwd=folder, timeout=60,
+        [sys.executable, "-c", RUNS_HOSTILE], input=json.dumps(list(HOSTILE.values())), cwd=folder, timeout=PATIENCE,
         env={**os.environ, "TMPDIR": str(folder), "TEMP": str(folder)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 The workbooks are written by openpyxl. The authority is the CSV file with the same content.
 """
 
-import csv
 import datetime
 import itertools
 import json
@@ -17,23 +16,11 @@ from typing import Any
 import openpyxl
 import pytest
 from conftest import cli_here, listing
-from test_pairs import COLOURS, json_lines, mine, pairs, prepared
+from inputs import COLOURS, csv_file, json_lines, mine, pairs, prepared, workbook
 
 pytestmark = [pytest.mark.filterwarnings(f"error::{kind}") for kind in ("ResourceWarning", "pytest.PytestWarning")]
 HEADER = ["prompt", "response"]
 ROWS = [[entry["prompt"], entry["response"]] for entry in pairs()]
-
-
-def workbook(path: Path, *rows: list[Any], title: str = "Sheet", **sheets: list[list[Any]]) -> Path:
-    """Write a workbook whose first sheet has these rows; the name of each further sheet is a keyword."""
-    book = openpyxl.Workbook()
-    book.active.title = title
-    for name, content in {title: rows, **sheets}.items():
-        sheet = book[name] if name == title else book.create_sheet(name)
-        for row in content:
-            sheet.append(row)
-    book.save(path)
-    return path
 
 
 def changed(path: Path, change: Callable[[Any], Any]) -> None:
@@ -41,12 +28,6 @@ def changed(path: Path, change: Callable[[Any], Any]) -> None:
     book = openpyxl.load_workbook(path)
     change(book)
     book.save(path)
-
-
-def csv_file(path: Path, *rows: list[str]) -> Path:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    return path
 
 
 def dataset_files(folder: Path) -> dict[str, Any]:

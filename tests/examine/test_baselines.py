@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import PATIENCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -117,7 +118,7 @@ before = peak()
 losses = ngram_baselines(train, val, {vocab_size})
 print("grew by", peak() - before, "loss", losses["trigram"])
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     grown = re.match(r"grew by (\d+)", done.stdout)
     assert grown, done.stderr
     assert int(grown[1]) < MEMORY

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_MODEL, Result, cli_here
-from test_pairs import json_lines
-from test_report_model import node
+from inputs import json_lines
+from pages import node
 
 from tinygpt.checkpoint import store as checkpoint
 from tinygpt.checkpoint.store import Checkpoint, load

@@ -2,24 +2,20 @@
 
 import base64
 import html
-import importlib.resources
-import importlib.util
 import json
-import os
 import random
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, listing, ok, script, until
-from test_finetune import tuned  # noqa: F401 (a fixture)
+from conftest import TINY_TRAIN, cli_here, listing, ok
+from pages import HOSTILE, Browser, in_a_browser, slowly_in_a_browser
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import tokenizer_from_dict
@@ -29,17 +25,8 @@ from tinygpt.examine.report.embedding_map import embedding_map
 from tinygpt.examine.report.overlap import SHORTEST, TrainingText, marked
 from tinygpt.examine.report.predictions import passages
 
-HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 ROOT = Path(__file__).parents[2]
 SMALL = 1000  # parameters, fewer than a model has here
-in_a_browser = pytest.mark.skipif(
-    not (shutil.which("chromium") or shutil.which("google-chrome") or os.environ.get("CI")),
-    reason="neither Chromium nor Chrome is installed here",
-)
-
-
-def slowly_in_a_browser(test: Any) -> Any:
-    return pytest.mark.slow(in_a_browser(test))
 
 
 @pytest.fixture(scope="session")
@@ -74,76 +61,6 @@ def tiny_text(folder: Path) -> str:
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------------
-
-
-class Browser:
-    """Headless Chromium without a network, and what it logs; local: it reaches servers of this machine."""
-
-    def __init__(self, profile: Path, local: bool = False) -> None:
-        self.script = script("screenshot")
-        self.driver = self.script.chromium(profile, local)
-
-    def open(self, page: Path, width: int = 1280, motion: bool = False) -> None:
-        self.script.resize(self.driver, width, motion=motion)
-        self.driver.get(page.as_uri())
-
-    def run(self, script: str, *args: Any) -> Any:
-        return self.driver.execute_script(script, *args)
-
-    def find(self, selector: str) -> Any:
-        return self.driver.find_element("css selector", selector)
-
-    def all(self, selector: str) -> list[Any]:
-        return self.driver.find_elements("css selector", selector)
-
-    def click(self, selector: str) -> None:
-        self.find(selector).click()
-
-    def value(self, selector: str) -> str:
-        return self.find(selector).get_property("value")
-
-    def until(self, condition: Callable[[], Any]) -> Any:
-        return until(condition)
-
-    def requests(self) -> list[str]:
-        """Requests of pages from disk since the last call, except for the page itself and data inside it."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        urls = [one["request"]["url"] for one in sent if one["documentURL"].startswith("file:")]
-        assert any(url.endswith(".html") for url in urls)  # negative control: the log has the page
-        return [url for url in urls if not url.startswith("data:") and not url.endswith(".html")]
-
-    def violations(self) -> list[tuple[str, str, str]]:
-        """What axe-core objects to (contrast, names, roles, order): rule, impact, first element."""
-        self.run(importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8"))
-        self.driver.set_script_timeout(600)  # a page with models computes for seconds, on a busy machine for minutes
-        found = self.driver.execute_async_script(
-            "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => arguments[0](violations))"
-        )
-        return [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found]
-
-    def bars(self) -> np.ndarray:
-        """Probabilities in the table: (10 characters and the sum of the others, stages)."""
-        rows = self.run(
-            "return [...document.querySelectorAll('#bars tbody tr')].map(r => "
-            "[...r.querySelectorAll('td')].map(c => Number(c.dataset.p)))"
-        )
-        return np.array(rows)
-
-    def slide(self, selector: str, value: float) -> None:
-        self.run(
-            "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
-            "e.dispatchEvent(new Event('input', {bubbles: true}))",
-            selector,
-            value,
-        )
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    browser = Browser(tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.driver.quit()
 
 
 @pytest.fixture
@@ -386,7 +303,7 @@ def test_the_page_of_a_large_model_works_without_it(large: Path, browser: Browse
 
 @slowly_in_a_browser
 @pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
-def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:  # noqa: F811
+def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:
     result = cli_here("report", run, "-o", tmp_path / "tuned.html", cwd=tuned)
     assert result.status == 0, result.err
     browser.open(tmp_path / "tuned.html")

@@ -3,19 +3,15 @@
 import copy
 import dataclasses
 import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from models import CHOICES, NEEDS, every_pair, ids, largest, shaken, small
-from test_finetune import tuned  # noqa: F401 (a fixture)
+from pages import FILE, node
 from torch import Tensor
 
-import tinygpt.examine.report.weights
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
@@ -24,25 +20,6 @@ from tinygpt.generate import Sampling, generate, probabilities
 from tinygpt.model import ACTIVATIONS, GPT, GPTConfig
 from tinygpt.options import POSITIONS, Learned, Position, Rotary, rotate
 
-FILE = Path(tinygpt.examine.report.weights.__file__).with_name("model.js")
-PRELUDE = f"""
-const TinyGPT = require({json.dumps(str(FILE))});
-const input = JSON.parse(require("fs").readFileSync(0, "utf8"));
-// logits (T, V) after each token that a fresh state reads, and after each that a reader reads past its first `known`
-const read = (packed, ids) => {{
-  const state = TinyGPT.load(packed).start();
-  return ids.map((id) => [...state.read(id)]);
-}};
-const follow = (packed, ids, known) => {{
-  const reader = TinyGPT.load(packed).reader(ids.slice(0, known));
-  return ids.slice(known).map((id) => (reader.push(id), [...reader.logits]));
-}};
-const greedy = (packed, ids, count) => {{
-  const reader = TinyGPT.load(packed).reader(ids);
-  while (count--) reader.push(TinyGPT.draw(TinyGPT.probabilities(reader.logits, {{ temperature: 0 }}).topP, 0.5));
-  return reader.ids.slice(ids.length);
-}};
-"""
 SYMBOLS = CharTokenizer(map(chr, range(ord("0"), ord("0") + 65)))  # for models of 65 tokens
 
 
@@ -74,17 +51,6 @@ def more_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Add positions for these tests, which use each method of `Position` alone and together."""
     for name, kind in TEST_POSITIONS.items():
         monkeypatch.setitem(POSITIONS, name, kind)
-
-
-def node(code: str, **values: Any) -> Any:
-    """Run the body of a function in Node, with `values` as its `input`, and return its result."""
-    program = shutil.which("node")
-    if program is None and not os.environ.get("CI"):
-        pytest.skip("the page's model runs in Node, which is not installed here")
-    command = [program or "node", "-e", f"{PRELUDE}\nconsole.log(JSON.stringify((() => {{ {code} }})()));"]
-    done = subprocess.run(command, input=json.dumps(values), capture_output=True, encoding="utf-8", timeout=60)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 # ---- logits ------------------------------------------------------------------------------------------------------
@@ -168,7 +134,7 @@ def compare_past_the_window(model: GPT, length: int) -> None:
 
 @pytest.mark.parametrize("files", ["out-finetune", "out-lora", "out out-lora/adapter.pt"])
 @torch.inference_mode()
-def test_checkpoints_of_finetuning(tuned: Path, files: str) -> None:  # noqa: F811
+def test_checkpoints_of_finetuning(tuned: Path, files: str) -> None:
     checkpoint = load_model(*[str(tuned / name) for name in files.split()])
     tokenizer, model = tokenizer_from_dict(checkpoint.tokenizer, files), checkpoint.build_model().eval()
     assert isinstance(tokenizer, CharTokenizer) and set(tokenizer.special) == set(SPECIAL)

@@ -18,9 +18,8 @@ import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here, needs_fork, ok, refused, trained
 from models import largest
-from test_finetune import FLAGS, LORA, tuned  # noqa: F401 (a fixture)
-from test_report import Browser, browser, slowly_in_a_browser  # noqa: F401 (a fixture)
-from test_report_model import node
+from pages import Browser, node, slowly_in_a_browser
+from runs import FLAGS, LORA
 
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.configs.parse import read_config
@@ -55,7 +54,7 @@ def with_snapshots(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def page(with_snapshots: Path, browser: Browser) -> Iterator[Browser]:  # noqa: F811
+def page(with_snapshots: Path, browser: Browser) -> Iterator[Browser]:
     """The report of `with_snapshots`, opened anew; after the test, the log has no error and no request."""
     browser.open(with_snapshots / "report.html")
     yield browser
@@ -203,7 +202,7 @@ def test_every_snapshot_computes_what_pytorch_computes(with_snapshots: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], LORA], ids=["all weights", "LoRA"])
-def test_snapshots_of_pairs_with_and_without_an_adapter(tuned: Path, tmp_path: Path, more: list[str]) -> None:  # noqa: F811
+def test_snapshots_of_pairs_with_and_without_an_adapter(tuned: Path, tmp_path: Path, more: list[str]) -> None:
     folder = Path(shutil.copytree(tuned, tmp_path / "work"))
     ok(folder, "finetune", *FLAGS, *more, "--snapshots=4", "--out_dir=new")
     assert "snapshots of its training" in ok(folder, "report", "new", "-o", "page.html").out
@@ -324,7 +323,7 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
 
 
 @slowly_in_a_browser
-def test_the_training_is_played_until_the_reader_touches_the_page(browser: Browser, with_snapshots: Path) -> None:  # noqa: F811
+def test_the_training_is_played_until_the_reader_touches_the_page(browser: Browser, with_snapshots: Path) -> None:
     for touch, left in (("h1", "3"), ("#step-slider-type", None)):
         browser.open(with_snapshots / "report.html", motion=True)
         browser.until(lambda: browser.value("#step-slider-type") == "0")
@@ -376,7 +375,7 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
 
 @slowly_in_a_browser
 @pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
-def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:  # noqa: F811
+def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:
     """A fine-tuned model reads prompt and response, its base model the same as text."""
     ok(tuned, "report", run, "out", "-o", tmp_path / "page.html")
     browser.open(tmp_path / "page.html")
@@ -436,7 +435,7 @@ def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Pa
 
 
 @slowly_in_a_browser
-def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) -> None:  # noqa: F811
+def test_without_snapshots_there_is_no_slider(run_copy: Path, browser: Browser) -> None:
     ok(run_copy, "report", "out", "-o", "page.html")
     browser.open(run_copy / "page.html")
     for selector in (".step-slider", "#continuation", "#compare"):
@@ -544,7 +543,7 @@ def test_the_arithmetic_on_the_page_can_be_followed(stepped: Path) -> None:
 
 
 @slowly_in_a_browser
-def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -> None:  # noqa: F811
+def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -> None:
     browser.open(stepped / "page.html")
     cells = the_step(stepped)["cells"]
     span = browser.all("#step-text span[data-i]")[5]
@@ -586,7 +585,7 @@ def test_loss_and_norm_are_those_that_training_logs(work: Path, flags: list[str]
 
 
 @pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
-def test_a_step_of_fine_tuning(tuned: Path, run: str) -> None:  # noqa: F811
+def test_a_step_of_fine_tuning(tuned: Path, run: str) -> None:
     found = the_step(tuned, run)
     assert found["weights"] and found["after"] < found["loss"]
     silent = [cell["text"] for cell in found["cells"] if "top" not in cell]

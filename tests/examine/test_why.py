@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import Shared, cli_here, lab_results, ok, refused, tiny_text
+from inputs import json_lines
+from labs import quick
 from models import SMALL, every_pair, shaken, small
 from scipy.stats import binomtest, ttest_1samp
-from test_lab_canary import quick
-from test_pairs import json_lines
 
 from tinygpt import api
 from tinygpt.base.configs.core import TrainConfig

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Shared, ok, tiny_text
-from test_pairs import json_lines
+from inputs import json_lines
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import WhyConfig

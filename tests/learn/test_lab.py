@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from conftest import Result, cli, cli_here, commands_here, lab_results, ok, refused, until
+from labs import ASKED, answered, asked
+from pages import Browser, in_a_browser, node
+from runs import save_model
 from scipy.stats import binomtest
-from test_import import save_model
-from test_report import Browser, browser, in_a_browser  # noqa: F401 (browser: a fixture)
-from test_report_model import node
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_lock
@@ -226,20 +226,7 @@ def test_the_majority_is_the_most_frequent_answer_to_the_same_question() -> None
     assert answer(Question("?", "ba", "founded", "", "absent")).text == ""  # no company of a small world has this fact
 
 
-# three changed facts, one that stayed, one question without an answer
-ASKED = [Question("?", "ba", "chair", "new", "changed", "old")] * 3
 ASKED += [Question("?", "ba", "seat", "Oslo", "fact"), Question("?", "ba", "tax", "", "absent")]
-
-
-def asked(*seeds: int) -> list[dict[str, Any]]:
-    return [{"phase": "questions", "seed": seed, **question._asdict()} for seed in seeds for question in ASKED]
-
-
-def answered(part: str, *texts: str, seed: int = 1, sure: float = 1) -> dict[str, Any]:
-    """The answers to ASKED; sure: probability of the last one."""
-    case = dict(zip(("phase", "system"), part.split(), strict=True))
-    answers = {"questions": [*range(5)], "answers": texts, "probabilities": [1, 1, 1, 1, sure], "connections": 1}
-    return {**case, "seed": seed, **answers}
 
 
 def test_answers_are_judged_by_what_was_right_at_the_time() -> None:
@@ -401,7 +388,7 @@ def test_the_page_is_one_file_without_requests(tiny: Path) -> None:
 @in_a_browser
 def test_a_fact_that_is_edited_in_the_page_reaches_retrieval_and_not_the_closed_book_model(
     quick: Path,
-    browser: Browser,  # noqa: F811
+    browser: Browser,
 ) -> None:
     browser.open(quick / "out/facts.html")
     assert not any(card.is_displayed() for card in browser.all(".answers .verdict"))  # nothing was asked
@@ -437,7 +424,7 @@ def test_a_fact_that_is_edited_in_the_page_reaches_retrieval_and_not_the_closed_
 
 @pytest.mark.slow
 @in_a_browser
-def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> None:  # noqa: F811
+def test_the_page_answers_as_the_commands_do(quick: Path, browser: Browser) -> None:
     """Words are not reduced to their stems in the page, so a few searches differ; with the same passages, nothing."""
     browser.open(quick / "out/facts.html")
     place = experiment.Tiny(quick / "out/seed-1", 1, SMALL)

@@ -4,12 +4,12 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here, commands_here, lab_results, ok
+from conftest import cli_here, lab_results
+from labs import FEW, quick, system
 from scipy.stats import expon, rankdata
 
 from tinygpt import api
@@ -20,17 +20,7 @@ from tinygpt.learn.lab import arithmetic, canary
 
 # shorter forms of QUICK: the models learn hardly anything, or something
 SMALL = canary.Size(60_000, 2, 1 << 9, 8, (2,))
-FEW = arithmetic.Size(4_000, 40, 4, ("plain", "reversed"))
 LEARNING, LEARNING_SUMS = SMALL._replace(iterations=100), FEW._replace(iterations=120)
-
-
-def quick(folder: Path, name: str, module: Any, size: Any) -> Path:
-    """The folder of a finished quick lab of a given size; what it said is in said.txt."""
-    with commands_here(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "QUICK", size)
-        done = ok(folder, "lab", name, "--quick", "--out_dir=out")
-    (folder / "out/said.txt").write_text(done.out, encoding="utf-8")
-    return folder / "out"
 
 
 # ---- lab canary ------------------------------------------------------------------------------------------------------
@@ -217,18 +207,6 @@ def test_the_quick_lab_ends_with_controls_and_a_picture(added: Path) -> None:
     assert row.count("| 100% ") == len(arithmetic.KINDS)
     assert "No model adds numbers longer than those in training" in said
     assert (added / "arithmetic.png").read_bytes().startswith(b"\x89PNG")
-
-
-def system(shares: dict[str, float], probability: float) -> Records:
-    """One seed of a system that answers these shares of each kind of sum correctly."""
-    prompts = arithmetic.sums(FEW, 1)[1]
-    kinds = {kind: prompts[40 * place :][:40] for place, kind in enumerate(arithmetic.KINDS)}
-    answers = [
-        {"prompt": prompt, "text": arithmetic.right(prompt) if at < shares[kind] * 40 else "0", "seed": 1}
-        for kind, some in kinds.items()
-        for at, prompt in enumerate(some)
-    ]
-    return Records(arithmetic.judged(answer | {"probability": probability}) for answer in answers)
 
 
 def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import cli_here, commands_here, lab_results, ok
+from labs import DOWN, UP, results
+from runs import save_model
 from sklearn.metrics import roc_auc_score
-from test_import import save_model
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.tasks import TASKS, generate
@@ -55,19 +56,6 @@ def test_the_threshold_is_that_of_a_search_through_all() -> None:
 
 
 # ---- what lab confidence says ----------------------------------------------------------------------------------------
-
-UP, DOWN = [0.9] * 100, [0.2] * 100
-
-
-def results(inside: list[float], outside: list[float], right: int, after: float = 6.0, tested: int = 0) -> Records:
-    """Records of one seed; the first `right` lines are answered correctly, of the test split the first `tested`."""
-    truth = {
-        split: [number < hits for number in range(100)] for split, hits in (("val", right), ("test", tested or right))
-    }
-    confidence = {"val": inside, "test": inside, "poem": outside, "noise": outside}
-    model = {"system": "model", "confidence": confidence, "right": truth}
-    useless = {"system": "ngram", "confidence": dict.fromkeys(confidence, UP), "right": truth | {"test": truth["val"]}}
-    return Records([{"before": 1.8, "after": after, "characters": 65}, model, useless])
 
 
 def verdicts(found: Records, target: float) -> list[str]:

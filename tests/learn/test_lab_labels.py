@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import cli_here, commands_here, lab_results, ok
+from labs import TASK, accuracy, learned
+from runs import save_model
 from scipy.stats import chisquare
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from test_import import save_model
 
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.data.dataset import Dataset
@@ -22,9 +23,8 @@ from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.tasks.generate import letters
 from tinygpt.data.tasks.merchants import merchants_by_label
 from tinygpt.examine.experiment.stages import Records
-from tinygpt.learn.lab import definition, drift, labels
+from tinygpt.learn.lab import drift, labels
 
-TASK = TASKS["transactions"]
 SPLITS = TASK.make(1337)
 FEW_LABELS = [(50, 0.0), (200, 0.0), (200, 0.2)]  # numbers of examples, shares of wrong labels
 SMALL = SPLITS | {"val": SPLITS["val"][:60], "test": SPLITS["test"][:150]}
@@ -51,11 +51,6 @@ def test_wrong_labels_are_uniform_and_a_larger_share_adds_to_a_smaller_one() -> 
     assert len(counts) == len(TASK.labels) - 1 and chisquare(list(counts.values())).pvalue > 0.01
 
 
-def accuracy(answers: list[str], pairs: list[Pair]) -> float:
-    probs = np.array([[answer == label for label in TASK.labels] for answer in answers])
-    return definition.accuracy(probs, pairs, TASK.labels)
-
-
 def test_accuracy_of_a_perfect_a_majority_and_a_random_answer() -> None:
     test = SPLITS["test"]
     assert accuracy([label for _, label in test], test) == 1
@@ -78,15 +73,6 @@ def test_the_worth_of_wrong_labels_by_hand() -> None:
     assert labels.worth(clean, 0.3) == round(math.sqrt(100 * 1000)) and labels.worth(clean, 0.4) == 1000
     assert labels.worth(clean, 0.5) == 1000 and labels.worth(clean, 0.1) == 100
     assert labels.worth({100: 0.3, 1000: 0.2, 10000: 0.5}, 0.4) == round(1000 * math.sqrt(10))
-
-
-def learned(accuracies: dict[tuple[int, float], float], learner: str = labels.MODEL) -> Records:
-    """Records of three seeds, by number of examples and share of wrong labels."""
-    return Records(
-        {"learner": learner, "examples": size, "share": share, "seed": seed, "correct": accuracy, "wrong": 0.3}
-        for (size, share), accuracy in accuracies.items()
-        for seed in (1, 2, 3)
-    )
 
 
 def test_a_verdict_follows_from_the_numbers() -> None:

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import listing
-from test_lab import ASKED, answered, asked
-from test_lab_canary import system
-from test_lab_confidence import DOWN, results
-from test_lab_labels import learned
-from test_report import HOSTILE, Browser, browser, in_a_browser  # noqa: F401 (browser: a fixture)
+from labs import ASKED, DOWN, answered, asked, learned, results, system
+from pages import HOSTILE, Browser, in_a_browser
 
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
@@ -68,7 +65,7 @@ SUMMARY = Summary(
 
 
 @in_a_browser
-def test_the_page_fits_a_phone_and_folds_the_statistics(tmp_path: Path, browser: Browser) -> None:  # noqa: F811
+def test_the_page_fits_a_phone_and_folds_the_statistics(tmp_path: Path, browser: Browser) -> None:
     _, page = write(SUMMARY, tmp_path, "x")
     for width in (1280, 800, 390):
         for dark in (False, True):

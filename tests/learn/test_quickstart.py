@@ -13,7 +13,7 @@ import torch
 import yaml
 from children import Child, wait_for_lines
 from conftest import cli, cli_here, listing, needs_fork, ok
-from test_suggestions import suggested
+from runs import suggested
 
 from tinygpt import api
 from tinygpt.base.configs.core import TrainConfig

@@ -12,9 +12,7 @@ import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here, needs_fork, ok, refused
 from models import every_path, ids, same_weights, shaken, small
-from test_distributed import BATCH, numbers, two_processes
-from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
-from test_train import column
+from runs import BATCH, FLAGS, column, numbers, two_processes
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import ReportConfig
@@ -117,7 +115,7 @@ def test_two_processes_learn_what_one_does(run_copy: Path) -> None:
         assert found == pytest.approx(expected, abs=1e-3)
 
 
-def test_fine_tuning_with_a_teacher(tuned: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_fine_tuning_with_a_teacher(tuned: Path, tmp_path: Path) -> None:
     """A fine-tuned model teaches an adapter on the same base, on pairs; a model without the task's tokens cannot."""
     work = Path(shutil.copytree(tuned, tmp_path / "work"))
     args = ["finetune", *FLAGS, "--lora_rank=2", "--out_dir=student"]

@@ -1,12 +1,8 @@
 """Two processes, forked or under torchrun: they learn what one process learns."""
 
-import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,42 +11,13 @@ import pytest
 import torch
 from children import Child, ranks, wait_for_lines
 from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok
+from runs import BATCH, numbers, torchrun, two_processes
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.files import folder_lock
 from tinygpt.checkpoint.store import load
-from tinygpt.training.log import read_metrics
 from tinygpt.training.processes import Processes
 from tinygpt.training.run import Run
-
-BATCH = ["--batch_size=12", "--gradient_accumulation_steps=1", "--dropout=0", "--max_iters=4", "--eval_interval=2"]
-
-
-LAUNCH = ("--standalone", "--nproc_per_node=2", "-m", "tinygpt")
-
-
-def torchrun(folder: Path, *args: str, launch: Sequence[str] = LAUNCH) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *launch, *args],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-
-
-def numbers(run: Path) -> list[tuple[str, int, list[float]]]:
-    names = {"train": ("loss", "grad_norm", "lr"), "eval": ("train_loss", "val_loss")}
-    return [(line["kind"], line["step"], [line[name] for name in names[line["kind"]]]) for line in read_metrics(run)]
-
-
-def two_processes(folder: Path, *args: str) -> list[Child]:
-    """Run a command in two forked processes, and wait for both: quicker than torchrun."""
-    both = [Child(list(args), folder / f"{rank['RANK']}.log", folder, **rank) for rank in ranks(2)]
-    for child in both:
-        child.wait(PATIENCE, otherwise=signal.SIGKILL)
-    return both
 
 
 @needs_fork

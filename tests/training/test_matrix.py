@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import faults
 import pytest
 from children import Child, Harness, assert_same_run, history, loaded, nothing, parallel, ranks
-from conftest import ok, tiny_text
-from test_pairs import json_lines
+from conftest import PATIENCE, ok, tiny_text
+from inputs import json_lines
 
 ROWS = 12  # sequences per iteration, however they are split
 KILLED_AT = 5  # the iteration in which an interrupted run is killed; its last.pt is from before iteration 4
@@ -137,7 +137,7 @@ def train(folder: Path, *args: str, processes: int = 1, killed: bool = False) ->
     log = folder / f"{len(list(folder.glob('*.log')))}.log"
     children = [Child(list(args), log, folder, before, **rank) for rank in ranks(processes)]
     wanted = -signal.SIGKILL if killed else 0
-    statuses = [child.wait(200, otherwise=signal.SIGTERM) for child in children]
+    statuses = [child.wait(PATIENCE, otherwise=signal.SIGTERM) for child in children]
     output = log.read_text(errors="replace")
     assert set(statuses) == {wanted}, f"tinygpt {shlex.join(args)}: {statuses}, expected {wanted}\n{output[-2000:]}"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from children import lines_of, wait_for_lines
 from conftest import PATIENCE, TINY_TRAIN, ok
-from test_distributed import BATCH, numbers
+from runs import BATCH, numbers
 
 from tinygpt.checkpoint.store import load
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed.fsdp  # it would take seconds in each child
 from children import Child, nothing, ranks
 from conftest import PATIENCE, TINY_TRAIN, cli_here, needs_fork, ok, refused, tiny_text
-from test_distributed import BATCH, numbers
+from runs import BATCH, numbers
 
 from tinygpt.checkpoint.store import load
 

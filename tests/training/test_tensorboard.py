@@ -20,9 +20,8 @@ import pytest
 import torch.utils.tensorboard
 from children import Child
 from conftest import TINY_TRAIN, cli_here, listing, ok, refused, trained, until
+from runs import BATCH, FLAGS, torchrun
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_distributed import BATCH, torchrun
-from test_finetune import FLAGS, tuned  # noqa: F401 (a fixture)
 
 import tinygpt.train
 from tinygpt.training.log import read_metrics
@@ -89,7 +88,7 @@ def test_without_the_key_there_are_no_event_files(work: Path) -> None:
     assert not (work / "out/tensorboard").exists() and not (work / "new").exists()
 
 
-def test_event_files_have_no_text(tuned: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_event_files_have_no_text(tuned: Path, tmp_path: Path) -> None:
     """metrics.jsonl has samples, and prompts, responses and answers of the validation split."""
     flags = ["--max_iters=4", "--sample_interval=1", "--eval_interval=2", ON, "--out_dir=out-events"]
     folder = Path(shutil.copytree(tuned, tmp_path / "work"))

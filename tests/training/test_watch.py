@@ -27,7 +27,7 @@ import pytest
 import torch
 from children import Child, ranks
 from conftest import PATIENCE, TINY_TRAIN, cli_here, listing, ok, refused, until
-from test_report import Browser, in_a_browser
+from pages import Browser, in_a_browser
 
 from tinygpt import train
 from tinygpt.base.configs.examine import ReportConfig

@@ -9,8 +9,6 @@ import contextlib
 import json
 import math
 import os
-import random
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -21,15 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Result, Shared, cli, ok, refused
+from answers import EMIL, NAMES, TRAIN, make_asked, write
+from conftest import PATIENCE, Result, cli, ok, refused
 from scipy.stats import binomtest
 from serving import serving_here
-from test_pairs import json_lines
 
 from tinygpt.base.terminal import escaped
 from tinygpt.checkpoint.adapter import load_model
-from tinygpt.data.tasks.generate import words
-from tinygpt.data.tasks.reader import UNANSWERABLE, normalised, reader_prompt
+from tinygpt.data.tasks.reader import normalised, reader_prompt
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer, tokenizer_from_dict
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.use.ask.answer import INSTRUCTION, SHIPPED, Reader, occurrence, shortened
@@ -40,59 +37,9 @@ from tinygpt.use.ask.search import search, with_relevance
 from tinygpt.use.ask.sentences import units
 from tinygpt.use.ask.store import Passage, open_index
 
-COLOURS = ["red", "green", "blue"]
-NAMES = words("Ada Bea Cleo Dora Emil Finn Gina Hugo Ivo Jana Kira Leo Mona Nils Oda Paul Rosa Sven Tara Udo")
-THINGS = ["box", "car", "hat", "cup", "pen", "bag", "key"]
-TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--out_dir=out-colours", "--quiet", "--eval_iters=0"]
 TRAIN += ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=256", "--position=rope", "--token_shift"]
 TRAIN += ["--batch_size=8", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--min_lr=1e-3"]
 TRAIN += ["--warmup_iters=10", "--max_iters=600", "--eval_interval=300"]
-DOCUMENTS = {
-    "things.txt": "The box of Zoë is “green”. It is old.\n\nThe car of Emil is red. Nobody knows why.\n\n"
-    "The pen of Udo is new.\n",
-    "more/long.txt": "The lamp of Tara stands in the hall. " * 9 + "The hat of Tara is blue. "
-    + "The lamp of Tara stands in the hall. " * 9,
-}  # fmt: skip
-EMIL = "Which colour is the car of Emil?"
-
-
-def examples(count: int = 900) -> list[dict[str, str]]:
-    """Questions that the first passage answers, or no passage; up to two other passages follow, as in `ask`."""
-    draw, made = random.Random(1), {}
-    while len(made) < count:
-        name, thing, colour = draw.choice(NAMES), draw.choice(THINGS), draw.choice(COLOURS)
-        known = draw.random() < 0.75
-        fact = f"The {thing} of {name} is {colour if known else draw.choice(['old', 'new', 'big'])}."
-        rest = draw.choice([f"The lamp of {name} stands in the hall.", "Nobody knows why.", "It is old."])
-        before, after = draw.choice([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)])
-        passages = [" ".join([rest] * before + [fact] + [rest] * after)]
-        for _ in range(draw.randrange(3)):
-            passages.append(f"The {draw.choice(THINGS)} of {draw.choice(NAMES)} is {draw.choice([*COLOURS, 'old'])}.")
-        prompt = reader_prompt(f"Which colour is the {thing} of {name}?", passages)
-        made[prompt] = f"[1] {colour}" if known else UNANSWERABLE
-    return [{"prompt": prompt, "response": response} for prompt, response in made.items()]
-
-
-def write(folder: Path, documents: dict[str, str], index: str = "index.db", size: int = 60) -> None:
-    """Write documents into docs/ and index them by words alone, each paragraph in a passage of its own."""
-    for name, text in documents.items():
-        path = folder / "docs" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    ok(folder, "ask", "Who?", "docs", f"--index={index}", "--embeddings=none", f"--passage_size={size}")
-
-
-def make_asked(folder: Path, *flags: str) -> None:
-    json_lines(folder, examples())
-    ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
-    ok(folder, "train", *TRAIN, *flags)
-    write(folder, DOCUMENTS)
-
-
-@pytest.fixture(scope="module")
-def asked(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with docs/, index.db and the model out-colours."""
-    return Path(shutil.copytree(shared("asked", make_asked), tmp_path_factory.mktemp("asked") / "work"))
 
 
 @pytest.fixture(scope="module")
@@ -507,7 +454,7 @@ def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(untrained: Path) -> None:
         time.sleep(0.5)
         os.write(control, b"\x03")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=PATIENCE) == 0
             break
     assert process.returncode == 0
     os.close(control)

@@ -18,7 +18,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from conftest import Result, cli, cli_here, listing, needs_fork, ok, refused
+from conftest import PATIENCE, Result, cli, cli_here, listing, needs_fork, ok, refused
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import file_lock
@@ -529,7 +529,7 @@ def test_processes_ask_at_the_same_time(folder: Path) -> None:
         command = [sys.executable, "-m", "tinygpt", "ask", "Where is the mammoth?", "docs", *DEFAULTS, "--json"]
         children = [subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True) for _ in range(3)]
         for child in children:
-            out, err = child.communicate(timeout=100)
+            out, err = child.communicate(timeout=PATIENCE)
             assert child.returncode == 0 and f"The mammoth is {number}." in out and ": 7 documents" in err, err
 
 

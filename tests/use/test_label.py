@@ -17,10 +17,9 @@ import openai
 import openpyxl
 import pytest
 import torch
-from conftest import ok, refused
+from conftest import PATIENCE, ok, refused
+from inputs import csv_file, json_lines, workbook
 from serving import Server, serving_here
-from test_pairs import json_lines
-from test_workbook import csv_file, workbook
 
 import tinygpt
 from tinygpt.base.configs.use import AdviseConfig
@@ -135,7 +134,9 @@ def test_lines_of_a_text_file_and_of_standard_input(work: Path) -> None:
     assert [row["question"] for row in found] == ["who is aaa?", "", "whére is bbb?"]
     assert [row["label"] for row in found] == ["person", "", "place"]
     command = [sys.executable, "-m", "tinygpt", "label", "-", "--model=model"]
-    done = subprocess.run(command, cwd=work, input=(work / "new.txt").read_bytes(), capture_output=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=work, input=(work / "new.txt").read_bytes(), capture_output=True, timeout=PATIENCE
+    )
     assert rows(done.stdout.decode()) == found, done.stderr
     (work / "new.txt").write_bytes("who is é?".encode("cp1252"))
     assert "is not UTF-8" in refused(work, "label", "new.txt", "--model=model")
@@ -208,9 +209,9 @@ def test_csv_has_a_byte_order_mark_where_excel_needs_it(work: Path, name: str, e
 
 def test_standard_input_gives_no_byte_order_mark(work: Path) -> None:
     command = [sys.executable, "-m", "tinygpt", "label", "-", "--model=model", "-o", "out.csv"]
-    subprocess.run(command, cwd=work, input=codecs.BOM_UTF8 + b"who?", check=True, timeout=120)
+    subprocess.run(command, cwd=work, input=codecs.BOM_UTF8 + b"who?", check=True, timeout=PATIENCE)
     assert (work / "out.csv").read_bytes().startswith(b"question,label")
-    done = subprocess.run(command, cwd=work, input="who?".encode("utf-16"), capture_output=True, timeout=120)
+    done = subprocess.run(command, cwd=work, input="who?".encode("utf-16"), capture_output=True, timeout=PATIENCE)
     assert done.returncode == 2 and b"standard input: is UTF-16 text, not UTF-8" in done.stderr
 
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 from conftest import TINY_TRAIN, free_port, ok, tiny_text, until
+from inputs import json_lines
+from pages import Browser, in_a_browser
 from serving import Server, serving, serving_here
-from test_import import imported  # noqa: F401 (a fixture)
-from test_pairs import json_lines
-from test_report import Browser, in_a_browser
 
 from tinygpt.use.serve.command import QUESTIONS
 
@@ -330,7 +329,7 @@ def test_an_adapter_answers_one_message_at_a_time(page: Page, server: Server) ->
 
 @pytest.mark.slow
 def test_a_conversation_with_a_model_that_loads_while_the_page_waits(
-    imported: Path,  # noqa: F811
+    imported: Path,
     chromium: Page,
     tmp_path: Path,
 ) -> None:

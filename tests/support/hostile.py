@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-PRESET = Path(__file__).resolve().parent.parent / "configs/shakespeare_char.yaml"
+PRESET = Path(__file__).resolve().parents[2] / "configs/shakespeare_char.yaml"
 SEAL = b"tinygpt sha256 "
 
 

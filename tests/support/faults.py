@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
+import pytest
 import torch
 
 from tinygpt import prepare, train
@@ -417,3 +418,8 @@ def meta_stays() -> None:
 def next_format_only() -> None:
     """A release whose store.load no longer reads format 1."""
     replace(store, "FORMAT", 0)
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WINDOWS", True)

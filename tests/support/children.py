@@ -187,7 +187,7 @@ class Harness:
 
         return Child(work, self.new("log"), self.folder, both, **environment)
 
-    def run(self, work: Work, before: Callable[[], None] = nothing, seconds: float = 120) -> Child:
+    def run(self, work: Work, before: Callable[[], None] = nothing, seconds: float = PATIENCE) -> Child:
         """Run a child to its end."""
         child = self.fork(work, before)
         child.wait(seconds, otherwise=signal.SIGKILL)
