@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Result, cli, cli_here, commands_here, lab_results, ok, refused, until
-from labs import ASKED, answered, asked
+from labs import answered, asked
 from pages import Browser, in_a_browser, node
 from runs import save_model
 from scipy.stats import binomtest
@@ -224,9 +224,6 @@ def test_the_majority_is_the_most_frequent_answer_to_the_same_question() -> None
     answer = systems.majority(known)
     assert [answer(one).text for one in (known[0], known[3], known[4])] == ["Bo Ra", "Oslo", "Bo Ra"]
     assert answer(Question("?", "ba", "founded", "", "absent")).text == ""  # no company of a small world has this fact
-
-
-ASKED += [Question("?", "ba", "seat", "Oslo", "fact"), Question("?", "ba", "tax", "", "absent")]
 
 
 def test_answers_are_judged_by_what_was_right_at_the_time() -> None:

@@ -21,6 +21,9 @@ THINGS = ["box", "car", "hat", "cup", "pen", "bag", "key"]
 
 
 TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--out_dir=out-colours", "--quiet", "--eval_iters=0"]
+TRAIN += ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=256", "--position=rope", "--token_shift"]
+TRAIN += ["--batch_size=8", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--min_lr=1e-3"]
+TRAIN += ["--warmup_iters=10", "--max_iters=600", "--eval_interval=300"]
 
 
 DOCUMENTS = {

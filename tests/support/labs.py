@@ -14,6 +14,7 @@ from tinygpt.learn.lab import arithmetic, definition, labels
 
 # three changed facts, one that stayed, one question without an answer
 ASKED = [Question("?", "ba", "chair", "new", "changed", "old")] * 3
+ASKED += [Question("?", "ba", "seat", "Oslo", "fact"), Question("?", "ba", "tax", "", "absent")]
 
 
 def asked(*seeds: int) -> list[dict[str, Any]]:

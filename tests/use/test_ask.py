@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import runs
 import torch
-from answers import EMIL, NAMES, TRAIN, make_asked, write
+from answers import EMIL, NAMES, make_asked, write
 from conftest import PATIENCE, Result, cli, ok, refused
 from scipy.stats import binomtest
 from serving import serving_here
@@ -36,10 +37,6 @@ from tinygpt.use.ask.rank import MATCHES, match, query_of
 from tinygpt.use.ask.search import search, with_relevance
 from tinygpt.use.ask.sentences import units
 from tinygpt.use.ask.store import Passage, open_index
-
-TRAIN += ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=256", "--position=rope", "--token_shift"]
-TRAIN += ["--batch_size=8", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--min_lr=1e-3"]
-TRAIN += ["--warmup_iters=10", "--max_iters=600", "--eval_interval=300"]
 
 
 @pytest.fixture(scope="module")
@@ -666,8 +663,8 @@ CHAT = {"prefix": "<|im_start|>user\n", "middle": "<|im_end|>\n<|im_start|>assis
 @pytest.fixture(scope="module")
 def instructed() -> tuple[GPT, HuggingFaceTokenizer]:
     """An untrained model whose tokenizer and chat template are like those of SmolLM2."""
-    test_import = pytest.importorskip("test_import")
-    tokenizer = HuggingFaceTokenizer(test_import.tokenizer_json(), "<|im_end|>", test_import.TEMPLATE, CHAT)
+    pytest.importorskip("transformers")
+    tokenizer = HuggingFaceTokenizer(runs.tokenizer_json(), "<|im_end|>", runs.TEMPLATE, CHAT)
     return GPT(GPTConfig(block_size=2048, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=8)), tokenizer
 
 
