@@ -312,6 +312,8 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
         assert page.value("#text") == "The king of "
         step = steps[index].partition(",")[0]
         assert f"of step {step}" in page.find("#continuation").text  # at once
+        expected_name = "Continue" if index == 3 else f"Continue with step {step}"
+        assert page.find("#continue").text == expected_name
         pictures.add(page.run("return document.getElementById('matrix').toDataURL()"))
     assert len(pictures) >= 3  # the attention changes
     slider.send_keys("\ue012")  # the left arrow key

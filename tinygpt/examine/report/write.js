@@ -195,6 +195,7 @@
       input.setAttribute("aria-valuetext", version.label);
     }
     $("continuation").hidden = all.length < 2;
+    $("continue").textContent = version.main ? "Continue" : `Continue with step ${number(version.step)}`;
     if (running) return read(idsBefore(caret).ids);
     refresh();
     follow(); // now, so that no other step's text stands beside the slider

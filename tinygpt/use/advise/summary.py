@@ -283,9 +283,13 @@ class Report:
         missed = [row for row in self.per_label() if row["lines"] and row["recall"] < FOUND]
         if not missed:
             return []
-        named = ", ".join(f"{shown(row['label'], 30)} ({100 * row['recall']:.0f}%)" for row in missed[:MOST])
+        missed.sort(key=lambda row: row["recall"])
+        shares = [f"{shown(row['label'], 30)} ({100 * row['recall']:.0f}% of its lines)" for row in missed]
+        named = ", ".join(shares[:MOST])
         more = f" and {counted(len(missed) - MOST, 'more label')}" if len(missed) > MOST else ""
-        text = f"Mostly missed: {named}{more}. If these are the lines that you look for, do not go by the accuracy: "
+        text = (
+            f"Found least often: {named}{more}. If these are the lines that you look for, do not go by the accuracy: "
+        )
         text += "label more of them"
         if self.advice.name != MAJORITY:
             text += ", or flag lines by their probability (docs/FINETUNING.md, a rare label)"
