@@ -84,7 +84,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    count, most = len(reporter.stats.get("skipped", [])) if reporter else 0, session.config.getoption("--most-skipped")
+    count = len(reporter.stats.get("skipped", [])) if reporter else 0
+    most = session.config.getoption("--most-skipped")
     if count > most:
         reporter.write_line(f"\n{count} tests were skipped, and at most {most:.0f} may be")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
