@@ -70,6 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_addoption(parser: pytest.Parser) -> None:
     help_text = "run the proofs with this share of their full counts, see scripts/torture.py"
     parser.addoption("--full", type=float, metavar="SHARE", help=help_text)
+    parser.addoption("--rewrite", action="store_true", help="write what is printed now into tests/transcripts/")
     parser.addoption("--order", metavar="reversed|SEED", help="run the tests in reversed order, or in a random one")
     help_text = "fail if more tests are skipped: a missing package must not hide a defect (.ci/run)"
     parser.addoption("--most-skipped", type=float, default=math.inf, metavar="COUNT", help=help_text)

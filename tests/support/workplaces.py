@@ -1,0 +1,73 @@
+"""What the transcripts can do before a command: make files, damage them, and look at what was written.
+
+Every function works in the current folder, which `>>>` lines of a transcript share with its commands.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import TINY_TRAIN, ok, tiny_text
+from inputs import csv_file, json_lines, workbook
+
+from tinygpt.checkpoint import store
+
+__all__ = ["Path", "csv_file", "json_lines", "ok", "tiny_text", "torch", "workbook", "zipfile"]  # for `>>>` lines, too
+HERE = Path()
+
+
+def write(name: str, content: str | bytes) -> None:
+    """Write a file, in UTF-8."""
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def change(name: str, how: Callable[[bytes], bytes]) -> None:
+    """Change the content of the only file of this name."""
+    (path,) = HERE.rglob(name)
+    path.write_bytes(how(path.read_bytes()))
+
+
+def flip(position: int) -> Callable[[bytes], bytes]:
+    return lambda data: data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+def state(how: Callable[[dict], object], name: str = "ckpt.pt") -> None:
+    """Write a checkpoint of out/ again, complete and sealed, with other content."""
+    content = torch.load(f"out/{name}", weights_only=True)
+    how(content)
+    with open(f"out/{name}", "w+b") as file:
+        torch.save(content, file)
+        store._seal(file)
+
+
+def colours() -> None:
+    """A model of pairs in colours/, and an adapter of it in lora/."""
+    pairs = [{"prompt": f"{n:03}", "response": "red" if n % 2 else "blue"} for n in range(60)]
+    write("pairs.jsonl", "".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    ok(HERE, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
+    ok(HERE, *TINY_TRAIN, "--dataset=colours", "--out_dir=colours", "--max_iters=2")
+    flags = ["--dataset=colours", "--device=cpu", "--compile=False", "--max_iters=2", "--lora_rank=2"]
+    ok(HERE, "finetune", "--ckpt=colours", *flags, "--out_dir=lora")
+
+
+class Canary:
+    """Unpickling this writes the file `executed`."""
+
+    def __reduce__(self) -> tuple:
+        return (os.system, ("touch executed",))
+
+
+def only_pickle() -> None:
+    """data/old: a dataset of nanoGPT, whose symbols are in a pickle that would run a command."""
+    write("data/old/meta.pkl", pickle.dumps(Canary()))
+
+
+def prepared(name: str, text: str, *flags: str) -> None:
+    """data/NAME from this text."""
+    write("input.txt", text)
+    ok(HERE, "prepare", name, "--input=input.txt", *flags)

@@ -1,0 +1,75 @@
+"""What the commands print and refuse: transcripts/*.txt, each case a session in a terminal.
+
+    ## A file that does not exist                    the name of the case; "(slow)" at its end marks it as slow
+    in: tuned                                        the folder to copy and work in (a fixture); without it: `tiny_run`
+    >>> write("a.txt", "abc" * 99)                   Python, with the functions of support/sessions.py; values are shown
+    $ printf 'no' > b.txt                            a command of the shell
+    $ tinygpt sample --ckpt=nothing                  a command of tinygpt, in this process; below it, what it prints
+    error: nothing: no such file                     exit status 2: one sentence, and one hint, which names no option of
+      try: tinygpt train ...                         another command; no file is changed. Other codes are shown: [1]
+
+`...` stands for anything in a line, alone for any number of lines.
+
+`pytest tests/test_transcripts.py --rewrite` writes what is printed now into the files; read the difference in git.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import sessions
+from conftest import cli, cli_here
+
+FILES = sorted((Path(__file__).parent / "transcripts").glob("*.txt"))
+CASES = [
+    pytest.param(path, title, id=f"{path.stem}: {title}", marks=[pytest.mark.slow] * title.endswith("(slow)"))
+    for path in FILES
+    for title in re.findall(r"^## (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize(("path", "title"), CASES)
+def test_transcript(path: Path, title: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    written = sessions.case(path, title)
+    happened = sessions.play(written, tmp_path / "work", request.getfixturevalue)
+    if happened != written and request.config.getoption("--rewrite"):
+        sessions.replace(path, title, happened)
+    else:
+        assert happened == written
+
+
+@pytest.mark.parametrize("args", [["train", "tiny"], ["sample", "--ckpt=text.txt"]])
+def test_a_process_of_its_own_says_the_same(args: list[str], run_copy: Path) -> None:
+    assert cli(*args, cwd=run_copy) == cli_here(*args, cwd=run_copy)
+
+
+def test_no_case_has_two_names() -> None:
+    assert len({(path, title) for path, title in (case.values for case in CASES)}) == len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "same"),
+    [
+        ("a\nb", "a\nb", True),
+        ("a ... c", "a b c", True),
+        ("a ... c", "a b\nc", False),
+        ("...\nc", "a\nb\nc", True),
+        ("...\nc", "c", True),
+        ("a\n...", "a\nb", True),
+        ("a", "a\nb", False),
+        ("(a)", "a", False),
+        ("", "a", False),
+    ],
+)
+def test_dots_stand_for_anything(expected: str, printed: str, same: bool) -> None:
+    assert sessions.matches(expected.splitlines(), printed.splitlines()) == same
+
+
+def test_rewriting_keeps_the_dots() -> None:
+    """A line with dots that still matches is kept; of a part of the output, the lines that are like those shown."""
+    assert sessions.rewritten(["a ... c", "old"], ["a b c", "new"]) == ["a ... c", "new"]
+    assert sessions.rewritten(["...", "the loss is 3", "..."], ["x", "y", "the loss was 3", "z"]) == [
+        "...",
+        "the loss was 3",
+        "...",
+    ]
