@@ -13,6 +13,7 @@ $commands = @(
     @("-m", "pip", "install", "-q", "--disable-pip-version-check", "-e", ".[dev,offline]"),
     @("-m", "ruff", "check", "."),
     @("-m", "ruff", "format", "--check", "."),
+    @("scripts\policy.py"),
     @("-m", "mypy"),
     ($pytest + $options)
 )

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# bash scripts/test.sh [PYTEST OPTIONS]: lint, types and the everyday tests, in .venv (made if it is missing).
+# bash scripts/test.sh [PYTEST OPTIONS]: lint, policy, types and the everyday tests, in .venv (made if it is missing).
 # bash scripts/test.sh --all [PYTEST OPTIONS]: also the slow tests, such as the complete notebook, the proofs and the labs.
 . "$(dirname "$0")/common.sh"
 if [ "${1:-}" = --all ]; then shift; else set -- -m "not slow" "$@"; fi
@@ -10,6 +10,8 @@ install_programs chromium:chromium chromedriver:chromium-driver node:nodejs
 step "ruff"
 "$bin/ruff" check .
 "$bin/ruff" format --check .
+step "policy"
+"$bin/python" scripts/policy.py
 step "mypy"
 "$bin/mypy"
 step "pytest"
