@@ -51,7 +51,7 @@ step "this machine"
 step "tests of the installed package"
 pip_install "$wheel[offline,eval,plot]" pytest pytest-timeout hypothesis
 "$bin/python" -m pytest -p no:cacheprovider -m "not slow" \
-    tests/test_{bad_input,generate,prepare,sample,train}.py tests/base/test_files.py tests/data/test_{rows,tokenizer}.py \
+    tests/test_{generate,prepare,sample,train,transcripts}.py tests/base/test_files.py tests/data/test_{rows,tokenizer}.py \
     tests/checkpoint/test_checkpoint.py tests/examine/test_{evaluate,machine}.py tests/adapt/test_finetune.py
 
 cd "$dist"

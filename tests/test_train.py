@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import filelock
 import numpy as np
@@ -26,23 +28,22 @@ from conftest import (
     needs_fork,
     ok,
     refused,
-    tiny_text,
     trained,
     until,
 )
 from models import nanogpts_file, same_weights
 from runs import column, entries
 
-from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
-from tinygpt.base.configs.fields import Key, keys
+from tinygpt import train
+from tinygpt.base import files
+from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse
 from tinygpt.checkpoint.snapshots import affordable, snapshots
 from tinygpt.checkpoint.store import load, save
-from tinygpt.train import batch
 from tinygpt.training.log import read_metrics
 from tinygpt.training.optimizer import learning_rate
 from tinygpt.training.run import set_up
-from tinygpt.training.start import ARCHITECTURE, load_run_to_resume, resolve
+from tinygpt.training.start import resolve
 
 # ---- output -----------------------------------------------------------------------------------------------------
 
@@ -62,13 +63,13 @@ def test_metrics_hold_what_they_promise(tiny_run: Path) -> None:
         "eval": {"kind", "step", "seconds", "train_loss", "val_loss", "val_loss_se", "memory_mb"},
     }
     assert all(line.keys() == keys[line["kind"]] for line in lines)
-    train, evaluations = (entries(tiny_run / "out", kind) for kind in ("train", "eval"))
-    assert [line["step"] for line in train] == list(range(20))
+    steps, evaluations = (entries(tiny_run / "out", kind) for kind in ("train", "eval"))
+    assert [line["step"] for line in steps] == list(range(20))
     assert [line["step"] for line in evaluations] == [0, 10, 20]
     assert [line["seconds"] for line in lines] == sorted(line["seconds"] for line in lines)
     config = SimpleNamespace(**load(tiny_run / "out/last.pt").config)
-    assert [line["lr"] for line in train] == [learning_rate(step, config) for step in range(20)]  # type: ignore[arg-type]
-    assert train[-1]["loss"] < train[0]["loss"] - 0.3
+    assert [line["lr"] for line in steps] == [learning_rate(step, config) for step in range(20)]  # type: ignore[arg-type]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.3
     assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"] - 0.3
 
 
@@ -92,28 +93,6 @@ def test_config_yaml_is_a_config_and_the_seed_decides(tiny_run: Path, work: Path
     assert first.replace("out_dir: out", "out_dir: again") == again
     trained(work, "--seed=8")
     assert not same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
-
-
-def test_what_is_shown(work: Path) -> None:
-    shown = trained(work, "--max_iters=30", "--sample_interval=10").out
-    for pattern in (
-        r"^dataset: +data/tiny: [\d,]+ training tokens",
-        r"^model: +[\d,]+ parameters: 1 layer, 2 heads, width 16, context 16$",
-        r"^training: +30 iterations of [\d,]+ tokens: \d\.\d passes over the data$",
-        r"^device: +cpu \(\d+ threads?\), float32; checkpoints in out$",
-        r"^expected: +[\d.]+ s for 5 more iterations \([\d.]+ ms each\)$",
-        r"^step +0: train loss \d\.\d{4}, val loss \d\.\d{4}$",
-        r"^step 30: train loss \d\.\d{4}, val loss \d\.\d{4} \(best\)$",
-        r"^done in \d+ s: the best validation loss is \d\.\d\d; the loss still falls, .*$",
-        r"^next: tinygpt sample out$",
-    ):
-        assert re.search(pattern, shown, re.MULTILINE), pattern
-    assert f"{load(work / 'out').build_model().num_params():,} parameters" in shown
-    texts = entries(work / "out", "sample")
-    assert [entry["step"] for entry in texts] == [0, 10, 20, 30] and {len(entry["text"]) for entry in texts} == {200}
-    assert shown.splitlines()[4].startswith("    | ") and "rule:" not in shown  # four lines, and the untrained model
-    quiet = trained(work, "--quiet", "--sample_interval=10").out
-    assert "device:" not in quiet and "    | " not in quiet and "step 20: train loss" in quiet
 
 
 def test_samples_of_pairs_end_where_the_response_does(work: Path) -> None:
@@ -234,173 +213,6 @@ def test_eval_iters_0_is_the_whole_split(tiny_run: Path, work: Path) -> None:
 # ---- resuming ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "processes"),
-    [
-        pytest.param(["--sampling=epochs"], True, marks=pytest.mark.slow),
-        (["--optimizer=muon"], False),
-    ],
-    ids=["adamw, epochs, in another process", "muon"],
-)
-def test_resuming_is_exact(work: Path, options: list[str], processes: bool) -> None:
-    """With dropout; also with each part in a process of its own, in which sets have another order."""
-    trained(work, *options, "--out_dir=whole")
-    for seed, args in enumerate((["--max_iters=7"], ["--init_from=resume", "--max_iters=13"], ["--init_from=resume"])):
-        command = [*TINY_TRAIN, *options, *args]
-        result = cli(*command, cwd=work, PYTHONHASHSEED=str(seed)) if processes else cli_here(*command, cwd=work)
-        assert result.status == 0, result.err
-        if seed == 0:
-            assert not same_weights(work / "whole/last.pt", work / "out/last.pt")
-    assert same_weights(work / "whole/last.pt", work / "out/last.pt")
-    for name in ("loss", "lr", "grad_norm"):
-        assert column(work / "whole", "train", name) == column(work / "out", "train", name)
-
-
-def test_resuming_a_finished_run_changes_nothing(run_copy: Path) -> None:
-    before = listing(run_copy / "out")
-    trained(run_copy, "--init_from=resume")
-    after = listing(run_copy / "out")
-    assert {name for name in before if before[name] != after[name]} <= {"config.yaml"}
-
-
-def test_resuming_without_a_config_takes_the_old_values(run_copy: Path) -> None:
-    old = load(run_copy / "out/last.pt").config
-    ok(run_copy, "train", "--init_from=resume", "--max_iters=25")
-    new = load(run_copy / "out/last.pt")
-    assert new.step == 25
-    assert {key for key in old if old[key] != new.config[key]} == {"max_iters"}
-
-
-def test_a_run_with_a_data_dir_of_its_own_is_resumed_from_another_folder(work: Path) -> None:
-    (work / "data").rename(work / "texts")
-    trained(work, "--data_dir=texts")
-    (work / "other").mkdir()
-    ok(work / "other", "train", "--init_from=resume", "--out_dir=../out", "--max_iters=25")
-    assert load(work / "out/last.pt").step == 25
-
-
-OF_THE_COMMAND = {"config", "quiet", "out_dir", "watch", "budget"}  # and not of the run
-SMALL = {"n_embd": 8, "n_head": 2, "n_kv_head": 1}  # each divides the one before
-
-
-def another(key: Key) -> Any:
-    """A value of a key that is not its default."""
-    by_type = {bool: (not key.default,), int: (300, 2, 1), float: (0.75, 0.25), str: ("2", "other"), tuple: (("x",),)}
-    limits = [mark for mark in key.marks if hasattr(mark, "problem")]
-    possible = [
-        value
-        for value in get_args(key.type)[::-1] or by_type[key.type]
-        if value != key.default and not any(limit.problem(key.name, value) for limit in limits)
-    ]
-    return possible[0]
-
-
-@pytest.mark.parametrize(
-    ("kind", "chosen"),
-    [(TrainConfig, SMALL), (FinetuneConfig, SMALL | {"sampling": "independent"})],  # epochs exclude replay
-)
-def test_resuming_keeps_every_value_that_is_not_the_default(
-    run_copy: Path, kind: type[TrainConfig], chosen: dict[str, Any]
-) -> None:
-    """Of every key of a run, also of those that are added later."""
-    expected = {name: another(key) for name, key in keys(kind).items() if name not in OF_THE_COMMAND} | chosen
-    state = load(run_copy / "out/last.pt")
-    shape = state.model_args | {name: expected[name] for name in ARCHITECTURE}
-    save(run_copy / "out/last.pt", dataclasses.replace(state, model_args=shape, config=expected))
-    resumed = parse(kind, ["--init_from=resume", f"--out_dir={run_copy / 'out'}"])
-    load_run_to_resume(resumed)
-    assert {name: getattr(resumed, name) for name in expected} == expected
-
-
-def test_a_stored_value_of_the_wrong_type_is_refused(run_copy: Path) -> None:
-    """A last.pt from a stranger, or of a newer version; what the command gives counts instead."""
-    state = load(run_copy / "out/last.pt")
-    save(run_copy / "out/last.pt", dataclasses.replace(state, config=state.config | {"grad_clip": "much"}))
-    message = refused(run_copy, "train", "--init_from=resume", "--max_iters=30")
-    assert "last.pt: grad_clip: 'much' is not a number" in message and "--init_from=out/last.pt" in message
-    ok(run_copy, "train", "--init_from=resume", "--max_iters=30", "--grad_clip=1")
-
-
-def test_decay_lr_alone_means_a_constant_rate_until_a_schedule_is_given(work: Path) -> None:
-    constant = ["--decay_lr=False", "--learning_rate=0.5"]
-    trained(work, *constant)
-    assert {*column(work / "out", "train", "lr")} == {0.5}
-    ok(work, "train", work / "out/config.yaml", "--out_dir=again")  # not refused: no flag contradicts
-    assert {*column(work / "again", "train", "lr")} == {0.5}
-    ok(work, "train", "--init_from=resume", "--max_iters=25")
-    assert {*column(work / "out", "train", "lr")} == {0.5}
-    ok(work, "train", "--init_from=resume", "--max_iters=30", "--lr_schedule=linear")
-    assert column(work / "out", "train", "lr")[-1] < 0.5
-
-
-def test_a_resumed_run_knows_its_best_loss_and_its_patience(work: Path) -> None:
-    still = ["--learning_rate=0", "--min_lr=0", "--eval_interval=2", "--patience=3"]
-    trained(work, *still, "--max_iters=4")
-    trained(work, *still, "--init_from=resume")
-    assert column(work / "out", "eval", "step") == [0, 2, 4, 6]  # the first is the best; three are not better
-    ckpt, last = load(work / "out/ckpt.pt"), load(work / "out/last.pt")
-    assert (ckpt.step, last.step) == (0, 6)
-    assert ckpt.best_val_loss == last.best_val_loss == column(work / "out", "eval", "val_loss")[0]
-
-
-def test_resuming_with_another_optimizer_is_refused(run_copy: Path) -> None:
-    message = refused(run_copy, *TINY_TRAIN, "--init_from=resume", "--max_iters=30", "--optimizer=muon")
-    assert "optimizer is muon here and adamw in the checkpoint" in message
-
-
-@pytest.mark.parametrize(
-    ("flag", "says"),
-    [
-        ("--batch_size=8", "batch_size x gradient_accumulation_steps is 16 here and 8 in the checkpoint"),
-        ("--gradient_accumulation_steps=3", "is 12 here and 8 in the checkpoint"),
-        ("--seed=8", "seed is 8 here and 7 in the checkpoint"),
-        ("--group_by_length=True", "group_by_length is True here and False in the checkpoint"),
-        ("--block_size=5", "block_size is 5 here and"),
-    ],
-)
-def test_an_epoch_cannot_be_continued_with_another_batch(work: Path, flag: str, says: str) -> None:
-    """Its order would be another one: rows would be read twice, and others never."""
-    trained(work, "--sampling=epochs", "--max_iters=3")
-    command = ["train", "--init_from=resume", "--max_iters=6", flag]
-    message = refused(work, *command)
-    assert says in message
-    if "--sampling=independent" in message:
-        ok(work, *command, "--sampling=independent")
-        ok(work, *command, "--max_iters=9", "--sampling=epochs")  # in epochs from here on
-
-
-def test_an_epoch_continues_with_its_batch_in_smaller_pieces(work: Path) -> None:
-    epochs = ["--sampling=epochs", "--dropout=0"]
-    trained(work, *epochs, "--out_dir=whole")
-    trained(work, *epochs, "--max_iters=7")
-    ok(work, "train", "--init_from=resume", "--max_iters=20", "--batch_size=2", "--gradient_accumulation_steps=4")
-    losses = column(work / "whole", "train", "loss")
-    assert column(work / "out", "train", "loss") == pytest.approx(losses, abs=1e-5)
-
-
-def test_auto_resumes_when_there_is_something_to_resume(tiny_run: Path, work: Path) -> None:
-    assert "resuming" not in trained(work, "--init_from=auto", "--max_iters=9").out
-    assert "resuming after iteration 9" in trained(work, "--init_from=auto").out
-    assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
-
-
-def test_resuming_on_other_data_is_refused(run_copy: Path) -> None:
-    (run_copy / "text.txt").write_text(tiny_text(seed=2))  # the same vocabulary
-    ok(run_copy, "prepare", "tiny", "--input=text.txt")
-    message = refused(run_copy, *TINY_TRAIN, "--init_from=resume", "--max_iters=30")
-    assert "has been prepared from different text" in message
-    trained(run_copy, "--init_from=out/last.pt", "--out_dir=new")  # starting from its weights is allowed
-
-
-def test_the_same_text_with_other_line_ends_is_the_same_data(run_copy: Path) -> None:
-    text = tiny_text().replace("\n", "\r\n")
-    (run_copy / "text.txt").write_bytes(text.encode())
-    ok(run_copy, "prepare", "tiny", "--input=text.txt")
-    said = cli_here("doctor", "out", cwd=run_copy).out
-    assert "files:       intact" in said and "not checked" not in said
-    assert "resuming after" in trained(run_copy, "--init_from=resume", "--max_iters=30").out
-
-
 def test_starting_from_another_runs_weights(run_copy: Path) -> None:
     trained(run_copy, "--init_from=out/ckpt.pt", "--out_dir=new", "--max_iters=1", "--n_embd=16")
     assert column(run_copy / "new", "eval", "val_loss")[0] == pytest.approx(load(run_copy / "out").best_val_loss)
@@ -478,26 +290,7 @@ def test_without_a_compiler_it_goes_on(tiny_run: Path, work: Path, real: bool, m
     assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
 
 
-def test_nothing_is_sent_to_weights_and_biases(work: Path) -> None:
-    """Its keys are nanoGPT's: a config file may have them."""
-    (work / "nano.py").write_text("wandb_log = True\nwandb_project = 'owt'\nwandb_run_name = 'gpt2-124M'\n")
-    said = ok(work, *TINY_TRAIN, "nano.py", "--max_iters=1").err
-    assert "note: nano.py: wandb_log is ignored" in said
-    assert "note: --wandb_log is ignored" in ok(work, *TINY_TRAIN, "--wandb_log=True", "--max_iters=1").err
-    (work / "old.yaml").write_text("wandb_log: false\nwandb_run_name: run\n")
-    assert "wandb" not in ok(work, *TINY_TRAIN, "old.yaml", "--max_iters=1", "--out_dir=old").err
-
-
-def test_a_run_that_an_earlier_version_sent_to_weights_and_biases_is_resumed(run_copy: Path) -> None:
-    state = load(run_copy / "out/last.pt")
-    progress = state.training["progress"] | {"wandb_id": "0a1b2c3d"}
-    config, training = state.config | {"wandb_log": True}, state.training | {"progress": progress}
-    save(run_copy / "out/last.pt", dataclasses.replace(state, config=config, training=training))
-    trained(run_copy, "--init_from=resume", "--max_iters=25")
-    state = load(run_copy / "out/last.pt")
-    assert state.step == 25 and "wandb_log" not in state.config and "wandb_id" not in state.training["progress"]
-
-
+@pytest.mark.slow
 @needs_fork
 def test_a_run_that_a_command_started_ends_with_it(work: Path) -> None:
     """Even if the command is killed and cannot end it: another try would find the folder in use, beyond any limit."""
@@ -518,7 +311,7 @@ def test_a_context_warmup_cuts_the_same_rows(work: Path) -> None:
         with contextlib.ExitStack() as stack, contextlib.chdir(work), contextlib.redirect_stdout(io.StringIO()):
             args = ["--dataset=tiny", "--device=cpu", "--out_dir=out-cut", "--batch_size=4", *TINY_MODEL, flag]
             run = set_up(stack, resolve(stack, parse(TrainConfig, [*args, "--gradient_accumulation_steps=2"])))
-            return [tuple(part.numpy() for part in batch(run, step)[:2]) for step in (0, 3, 4, 7, 8)]
+            return [tuple(part.numpy() for part in train.batch(run, step)[:2]) for step in (0, 3, 4, 7, 8)]
 
     for number, (short, whole) in enumerate(zip(batches("--context_warmup=8"), batches("--seed=1337"), strict=True)):
         for a, b in zip(short, whole, strict=True):
@@ -526,12 +319,72 @@ def test_a_context_warmup_cuts_the_same_rows(work: Path) -> None:
             assert a.shape == (2, 4 * parts, b.shape[2] // parts) and (a.reshape(b.shape) == b).all()
 
 
-@pytest.mark.parametrize("flags", [["--block_size=18"], ["--dataset=pairs"]], ids=str)
-def test_a_context_warmup_that_cannot_be_is_refused(work: Path, flags: list[str]) -> None:
-    pairs = (f'{{"prompt": "{number}", "response": "c"}}\n' for number in range(100))
-    (work / "pairs.jsonl").write_text("".join(pairs))
-    if not (work / "data/pairs").exists():
-        ok(work, "prepare", "pairs", "--input=pairs.jsonl", "--format=pairs")
-    args = ["--dataset=tiny", "--out_dir=out-none", "--device=cpu", "--max_iters=2", *TINY_MODEL, *flags]
-    assert "context_warmup is for plain text" in refused(work, "train", *args, "--context_warmup=2")
-    assert not (work / "out-none").exists()
+def test_values_of_text_keys_are_taken_as_written(work: Path) -> None:
+    for written in ("1.10", "010", "0x1F", "2024-01-01", "yes", "1_000", "1e3"):
+        (work / "c.yaml").write_text(f"out_dir: {written}\nmax_iters: 1\n")
+        ok(work, TINY_TRAIN[0], "c.yaml", *[flag for flag in TINY_TRAIN[1:] if "max_iters" not in flag])
+        assert (work / written / "ckpt.pt").exists(), written
+    (work / "c.py").write_text("out_dir = 1.10\n")
+    assert "out_dir: needs text" in refused(work, "train", "c.py")
+
+
+def test_a_config_with_a_byte_order_mark_is_read(work: Path) -> None:
+    for name, text in (("c.py", "max_iters = 1\n"), ("c.yaml", "max_iters: 1\n")):
+        (work / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+        flags = [flag for flag in TINY_TRAIN if "max_iters" not in flag]
+        ok(work, *flags, name, "--out_dir=run")
+        assert load(work / "run/last.pt").step == 1
+
+
+def test_speed_is_that_of_the_iterations_alone(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each line of metrics.jsonl counts the iterations since the last one, the first line one; no evaluation counts."""
+    now = [0.0]
+    step, evaluation = train.forward_backward, train.evaluate
+
+    def forward_backward(*args: Any) -> Any:
+        now[0] += 0.5
+        return step(*args)
+
+    def evaluate(run: Any) -> bool:
+        now[0] += 60
+        return evaluation(run)
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(train, "forward_backward", forward_backward)
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    flags = ["--log_interval=3", "--eval_interval=4", "--checkpoint_interval=3", "--max_iters=30", "--out_dir=run"]
+    said = ok(work, *TINY_TRAIN, *flags).out
+    speeds = [entry["tokens_per_second"] for entry in read_metrics(work / "run") if entry["kind"] == "train"]
+    assert speeds == [2 * 4 * 2 * 16] * 10  # two iterations per second of 4 x 2 rows of 16 tokens
+    assert "(500.0 ms each)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("train.bin", ["prepare", "tiny", "--input=other.txt"]),
+        ("val.bin", ["prepare", "tiny", "--input=other.txt"]),
+        ("last.pt", [*TINY_TRAIN, "--init_from=resume", "--max_iters=25", "--always_save_checkpoint=False"]),
+    ],
+)
+def test_a_file_that_another_program_keeps_open_on_windows(
+    name: str, args: list[str], run_copy: Path, windows: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that maps a token file, a scanner that reads a checkpoint: the file is named, and what was saved stays."""
+    (run_copy / "other.txt").write_text("to be or not to be\n" * 99)
+    before, replace = listing(run_copy), os.replace
+
+    def denied(source: Any, target: Any) -> None:
+        if Path(target).name == name:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", denied)
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+    result = cli_here(*args, cwd=run_copy)
+    assert result.status == 1 and f"{name}: another program has this file open" in result.err
+    kept = {path for path in before if path.startswith("data/" if name != "last.pt" else "out/last.pt")}
+    assert {path: listing(run_copy).get(path) for path in kept} == {path: before[path] for path in kept}
+    monkeypatch.undo()
+    ok(run_copy, *args)  # negative control
+    assert listing(run_copy) != before

@@ -1,0 +1,211 @@
+"""Resuming a run: exactly, with what was recorded, on the same data; and when it cannot be resumed."""
+
+import dataclasses
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+import faults
+import pytest
+from children import Child
+from conftest import TINY_TRAIN, cli, cli_here, listing, ok, refused, tiny_text, trained
+from models import same_weights
+from runs import FLAGS, column
+
+from tinygpt.base import files
+from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
+from tinygpt.base.configs.fields import Key, keys
+from tinygpt.base.configs.parse import parse
+from tinygpt.checkpoint.store import load, save
+from tinygpt.training.start import ARCHITECTURE, load_run_to_resume
+
+
+@pytest.fixture
+def tuned_work(tuned: Path, tmp_path: Path) -> Path:
+    """data/tiny (text), data/colours (pairs), out/ (a base model), out-finetune/, out-lora/."""
+    return Path(shutil.copytree(tuned, tmp_path / "work"))
+
+
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
+def test_resuming_is_exact(work: Path, optimizer: str) -> None:
+    """With dropout; AdamW with epochs, its second part in another process, in which sets have another order."""
+    options = [f"--optimizer={optimizer}", f"--sampling={'epochs' if optimizer == 'adamw' else 'independent'}"]
+    trained(work, *options, "--out_dir=whole")
+    trained(work, *options, "--max_iters=7")
+    assert not same_weights(work / "whole/last.pt", work / "out/last.pt")
+    command = [*TINY_TRAIN, *options, "--init_from=resume", "--max_iters=13"]
+    result = cli(*command, cwd=work, PYTHONHASHSEED="1") if optimizer == "adamw" else cli_here(*command, cwd=work)
+    assert result.status == 0, result.err
+    trained(work, *options, "--init_from=resume")
+    assert same_weights(work / "whole/last.pt", work / "out/last.pt")
+    for name in ("loss", "lr", "grad_norm"):
+        assert column(work / "whole", "train", name) == column(work / "out", "train", name)
+
+
+def test_resuming_a_finished_run_changes_nothing(run_copy: Path) -> None:
+    before = listing(run_copy / "out")
+    trained(run_copy, "--init_from=resume")
+    after = listing(run_copy / "out")
+    assert {name for name in before if before[name] != after[name]} <= {"config.yaml"}
+
+
+def test_resuming_without_a_config_takes_the_old_values(run_copy: Path) -> None:
+    old = load(run_copy / "out/last.pt").config
+    ok(run_copy, "train", "--init_from=resume", "--max_iters=25")
+    new = load(run_copy / "out/last.pt")
+    assert new.step == 25
+    assert {key for key in old if old[key] != new.config[key]} == {"max_iters"}
+
+
+def test_a_run_with_a_data_dir_of_its_own_is_resumed_from_another_folder(work: Path) -> None:
+    (work / "data").rename(work / "texts")
+    trained(work, "--data_dir=texts")
+    (work / "other").mkdir()
+    ok(work / "other", "train", "--init_from=resume", "--out_dir=../out", "--max_iters=25")
+    assert load(work / "out/last.pt").step == 25
+
+
+OF_THE_COMMAND = {"config", "quiet", "out_dir", "watch", "budget"}  # and not of the run
+
+
+SMALL = {"n_embd": 8, "n_head": 2, "n_kv_head": 1}  # each divides the one before
+
+
+def another(key: Key) -> Any:
+    """A value of a key that is not its default."""
+    by_type = {bool: (not key.default,), int: (300, 2, 1), float: (0.75, 0.25), str: ("2", "other"), tuple: (("x",),)}
+    limits = [mark for mark in key.marks if hasattr(mark, "problem")]
+    possible = [
+        value
+        for value in get_args(key.type)[::-1] or by_type[key.type]
+        if value != key.default and not any(limit.problem(key.name, value) for limit in limits)
+    ]
+    return possible[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen"),
+    [(TrainConfig, SMALL), (FinetuneConfig, SMALL | {"sampling": "independent"})],  # epochs exclude replay
+)
+def test_resuming_keeps_every_value_that_is_not_the_default(
+    run_copy: Path, kind: type[TrainConfig], chosen: dict[str, Any]
+) -> None:
+    """Of every key of a run, also of those that are added later."""
+    expected = {name: another(key) for name, key in keys(kind).items() if name not in OF_THE_COMMAND} | chosen
+    state = load(run_copy / "out/last.pt")
+    shape = state.model_args | {name: expected[name] for name in ARCHITECTURE}
+    save(run_copy / "out/last.pt", dataclasses.replace(state, model_args=shape, config=expected))
+    resumed = parse(kind, ["--init_from=resume", f"--out_dir={run_copy / 'out'}"])
+    load_run_to_resume(resumed)
+    assert {name: getattr(resumed, name) for name in expected} == expected
+
+
+def test_decay_lr_alone_means_a_constant_rate_until_a_schedule_is_given(work: Path) -> None:
+    constant = ["--decay_lr=False", "--learning_rate=0.5"]
+    trained(work, *constant)
+    assert {*column(work / "out", "train", "lr")} == {0.5}
+    ok(work, "train", work / "out/config.yaml", "--out_dir=again")  # not refused: no flag contradicts
+    assert {*column(work / "again", "train", "lr")} == {0.5}
+    ok(work, "train", "--init_from=resume", "--max_iters=25")
+    assert {*column(work / "out", "train", "lr")} == {0.5}
+    ok(work, "train", "--init_from=resume", "--max_iters=30", "--lr_schedule=linear")
+    assert column(work / "out", "train", "lr")[-1] < 0.5
+
+
+def test_a_resumed_run_knows_its_best_loss_and_its_patience(work: Path) -> None:
+    still = ["--learning_rate=0", "--min_lr=0", "--eval_interval=2", "--patience=3"]
+    trained(work, *still, "--max_iters=4")
+    trained(work, *still, "--init_from=resume")
+    assert column(work / "out", "eval", "step") == [0, 2, 4, 6]  # the first is the best; three are not better
+    ckpt, last = load(work / "out/ckpt.pt"), load(work / "out/last.pt")
+    assert (ckpt.step, last.step) == (0, 6)
+    assert ckpt.best_val_loss == last.best_val_loss == column(work / "out", "eval", "val_loss")[0]
+
+
+def test_an_epoch_continues_with_its_batch_in_smaller_pieces(work: Path) -> None:
+    epochs = ["--sampling=epochs", "--dropout=0"]
+    trained(work, *epochs, "--out_dir=whole")
+    trained(work, *epochs, "--max_iters=7")
+    ok(work, "train", "--init_from=resume", "--max_iters=20", "--batch_size=2", "--gradient_accumulation_steps=4")
+    losses = column(work / "whole", "train", "loss")
+    assert column(work / "out", "train", "loss") == pytest.approx(losses, abs=1e-5)
+
+
+def test_auto_resumes_when_there_is_something_to_resume(tiny_run: Path, work: Path) -> None:
+    assert "resuming" not in trained(work, "--init_from=auto", "--max_iters=9").out
+    assert "resuming after iteration 9" in trained(work, "--init_from=auto").out
+    assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
+
+
+def test_a_run_that_an_earlier_version_sent_to_weights_and_biases_is_resumed(run_copy: Path) -> None:
+    state = load(run_copy / "out/last.pt")
+    progress = state.training["progress"] | {"wandb_id": "0a1b2c3d"}
+    config, training = state.config | {"wandb_log": True}, state.training | {"progress": progress}
+    save(run_copy / "out/last.pt", dataclasses.replace(state, config=config, training=training))
+    trained(run_copy, "--init_from=resume", "--max_iters=25")
+    state = load(run_copy / "out/last.pt")
+    assert state.step == 25 and "wandb_log" not in state.config and "wandb_id" not in state.training["progress"]
+
+
+def test_other_data_may_begin_a_new_run(run_copy: Path) -> None:
+    """With the weights of a run that cannot be resumed on it; the same text with other line ends is the same data."""
+    (run_copy / "text.txt").write_bytes(tiny_text().replace("\n", "\r\n").encode())
+    ok(run_copy, "prepare", "tiny", "--input=text.txt")
+    assert "files:       intact" in ok(run_copy, "doctor", "out").out
+    assert "resuming after" in trained(run_copy, "--init_from=resume", "--max_iters=30").out
+    (run_copy / "text.txt").write_text(tiny_text(seed=2))  # the same vocabulary
+    ok(run_copy, "prepare", "tiny", "--input=text.txt")
+    assert "different text" in refused(run_copy, *TINY_TRAIN, "--init_from=resume", "--max_iters=40")
+    trained(run_copy, "--init_from=out/last.pt", "--out_dir=new")
+
+
+def test_a_full_disk_says_how_to_go_on(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a run that has saved something can be resumed."""
+    replace = os.replace
+    for written, advice in ((1, "then run the command again"), (3, "then resume: tinygpt train --init_from=resume")):
+        left = iter(range(written))  # config.yaml; then ckpt.pt and last.pt
+
+        def full(source: Any, target: Any, left: Any = left) -> None:
+            if next(left, None) is None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            replace(source, target)
+
+        monkeypatch.setattr(files.os, "replace", full)
+        result = cli_here(*TINY_TRAIN, "--out_dir=run", cwd=work)
+        assert result.status == 1 and "no space left" in result.err and advice in result.err
+
+
+def test_resuming_keeps_the_origin_of_a_run(tuned_work: Path) -> None:
+    """config.yaml records what a run started from, so that the run can be repeated elsewhere."""
+    starts = {"scratch": [*TINY_TRAIN], "out/ckpt.pt": [*TINY_TRAIN, "--init_from=out/ckpt.pt"]}
+    for index, (origin, command) in enumerate(starts.items()):
+        ok(tuned_work, *command, f"--out_dir=run{index}")
+        for mode in ("resume", "auto"):
+            ok(tuned_work, "train", f"--init_from={mode}", f"--out_dir=run{index}", "--max_iters=25")
+            assert load(tuned_work / f"run{index}/last.pt").config["init_from"] == origin
+        ok(tuned_work, "train", f"run{index}/config.yaml", "--out_dir=elsewhere")  # which has no last.pt
+        shutil.rmtree(tuned_work / "elsewhere")
+    ok(tuned_work, *TINY_TRAIN, "--init_from=auto", "--out_dir=fresh")
+    assert load(tuned_work / "fresh/last.pt").config["init_from"] == "scratch"
+    ok(tuned_work, "finetune", "--init_from=resume", "--out_dir=out-finetune", "--max_iters=42")
+    assert "init_from: out/ckpt.pt\n" in (tuned_work / "out-finetune/config.yaml").read_text()
+
+
+def test_a_fine_tuning_run_in_the_default_out_dir_can_be_resumed(tuned_work: Path) -> None:
+    shutil.move(tuned_work / "out", tuned_work / "base")
+    ok(tuned_work, "finetune", *FLAGS, "--ckpt=base/ckpt.pt", "--out_dir=out")
+    ok(tuned_work, "finetune", "--init_from=resume", "--out_dir=out", "--max_iters=44")
+    assert (
+        load(tuned_work / "out/last.pt").step == 44
+        and load(tuned_work / "out/last.pt").config["ckpt"] == "base/ckpt.pt"
+    )
+
+
+def test_a_new_run_in_an_old_folder_never_continues_the_old_one(tuned_work: Path) -> None:
+    """Not even if it was killed before it saved anything."""
+    other = [*TINY_TRAIN, "--seed=99", "--init_from=scratch", "--out_dir=out-lora"]
+    assert Child(other, tuned_work / "log", tuned_work, faults.die_before_saving).wait() == -9
+    assert "resuming" not in ok(tuned_work, *other[:-2], "--init_from=auto", "--out_dir=out-lora").out
+    assert not (tuned_work / "out-lora/adapter.pt").exists()  # of the earlier run
