@@ -2,6 +2,7 @@
 and figures that the code can compute agree with the text."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import script
 from inputs import PAGES, ROOT
 
 from tinygpt import cli, options
@@ -43,35 +45,27 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
-def test_the_generated_parts_are_up_to_date() -> None:
-    done = subprocess.run([sys.executable, "scripts/docs.py", "--check"], cwd=ROOT)
-    assert done.returncode == 0, "run: python scripts/docs.py"
-
-
 @pytest.mark.parametrize(
     ("page", "old", "new", "stale"),
     [
+        ("CONFIGURATION.md", "", "", ""),  # as it is
         ("CONFIGURATION.md", "| `block_size` | `1024`", "| `block_size` | `1023`", "CONFIGURATION.md"),
         ("TEACHING.md", "| The world changes", "| Nothing changes", "slides.md"),
     ],
 )
-def test_the_check_notices_a_stale_page(page: str, old: str, new: str, stale: str, tmp_path: Path) -> None:
-    """Negative control: a page with another default is not what the code says, a deck not what the table of claims."""
-    for part in ("tinygpt", "scripts", "docs"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
-    text = PAGES[ROOT / "docs" / page]
-    assert old in text
-    (tmp_path / "docs" / page).write_text(text.replace(old, new), encoding="utf-8")
-    check = [sys.executable, tmp_path / "scripts/docs.py", "--check"]
-    done = subprocess.run(check, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and f"{stale} is not up to date; run: python scripts/docs.py" in done.stderr
-
-
-def test_every_file_says_what_it_is_for() -> None:
-    done = subprocess.run([sys.executable, "scripts/docs.py", "--tree"], cwd=ROOT, check=True, capture_output=True)
-    lines = done.stdout.decode().splitlines()
-    assert "  model.py                   The GPT model: tensors in, tensors out" in lines
-    assert all(len(line.split()) > 1 for line in lines if not line.endswith("/")), lines
+def test_the_generated_parts_are_up_to_date(
+    page: str, old: str, new: str, stale: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page with another default is not what the code says, a deck not what the table of claims says."""
+    docs = script("docs")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    assert old in PAGES[ROOT / "docs" / page]
+    (tmp_path / "docs" / page).write_text(PAGES[ROOT / "docs" / page].replace(old, new), encoding="utf-8")
+    monkeypatch.setattr(docs, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["docs.py", "--check"])
+    said = f"docs/{stale} is not up to date; run: python scripts/docs.py"
+    with pytest.raises(SystemExit, match=said) if stale else contextlib.nullcontext():
+        docs.main()
 
 
 def claims() -> list[list[str]]:
@@ -137,11 +131,6 @@ def test_a_lesson_reads_the_page_of_a_lab_when_it_is_there() -> None:
     assert {name: gap for name, gap in gaps.items() if gap < allowances()[name]} == {}
 
 
-def test_the_readme_is_short() -> None:
-    """A newcomer reads it to the end; tables and details belong to docs/."""
-    assert len(README.split()) <= 1000
-
-
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A checkout whose environment is installed; its programs only write their path and arguments."""
@@ -191,21 +180,18 @@ def test_ci_runs_the_scripts_of_the_readme(clone: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_links_and_pictures_exist(page: Path) -> None:
+def test_links_pictures_scripts_and_extras_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)\)", PAGES[page]):
         assert target.startswith("https://") or (page.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_scripts_and_extras_exist(page: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     earlier = r"`?.*` at\s`[0-9a-f]{7}"  # measured by a script of an earlier commit
-    for script in re.findall(rf"\bscripts[/\\](\w++\.\w++)(?!{earlier})", PAGES[page]):
-        assert page.name == "CHANGELOG.md" or (ROOT / "scripts" / script).exists(), script
+    for name in re.findall(rf"\bscripts[/\\](\w++\.\w++)(?!{earlier})", PAGES[page]):
+        assert page.name == "CHANGELOG.md" or (ROOT / "scripts" / name).exists(), name
     for extras in re.findall(r"(?:\.|tinygpt|whl)\[([a-z,]+)\]", PAGES[page]):
         assert set(extras.split(",")) <= set(project["optional-dependencies"]), extras
 
 
+@pytest.mark.slow
 def test_extras_are_installed_without_the_source(tmp_path: Path) -> None:
     """The lines of the pages, outside a checkout, where tinygpt is installed. Those with Jupyter are left out."""
     pytest.importorskip("pip")
@@ -236,12 +222,6 @@ def test_every_choice_of_the_architecture_is_explained(option: str) -> None:
             assert re.search(rf"\b{choice}\b", text), f"{option}={choice} is missing in: {text}"
 
 
-def test_the_three_commands_stand_in_the_readme() -> None:
-    assert README.count("tinygpt prepare shakespeare_char\n") >= 1
-    assert README.count("tinygpt train configs/shakespeare_char.yaml --device=cpu\n") >= 1
-    assert README.count("tinygpt sample --ckpt out/ckpt.pt\n") >= 1
-
-
 @pytest.mark.parametrize("command", [each for text in PAGES.values() for each in commands(text)], ids=" ".join)
 def test_commands_of_the_pages_are_understood(command: list[str]) -> None:
     """Each command exists, and so do its flags (its files need not exist)."""
@@ -250,7 +230,13 @@ def test_commands_of_the_pages_are_understood(command: list[str]) -> None:
 
 
 def test_commands_named_in_sentences_exist() -> None:
-    """The changelog also names those of earlier versions."""
+    """The changelog also names those of earlier versions. The README has the three commands of the beginning."""
+    for line in (
+        "prepare shakespeare_char",
+        "train configs/shakespeare_char.yaml --device=cpu",
+        "sample --ckpt out/ckpt.pt",
+    ):
+        assert f"tinygpt {line}\n" in README
     texts = [text for page, text in PAGES.items() if page.name != "CHANGELOG.md"]
     named = {name for text in texts for name in re.findall(r"`tinygpt\s+([a-z]+)", text)}
     assert len(named) > 10 and named - set(cli.COMMANDS) == set()
@@ -306,10 +292,10 @@ def test_the_record_preset_is_the_best_preset_with_a_teacher(monkeypatch: pytest
     assert " ".join(SHORT) in best.read_text(encoding="utf-8").replace("\n# ", " ")
 
 
-def test_the_presets_are_at_most_twelve_and_listed() -> None:
+def test_the_presets_are_listed() -> None:
     table = KEYS.partition("| preset |")[2].partition("\n\n")[0]
     listed = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
-    assert sorted(listed) == [path.stem for path in PRESETS] and len(PRESETS) <= 12
+    assert sorted(listed) == [path.stem for path in PRESETS]
     from_scratch = [path.stem for path in PRESETS if "finetune" not in path.stem]
     helped = str(TrainConfig.__doc__).partition("Start from a preset:")[2].partition(".")[0]
     assert sorted(re.findall(r"\w+", helped)) == sorted([*from_scratch, "or"])

@@ -267,7 +267,8 @@ def test_half_precision_learns_as_float32_does(tiny_run: Path, work: Path, dtype
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_training(tiny_run: Path, work: Path) -> None:
-    result = cli(*TINY_TRAIN, "--compile=True", cwd=work, timeout=PATIENCE)
+    short = ["--compile=True", "--max_iters=3", "--eval_interval=3"]
+    result = cli(*TINY_TRAIN, *short, cwd=work, timeout=PATIENCE, TORCHINDUCTOR_COMPILE_THREADS="1")
     assert result.status == 0, result.err
     assert re.search(r"^device: .*, compile on; checkpoints in out$", result.out, re.MULTILINE)
     found = column(work / "out", "train", "loss")
