@@ -54,7 +54,7 @@ collect_ignore = (
 )
 
 # The files that take longest begin first, so that no process of pytest-xdist waits long for another at the end.
-LONGEST = ["notebook", "lab", "smollm2", "why", "suggestions", "exercise", "matrix", "reliability", "train", "api", "resume"]
+LONGEST = ["notebook", "watch", "lab", "sharding", "bench", "exercise", "smollm2", "quickstart", "api", "why", "advise"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
