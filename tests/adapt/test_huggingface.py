@@ -203,16 +203,3 @@ def test_a_name_that_the_hub_cannot_have() -> None:
     for name in ("../secret", "a/b/c", "", "a b", "https://x.org/a", "-x/..", "."):
         with pytest.raises(TinyGPTError, match="cannot be downloaded from"):
             hub_folder(name)
-
-
-@pytest.mark.slow
-def test_no_connection_to_the_hub(tmp_path: Path) -> None:
-    code = (
-        "from tinygpt.checkpoint.foreign import hub_folder\n"
-        "from tinygpt.base.errors import TinyGPTError\n"
-        "try: hub_folder('tinygpt-tests/no-such-model')\n"
-        "except TinyGPTError as error: print(error.message)"
-    )
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert "no-such-model: no such folder, and it cannot be downloaded" in done.stdout, done.stderr

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Lazy, cli, listing, refused
+from conftest import Lazy, cli, listing
 from models import ids, largest, shaken
 from torch import Tensor
 
@@ -138,17 +138,7 @@ def test_files_of_another_model_are_refused_by_name(folder: Path) -> None:
         assert "again" in error.value.hint or "quantised" in error.value.hint
 
 
-def test_damaged_and_missing_files_are_refused_in_one_sentence(folder: Path, work: Path) -> None:
-    command = "train", "--dataset=tiny", "--device=cpu", "--init_from=gpt2"
-    assert "no model.safetensors or pytorch_model.bin" in refused(work, *command)
-    (folder / "model.safetensors.index.json").write_text("{}")
-    assert "damaged, or of an unknown form" in refused(work, *command)
-    safetensors.save_file(stored(theirs()), folder / "model.safetensors")
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[:-1])
-    assert "model.safetensors: cannot be read: it is damaged" in refused(work, *command)
-
-
+@pytest.mark.slow
 def test_offline_and_without_a_cache_is_refused_in_one_sentence(work: Path, tmp_path_factory: Any) -> None:
     before, home = listing(work), str(tmp_path_factory.mktemp("cache"))
     command = "train", "--dataset=tiny", "--device=cpu", "--init_from=gpt2"
