@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Result, ok, refused
+from conftest import Result, ok
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import nanogpts_file
@@ -126,9 +126,6 @@ def test_a_prompt_from_a_file(run_copy: Path) -> None:
     (run_copy / "prompt.txt").write_text("The king\nof my heart")
     from_file = written(run_copy, "--start=FILE:prompt.txt", "--max_new_tokens=20")
     assert from_file == written(run_copy, "--start=The king\nof my heart", "--max_new_tokens=20")
-    (run_copy / "latin.txt").write_bytes(b"caf\xe9")
-    for name, what in (("gone.txt", "no such file"), ("latin.txt", "not UTF-8"), ("out", "is a directory")):
-        assert f"{name}: {what}" in refused(run_copy, "sample", f"--start=FILE:{name}")
 
 
 def test_an_empty_prompt_is_a_lines_start(tiny_run: Path) -> None:
@@ -139,26 +136,12 @@ def test_an_empty_prompt_is_a_lines_start(tiny_run: Path) -> None:
 # ---- nanoGPT's files --------------------------------------------------------------------------------------------
 
 
-def save_nanogpts_file(run: Path, **changes: Any) -> None:
-    torch.save(nanogpts_file(load(run / "out/last.pt"), **changes), run / "nano.pt")
-
-
 def test_nanogpts_file_with_the_tokenizer_of_its_dataset(run_copy: Path) -> None:
-    save_nanogpts_file(run_copy)
+    torch.save(nanogpts_file(load(run_copy / "out/last.pt")), run_copy / "nano.pt")
     expected = written(run_copy, "--ckpt=out/last.pt", "--start=The ")
     assert written(run_copy, "--ckpt=nano.pt", "--start=The ") == expected
     (run_copy / "data").rename(run_copy / "elsewhere")
     assert written(run_copy, "--ckpt=nano.pt", "--start=The ", "--data_dir=elsewhere") == expected
-    assert "tinygpt prepare tiny" in refused(run_copy, "sample", "--ckpt=nano.pt")
-
-
-def test_nanogpts_file_without_a_fitting_dataset(run_copy: Path) -> None:
-    save_nanogpts_file(run_copy, config={})
-    assert "does not name its dataset" in refused(run_copy, "sample", "--ckpt=nano.pt")
-    save_nanogpts_file(run_copy)
-    (run_copy / "other.txt").write_text("".join(map(chr, range(32, 127))) * 50)
-    ok(run_copy, "prepare", "tiny", "--input=other.txt")
-    assert "tokens, but its tokenizer has 95" in refused(run_copy, "sample", "--ckpt=nano.pt")
 
 
 # ---- streaming --------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from children import Child
-from conftest import TINY_MODEL, cli_here, ok, refused
+from conftest import TINY_MODEL, cli_here, ok
 from inputs import json_lines
 from models import same_weights
 from runs import FLAGS, LORA
@@ -127,17 +127,6 @@ def test_adapter_merge_and_checkpoint_are_one_model(work: Path) -> None:
     assert changed == {name for name in base if ".h." in name and base[name].dim() == 2}
 
 
-@pytest.mark.parametrize("ckpt", ["out", "out/ckpt.pt"])
-def test_an_adapter_whose_base_was_trained_further(work: Path, ckpt: str) -> None:
-    shutil.copy(work / "out/ckpt.pt", work / "older.pt")
-    ok(work, "train", "--init_from=resume", "--max_iters=60", "--eval_interval=10", "--out_dir=out")
-    result = cli_here("sample", f"--ckpt={ckpt}", "--adapter=out-lora", "--start=1 red", cwd=work)
-    message, hint = result.err.splitlines()
-    assert result.status == 2 and "trained further" in message
-    assert "train the adapter again" in hint and "older file" in hint
-    ok(work, "sample", "--ckpt=older.pt", "--adapter=out-lora", "--start=1 red")
-
-
 def test_the_model_answers_and_stops(work: Path) -> None:
     answer = sampled(work, "--ckpt=out-finetune")
     assert sampled(work, "--ckpt=out-finetune", "--stop=@@") == answer  # the end of the response still ends it
@@ -206,57 +195,16 @@ def test_replay_forgets_less(work: Path) -> None:
     ids=["full", "lora, epochs"],
 )
 def test_killed_and_resumed_is_undisturbed(work: Path, more: list[str]) -> None:
-    flags = [*FLAGS, "--max_iters=100", "--lr_decay_iters=100", "--checkpoint_interval=3", *more]
+    flags = [*FLAGS, "--max_iters=40", "--checkpoint_interval=3", *more]
     ok(work, "finetune", *flags, "--out_dir=whole")
     command = ["finetune", *flags, "--out_dir=killed", "--init_from=auto"]
-    child = Child(command, work / "log", work, functools.partial(faults.on_iteration, 49, faults.die))
-    assert child.wait() == -signal.SIGKILL and load(work / "killed/last.pt").step == 48
+    child = Child(command, work / "log", work, functools.partial(faults.on_iteration, 22, faults.die))
+    assert child.wait() == -signal.SIGKILL and load(work / "killed/last.pt").step == 21
     ok(work, *command)
     whole, resumed = load(work / "whole/last.pt"), load(work / "killed/last.pt")
-    assert whole.step == resumed.step == 100
+    assert whole.step == resumed.step == 40
     assert same_weights(work / "whole/last.pt", work / "killed/last.pt")
     assert len(kinds(work / "killed", "before")) == len(kinds(work / "killed", "after")) == 1
-
-
-# ---- mistakes ----------------------------------------------------------------------------------------------------
-
-
-MISTAKES: list[tuple[list[str], str]] = [
-    (["--out_dir=out"], "contains the base model"),
-    (["--ckpt=nothing.pt"], "nothing.pt: no such file"),
-    (["--dataset=nothing"], "not prepared"),
-    (["--lora_rank=2", "--lora_targets=query", "--out_dir=o"], "no layer is called 'query'"),
-    (["--replay=0.5", "--base_dataset=nothing", "--out_dir=o"], "not prepared"),
-    (["--replay=1.5", "--out_dir=o"], "replay is 1.5"),
-    (["--replay=0.5", "--sampling=epochs", "--out_dir=o"], "sampling=epochs cannot be used with replay"),
-    (["--init_from=resume", "--lora_rank=4", "--out_dir=out-lora"], "lora_rank is 4 here and 2 in the checkpoint"),
-]
-WITH_OTHER_COMMANDS: list[tuple[list[str], str]] = [
-    (["export", "--format=checkpoint", "--adapter=nothing.pt"], "nothing.pt: no such file"),
-    (["export", "--format=checkpoint", "--adapter=out/ckpt.pt"], "not an adapter"),
-    (["eval", "--ckpt=out-finetune", "--adapter=out-lora"], "was trained on a base model other than"),
-    (["sample", "--ckpt=out-lora/adapter.pt", "--start=a"], "an adapter, which needs its base"),
-    (["sample", "--ckpt=out-finetune"], "answers prompts, but the prompt is empty"),
-    (["eval", "--ckpt=out-finetune", "--task=nothing"], "not prepared"),
-    (["eval", "--ckpt=out-finetune", "--task=tiny"], "is not a labelled task"),
-    (["eval", "--ckpt=out-finetune", "--task=../x"], "must be the name of a folder"),
-    (["eval", "--ckpt=out", "--task=colours"], "different vocabularies"),
-    (["prepare", "transactions", "--input=text.txt"], "is a built-in task"),
-    (["train", "--dataset=tiny", "--lora_rank=2", "--out_dir=o"], "--lora_rank: a key of tinygpt finetune"),
-]
-MISTAKES = [*((["finetune", *FLAGS, *flags], says) for flags, says in MISTAKES), *WITH_OTHER_COMMANDS]
-
-
-@pytest.mark.parametrize(("args", "says"), MISTAKES, ids=[says for _, says in MISTAKES])
-def test_mistakes_get_one_sentence(work: Path, args: list[str], says: str) -> None:
-    assert says in refused(work, *args)
-
-
-def test_examples_that_do_not_fit_are_counted(work: Path) -> None:
-    json_lines(work, [{"prompt": f"{n:03} {'a' * 30}", "response": "yes"} for n in range(100)], "long.jsonl")
-    ok(work, "prepare", "long", "--input=long.jsonl", "--format=pairs")
-    message = refused(work, "finetune", *FLAGS, "--dataset=long", "--out_dir=o")
-    assert "too long for block_size 16" in message and "(the longest has 40 tokens)" in message
 
 
 def test_continued_pretraining_grows_the_vocabulary(work: Path) -> None:
@@ -277,14 +225,10 @@ def test_the_comparison_shows_control_characters_escaped() -> None:
     assert text.isprintable() and r"a\x1b[1m   (expected: b\x07)" in text and r"after:  c\n" in text
 
 
-@pytest.mark.parametrize("position", ["rope", "alibi", "learned"])
+@pytest.mark.parametrize("position", ["rope", "alibi"])
 def test_a_longer_context_than_the_bases(position: str, work: Path) -> None:
     ok(work, "train", *SHORT, *TINY_MODEL, f"--position={position}", "--out_dir=base")
-    longer = ["finetune", *SHORT, "--ckpt=base", "--block_size=48", "--out_dir=longer"]
-    if position == "learned":
-        assert "block_size is 48 here and" in refused(work, *longer)
-        return
-    ok(work, *longer)
+    ok(work, "finetune", *SHORT, "--ckpt=base", "--block_size=48", "--out_dir=longer")
     assert load(work / "longer").model_args["block_size"] == 48
     ok(work, "finetune", "--init_from=resume", "--out_dir=longer", "--max_iters=3")
 
@@ -305,14 +249,6 @@ def test_an_adapter_brings_its_longer_context_along(work: Path) -> None:
     assert {name: model.model_args["block_size"] for name, model in sizes.items()} == dict.fromkeys(sizes, 48)
     cropped = load_model(str(work / "base"), str(work / "cropped"))
     assert cropped.model_args["block_size"] == 16  # as long as the base's, whose weights it has
-
-
-def test_an_epoch_cannot_be_continued_with_other_examples(work: Path) -> None:
-    epochs = ["--sampling=epochs", "--examples=40", "--out_dir=epochs"]
-    ok(work, "finetune", *FLAGS, *epochs, "--max_iters=3")
-    resume = ["finetune", *FLAGS, *epochs, "--init_from=resume", "--max_iters=6"]
-    assert "examples is 20 here and 40 in the checkpoint" in refused(work, *resume, "--examples=20")
-    ok(work, *resume)
 
 
 def test_the_step_of_a_report_draws_from_the_first_examples(tuned: Path, tmp_path: Path) -> None:

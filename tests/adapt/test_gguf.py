@@ -1,6 +1,6 @@
-"""GGUF files: what is written is read back by gguf, transformers and tinygpt; what is damaged is refused in a sentence.
+"""GGUF files: their tokenizers return, and what is damaged or of another kind is refused in a sentence.
 
-tests/adapt/test_llama.py opens the same files in llama.cpp.
+test_architectures.py has the round trip of the weights; test_llama.py opens the same files in llama.cpp.
 """
 
 import dataclasses
@@ -11,127 +11,44 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
+import published
 import pytest
 import tokenizers
-import torch
-from models import every_option, ids, largest, shaken, small
-from published import MODERN, ROWS, TEXT, pretrained_file, tokenizer
+from published import ROWS, TEXT, apart, characters, model, rebuilt
 
 from tinygpt.adapt.formats import gguf_file
 from tinygpt.adapt.formats.architectures import STOCK, Stock
 from tinygpt.adapt.formats.conversion import from_stock, to_stock
-from tinygpt.adapt.formats.gguf_file import QUANTISATIONS, read_file, write_file
+from tinygpt.adapt.formats.gguf_file import read_file, write_file
 from tinygpt.adapt.formats.gguf_tokenizer import PRE
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
-from tinygpt.model import GPT
 from tinygpt.options import GPTConfig
 
 
-def stock_of(name: str, **options: Any) -> tuple[GPT, Stock]:
-    options = {"vocab_size": tokenizer().vocab_size, "block_size": 64, **ROWS[name], **options}
-    model = shaken(small(**options), 0.1)
-    return model, to_stock(model.config, model.state_dict())
-
-
-def gpt_of(stock: Stock) -> GPT:
-    config, weights = from_stock(stock)
-    model = GPT(config).eval()
-    model.load_state_dict(weights)
-    return model
-
-
-def logits(model: GPT, x: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(x, x)[0]
+def stock_of(name: str, **options: Any) -> Stock:
+    return published.stock_of(model(**{**ROWS[name], **options}))
 
 
 # ---- out and in again ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("quantisation", QUANTISATIONS)
-def test_what_is_written_is_read_quantised(tmp_path: Path, name: str, quantisation: str) -> None:
-    model, stock = stock_of(name)
-    write_file(tmp_path / "model.gguf", stock, tokenizer(), quantisation)
-    found = read_file(tmp_path / "model.gguf").stock
-    assert found.weights.keys() == stock.weights.keys()
-    for key, weight in found.weights.items():
-        assert torch.allclose(weight, stock.weights[key], atol=0.2 if weight.dim() == 2 else 0)
-    assert from_stock(found)[0] == from_stock(stock)[0]
-    assert not all(torch.equal(found.weights[key], stock.weights[key]) for key in stock.weights)  # negative control
-    x = ids(2, 20, vocab_size=tokenizer().vocab_size)
-    error = largest(logits(gpt_of(found), x) - logits(model, x))
-    assert 0 < error < {"f16": 0.02, "q8_0": 0.2, "q5_1": 1.0, "q4_0": 3.0}[quantisation]
-    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
-
-
 @pytest.mark.parametrize("name", ["llama", "llama-grouped", "qwen3", "arcee"])
 def test_an_mlp_of_any_width_is_quantised(tmp_path: Path, name: str) -> None:
     """Channels of zeros fill the last block; they change no logit, and a file in 16 bits has none."""
-    model, stock = stock_of(name, mlp_width=85)
-    write_file(tmp_path / "whole.gguf", stock, tokenizer(), "f16")
-    assert from_stock(read_file(tmp_path / "whole.gguf").stock)[0].mlp_width == 85
-    write_file(tmp_path / "model.gguf", stock, tokenizer(), "q8_0")
-    found = gpt_of(read_file(tmp_path / "model.gguf").stock)
-    assert found.config.mlp_width == 96
-    x = ids(2, 20, vocab_size=tokenizer().vocab_size)
-    assert largest(logits(found, x) - logits(model, x)) < 0.2
-    padded = gpt_of(gguf_file._padded(stock))
-    assert torch.allclose(logits(padded, x), logits(model, x), atol=1e-5)
-
-
-@pytest.mark.parametrize("name", [name for name in ROWS if name != "arcee"])
-def test_transformers_reads_the_same_model(tmp_path: Path, name: str) -> None:
-    """transformers' own reader of GGUF lacks arcee, and the keys of small sizes and biases, which it is told here."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    _, stock = stock_of(name)
-    write_file(tmp_path / "model.gguf", stock, tokenizer(), "q8_0")
-    known = {"config": AutoConfig.for_model(**stock.config), "dtype": torch.float32}
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", **known).eval()
-    x = ids(2, 20, vocab_size=tokenizer().vocab_size)
-    with torch.no_grad():
-        found = theirs(x).logits
-    assert largest(found - logits(gpt_of(read_file(tmp_path / "model.gguf").stock), x)) < 1e-4
-    assert largest(found - logits(gpt_of(stock), x)) > 1e-4  # negative control: not quantised
-
-
-def test_embeddings_have_eight_bits_and_norms_thirty_two(tmp_path: Path) -> None:
-    write_file(tmp_path / "model.gguf", stock_of("qwen3-weights")[1], tokenizer(), "q4_0")
-    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
-    assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
-    assert types["blk.0.attn_q.weight"] == types["blk.1.ffn_down.weight"] == "Q4_0"
-    assert types["blk.0.attn_norm.weight"] == types["blk.0.attn_q_norm.weight"] == types["output_norm.weight"] == "F32"
-
-    write_file(tmp_path / "model.gguf", stock_of("gpt2")[1], tokenizer(), "q4_0")
-    types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
-    assert types["position_embd.weight"] == types["blk.0.attn_qkv.bias"] == "F32"
+    stock = stock_of(name, mlp_width=85)
+    for quantisation, width, lost in (("f16", 85, 0.02), ("q8_0", 96, 0.2)):
+        write_file(tmp_path / "model.gguf", stock, characters(), quantisation)
+        found = rebuilt(read_file(tmp_path / "model.gguf").stock)
+        assert found.config.mlp_width == width and apart(found, rebuilt(stock)) < lost
+    assert apart(rebuilt(gguf_file._padded(stock)), rebuilt(stock)) < 1e-5
 
 
 def test_the_exact_gelu_becomes_the_tanh_gelu(tmp_path: Path) -> None:
-    _, stock = stock_of("gpt2", activation="gelu")
-    write_file(tmp_path / "model.gguf", stock, tokenizer(), "f16")
+    stock = stock_of("gpt2", activation="gelu")
+    write_file(tmp_path / "model.gguf", stock, characters(), "f16")
     assert from_stock(stock)[0].activation == "gelu"
     assert from_stock(read_file(tmp_path / "model.gguf").stock)[0].activation == "gelu_tanh"
-
-
-@pytest.mark.slow
-def test_pretrained_model_equals_that_of_transformers() -> None:
-    from transformers import AutoModelForCausalLM
-
-    path = pretrained_file()
-    pretrained = read_file(path)
-    text = "The capital of France is Paris. def f(x):\n    return x + 3.14\nÜber die Wörter, 漢字"
-    x = torch.tensor([tokenizers.Tokenizer.from_str(pretrained.tokenizer_json).encode(text).ids])
-    found = logits(gpt_of(pretrained.stock), x)
-    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
-    with torch.no_grad():
-        wanted = theirs(x).logits
-    assert largest(found - wanted) < 1e-3
-    assert torch.equal(found.argmax(-1), wanted.argmax(-1))
-    assert pretrained.eos == "<|im_end|>" and "<|im_start|>" in pretrained.chat_template
 
 
 # ---- tokenizers ------------------------------------------------------------------------------------------------------
@@ -141,19 +58,19 @@ def test_pretrained_model_equals_that_of_transformers() -> None:
 def test_a_character_tokenizer_returns(tmp_path: Path, ascii_only: bool) -> None:
     symbols = sorted({c for c in TEXT if not ascii_only or c < "\x7f"})
     for special in ([], SPECIAL):
-        characters = CharTokenizer([*symbols, *special])
-        _, stock = stock_of("llama", vocab_size=characters.vocab_size + 5)
-        write_file(tmp_path / "model.gguf", stock, characters, "q8_0")
+        mine = CharTokenizer([*symbols, *special])
+        stock = stock_of("llama", vocab_size=mine.vocab_size + 5)
+        write_file(tmp_path / "model.gguf", stock, mine, "q8_0")
         found = read_file(tmp_path / "model.gguf")
         encoding = tokenizers.Tokenizer.from_str(found.tokenizer_json)
-        assert encoding.encode(TEXT).ids == characters.encode(TEXT, skip_unknown=True).tolist()
-        assert encoding.get_vocab() == {symbol: id for id, symbol in enumerate(characters.symbols)}
+        assert encoding.encode(TEXT).ids == mine.encode(TEXT, skip_unknown=True).tolist()
+        assert encoding.get_vocab() == {symbol: id for id, symbol in enumerate(mine.symbols)}
         assert found.eos == ("<|end|>" if special else "")
         assert bool(found.chat_template) == bool(special)
         header = gguf.GGUFReader(tmp_path / "model.gguf").fields
         assert header["tokenizer.ggml.token_type"].contents()[-5:] == [gguf.TokenType.UNUSED] * 5
         end = header["tokenizer.ggml.eos_token_id"].contents()
-        assert end == characters.special.get("<|end|>", characters.vocab_size)  # an unused row, or else the last
+        assert end == mine.special.get("<|end|>", mine.vocab_size)  # an unused row, or else the last
         imported = HuggingFaceTokenizer(found.tokenizer_json, found.eos, found.chat_template)
         before = (tmp_path / "model.gguf").read_bytes()
         write_file(tmp_path / "model.gguf", stock, imported, "q8_0")
@@ -163,7 +80,7 @@ def test_a_character_tokenizer_returns(tmp_path: Path, ascii_only: bool) -> None
 @pytest.mark.slow
 def test_gpt2_tokenizer_returns(tmp_path: Path) -> None:
     gpt2 = GPT2Tokenizer()
-    _, stock = stock_of("gpt2", vocab_size=50304)  # padded, as nanoGPT does
+    stock = stock_of("gpt2", vocab_size=50304)  # padded, as nanoGPT does
     write_file(tmp_path / "model.gguf", stock, gpt2, "q8_0")
     found = read_file(tmp_path / "model.gguf")
     encoding = tokenizers.Tokenizer.from_str(found.tokenizer_json)
@@ -193,7 +110,7 @@ def byte_level(pre: str, **changes: Any) -> str:
 def test_a_byte_level_tokenizer_returns(tmp_path: Path, pre: str) -> None:
     text = byte_level(pre)
     before = tokenizers.Tokenizer.from_str(text)
-    _, stock = stock_of("llama", vocab_size=320)
+    stock = stock_of("llama", vocab_size=320)
     write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(text, "</s>", "{{ messages }}"), "q8_0")
     found = read_file(tmp_path / "model.gguf")
     after = tokenizers.Tokenizer.from_str(found.tokenizer_json)
@@ -206,7 +123,7 @@ def test_a_byte_level_tokenizer_returns(tmp_path: Path, pre: str) -> None:
 
 
 def test_tokenizers_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
-    _, stock = stock_of("llama", vocab_size=320)
+    stock = stock_of("llama", vocab_size=320)
     model = json.loads(byte_level("gpt-2"))["model"]
     for changes, message in (
         ({"pre_tokenizer": None}, "a pre-tokenizer (none)"),
@@ -235,22 +152,9 @@ def test_models_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
         ("gpt2", {"activation": "relu2"}, "f16", "architecture gpt2 has the activation gelu_new"),
     ):
         with pytest.raises(TinyGPTError, match=message) as error:
-            write_file(tmp_path / "model.gguf", stock_of(name, **options)[1], tokenizer(), quantisation)
+            write_file(tmp_path / "model.gguf", stock_of(name, **options), characters(), quantisation)
         assert error.value.hint
     assert not list(tmp_path.iterdir())
-
-
-@every_option
-@pytest.mark.parametrize("others", [{}, MODERN | {"qk_norm": True}], ids=["to gpt2", "to modern"])
-def test_every_choice_is_written_or_refused(tmp_path: Path, options: dict[str, Any], others: dict[str, Any]) -> None:
-    model = shaken(small(vocab_size=tokenizer().vocab_size, **others | options), 0.1)
-    try:
-        write_file(tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), tokenizer(), "f16")
-    except TinyGPTError as error:
-        assert any(reason in error.message for reason in ("no model class", "has the activation", "Apertus"))
-        return
-    x = ids(2, 16, vocab_size=tokenizer().vocab_size)
-    assert largest(logits(gpt_of(read_file(tmp_path / "model.gguf").stock), x) - logits(model, x)) < 0.02
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "arcee"])
@@ -258,20 +162,21 @@ def test_an_option_that_only_transformers_has_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Somebody adds a field to GPTConfig and to the classes of transformers, but not to GGUF."""
-    model, stock = stock_of(kind)
+    gpt = model(**ROWS[kind])
+    stock = published.stock_of(gpt)
     for name, row in STOCK.items():
         monkeypatch.setitem(STOCK, name, dataclasses.replace(row, keys={**row.keys, "sinks": "attention_sinks"}))
     new = dataclasses.make_dataclass("New", [("sinks", int, 0)], bases=(GPTConfig,))
     monkeypatch.setattr(gguf_file, "GPTConfig", new)
-    config = new(**dataclasses.asdict(model.config))
-    write_file(tmp_path / "model.gguf", to_stock(config, model.state_dict()), tokenizer(), "f16")
-    newer = to_stock(dataclasses.replace(config, sinks=4), model.state_dict())
+    config = new(**dataclasses.asdict(gpt.config))
+    write_file(tmp_path / "model.gguf", to_stock(config, gpt.state_dict()), characters(), "f16")
+    newer = to_stock(dataclasses.replace(config, sinks=4), gpt.state_dict())
     for other, named in (
         (newer, "sinks=4"),
         (Stock(stock.config | {"rope_parameters": {"rope_type": "yarn"}}, stock.weights), "rope_type=yarn"),
     ):
         with pytest.raises(TinyGPTError, match=f"llama.cpp's architecture {kind} lacks {named}") as error:
-            write_file(tmp_path / "other.gguf", other, tokenizer(), "f16")
+            write_file(tmp_path / "other.gguf", other, characters(), "f16")
         assert "--format hf" in error.value.hint
     assert not (tmp_path / "other.gguf").exists()
 
@@ -301,7 +206,7 @@ def changed(source: Path, target: Path, **changes: Any) -> Path:
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "intact.gguf"
-    write_file(path, stock_of("llama")[1], tokenizer(), "q8_0")
+    write_file(path, stock_of("llama"), characters(), "q8_0")
     return path
 
 
@@ -341,7 +246,7 @@ def test_a_copy_without_changes_is_read(intact: Path, tmp_path: Path) -> None:
 
 def test_byte_level_tokenizers_that_cannot_be_used(tmp_path: Path) -> None:
     encoding = HuggingFaceTokenizer(byte_level("gpt-2"))
-    write_file(tmp_path / "bpe.gguf", stock_of("llama", vocab_size=320)[1], encoding, "q8_0")
+    write_file(tmp_path / "bpe.gguf", stock_of("llama", vocab_size=320), encoding, "q8_0")
     path = changed(tmp_path / "bpe.gguf", tmp_path / "changed.gguf", **{"tokenizer.ggml.pre": "poro-chat"})
     with pytest.raises(TinyGPTError, match="pre-tokenizer 'poro-chat', and tinygpt knows only gpt-2"):
         read_file(path)
@@ -383,7 +288,7 @@ def test_mutants_of_a_header(tmp_path: Path, kind: str, count: int) -> None:
     """Files with a few bytes of the header flipped, a number replaced, or the end cut: an error or a model."""
     path = tmp_path / "mutant.gguf"
     encoding = CharTokenizer("abé") if kind == "characters" else HuggingFaceTokenizer(byte_level("gpt-2"))
-    write_file(path, stock_of("llama", vocab_size=encoding.vocab_size, n_layer=1)[1], encoding, "q8_0")
+    write_file(path, stock_of("llama", vocab_size=encoding.vocab_size, n_layer=1), encoding, "q8_0")
     data, start = path.read_bytes(), gguf.GGUFReader(path).data_offset
     generator, refused = random.Random(1), 0
     for _ in range(count):
@@ -407,14 +312,3 @@ def test_mutants_of_a_header(tmp_path: Path, kind: str, count: int) -> None:
             refused += 1
             assert "\n" not in error.message
     assert count / 20 < refused < count  # some mutants change the text of a token or a merge only
-
-
-def test_quantisation_is_that_of_gguf(intact: Path) -> None:
-    """The quantised rows are gguf's own. llama.cpp's order of queries and keys moves whole rows."""
-    _, stock = stock_of("llama")
-    found, kind = read_file(intact).stock.weights, gguf.GGMLQuantizationType.Q8_0
-    for name, weight in stock.weights.items():
-        wanted = weight.numpy()
-        if weight.dim() == 2:
-            wanted = gguf.dequantize(gguf.quantize(wanted, kind), kind)
-        assert np.array_equal(found[name].numpy(), wanted), name

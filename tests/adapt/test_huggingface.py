@@ -1,4 +1,4 @@
-"""Hugging Face folders: transformers opens what is written, tinygpt reads what transformers writes, and bad folders."""
+"""Hugging Face folders: the files beside the weights, and bad folders. test_architectures.py has the round trip."""
 
 import json
 import os
@@ -14,33 +14,18 @@ import hostile
 import pytest
 import torch
 from conftest import cli_here
-from models import MODERN, largest
-from published import (
-    PUBLISHED,
-    SIZE,
-    STRANGE,
-    apart,
-    auto,
-    characters,
-    every_row,
-    model,
-    rebuilt,
-    refuses_mutants,
-    theirs_of,
-    transformers,
-)
+from models import MODERN
+from published import STRANGE, characters, checkpoint_of, model, rebuilt, refuses_mutants, theirs_of
 
 from tinygpt.adapt.formats.huggingface import read_folder, write_folder
 from tinygpt.adapt.formats.tokenizers import chat_template, tokenizer_files
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.foreign import hub_folder
-from tinygpt.checkpoint.store import Checkpoint, load, tokenizer_of
+from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.data.tokenizer import (
     END,
     PROMPT,
     RESPONSE,
-    SPECIAL,
-    CharTokenizer,
     GPT2Tokenizer,
     from_json,
     tokenizer_from_dict,
@@ -48,37 +33,10 @@ from tinygpt.data.tokenizer import (
 from tinygpt.model import GPT
 
 
-def checkpoint_of(gpt: GPT, tokenizer: Any = None, **config: Any) -> Checkpoint:
-    args = {name: getattr(gpt.config, name) for name in vars(gpt.config)}
-    spec = (tokenizer or characters()).to_dict()
-    return Checkpoint(gpt.state_dict(), args, {"dataset": "tiny", **config}, 20, 2.5, spec)
-
-
 def exported(out: Path, gpt: GPT, tokenizer: Any = None) -> Path:
     tokenizer = tokenizer or characters()
     write_folder(out, checkpoint_of(gpt, tokenizer), tokenizer)
     return out
-
-
-@every_row
-def test_transformers_opens_the_folder(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
-    gpt = model(**options)
-    theirs = auto(exported(tmp_path / "out", gpt))
-    assert type(theirs).__name__ == name
-    assert apart(gpt, theirs) < 1e-5
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
-    assert len(tokenizer) == SIZE
-    back = read_folder(tmp_path / "out")
-    assert largest(rebuilt(back.stock)(torch.arange(9)[None])[0] - gpt(torch.arange(9)[None])[0]) < 1e-5
-
-
-@pytest.mark.parametrize(("name", "fields"), PUBLISHED, ids=lambda v: v if isinstance(v, str) else "")
-def test_a_folder_of_transformers_is_read(tmp_path: Path, name: str, fields: dict[str, Any]) -> None:
-    theirs = theirs_of(name, **fields)
-    theirs.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(tokenizer_files(characters())["tokenizer.json"], encoding="utf-8")
-    found = read_folder(tmp_path)
-    assert apart(rebuilt(found.stock), theirs) < 1e-5 and found.eos == found.chat_template == ""
 
 
 @pytest.mark.slow
@@ -107,19 +65,6 @@ def test_the_model_card_repeats_the_run(run_copy: Path) -> None:
     assert all(torch.equal(weight, again[name]) for name, weight in run.model.items())
 
 
-def test_characters_have_the_same_ids(tmp_path: Path) -> None:
-    for mine in (CharTokenizer(sorted({*STRANGE})), CharTokenizer([*sorted({*STRANGE}), *SPECIAL])):
-        for name, text in tokenizer_files(mine).items():
-            (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-        ids = theirs(STRANGE).input_ids
-        assert ids == mine.encode(STRANGE).tolist()
-        assert theirs.decode(ids) == STRANGE
-        names = "".join(SPECIAL)
-        assert theirs(names, split_special_tokens=True).input_ids == mine.encode(names, skip_unknown=True).tolist()
-        assert theirs.eos_token == (END if END in mine.symbols else None)
-
-
 def test_the_byte_pairs_of_gpt2_have_the_same_ids() -> None:
     mine = GPT2Tokenizer()
     files = tokenizer_files(mine)
@@ -128,31 +73,12 @@ def test_the_byte_pairs_of_gpt2_have_the_same_ids() -> None:
     draw = random.Random(0)
     texts = [STRANGE] + [
         "".join(chr(draw.choice([32, 10, 39, draw.randrange(32, 0x2FF), draw.randrange(0xD800)])) for _ in range(50))
-        for _ in range(300)
+        for _ in range(60)
     ]
     texts.append(Path(__file__).read_text(encoding="utf-8"))
     for text in texts:
         ids = mine.encode(text).tolist()
         assert theirs.encode(text).ids == ids and theirs.decode(ids) == text
-
-
-def test_the_chat_template_asks_as_tinygpt_does(tmp_path: Path) -> None:
-    mine = characters(pairs=True)
-    exported(tmp_path / "out", model(**MODERN), mine)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    special = mine.special
-    asked = [special[PROMPT], *mine.encode("HI  THERE"), special[RESPONSE]]
-    example = [*asked, *mine.encode("HM"), special[END]]
-    prompt = [{"role": "user", "content": "HI  THERE"}]
-    answered = [*prompt, {"role": "assistant", "content": "HM"}]
-
-    def ids(messages: list[dict[str, str]], **options: Any) -> list[int]:
-        return [int(i) for i in theirs.apply_chat_template(messages, return_dict=True, **options)["input_ids"]]
-
-    assert ids(prompt) == ids(prompt, add_generation_prompt=True) == asked
-    assert ids(answered) == example and ids([*answered, *prompt]) == [*example, *asked]
-    for name in ("generation_config.json", "config.json"):
-        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == special[END]
 
 
 def test_an_imported_tokenizer_is_passed_through() -> None:
@@ -192,23 +118,6 @@ def test_eos_and_chat_template_are_found_where_others_write_them(tmp_path: Path)
         assert read_folder(folder).eos == expected
     (folder / "generation_config.json").unlink()
     assert read_folder(folder).eos == END  # of config.json
-
-
-def test_several_files_half_precision_and_pickled_tensors_are_read(tmp_path: Path) -> None:
-    theirs = theirs_of("LlamaForCausalLM")
-    for name, options in (("shards", {"max_shard_size": "20KB"}), ("half", {})):
-        theirs = theirs.to(torch.bfloat16) if name == "half" else theirs
-        theirs.save_pretrained(tmp_path / name, **options)
-        (tmp_path / name / "tokenizer.json").write_text(tokenizer_files(characters())["tokenizer.json"], "utf-8")
-        found = read_folder(tmp_path / name).stock.weights
-        assert {weight.dtype for weight in found.values()} == {torch.float32}
-        assert found.keys() == theirs.state_dict().keys()
-        assert all(torch.equal(weight.float(), found[key]) for key, weight in theirs.state_dict().items())
-    assert len([*(tmp_path / "shards").glob("*.safetensors")]) > 1
-    (tmp_path / "half/model.safetensors").unlink()
-    torch.save(theirs.state_dict(), tmp_path / "half/pytorch_model.bin")
-    again = read_folder(tmp_path / "half").stock.weights
-    assert again.keys() == found.keys() and all(torch.equal(weight, found[key]) for key, weight in again.items())
 
 
 def refused(folder: Path) -> str:
@@ -270,7 +179,7 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_mutants_never_give_a_traceback(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
     folder = exported(tmp_path / "out", model(**MODERN), characters(pairs=True))
-    count = int(2000 * (request.config.getoption("--full") or 0.2))
+    count = int(2000 * (request.config.getoption("--full") or 0.1))
     refuses_mutants(folder / name, lambda: rebuilt(read_folder(folder).stock), count)
 
 
@@ -294,16 +203,3 @@ def test_a_name_that_the_hub_cannot_have() -> None:
     for name in ("../secret", "a/b/c", "", "a b", "https://x.org/a", "-x/..", "."):
         with pytest.raises(TinyGPTError, match="cannot be downloaded from"):
             hub_folder(name)
-
-
-@pytest.mark.slow
-def test_no_connection_to_the_hub(tmp_path: Path) -> None:
-    code = (
-        "from tinygpt.checkpoint.foreign import hub_folder\n"
-        "from tinygpt.base.errors import TinyGPTError\n"
-        "try: hub_folder('tinygpt-tests/no-such-model')\n"
-        "except TinyGPTError as error: print(error.message)"
-    )
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert "no-such-model: no such folder, and it cannot be downloaded" in done.stdout, done.stderr

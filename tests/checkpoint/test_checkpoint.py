@@ -69,35 +69,27 @@ def refusal(path: Path) -> TinyGPTError:
 
 
 @every_option
-def test_everything_comes_back(tmp_path: Path, options: dict[str, Any]) -> None:
-    saved = dataclasses.replace(example(**options), best_val_loss=math.inf)  # as before the first evaluation
+def test_everything_comes_back_and_a_run_can_start_from_it(
+    tmp_path: Path, tiny_data: Path, options: dict[str, Any]
+) -> None:
+    """With the options of the checkpoint, whatever the run's defaults are; test_train.py has those that it refuses."""
+    dataset = Dataset(str(tiny_data / "data"), "tiny")
+    made = example(**options, vocab_size=dataset.tokenizer.vocab_size)
+    saved = dataclasses.replace(made, best_val_loss=math.inf, tokenizer=dataset.tokenizer.to_dict())
     save(tmp_path / "ckpt.pt", saved)
+    assert os.listdir(tmp_path) == ["ckpt.pt"]  # no temporary file stays
     loaded = load(tmp_path / "ckpt.pt")
     for name, weight in saved.model.items():
         assert torch.equal(loaded.model[name], weight) and loaded.model[name].dtype == weight.dtype, name
     plain = {"model": 0, "training": 0}
     assert vars(loaded) | plain == vars(saved) | plain
     torch.testing.assert_close(loaded.training, saved.training, rtol=0, atol=0)
-    assert torch.equal(logits(loaded), logits(saved))
-    assert os.listdir(tmp_path) == ["ckpt.pt"]  # no temporary file stays
-
-
-@every_option
-def test_a_run_that_starts_from_a_checkpoint_has_its_model(
-    tmp_path: Path, tiny_data: Path, options: dict[str, Any]
-) -> None:
-    """Whatever the defaults of the run are; a command that asks for another option is refused (test_train.py)."""
-    dataset = Dataset(str(tiny_data / "data"), "tiny")
-    saved = example(**options, vocab_size=dataset.tokenizer.vocab_size)
-    saved.tokenizer = dataset.tokenizer.to_dict()
-    save(tmp_path / "ckpt.pt", saved)
     config = TrainConfig(init_from=str(tmp_path / "ckpt.pt"), out_dir=str(tmp_path / "new"), block_size=8)
     config.dataset, config.data_dir, config.fast, config.device = "tiny", str(tiny_data / "data"), "False", "cpu"
     with contextlib.ExitStack() as stack:
         model = make_model(resolve(stack, config))
-    idx = torch.tensor([[0, 1, 2, 3, 4]])
     assert dataclasses.asdict(model.config) == saved.model_args
-    assert torch.equal(model.eval()(idx)[0], logits(saved))
+    assert torch.equal(model.eval()(torch.tensor([[0, 1, 2, 3, 4]]))[0], logits(saved))
 
 
 def test_a_folder_stands_for_its_best_checkpoint(tmp_path: Path) -> None:
@@ -182,22 +174,13 @@ def test_the_defaults_of_options_never_change() -> None:
 # ---- damage -----------------------------------------------------------------------------------------------------
 
 
-def test_every_flipped_byte_is_noticed(tmp_path: Path) -> None:
+def test_every_flipped_byte_and_every_truncation_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "ckpt.pt"
     save(path, example())
-    data = path.read_bytes()
-    draw = random.Random(0)
-    places = {*draw.sample(range(len(data)), 60), *range(20), *range(len(data) - 100, len(data))}
-    for place in places:
+    data, draw = path.read_bytes(), random.Random(0)
+    for place in {*draw.sample(range(len(data)), 60), *range(20), *range(len(data) - 100, len(data))}:
         path.write_bytes(data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :])
         refusal(path)
-
-
-def test_every_truncation_is_noticed(tmp_path: Path) -> None:
-    save(tmp_path / "ckpt.pt", example())
-    data = (tmp_path / "ckpt.pt").read_bytes()
-    path = tmp_path / "cut" / "ckpt.pt"
-    path.parent.mkdir()
     for size in {0, 1, 100, len(data) // 2, *range(len(data) - 130, len(data))}:
         path.write_bytes(data[:size])
         refusal(path)

@@ -38,41 +38,33 @@ def pair(**options: Any) -> tuple[GPT, FastGPT]:
     return plain, fast
 
 
-def compare(plain: GPT, fast: GPT, x: Tensor, y: Tensor) -> None:
-    (logits, loss), (fast_logits, fast_loss) = plain(x, y), fast(x, y)
-    assert largest(logits - fast_logits) < 1e-5 * max(1, largest(logits))
-    loss.backward()
-    fast_loss.backward()
-    for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
-        assert largest(a.grad - b.grad) < 1e-5 * max(1, largest(a.grad)), name
+LONG: dict[str, Any] = {"block_size": 600, "n_layer": 1, "n_head": 3, "n_embd": 18}
 
 
 @every_pair
-def test_logits_and_gradients_are_the_plain_models(options: dict[str, Any]) -> None:
-    compare(*pair(**options), ids(3, 16), ids(3, 16, seed=1))
-
-
-@every_pair
-@pytest.mark.parametrize("longest", [512, 1024], ids=["fused attention", "written out attention"])
-def test_a_long_context_is_the_plain_models(
-    options: dict[str, Any], longest: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("size", "longest", "dropout"),
+    [({}, 512, 0.0), (LONG, 512, 0.0), (LONG, 1024, 0.0), ({}, 512, 0.3)],
+    ids=["short", "fused attention", "written out attention", "dropout"],
+)
+def test_logits_and_gradients_are_the_plain_models(
+    size: dict[str, Any], longest: int, dropout: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 600 tokens both paths use fused attention; with fewer, only the plain path does."""
     monkeypatch.setattr(attention, "LONGEST", longest)
-    sizes: dict[str, Any] = {"block_size": 600, "n_layer": 1, "n_head": 3, "n_embd": 18}
-    compare(*pair(**sizes, **options), ids(1, 600), ids(1, 600, seed=1))
-
-
-@every_pair
-def test_dropout_is_in_the_same_places(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention.FastSelfAttention, "drop", staticmethod(F.dropout))  # the same masks
-    plain, fast = pair(**options, dropout=0.3)
+    models, T = pair(**size, **options, dropout=dropout), size.get("block_size", 16)
+    x, y = ids(2, T), ids(2, T, seed=1)
     found = []
-    for model in (plain.train(), fast.train()):
+    for model in models:
         torch.manual_seed(5)
-        found.append(model(ids(2, 16))[0])
-    assert largest(found[0] - found[1]) < 1e-5 * largest(found[0])
-    assert largest(found[0] - plain.eval()(ids(2, 16))[0]) > 0.01
+        logits, loss = model.train()(x, y)
+        loss.backward()
+        found.append(logits)
+    assert largest(found[0] - found[1]) < 1e-5 * max(1, largest(found[0]))
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert largest(a.grad - b.grad) < 1e-5 * max(1, largest(a.grad)), name
+    assert dropout == 0 or largest(found[0] - models[0].eval()(x)[0]) > 0.01
 
 
 @every_pair
