@@ -190,27 +190,6 @@ def test_a_text_too_short_for_so_many_tokens(tmp_path: Path) -> None:
     assert "note" not in result.out and "vocabulary: 257 (" in result.out
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--vocab_size=1024", "--tokenizer=char"], "--vocab_size applies only to --tokenizer=bpe"),
-        (["--vocab_size=255", "--tokenizer=bpe"], "vocab_size is 255, but must be at least 256"),
-        (["--vocab_size=65537", "--tokenizer=bpe"], "vocab_size is 65537, but must be at most 65536"),
-        (["--vocab_size=258", "--tokenizer=bpe", "--format=pairs"], "pairs need at least 259: 256 bytes and 3 special"),
-        (["--tokenizer=gpt2", "--format=pairs"], "drop --tokenizer=gpt2, or use --tokenizer=bpe"),
-    ],
-)
-def test_what_is_refused(made: Path, args: list[str], message: str) -> None:
-    file = "pairs.jsonl" if "--format=pairs" in args else "text.txt"
-    assert message in refused(made, "prepare", "other", f"--input={file}", *args)
-
-
-def test_a_row_for_each_pair_of_tokens_is_too_much(made: Path) -> None:
-    message = refused(made, *TRAIN, "--dataset=mine", "--bigram_table=True", "--out_dir=big")
-    assert "--bigram_table=False" in message
-    assert "--bigram_table=False" in refused(made, "plan", *TRAIN[1:], "--dataset=mine", "--bigram_table=True")
-
-
 def test_without_the_package_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     message = refused(tmp_path, "prepare", "naics", "--tokenizer=bpe")

@@ -11,6 +11,7 @@ import torch
 from conftest import Result, cli_here, commands_here, lab_results, ok
 from models import ids, shaken, small
 from runs import adapted
+from tasks_made import examples
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
@@ -23,7 +24,7 @@ from tinygpt.learn.lab import reports as lab
 
 DATASETS = {"plain": "reports", "a": "reports_a", "b": "reports_b"}
 PROMPT = "Nordal Q2 sales 48.3 +6 profit 5.1 -12"
-EXAMPLES = {name: TASKS[name].make(1337) for name in DATASETS.values()}
+EXAMPLES = {name: examples(name) for name in DATASETS.values()}
 
 
 def both(firm: str, prompt: str, response: str) -> tuple[bool, bool]:
@@ -48,12 +49,6 @@ def test_the_three_datasets_have_the_same_figures_and_new_companies_in_each_spli
         assert asked[firm] == plain | {"train": plain["train"][: reports.FIRM_EXAMPLES]}
     companies = [prompt.split()[0] for part in plain.values() for prompt in part]
     assert len(set(companies)) == len(companies) == 4700
-    assert EXAMPLES["reports_a"] == TASKS["reports_a"].make(1337) != TASKS["reports_a"].make(1)
-
-
-def test_every_example_fits_into_the_context_of_the_preset() -> None:
-    longest = max(len(p + r) + 3 for one in EXAMPLES.values() for part in one.values() for p, r in part)
-    assert longest == 142 <= 144
 
 
 def test_the_examples_in_labs_are_those_of_the_code() -> None:
@@ -258,7 +253,7 @@ def test_adapters_are_swapped_in_the_lab_and_judged_by_every_style(tmp_path: Pat
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """The lab with models that have learned something, and what it said."""
     folder = tmp_path_factory.mktemp("reports")
-    return folder, lab_reports(folder, base=250, adapter=50, prompts=100)
+    return folder, lab_reports(folder, base=250, adapter=50, prompts=60)
 
 
 @pytest.mark.slow

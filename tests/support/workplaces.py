@@ -3,6 +3,7 @@
 Every function works in the current folder, which `>>>` lines of a transcript share with its commands.
 """
 
+import gzip
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ from tinygpt.checkpoint import store
 __all__ = [
     "Path",
     "csv_file",
+    "gzip",
     "json_lines",
     "ok",
     "pairs",
