@@ -192,11 +192,6 @@ def test_a_folder_of_one_ending_in_another_encoding(tmp_path: Path) -> None:
     assert characters(tmp_path) == len("a = 2\nb = 2")
 
 
-def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
-    (tmp_path / "a[1].txt").write_text("abc" * 9)
-    ok(tmp_path, "prepare", "mine", "--input=a[1].txt")
-
-
 ENCODINGS = "cp1252 latin-1 utf-16 utf-16-be utf-32 utf-8-sig utf-7 shift_jis_2004 gb18030 hz iso2022_kr iso2022_jp"
 
 
@@ -216,13 +211,6 @@ def test_encodings(encoding: str, block: int, tmp_path: Path, monkeypatch: pytes
     prepared(tmp_path, tmp_path / "a.txt", encoding=encoding)
     expected = text.encode(encoding).decode(encoding).replace("\r\n", "\n")
     assert bins(tmp_path / "mine") == as_nanogpt_does_it(expected)[:2]
-
-
-def test_marks_and_crlf_are_not_in_the_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(codecs.BOM_UTF8 + b"one\r\ntwo\r\nthree\n")
-    (tmp_path / "b.txt").write_bytes(codecs.BOM_UTF8 + b"four\r\n" * 1000)
-    said = ok(tmp_path, "prepare", "mine", "--input", "a.txt", "b.txt").out
-    assert "characters: 5,014\nvocabulary: 10: \\nefhnortuw\n" in said
 
 
 @given(before=st.text(st.sampled_from("aé日🙂\r\n"), max_size=30), mark=st.booleans(), block=st.integers(4, 9))

@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from inputs import json_lines, pairs
 from models import largest, small
-from pages import Browser, node, slowly_in_a_browser
+from pages import node
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import load
@@ -290,7 +290,9 @@ def test_of_equal_pairs_the_page_joins_the_first() -> None:
     assert tokenizer.decode([256]) == "aa"
 
 
-def test_the_page_names_each_token_once(made: Path, tokenizer: HuggingFaceTokenizer) -> None:
+def test_the_page_names_each_token_once(made: Path, tokenizer: HuggingFaceTokenizer, tmp_path: Path) -> None:
+    said = ok(made, "report", "out", "out-answers", "-o", str(tmp_path / "report.html")).out
+    assert "the vocabulary (300 tokens, words of the training data among them)" in said
     packed = pack(load(made / "out").build_model(), tokenizer)
     names = node("return TinyGPT.load(input.packed).vocabulary", packed=packed)
     texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
@@ -338,25 +340,3 @@ def test_a_page_holds_8192_tokens_and_not_one_more() -> None:
     assert len(pack(small(vocab_size=MOST_TOKENS), tokenizer)["vocabulary"]) == MOST_TOKENS
     with pytest.raises(TinyGPTError, match="at most 8,192 tokens"):
         pack(small(vocab_size=MOST_TOKENS + 3), tokenizer.joined(CharTokenizer(SPECIAL)))  # type: ignore[arg-type]
-
-
-@slowly_in_a_browser
-def test_the_page_in_a_browser(made: Path, browser: Browser, tmp_path: Path) -> None:
-    result = ok(made, "report", "out", "out-answers", "-o", str(tmp_path / "report.html"))
-    assert "the vocabulary (300 tokens, words of the training data among them)" in result.out
-    browser.open(tmp_path / "report.html")
-    box, mine = browser.find("#text"), tokenizer_of(made / "out")
-    text = "the cœur 漢"
-    browser.run("const e = arguments[0]; e.value = arguments[1]; e.focus(); e.setSelectionRange(99, 99);"
-                "e.dispatchEvent(new Event('input', {bubbles: true}))", box, text)  # fmt: skip
-    ids = mine.encode(text).tolist()
-    model = load(made / "out").build_model().eval()
-    with torch.no_grad():
-        best = model(torch.tensor([ids]))[0][0, -1].softmax(-1).sort(descending=True).values[:10]
-    browser.until(lambda: np.abs(browser.bars()[:10, 0] - best.numpy()).max() < 2e-3)
-    browser.click("#step")
-    browser.until(lambda: len(browser.value("#text")) > len(text))
-    assert browser.find("#step").text == "One token" and browser.value("#text").startswith(text)
-    browser.click("#continue-both")
-    browser.until(lambda: browser.find("#left-text").text)
-    assert browser.driver.get_log("browser") == [] and browser.requests() == []

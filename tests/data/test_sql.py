@@ -130,12 +130,6 @@ def test_a_harmless_query_runs(query: str) -> None:
     assert run_query(sql.database(), query) == HARMLESS[query]
 
 
-@pytest.mark.slow
-def test_the_runner_agrees_with_sqlite() -> None:
-    for _, query in examples("sql")["test"]:
-        assert run_query(sql.database(), query) == sql.database().execute(query).fetchall()
-
-
 @pytest.mark.parametrize(
     ("first", "second", "ordered", "same"),
     [
@@ -304,11 +298,11 @@ MISTAKES: list[tuple[str, str]] = [  # what a near miss replaces, and by what
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(len(MISTAKES)))
-def test_a_near_miss_is_wrong(number: int) -> None:
+@pytest.mark.parametrize(("old", "new"), MISTAKES)
+def test_a_near_miss_is_wrong(old: str, new: str) -> None:
     wrong = 0
     for prompt, query in examples("sql")["test"][:250]:
-        other = re.sub(MISTAKES[number][0], MISTAKES[number][1], query, count=1)
+        other = re.sub(old, new, query, count=1)
         same = {other, other.replace("total(", "sum(")}
         if query not in same and not other.startswith(query.split(" limit ")[0] + " limit 0"):
             wrong += 1
