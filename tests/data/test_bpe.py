@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from inputs import json_lines, pairs
 from models import largest, small
-from pages import Browser, node, slowly_in_a_browser
+from pages import node
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import load
@@ -190,27 +190,6 @@ def test_a_text_too_short_for_so_many_tokens(tmp_path: Path) -> None:
     assert "note" not in result.out and "vocabulary: 257 (" in result.out
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--vocab_size=1024", "--tokenizer=char"], "--vocab_size applies only to --tokenizer=bpe"),
-        (["--vocab_size=255", "--tokenizer=bpe"], "vocab_size is 255, but must be at least 256"),
-        (["--vocab_size=65537", "--tokenizer=bpe"], "vocab_size is 65537, but must be at most 65536"),
-        (["--vocab_size=258", "--tokenizer=bpe", "--format=pairs"], "pairs need at least 259: 256 bytes and 3 special"),
-        (["--tokenizer=gpt2", "--format=pairs"], "drop --tokenizer=gpt2, or use --tokenizer=bpe"),
-    ],
-)
-def test_what_is_refused(made: Path, args: list[str], message: str) -> None:
-    file = "pairs.jsonl" if "--format=pairs" in args else "text.txt"
-    assert message in refused(made, "prepare", "other", f"--input={file}", *args)
-
-
-def test_a_row_for_each_pair_of_tokens_is_too_much(made: Path) -> None:
-    message = refused(made, *TRAIN, "--dataset=mine", "--bigram_table=True", "--out_dir=big")
-    assert "--bigram_table=False" in message
-    assert "--bigram_table=False" in refused(made, "plan", *TRAIN[1:], "--dataset=mine", "--bigram_table=True")
-
-
 def test_without_the_package_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     message = refused(tmp_path, "prepare", "naics", "--tokenizer=bpe")
@@ -311,7 +290,9 @@ def test_of_equal_pairs_the_page_joins_the_first() -> None:
     assert tokenizer.decode([256]) == "aa"
 
 
-def test_the_page_names_each_token_once(made: Path, tokenizer: HuggingFaceTokenizer) -> None:
+def test_the_page_names_each_token_once(made: Path, tokenizer: HuggingFaceTokenizer, tmp_path: Path) -> None:
+    said = ok(made, "report", "out", "out-answers", "-o", str(tmp_path / "report.html")).out
+    assert "the vocabulary (300 tokens, words of the training data among them)" in said
     packed = pack(load(made / "out").build_model(), tokenizer)
     names = node("return TinyGPT.load(input.packed).vocabulary", packed=packed)
     texts = [tokenizer.decode([token]) for token in range(tokenizer.vocab_size)]
@@ -359,25 +340,3 @@ def test_a_page_holds_8192_tokens_and_not_one_more() -> None:
     assert len(pack(small(vocab_size=MOST_TOKENS), tokenizer)["vocabulary"]) == MOST_TOKENS
     with pytest.raises(TinyGPTError, match="at most 8,192 tokens"):
         pack(small(vocab_size=MOST_TOKENS + 3), tokenizer.joined(CharTokenizer(SPECIAL)))  # type: ignore[arg-type]
-
-
-@slowly_in_a_browser
-def test_the_page_in_a_browser(made: Path, browser: Browser, tmp_path: Path) -> None:
-    result = ok(made, "report", "out", "out-answers", "-o", str(tmp_path / "report.html"))
-    assert "the vocabulary (300 tokens, words of the training data among them)" in result.out
-    browser.open(tmp_path / "report.html")
-    box, mine = browser.find("#text"), tokenizer_of(made / "out")
-    text = "the cœur 漢"
-    browser.run("const e = arguments[0]; e.value = arguments[1]; e.focus(); e.setSelectionRange(99, 99);"
-                "e.dispatchEvent(new Event('input', {bubbles: true}))", box, text)  # fmt: skip
-    ids = mine.encode(text).tolist()
-    model = load(made / "out").build_model().eval()
-    with torch.no_grad():
-        best = model(torch.tensor([ids]))[0][0, -1].softmax(-1).sort(descending=True).values[:10]
-    browser.until(lambda: np.abs(browser.bars()[:10, 0] - best.numpy()).max() < 2e-3)
-    browser.click("#step")
-    browser.until(lambda: len(browser.value("#text")) > len(text))
-    assert browser.find("#step").text == "One token" and browser.value("#text").startswith(text)
-    browser.click("#continue-both")
-    browser.until(lambda: browser.find("#left-text").text)
-    assert browser.driver.get_log("browser") == [] and browser.requests() == []

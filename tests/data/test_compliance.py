@@ -1,24 +1,25 @@
 """The task `compliance` and the trade-off of a rare label: labels by an oracle, figures against scikit-learn's and
-cases by hand, and what a user's own two-label data is refused for."""
+cases by hand. What is refused: ../transcripts/data_pairs.txt."""
 
-import csv
-import hashlib
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sklearn.metrics
-from conftest import TINY_MODEL, cli_here, ok, refused
+from conftest import cli_here, ok
+from inputs import csv_file
+from tasks_made import examples, two_labels
 
 import tinygpt
 from tinygpt.base.configs.core import PrepareConfig
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.preview import print_next_commands
-from tinygpt.data.tasks import TASKS, compliance
+from tinygpt.data.tasks import compliance
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.examine.eval.classify import ngram_classifier
 from tinygpt.examine.eval.threshold import (
@@ -31,41 +32,22 @@ from tinygpt.examine.eval.threshold import (
 )
 
 ROOT = Path(__file__).parents[2]
-SHA256 = "e90a7e588a243e56a9b66e791b857e3e397d5fdbc3b58806c5eadbe8ee2ab2bc"
-EXAMPLES = TASKS["compliance"].make(1337)
+EXAMPLES = examples("compliance")
 
 # ---- the task ---------------------------------------------------------------------------------------------------
 
 
-def letters(prompt: str) -> str:
-    return re.sub("[^a-z]", "", prompt.lower())
-
-
-def test_the_seed_decides() -> None:
-    assert TASKS["compliance"].make(1338) != EXAMPLES
-    assert hashlib.sha256(json.dumps(EXAMPLES).encode()).hexdigest() == SHA256
-
-
-def test_sizes_shares_and_lengths() -> None:
-    assert {split: len(examples) for split, examples in EXAMPLES.items()} == compliance.SIZES
-    for examples in EXAMPLES.values():
-        assert Counter(label for _, label in examples)["breach"] == len(examples) / 50 >= 100
-        for prompt, label in examples:
-            assert label in ("ok", "breach") and 60 <= len(prompt) <= 110
-            assert len(prompt) + len("breach") + 3 <= 128  # a context of the preset
-            assert prompt.isascii() and prompt.isprintable() and prompt.strip() == prompt
-            assert not re.search(r"[{}]|  |\.\.", prompt), prompt
-
-
-def test_no_message_comes_twice() -> None:
-    seen = [letters(prompt) for examples in EXAMPLES.values() for prompt, _ in examples]
-    assert len(set(seen)) == len(seen)
+def test_a_fiftieth_of_the_messages_are_breaches() -> None:
+    for pairs in EXAMPLES.values():
+        assert Counter(label for _, label in pairs)["breach"] == len(pairs) / 50 >= 100
+        for prompt, _ in pairs:
+            assert 60 <= len(prompt) <= 110 and not re.search(r"[{}]|  |\.\.", prompt), prompt
 
 
 def test_clients_of_a_split_are_its_own() -> None:
-    for split, examples in EXAMPLES.items():
+    for split, pairs in EXAMPLES.items():
         others = {name for other, names in compliance.NAMES.items() if other != split for name in names}
-        assert not any(others.intersection(re.findall("[A-Z][a-z]+", prompt)) for prompt, _ in examples)
+        assert not any(others.intersection(re.findall("[A-Z][a-z]+", prompt)) for prompt, _ in pairs)
     assert len({name for names in compliance.NAMES.values() for name in names}) == sum(
         map(len, compliance.NAMES.values())
     )
@@ -94,19 +76,19 @@ def oracle(message: str) -> str:
 
 @pytest.mark.parametrize("seed", [1337, pytest.param(2, marks=pytest.mark.slow)])
 def test_messages_have_the_label_a_reader_gives(seed: int) -> None:
-    for examples in TASKS["compliance"].make(seed).values():
-        for message, label in examples:
+    for pairs in examples("compliance", seed).values():
+        for message, label in pairs:
             assert oracle(message) == label, message
             assert len(rules_of(message)) <= 1, message
 
 
 def test_breaches_are_of_all_rules_and_a_tenth_of_the_others_refuse_one() -> None:
-    for examples in EXAMPLES.values():
-        breaches = Counter(rules_of(message)[0] for message, label in examples if label == "breach")
+    for pairs in EXAMPLES.values():
+        breaches = Counter(rules_of(message)[0] for message, label in pairs if label == "breach")
         assert set(breaches) == set(compliance.RULES) and max(breaches.values()) - min(breaches.values()) <= 1
-        refusals = Counter(rules_of(message)[0] for message, label in examples if label == "ok" and rules_of(message))
+        refusals = Counter(rules_of(message)[0] for message, label in pairs if label == "ok" and rules_of(message))
         assert set(refusals) == set(compliance.RULES)
-        assert 0.08 < refusals.total() / len(examples) < 0.12
+        assert 0.08 < refusals.total() / len(pairs) < 0.12
 
 
 def test_words_of_a_breach_are_in_more_messages_without_one() -> None:
@@ -124,7 +106,7 @@ def test_a_part_of_the_wordings_is_held_out_of_train() -> None:
             for form in {wording} if isinstance(wording, str) else set(wording):
                 text = re.sub(r"\\\{\w\\\}", r"[\\w ]+", re.escape(form))
                 pattern = re.compile(text if form in compliance._ORDINARY[1] else text.replace(r"\{a\}", ".*"))
-                found = {split: any(pattern.search(m) for m, _ in examples) for split, examples in EXAMPLES.items()}
+                found = {split: any(pattern.search(m) for m, _ in pairs) for split, pairs in EXAMPLES.items()}
                 assert found == {"train": False, "val": True, "test": True}, form
 
 
@@ -134,7 +116,7 @@ def test_prepare_shows_the_shares_and_the_next_command(tmp_path: Path) -> None:
     assert f"<|prompt|>{EXAMPLES['train'][0][0]}<|response|>[" in result.out
     assert result.out.endswith("\nnext: tinygpt train configs/compliance.yaml\n")
     dataset = Dataset(str(tmp_path / "data"), "compliance")
-    assert dataset.meta["sha256"]["source"] == SHA256 and dataset.labels == ["ok", "breach"]
+    assert dataset.labels == ["ok", "breach"]
 
 
 # ---- figures ----------------------------------------------------------------------------------------------------
@@ -232,8 +214,8 @@ def test_a_perfect_scorer_costs_nothing_at_its_own_threshold() -> None:
 
 @pytest.mark.slow
 def test_the_quoted_figures_of_the_n_gram_baseline() -> None:
-    splits = {split: [prompt for prompt, _ in examples] for split, examples in EXAMPLES.items()}
-    truth = {split: np.array([label == "breach" for _, label in examples]) for split, examples in EXAMPLES.items()}
+    splits = {split: [prompt for prompt, _ in pairs] for split, pairs in EXAMPLES.items()}
+    truth = {split: np.array([label == "breach" for _, label in pairs]) for split, pairs in EXAMPLES.items()}
     both = splits["val"] + splits["test"]
     classifier, _ = ngram_classifier(splits["train"], truth["train"].astype(int), 2)
     assert classifier
@@ -261,57 +243,11 @@ def test_the_next_command_of_a_model_s_tokenizer_names_the_task(capsys: pytest.C
 # ---- your own labels --------------------------------------------------------------------------------------------
 
 
-def table(folder: Path, rows: list[tuple[str, ...]], name: str = "mine.csv") -> None:
-    with open(folder / name, "w", newline="") as file:
-        csv.writer(file).writerows([("prompt", "response"), *rows])
-
-
-def two_labels(count: int = 400) -> list[tuple[str, str]]:
-    """Every eighth prompt is `bad`: it has an x among its letters, as have as many others."""
-    word = {"bad": "xa", "fine": "ab"}
-    labels = ["bad" if n % 8 == 0 else "fine" for n in range(count)]
-    return [(f"{n:03} {word[label] if n % 8 != 1 else 'xa'} note", label) for n, label in enumerate(labels)]
-
-
 PREPARE = ("prepare", "mine", "--input=mine.csv", "--format=pairs")
 
 
-@pytest.mark.parametrize(
-    ("row", "flags", "says"),
-    [
-        (("", "bad"), [], "line 402: prompt is empty"),
-        (("  ", "bad"), [], "line 402: prompt is empty"),
-        (("a note", ""), [], "line 402: response is empty"),
-        (("a note",), [], "line 402: response is empty"),
-        (("a note", "bda"), ["--labels", "fine", "bad"], "line 402: response 'bda' is not one of the labels fine"),
-        (("a note", "Bad"), ["--labels", "fine", "bad"], "line 402: response 'Bad' is not one of the labels fine"),
-    ],
-)
-def test_bad_rows_are_refused_by_line(row: tuple[str, ...], flags: list[str], says: str, tmp_path: Path) -> None:
-    table(tmp_path, [*two_labels(), row])
-    assert says in refused(tmp_path, *PREPARE, *flags)
-    result = cli_here(*PREPARE, *flags, "--skip_bad", cwd=tmp_path)
-    assert result.status == 0 and f"left out: mine.csv {says}" in result.err
-    assert "labels:     bad 12.5%, fine 87.5%" in result.out or "labels:     fine 87.5%, bad 12.5%" in result.out
-
-
-@pytest.mark.parametrize(
-    ("command", "says"),
-    [
-        ((*PREPARE, "--labels", "bad"), "--labels needs at least two different labels"),
-        ((*PREPARE, "--labels", "bad", "bad "), "--labels needs at least two different labels"),
-        ((*PREPARE[:3], "--labels", "bad", "fine"), "--labels applies only to your own pairs"),
-        (("prepare", "compliance", "--labels", "ok", "breach"), "--labels applies only to your own pairs"),
-        (("prepare", "compliance", "--labels", "ok", "breach", "--format=pairs"), "try: drop --labels\n"),
-    ],
-)
-def test_labels_that_cannot_be_meant(command: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    table(tmp_path, two_labels())
-    assert says in refused(tmp_path, *command)
-
-
 def test_a_misspelt_label_is_seen_and_a_split_without_a_label_is_noted(tmp_path: Path) -> None:
-    table(tmp_path, [*two_labels(), ("a note", "bda")])
+    csv_file(tmp_path / "mine.csv", ["prompt", "response"], *two_labels(), ["a note", "bda"])
     result = cli_here(*PREPARE, cwd=tmp_path)
     assert "labels:     bad 12.5%, bda 0.2%, fine 87.3%" in result.out
     notes = [line for line in result.out.splitlines() if line.startswith("note:")]
@@ -319,15 +255,9 @@ def test_a_misspelt_label_is_seen_and_a_split_without_a_label_is_noted(tmp_path:
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own(two_labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the two-label dataset `mine`, and a model of it."""
-    folder = tmp_path_factory.mktemp("own")
-    table(folder, two_labels())
-    ok(folder, *PREPARE, "--val_fraction=0.25", "--test_fraction=0.25")
-    flags = ("--dataset=mine", "--device=cpu", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--quiet")
-    flags += ("--max_iters=60", "--warmup_iters=2", "--lr_decay_iters=60", "--eval_interval=60", "--eval_iters=0")
-    ok(folder, "train", *TINY_MODEL, "--block_size=24", "--batch_size=32", *flags)
-    return folder
+    return Path(shutil.copytree(two_labelled, tmp_path_factory.mktemp("own") / "work"))
 
 
 def evaluated(folder: Path, *flags: str) -> dict:
@@ -375,43 +305,9 @@ def test_the_report_has_the_trade_off_and_its_picture(own: Path) -> None:
 
 def test_a_rare_label_is_pointed_out(own: Path) -> None:
     """One of 12 is `odd`, and --positive is suggested; of `mine` one of 8 is `bad`, and it is not."""
-    assert "is rare" not in cli_here("eval", "--task=mine", cwd=own).out
-    table(own, [(f"{n:03} note", "odd" if n % 12 == 0 else "fine") for n in range(400)], "rare.csv")
+    assert "is rare" not in ok(own, "eval", "--task=mine").out
+    rows = [[f"{n:03} note", "odd" if n % 12 == 0 else "fine"] for n in range(400)]
+    csv_file(own / "rare.csv", ["prompt", "response"], *rows)
     ok(own, "prepare", "rare", "--input=rare.csv", "--format=pairs")
-    result = cli_here("eval", "--task=rare", "-o", "rare.png", cwd=own)
-    assert result.status == 0 and "'odd' is rare: --positive=odd adds its precision" in result.out, result.err
-
-
-@pytest.mark.parametrize(
-    ("flags", "says", "way_out"),
-    [
-        (["--positive=evil"], "--positive=evil: the labels of 'mine' are 'bad' and 'fine'", "--positive=fine"),
-        (["--miss_cost=5"], "--miss_cost needs a positive label", "--positive=LABEL"),
-        (["--positive=bad", "--miss_cost=0"], "miss_cost is 0.0, but must be above 0", "--help"),
-        (["--positive=bad", "--miss_cost=-1"], "miss_cost is -1.0, but must be above 0", "--help"),
-        (["--positive=bad", "--miss_cost=inf"], "miss_cost is inf, but must be finite", "--help"),
-        (["--positive=bad", "--miss_cost=much"], "'much' is not a number", "--help"),
-    ],
-)
-def test_what_eval_refuses(own: Path, flags: list[str], says: str, way_out: str) -> None:
-    message = refused(own, "eval", "--task=mine", *flags)
-    assert says in message and way_out in message
-
-
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        ([(f"{n:03} note", "abc"[n % 3]) for n in range(120)], "for a task with two labels, but 'other' has 3 labels"),
-        ([(f"{n:03} note", f"free {n}") for n in range(120)], "for a task with two labels, but 'other' has no labels"),
-        ([(f"{n:03} note", "a" if n == 7 else "b") for n in range(120)], "has no example of 'a', so its recall"),
-    ],
-    ids=["three labels", "free text", "no positive"],
-)
-def test_a_task_without_two_labels_or_without_a_positive(own: Path, rows: list[tuple[str, str]], says: str) -> None:
-    table(own, rows, "other.csv")
-    ok(own, "prepare", "other", "--input=other.csv", "--format=pairs")
-    flags = ("--dataset=other", "--device=cpu", "--gradient_accumulation_steps=1", "--quiet", "--max_iters=1")
-    flags += ("--eval_iters=1", "--out_dir=out-other", "--warmup_iters=0")
-    ok(own, "train", *TINY_MODEL, "--block_size=24", *flags)
-    message = refused(own, "eval", "--task=other", "--ckpt=out-other", "--positive=a")
-    assert says in message and len(message.splitlines()) == 2
+    said = ok(own, "eval", "--task=rare", "-o", "rare.png").out
+    assert "'odd' is rare: --positive=odd adds its precision" in said

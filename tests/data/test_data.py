@@ -107,15 +107,6 @@ def test_a_changed_meta_json_is_refused(change: Callable[[dict], object], says: 
     assert says in complaint(folder)
 
 
-def test_too_short_for_a_block_says_what_would_fit(folder: Path) -> None:
-    tokens = Dataset(str(folder.parent), "tiny").splits["val"]
-    assert f"val has {len(tokens):,} tokens; block_size {len(tokens)} needs {len(tokens) + 1}" in complaint(
-        folder, block_size=len(tokens)
-    )
-    assert f"--block_size={len(tokens) - 1} or less" in complaint(folder, block_size=len(tokens))
-    Dataset(str(folder.parent), "tiny").require(len(tokens) - 1)
-
-
 def test_the_prepare_command_for_what_is_missing(tmp_path: Path) -> None:
     assert "[tinygpt prepare shakespeare_char --data_dir=" in complaint(tmp_path / "shakespeare_char")
     assert complaint(tmp_path / "mine").endswith(" --input YOUR_TEXT]")

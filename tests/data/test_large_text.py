@@ -162,36 +162,24 @@ def test_another_key(tmp_path: Path) -> None:
 
 GOOD = b'{"text": "a good line"}\n'
 BAD = [
-    (b'{"body": "x", "url": "y"}', "a.jsonl line 4: no key 'text'", "--text_field=KEY, out of body, url"),
-    (b'{"prompt": "x", "response": "y"}', "line 4: no key 'text'", "--format pairs"),
-    (b'{"text": 5}', "a.jsonl line 4: the value of 'text' is not text", "fix"),
-    (b'{"text": "x"', "a.jsonl line 4: not a JSON object", "fix"),
-    (b"[" * 9999, "a.jsonl line 4: not a JSON object", "fix"),
-    (b'{"text": "\\ud83d"}', "a.jsonl line 4: the value of 'text' contains a lone surrogate (U+D83D)", "fix"),
-    (b'{"text": "\x92"}', "a.jsonl line 4: byte 0x92 is not UTF-8", "--encoding=cp1252"),
-    (b'{"text": "a\0b"}', "a.jsonl line 4: not a JSON object", "fix"),
-    (b'{"text": "' + b"x" * 5000, "a.jsonl line 4: longer than 0 MB", "one JSON object per line"),
+    (b'{"body": "x"}', "a.jsonl line 4: no key 'text'"),
+    (b'{"text": "\x92"}', "a.jsonl line 4: byte 0x92 is not UTF-8"),
+    (b'{"text": "' + b"x" * 5000, "a.jsonl line 4: longer than 0 MB"),
 ]
 
 
-@pytest.mark.parametrize(("line", "says", "hint"), BAD)
+@pytest.mark.parametrize(("line", "says"), BAD)
 @pytest.mark.parametrize("block", [50, 1 << 20])
 def test_a_bad_line_is_named(
-    line: bytes, says: str, hint: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: bytes, says: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Wherever the blocks end. Other mistakes: ../transcripts/data_text.txt."""
     monkeypatch.setattr(text_files, "BLOCK", block)
-    if "longer" in says:
-        monkeypatch.setattr(text_files, "LONGEST_LINE", 2000)
-        line *= 1 if block == 50 else 500  # seen after a block
+    monkeypatch.setattr(text_files, "LONGEST_LINE", 2000)
+    if "longer" in says and block > 50:
+        line *= 500  # seen after a block
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + GOOD + line + b"\n" + GOOD)
-    message = refused(tmp_path, "prepare", "mine", "--input=a.jsonl")
-    assert says in message and hint in message.splitlines()[1]
-
-
-def test_a_bad_line_is_named_by_a_worker_too(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD * 9 + b"{}\n" + GOOD)
-    message = refused(tmp_path, "prepare", "mine", "--input=a.jsonl", "--workers=2")
-    assert message.startswith("error: a.jsonl line 10: no key 'text'\n") and "Traceback" not in message
+    assert says in refused(tmp_path, "prepare", "mine", "--input=a.jsonl")
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
@@ -215,27 +203,6 @@ def test_the_package_for_zst_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "a.txt.zst").write_bytes(b"anything")
     message = refused(tmp_path, "prepare", "mine", "--input=a.txt.zst")
     assert "needs the package backports.zstd" in message
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--text_field=body", "--input=a.txt"], "--text_field applies only to JSON Lines"),
-        (["--text_field=body", "--input=a.jsonl", "--format=pairs"], "--text_field applies only to plain text"),
-        (["--input=d.jsonl.gz", "--format=pairs"], "d.jsonl.gz: is compressed"),
-        (["--workers=0", "--input=a.txt"], "workers is 0"),
-        (["--encoding=utf-16", "--input=a.jsonl"], "a.jsonl: JSON Lines are not read in utf-16"),
-        (["--input=b.jsonl"], "b.jsonl: is UTF-16 text"),
-        (["--input=c.jsonl"], "c.jsonl: empty"),
-    ],
-)
-def test_what_cannot_be_meant(flags: list[str], says: str, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("some text " * 9)
-    (tmp_path / "a.jsonl").write_bytes(GOOD)
-    (tmp_path / "b.jsonl").write_bytes(GOOD.decode().encode("utf-16"))
-    (tmp_path / "c.jsonl").write_bytes(b'\n{"text": ""}\n')
-    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a", "response": "b"}\n'))
-    assert says in refused(tmp_path, "prepare", "mine", *flags)
 
 
 # ---- the processes --------------------------------------------------------------------------------------------------
@@ -273,8 +240,7 @@ def position(pid: int, path: Path) -> int:
 
 
 MOMENTS = [("kill -9", "encoding"), ("Ctrl-C", "reading")]
-SLOW = [("kill -9", "start"), ("kill -9", "reading"), ("Ctrl-C", "start"), ("Ctrl-C", "encoding")]
-SLOW += [("a worker is killed", moment) for moment in ("start", "reading", "encoding")]
+SLOW = [("Ctrl-C", "start"), ("a worker is killed", "encoding")]
 
 
 @needs_fork
@@ -289,7 +255,7 @@ def test_nothing_is_left_when_it_ends_early(ended_by: str, moment: str, tmp_path
     before = listing(tmp_path / "data")
     line = json.dumps({"text": "".join(random.Random(1).choices("abcdefgh \n", k=9000))})
     source = tmp_path / "b.jsonl"
-    source.write_text(f"{line}\n" * 15_000)
+    source.write_text(f"{line}\n" * 6_000)
     command = [sys.executable, "-m", "tinygpt", "prepare", "mine", "--input=b.jsonl", "--workers=2"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, process_group=0)
     try:

@@ -11,6 +11,7 @@ import torch
 from conftest import Result, cli_here, commands_here, lab_results, ok
 from models import ids, shaken, small
 from runs import adapted
+from tasks_made import examples
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
@@ -23,7 +24,7 @@ from tinygpt.learn.lab import reports as lab
 
 DATASETS = {"plain": "reports", "a": "reports_a", "b": "reports_b"}
 PROMPT = "Nordal Q2 sales 48.3 +6 profit 5.1 -12"
-EXAMPLES = {name: TASKS[name].make(1337) for name in DATASETS.values()}
+EXAMPLES = {name: examples(name) for name in DATASETS.values()}
 
 
 def both(firm: str, prompt: str, response: str) -> tuple[bool, bool]:
@@ -48,12 +49,6 @@ def test_the_three_datasets_have_the_same_figures_and_new_companies_in_each_spli
         assert asked[firm] == plain | {"train": plain["train"][: reports.FIRM_EXAMPLES]}
     companies = [prompt.split()[0] for part in plain.values() for prompt in part]
     assert len(set(companies)) == len(companies) == 4700
-    assert EXAMPLES["reports_a"] == TASKS["reports_a"].make(1337) != TASKS["reports_a"].make(1)
-
-
-def test_every_example_fits_into_the_context_of_the_preset() -> None:
-    longest = max(len(p + r) + 3 for one in EXAMPLES.values() for part in one.values() for p, r in part)
-    assert longest == 142 <= 144
 
 
 def test_the_examples_in_labs_are_those_of_the_code() -> None:
@@ -216,22 +211,6 @@ def test_a_wrong_adapter_is_refused_and_the_others_stay(files: Path) -> None:
     assert adapters.names == ["one"] and adapters.checkpoint("one").model_args["vocab_size"] == 66
 
 
-def test_the_next_commands_train_this_task(tmp_path: Path) -> None:
-    """The preset of both firms names firm A's dataset; and without a base model, that is trained first."""
-    done = cli_here("prepare", "reports_b", cwd=tmp_path)
-    after = [line.removeprefix("next: tinygpt ") for line in done.out.splitlines() if line.startswith("next: ")]
-    assert after == [
-        "prepare reports",
-        "train configs/reports.yaml",
-        "finetune configs/finetune_reports.yaml --ckpt=out-reports/ckpt.pt --dataset=reports_b --out_dir=out-reports-b",
-    ]
-    (tmp_path / "out-reports").mkdir()
-    (tmp_path / "out-reports/ckpt.pt").touch()
-    done = cli_here("prepare", "reports_a", cwd=tmp_path)
-    assert "next: tinygpt finetune configs/finetune_reports.yaml --ckpt=out-reports/ckpt.pt\n" in done.out
-    assert done.out.count("next: ") == 1
-
-
 # ---- the lab ---------------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +218,7 @@ def lab_reports(folder: Path, **sizes: int) -> Result:
     """The quick lab with shorter trainings, one number of examples, and fewer to validate on."""
     with commands_here(), pytest.MonkeyPatch.context() as patch:
         for name, made in EXAMPLES.items():
-            few = made | {"val": made["val"][:100]}
+            few = made | {"val": made["val"][:40]}
             patch.setitem(TASKS, name, dataclasses.replace(TASKS[name], make=lambda seed, few=few: few))
         patch.setattr(lab, "QUICK", lab.Size(**sizes, examples=(400,)))
         return ok(folder, "lab", "reports", "--quick", "--out_dir=out")
@@ -258,7 +237,7 @@ def test_adapters_are_swapped_in_the_lab_and_judged_by_every_style(tmp_path: Pat
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """The lab with models that have learned something, and what it said."""
     folder = tmp_path_factory.mktemp("reports")
-    return folder, lab_reports(folder, base=250, adapter=50, prompts=100)
+    return folder, lab_reports(folder, base=200, adapter=40, prompts=50)
 
 
 @pytest.mark.slow

@@ -44,9 +44,9 @@ def workbook(path: Path, *rows: list[Any], title: str = "Sheet", **sheets: list[
     return path
 
 
-def csv_file(path: Path, *rows: list[str]) -> Path:
+def csv_file(path: Path, *rows: list[str], delimiter: str = ",") -> Path:
     with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file, delimiter=delimiter).writerows(rows)
     return path
 
 

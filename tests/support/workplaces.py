@@ -3,6 +3,7 @@
 Every function works in the current folder, which `>>>` lines of a transcript share with its commands.
 """
 
+import gzip
 import json
 import os
 import pickle
@@ -12,11 +13,22 @@ from pathlib import Path
 
 import torch
 from conftest import TINY_TRAIN, ok, tiny_text
-from inputs import csv_file, json_lines, workbook
+from inputs import csv_file, json_lines, pairs, workbook
 
 from tinygpt.checkpoint import store
 
-__all__ = ["Path", "csv_file", "json_lines", "ok", "tiny_text", "torch", "workbook", "zipfile"]  # for `>>>` lines, too
+__all__ = [
+    "Path",
+    "csv_file",
+    "gzip",
+    "json_lines",
+    "ok",
+    "pairs",
+    "tiny_text",
+    "torch",
+    "workbook",
+    "zipfile",
+]  # for `>>>` lines, too
 HERE = Path()
 
 
@@ -71,3 +83,12 @@ def prepared(name: str, text: str, *flags: str) -> None:
     """data/NAME from this text."""
     write("input.txt", text)
     ok(HERE, "prepare", name, "--input=input.txt", *flags)
+
+
+def without(path: Path, part: str) -> None:
+    """Write a zip file again without one of its parts."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist() if name != part}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
