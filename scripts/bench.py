@@ -306,7 +306,9 @@ class Bench:
             found: dict[str, Any] = {"NanoGPT": [], "TinyGPT": [], "products": [], "facts": facts}
             for index in range(3 if self.quick else 13):
                 times = {program.__name__: 1e3 * ask("steps", counts[program]) for program, ask in processes.items()}
-                times["products"] = processes[TinyGPT]("large_products", *((8192, 10) if on_gpu else (2048, 4)))
+                times["products"] = processes[TinyGPT](
+                    "large_products", *((8192, 10) if on_gpu else (256, 2) if self.quick else (2048, 4))
+                )
                 for name in times if index else []:
                     found[name].append(times[name])
         return found | {"compared": compared(found["NanoGPT"], found["TinyGPT"])}
@@ -334,7 +336,7 @@ class Bench:
     def train(self, name: str, preset: str, dtype: str, *flags: str) -> tuple[float, float]:
         """Run the whole command `tinygpt train`, and measure its loss: wall time and loss."""
         name = f"{name}-{dtype}"
-        short = ["--max_iters=40", "--eval_interval=20", "--eval_iters=2"] if self.quick else []
+        short = [*TINY, "--max_iters=40", "--eval_interval=20", "--eval_iters=2"] if self.quick else []
         here = ["--device=cpu", f"--dtype={dtype}", f"--out_dir=out-{name}"]
         return self.finished(name, self.tinygpt("train", preset, *here, *flags, *short), f"out-{name}/last.pt")
 

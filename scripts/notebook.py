@@ -4,12 +4,15 @@ python scripts/notebook.py                       # Shakespeare; six minutes on t
 python scripts/notebook.py --out notebooks/gpt_from_scratch.ipynb   # after a change of a cell: store the new outputs
 python scripts/notebook.py --corpus naics --out naics.html
 python scripts/notebook.py --until 5             # only the parts before part 5
+python scripts/notebook.py --check               # fails if a number of the text does not hold, or a picture is missing
 
 The kernel is that of this Python interpreter, whatever kernels the user has installed. nbconvert's full templates load
 scripts from other servers, so the page has its own head around the template `basic`.
 """
 
 import argparse
+import base64
+import io
 import os
 import re
 import shutil
@@ -22,12 +25,15 @@ from datetime import datetime
 from pathlib import Path
 from unittest import mock
 
+import matplotlib.image
 import nbformat
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from pygments.formatters import HtmlFormatter
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks/gpt_from_scratch.ipynb"
+# The page may link to other sites, but must not load anything from them.
+REQUESTS = re.compile(r"""<(?:script|link|iframe|object|embed)\b|\bsrc=["'](?!data:)|url\(|@import|\bfetch\(""", re.I)
 CHOICE = 'CORPUS = "shakespeare"'  # the line of the first cell that chooses the text
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -137,11 +143,45 @@ def page(notebook: nbformat.NotebookNode) -> str:
     return PAGE.format(code=code, contents=contents, body=body)
 
 
+def printed(notebook: nbformat.NotebookNode) -> str:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.text for output in outputs if output.output_type == "stream")
+
+
+def check_claims(notebook: nbformat.NotebookNode) -> None:
+    """Each claim that a cell checks holds, and no cell warns."""
+    assert not [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"
+    ]
+    claims = sum(len(re.findall(r"^check\(", cell.source, re.M)) for cell in notebook.cells)
+    said = printed(notebook)
+    assert "not yet: " not in said, said[said.index("not yet: ") :]
+    assert said.count("right: ") == claims
+
+
+def check_page(notebook: nbformat.NotebookNode) -> str:
+    """Check the page: it loads nothing, and each part has pictures, each with a description. Returns the page."""
+    found = page(notebook)
+    assert not REQUESTS.search(re.sub(r"(?s)<pre>.*?</pre>", "", found))
+    tags = re.findall(r"<img\b[^>]*>", found)
+    for tag in tags:
+        description = re.search(r'alt="([^"]*)"', tag)
+        assert description and len(description[1]) > 30 and "No description" not in description[1], tag[-200:]
+        png = re.search(r"data:image/png;base64,([^\"]+)", tag)
+        assert png
+        pixels = matplotlib.image.imread(io.BytesIO(base64.b64decode(png[1])), format="png")[..., :3]
+        assert pixels.shape[1] > 300 and pixels.std() > 0.02  # not an empty sheet
+    assert len(tags) >= len(re.findall("<h2 ", found)) > 0
+    assert found.count("<details>") == sum(cell.source.count("<details>") for cell in notebook.cells)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the notebook, and write it with all outputs.")
     parser.add_argument("--corpus", choices=("shakespeare", "naics"), default="shakespeare")
     parser.add_argument("--until", type=int, help="only the parts before this one")
     parser.add_argument("--out", type=Path, default=Path(f"{NOTEBOOK.stem}.html"), help="a page, or an .ipynb file")
+    parser.add_argument("--check", action="store_true", help="fail if a claim does not hold or the page is incomplete")
     args = parser.parse_args()
     notebook = load(args.corpus, args.until)
     with tempfile.TemporaryDirectory() as folder:
@@ -152,6 +192,9 @@ def main() -> None:
         store(notebook, args.out)
     else:
         args.out.write_text(page(notebook), encoding="utf-8")
+    if args.check:
+        check_claims(notebook)
+        check_page(notebook)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -34,7 +34,7 @@ bin="$work/venv/${bin##*/}" venv="$work/venv"
 make_venv
 install_torch
 pip_install "$wheel"
-cp -R pyproject.toml tests "$work" # but not the package
+cp -R pyproject.toml tests scripts notebooks "$work" # but not the package
 dist="$PWD/dist"
 cd "$work"
 "$bin/python" -c 'import sys, tinygpt; print(tinygpt.__file__); assert tinygpt.__file__.startswith(sys.prefix)'
@@ -53,6 +53,10 @@ pip_install "$wheel[offline,eval,plot]" pytest pytest-timeout hypothesis
 "$bin/python" -m pytest -p no:cacheprovider -m "not slow" \
     tests/test_{generate,prepare,sample,train,transcripts}.py tests/base/test_files.py tests/data/test_{rows,tokenizer}.py \
     tests/checkpoint/test_checkpoint.py tests/examine/test_{evaluate,machine}.py tests/adapt/test_finetune.py
+
+step "the complete notebook" # about eight minutes; the tests run its cells with short trainings
+pip_install "$wheel[report]" nbclient ipykernel "nbconvert>=7.16,<8"
+"$bin/python" scripts/notebook.py --check
 
 cd "$dist"
 if command -v sha256sum > /dev/null; then sha256sum tinygpt-*; else shasum -a 256 tinygpt-*; fi > SHA256SUMS

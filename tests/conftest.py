@@ -40,7 +40,7 @@ from tinygpt.base.process import peak_memory
 from tinygpt.cli import COMMANDS, config_class, main
 
 pytest.register_assert_rewrite(*(path.stem for path in (Path(__file__).parent / "support").glob("*.py")))
-pytest_plugins = ["answers", "faults", "pages", "runs", "tasks_made"]  # fixtures that several files use
+pytest_plugins = ["answers", "faults", "labs", "pages", "runs", "tasks_made"]  # fixtures that several files use
 
 # A shell's background job ignores Ctrl-C, and so would the children of the tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)

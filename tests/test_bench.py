@@ -13,7 +13,8 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
 @pytest.mark.slow
 def test_rows_are_measured(tmp_path: Path) -> None:
-    rows = ["step", "flops", "sample_stream", "same_time", "prepare_memory", "help", "memory"]
+    """Also those of a GPU, on the processor: all but what only CUDA has."""
+    rows = ["step", "flops", "sample_stream", "same_time", "prepare_memory", "help", "gpu"]
     command = [sys.executable, SCRIPT, "--quick", "--dtype=float32", "--rows", *rows]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -21,6 +22,8 @@ def test_rows_are_measured(tmp_path: Path) -> None:
     assert len(table) == len(rows) and all(float(cells[4].replace(",", "")) > 0 for cells in table)
     assert "loss in nanoGPT's time | float32 | nats |" in done.stdout and "system: " in done.stdout
     assert str(tmp_path) not in done.stdout and str(Path.home()) not in done.stdout
+    dtype = str(choose("cpu", "auto").dtype).removeprefix("torch.")
+    assert f"32 tokens, {dtype}, compiled: False; large products: " in done.stdout
 
 
 def test_headings_are_removed_for_the_count_of_quotations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,12 +35,6 @@ def test_headings_are_removed_for_the_count_of_quotations(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_the_rows_of_a_gpu(tmp_path: Path) -> None:
-    """On the processor: all but what only CUDA has."""
-    command = [sys.executable, SCRIPT, "--quick", "--rows", "gpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    dtype = str(choose("cpu", "auto").dtype).removeprefix("torch.")
-    assert f"32 tokens, {dtype}, compiled: False; large products: " in done.stdout
+def test_a_gpu_that_is_missing_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, SCRIPT, "--device=cuda:99"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "--device=cuda:99: PyTorch sees no GPU here" in done.stderr

@@ -1,14 +1,15 @@
 """The task `sectors` and `tinygpt lab domain`: no leak between splits or into the corpus; verdicts."""
 
-import dataclasses
 import json
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import commands_here, ok
+from conftest import ok
+from labs import SECTORS as EXAMPLES
 from sklearn.metrics import f1_score
 
 from tinygpt.checkpoint.store import load
@@ -19,7 +20,6 @@ from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import domain
 from tinygpt.training.losses import bits_per_character
 
-EXAMPLES = sectors.make(1337)
 TEXT = corpora.industry_descriptions()
 
 
@@ -108,21 +108,9 @@ def test_prepare_suggests_commands_that_know_the_task(tmp_path: Path) -> None:
 # ---- the lab ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the quick lab's output in said.txt; its texts, tests and trainings are shorter."""
-    few = EXAMPLES | {"val": EXAMPLES["val"][:40], "test": EXAMPLES["test"][:40]}
-    folder, text = tmp_path_factory.mktemp("domain"), sectors.corpus()[:100_000]
-    with commands_here(), pytest.MonkeyPatch.context() as patch:
-        short = dataclasses.replace(TASKS["sectors"], make=lambda seed: few, corpus=lambda: text)
-        patch.setitem(TASKS, "sectors", short)
-        patch.setattr(domain, "QUICK", (30, (("sectors", 200, 4),)))
-        done = ok(folder, "lab", "domain", "--quick", "--out_dir=out")
-    (folder / "said.txt").write_text(done.out, encoding="utf-8")
-    return folder
-
-
-def test_the_quick_lab_shows_what_each_base_knows(quick: Path) -> None:
+@pytest.mark.slow
+def test_the_quick_lab_shows_what_each_base_knows(lab: Callable[[str], Path]) -> None:
+    quick = lab("domain")
     stages = json.loads((quick / "out/lab.json").read_text(encoding="utf-8"))["stages"]
     bits = {base: stages[f"base: {base}, seed 1"]["result"] for base in domain.BASES}
     for text, other in (("Shakespeare", "industries"), ("industries", "Shakespeare")):
@@ -132,10 +120,11 @@ def test_the_quick_lab_shows_what_each_base_knows(quick: Path) -> None:
     said = (quick / "said.txt").read_text(encoding="utf-8")
     assert "verdict: Pretraining on industries is" in said and "n-gram baseline" in said
     assert max(map(len, said.splitlines())) <= 120
-    assert (quick / "out/domain.png").read_bytes().startswith(b"\x89PNG") and (quick / "out/domain.html").exists()
 
 
-def test_the_bases_differ_in_their_weights_alone(quick: Path) -> None:
+@pytest.mark.slow
+def test_the_bases_differ_in_their_weights_alone(lab: Callable[[str], Path]) -> None:
+    quick = lab("domain")
     found = [load(quick / "out/seed-1" / base / "ckpt.pt") for base in domain.BASES]
     assert len({json.dumps(one.model_args, sort_keys=True) for one in found}) == 1
     assert len({json.dumps(one.tokenizer, sort_keys=True) for one in found}) == 1

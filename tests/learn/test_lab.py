@@ -6,21 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, cli, cli_here, commands_here, lab_results, ok, refused, until
-from labs import answered, asked
+from conftest import lab_results, ok, refused, until
+from labs import FEW_FACTS, answered, asked, shortest
 from pages import Browser, in_a_browser, node
 from runs import save_model
 from scipy.stats import binomtest
 
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.base.files import folder_lock
 from tinygpt.base.terminal import duration
 from tinygpt.data.tasks import companies as world
-from tinygpt.data.tasks import generate, reader
+from tinygpt.data.tasks import reader
 from tinygpt.data.tasks.companies import Question, outcome
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.examine.experiment import stages
@@ -123,25 +123,6 @@ def test_the_expected_time_follows_the_pace_of_this_machine() -> None:
     assert [duration(seconds) for seconds in (0.2, 40, 89, 100, 3000, 3600, 4800)] == [
         "1 s", "40 s", "89 s", "2 min", "50 min", "1 h", "1 h 20 min",
     ]  # fmt: skip
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
-def test_a_lab_says_what_is_missing_and_writes_nothing(tmp_path: Path) -> None:
-    listed = ok(tmp_path, "lab").out
-    assert all(name in listed for name in ("facts", "methods", "labels", "race"))
-    assert "nosuch: no such lab" in refused(tmp_path, "lab", "nosuch")
-    assert "lab methods has no quick form" in refused(tmp_path, "lab", "methods", "--quick")
-    message = refused(tmp_path, "lab", "drift", "--pretrained=nowhere", "--quick")
-    assert "lab drift does not use --pretrained" in message and "lab facts, methods, labels, cascade" in message
-    assert "lab canary does not use --target" in refused(tmp_path, "lab", "canary", "--target=0.9")
-    assert "lab race does not use --seeds" in refused(tmp_path, "lab", "race", "--seeds=2")
-    assert "mine.yaml: unexpected argument" in refused(tmp_path, "lab", "facts", "mine.yaml", "--quick")
-    message = refused(tmp_path, "lab", "methods")
-    assert "--ckpt=out-fast/ckpt.pt: no such model" in message and "shakespeare_char_fast.yaml" in message
-    message = refused(tmp_path, "lab", "facts", "--pretrained=nowhere")
-    assert "--pretrained=nowhere: no such model" in message and "tinygpt import smollm2" in message
 
 
 # ---- lab facts -------------------------------------------------------------------------------------------------------
@@ -292,26 +273,7 @@ def test_a_connection_is_counted() -> None:
     assert systems.measured(lambda _: Reply("", 1.0), [question], [0])["connections"] == 0
 
 
-TINY = experiment.Size(companies=5, closed=6, update=4, sample=5, facts=2, changes=2, reading=2)
 SMALL = experiment.Size(companies=15, closed=220, update=40, sample=20, facts=2, changes=2, reading=2)
-
-
-def lab_facts(folder: Path, *flags: str) -> Result:
-    """Run the lab with five companies, of whose facts eight change: few questions, nothing learned."""
-    with commands_here(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "QUICK", TINY)
-        patch.setattr(experiment, "CHANGED", 0.3)
-        patch.setattr(experiment, "TRIES", 2)
-        patch.setattr(experiment.Tiny, "numbers", lambda self: list(range(8)), raising=False)
-        return cli_here("lab", "facts", "--quick", "--out_dir=out", *flags, cwd=folder)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    done = lab_facts(folder)
-    assert done.status == 0, done.err
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -365,10 +327,9 @@ def test_the_quick_lab_shows_what_the_course_claims(quick: Path) -> None:
     assert "with training the closed-book model again" in " ".join(said.split())
 
 
-def test_the_page_is_one_file_without_requests(tiny: Path) -> None:
-    page = (tiny / "out/facts.html").read_text(encoding="utf-8")
-    assert "default-src 'none'" in page and not re.search(r"(?:src|href)=\"(?!data:|#)", page)
-    assert (tiny / "out/facts.png").read_bytes().startswith(b"\x89PNG")
+@pytest.mark.slow
+def test_the_page_has_what_is_compared_and_a_place_to_ask(lab: Callable[[str], Path]) -> None:
+    page = (lab("facts") / "out/facts.html").read_text(encoding="utf-8")
     for heading in (
         "Retrieve, fine-tune or train?",
         "Right answers before and after the change",
@@ -378,7 +339,6 @@ def test_the_page_is_one_file_without_requests(tiny: Path) -> None:
     ):
         assert heading in page
     assert "no text of your own, and all weights of 2 models." in page
-    assert not re.search(r"<tr[^>]*><th[^>]*>[^<]*</th>(?:<td[^>]*></td>)+</tr>", page)  # a system without figures
 
 
 @pytest.mark.slow
@@ -471,22 +431,22 @@ def test_the_page_searches_with_the_relevance_of_ask(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pretrained_model_is_compared_and_adds_stages_only(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pretrained model is an imported one with a chat template, which is untrained."""
-    shutil.copytree(tiny / "out", tmp_path / "out")
+    shutil.copytree(lab("facts") / "out", tmp_path / "out")
     save_model(tmp_path / "theirs", "llama", context=1024)
     ok(tmp_path, "import", "theirs", "--out_dir=out-large")
     monkeypatch.setattr(reader, "SIZES", {name: {"train": 100, "val": 10, "test": 10} for name in reader.SIZES})
-    done = lab_facts(tmp_path, "--pretrained=out-large")
-    assert done.status == 0, done.err
+    with shortest("facts"):
+        done = ok(tmp_path, "lab", "facts", "--quick", "--out_dir=out", "--pretrained=out-large")
     assert "build: closed" not in done.out and "stage 18 of 30: build: out-large with LoRA" in done.out
     for name in ("retrieval: pretrained model zero-shot", "closed book, pretrained model with LoRA"):
         assert f"| {name} " in done.out
     assert "Fine-tuning out-large to read" in done.out
     results = lab_results(tmp_path / "out")
     for name in ("before: out-large zero-shot", "after: out-large with LoRA", "after: out-large fine-tuned to read"):
-        assert len(results[f"{name}, seed 1"]["answers"]) == TINY.sample
+        assert len(results[f"{name}, seed 1"]["answers"]) == FEW_FACTS.sample
     assert results["update: out-large with LoRA, seed 1"]["commands"] == 3
     assert 0 < results["update: out-large with LoRA, seed 1"]["weights"] < results["update: closed, seed 1"]["weights"]
     recorded = re.search(r'"recorded": ?(\{.*?\})[,}]', (tmp_path / "out/facts.html").read_text(encoding="utf-8"))
@@ -506,14 +466,6 @@ def test_a_full_disk_keeps_the_finished_stages(tmp_path: Path) -> None:
         assert stages.run(tmp_path, X, todo) == {"small": 1, "large": 2}
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def test_a_lab_that_runs_already_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "out"
-    with folder_lock(folder, "lab"):
-        done = cli("lab", "facts", "--quick", "--out_dir=out", cwd=tmp_path)
-    assert done.status == 2 and "out" in done.err and len(done.err.splitlines()) <= 3
-    assert not (folder / "lab.json").exists()
 
 
 # ---- the summary -----------------------------------------------------------------------------------------------------
@@ -536,26 +488,15 @@ def test_a_difference_has_no_rounding_error() -> None:
 # ---- lab methods -----------------------------------------------------------------------------------------------------
 
 
-def test_methods_are_compared(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for split in generate.SIZES:
-        monkeypatch.setitem(generate.SIZES, split, 60)
-    short = {"max_iters": 4, "eval_interval": 4, "batch_size": 4, "eval_iters": 1}
-    short_run = [f"--{key}={value}" for key, value in short.items()]
-    sizes = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=64", "--position=rope", "--device=cpu"]
-    ok(tmp_path, "train", "--dataset=tiny", f"--data_dir={tiny_data / 'data'}", *sizes, *short_run)
-    monkeypatch.setattr(methods, "METHODS", {
-        "from scratch, no pretraining": methods.Method("shakespeare_char_fast", methods.SCRATCH | short, ""),
-        "all weights": methods.Method(methods.FULL, short),
-        "LoRA, rank 8": methods.Method(methods.LORA, short),
-    })  # fmt: skip
-    with commands_here():
-        done = ok(tmp_path, "lab", "methods", "--seeds=2", "--ckpt=out")
-    rows = [line for line in done.out.splitlines() if line.startswith(("| from", "| all", "| LoRA", "| n-gram"))]
+@pytest.mark.slow
+def test_methods_are_compared(lab: Callable[[str], Path]) -> None:
+    folder = lab("methods")
+    said = (folder / "said.txt").read_text(encoding="utf-8")
+    rows = [line for line in said.splitlines() if line.startswith(("| from", "| all", "| LoRA", "| n-gram"))]
     assert len(rows) == 4 and all("% |" in row or "%  " in row for row in rows)
-    figures = json.loads((tmp_path / "out-lab-methods/lab.json").read_text())["stages"]["n-gram baseline"]["result"]
+    figures = lab_results(folder / "out")["n-gram baseline"]
     assert 0 < figures["nine"] < figures["accuracy"]  # a quarter of the lines is easy
-    assert "verdict: Start with the n-gram baseline" in done.out  # four iterations teach nothing
-    assert (tmp_path / "out-lab-methods/methods.html").exists()
+    assert "verdict: Start with the n-gram baseline" in said  # four iterations teach nothing
 
 
 def test_the_verdicts_of_methods_follow_from_the_numbers() -> None:

@@ -2,19 +2,20 @@
 
 import math
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import cli_here, commands_here, lab_results, ok
-from labs import DOWN, UP, results
+from conftest import lab_results, ok
+from labs import DOWN, UP, results, shortest
 from runs import save_model
 from sklearn.metrics import roc_auc_score
 
 from tinygpt.base.configs.learn import LabConfig
-from tinygpt.data.tasks import TASKS, generate
+from tinygpt.data.tasks import TASKS
 from tinygpt.data.tasks.transactions import LINE_WIDTH
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import cascade, confidence
@@ -194,33 +195,15 @@ def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def small() -> Iterator[None]:
-    """Shorter trainings on a part of the lines, and fewer lines to ask."""
-    with commands_here(), pytest.MonkeyPatch.context() as patch:
-        for split, number in {"train": 800, "val": 150, "test": 150}.items():
-            patch.setitem(generate.SIZES, split, number)
-        patch.setattr(confidence, "QUICK", (2, 4))
-        patch.setattr(cascade, "QUICK", (10, 2))
-        patch.setattr(confidence, "OUTSIDE", 50)
-        patch.setattr(cascade, "TIMED", 5)
-        yield
-
-
-@pytest.fixture(scope="module")
-def asked(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder of `lab confidence --quick`, and what it has printed."""
-    folder = tmp_path_factory.mktemp("confidence")
-    return folder, ok(folder, "lab", "confidence", "--quick", "--out_dir=out").out
-
-
 def cells(said: str, name: str) -> list[str]:
     row = next(line for line in said.splitlines() if line.startswith(f"| {name} "))
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
-def test_the_table_has_the_figures_of_scikit_learn(asked: tuple[Path, str]) -> None:
-    folder, said = asked
+@pytest.mark.slow
+def test_the_table_has_the_figures_of_scikit_learn(lab: Callable[[str], Path]) -> None:
+    folder = lab("confidence")
+    said = (folder / "said.txt").read_text(encoding="utf-8")
     found = lab_results(folder / "out")
     for place, name in ((3, "ask: model, seed 1"), (5, "ask: ngram, seed 1")):
         values = found[name]["confidence"]
@@ -233,11 +216,12 @@ def test_the_table_has_the_figures_of_scikit_learn(asked: tuple[Path, str]) -> N
 
 @pytest.mark.slow
 def test_the_model_forgets_its_text_and_answers_outside_the_task_more_often_than_the_baseline(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss on its own text is that of the training."""
-    monkeypatch.setattr(confidence, "QUICK", (10, 70))
-    said = ok(tmp_path, "lab", "confidence", "--quick", "--out_dir=out").out
+    with shortest("confidence"):
+        monkeypatch.setattr(confidence, "QUICK", (10, 70))
+        said = ok(tmp_path, "lab", "confidence", "--quick", "--out_dir=out").out
     losses = {one["kind"]: one.get("base_loss") for one in read_metrics(tmp_path / "out/seed-1/model")}
     assert cells(said, "base model")[1] == f"{losses['before']:.2f}" and cells(said, "after fine-tuning")[1] == (
         f"{losses['after']:.2f}"
@@ -250,33 +234,31 @@ def test_the_model_forgets_its_text_and_answers_outside_the_task_more_often_than
     assert mean["ngram"] > 0.6
 
 
-def test_a_second_run_with_another_target_trains_nothing(asked: tuple[Path, str]) -> None:
-    folder, said = asked
-    again = cli_here("lab", "confidence", "--quick", "--out_dir=out", "--target=0.6", cwd=folder)
-    assert again.status == 0 and "stage " not in again.out
-    assert float(cells(again.out, "n-gram baseline")[2]) < float(cells(said, "n-gram baseline")[2])
-    assert (folder / "out/confidence.png").read_bytes().startswith(b"\x89PNG")
-    assert "know that it does not know" in (folder / "out/confidence.html").read_text(encoding="utf-8")
+@pytest.mark.slow
+def test_a_second_run_with_another_target_trains_nothing(lab: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(lab("confidence"), tmp_path / "work"))
+    with shortest("confidence"):
+        again = ok(folder, "lab", "confidence", "--quick", "--out_dir=out", "--target=0.6").out
+    said = (folder / "said.txt").read_text(encoding="utf-8")
+    assert "stage " not in again
+    assert float(cells(again, "n-gram baseline")[2]) < float(cells(said, "n-gram baseline")[2])
 
 
-def test_the_prompts_outside_are_no_lines_of_the_task_and_fit(asked: tuple[Path, str]) -> None:
-    kinds = confidence.outside(asked[0] / "out", 1)
+def test_the_prompts_outside_are_no_lines_of_the_task_and_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confidence, "OUTSIDE", 50)
+    ok(tmp_path, "prepare", "shakespeare_char")
+    kinds = confidence.outside(tmp_path, 1)
     assert [len(prompts) for prompts in kinds.values()] == [50, 40, 50, 50]
     inside = {prompt for split in TASKS["transactions"].make(1).values() for prompt, _ in split}
     for prompts in kinds.values():
         assert len(set(prompts)) == len(prompts) and not inside & set(prompts)
         assert all(0 < len(prompt) <= LINE_WIDTH for prompt in prompts)
-    assert kinds == confidence.outside(asked[0] / "out", 1)
+    assert kinds == confidence.outside(tmp_path, 1)
 
 
-@pytest.fixture(scope="module")
-def cascaded(small: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("cascade")
-    return folder, ok(folder, "lab", "cascade", "--quick", "--out_dir=out").out
-
-
-def test_the_cascade_is_compared_with_each_system_and_with_a_person(cascaded: tuple[Path, str]) -> None:
-    _, said = cascaded
+@pytest.mark.slow
+def test_the_cascade_is_compared_with_each_system_and_with_a_person(lab: Callable[[str], Path]) -> None:
+    said = (lab("cascade") / "said.txt").read_text(encoding="utf-8")
     assert cells(said, "person alone")[1:4] == ["100.0%", "50.00", "10.0 s"]
     accuracy, cost = (float(cells(said, "n-gram baseline, person")[place].split()[0].rstrip("%")) for place in (1, 2))
     assert accuracy > float(cells(said, "n-gram baseline alone")[1].split()[0].rstrip("%")) and cost < 50
@@ -285,11 +267,11 @@ def test_the_cascade_is_compared_with_each_system_and_with_a_person(cascaded: tu
 
 
 @pytest.mark.slow
-def test_a_pretrained_model_adds_stages(cascaded: tuple[Path, str]) -> None:
-    folder, _ = cascaded
+def test_a_pretrained_model_adds_stages(lab: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(lab("cascade"), tmp_path / "work"))
     save_model(folder / "theirs", "llama", context=1024)
     ok(folder, "import", "theirs", "--out_dir=large")
-    lab = ["lab", "cascade", "--quick", "--out_dir=out", "--pretrained=large"]
-    done = ok(folder, *lab)
+    with shortest("cascade"):
+        done = ok(folder, "lab", "cascade", "--quick", "--out_dir=out", "--pretrained=large")
     assert re.findall("stage . of .: (.*), seed", done.out) == ["train: pretrained large", "ask: pretrained large"]
     assert "by pretrained model" in done.out and "The pretrained model is large." in " ".join(done.out.split())

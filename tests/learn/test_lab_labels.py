@@ -4,14 +4,13 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from conftest import cli_here, commands_here, lab_results, ok
-from labs import TASK, accuracy, learned
+from labs import FEW_LABELS, SMALL, SPLITS, TASK, accuracy, learned, shortest
 from runs import save_model
 from scipy.stats import chisquare
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -24,11 +23,6 @@ from tinygpt.data.tasks.generate import letters
 from tinygpt.data.tasks.merchants import merchants_by_label
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import drift, labels
-
-SPLITS = TASK.make(1337)
-FEW_LABELS = [(50, 0.0), (200, 0.0), (200, 0.2)]  # numbers of examples, shares of wrong labels
-SMALL = SPLITS | {"val": SPLITS["val"][:60], "test": SPLITS["test"][:150]}
-
 
 # ---- lab labels ------------------------------------------------------------------------------------------------------
 
@@ -90,20 +84,9 @@ def test_a_verdict_follows_from_the_numbers() -> None:
     assert "enough examples (+2.0 points)" in labels.more_labels({labels.MODEL: {1: 0.88, 2: 0.9}}).text
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which the quick lab ran, with fewer and shorter trainings."""
-    folder = tmp_path_factory.mktemp("labels")
-    with commands_here(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labels, "QUICK", FEW_LABELS)
-        patch.setattr(labels, "ITERATIONS", {50: 4, 200: 50})
-        patch.setitem(TASKS, TASK.name, dataclasses.replace(TASK, make=lambda seed: SMALL))
-        done = ok(folder, "lab", "labels", "--quick", "--out_dir=out")
-    (folder / "said.txt").write_text(done.out, encoding="utf-8")
-    yield folder
-
-
-def test_only_the_training_labels_are_wrong(quick: Path) -> None:
+@pytest.mark.slow
+def test_only_the_training_labels_are_wrong(lab: Callable[[str], Path]) -> None:
+    quick = lab("labels")
     known = {prompt: label for split in SPLITS.values() for prompt, label in split}
     for size, share in ((50, 0), (200, 0), (200, 20)):
         dataset = Dataset(str(quick / "out/data"), f"{size}-{share}-1")
@@ -113,7 +96,9 @@ def test_only_the_training_labels_are_wrong(quick: Path) -> None:
         assert sum(known[prompt] != label for prompt, label in texts["train"]) == size * share / 100
 
 
-def test_the_accuracies_are_those_of_eval_and_of_scikit_learn(quick: Path) -> None:
+@pytest.mark.slow
+def test_the_accuracies_are_those_of_eval_and_of_scikit_learn(lab: Callable[[str], Path]) -> None:
+    quick = lab("labels")
     measured = lab_results(quick / "out")["200 examples, 20% wrong labels, seed 1"]
     model, ngram = (one for learner in (labels.MODEL, labels.NGRAM) for one in measured if one["learner"] == learner)
     flags = ["--ckpt=out/200-20-1", "--task=200-20-1", "--data_dir=out/data", "--device=cpu", "--json"]
@@ -131,13 +116,13 @@ def test_the_accuracies_are_those_of_eval_and_of_scikit_learn(quick: Path) -> No
     assert ngram["wrong"] < ngram["correct"]
 
 
-def test_the_quick_lab_writes_its_tables_its_picture_and_its_verdicts(quick: Path) -> None:
-    said = (quick / "said.txt").read_text(encoding="utf-8")
+@pytest.mark.slow
+def test_the_quick_lab_has_a_row_for_each_case_and_a_verdict_for_each_learner(lab: Callable[[str], Path]) -> None:
+    said = (lab("labels") / "said.txt").read_text(encoding="utf-8")
     rows = [line for line in said.splitlines() if line.startswith(("| 50 ", "| 200 "))]
     assert len(rows) == 3 and max(map(len, said.splitlines())) <= 120
     assert all(f"\nverdict: For the {name}, 200 labels, 20% wrong," in said for name in (labels.MODEL, labels.NGRAM))
     assert "| perfect model   | 100.0%" in said
-    assert (quick / "out/labels.png").read_bytes().startswith(b"\x89PNG") and (quick / "out/labels.html").exists()
 
 
 def test_more_seeds_are_other_examples_and_stages(tmp_path: Path) -> None:
@@ -146,7 +131,10 @@ def test_more_seeds_are_other_examples_and_stages(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_pretrained_model_adds_a_column(
+    lab: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_model(tmp_path / "theirs", "llama", context=1024)
     ok(tmp_path, "import", "theirs", "--out_dir=out-large")
     few = {split: pairs[:60] for split, pairs in SPLITS.items()}
@@ -162,7 +150,7 @@ def test_a_pretrained_model_adds_a_column(quick: Path, tmp_path: Path, monkeypat
     assert found.keys() == {"learner", "share", "examples", "seed", "correct"}
     others = [
         {"examples": size, "share": share, "seed": 1, **one}
-        for (size, share), measured in zip(FEW_LABELS, lab_results(quick / "out").values(), strict=True)
+        for (size, share), measured in zip(FEW_LABELS, lab_results(lab("labels") / "out").values(), strict=True)
         for one in measured
     ]
     summary = labels.summarise(Records([*others, found, found | {"examples": 200}]), config)
@@ -252,16 +240,7 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     assert "choose: n-gram baseline" in drift.cheapest(edge).text
 
 
-FEW = {"LINES": {"train": 400, "val": 50, "test": 60}, "SCRATCH_QUICK": 4, "UPDATE": {200: 4}}
 LEARNING = {"LINES": {"train": 1500, "val": 50, "test": 200}, "SCRATCH_QUICK": 80, "UPDATE": {200: 40}}
-
-
-def lab_drift(folder: Path, sizes: dict[str, Any]) -> str:
-    """Run the quick lab with fewer lines and shorter trainings; returns what it prints."""
-    with commands_here(), pytest.MonkeyPatch.context() as patch:
-        for name, value in sizes.items():
-            patch.setattr(drift, name, value)
-        return ok(folder, "lab", "drift", "--quick", "--out_dir=out").out
 
 
 def test_the_table_of_three_seeds_fits_into_a_terminal() -> None:
@@ -275,22 +254,12 @@ def test_the_table_of_three_seeds_fits_into_a_terminal() -> None:
     assert "| 100 (100 to 100)% " in said and max(map(len, said.splitlines())) <= 130
 
 
-@pytest.fixture(scope="module")
-def drifted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("drift")
-    return folder, lab_drift(folder, FEW)
-
-
-def test_the_quick_lab_drift_writes_its_tables_and_its_picture(drifted: tuple[Path, str]) -> None:
-    folder, said = drifted
-    assert said.count("\nverdict: ") == 4 and "| n-gram baseline, trained on all" in said
-    assert max(map(len, said.splitlines())) <= 130
-    assert (folder / "out/drift.png").read_bytes().startswith(b"\x89PNG") and (folder / "out/drift.html").exists()
-
-
 @pytest.mark.slow
-def test_new_brands_are_hard_and_replay_keeps_the_old_ones(tmp_path: Path) -> None:
-    said = lab_drift(tmp_path, LEARNING)
+def test_new_brands_are_hard_and_replay_keeps_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in LEARNING.items():
+        monkeypatch.setattr(drift, name, value)
+    with commands_here():
+        said = ok(tmp_path, "lab", "drift", "--quick", "--out_dir=out").out
     base, new, replay = (one[0] for one in lab_results(tmp_path / "out").values())
     assert base["old"] > base["new"] + 0.2  # drift
     assert new["new"] > base["new"] + 0.1 and replay["new"] > base["new"] + 0.1  # the update helps
@@ -298,13 +267,12 @@ def test_new_brands_are_hard_and_replay_keeps_the_old_ones(tmp_path: Path) -> No
     assert "verdict: Replay old lines." in said
 
 
-def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(
-    drifted: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in FEW.items():
-        monkeypatch.setattr(drift, name, value)
-    folder, _ = drifted
-    years = {year: drift.lines_of(year, 1) for year in drift.YEARS}
+@pytest.mark.slow
+def test_an_update_learns_new_lines_only_and_replays_those_of_the_base_model(lab: Callable[[str], Path]) -> None:
+    folder = lab("drift")
+    assert "| n-gram baseline, trained on all" in (folder / "said.txt").read_text(encoding="utf-8")
+    with shortest("drift"):
+        years = {year: drift.lines_of(year, 1) for year in drift.YEARS}
     for way, share in (("new", 0.0), ("replay", drift.REPLAY)):
         dataset = Dataset(str(folder / "out/data"), f"{way}-200-1")
         assert dataset.sources["train"].examples(dataset.tokenizer) == years["new"]["train"][:200]

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import listing
-from labs import ASKED, DOWN, answered, asked, learned, results, system
+from conftest import listing, script
+from labs import ASKED, DOWN, answered, asked, learned, results, shortest, system
 from pages import HOSTILE, Browser, in_a_browser
 
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
+from tinygpt.cli import main
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict, write
@@ -33,6 +34,7 @@ def test_an_unknown_lab_is_refused(tmp_path: Path) -> None:
     assert listing(tmp_path) == {}
 
 
+@pytest.mark.slow
 def test_a_lab_that_fails_is_named_and_the_others_are_listed(tmp_path: Path) -> None:
     (tmp_path / "out-lab-canary-quick").write_text("a file in the place of the folder")
     (tmp_path / "pages").mkdir()
@@ -164,11 +166,17 @@ def test_the_example_of_confidence_is_a_sentence_that_is_answered() -> None:
 
 
 @pytest.mark.slow
-def test_a_page_is_made_once(tmp_path: Path) -> None:
-    done = lab_pages(tmp_path, "pages", "arithmetic")
-    assert done.returncode == 0, done.stderr
-    page = (tmp_path / "pages/arithmetic.html").read_bytes()
-    assert page == (tmp_path / "out-lab-arithmetic-quick/arithmetic.html").read_bytes()
-    assert '<a href="arithmetic.html">' in (tmp_path / "pages/index.html").read_text(encoding="utf-8")
-    again = lab_pages(tmp_path, "pages", "arithmetic")
-    assert again.returncode == 0 and "stage 1 of" in done.stdout and "stage 1 of" not in again.stdout
+def test_a_page_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs = script("docs")
+    monkeypatch.setattr(docs, "tinygpt", lambda *command: main([*command]) == 0)  # in this process
+    monkeypatch.chdir(tmp_path)
+    with shortest("arithmetic"):
+        docs.lab_pages(Path("pages"), ["arithmetic"], full=False)
+        assert "stage 1 of" in capsys.readouterr().out
+        page = Path("pages/arithmetic.html").read_bytes()
+        assert page == Path("out-lab-arithmetic-quick/arithmetic.html").read_bytes()
+        assert '<a href="arithmetic.html">' in Path("pages/index.html").read_text(encoding="utf-8")
+        docs.lab_pages(Path("pages"), ["arithmetic"], full=False)
+    assert "stage 1 of" not in capsys.readouterr().out

@@ -1,15 +1,15 @@
 """The scaling law of `tinygpt lab scale`: the fit against known laws, its optimum against a search."""
 
 import dataclasses
-import json
 import re
+from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here, commands_here, ok, tiny_text
+from conftest import lab_results
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.parse import parse
@@ -79,15 +79,10 @@ def test_nonnegative_least_squares_against_a_search() -> None:
 # ---- the lab --------------------------------------------------------------------------------------------------------
 
 
-def test_the_lab_from_the_first_stage_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scale, "QUICK", scale.Size((32, 48), (0.1, 0.2), (64, 0.2)))
-    (tmp_path / "text.txt").write_text(tiny_text(lines=4800))
-    ok(tmp_path, "prepare", "mine", "--input=text.txt")
-    with commands_here():
-        result = ok(tmp_path, "lab", "scale", "--quick", "--dataset=mine")
-    folder = tmp_path / "out-lab-scale-quick"
-    assert {"scale.html", "scale.png", "lab.json"} <= {path.name for path in folder.iterdir()}
-    stages = {name: each["result"] for name, each in json.loads((folder / "lab.json").read_text())["stages"].items()}
+@pytest.mark.slow
+def test_the_law_is_fitted_to_the_losses_of_the_runs(lab: Callable[[str], Path]) -> None:
+    folder = lab("scale")
+    stages, said = lab_results(folder / "out"), (folder / "said.txt").read_text(encoding="utf-8")
     assert len(stages) == 5 and all(0.3 < run["loss"] < 5 for run in stages.values())
     assert stages["width 32, 0.1 passes, seed 1"]["tokens"] * 2 == pytest.approx(
         stages["width 32, 0.2 passes, seed 1"]["tokens"], rel=0.1
@@ -95,9 +90,9 @@ def test_the_lab_from_the_first_stage_to_the_page(tmp_path: Path, monkeypatch: p
     kept = [run for name, run in stages.items() if "width 64" not in name]
     columns = [np.array([float(run[key]) for run in kept]) for key in ("parameters", "tokens", "loss")]
     law = fit(*columns)
-    assert f"loss = {law.E:.3f} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}," in result.out
-    assert "held out" in result.out and "verdict" in result.out
-    page = (folder / "scale.html").read_text()
+    assert f"loss = {law.E:.3f} + {law.A:.4g} / N^{law.alpha:.3f} + {law.B:.4g} / D^{law.beta:.3f}," in said
+    assert "held out" in said
+    page = (folder / "out/scale.html").read_text()
     assert ">10^10</text>" in page and "mathdefault" not in page  # the ticks
     assert "no text of your own, results with your --dataset." in page
     rows = [re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row) for row in page.split("<tr role")]
@@ -105,8 +100,6 @@ def test_the_lab_from_the_first_stage_to_the_page(tmp_path: Path, monkeypatch: p
     assert len(targets) == len(scale.TARGETS)
     for row in targets.values():  # a time is predicted only if the runs determine the length
         assert ("(" in row[1]) == (row[-1] != "not determined")
-    again = ok(tmp_path, "lab", "scale", "--quick", "--dataset=mine")
-    assert "stage 1 of" not in again.out  # everything is kept
 
 
 def test_figures_at_their_limits() -> None:
@@ -119,13 +112,6 @@ def test_figures_at_their_limits() -> None:
         last = {"parameters": 1e6, "tokens": 1e7, "loss": TRUE.loss(1e6, 1e7) / (1 + error)}
         text = scale.predicted(TRUE, last).text
         assert said in text and text.endswith(f"an error of {100 * error:.2f}%.")
-
-
-def test_texts_that_the_lab_refuses(models: Path, tmp_path: Path) -> None:
-    (tmp_path / "data").symlink_to(models / "data")
-    for name, message in (("nowhere", "nowhere"), ("colours", "plain text"), ("tiny", "needs 150,000")):
-        result = cli_here("lab", "scale", f"--dataset={name}", cwd=tmp_path)
-        assert result.status == 2 and message in result.err, result.err
 
 
 def test_the_law_on_the_page_is_that_of_its_losses() -> None:

@@ -79,6 +79,7 @@ def test_quickstart_twice(small: Path) -> None:
     assert "was 4.17 at first" in ok(small, "quickstart", SHORT).out  # ln(65), the loss of knowing nothing
 
 
+@pytest.mark.slow
 def test_the_commands_for_teaching_print_what_is_asked(small: Path) -> None:
     """The first question of the worksheet and the claim about quickstart ask for three losses."""
     docs = Path(__file__).parents[2] / "docs"
@@ -113,6 +114,7 @@ def test_stopped_before_there_is_a_state(small: Path, monkeypatch: pytest.Monkey
     assert stopped.status == 130 and "state is saved" not in stopped.out
 
 
+@pytest.mark.slow
 def test_the_commands_it_shows_do_the_same_by_hand(small: Path) -> None:
     """Negative control of the display: typed, the shown commands end with the same weights and the same text."""
     quick = ok(small, "quickstart", SHORT, "--out_dir=my out", "--data_dir=my data").out
@@ -142,7 +144,7 @@ def test_a_folder_that_holds_another_model_is_left_alone(tiny_run: Path, small: 
 @pytest.mark.slow
 def test_quickstart_sample_eval_plot_doctor_in_processes_of_their_own(tmp_path: Path) -> None:
     """With the model of the preset, which is near the loss of equal probabilities at first."""
-    done = cli("quickstart", "--max_iters=40", cwd=tmp_path)
+    done = cli("quickstart", "--max_iters=20", cwd=tmp_path)
     assert done.status == 0, done.err
     assert "tinygpt train configs/shakespeare_char.yaml" in done.out
     run = api.Run(tmp_path / "out")
@@ -172,6 +174,7 @@ def test_own_text_from_several_files(tmp_path: Path) -> None:
     assert sampled.out.startswith("Dear Zoë")
 
 
+@pytest.mark.slow
 def test_quickstart_with_own_text_shows_the_commands_that_it_runs(tmp_path: Path) -> None:
     (tmp_path / "my notes.txt").write_text("To be, or not to be: that is the question.\n" * 100)
     said = ok(tmp_path, "quickstart", "my notes.txt", "--budget=10s").out

@@ -1,16 +1,34 @@
 """Results of the labs, made up or from their quickest runs."""
 
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import commands_here, ok
+from conftest import Shared, cli_here, commands_here, ok, tiny_text
 
-from tinygpt.data.tasks import TASKS, Pair
+from tinygpt.data.tasks import TASKS, Pair, generate, sectors
 from tinygpt.data.tasks.companies import Question
+from tinygpt.examine.experiment import stages
 from tinygpt.examine.experiment.stages import Records
-from tinygpt.learn.lab import arithmetic, definition, labels
+from tinygpt.learn.lab import (
+    adapt,
+    arithmetic,
+    canary,
+    cascade,
+    confidence,
+    definition,
+    domain,
+    drift,
+    labels,
+    methods,
+    scale,
+)
+from tinygpt.learn.lab.facts import experiment
 
 # three changed facts, one that stayed, one question without an answer
 ASKED = [Question("?", "ba", "chair", "new", "changed", "old")] * 3
@@ -29,6 +47,100 @@ def answered(part: str, *texts: str, seed: int = 1, sure: float = 1) -> dict[str
 
 
 FEW = arithmetic.Size(4_000, 40, 4, ("plain", "reversed"))
+FEW_CANARIES = canary.Size(60_000, 2, 1 << 9, 8, (2,))
+FEW_LABELS = [(50, 0.0), (200, 0.0), (200, 0.2)]  # numbers of examples, shares of wrong labels
+FEW_FACTS = experiment.Size(companies=5, closed=6, update=4, sample=5, facts=2, changes=2, reading=2)
+TASK, SPLITS = TASKS["transactions"], TASKS["transactions"].make(1337)
+SMALL = SPLITS | {"val": SPLITS["val"][:60], "test": SPLITS["test"][:150]}
+SECTORS = sectors.make(1337)
+FEW_SECTORS = SECTORS | {"val": SECTORS["val"][:40], "test": SECTORS["test"][:40]}
+LINES = [(generate.SIZES, split, number) for split, number in {"train": 800, "val": 150, "test": 150}.items()]
+SIXTY = [(generate.SIZES, split, 60) for split in generate.SIZES]
+BRIEF = {"max_iters": 4, "eval_interval": 4, "batch_size": 4, "eval_iters": 1}
+THREE_METHODS = {
+    "from scratch, no pretraining": methods.Method("shakespeare_char_fast", methods.SCRATCH | BRIEF, ""),
+    "all weights": methods.Method(methods.FULL, BRIEF),
+    "LoRA, rank 8": methods.Method(methods.LORA, BRIEF),
+}
+# what is smaller than in a quick lab, so that it takes a few seconds, and its models learn hardly anything
+SHORTEST: dict[str, list[tuple[Any, str, Any]]] = {
+    "adapt": [(adapt, "QUICK", (4, 300, (1e-4, 1e-3)))],
+    "arithmetic": [(arithmetic, "QUICK", FEW)],
+    "canary": [(canary, "QUICK", FEW_CANARIES)],
+    "cascade": [*LINES, (cascade, "QUICK", (10, 2)), (cascade, "TIMED", 5)],
+    "confidence": [*LINES, (confidence, "QUICK", (2, 4)), (confidence, "OUTSIDE", 50)],
+    "domain": [
+        (TASKS, "sectors", dataclasses.replace(
+            TASKS["sectors"], make=lambda seed: FEW_SECTORS, corpus=lambda: sectors.corpus()[:100_000]
+        )),
+        (domain, "QUICK", (30, (("sectors", 200, 4),))),
+    ],
+    "drift": [
+        (drift, "LINES", {"train": 400, "val": 50, "test": 60}),
+        (drift, "SCRATCH_QUICK", 4),
+        (drift, "UPDATE", {200: 4}),
+    ],
+    "facts": [  # eight facts change: few questions
+        (experiment, "QUICK", FEW_FACTS),
+        (experiment, "CHANGED", 0.3),
+        (experiment, "TRIES", 2),
+        (experiment.Tiny, "numbers", lambda self: list(range(8))),
+    ],
+    "labels": [
+        (labels, "QUICK", FEW_LABELS),
+        (labels, "ITERATIONS", {50: 4, 200: 50}),
+        (TASKS, TASK.name, dataclasses.replace(TASK, make=lambda seed: SMALL)),
+    ],
+    "methods": [*SIXTY, (methods, "METHODS", THREE_METHODS)],
+    "scale": [(scale, "QUICK", scale.Size((32, 48), (0.1, 0.2), (64, 0.2)))],
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def shortest(name: str) -> Iterator[None]:
+    with commands_here(), pytest.MonkeyPatch.context() as patch:
+        for thing, key, value in SHORTEST[name]:
+            (patch.setitem if isinstance(thing, dict) else patch.setattr)(thing, key, value)
+        yield
+
+
+def flags_of(folder: Path, name: str) -> list[str]:
+    """The command line of a lab, in a folder with what it needs."""
+    given = {"methods": ["--seeds=2", "--ckpt=base"], "scale": ["--quick", "--dataset=mine"]}
+    (folder / "text.txt").write_text(tiny_text(lines=4800))
+    if name in given:
+        ok(folder, "prepare", "mine", "--input=text.txt")
+    if name == "methods":
+        size = ["--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=64", "--position=rope", "--device=cpu"]
+        brief = [f"--{key}={value}" for key, value in BRIEF.items()]
+        ok(folder, "train", "--dataset=mine", "--out_dir=base", *size, *brief)
+    return ["lab", name, *given.get(name, ["--quick"]), "--out_dir=out"]
+
+
+@pytest.fixture(scope="session")
+def lab(shared: Shared) -> Callable[[str], Path]:
+    """`lab(name)`: a folder with out/, the results of a lab in its shortest form. said.json has what it said in three
+    runs: interrupted after its first stage, continued, and repeated."""
+
+    def made(name: str) -> Path:
+        def make(folder: Path) -> None:
+            flags = flags_of(folder, name)
+            with shortest(name):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(stages, "save", lambda *stored, save=stages.save: save(*stored) or interrupted())
+                    stopped = cli_here(*flags, cwd=folder)
+                assert stopped.status == 130, stopped
+                said = [stopped.out, ok(folder, *flags).out, ok(folder, *flags).out]
+            (folder / "said.json").write_text(json.dumps(said))
+            (folder / "said.txt").write_text(said[1], encoding="utf-8")
+
+        return shared(f"lab_{name}", make)
+
+    return made
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
 
 
 def quick(folder: Path, name: str, module: Any, size: Any) -> Path:
@@ -64,9 +176,6 @@ def results(inside: list[float], outside: list[float], right: int, after: float 
     model = {"system": "model", "confidence": confidence, "right": truth}
     useless = {"system": "ngram", "confidence": dict.fromkeys(confidence, UP), "right": truth | {"test": truth["val"]}}
     return Records([{"before": 1.8, "after": after, "characters": 65}, model, useless])
-
-
-TASK = TASKS["transactions"]
 
 
 def accuracy(answers: list[str], pairs: list[Pair]) -> float:
