@@ -45,6 +45,13 @@ def state(how: Callable[[dict], object], name: str = "ckpt.pt") -> None:
         store._seal(file)
 
 
+def labeller(how: Callable[[dict], object]) -> None:
+    """Write model/model.pt, of `tinygpt advise`, again, complete and sealed, with other content."""
+    content = store.read("model/model.pt")
+    how(content)
+    store.write(Path("model/model.pt"), content)
+
+
 def colours() -> None:
     """A model of pairs in colours/, and an adapter of it in lora/."""
     pairs = [{"prompt": f"{n:03}", "response": "red" if n % 2 else "blue"} for n in range(60)]
