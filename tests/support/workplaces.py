@@ -62,6 +62,18 @@ def colours() -> None:
     ok(HERE, "finetune", "--ckpt=colours", *flags, "--out_dir=lora")
 
 
+def sheet(count: int = 48, **change: str) -> None:
+    """pairs.csv, for `tinygpt advise`: the first word of a prompt is its label. {n} in a changed value is the row."""
+    labels = [["card", "loan"][n % 2] for n in range(count)]
+    rows = [(f"{label} {n}", label, f"c{n % 12}", f"2025-01-{1 + n % 25:02}") for n, label in enumerate(labels)]
+    names = ["prompt", "response", "who", "day"]
+    made = [
+        dict(zip(names, row, strict=True)) | {column: text.format(n=n) for column, text in change.items()}
+        for n, row in enumerate(rows)
+    ]
+    csv_file(HERE / "pairs.csv", names, *([*row.values()] for row in made))
+
+
 class Canary:
     """Unpickling this writes the file `executed`."""
 
