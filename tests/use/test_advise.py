@@ -452,6 +452,7 @@ def test_long_texts_are_cut_to_keep_the_budget(tmp_path: Path) -> None:
     assert contenders.longest_for([row["prompt"] for row in rows()], 20) is None
 
 
+@pytest.mark.slow
 def test_few_examples_of_each_label(tmp_path: Path) -> None:
     """Labels need four examples, which are fewer than the usual folds."""
     examples = [{"prompt": f"{label}{n} text", "response": label} for label in "abcdef" for n in range(4)]
