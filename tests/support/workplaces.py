@@ -57,6 +57,13 @@ def state(how: Callable[[dict], object], name: str = "ckpt.pt") -> None:
         store._seal(file)
 
 
+def labeller(how: Callable[[dict], object]) -> None:
+    """Write model/model.pt, of `tinygpt advise`, again, complete and sealed, with other content."""
+    content = store.read("model/model.pt")
+    how(content)
+    store.write(Path("model/model.pt"), content)
+
+
 def colours() -> None:
     """A model of pairs in colours/, and an adapter of it in lora/."""
     pairs = [{"prompt": f"{n:03}", "response": "red" if n % 2 else "blue"} for n in range(60)]
@@ -65,6 +72,18 @@ def colours() -> None:
     ok(HERE, *TINY_TRAIN, "--dataset=colours", "--out_dir=colours", "--max_iters=2")
     flags = ["--dataset=colours", "--device=cpu", "--compile=False", "--max_iters=2", "--lora_rank=2"]
     ok(HERE, "finetune", "--ckpt=colours", *flags, "--out_dir=lora")
+
+
+def sheet(count: int = 48, **change: str) -> None:
+    """pairs.csv, for `tinygpt advise`: the first word of a prompt is its label. {n} in a changed value is the row."""
+    labels = [["card", "loan"][n % 2] for n in range(count)]
+    rows = [(f"{label} {n}", label, f"c{n % 12}", f"2025-01-{1 + n % 25:02}") for n, label in enumerate(labels)]
+    names = ["prompt", "response", "who", "day"]
+    made = [
+        dict(zip(names, row, strict=True)) | {column: text.format(n=n) for column, text in change.items()}
+        for n, row in enumerate(rows)
+    ]
+    csv_file(HERE / "pairs.csv", names, *([*row.values()] for row in made))
 
 
 class Canary:

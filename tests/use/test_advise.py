@@ -259,11 +259,6 @@ def test_the_newest_are_tested_and_equal_times_are_on_one_side(distinct: int) ->
     assert newest.all() or times[train[newest]].min() > times[train[~newest]].max()
 
 
-def test_equal_times_are_no_split_by_time() -> None:
-    with pytest.raises(TinyGPTError, match="all lines have the same time"):
-        split(PROMPTS, TRUTH, None, np.ones(90))
-
-
 @pytest.mark.parametrize(
     "texts",
     [
@@ -312,12 +307,8 @@ def rows(n: int = 48, seed: int = 1) -> list[dict[str, str]]:
     for number in range(n):
         label = ["card", "loan"][number % 2]
         word = label if draw.random() < 0.9 else "thing"
-        prompt = f"{word} {draw.choice('abcdefgh')}{number}"
-        made.append(
-            {"prompt": prompt, "response": label, "who": f"c{number % 12}", "day": f"2025-01-{1 + number % 25}"}
-        )
-    for row in made:
-        row["day"] = f"2025-01-{int(row['day'].rpartition('-')[2]):02}"
+        prompt, day = f"{word} {draw.choice('abcdefgh')}{number}", f"2025-01-{1 + number % 25:02}"
+        made.append({"prompt": prompt, "response": label, "who": f"c{number % 12}", "day": day})
     return made
 
 
@@ -346,16 +337,11 @@ def advice(work: Path, *flags: str) -> dict[str, Any]:
 
 def test_from_examples_to_labels(folder: Path) -> None:
     said = " ".join(ok(folder, "advise", "pairs.csv", *FAST).out.split())
-    assert (
-        "verdict: Advice: " in said
-        and "tinygpt label new.csv --model=out-advise" in said
-        and "Left out: tiny GPT" in said
-    )
+    for part in ("verdict: Advice: ", "tinygpt label new.csv --model=out-advise", "Left out: tiny GPT"):
+        assert part in said
     out = folder / "out-advise"
     assert {"advise.json", "advise.html", "advise.png", "model.pt"} <= {path.name for path in out.iterdir()}
-    contents = (
-        "This file contains: figures, quotations from the sheet (of at most 70 characters) and its labels; in them,"
-    )
+    contents = "This file contains: figures, quotations from the sheet (of at most 70 characters) and its labels"
     assert contents in (out / "advise.html").read_text(encoding="utf-8")
     write(folder / "new.csv", [{"prompt": prompt} for prompt in ("my card z", "a loan z", "LOAN")])
     ok(folder, "label", "new.csv", "--model=out-advise", "-o", "labelled.csv")
@@ -385,18 +371,12 @@ def test_labels_and_groups_of_json_lines_may_be_numbers(tmp_path: Path) -> None:
     labels: dict[str, list[Any]] = {"card": [1, 1.0] * 12, "loan": [True] * 24}
     examples = [row | {"response": labels[row["response"]].pop(), "who": n % 11 / 2} for n, row in enumerate(rows())]
     (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in examples))
-    ok(tmp_path, "advise", "pairs.jsonl", "--by=who", *FAST)
+    values = json.loads(ok(tmp_path, "advise", "pairs.jsonl", "--by=who", *FAST, "--json").out)
+    assert "by group" in values["split"]["how"] and values["contenders"][0]["lines"] == 48
     (tmp_path / "new.jsonl").write_text('{"prompt": "my card z"}\n{"prompt": 5.0}\n')
     assert labeller.load(tmp_path / "out-advise").labels == ["1", "TRUE"]
     card, number = map(json.loads, ok(tmp_path, "label", "new.jsonl").out.splitlines())
     assert card["label"] == "1" and number["prompt"] == 5.0 and number["label"] in ("1", "TRUE")
-
-
-@pytest.mark.parametrize("flag, how", [("--by=who", "by group"), ("--time=day", "by time: tested on the newest")])
-def test_groups_and_times(folder: Path, flag: str, how: str) -> None:
-    values = advice(folder, flag)
-    assert how in values["split"]["how"]
-    assert values["contenders"][0]["lines"] == (48 if flag == "--by=who" else 10)
 
 
 def test_old_lines_with_a_single_label_are_no_obstacle(folder: Path) -> None:
@@ -420,51 +400,13 @@ def test_killed_and_started_again(folder: Path, harness: Any) -> None:
     assert actual == expected
 
 
-# ---- bad input ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "change, flags, message",
-    [
-        ({"response": "card"}, [], "all examples have the label 'card'"),
-        (
-            {},
-            ["--by=customer"],
-            "no column customer; the first row, which has to name the columns, is: prompt, response, who, day",
-        ),
-        ({}, ["--time=date"], "--time=COLUMN"),
-        ({}, ["--prompt_field=text"], "text"),
-        ({}, ["--by=who", "--time=day"], "give --by or --time, not both"),
-        ({}, ["--budget=1s"], "a budget of 1s is too short"),
-        ({}, ["--budget=soon"], "a time such as 90s, 10m or 1h"),
-        ({"day": "12/{n}/2025"}, ["--time=day"], "pairs.csv line 2: day '12/0/2025' is not a date"),
-        ({"day": "5"}, ["--time=day"], "all lines have the same time"),
-        ({"who": "anna"}, ["--by=who"], "all lines are in one group"),
-        ({"who": ""}, ["--by=who"], "pairs.csv line 2: who is empty"),
-        ({"prompt": " "}, [], "prompt"),
-        ({"response": ""}, [], "response"),
-        ({"response": "reply {n}"}, [], "48 different responses in 48 examples are free text, not labels"),
-        ({}, ["--pretrained=nowhere"], "nowhere: no such file"),
-        ({"prompt": "same"}, [], "all prompts are the same"),
-    ],
-)
-def test_bad_input(tmp_path: Path, change: dict[str, str], flags: list[str], message: str) -> None:
-    changed = [row | {key: value.format(n=n) for key, value in change.items()} for n, row in enumerate(rows())]
-    write(tmp_path / "pairs.csv", changed)
-    assert message in refused(tmp_path, "advise", "pairs.csv", *flags)
-
-
 def test_labels_in_several_spellings_come_first(tmp_path: Path) -> None:
-    spelled = [
-        row | {"response": [row["response"], row["response"].upper()][n % 8 < 2]} for n, row in enumerate(rows())
-    ]
-    write(tmp_path / "my pairs.csv", [{"text": row["prompt"], "response": row["response"]} for row in spelled])
-    command = ["advise", "my pairs.csv", *FAST, "--prompt_field=text"]
-    said = ok(tmp_path, *command).out
-    assert (
-        "verdict: First: each spelling of a label counts as a label of its own: CARD 6 | card 18; LOAN 6 | loan"
-        in " ".join(said.split())
-    )
+    labels = [row["response"].upper() if n % 8 < 2 else row["response"] for n, row in enumerate(rows())]
+    spelled = [{"text": row["prompt"], "response": label} for row, label in zip(rows(), labels, strict=True)]
+    write(tmp_path / "my pairs.csv", spelled)
+    said = ok(tmp_path, "advise", "my pairs.csv", *FAST, "--prompt_field=text").out
+    first = "verdict: First: each spelling of a label counts as a label of its own: CARD 6 | card 18; LOAN 6 | loan"
+    assert first in " ".join(said.split())
     (following,) = re.findall(r"next: tinygpt (.*)", said)
     merged = ok(tmp_path, *shlex.split(following))
     assert "merged labels: CARD -> card, LOAN -> loan" in merged.err and "First: labels" not in merged.out
@@ -494,6 +436,7 @@ def test_labels_without_any_rule_get_no_model(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path, "label", "pairs.csv")
 
 
+@pytest.mark.slow
 def test_long_texts_are_cut_to_keep_the_budget(tmp_path: Path) -> None:
     long = [row | {"prompt": row["prompt"] + " and more" * 2000} for row in rows(8, seed=3)]
     write(tmp_path / "pairs.csv", rows() + long)
@@ -502,15 +445,14 @@ def test_long_texts_are_cut_to_keep_the_budget(tmp_path: Path) -> None:
     model = labeller.load(tmp_path / "out-advise")
     assert model.longest is not None and 4000 < model.longest < 8000  # of 60,000 characters in 20 seconds, for 8 texts
     text = long[0]["prompt"]
-    assert model([text]) == pytest.approx(model([text[: model.longest]])) and "longer than" not in str(
-        advice(tmp_path)["split"]
-    )
+    assert model([text]) == pytest.approx(model([text[: model.longest]]))
     write(tmp_path / "long.csv", long)
     said = ok(tmp_path, "label", "long.csv", "-o", "labelled.csv").err
     assert f"longer than the {model.longest:,} characters that the model reads: 8" in said
     assert contenders.longest_for([row["prompt"] for row in rows()], 20) is None
 
 
+@pytest.mark.slow
 def test_few_examples_of_each_label(tmp_path: Path) -> None:
     """Labels need four examples, which are fewer than the usual folds."""
     examples = [{"prompt": f"{label}{n} text", "response": label} for label in "abcdef" for n in range(4)]
@@ -525,12 +467,6 @@ def test_a_model_that_is_lost_is_made_again(folder: Path) -> None:
         assert advice(folder)["advice"]["name"] == labeller.load(folder / "out-advise").about["contender"] == name
 
 
-def test_two_examples_and_no_file(tmp_path: Path) -> None:
-    write(tmp_path / "pairs.csv", rows(2))
-    assert "too few examples (2)" in refused(tmp_path, "advise", "pairs.csv")
-    assert "none.csv" in refused(tmp_path, "advise", "none.csv")
-
-
 def test_the_learning_curve_by_hand(tmp_path: Path) -> None:
     """A line is right if a training line has its topic. The newest 8 of 40 lines are tested; of the others, the newest
     8 have the topics of 2 tested lines, the newest 16 of 5, and all 32 of all."""
@@ -543,7 +479,9 @@ def test_the_learning_curve_by_hand(tmp_path: Path) -> None:
         for day, (prompt, topic) in enumerate(prompts)
     ]
     write(tmp_path / "pairs.csv", examples)
-    curve = advice(tmp_path, "--time=day")["learning_curve"]
+    values = advice(tmp_path, "--time=day")
+    curve, how = values["learning_curve"], values["split"]["how"]
+    assert "by time: tested on the newest" in how and values["contenders"][0]["lines"] == 8
     assert [(point["name"], point["share"], point["right"]) for point in curve] == [
         (contenders.NEAREST, 0.25, 2 / 8),
         (contenders.NEAREST, 0.5, 5 / 8),
@@ -593,7 +531,7 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
     assert 0 < contenders.pilot(training, data, divided, tmp_path / "pilot", 100)[0] < 5
     assert contenders.pilot(training, data, divided, tmp_path / "no", 1) == (math.inf, 0)
     assert not (tmp_path / "no").exists()
-    training = training._replace(iterations=150)
+    training = training._replace(iterations=100)
     result = contenders.measure_language_model(training, data, divided, 0, tmp_path / "gpt-1", PATIENCE)
     assert result["lines"] == divided.folds[0][1].tolist()
     right = result["predicted"] == data.truth[result["lines"]]
@@ -610,8 +548,10 @@ def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
 def test_language_models_within_the_budget(folder: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base model is one of characters with a short context, which must not limit the tiny GPT."""
     monkeypatch.setattr(judge, "advise", lambda *_: judge.Advice(GPT, ""))  # so that it is kept
+    monkeypatch.setattr(contenders, "MOST_PASSES", 20)
+    monkeypatch.setattr(contenders, "FEWEST", dict.fromkeys(contenders.FEWEST, 5))
     command = ["advise", "pairs.csv", "--budget=1h", "--time=day", f"--pretrained={tiny_run / 'out/ckpt.pt'}", "--json"]
-    values = json.loads(ok(folder, *command).out)  # far more time than 60 passes take
+    values = json.loads(ok(folder, *command).out)  # far more time than these passes take
     for name in (GPT, PRETRAINED):
         row = next(row for row in values["contenders"] if row["name"] == name)
         assert 8 < row["lines"] < 16 and row["bytes"] > 1e3 and not values["left_out"]

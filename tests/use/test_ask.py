@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 import runs
 import torch
-from answers import EMIL, NAMES, make_asked, write
-from conftest import PATIENCE, Result, cli, ok, refused
+from answers import DOCUMENTS, EMIL, NAMES, write
+from conftest import PATIENCE, ok, refused
+from inputs import json_lines
 from scipy.stats import binomtest
 from serving import serving_here
 
@@ -37,14 +38,6 @@ from tinygpt.use.ask.rank import MATCHES, match, query_of
 from tinygpt.use.ask.search import search, with_relevance
 from tinygpt.use.ask.sentences import units
 from tinygpt.use.ask.store import Passage, open_index
-
-
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, with a model of one iteration."""
-    folder = tmp_path_factory.mktemp("untrained")
-    make_asked(folder, "--max_iters=1", "--n_layer=1")
-    return folder
 
 
 def ask(folder: Path, *args: str, index: str = "index.db") -> str:
@@ -66,131 +59,8 @@ def reader(folder: Path) -> Reader:
 # ---- answers -----------------------------------------------------------------------------------------------------
 
 
-HANDBOOK = """# Handbook
-
-Everybody is welcome here.
-
-## Notice
-
-The notice period is six weeks to the end of a quarter. Dr. Meier in the office signs it.
-During the trial period, which lasts the first half of a year, two weeks suffice.
-
-## Prices
-
-| item | price |
-|------|-------|
-| large pump | 1,250.00 EUR |
-| small pump | 310 EUR |
-
-## Hours
-
-Mon to Fri: 9 to 17
-Saturday: 10 to 14
-"""
-BRIEF = """Betreff: Urlaub
-
-Der Betriebsausflug findet am 3. Mai 2024 statt, d. h. an einem Freitag. Anmeldeschluss
-ist z. B. für Gäste der 12. April.
-
-- Frau Olga Brandt nimmt Anmeldungen entgegen.
-- Treffpunkt: Parkplatz am Werkstor
-"""
-
-
-@pytest.fixture(scope="module")
-def handbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("handbook")
-    write(folder, {"handbook.md": HANDBOOK, "brief.txt": BRIEF}, size=400)
-    return folder
-
-
 def plain(folder: Path, *args: str) -> str:
     return ok(folder, "ask", *args, "--index=index.db").out
-
-
-@pytest.mark.parametrize(
-    ("question", "first", "place"),
-    [
-        ("How long is the notice period?", "The notice period is **six weeks** to the", "md, line 7, Handbook"),
-        ("Who signs the notice?", "**Dr. Meier** in the office signs it.", "line 7, Handbook > Notice"),
-        ("How much is the small pump?", "| small pump | **310 EUR** |", "Handbook > Prices, columns: | item | price |"),
-        ("Saturday hours?", "Saturday: 10 to 14", "line 20, Handbook > Hours"),
-        (
-            "Wann ist der Betriebsausflug?",
-            "Der Betriebsausflug findet am **3. Mai 2024** statt, d.",
-            "brief.txt, line 3",
-        ),
-        ("Wer nimmt die Anmeldung an?", "- **Frau Olga Brandt** nimmt Anmeldungen entgegen.", "brief.txt, line 6"),
-    ],
-)
-def test_the_answer_is_a_quotation_with_its_place(question: str, first: str, place: str, handbook: Path) -> None:
-    lines = plain(handbook, question).splitlines()
-    assert lines[0].startswith(f'"{first}') and place in lines[1].replace("\\", "/"), lines
-    facts = json.loads(plain(handbook, question, "--json"))
-    best = facts["sentences"][0]
-    document = (handbook / best["source"]).read_text(encoding="utf-8")
-    assert facts["answer"] == best["text"] and " ".join(best["text"].split()) in " ".join(document.split())
-    number = int(best["position"].split()[1])
-    assert best["text"].startswith(document.split("\n")[number - 1].strip()[:9]) or number == 7
-    assert facts["marked"] == (best["text"][best["start"] : best["end"]] if best["end"] else "")
-    assert len(facts["sentences"]) == 3 and len({one["text"] for one in facts["sentences"]}) == 3
-    assert "other candidates:" in lines and facts["model"] == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "quotation"),
-    [
-        ("The warranty lasts **five years**.", '"The warranty lasts **five years**."'),  # the document's own asterisks
-        ("The **warranty** lasts five years.", '"The **warranty** lasts five years."'),
-        ("The warranty* lasts five years.", '"The warranty* lasts five years."'),
-        ("The warranty lasts five years.", '"The warranty lasts **five years**."'),
-    ],
-)
-def test_a_sentence_with_asterisks_of_its_own_is_quoted_without_further_ones(
-    text: str, quotation: str, tmp_path: Path
-) -> None:
-    write(tmp_path, {"a.md": text})
-    assert plain(tmp_path, "How long is the warranty?").splitlines()[0] == quotation
-    assert json.loads(plain(tmp_path, "How long is the warranty?", "--json"))["marked"] == "five years"
-
-
-ABSTAINS = "probably not in the documents, or in other words"
-
-
-def test_what_the_documents_do_not_say_is_refused_and_the_closest_sentence_shown(handbook: Path) -> None:
-    for question in (
-        "Which dog may fly to Paris on a Saturday?",
-        "Welche Farbe hat der Hund des Direktors am Parkplatz?",
-        "What is it?",  # any sentence has these words
-    ):
-        lines = plain(handbook, question).splitlines()
-        assert lines[0] == f"{ABSTAINS}; the closest sentence is" and lines[1].startswith('"')
-        assert "other candidates:" in lines
-        assert json.loads(plain(handbook, question, "--json"))["answer"] == ""
-        assert plain(handbook, question, "--min_probability=0").startswith('"')  # negative control
-    for question in ("zzz", "?!", "Wer sind Sie?"):
-        assert plain(handbook, question) == f"{ABSTAINS}: no passage contains a word of the question\n"
-
-
-@pytest.mark.parametrize(
-    ("question", "answer"),
-    [
-        ("How long is the warranty?", "The warranty is five years."),
-        ("How long is the lunch break?", ""),
-        ("Wer verwaltet den Schlüssel?", "Den Schlüssel verwaltet Frau Lindner."),
-        ("Wer ist der Kassier?", ""),
-    ],
-)
-def test_the_only_duration_or_name_is_no_answer_if_it_shares_no_word_with_the_question(
-    question: str, answer: str, tmp_path: Path
-) -> None:
-    """Semantic search finds it, although no word matches."""
-    text = "The warranty is five years.\n\nDen Schlüssel verwaltet Frau Lindner.\n\nWe sell tyres.\n"
-    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
-    asked = json.loads(
-        ok(tmp_path, "ask", question, "a.txt", "--embeddings=wordllama", "--passage_size=60", "--json").out
-    )
-    assert asked["answer"] == answer and asked["sentences"]
 
 
 @pytest.mark.parametrize(
@@ -319,13 +189,10 @@ def test_the_part_that_answers_is_marked(question: str, text: str, kind: str, ma
     assert (text[slice(*place)] if place else "") == marked
 
 
-def test_the_shipped_reader_adds_its_answer(tmp_path: Path) -> None:
-    company = "Chief executive of AUG Foods: Lin Nax. Hana Jipel is the CFO of AUG Foods."
-    write(tmp_path, {"a.md": f"# AUG Foods\n\n{company}\n\n# Norvik\n\nNorvik makes toys.\n"}, size=200)
-    ask = ["ask", "--index=index.db", "Who is the CFO of AUG Foods?"]
-    lines = ok(tmp_path, *ask, "--ckpt=reader", "--device=cpu").out.splitlines()
-    assert lines[0] == '"**Hana Jipel** is the CFO of AUG Foods."' and lines[2] == "model: Hana Jipel"
-    assert "model:" not in ok(tmp_path, *ask).out
+def test_characters_that_the_model_does_not_know_are_read_without_accents(untrained: Path) -> None:
+    assert isinstance(tokenizer := reader(untrained).tokenizer, CharTokenizer)
+    assert not set("ë“ŁZ") & set(tokenizer.symbols)
+    assert reader(untrained).readable("the\tböx\nof Gína is … “rëd”, 漢") == "the box of Gina is ... red "
 
 
 def test_a_models_answer_that_no_passage_contains_is_not_shown(
@@ -348,22 +215,6 @@ def test_a_models_answer_that_no_passage_contains_is_not_shown(
 
 
 @pytest.mark.slow
-def test_a_trained_model_adds_the_colour(asked: Path) -> None:
-    assert ask(asked, EMIL).splitlines()[:3:2] == ['"The car of Emil is red."', "model: red"]
-    assert found(asked, "Which colour is the pen of Udo?", "--passages=1")["model"] == ""
-
-
-@pytest.mark.slow
-def test_a_heading_that_fills_the_context_is_left_out_before_the_text(asked: Path) -> None:
-    long = asked / "long"
-    long.mkdir()
-    (long / "a.md").write_text(f"# {'a long heading ' * 20}\n\nThe car of Emil is red.\n", encoding="utf-8")
-    ok(asked, "ask", "Who?", "long", "--index=long.db", "--embeddings=none")
-    answer = found(asked, EMIL, index="long.db")
-    assert answer["model"] == "red" and "passage 1 shortened" in answer["note"]
-
-
-@pytest.mark.slow
 def test_the_probability_is_the_product_over_the_answers_tokens_and_its_end(asked: Path) -> None:
     """Compared with the softmax of one forward pass over the complete example."""
     answering, passage = reader(asked), "The car of Emil is red. Nobody knows why."
@@ -379,37 +230,6 @@ def test_the_probability_is_the_product_over_the_answers_tokens_and_its_end(aske
     cut, improbable = answering.respond(ids[:-end])
     assert cut == response[:5] and improbable < 0.1
     assert answering.read(EMIL, [Passage(text=passage)]).note == "the model's response was cut off after 5 tokens"
-
-
-@pytest.mark.slow
-def test_characters_outside_the_vocabulary_are_read_without_accents(asked: Path) -> None:
-    """The answer is spelled as in the document."""
-    tokenizer = reader(asked).tokenizer
-    assert isinstance(tokenizer, CharTokenizer) and not set("ë“ŁZ") & set(tokenizer.symbols)
-    assert found(asked, "Which colour is the box of Zoë?", "--passages=1")["model"] == "green"
-    assert reader(asked).readable("the\tböx\nof Gína is … “rëd”, 漢") == "the box of Gina is ... red "
-    write(asked, {"accents.txt": "The pen of Nils is rëd.\n"}, "accents.db")
-    assert found(asked, "Which colour is the pen of Nils?", "--passages=1", index="accents.db")["model"] == "rëd"
-
-
-def piped(folder: Path, lines: str | bytes, *args: str, **environment: str) -> Result:
-    command = [sys.executable, "-m", "tinygpt", "ask", "--index=index.db", "--min_probability=0", *args]
-    given = lines if isinstance(lines, bytes) else lines.encode()
-    done = subprocess.run(command, cwd=folder, input=given, capture_output=True, env=os.environ | environment)
-    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def test_questions_from_a_pipe_are_utf_8_whatever_the_locale(untrained: Path) -> None:
-    """Blank lines among them end nothing."""
-    asks = f"\ufeff{EMIL}\n\n  \nWhich colour is the box of Zoë?\n"
-    done = piped(untrained, asks, "--json", PYTHONIOENCODING="latin-1")
-    facts = [json.loads(line) for line in done.out.splitlines()]
-    assert done.status == 0 and [one["question"] for one in facts] == [EMIL, "Which colour is the box of Zoë?"]
-    assert [one["answer"] for one in facts] == ["The car of Emil is red.", "The box of Zoë is “green”."]
-    wrong = f"{EMIL}\nWhich colour is the box of Zoë?\n{EMIL}\n".encode("latin-1")
-    done = piped(untrained, wrong, "--json", PYTHONIOENCODING="utf-8:strict")
-    assert done.status == 2 and "lone surrogate" in done.err and "Traceback" not in done.err
-    assert len(done.out.splitlines()) == 2  # one that is refused does not end the others
 
 
 @pytest.mark.parametrize(
@@ -430,6 +250,48 @@ def test_an_answer_is_found_as_whole_words(answer: str, text: str, place: int | 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("question", "text", "model", "note"),
+    [
+        (EMIL, "The car of Emil is red. Nobody knows why.", "red", ""),
+        ("Which colour is the pen of Udo?", "The pen of Udo is new.", "", ""),
+        # characters outside the vocabulary are read without accents; the answer is spelled as in the document
+        ("Which colour is the box of Zoë?", "The box of Zoë is “green”. It is old.", "green", ""),
+        ("Which colour is the pen of Nils?", "The pen of Nils is rëd.", "rëd", ""),
+        # a heading that fills the context is left out before the text
+        (EMIL, f"# {'a long heading ' * 20}\n\nThe car of Emil is red.", "red",
+         "the model's context has 256 tokens: passage 1 shortened"),
+        ("Which colour is the hat of Tara?", DOCUMENTS["more/long.txt"], "blue",
+         "the model's context has 256 tokens: passage 1 shortened"),
+    ],
+)  # fmt: skip
+def test_a_trained_model_adds_the_colour(question: str, text: str, model: str, note: str, asked: Path) -> None:
+    (asked / "one.md").write_text(text, encoding="utf-8")
+    ok(asked, "ask", "Who?", "one.md", "--index=one.db", "--embeddings=none", "--passage_size=1000")
+    answer = found(asked, question, "--passages=1", index="one.db")
+    assert answer["model"] == model and answer["note"] == note
+    lines = ask(asked, question, "--passages=1", index="one.db").splitlines()
+    assert lines[0] == f'"{answer["answer"]}"' and (f"model: {model}" in lines) == bool(model)
+    assert (f"note: {note}" in lines) == bool(note)
+
+
+QUESTIONS_FROM = [sys.executable, "-m", "tinygpt", "ask", "--index=index.db", "--min_probability=0"]
+
+
+def test_questions_from_a_pipe_are_utf_8_whatever_the_locale(untrained: Path) -> None:
+    """Blank lines among them end nothing, nor does one that is refused."""
+    box = "Which colour is the box of Zoë?"
+    given = f"\ufeff{EMIL}\n\n  \n{box}\n".encode() + f"{box}\n{EMIL}\n".encode("latin-1")
+    environment = os.environ | {"PYTHONIOENCODING": "latin-1:strict"}
+    command = [*QUESTIONS_FROM, "--json"]
+    done = subprocess.run(command, cwd=untrained, input=given, capture_output=True, env=environment)
+    facts = [json.loads(line) for line in done.stdout.decode().splitlines()]
+    assert [one["question"] for one in facts] == [EMIL, box, EMIL]
+    assert [one["answer"] for one in facts[:2]] == ["The car of Emil is red.", "The box of Zoë is “green”."]
+    assert done.returncode == 2 and b"lone surrogate" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a pseudo-terminal")
 def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(untrained: Path) -> None:
     import fcntl
@@ -437,15 +299,17 @@ def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(untrained: Path) -> None:
     import termios
 
     control, terminal = pty.openpty()
-    command = [sys.executable, "-m", "tinygpt", "ask", "--index=index.db", "--min_probability=0"]
     process = subprocess.Popen(
-        command, cwd=untrained, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        QUESTIONS_FROM, cwd=untrained, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )  # fmt: skip
     os.close(terminal)
-    shown = until(control, b"question> ")
-    os.write(control, EMIL.encode() + b"\n")
-    shown = until(control, b"question> ")
+    shown = b""
+    for asked in (1, 2):
+        while shown.count(b"question> ") < asked:
+            shown += os.read(control, 1000)
+        if asked == 1:
+            os.write(control, EMIL.encode() + b"\n")
     assert b'\n"The car of Emil is red."\r\n' in shown
     for _ in range(3):  # a signal between the prompt and the read is seen only when the next one comes
         time.sleep(0.5)
@@ -457,24 +321,7 @@ def test_a_terminal_shows_a_prompt_and_ctrl_c_ends_it(untrained: Path) -> None:
     os.close(control)
 
 
-def until(descriptor: int, end: bytes) -> bytes:
-    shown = b""
-    while not shown.endswith(end):
-        shown += os.read(descriptor, 1000)
-    return shown
-
-
 # ---- what fits the context ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_a_long_passage_is_shortened_to_the_sentences_of_the_question(asked: Path) -> None:
-    ok(asked, "ask", "Who?", "docs/more", "--index=long.db", "--embeddings=none", "--passage_size=1000")
-    answer = found(asked, "Which colour is the hat of Tara?", index="long.db")
-    assert answer["model"] == "blue" and answer["note"] == "the model's context has 256 tokens: passage 1 shortened"
-    assert answer["answer"] == "The hat of Tara is blue." and answer["sentences"][0]["position"] == "line 1"
-    text = ask(asked, "Which colour is the hat of Tara?", index="long.db")
-    assert "note: the model's context has 256 tokens: passage 1 shortened" in text
 
 
 def test_shortening_keeps_the_order_and_cuts_a_sentence_that_is_too_long() -> None:
@@ -505,28 +352,23 @@ KNOWN = [
 ]
 
 
-def questions(folder: Path, known: list[Any] = KNOWN) -> str:
-    names = ("question", "answer")
-    lines = [entry if isinstance(entry, str) else json.dumps(dict(zip(names, entry, strict=True))) for entry in known]
-    (folder / "val.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return "--questions=val.jsonl"
+def measured(folder: Path, known: list[tuple[str, str]], *flags: str) -> dict[str, Any]:
+    json_lines(folder, [{"question": question, "answer": answer} for question, answer in known], "val.jsonl")
+    return dict(json.loads(plain(folder, "--questions=val.jsonl", "--json", *flags)))
 
 
 def test_questions_with_known_answers_are_measured(untrained: Path) -> None:
     """By hand: one of three is right, so 33% (6 to 79 by Wilson's formula, as SciPy computes it)."""
-    flags = [questions(untrained), "--index=index.db"]
-    low = [*flags, "--min_probability=0"]
-    measured = json.loads(ok(untrained, "ask", *low, "--json").out)
-    assert measured["questions"] == 4 and measured["answerable"] == 3
-    assert measured["in_first"] == measured["in_three"] == pytest.approx(1 / 3)
-    assert measured["wrong"] == pytest.approx(2 / 3)
-    assert measured["abstained"] == measured["abstained_unanswerable"] == 0 and measured["right"] == 0.25
-    interval = binomtest(1, 3).proportion_ci(method="wilson")
-    assert measured["in_first_interval"] == pytest.approx(interval, abs=1e-6)
-    assert [one["question"] for one in measured["failures"]] == [one[0] for one in KNOWN[1:]]
-    text = ok(untrained, "ask", *low).out
+    found = measured(untrained, KNOWN, "--min_probability=0")
+    third, interval = pytest.approx(1 / 3), binomtest(1, 3).proportion_ci(method="wilson")
+    assert found.pop("in_first_interval") == pytest.approx(interval, abs=1e-6)
+    assert [one["question"] for one in found["failures"]] == [one[0] for one in KNOWN[1:]]
+    expected = {"questions": 4, "answerable": 3, "in_first": third, "in_three": third, "wrong": pytest.approx(2 / 3)}
+    expected |= {"abstained": 0, "abstained_unanswerable": 0, "right": 0.25}
+    assert {name: found[name] for name in expected} == expected
+    text = plain(untrained, "--questions=val.jsonl", "--min_probability=0")
     assert text.count("failed: ") == 3 and "33.3% (6 to 79)" in text
-    cautious = json.loads(ok(untrained, "ask", *flags, "--min_probability=0.999999", "--json").out)
+    cautious = measured(untrained, KNOWN, "--min_probability=0.999999")
     assert cautious["abstained"] == cautious["abstained_unanswerable"] == 1 and cautious["wrong"] == 0
     assert [one["answer"] for one in cautious["failures"]] == ["Red.", "blue", "bluer"]
 
@@ -537,18 +379,16 @@ def test_three_sentences_are_counted_neither_fewer_nor_more(tmp_path: Path) -> N
     write(tmp_path, {"a.txt": "\n\n".join(texts)})
     shown = [one["text"] for one in json.loads(plain(tmp_path, "Which pump is heavy?", "--json"))["sentences"]]
     ranked = [*shown, *(set(texts) - set(shown))]
-    known = questions(tmp_path, [("Which pump is heavy?", text) for text in ranked])
-    measured = json.loads(plain(tmp_path, known, "--min_probability=0", "--json"))
-    assert (measured["in_first"], measured["in_three"], measured["wrong"]) == (0.25, 0.75, 0.75)
+    found = measured(tmp_path, [("Which pump is heavy?", text) for text in ranked], "--min_probability=0")
+    assert (found["in_first"], found["in_three"], found["wrong"]) == (0.25, 0.75, 0.75)
     expected = [(text, place) for text, place in zip(ranked, (1, 2, 3, 0), strict=True)][1:]
-    assert [(one["answer"], one["place"]) for one in measured["failures"]] == expected
+    assert [(one["answer"], one["place"]) for one in found["failures"]] == expected
 
 
 def test_a_word_is_known_however_it_is_written(tmp_path: Path) -> None:
     """Composed or not, in any case: the words that are searched for are those that the score counts."""
-    for number, text in enumerate(["Die Straße ist lang.", "Le résumé est court.", "İstanbul is large.", "x", "y"]):
-        (tmp_path / f"{number}.txt").write_text(text, encoding="utf-8")
-    ok(tmp_path, "ask", "Who?", ".", "--index=index.db", "--embeddings=none")
+    texts = ["Die Straße ist lang.", "Le résumé est court.", "İstanbul is large.", "x", "y"]
+    write(tmp_path, {f"{number}.txt": text for number, text in enumerate(texts)})
     with open_index(tmp_path / "index.db") as index:
         for question in ("Straße", "re\u0301sume\u0301", "İstanbul"):
             hits = search(index, question, 3)
@@ -567,54 +407,12 @@ def test_answers_are_compared_as_squad_compares_them(text: str, expected: str) -
     assert normalised(text) == expected
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("args", "says", "hint"),
-    [
-        (["", "--index=index.db"], "the question is empty", "tinygpt ask"),
-        (["a\ud800", "--index=index.db"], "lone surrogate", "UTF-8"),
-        (["car " * 2501, "--index=index.db"], "has 10,004 characters, more than the limit of 10,000", "one sentence"),
-        (["car " * 50, "--index=index.db", "--ckpt=out-colours"], "leaves no room for a passage", "shorter question"),
-        ([EMIL, "--index=docs"], "docs: is a folder, not an index", "tinygpt ask 'your question' docs"),
-        ([EMIL, "--index=index.db", "--adapter=a"], "adapter needs ckpt", "--help"),
-        ([EMIL, "--index=none.db"], "none.db: no such file", "tinygpt ask"),
-        ([EMIL, "--index=pairs.jsonl"], "is not an index", "tinygpt ask"),
-        ([EMIL, "--index=index.db", "--ckpt=none"], "none", "try"),
-        ([EMIL, "--min_probability=1.5"], "min_probability is 1.5", "--help"),
-        ([EMIL, "--questions=pairs.jsonl"], "a question and --questions are two tasks", "one of them"),
-        (["--questions=none.jsonl"], "none.jsonl: no such file", "--questions"),
-        ([*EMIL.split(), "docs"], "colour: no such file", f"tinygpt ask '{EMIL}' docs\n"),
-        ([EMIL, "dcos"], "dcos: no such file", "give text"),
-        (["docs"], "docs: is a file or folder", "tinygpt ask 'your question' docs, or tinygpt ask - docs"),
-        ([EMIL], "neither documents nor an index is given", "tinygpt ask"),
-    ],
-)
-def test_bad_input_is_refused_with_a_hint(args: list[str], says: str, hint: str, untrained: Path) -> None:
-    message = refused(untrained, "ask", *args)
-    assert says in message and hint in message
-
-
-NO_QUESTIONS = ["{not json", "[1]", '{"question": "x"}', '{"question": 5, "answer": "x"}', "[" * 99_999]
-
-
-@pytest.mark.parametrize("line", NO_QUESTIONS, ids=lambda line: line[:20])
-def test_an_invalid_line_of_questions_is_named(line: str, untrained: Path) -> None:
-    """Only a line feed ends a line."""
-    odd = '{"question": "What colour is\u2028the box?", "answer": ""}'
-    message = refused(untrained, "ask", questions(untrained, [odd, line]), "--index=index.db")
-    assert "line 2: not a question with its answer" in message and '{"question": ' in message
-    flags = [questions(untrained, [odd, ("car " * 50, "")]), "--index=index.db", "--ckpt=out-colours"]
-    flags.append("--min_probability=0")
-    assert "error: car car" in (message := refused(untrained, "ask", *flags)) and "no room for a passage" in message
-    (untrained / "val.jsonl").write_text("")
-    assert "contains no question" in refused(untrained, "ask", "--questions=val.jsonl", "--index=index.db")
-
-
-def test_a_model_that_only_continues_text_is_refused(untrained: Path, tiny_run: Path) -> None:
-    message = refused(untrained, "ask", EMIL, "--index=index.db", f"--ckpt={tiny_run / 'out'}")
-    assert "does not answer prompts" in message and "tinygpt import smollm2" in message
+def test_questions_that_are_too_long_or_no_text(untrained: Path) -> None:
+    for question, says in (
+        ("a\ud800", "lone surrogate"),
+        ("car " * 2501, "more than the limit of 10,000"),
+    ):
+        assert says in refused(untrained, "ask", question, "--index=index.db")
 
 
 # ---- hostile documents -------------------------------------------------------------------------------------------
@@ -707,7 +505,6 @@ def test_a_chat_template_has_its_special_tokens_and_no_others(instructed: tuple[
 
 def test_documents_are_served_without_a_model(tmp_path: Path) -> None:
     """As `ask` answers, with the sentences; there is no out/ckpt.pt here."""
-    pytest.importorskip("starlette")
     openai = pytest.importorskip("openai")
     (tmp_path / "terms.txt").write_text("The notice period is six weeks. Coffee is free.\n", encoding="utf-8")
     question = "How long is the notice period?"
@@ -724,38 +521,28 @@ def test_documents_are_served_without_a_model(tmp_path: Path) -> None:
 
 def test_an_index_that_is_updated_is_served_without_a_restart(tmp_path: Path) -> None:
     """What was removed is not quoted, a damaged index is refused, and the next intact one is served."""
-    pytest.importorskip("starlette")
-
-    def index(text: str) -> None:
-        (tmp_path / "terms.txt").write_text(text, encoding="utf-8")
-        ok(tmp_path, "ask", "Who?", "terms.txt", "--index=index.db", "--embeddings=none")
-
-    index("The notice period is six weeks.\n")
+    index = tmp_path / "index.db"
+    write(tmp_path, {"terms.txt": "The notice period is six weeks.\n"})
     with serving_here(tmp_path, "--index=index.db") as server:
 
-        def answered() -> tuple[int, str]:
-            status, body = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "notice?"}]})
-            return status, body.decode()
+        def answered() -> str:
+            body = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "notice?"}]})[1]
+            return body.decode()
 
-        assert "six weeks" in answered()[1]
-        index("The notice period is nine weeks, not six.\n")
-        status, body = answered()
-        assert status == 200 and "nine weeks" in body and "six weeks" not in body
-        intact = (tmp_path / "index.db").read_bytes()
-        (tmp_path / "index.db").write_bytes(intact[: len(intact) // 2])
-        status, body = answered()
-        assert status == 400 and "it is damaged" in body
-        (tmp_path / "index.db").unlink()
-        assert "index.db: no such file" in answered()[1]
-        (tmp_path / "index.db").write_bytes(intact)
-        assert "nine weeks" in answered()[1]
+        assert "six weeks" in answered()
+        write(tmp_path, {"terms.txt": "The notice period is nine weeks, not six.\n"})
+        assert "nine weeks" in answered() and "six weeks" not in answered()
+        intact = index.read_bytes()
+        index.write_bytes(intact[: len(intact) // 2])
+        assert "it is damaged" in answered()
+        index.unlink()
+        assert "index.db: no such file" in answered()
+        index.write_bytes(intact)
+        assert "nine weeks" in answered()
 
 
-def test_an_index_whose_embeddings_are_missing_is_refused_at_the_start(tmp_path: Path) -> None:
-    pytest.importorskip("starlette")
+def test_an_index_whose_embeddings_are_missing_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("The notice period is six weeks.\n", encoding="utf-8")
     ok(tmp_path, "ask", "Who?", "a.txt", "--index=index.db", "--embeddings=wordllama")
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['wordllama'] = None")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = cli("serve", "--index=index.db", "--port=0", cwd=tmp_path, PYTHONPATH=path)
-    assert done.status == 2 and "needs the package wordllama" in done.err
+    monkeypatch.setitem(sys.modules, "wordllama", None)
+    assert "needs the package wordllama" in refused(tmp_path, "serve", "--index=index.db", "--port=0")

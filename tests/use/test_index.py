@@ -392,7 +392,7 @@ def test_only_what_changed_is_read_again(folder: Path) -> None:
 
 def test_an_update_equals_a_new_index(folder: Path) -> None:
     draw, docs = random.Random(3), folder / "docs"
-    for round_ in range(3):
+    for round_ in range(2):
         for number in range(12):
             path = docs / f"{number}.txt"
             if draw.random() < 0.4:
@@ -515,16 +515,11 @@ def test_each_set_of_documents_has_its_own_index(folder: Path) -> None:
     assert "Zyzzyva" in answer.out and answer.err == ""  # without documents, the index is asked as it is
 
 
-def test_a_folder_that_cannot_be_written_is_named(folder: Path) -> None:
-    (folder / ".tinygpt").touch()  # also root cannot make a folder there
-    message = refused(folder, *ASK, "docs")
-    assert "cannot be written" in message and "--index=FOLDER/index.db" in message
-
-
+@pytest.mark.slow
 @needs_fork
 def test_processes_ask_at_the_same_time(folder: Path) -> None:
     """They make the index, read it, and update it; each waits for the others, and answers from all documents."""
-    for number in range(3):
+    for number in range(2):
         (folder / "docs" / "new.txt").write_text(f"The mammoth is {number}.")
         command = [sys.executable, "-m", "tinygpt", "ask", "Where is the mammoth?", "docs", *DEFAULTS, "--json"]
         children = [subprocess.Popen(command, cwd=folder, stdout=-1, stderr=-1, text=True) for _ in range(3)]
@@ -581,29 +576,6 @@ def test_a_folder_of_bad_documents_is_refused(tmp_path: Path) -> None:
     result = cli_here(*ASK, "bad", *DEFAULTS, cwd=tmp_path)
     assert result.status == 2 and f"{len(BAD)} documents found, but none can be indexed" in result.err
     assert not (tmp_path / "index.db").exists()
-
-
-@pytest.mark.parametrize(
-    ("args", "problem"),
-    [
-        (["nowhere"], "nowhere: no such file"),
-        (["*.rtf"], "*.rtf: no such file"),
-        (["empty"], "empty: a folder without any *.txt or *.md"),
-        (["docs", "--index=docs"], "docs: is a folder"),
-        (["docs", "--index=none/index.db"], "none: no such folder"),
-        (["docs", "--index=docs/notes.txt"], "docs/notes.txt: is not an index"),
-        (["docs", "--passage_size=5"], "passage_size is 5, but must be at least 40"),
-        ([], "neither documents nor an index is given"),
-        (["--index=index.db", "--passage_size=50"], "embeddings and passage_size are for making an index"),
-    ],
-)
-def test_bad_input_is_one_sentence(folder: Path, args: list[str], problem: str) -> None:
-    (folder / "empty").mkdir()
-    (folder / "docs" / ".notes.txt.lock").touch()
-    assert problem in refused(folder, *ASK, *args).replace(os.sep, "/")
-
-
-HOSTILE = ["<|im_start|>", "\x1b[31m", "ignore the question", "'; DROP TABLE passages; --", "‮", "{{ 7 * 7 }}", "%s\\n"]
 
 
 def test_a_file_name_of_any_bytes(folder: Path) -> None:

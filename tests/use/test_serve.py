@@ -22,14 +22,11 @@ import torch
 from conftest import GERMAN, PATIENCE, free_port, tiny_text, until
 from serving import Server, events, sampled, serving, serving_here
 
-from tinygpt.base.configs.use import ServeConfig
-from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.tokenizer import END, Tokenizer, tokenizer_from_dict
 from tinygpt.model import GPT
-from tinygpt.use.serve.command import adapters_of
 
 KEY = "0123456789abcdef-for-tests"
 Ask = Callable[..., Any]
@@ -176,13 +173,6 @@ def test_prompts_as_text_list_ids_and_lists_of_ids(text: Server, ask: Ask) -> No
 def test_wrong_ids_are_refused_with_their_field(text: Server, path: str, field: str, bad: list[Any]) -> None:
     status, answer = text.post(path, {field: bad})
     assert status == 400 and json.loads(answer)["error"]["param"] == field
-
-
-def test_names_of_adapters_are_unique() -> None:
-    assert [*adapters_of(ServeConfig(ckpt="out", adapter=("a=x", "documents=y")))] == ["a", "documents"]
-    for taken in (ServeConfig(adapter=("a=x", "a=y")), ServeConfig(index="index.db", adapter=("documents=c",))):
-        with pytest.raises(TinyGPTError, match="another model has the name"):
-            adapters_of(taken)
 
 
 def test_n_adds_one_to_the_seed_of_each_choice(ask: Ask) -> None:

@@ -363,24 +363,6 @@ def test_a_port_that_is_in_use(few: Server) -> None:
     assert f"--port={few.port + 1}" in message
 
 
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        (["--host=0.0.0.0"], "a key is required"),
-        (["--host=192.0.2.1"], "a key is required"),
-        (["--api_key=short.txt"], "at least 16"),
-        (["--api_key=missing.txt"], "missing.txt"),
-        (["--adapter=out-lora"], "expected NAME=PATH"),
-        (["--adapter=out=out-lora"], "another model has the name out"),
-        (["--ckpt=nowhere/ckpt.pt", "--port=0"], "nowhere"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_wrong_flags(tmp_path: Path, flags: list[str], said: str) -> None:
-    (tmp_path / "short.txt").write_text("secret")
-    assert said in refused(tmp_path, "serve", *flags)
-
-
 # ---- the engine -------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ import pytest
 from conftest import TINY_TRAIN, free_port, ok, tiny_text, until
 from inputs import json_lines
 from pages import Browser, in_a_browser
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.support.select import Select
 from serving import Server, serving, serving_here
 
 from tinygpt.use.serve.command import QUESTIONS
@@ -60,14 +62,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 IN_PIECES = """
 const whole = window.fetch;
+const transform = (chunk, out) => {
+  for (let at = 0; at < chunk.length; at += 50) out.enqueue(chunk.slice(at, at + 50));
+};
 window.fetch = async (...request) => {
   const response = await whole(...request);
-  const pieces = new TransformStream({
-    transform(chunk, out) {
-      for (let at = 0; at < chunk.length; at += 50) out.enqueue(chunk.slice(at, at + 50));
-    },
-  });
-  return new Response(response.body.pipeThrough(pieces), response);
+  return new Response(response.body.pipeThrough(new TransformStream({transform})), response);
 };
 """  # a network divides a response anywhere
 
@@ -93,17 +93,17 @@ class Page(Browser):
         self.until(lambda: self.find("#about").text and self.find("#send").is_enabled())
 
     def choose(self, model: str) -> None:
-        from selenium.webdriver.support.select import Select
-
         Select(self.find("#model")).select_by_visible_text(model)
 
     def set(self, **settings: object) -> None:
         for name, value in settings.items():
             self.run("document.getElementById(arguments[0]).value = arguments[1]", name, value)
 
-    def send(self, text: str, wait: bool = True) -> None:
-        from selenium.webdriver import Keys
+    def press(self, key: str) -> None:
+        """Where the focus is."""
+        self.driver.switch_to.active_element.send_keys(key)
 
+    def send(self, text: str, wait: bool = True) -> None:
         self.find("#box").send_keys(text, Keys.ENTER)
         if wait:
             self.done()
@@ -179,8 +179,34 @@ def test_continue_and_continue_from_the_end_of_the_whole_text(page: Page, server
     assert page.texts(".answer")[-1].count(".\n") == 0 and "Finish reason: stop" in page.texts("footer")[0]
 
 
+def test_text_of_a_model_is_never_html(page: Page, server: Server) -> None:
+    page.set(temperature=0, max_tokens=30)
+    page.send("<script>")
+    assert page.texts(".said") == ["<script>", "document.title='taken'</script"]
+    page.find(".answer span").click()
+    page.send(HOSTILE)
+    page.choose("<b>lora</b>")
+    page.send(HOSTILE[:24])
+    assert page.all("#logs script, #logs img, option > b, .given *") == []
+    logprobs = {"tokens": [HOSTILE], "token_logprobs": [-1], "top_logprobs": [{HOSTILE: -1, "<img src=y>": -2}]}
+    choice = {"text": HOSTILE, "logprobs": logprobs, "finish_reason": "length"}
+    page.choose("out")
+    page.run(  # answers of a hostile server, with a whole element in a token
+        "window.fetch = async (path) => new Response(path === 'tokenize' ? '{\"tokens\": []}' : arguments[0])",
+        f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n",
+    )
+    page.send("")
+    assert page.texts(".answer")[-1] == HOSTILE
+    page.run("[...document.querySelectorAll('.log:not([hidden]) .answer span')].at(-1).focus()")
+    assert page.texts("#token b, #token th") == [HOSTILE.replace(" ", "␣")] * 2 + ["<img␣src=y>"]
+    error = json.dumps({"error": {"message": HOSTILE}})
+    page.run("window.fetch = async () => new Response(arguments[0], {status: 400})", error)
+    page.send("")
+    assert page.find("#error").text == HOSTILE and page.all("main script, main img, #token img, #live *") == []
+
+
 @pytest.mark.slow
-def test_again_replaces_the_last_continuation(page: Page, server: Server) -> None:
+def test_again_stop_and_errors(page: Page, server: Server) -> None:
     page.set(max_tokens=30)
     page.send("The king")
     first = page.texts(".answer")
@@ -196,49 +222,55 @@ def test_again_replaces_the_last_continuation(page: Page, server: Server) -> Non
     page.click("#new")
     assert page.texts(".said") == [] and page.find("#starts button").is_displayed()
 
+    for how in ("button", "Escape", "another model"):
+        page.set(max_tokens=ENDLESS)
+        page.send("The king", wait=False)
+        page.until(lambda: len(page.texts(".answer")[0]) > 20)
+        assert not page.find("#send").is_enabled() and page.find("#state").text == "Generating …"
+        if how == "button":
+            page.click("#stop")
+        elif how == "Escape":
+            page.find("#box").send_keys(Keys.ESCAPE)
+        else:
+            page.choose("documents")
+        page.done()
+        if how == "another model":
+            assert page.texts(".turn") == [] and page.find("#send").text == "Ask"
+            page.choose("out")
+        stopped = page.texts(".answer")[0]
+        assert 20 < len(stopped) < ENDLESS and page.texts("footer")[0].startswith("Stopped by you")
+        page.set(max_tokens=5)
+        page.send("And")
+        assert page.texts(".answer")[0] == stopped and len(page.texts(".answer")[1]) == 5
+        page.click("#new")
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["button", "Escape", "another model"])
-def test_stop(page: Page, how: str) -> None:
-    from selenium.webdriver import Keys
+    page.refused = [400]  # errors are shown near the input, and the prompt is given back
+    page.send("The king ß")
+    assert "'ß' (U+00DF, position 9) is not in this model's" in page.find("#error").text
+    assert page.value("#box") == "The king ß" and page.texts(".turn") == []
+    assert abs(page.find("#error").rect["y"] + page.find("#error").rect["height"] - page.find("#box").rect["y"]) < 60
+    page.find("#box").clear()
+    page.set(temperature=-1)
+    page.send("The king")
+    assert page.find("#error").text == "temperature: expected 0 to 100"
+    page.set(temperature=1)
+    page.send("")
+    assert not page.find("#error").is_displayed() and page.texts(".given") == ["The king"] and page.value("#box") == ""
 
-    page.set(max_tokens=ENDLESS)
-    page.send("The king", wait=False)
-    page.until(lambda: len(page.texts(".answer")[0]) > 20)
-    assert not page.find("#send").is_enabled() and page.find("#state").text == "Generating …"
-    if how == "button":
-        page.click("#stop")
-    elif how == "Escape":
-        page.find("#box").send_keys(Keys.ESCAPE)
-    else:
-        page.choose("documents")
-    page.done()
-    if how == "another model":
-        assert page.texts(".turn") == [] and page.find("#send").text == "Ask"
-        page.choose("out")
-    stopped = page.texts(".answer")[0]
-    assert 20 < len(stopped) < ENDLESS and page.texts("footer")[0].startswith("Stopped by you")
-    page.set(max_tokens=5)
-    page.send("And")
-    assert page.texts(".answer")[0] == stopped and len(page.texts(".answer")[1]) == 5
+    network = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
+    page.send("The king")
+    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network | {"offline": False})
+    assert page.find("#error").text == "The server does not answer. Is tinygpt serve still running?"
+    errors = [one["message"] for one in page.driver.get_log("browser")]
+    assert all("ERR_INTERNET_DISCONNECTED" in one or "status of 400 " in one for one in errors)
 
 
 # ---- probabilities ----------------------------------------------------------------------------------------------
 
 
-def panel(page: Page) -> dict[str, str]:
-    """Token and percentage of each row of the panel."""
-    rows = page.run(
-        "return [...document.querySelectorAll('#token tr')].map(r => [r.querySelector('th').textContent,"
-        "r.lastChild.textContent])"
-    )
-    return dict(rows)
-
-
 @pytest.mark.slow
 def test_probabilities_of_tokens(page: Page, server: Server) -> None:
-    from selenium.webdriver import ActionChains, Keys
-
     asked = {"model": "out", "prompt": "The king", "temperature": 0.8, "seed": 8, "max_tokens": 30, "logprobs": 5}
     told = server.ask("v1/completions", **asked)["choices"][0]["logprobs"]
     expected = [
@@ -251,7 +283,8 @@ def test_probabilities_of_tokens(page: Page, server: Server) -> None:
     assert page.texts(".answer span") == told["tokens"]
 
     def shows(index: int) -> None:
-        found = panel(page)
+        rows = "return [...document.querySelectorAll('#token tr')].map(r => [r.querySelector('th'), r.lastChild]"
+        found = dict(page.run(f"{rows}.map(e => e.textContent))"))
         assert found.keys() == expected[index].keys()
         for token, text in found.items():
             number = float(text.removesuffix("%").replace("<", ""))
@@ -268,47 +301,36 @@ def test_probabilities_of_tokens(page: Page, server: Server) -> None:
     page.find("#box").send_keys(Keys.SHIFT, Keys.TAB)  # to Again, then to the tokens
     page.run("document.querySelector('.answer span').focus()")
     shows(0)
-    page.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    page.press(Keys.ARROW_RIGHT)
     shows(1)
-    page.driver.switch_to.active_element.send_keys(Keys.END)
+    page.press(Keys.END)
     shows(29)
-    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.press(Keys.ESCAPE)
     assert not page.find("#token").is_displayed()
-    tap = {
-        "type": "touchStart",
-        "touchPoints": [
-            page.run(
-                "const r = arguments[0].getBoundingClientRect(); return {x: r.x + r.width / 2, y: r.y + r.height / 2}",
-                tokens[words[5]],
-            )
-        ],
-    }
+    middle = "const r = arguments[0].getBoundingClientRect(); return {x: r.x + r.width / 2, y: r.y + r.height / 2}"
+    tap = {"type": "touchStart", "touchPoints": [page.run(middle, tokens[words[5]])]}
     page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", tap)
     page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     page.until(lambda: page.find("#token").is_displayed())
     shows(words[5])
 
-
-@pytest.mark.slow
-def test_shading(page: Page, server: Server) -> None:
+    page.click("#new")  # shading
     page.set(temperature=2, max_tokens=40, seed=1)
     page.send("The king")
     colours = "return [...document.querySelectorAll('.answer span')].map(s => getComputedStyle(s).backgroundColor)"
     alphas = [float(re.findall(r"[\d.e-]+", colour)[-1]) for colour in page.run(colours)]
-    told = server.ask(
-        "v1/completions", model="out", prompt="The king", temperature=2, seed=1, max_tokens=40, logprobs=0
-    )
+    told = server.ask("v1/completions", **asked | {"temperature": 2, "seed": 1, "max_tokens": 40, "logprobs": 0})
     losses = [-logprob for logprob in told["choices"][0]["logprobs"]["token_logprobs"]]
     assert alphas == pytest.approx([0.7 * min(loss / 6, 1) for loss in losses], abs=0.01) and max(losses) > 3
     page.click("#shade")
     assert set(page.run(colours)) == {"rgba(0, 0, 0, 0)"}
 
 
-# ---- chat, adapters ---------------------------------------------------------------------------------------------
+# ---- chat, adapters, documents, the key --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_an_adapter_answers_one_message_at_a_time(page: Page, server: Server) -> None:
+def test_an_adapter_and_documents(page: Page, server: Server) -> None:
     page.set(temperature=0, max_tokens=20)
     page.send("The king")
     page.choose("<b>lora</b>")
@@ -326,12 +348,49 @@ def test_an_adapter_answers_one_message_at_a_time(page: Page, server: Server) ->
     page.choose("out")
     assert page.texts(".given") == ["The king"]  # each task keeps its own turns
 
+    page.choose("documents")
+    assert not page.find("#settings").is_displayed()
+    page.send("Who is the CFO of AUG Foods?")
+    (answer,) = page.texts(".answer")
+    assert "Hana Jipel" in answer and page.texts("mark")[0] == "Hana Jipel"  # the place counts 🐳 as one character
+    first, second = page.texts(".passages li")[:2]
+    assert first.startswith("1. docs/<i>.md, line 3, AUG Foods") and "🐳 🐳 <b>Costs</b> rose." in first
+    assert "Passage" in second and page.texts(".passages details[open] b") == [answer]  # the other passages are closed
+    assert re.fullmatch(r"Probability\d\.\d\d", page.texts(".facts")[0])
+    answer, passages = (page.find(f".log:not([hidden]) .{part}").rect for part in ("answer", "passages"))
+    assert passages["x"] > answer["x"] + 300 and abs(passages["y"] - answer["y"]) < 60
+    page.send("Who painted the Mona Lisa?")
+    assert page.texts(".answer")[1] == "probably not in the documents, or in other words"
+    assert page.texts("h3")[0] == "Sentences"
+
+
+@pytest.mark.slow
+def test_it_asks_for_the_key_and_keeps_it_in_the_tab(page: Page, server: Server) -> None:
+    page.visit(server, key="")
+    page.refused = [401]
+    page.until(lambda: page.find("#key").is_displayed())
+    assert page.find("#key-note").text.startswith("The server requires a key.") and not page.find("#send").is_enabled()
+    page.find("#key-input").send_keys("wrong-wrong-wrong", "\n")
+    page.until(lambda: page.find("#key-note").text == "The server refused this key.")
+    page.find("#key-input").send_keys(KEY)
+    page.click("#key button")
+    page.ready()
+    assert not page.find("#key").is_displayed()
+    kept = page.run(
+        "return [sessionStorage.getItem('key'), localStorage.length, document.cookie, document.body.innerHTML]"
+    )
+    assert kept[:3] == [KEY, 0, ""] and KEY not in kept[3]
+    page.run("sessionStorage.setItem('key', 'x')")  # as if the server had a new one
+    page.set(max_tokens=5)
+    page.send("The king", wait=False)
+    page.until(lambda: page.find("#key").is_displayed())
+    page.find("#key-input").send_keys(KEY, "\n")
+    page.until(lambda: page.texts(".answer") and len(page.texts(".answer")[0]) == 5)
+
 
 @pytest.mark.slow
 def test_a_conversation_with_a_model_that_loads_while_the_page_waits(
-    imported: Path,
-    chromium: Page,
-    tmp_path: Path,
+    imported: Path, chromium: Page, tmp_path: Path
 ) -> None:
     with serving(imported, tmp_path / "log", "--ckpt=out-base", port=free_port(), wait=False) as server:
 
@@ -356,7 +415,7 @@ def test_a_conversation_with_a_model_that_loads_while_the_page_waits(
             *lines, last = prompt.split("\n")
             for line in lines:
                 chromium.find("#box").send_keys(line)
-                shift_enter(chromium)
+                ActionChains(chromium.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
             chromium.send(last)
             assert chromium.body()["messages"] == messages
             told = server.ask(
@@ -391,118 +450,11 @@ def check_parts_of_characters(page: Page, server: Server) -> None:
     assert f"This character consists of {expected[whole[0]][1]} tokens" in page.find("#token").text
 
 
-def shift_enter(page: Page) -> None:
-    from selenium.webdriver import ActionChains, Keys
-
-    ActionChains(page.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
-
-
-# ---- documents --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_documents_with_the_passages_beside_the_answer(page: Page) -> None:
-    page.choose("documents")
-    assert not page.find("#settings").is_displayed()
-    page.send("Who is the CFO of AUG Foods?")
-    (answer,) = page.texts(".answer")
-    assert "Hana Jipel" in answer and page.texts("mark")[0] == "Hana Jipel"  # the place counts 🐳 as one character
-    first, second = page.texts(".passages li")[:2]
-    assert first.startswith("1. docs/<i>.md, line 3, AUG Foods") and "🐳 🐳 <b>Costs</b> rose." in first
-    assert "Passage" in second and page.texts(".passages details[open] b") == [answer]  # the other passages are closed
-    assert re.fullmatch(r"Probability\d\.\d\d", page.texts(".facts")[0])
-    answer, passages = page.find(".answer").rect, page.find(".passages").rect
-    assert passages["x"] > answer["x"] + 300 and abs(passages["y"] - answer["y"]) < 60
-    page.send("Who painted the Mona Lisa?")
-    assert page.texts(".answer")[1] == "probably not in the documents, or in other words"
-    assert page.texts("h3")[0] == "Sentences"
-
-
-# ---- key, errors, hostile text ----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_it_asks_for_the_key_and_keeps_it_in_the_tab(page: Page, server: Server) -> None:
-    page.visit(server, key="")
-    page.refused = [401]
-    page.until(lambda: page.find("#key").is_displayed())
-    assert page.find("#key-note").text.startswith("The server requires a key.") and not page.find("#send").is_enabled()
-    page.find("#key-input").send_keys("wrong-wrong-wrong", "\n")
-    page.until(lambda: page.find("#key-note").text == "The server refused this key.")
-    page.find("#key-input").send_keys(KEY)
-    page.click("#key button")
-    page.ready()
-    assert not page.find("#key").is_displayed()
-    kept = page.run(
-        "return [sessionStorage.getItem('key'), localStorage.length, document.cookie, document.body.innerHTML]"
-    )
-    assert kept[:3] == [KEY, 0, ""] and KEY not in kept[3]
-    page.run("sessionStorage.setItem('key', 'x')")  # as if the server had a new one
-    page.set(max_tokens=5)
-    page.send("The king", wait=False)
-    page.until(lambda: page.find("#key").is_displayed())
-    page.find("#key-input").send_keys(KEY, "\n")
-    page.until(lambda: page.texts(".answer") and len(page.texts(".answer")[0]) == 5)
-
-
-@pytest.mark.slow
-def test_errors_are_shown_near_the_input_and_the_prompt_is_given_back(page: Page) -> None:
-    page.refused = [400]
-    page.send("The king ß")
-    assert "'ß' (U+00DF, position 9) is not in this model's" in page.find("#error").text
-    assert page.value("#box") == "The king ß" and page.texts(".turn") == []
-    assert abs(page.find("#error").rect["y"] + page.find("#error").rect["height"] - page.find("#box").rect["y"]) < 60
-    page.find("#box").clear()
-    page.set(temperature=-1)
-    page.send("The king")
-    assert page.find("#error").text == "temperature: expected 0 to 100"
-    page.set(temperature=1, max_tokens=5)
-    page.send("")
-    assert not page.find("#error").is_displayed() and page.texts(".given") == ["The king"] and page.value("#box") == ""
-
-
-@pytest.mark.slow
-def test_a_server_that_is_gone(page: Page) -> None:
-    network = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
-    page.send("The king")
-    page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network | {"offline": False})
-    assert page.find("#error").text == "The server does not answer. Is tinygpt serve still running?"
-    errors = [one["message"] for one in page.driver.get_log("browser")]
-    assert all("ERR_INTERNET_DISCONNECTED" in one for one in errors)
-
-
-def test_text_of_a_model_is_never_html(page: Page, server: Server) -> None:
-    page.set(temperature=0, max_tokens=30)
-    page.send("<script>")
-    assert page.texts(".said") == ["<script>", "document.title='taken'</script"]
-    page.find(".answer span").click()
-    page.send(HOSTILE)
-    page.choose("<b>lora</b>")
-    page.send(HOSTILE[:24])
-    assert page.all("#logs script, #logs img, option > b, .given *") == []
-    logprobs = {"tokens": [HOSTILE], "token_logprobs": [-1], "top_logprobs": [{HOSTILE: -1, "<img src=y>": -2}]}
-    choice = {"text": HOSTILE, "logprobs": logprobs, "finish_reason": "length"}
-    page.choose("out")
-    page.run(  # answers of a hostile server, with a whole element in a token
-        "window.fetch = async (path) => new Response(path === 'tokenize' ? '{\"tokens\": []}' : arguments[0])",
-        f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n",
-    )
-    page.send("")
-    assert page.texts(".answer")[-1] == HOSTILE
-    page.run("[...document.querySelectorAll('.log:not([hidden]) .answer span')].at(-1).focus()")
-    assert page.texts("#token b, #token th") == [HOSTILE.replace(" ", "␣")] * 2 + ["<img␣src=y>"]
-    error = json.dumps({"error": {"message": HOSTILE}})
-    page.run("window.fetch = async () => new Response(arguments[0], {status: 400})", error)
-    page.send("")
-    assert page.find("#error").text == HOSTILE and page.all("main script, main img, #token img, #live *") == []
-
-
 # ---- for everybody ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_screen_readers_hear_an_answer_once(page: Page) -> None:
+def test_screen_readers_hear_an_answer_once_and_the_keyboard_reaches_everything(page: Page) -> None:
     page.run(
         "window.heard = []; for (const one of document.querySelectorAll('[role=status], [role=alert], [aria-live]'))"
         "new MutationObserver(() => heard.push(one.id))"
@@ -517,18 +469,11 @@ def test_screen_readers_hear_an_answer_once(page: Page) -> None:
         "return [...document.querySelectorAll('input, select, textarea')].filter(e => !e.labels.length).map(e => e.id)"
     )
     assert nameless == []
-
-
-@pytest.mark.slow
-def test_the_keyboard_reaches_everything(page: Page) -> None:
-    from selenium.webdriver import Keys
-
     page.set(max_tokens=10)
-    page.send("The king")
     assert page.run("return document.activeElement.id") == "box"
     reached = []
     for _ in range(20):
-        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        page.press(Keys.TAB)
         reached.append(
             page.run("const e = document.activeElement; return e.id || e.closest('.answer')?.tagName || e.tagName")
         )
@@ -536,15 +481,15 @@ def test_the_keyboard_reaches_everything(page: Page) -> None:
     assert [one for one in reached if one != "BODY"][:14] == [*wanted, "P", "again", "shade", "box"]
     page.click("#new")
     page.run("document.querySelector('#starts button').focus()")
-    page.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    page.press(Keys.ENTER)
     page.done()
     assert page.run("return document.activeElement.id") == "again"  # the prompt that had the focus is gone
 
 
+@pytest.mark.slow
 def test_it_starts_with_three_prompts_in_the_first_screen_and_axe_finds_no_violation(
     page: Page, server: Server
 ) -> None:
-    page.set(temperature=2, max_tokens=60)
     told = {one["id"]: one.get("starts", []) for one in json.loads(server.request("GET", "/v1/models")[1])["data"]}
     assert [len(starts) for starts in told.values()] == [3, 2, 0] and HOSTILE[:20] in told["out"][1]
     for width, height, dark in ((1280, 700, False), (390, 844, True)):
@@ -559,23 +504,14 @@ def test_it_starts_with_three_prompts_in_the_first_screen_and_axe_finds_no_viola
             )
             assert seen and page.violations() == []
             assert page.find("#keys").is_displayed() == (width > 500)
-        page.choose("out")
-        page.click("#starts button:nth-child(2)")
-        page.done()
-        assert page.texts(".given") == told["out"][1:2] and page.violations() == []
-        assert page.run("return document.documentElement.scrollWidth") == width
-
-
-@pytest.mark.slow
-def test_the_page_fits_a_phone(server: Server, chromium: Page) -> None:
-    prompts = {"out": "The king", "<b>lora</b>": "007 red", "documents": "Who is the CFO of AUG Foods?"}
-    for model, prompt in prompts.items():
-        chromium.visit(server, width=390)
-        chromium.ready()
-        chromium.choose(model)
-        chromium.set(max_tokens=300)
-        chromium.send(prompt)
-        assert chromium.run("return document.documentElement.scrollWidth") == 390
-        assert not chromium.find("#temperature").is_displayed()  # the settings are folded
-        assert chromium.run("return document.querySelector('#send').getBoundingClientRect().bottom") < 900
-        chromium.check(server)
+            page.set(max_tokens=300)
+            if starts:
+                page.click("#starts button:nth-child(2)")
+                page.done()
+            else:
+                page.send("Who is the CFO of AUG Foods?")
+            assert page.texts(".given") == (starts[1:2] or ["Who is the CFO of AUG Foods?"])
+            assert page.violations() == [] and page.run("return document.documentElement.scrollWidth") == width
+            if width == 390:
+                assert not page.find("#temperature").is_displayed()  # the settings are folded
+                assert page.run("return document.querySelector('#send').getBoundingClientRect().bottom") < height
