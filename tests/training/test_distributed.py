@@ -1,5 +1,6 @@
 """Two processes, forked or under torchrun: they learn what one process learns."""
 
+import contextlib
 import re
 import shlex
 import signal
@@ -52,26 +53,24 @@ def test_an_uneven_split_is_refused_in_one_sentence(work: Path) -> None:
 
 
 @needs_fork
-def test_a_process_that_loses_another_says_so_in_one_sentence(work: Path) -> None:
-    """The first one is refused the folder, while the second waits for it."""
-    with folder_lock(work / "two", "run"):
-        first, second = two_processes(work, *TINY_TRAIN, *BATCH, "--out_dir=two")
-    assert first.status == 2 and "error: two is in use by process" in first.output
-    assert second.status == 1 and second.output.startswith("error: another process of this run has ended")
-    assert len(second.output.splitlines()) == 2
-
-
-@needs_fork
-def test_a_process_without_the_dataset_does_not_leave_the_other_one_waiting(work: Path) -> None:
-    flags = [*TINY_TRAIN, *BATCH, "--out_dir=two"]
-    both = [
-        Child([*flags, f"--data_dir={data}"], work / f"{data}.log", work, **place)
-        for data, place in zip(("data", "nowhere"), ranks(2), strict=True)
-    ]
-    first, second = (child.wait(PATIENCE, otherwise=signal.SIGKILL) for child in both)
-    assert (first, second) == (1, 2), both[0].output + both[1].output
-    assert "another process of this run has ended" in both[0].output
-    assert "dataset 'tiny' is not prepared (nowhere/tiny/meta.json" in both[1].output
+@pytest.mark.parametrize("failure", ["the folder is in use", "no dataset"])
+def test_a_process_that_loses_another_says_so_in_one_sentence(work: Path, failure: str) -> None:
+    """One is refused its folder, or its dataset, while the other waits for it."""
+    no_data = failure == "no dataset"
+    folders = ["data", "nowhere" if no_data else "data"]
+    lock = contextlib.nullcontext() if no_data else folder_lock(work / "two", "run")
+    with lock:
+        both = [
+            Child([*TINY_TRAIN, *BATCH, "--out_dir=two", f"--data_dir={data}"], work / f"{rank}.log", work, **place)
+            for rank, (data, place) in enumerate(zip(folders, ranks(2), strict=True))
+        ]
+        for child in both:
+            child.wait(PATIENCE, otherwise=signal.SIGKILL)
+    left, refused = both if no_data else both[::-1]
+    reason = "dataset 'tiny' is not prepared (nowhere/tiny/meta.json" if no_data else "two is in use by process"
+    assert refused.status == 2 and f"error: {reason}" in refused.output
+    assert left.status == 1 and left.output.startswith("error: another process of this run has ended")
+    assert len(left.output.splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch.utils.tensorboard
 from children import Child
-from conftest import TINY_TRAIN, cli_here, listing, ok, refused, trained, until
-from runs import BATCH, FLAGS, torchrun
+from conftest import TINY_TRAIN, cli_here, listing, needs_fork, ok, refused, trained, until
+from runs import BATCH, FLAGS, two_processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tinygpt.train
@@ -137,16 +137,17 @@ def test_a_new_run_replaces_the_points_of_the_earlier_one(work: Path) -> None:
 
 def test_a_run_that_gets_the_key_later_shows_its_beginning(work: Path) -> None:
     trained(work)
-    for on, most in ((ON, 25), ("--report_to=none", 30)):  # and one that loses it again keeps what it has
-        resumed = cli_here("train", "--init_from=resume", "--max_iters=25", on, cwd=work)
-        assert resumed.status == 0 and max(point[2] for point in shown(work / "out")) == min(most, 25)
-        assert shown(work / "out") == logged(work / "out")
+    ok(work, "train", "--init_from=resume", "--max_iters=25", ON)
+    points = shown(work / "out")
+    assert points == logged(work / "out") and max(point[2] for point in points) == 25
+    ok(work, "train", "--init_from=resume", "--max_iters=30", "--report_to=none")
+    assert shown(work / "out") == points  # one that loses it again keeps what it has
 
 
-@pytest.mark.slow
+@needs_fork
 def test_of_two_processes_one_writes(work: Path) -> None:
-    result = torchrun(work, *TINY_TRAIN, *BATCH, ON)
-    assert result.returncode == 0, result.stderr
+    first, second = two_processes(work, *TINY_TRAIN, *BATCH, ON)
+    assert first.status == second.status == 0, first.output + second.output
     assert shown(work / "out") == logged(work / "out") and len(shown(work / "out")) == 4 * 4 + 3 * 2
     assert len(list((work / "out/tensorboard/train").glob("*tfevents*"))) == 1
 
@@ -267,16 +268,3 @@ def test_the_event_files_of_a_run_in_progress_are_not_replaced(work: Path, monke
     trained(work, ON)
     assert said[0][0] == 2 and f"out/tensorboard is in use by process {os.getpid()}" in said[0][1]
     assert shown(work / "out") == logged(work / "out")
-
-
-def test_mistakes_have_their_sentence(run_copy: Path) -> None:
-    (run_copy / "fresh").mkdir()
-    (run_copy / "fresh/metrics.jsonl").write_text('{"kind": "sample", "step": 0, "text": "x"}\n')
-    for args, said in (
-        (["out", "gone"], "gone/metrics.jsonl: no such file"),
-        (["out", "fresh"], "fresh has no losses yet"),
-        (["out", "-o", "x.html"], "tensorboard cannot be used with output"),
-        (["out", "--png=x.png"], "png cannot be used with tensorboard"),
-    ):
-        assert said in refused(run_copy, "report", *args, "--tensorboard")
-    assert "'wandb' is not one of none, tensorboard" in refused(run_copy, *TINY_TRAIN, "--report_to=wandb")
