@@ -9,10 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from children import Child, ranks, wait_for_lines
 from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok
-from runs import BATCH, numbers, torchrun, two_processes
+from runs import BATCH, assert_equal_runs, numbers, torchrun, two_processes
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.files import folder_lock
@@ -22,19 +21,17 @@ from tinygpt.training.run import Run
 
 
 @needs_fork
-def test_two_processes_learn_what_one_does(work: Path) -> None:
+@pytest.mark.parametrize("flags", [[], ["--teacher=out"]], ids=["alone", "with a teacher"])
+def test_two_processes_learn_what_one_does(run_copy: Path, flags: list[str]) -> None:
     """Same batches, so the same losses up to the order of additions, in training and in evaluation; written once."""
-    ok(work, *TINY_TRAIN, *BATCH, "--out_dir=one")
-    first, second = two_processes(work, *TINY_TRAIN, *BATCH, "--out_dir=two")
+    ok(run_copy, *TINY_TRAIN, *BATCH, *flags, "--out_dir=one")
+    first, second = two_processes(run_copy, *TINY_TRAIN, *BATCH, *flags, "--out_dir=two")
     assert first.status == second.status == 0, first.output + second.output
-    one, two = numbers(work / "one"), numbers(work / "two")
-    assert [line[:2] for line in two] == [line[:2] for line in one] and len(one) == 4 + 3
-    for (_, _, expected), (kind, step, found) in zip(one, two, strict=True):
-        assert found == pytest.approx(expected, abs=1e-5 if (kind, step) in {("train", 0), ("eval", 0)} else 1e-3)
     assert first.output.count("done in") == 1 and "; 2 processes" in first.output and not second.output
-    ours, theirs = load(work / "two/last.pt"), load(work / "one/last.pt")
-    for name, weight in theirs.model.items():
-        torch.testing.assert_close(ours.model[name], weight, atol=1e-3, rtol=0)
+    assert_equal_runs(run_copy / "two", run_copy / "one")
+    for (kind, step, expected), (*_, found) in zip(numbers(run_copy / "one"), numbers(run_copy / "two"), strict=True):
+        if step == 0:
+            assert found == pytest.approx(expected, abs=1e-5), kind
 
 
 @pytest.mark.parametrize(("count", "shares"), [(1, (8, 4)), (2, (4, 4)), (16, (1, 2))])

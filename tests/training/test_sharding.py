@@ -10,11 +10,9 @@ from pathlib import Path
 
 import faults
 import pytest
-import torch
-import torch.distributed.fsdp  # it would take seconds in each child
 from children import Child, nothing, ranks
 from conftest import PATIENCE, TINY_TRAIN, cli_here, needs_fork, ok
-from runs import BATCH, numbers
+from runs import BATCH, assert_equal_runs, numbers
 
 from tinygpt.checkpoint.store import load
 
@@ -34,22 +32,6 @@ def processes(folder: Path, count: int, *args: str, status: int = 0, before: dic
     output = "".join(child.output for child in children)
     assert {child.status for child in children} == {status}, output[-4000:]
     return output
-
-
-def assert_equal_runs(ours: Path, theirs: Path) -> None:
-    """Require equal losses, gradient norms, weights and moments, up to 1e-3."""
-    one, two = numbers(ours), numbers(theirs)
-    assert [line[:2] for line in one] == [line[:2] for line in two]
-    for (_, _, values), (_, _, expected) in zip(one, two, strict=True):
-        assert values == pytest.approx(expected, abs=1e-3)
-    mine, other = load(ours / "last.pt"), load(theirs / "last.pt")
-    assert mine.num_params == other.num_params  # a tied matrix is saved once
-    tolerance = 1e-2 if mine.config["optimizer"] == "muon" else 1e-3  # Muon computes in bfloat16
-    for name, weight in other.model.items():
-        torch.testing.assert_close(mine.model[name], weight, atol=tolerance, rtol=0)
-    moments = mine.training["optimizer"]["moments"]
-    for name, parts in other.training["optimizer"]["moments"].items():
-        torch.testing.assert_close(moments[name], parts, atol=tolerance, rtol=0)
 
 
 def test_a_sharded_run_learns_what_one_process_does(work: Path) -> None:

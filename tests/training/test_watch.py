@@ -248,9 +248,8 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         training.send(signal.SIGTERM)
         assert training.wait() == 143, training.output
         found = page.wait(r"^stopped at step ([\d,]+); next: tinygpt train --init_from=resume --out_dir=out$")
-        until(
-            lambda: "best model" in page.find("#memorised").get_property("textContent")
-        )  # measured when the run has ended
+        memorised = "return document.getElementById('memorised').textContent"  # in one step: the page may change
+        until(lambda: "best model" in page.run(memorised))  # measured when the run has ended
         more = int(found[1].replace(",", "")) + 60
         assert trainer(work, *RESUME, f"--max_iters={more}", "--lr_schedule=constant").wait() == 0
         page.wait(f"^finished at step {more:,}$")
