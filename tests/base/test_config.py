@@ -155,7 +155,7 @@ def values_of(kind: type) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @given(values=values_of(FinetuneConfig))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tmp_path_factory: Any) -> None:
     """to_yaml, a file, parse: any text, numbers at full precision, words that YAML could read as another type."""
     in_range = {"n_head": 2, "n_kv_head": 1, "n_embd": 8, "threads": "2"}
@@ -170,11 +170,14 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
     assert not read.watch  # a run is watched if the command says so, not because it was watched before
 
 
-@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", "0.0001", "+1e-4", "'1e-4'"])
-def test_the_spellings_of_a_small_number(text: str, tmp_path: Path) -> None:
+def test_a_small_number_and_an_empty_file(tmp_path: Path) -> None:
     assert isinstance(yaml.safe_load("1e-4"), str)  # the reason for this test
-    (tmp_path / "a.yaml").write_text(f"learning_rate: {text}\n")
-    assert train(str(tmp_path / "a.yaml")).learning_rate == 1e-4
+    for text in ("1e-4", "1E-4", "1.e-4", "0.0001", "+1e-4", "'1e-4'"):
+        (tmp_path / "a.yaml").write_text(f"learning_rate: {text}\n")
+        assert train(str(tmp_path / "a.yaml")).learning_rate == 1e-4
+    for text in ("", "# nothing\n", "---\n"):
+        (tmp_path / "a.yaml").write_text(text)
+        assert dataclasses.replace(train(str(tmp_path / "a.yaml")), config=()) == TrainConfig()
 
 
 @pytest.mark.parametrize("digits", ["1" * 40, "1" * 4000, "1" * 5000, "0x" + "f" * 5000])
@@ -183,13 +186,6 @@ def test_numbers_of_many_digits_are_refused_in_a_short_sentence(digits: str, tmp
     assert "a.yaml" in complaint(str(tmp_path / "a.yaml"))
     said = complaint(f"--max_iters={digits}")
     assert "max_iters" in said and len(said) < 200
-
-
-def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
-    for content in ("", "# nothing\n", "---\n"):
-        (tmp_path / "a.yaml").write_text(content)
-        made = train(str(tmp_path / "a.yaml"))
-        assert dataclasses.replace(made, config=()) == TrainConfig()
 
 
 def test_python_that_is_only_values() -> None:

@@ -42,7 +42,8 @@ def timed(shared, tiny_run: Path) -> Path:
 def test_a_run_ends_within_its_budget(work: Path) -> None:
     began = time.perf_counter()
     ok(work, "train", *SMALL, "--budget=6s")
-    assert stored(work / "out")["max_iters"] > 50 and time.perf_counter() - began < 30  # on a machine that is busy
+    assert time.perf_counter() - began < 30, "much longer than its budget, even for a machine that is busy"
+    assert read_metrics(work / "out")[-1]["step"] == stored(work / "out")["max_iters"]
 
 
 def test_a_run_is_repeated_from_its_config(timed: Path, tmp_path: Path) -> None:
