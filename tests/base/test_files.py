@@ -4,6 +4,7 @@ import contextlib
 import errno
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -55,20 +56,18 @@ def test_each_call_fails_in_turn(place: str, failure: str, path: Path, monkeypat
     monkeypatch.setattr(os, place, raising(FAILURES[failure]))
     with pytest.raises((TinyGPTError, type(FAILURES[failure]))):
         write(path)
-    assert path.read_bytes() == OLD
-    assert os.listdir(path.parent) == [path.name]
+    assert path.read_bytes() == OLD and os.listdir(path.parent) == [path.name]
 
 
-@pytest.mark.parametrize("size", [0, 4096, len(NEW)])
+@pytest.mark.parametrize("size", [0, len(NEW)])
 def test_the_disk_is_full_while_writing(size: int, path: Path) -> None:
     with pytest.raises(TinyGPTError) as caught, replacing(path) as file:
         file.write(NEW[:size])
         file.flush()
         raise FAILURES["no space"]
-    assert "ckpt.pt: no space left to write it" in caught.value.message and " MB free" in caught.value.message
+    assert re.fullmatch(r".*ckpt\.pt: no space left to write it.* MB free.*", caught.value.message)
     assert caught.value.status == 1 and "free some space" in caught.value.hint
-    assert path.read_bytes() == OLD
-    assert os.listdir(path.parent) == [path.name]
+    assert path.read_bytes() == OLD and os.listdir(path.parent) == [path.name]
 
 
 def test_a_full_disk_is_reported_for_the_inner_of_two_files(path: Path) -> None:
@@ -251,10 +250,8 @@ def test_the_second_writer_is_told_who_the_first_is(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "out"
     with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout and first.stdout.readline() == "locked\n"
-        with (
-            pytest.raises(TinyGPTError, match=rf"(?m)out is in use by process {first.pid}$") as caught,
-            folder_lock(folder, "run"),
-        ):
+        in_use = pytest.raises(TinyGPTError, match=rf"(?m)out is in use by process {first.pid}$")
+        with in_use as caught, folder_lock(folder, "run"):
             pass
         assert caught.value.status == 2 and "another folder for this run" in caught.value.hint
         first.kill()
@@ -268,10 +265,7 @@ def test_a_lock_is_given_back(tmp_path: Path) -> None:
             raise ZeroDivisionError
     with folder_lock(tmp_path, "run"), pytest.raises(TinyGPTError, match="in use"), folder_lock(tmp_path, "run"):
         pass
-
-
-def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("")
+    (tmp_path / "out").touch()
     with pytest.raises(TinyGPTError, match="out: cannot be written: file exists"), folder_lock(tmp_path / "out", "run"):
         pass
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY_MODEL, cli_here
+from conftest import TINY_MODEL, Shared, ok
 from inputs import json_lines
 from scipy.stats import binomtest
 
@@ -51,20 +51,22 @@ def test_the_interval_of_a_cost_contains_the_true_cost(p: float, q: float, n: in
 
 
 @pytest.fixture(scope="module")
-def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def easy(shared: Shared) -> Path:
     """A model that is right in all cases of one small dataset and, since the labels are swapped, in none of another."""
-    folder = tmp_path_factory.mktemp("easy")
+    return shared("easy", make_easy)
+
+
+def make_easy(folder: Path) -> None:
     for name, label in (("all-right", {"x": "bad", "o": "fine"}), ("all-wrong", {"x": "fine", "o": "bad"})):
         for kind in ("", "-text"):
             pairs = [{"prompt": f"{n:02} {'xo'[n % 2] * 3}", "response": label["xo"[n % 2]]} for n in range(80)]
             json_lines(folder, pairs)
             prepare = ("prepare", name + kind, "--input=pairs.jsonl", "--format=pairs", "--test_fraction=0.2")
-            assert cli_here(*prepare, cwd=folder).status == 0
+            ok(folder, *prepare)
             meta = folder / "data" / (name + kind) / "meta.json"
             if kind:  # responses that are free text
                 meta.write_text(json.dumps(json.loads(meta.read_text()) | {"labels": []}))
-    assert cli_here("train", *TINY_MODEL, *TRAIN, cwd=folder).status == 0
-    return folder
+    ok(folder, "train", *TINY_MODEL, *TRAIN)
 
 
 @pytest.mark.parametrize("flags", [["--task={}"], ["--task={}", "--positive=bad"], ["--task={}-text"]])
@@ -72,17 +74,17 @@ def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_eval_prints_no_empty_interval(name: str, flags: list[str], easy: Path) -> None:
     """Where all cases are right, or none."""
     args = ["eval", *(flag.format(name) for flag in flags)]
-    shown, found = cli_here(*args, cwd=easy), json.loads(cli_here(*args, "--json", cwd=easy).out)
-    assert shown.status == 0 and "±" not in shown.out, shown
+    shown, found = ok(easy, *args).out, json.loads(ok(easy, *args, "--json").out)
+    assert "±" not in shown
     n, right = found["n"], name == "all-right"
     result, key = (found, "exact") if "exact" in found else (found["results"]["model"], "accuracy")
     assert result[key] == right and n == 13
     assert result[f"{key}_interval"] == pytest.approx(scipys(n * right, n), abs=1e-6)
-    assert ("100.0% (77 to 100)" if right else "  0.0% (0 to 23)") in shown.out
-    shares = SHARE.findall(shown.out)
+    assert ("100.0% (77 to 100)" if right else "  0.0% (0 to 23)") in shown
+    shares = SHARE.findall(shown)
     assert len(shares) >= (12 if "--positive=bad" in flags else 1)
     for value, low, high in shares:
-        assert float(low) < float(high) and float(low) <= float(value) <= float(high), shown.out
+        assert float(low) < float(high) and float(low) <= float(value) <= float(high), shown
     for row in found.get("tradeoff", {"rows": []})["rows"]:
         for key in ("recall", "precision", "cost"):
             by_definition = {"recall": row["threshold"] in (None, 0), "precision": row["threshold"] is None}

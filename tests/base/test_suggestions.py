@@ -20,8 +20,9 @@ import pytest
 import torch
 import yaml
 from children import Child, wait_for_lines
-from conftest import TINY_TRAIN, Result, Shared, cli_here, needs_fork, ok
+from conftest import TINY_TRAIN, Shared, cli_here, needs_fork, ok
 from hypothesis import given
+from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from inputs import json_lines
 from runs import FLAGS, suggested
@@ -35,6 +36,7 @@ from tinygpt.checkpoint.store import load
 from tinygpt.cli import COMMANDS, config_class
 from tinygpt.data.preview import PRETRAINED_BLOCK_SIZE
 from tinygpt.data.tasks import reader
+from tinygpt.training import budget
 from tinygpt.training.verdict import judge
 
 QUOTES = "f\"'"
@@ -54,8 +56,11 @@ class Workplace:
         self.data, self.prefix = {"plain": ("data", ""), "blanks": ("my data", "my ")}[kind]
         self.place = [] if kind == "plain" else [f"--data_dir={self.data}"]
 
-    def run(self, *args: str) -> Result:
-        return cli_here(*args, cwd=self.folder)
+    def hint(self, *args: str) -> str:
+        """The last line of what a command that fails prints."""
+        result = cli_here(*args, cwd=self.folder)
+        assert result.status, result.out
+        return result.err.splitlines()[-1]
 
     def ok(self, *args: str) -> str:
         return ok(self.folder, *args).out
@@ -80,9 +85,15 @@ def shortened(command: list[str]) -> list[str]:
     if "--init_from=resume" in command:  # a run that has done more than two iterations
         return ["--max_iters=50"]
     if any(word.startswith("--budget=") for word in command):
-        return ["--budget=25s", "--device=cpu", *SMALL]
+        return ["--budget=25s", "--device=cpu", "--eval_iters=1", "--sample_interval=0", *SMALL, "--batch_size=1"]
     preset = any(word.startswith(("configs/", "reader")) and "finetune" not in word for word in command)
     return SHORTEN.get(command[0], []) + SMALL * preset
+
+
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Iterations count as slow, so that a budget is for a few of them (test_budget.py has one that takes its time)."""
+    monkeypatch.setattr(budget, "seconds_per_iteration", lambda *_: 1.0)
 
 
 both = pytest.mark.parametrize("place", [pytest.param("plain", marks=pytest.mark.slow), "blanks"], indirect=True)
@@ -150,16 +161,12 @@ def test_after_preparing_pairs(place: Workplace) -> None:
         assert len(place.follow(said)) == 1
 
 
-def test_what_is_prepared_already_is_not_suggested(place: Workplace) -> None:
-    said = place.ok("prepare", "reports_a", *place.place)
-    assert [command[0] for command in suggested(said)] == ["prepare", "train", "finetune"]
-    place.ok("prepare", "reports", *place.place)
-    said = place.ok("prepare", "reports_a", *place.place)
-    assert [command[0] for command in suggested(said)] == ["train", "finetune"]
-
-
 def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """prepare suggests to train; train, to evaluate."""
+    """prepare suggests what is not prepared yet, and to train; train, to evaluate."""
+    for wanted in (["prepare", "train", "finetune"], ["train", "finetune"]):
+        said = place.ok("prepare", "reports_a", *place.place)
+        assert [command[0] for command in suggested(said)] == wanted
+        place.ok("prepare", "reports", *place.place)
     monkeypatch.setitem(reader.SIZES, "reader", {"train": 200, "val": 20, "test": 20})
     (trained,) = place.follow(place.ok("prepare", "reader", *place.place))
     assert trained[:2] == ["train", "reader"]
@@ -282,37 +289,32 @@ def test_commands_in_the_report(based: Workplace, run: str) -> None:
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 
-def hint(result: Result) -> str:
-    assert result.status, result.out
-    return result.err.splitlines()[-1]
-
-
 @both
 def test_suggestions_in_errors(based: Workplace) -> None:
     """Hints that are complete commands work in the situation in which they are given."""
     out = f"{based.prefix}out"
-    based.follow(hint(based.run("train", "--init_from=resume", f"--out_dir={based.prefix}tuned")))
-    based.follow(hint(based.run("finetune", "--init_from=resume", f"--out_dir={out}")))
-    based.follow(hint(based.run(*TINY_TRAIN, "--dataset=gone", "--out_dir=new", *based.place)))
-    based.follow(hint(based.run("prepare", "gone", *based.place)))
+    based.follow(based.hint("train", "--init_from=resume", f"--out_dir={based.prefix}tuned"))
+    based.follow(based.hint("finetune", "--init_from=resume", f"--out_dir={out}"))
+    based.follow(based.hint(*TINY_TRAIN, "--dataset=gone", "--out_dir=new", *based.place))
+    based.follow(based.hint("prepare", "gone", *based.place))
     for name in ("tiny", "colours"):
         path = based.folder / based.data / name / "train.bin"
         tokens = np.fromfile(path, dtype="<u2")
         for damaged in (b"", tokens.tobytes() + b"x", (tokens * 0 + 60_000).tobytes(), tokens[::-1].tobytes()):
             path.write_bytes(damaged)
-            flags = [*TINY_TRAIN, f"--dataset={name}", f"--out_dir={based.prefix}new"]
-            based.follow(hint(based.run(*flags, *based.place)))  # prepares it again
-            based.ok(*flags, "--max_iters=1", *based.place)
+            flags = [*TINY_TRAIN, f"--dataset={name}", f"--out_dir={based.prefix}new", *based.place]
+            based.follow(based.hint(*flags))  # prepares it again
+            based.ok(*flags, "--max_iters=1")
     (based.folder / based.data / "tiny" / "meta.json").unlink()
-    based.follow(hint(based.run(*TINY_TRAIN, "--out_dir=new", *based.place)))
-    assert "tinygpt sample" in hint(based.run("sampel"))
+    based.follow(based.hint(*TINY_TRAIN, "--out_dir=new", *based.place))
+    assert "tinygpt sample" in based.hint("sampel")
 
 
 def test_suggestions_of_the_exercises(place: Workplace) -> None:
     found = suggested(place.ok("exercise", "list"))
     assert found[0] == ["exercise", "start", "1"]
     place.ok(*found[0])
-    assert place.run(*found[1]).status == 1  # an unfilled template does not pass
+    assert cli_here(*found[1], cwd=place.folder).status == 1  # an unfilled template does not pass
 
 
 def test_every_command_in_the_source_has_the_options_that_follow_it() -> None:
@@ -344,12 +346,9 @@ def test_the_presets_have_the_block_size_that_suggestions_assume() -> None:
     assert pretrained.block_size == PRETRAINED_BLOCK_SIZE
 
 
-def test_a_sample_cannot_control_the_terminal() -> None:
+def test_control_characters_are_shown_escaped() -> None:
     line = "a\tb\xa0c\u200d\u3000é"
     assert terminal.without_control(line + "\x1b[2J\x0e\x9b") == line + r"\x1b[2J\x0e\x9b"
-
-
-def test_control_characters_are_shown_escaped() -> None:
     shown = suggest.command("sample", "--start", "a\x1b[1m'b' \x9b é")
     assert shown.isprintable() and shlex.split(shown)[-1] == r"a\x1b[1m'b' \x9b é"
 
@@ -357,25 +356,23 @@ def test_control_characters_are_shown_escaped() -> None:
 # ---- Windows -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("word", "shown"),
-    [
-        (r"C:\Users\me\out-1\ckpt.pt", r"C:\Users\me\out-1\ckpt.pt"),
-        (r"--out_dir=my runs\out", r'"--out_dir=my runs\out"'),
-        ("it's", '"it\'s"'),
-        ("--lora_targets=c_attn,c_proj", '"--lora_targets=c_attn,c_proj"'),  # unquoted, a list in PowerShell
-        ("a&b", '"a&b"'),
-        ("", '""'),
-        ("a\x1b[1m", r'"a\x1b[1m"'),
-    ],
-)
-def test_words_for_powershell_and_cmd(word: str, shown: str) -> None:
-    assert suggest.quoted(word, "nt") == shown
-
-
 @given(st.text(st.sampled_from('ab\\" '), min_size=1))
+@hypothesis(max_examples=40)
 def test_quotes_for_windows_are_those_of_the_standard_library(word: str) -> None:
     assert suggest.quoted(f"{word} ", "nt") == subprocess.list2cmdline([f"{word} "])
+
+
+def test_words_for_powershell_and_cmd() -> None:
+    shown = {
+        r"C:\Users\me\out-1\ckpt.pt": r"C:\Users\me\out-1\ckpt.pt",
+        r"--out_dir=my runs\out": r'"--out_dir=my runs\out"',
+        "it's": '"it\'s"',
+        "--lora_targets=c_attn,c_proj": '"--lora_targets=c_attn,c_proj"',  # unquoted, a list in PowerShell
+        "a&b": '"a&b"',
+        "": '""',
+        "a\x1b[1m": r'"a\x1b[1m"',
+    }
+    assert {word: suggest.quoted(word, "nt") for word in shown} == shown
 
 
 def test_a_folder_with_a_leading_dash_is_no_flag() -> None:

@@ -1,16 +1,17 @@
 """The number of threads: as many as cores are free, the fastest for a run, and what the user asks for."""
 
-import contextlib
 import itertools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli, ok, refused
+from conftest import TINY_TRAIN, ok
+from models import same_weights
 
 from tinygpt.base import threads
 from tinygpt.base.configs.core import TrainConfig
@@ -31,41 +32,23 @@ def count() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-@contextlib.contextmanager
-def busy(*prefix: str) -> Iterator[None]:
-    """As many busy processes as cores."""
-    others = [subprocess.Popen([*prefix, sys.executable, "-c", "while True: pass"]) for _ in range(CORES)]
+# ---- the load of the machine --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@on_linux
+@with_two
+def test_beside_busy_processes_one_thread_computes(work: Path) -> None:
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(CORES)]
+    free = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}  # the user has no wish
+    command = [sys.executable, "-m", "tinygpt", *TINY_TRAIN, "--max_iters=2"]
     try:
-        yield
+        subprocess.run(command, cwd=work, env=free, check=True)
     finally:
         for other in others:
             other.kill()
             other.wait()
-
-
-# ---- the load of the machine --------------------------------------------------------------------------------------
-
-
-def free(folder: Path, *args: str) -> tuple[str, str]:
-    """Run a command for which the user has not chosen a number of threads; returns its output and its notes."""
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    done = subprocess.run([sys.executable, "-m", "tinygpt", *args], cwd=folder, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.decode(), done.stderr.decode()
-
-
-@on_linux
-@with_two
-def test_beside_busy_processes_one_thread_computes(work: Path) -> None:
-    with busy():
-        out, notes = free(work, *TINY_TRAIN)
-        assert "cpu (1 thread)" in out
-        assert "CPUs busy; tinygpt computes with 1 thread (set OMP_NUM_THREADS" in notes
-        assert load(work / "out/last.pt").training["threads"] == 1
-        out, notes = free(work, *TINY_TRAIN, "--threads=2", "--out_dir=out-two")
-        assert "cpu (2 threads)" in out and not notes
-        assert "cpu (1 thread)" in cli(*TINY_TRAIN, "--out_dir=out-one", cwd=work, OMP_NUM_THREADS="1").out
-        assert "1 thread" in free(work, "sample", "--max_new_tokens=1")[1]
+    assert load(work / "out/last.pt").training["threads"] == 1
 
 
 STAT = """cpu  700 70 300 9000 50 8 4 20 3 1
@@ -83,6 +66,24 @@ def test_the_load_is_that_of_proc_stat() -> None:
     assert threads.cpu_seconds(STAT, {0}, nice=False) * second == pytest.approx(100 + 100 + 2 + 1 + 10)
     assert threads.cpu_seconds(STAT, {0, 1}, nice=False) * second == pytest.approx(213 + 600 + 200 + 6 + 3 + 10)
     assert threads.cpu_seconds(STAT, {1}, nice=True) * second == pytest.approx(819 + 60)
+
+
+def test_a_run_that_may_choose_times_its_steps_without_effect(
+    run_copy: Path, count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with the same weights as one whose number of threads is given."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(threads, "_cores", 2)
+    monkeypatch.setattr(threads, "_free", 2)
+    count(1)
+    tune = threads.ThreadTuner.tune
+    with mock.patch.object(threads.ThreadTuner, "tune", autospec=True, side_effect=tune) as timed:
+        ok(run_copy, *TINY_TRAIN, "--out_dir=chosen")
+        assert timed.call_count == 1
+        number = load(run_copy / "chosen/last.pt").training["threads"]
+        ok(run_copy, *TINY_TRAIN, f"--threads={number}", "--out_dir=fixed")
+        assert timed.call_count == 1
+    assert same_weights(run_copy / "chosen/last.pt", run_copy / "fixed/last.pt")
 
 
 @on_linux
@@ -115,6 +116,23 @@ class Machine:
         self.now += next(self.seconds[torch.get_num_threads()])
 
 
+MakeMachine = Callable[[dict[int, list[float]], int], Machine]
+
+
+@pytest.fixture
+def make_machine(count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> MakeMachine:
+    """Makes the clock, and sets the present number of threads."""
+
+    def make(seconds: dict[int, list[float]], present: int) -> Machine:
+        machine = Machine(seconds)
+        monkeypatch.setattr(threads, "time", machine)
+        monkeypatch.setattr(threads, "_cores", 2)
+        count(present)
+        return machine
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("present", "most", "seconds", "chosen", "steps"),
     [
@@ -130,27 +148,16 @@ class Machine:
     ],
 )
 def test_the_fastest_number_of_threads(
-    present: int,
-    most: int,
-    seconds: dict[int, list[float]],
-    chosen: int,
-    steps: int,
-    count: Callable[[int], None],
-    monkeypatch: pytest.MonkeyPatch,
+    present: int, most: int, seconds: dict[int, list[float]], chosen: int, steps: int, make_machine: MakeMachine
 ) -> None:
-    machine = Machine(seconds)
-    monkeypatch.setattr(threads, "time", machine)
-    count(present)
+    machine = make_machine(seconds, present)
     times = threads.ThreadTuner(machine.step).tune(most)
     assert torch.get_num_threads() == chosen and machine.steps == steps
     assert times == {n: pytest.approx(min(each)) for n, each in seconds.items()} or not times
 
 
-def test_a_run_that_becomes_slow_is_tuned_again(count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine({1: [0.1], 2: [0.1]})
-    monkeypatch.setattr(threads, "time", machine)
-    monkeypatch.setattr(threads, "_cores", 2)
-    count(2)
+def test_a_run_that_becomes_slow_is_tuned_again(make_machine: MakeMachine, count: Callable[[int], None]) -> None:
+    machine = make_machine({1: [0.1], 2: [0.1]}, 2)
     tuner = threads.ThreadTuner(machine.step)
     tuner.tune(2)
 
@@ -173,10 +180,8 @@ def test_a_run_that_becomes_slow_is_tuned_again(count: Callable[[int], None], mo
     assert not tuned(600, 230) and tuned(600, 20)  # after 6 times 40 s
 
 
-def test_one_slow_iteration_is_no_reason(count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine({1: [0.1], 2: [0.1]})
-    monkeypatch.setattr(threads, "time", machine)
-    count(2)
+def test_one_slow_iteration_is_no_reason(make_machine: MakeMachine) -> None:
+    machine = make_machine({1: [0.1], 2: [0.1]}, 2)
     tuner = threads.ThreadTuner(machine.step)
     for index in range(10_000):
         seconds = 0.5 if index % 50 == 20 else 0.013  # a row of each batch is long, and an iteration was interrupted
@@ -184,28 +189,21 @@ def test_one_slow_iteration_is_no_reason(count: Callable[[int], None], monkeypat
         assert not tuner.due(200 + index % 7 * 100, seconds)
 
 
-def test_a_step_that_was_timed_has_no_effect(work: Path, count: Callable[[int], None]) -> None:
-    """A run whose steps were timed ends with the same weights as one with that number of threads."""
-    out, _ = free(work, *TINY_TRAIN)
-    assert CORES == 1 or "threads:     forward and backward pass" in out or "cpu (1 thread)" in out
-    chosen = load(work / "out/last.pt")
-    fixed = ok(work, *TINY_TRAIN, f"--threads={chosen.training['threads']}", "--out_dir=out-fixed")
-    assert "threads: " not in fixed.out
-    again = load(work / "out-fixed/last.pt")
-    assert all(torch.equal(weight, again.model[name]) for name, weight in chosen.model.items())
-
-
 # ---- what the user asks for ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", ["0", "many", "1.5", "1000", ""])
-def test_bad_numbers(value: str, work: Path) -> None:
-    assert "must be auto or a number from 1 to 999" in refused(work, *TINY_TRAIN, f"--threads={value}")
-
-
-def test_a_resumed_run_keeps_its_number(run_copy: Path, count: Callable[[int], None]) -> None:
+def test_a_resumed_run_keeps_its_number(
+    run_copy: Path, count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not in several processes, which share the cores."""
     ok(run_copy, *TINY_TRAIN, "--threads=2", "--out_dir=out-two")
     assert load(run_copy / "out-two/last.pt").training["threads"] == 2
+    for processes, flags, used in (("2", [], 1), ("2", ["--threads=2"], 2), ("1", [], 2)):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        count(1)
+        config = parse(TrainConfig, ["--init_from=resume", f"--out_dir={run_copy / 'out-two'}", *flags])
+        choose_compute(config, load_run_to_resume(config).training)
+        assert torch.get_num_threads() == used
     count(1)
     more = ["train", "--init_from=resume", "--out_dir=out-two"]
     assert "cpu (2 threads)" in ok(run_copy, *more, "--max_iters=25").out
@@ -250,15 +248,3 @@ def test_a_number_that_is_kept_beside_busy_processes(
         count(4)
         note = threads.set_threads("auto", kept)
         assert torch.get_num_threads() == used and f"keep 2.9 of 4 CPUs busy; {says}" in note
-
-
-def test_several_processes_do_not_take_over_the_number_of_one(
-    run_copy: Path, count: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ok(run_copy, *TINY_TRAIN, "--threads=2", "--out_dir=out-two")
-    for processes, flags, used in (("2", [], 1), ("2", ["--threads=2"], 2), ("1", [], 2)):
-        monkeypatch.setenv("WORLD_SIZE", processes)
-        count(1)
-        config = parse(TrainConfig, ["--init_from=resume", f"--out_dir={run_copy / 'out-two'}", *flags])
-        choose_compute(config, load_run_to_resume(config).training)
-        assert torch.get_num_threads() == used

@@ -27,6 +27,7 @@ from models import shaken, small
 from tinygpt.checkpoint import lora
 from tinygpt.checkpoint.lora import LoRA
 from tinygpt.checkpoint.resize import grow_vocabulary
+from tinygpt.checkpoint.store import load
 from tinygpt.model import GPT
 from tinygpt.training.log import read_metrics
 
@@ -75,6 +76,22 @@ def torchrun(folder: Path, *args: str, launch: Sequence[str] = LAUNCH) -> subpro
 def numbers(run: Path) -> list[tuple[str, int, list[float]]]:
     names = {"train": ("loss", "grad_norm", "lr"), "eval": ("train_loss", "val_loss")}
     return [(line["kind"], line["step"], [line[name] for name in names[line["kind"]]]) for line in read_metrics(run)]
+
+
+def assert_equal_runs(ours: Path, theirs: Path) -> None:
+    """Require equal losses, gradient norms, weights and moments, up to 1e-3."""
+    one, two = numbers(ours), numbers(theirs)
+    assert [line[:2] for line in one] == [line[:2] for line in two]
+    for (_, _, values), (_, _, expected) in zip(one, two, strict=True):
+        assert values == pytest.approx(expected, abs=1e-3)
+    mine, other = load(ours / "last.pt"), load(theirs / "last.pt")
+    assert mine.num_params == other.num_params  # a tied matrix is saved once
+    tolerance = 1e-2 if mine.config["optimizer"] == "muon" else 1e-3  # Muon computes in bfloat16
+    for name, weight in other.model.items():
+        torch.testing.assert_close(mine.model[name], weight, atol=tolerance, rtol=0)
+    moments = mine.training["optimizer"]["moments"]
+    for name, parts in other.training["optimizer"]["moments"].items():
+        torch.testing.assert_close(moments[name], parts, atol=tolerance, rtol=0)
 
 
 def two_processes(folder: Path, *args: str) -> list[Child]:

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import TINY_TRAIN, ok
+from conftest import TINY_TRAIN, commands_here, ok
+from models import same_weights
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.process import peak_memory
@@ -21,13 +21,12 @@ def test_a_child_trains_as_the_command_does_and_its_cost_is_measured(
 ) -> None:
     out = work / "out-1.5"
     cost = train_in_child("train", "", out, work / "data/tiny", **OPTIONS)
-    expected, weights = load(tiny_run / "out/last.pt"), load(out / "last.pt").model
-    assert all(torch.equal(weights[name], expected.model[name]) for name in expected.model)
+    assert same_weights(out / "last.pt", tiny_run / "out/last.pt")
     assert cost == Cost(
         seconds=read_metrics(out)[-1]["seconds"],
         memory=cost.memory,
         bytes=os.stat(out / "ckpt.pt").st_size,
-        weights=expected.num_params,
+        weights=load(out / "last.pt").num_params,
         base_losses={},
     )
     assert 50e6 < cost.memory < 20e9 and cost.memory != peak_memory()
@@ -36,26 +35,19 @@ def test_a_child_trains_as_the_command_does_and_its_cost_is_measured(
     assert cost_of(tiny_run / "out").memory == 0  # it had no process of its own
 
 
-def test_a_child_continues_a_run_and_a_mistake_has_the_status_of_the_command(tiny_run: Path, run_copy: Path) -> None:
-    longer = train_in_child("train", "", run_copy / "out", run_copy / "data/tiny", max_iters=24)
-    assert [entry["step"] for entry in read_metrics(run_copy / "out") if entry["kind"] == "eval"][-1] == 24
-    assert longer.seconds > cost_of(tiny_run / "out").seconds
-    with pytest.raises(TinyGPTError, match=r"failed with status 2; its output is in .*none\.log") as caught:
-        train_in_child("train", "", run_copy / "none", run_copy / "data/tiny", n_layr=1)
-    assert caught.value.status == 2
-
-
-def test_a_refused_child_leaves_the_memory_of_the_run_and_a_new_run_removes_it(
+def test_a_child_continues_a_run_and_one_that_is_refused_leaves_its_memory(
     tiny_run: Path, run_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A mistake has the status of the command; a new run of the command removes the memory."""
     (run_copy / "random.py").write_text("1 / 0")  # in the current folder: no module of the child
     monkeypatch.chdir(run_copy)
     out, data = run_copy / "out", run_copy / "data/tiny"
-    measured = train_in_child("train", "", out, data, max_iters=22).memory
-    assert measured > 50e6
-    with pytest.raises(TinyGPTError, match="failed with status 2"):
+    longer = train_in_child("train", "", out, data, max_iters=22)
+    assert [entry["step"] for entry in read_metrics(out) if entry["kind"] == "eval"][-1] == 22
+    assert longer.seconds > cost_of(tiny_run / "out").seconds and longer.memory > 50e6
+    with pytest.raises(TinyGPTError, match=r"failed with status 2; .* in .*out\.log") as caught:
         train_in_child("train", "", out, data, n_layr=1)
-    assert cost_of(out).memory == measured
+    assert caught.value.status == 2 and cost_of(out).memory == longer.memory
     ok(run_copy, *TINY_TRAIN, "--max_iters=1")
     assert cost_of(out).memory == 0
 
@@ -63,7 +55,8 @@ def test_a_refused_child_leaves_the_memory_of_the_run_and_a_new_run_removes_it(
 def test_the_cost_of_an_adapter_counts_what_was_trained(models: Path, tmp_path: Path) -> None:
     settings = {"lora_rank": 2, "max_iters": 2, "eval_interval": 2, "eval_iters": 1, "patience": 0, "device": "cpu"}
     settings |= {"ckpt": models / "out", "base_dataset": "tiny", "warmup_iters": 0}
-    cost = train_in_child("finetune", "", tmp_path / "out", models / "data/colours", **settings)
+    with commands_here():
+        cost = train_in_child("finetune", "", tmp_path / "out", models / "data/colours", **settings)
     assert cost.bytes == os.stat(tmp_path / "out/adapter.pt").st_size
     adapted = {name: weight for name, weight in load(tmp_path / "out").model.items() if "lora" in name or "new" in name}
     assert cost.weights == sum(weight.numel() for weight in adapted.values()) and adapted

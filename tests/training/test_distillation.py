@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, needs_fork, ok, refused
+from conftest import TINY_TRAIN, ok
 from models import every_path, ids, same_weights, shaken, small
-from runs import BATCH, FLAGS, column, numbers, two_processes
+from runs import FLAGS, column
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.base.configs.parse import parse
 from tinygpt.base.device import Autocast, Compute
-from tinygpt.checkpoint.store import load, save
+from tinygpt.checkpoint.store import load
 from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.examine.report.one_step import one_step
 from tinygpt.fast.model import FastGPT
@@ -91,56 +90,31 @@ def test_a_share_of_0_changes_nothing_and_half_changes_the_weights(run_copy: Pat
     assert column(run_copy / "student", "train", "loss")[0] == column(run_copy / "out", "train", "loss")[0]
 
 
-@pytest.mark.parametrize("how", ["here", "elsewhere", "changed", "dropped"])
-def test_resuming_is_exact_and_another_teacher_is_noted(run_copy: Path, how: str) -> None:
+def test_resuming_is_exact_and_another_teacher_is_noted(run_copy: Path) -> None:
     """A relative path counts from where the run was started."""
     ok(run_copy, *TINY_TRAIN, *TAUGHT, "--out_dir=whole")
     ok(run_copy, *TINY_TRAIN, *TAUGHT, "--max_iters=13")
-    if how == "changed":
-        (run_copy / "out/ckpt.pt").write_bytes((run_copy / "student/last.pt").read_bytes())
-    here, out = (run_copy / "data", "../student") if how == "elsewhere" else (run_copy, "student")
-    more = ["--teacher="] if how == "dropped" else []
-    said = ok(here, "train", "--init_from=resume", f"--out_dir={out}", "--max_iters=20", *more).out
-    assert ("the teacher's fingerprint of this run was " in said) == (how in ("changed", "dropped"))
-    assert load(run_copy / "student").config["teacher"] == ("" if how == "dropped" else "out/ckpt.pt")
-    assert same_weights(run_copy / "whole/last.pt", run_copy / "student/last.pt") == (how in ("here", "elsewhere"))
-
-
-@needs_fork
-def test_two_processes_learn_what_one_does(run_copy: Path) -> None:
-    flags = [*TINY_TRAIN, *BATCH, "--teacher=out"]
-    ok(run_copy, *flags, "--out_dir=one")
-    assert [child.status for child in two_processes(run_copy, *flags, "--out_dir=two")] == [0, 0]
-    for (*_, expected), (*_, found) in zip(numbers(run_copy / "one"), numbers(run_copy / "two"), strict=True):
-        assert found == pytest.approx(expected, abs=1e-3)
+    shutil.copytree(run_copy / "student", run_copy / "stopped")
+    for how in ("elsewhere", "dropped", "changed"):
+        shutil.rmtree(run_copy / "student")
+        shutil.copytree(run_copy / "stopped", run_copy / "student")
+        if how == "changed":
+            (run_copy / "out/ckpt.pt").write_bytes((run_copy / "stopped/last.pt").read_bytes())
+        more = ["--teacher="] if how == "dropped" else []
+        args = ["train", "--init_from=resume", "--out_dir=../student", "--max_iters=20", *more]
+        said = ok(run_copy / "data", *args).out
+        assert ("the teacher's fingerprint of this run was " in said) == (how != "elsewhere")
+        assert load(run_copy / "student").config["teacher"] == ("" if how == "dropped" else "out/ckpt.pt")
+        assert same_weights(run_copy / "whole/last.pt", run_copy / "student/last.pt") == (how == "elsewhere")
 
 
 def test_fine_tuning_with_a_teacher(tuned: Path, tmp_path: Path) -> None:
     """A fine-tuned model teaches an adapter on the same base, on pairs; a model without the task's tokens cannot."""
     work = Path(shutil.copytree(tuned, tmp_path / "work"))
     args = ["finetune", *FLAGS, "--lora_rank=2", "--out_dir=student"]
-    assert "different vocabularies" in refused(work, *args, "--teacher=out")
     ok(work, *args, "--teacher=out-finetune")
     ok(work, *args, "--out_dir=alone")
     assert not same_weights(work / "student/last.pt", work / "alone/last.pt")
-
-
-@pytest.mark.parametrize(
-    ("flags", "says"),
-    [
-        (["--teacher=gone.pt"], r"teacher: gone.pt: no such file(?s:.*)train it first"),
-        (["--teacher=text.txt"], r"text.txt: not a checkpoint(?!(?s:.*)train it first)"),
-        (["--teacher=link.pt", "--out_dir=out"], "contains the teacher"),
-        (["--teacher=out", "--block_size=32"], "reads 16 tokens, but the rows of this run have 32"),
-        (["--teacher=out", "--teacher_share=1.5"], "teacher_share is 1.5"),
-    ],
-)
-def test_mistakes_get_one_sentence(run_copy: Path, flags: list[str], says: str) -> None:
-    (run_copy / "out/snapshots").mkdir()
-    shutil.copy(run_copy / "out/ckpt.pt", run_copy / "out/snapshots/step-0.pt")
-    (run_copy / "link.pt").symlink_to("out/snapshots/step-0.pt")
-    for command in ("train", "plan"):
-        assert re.search(says, refused(run_copy, command, *TINY_TRAIN[1:], "--out_dir=student", *flags))
 
 
 @pytest.mark.parametrize(("dtype", "kept"), [("bfloat16", "bfloat16"), ("float16", "float32")])
@@ -154,24 +128,11 @@ def test_a_teacher_in_low_precision(run_copy: Path, dtype: str, kept: str) -> No
     assert losses and all(map(math.isfinite, losses))
 
 
-def test_a_teacher_that_diverged_and_one_with_a_shorter_context(run_copy: Path) -> None:
-    """Relative positions do not help: a trained model has not learned longer rows."""
-    state = load(run_copy / "out")
-    state.model["transformer.ln_f.weight"].fill_(math.nan)
-    save(run_copy / "nan.pt", state)
-    result = cli_here(*TINY_TRAIN, "--teacher=nan.pt", "--out_dir=student", cwd=run_copy)
-    assert result.status == 1 and result.err.startswith("error: nan.pt: the weights are NaN")
-    ok(run_copy, *TINY_TRAIN, "--position=rope", "--out_dir=rope", "--max_iters=1")
-    assert "rope reads 16" in refused(run_copy, *TINY_TRAIN, "--block_size=32", "--teacher=rope", "--out_dir=longer")
-
-
-def test_commands_that_cannot_have_a_teacher(run_copy: Path) -> None:
-    ok(run_copy, *TINY_TRAIN, *TAUGHT)
-    assert "also learned from a teacher" in refused(run_copy, "why", "student", "--text=a")
-    assert "teacher cannot be used with" in refused(run_copy, "plan", *TINY_TRAIN[1:], *TAUGHT, "--processes=2")
+def test_a_student_without_its_teacher(run_copy: Path) -> None:
+    ok(run_copy, *TINY_TRAIN, *TAUGHT, "--max_iters=1")
     with contextlib.chdir(run_copy):
         assert one_step(LoadedRun("out", ReportConfig())) and not one_step(LoadedRun("student", ReportConfig()))
     (run_copy / "out/ckpt.pt").unlink()
     said = ok(run_copy, "train", "--init_from=resume", "--out_dir=student", "--eval_only").out
     assert "fingerprint" not in said
-    assert cli_here("sample", "--ckpt=student", "--max_new_tokens=5", cwd=run_copy).status == 0  # needs no teacher
+    ok(run_copy, "sample", "--ckpt=student", "--max_new_tokens=5")

@@ -1,5 +1,6 @@
 """Two processes, forked or under torchrun: they learn what one process learns."""
 
+import contextlib
 import re
 import shlex
 import signal
@@ -8,10 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from children import Child, ranks, wait_for_lines
 from conftest import PATIENCE, TINY_TRAIN, needs_fork, ok
-from runs import BATCH, numbers, torchrun, two_processes
+from runs import BATCH, assert_equal_runs, numbers, torchrun, two_processes
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.files import folder_lock
@@ -21,19 +21,17 @@ from tinygpt.training.run import Run
 
 
 @needs_fork
-def test_two_processes_learn_what_one_does(work: Path) -> None:
+@pytest.mark.parametrize("flags", [[], ["--teacher=out"]], ids=["alone", "with a teacher"])
+def test_two_processes_learn_what_one_does(run_copy: Path, flags: list[str]) -> None:
     """Same batches, so the same losses up to the order of additions, in training and in evaluation; written once."""
-    ok(work, *TINY_TRAIN, *BATCH, "--out_dir=one")
-    first, second = two_processes(work, *TINY_TRAIN, *BATCH, "--out_dir=two")
+    ok(run_copy, *TINY_TRAIN, *BATCH, *flags, "--out_dir=one")
+    first, second = two_processes(run_copy, *TINY_TRAIN, *BATCH, *flags, "--out_dir=two")
     assert first.status == second.status == 0, first.output + second.output
-    one, two = numbers(work / "one"), numbers(work / "two")
-    assert [line[:2] for line in two] == [line[:2] for line in one] and len(one) == 4 + 3
-    for (_, _, expected), (kind, step, found) in zip(one, two, strict=True):
-        assert found == pytest.approx(expected, abs=1e-5 if (kind, step) in {("train", 0), ("eval", 0)} else 1e-3)
     assert first.output.count("done in") == 1 and "; 2 processes" in first.output and not second.output
-    ours, theirs = load(work / "two/last.pt"), load(work / "one/last.pt")
-    for name, weight in theirs.model.items():
-        torch.testing.assert_close(ours.model[name], weight, atol=1e-3, rtol=0)
+    assert_equal_runs(run_copy / "two", run_copy / "one")
+    for (kind, step, expected), (*_, found) in zip(numbers(run_copy / "one"), numbers(run_copy / "two"), strict=True):
+        if step == 0:
+            assert found == pytest.approx(expected, abs=1e-5), kind
 
 
 @pytest.mark.parametrize(("count", "shares"), [(1, (8, 4)), (2, (4, 4)), (16, (1, 2))])
@@ -52,26 +50,24 @@ def test_an_uneven_split_is_refused_in_one_sentence(work: Path) -> None:
 
 
 @needs_fork
-def test_a_process_that_loses_another_says_so_in_one_sentence(work: Path) -> None:
-    """The first one is refused the folder, while the second waits for it."""
-    with folder_lock(work / "two", "run"):
-        first, second = two_processes(work, *TINY_TRAIN, *BATCH, "--out_dir=two")
-    assert first.status == 2 and "error: two is in use by process" in first.output
-    assert second.status == 1 and second.output.startswith("error: another process of this run has ended")
-    assert len(second.output.splitlines()) == 2
-
-
-@needs_fork
-def test_a_process_without_the_dataset_does_not_leave_the_other_one_waiting(work: Path) -> None:
-    flags = [*TINY_TRAIN, *BATCH, "--out_dir=two"]
-    both = [
-        Child([*flags, f"--data_dir={data}"], work / f"{data}.log", work, **place)
-        for data, place in zip(("data", "nowhere"), ranks(2), strict=True)
-    ]
-    first, second = (child.wait(PATIENCE, otherwise=signal.SIGKILL) for child in both)
-    assert (first, second) == (1, 2), both[0].output + both[1].output
-    assert "another process of this run has ended" in both[0].output
-    assert "dataset 'tiny' is not prepared (nowhere/tiny/meta.json" in both[1].output
+@pytest.mark.parametrize("failure", ["the folder is in use", "no dataset"])
+def test_a_process_that_loses_another_says_so_in_one_sentence(work: Path, failure: str) -> None:
+    """One is refused its folder, or its dataset, while the other waits for it."""
+    no_data = failure == "no dataset"
+    folders = ["data", "nowhere" if no_data else "data"]
+    lock = contextlib.nullcontext() if no_data else folder_lock(work / "two", "run")
+    with lock:
+        both = [
+            Child([*TINY_TRAIN, *BATCH, "--out_dir=two", f"--data_dir={data}"], work / f"{rank}.log", work, **place)
+            for rank, (data, place) in enumerate(zip(folders, ranks(2), strict=True))
+        ]
+        for child in both:
+            child.wait(PATIENCE, otherwise=signal.SIGKILL)
+    left, refused = both if no_data else both[::-1]
+    reason = "dataset 'tiny' is not prepared (nowhere/tiny/meta.json" if no_data else "two is in use by process"
+    assert refused.status == 2 and f"error: {reason}" in refused.output
+    assert left.status == 1 and left.output.startswith("error: another process of this run has ended")
+    assert len(left.output.splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch.utils.tensorboard
 from children import Child
-from conftest import TINY_TRAIN, cli_here, listing, ok, refused, trained, until
-from runs import BATCH, FLAGS, torchrun
+from conftest import TINY_TRAIN, cli_here, listing, needs_fork, ok, refused, tiny_text, trained, until
+from runs import BATCH, FLAGS, two_processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tinygpt.train
@@ -69,9 +69,21 @@ def logged(out: Path) -> list[Point]:
 # ---- the points -------------------------------------------------------------------------------------------------
 
 
-def test_the_points_are_the_figures_of_metrics_jsonl(work: Path) -> None:
+def test_the_points_are_the_figures_of_metrics_jsonl(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the run is in progress, no report replaces them."""
+    evaluate, said = tinygpt.train.evaluate, []
+
+    def evaluated(run: Any) -> bool:
+        best = evaluate(run)
+        if run.progress.step == 10:
+            child = Child(["report", "out", "--tensorboard"], work / "log", work)
+            said.append((child.wait(), child.output))
+        return best
+
+    monkeypatch.setattr(tinygpt.train, "evaluate", evaluated)
     began = time.time()
     result = trained(work, ON)
+    assert said[0][0] == 2 and f"out/tensorboard is in use by process {os.getpid()}" in said[0][1]
     assert shown(work / "out") == logged(work / "out") and len(shown(work / "out")) == 20 * 4 + 3 * 2
     assert "\ncurves:      tensorboard --logdir out\n" in result.out
     lines = [json.loads(line) for line in (work / "out/metrics.jsonl").read_text().splitlines()]
@@ -129,24 +141,21 @@ def test_a_killed_run_that_is_resumed_shows_each_step_once(work: Path) -> None:
     assert len(files) == 1
 
 
-def test_a_new_run_replaces_the_points_of_the_earlier_one(work: Path) -> None:
-    trained(work, ON)
-    trained(work, ON, "--max_iters=5", "--seed=8")
+def test_a_run_that_gets_the_key_later_shows_its_beginning(work: Path) -> None:
+    trained(work)
+    ok(work, "train", "--init_from=resume", "--max_iters=25", ON)
+    points = shown(work / "out")
+    assert points == logged(work / "out") and max(point[2] for point in points) == 25
+    ok(work, "train", "--init_from=resume", "--max_iters=30", "--report_to=none")
+    assert shown(work / "out") == points  # one that loses it again keeps what it has
+    trained(work, ON, "--max_iters=5", "--seed=8")  # a new run has none of them
     assert shown(work / "out") == logged(work / "out") and len(shown(work / "out")) == 5 * 4 + 2 * 2
 
 
-def test_a_run_that_gets_the_key_later_shows_its_beginning(work: Path) -> None:
-    trained(work)
-    for on, most in ((ON, 25), ("--report_to=none", 30)):  # and one that loses it again keeps what it has
-        resumed = cli_here("train", "--init_from=resume", "--max_iters=25", on, cwd=work)
-        assert resumed.status == 0 and max(point[2] for point in shown(work / "out")) == min(most, 25)
-        assert shown(work / "out") == logged(work / "out")
-
-
-@pytest.mark.slow
+@needs_fork
 def test_of_two_processes_one_writes(work: Path) -> None:
-    result = torchrun(work, *TINY_TRAIN, *BATCH, ON)
-    assert result.returncode == 0, result.stderr
+    first, second = two_processes(work, *TINY_TRAIN, *BATCH, ON)
+    assert first.status == second.status == 0, first.output + second.output
     assert shown(work / "out") == logged(work / "out") and len(shown(work / "out")) == 4 * 4 + 3 * 2
     assert len(list((work / "out/tensorboard/train").glob("*tfevents*"))) == 1
 
@@ -230,7 +239,10 @@ def test_old_runs_are_converted_once(run_copy: Path) -> None:
     os.utime(run_copy / "other/metrics.jsonl", (1e9, 1e9))
     (run_copy / "out/tensorboard/train").mkdir(parents=True)
     (run_copy / "out/tensorboard/train/events.out.tfevents.1.other").write_bytes(b"")
+    link = run_copy / "out/tensorboard/train/events.out.tfevents.9.tinygpt"
+    link.symlink_to(run_copy / "text.txt")
     said = ok(run_copy, "report", "out", "other/", "--tensorboard").out
+    assert not link.is_symlink() and (run_copy / "text.txt").read_text() == tiny_text()
     assert "other/tensorboard (points: 83)" in said and said.endswith("next: tensorboard --logdir .\n")
     assert shown(run_copy / "out") == logged(run_copy / "out") and not (run_copy / "out/loss.png").exists()
     points = scalars(readers(run_copy / "other"))
@@ -242,41 +254,3 @@ def test_old_runs_are_converted_once(run_copy: Path) -> None:
         assert scalars(readers(run_copy / "other")) == points
     assert len(listing(run_copy / "other/tensorboard")) == len(before[1]) + 2, "one more, empty file in each folder"
     assert (run_copy / "out/tensorboard/train/events.out.tfevents.1.other").exists()
-
-
-def test_a_link_is_removed_and_its_target_kept(run_copy: Path) -> None:
-    (run_copy / "out/tensorboard/train").mkdir(parents=True)
-    link = run_copy / "out/tensorboard/train/events.out.tfevents.9.tinygpt"
-    link.symlink_to(run_copy / "text.txt")
-    before = (run_copy / "text.txt").read_bytes()
-    assert before and cli_here("report", "out", "--tensorboard", cwd=run_copy).status == 0
-    assert (run_copy / "text.txt").read_bytes() == before and not link.is_symlink()
-
-
-def test_the_event_files_of_a_run_in_progress_are_not_replaced(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate, said = tinygpt.train.evaluate, []
-
-    def evaluated(run: Any) -> bool:
-        best = evaluate(run)
-        if run.progress.step == 10:
-            child = Child(["report", "out", "--tensorboard"], work / "log", work)
-            said.append((child.wait(), child.output))
-        return best
-
-    monkeypatch.setattr(tinygpt.train, "evaluate", evaluated)
-    trained(work, ON)
-    assert said[0][0] == 2 and f"out/tensorboard is in use by process {os.getpid()}" in said[0][1]
-    assert shown(work / "out") == logged(work / "out")
-
-
-def test_mistakes_have_their_sentence(run_copy: Path) -> None:
-    (run_copy / "fresh").mkdir()
-    (run_copy / "fresh/metrics.jsonl").write_text('{"kind": "sample", "step": 0, "text": "x"}\n')
-    for args, said in (
-        (["out", "gone"], "gone/metrics.jsonl: no such file"),
-        (["out", "fresh"], "fresh has no losses yet"),
-        (["out", "-o", "x.html"], "tensorboard cannot be used with output"),
-        (["out", "--png=x.png"], "png cannot be used with tensorboard"),
-    ):
-        assert said in refused(run_copy, "report", *args, "--tensorboard")
-    assert "'wandb' is not one of none, tensorboard" in refused(run_copy, *TINY_TRAIN, "--report_to=wandb")

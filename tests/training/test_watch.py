@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +23,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
-from children import Child, ranks
+from children import Child, ranks, wait_for_lines
 from conftest import PATIENCE, TINY_TRAIN, cli_here, listing, ok, refused, until
+from models import same_weights
 from pages import Browser, in_a_browser
 
 from tinygpt import train
@@ -110,11 +109,6 @@ def is_finished(run: Path) -> bool:
     return page.exists() and 'id="live"' not in page.read_text("utf-8") and not (run / "report-live").exists()
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
-    ours, theirs = load(one).model, load(other).model
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
 # ---- in a browser -----------------------------------------------------------------------------------------------
 
 
@@ -134,20 +128,17 @@ class Page(Browser):
     @property
     def steps(self) -> list[str]:
         """The steps of the evaluations that the page shows."""
-        return list(
-            self.run("return [...document.querySelectorAll('#curves details tbody th')].map(th => th.textContent)")
-        )
+        cells = "[...document.querySelectorAll('#curves details tbody th')]"
+        return list(self.run(f"return {cells}.map(th => th.textContent)"))
 
     def wait(self, pattern: str) -> re.Match[str]:
         found = until(lambda: re.search(pattern, self.status))
         assert isinstance(found, re.Match)
         return found
 
-    def text(self, selector: str) -> str:
-        return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
-
     def write(self, text: str) -> None:
         """Type a text, and choose a temperature and a head; the box keeps the focus."""
+        until(lambda: len(self.all("#heads button")) > 1)  # the page's script makes them, after the table of steps
         self.run("document.querySelectorAll('#heads button')[1].click()")
         self.slide("#temperature", 1.5)
         box = self.find("#text")
@@ -156,14 +147,13 @@ class Page(Browser):
 
     def written(self) -> list[Any]:
         """What the reader has left on the page."""
-        return list(
-            self.run(
-                "return [document.getElementById('text').value, document.getElementById('temperature').value,"
-                "document.activeElement.id, document.activeElement.selectionEnd,"
-                "document.querySelector('#heads [aria-pressed=true]').ariaLabel,"
-                "document.getElementById('type').getBoundingClientRect().top]"
-            )
+        left = (
+            "document.getElementById('text').value, document.getElementById('temperature').value,"
+            "document.activeElement.id, document.activeElement.selectionEnd,"
+            "document.querySelector('#heads [aria-pressed=true]').ariaLabel,"
+            "document.getElementById('type').getBoundingClientRect().top"
         )
+        return list(self.run(f"return [{left}]"))
 
     def keeps(self, left: list[Any]) -> bool:
         """Whether all is as it was left, at the same place of the window within a line of text, or above it where the
@@ -229,8 +219,11 @@ def test_open_pages_are_updated_and_keep_what_was_written(page: Page, run_copy: 
 @in_a_browser
 def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, trainer: Any) -> None:
     (work / "out").mkdir()
-    with watching(work) as process:
+    with watching(work):
         page.visit(work / "out")
+        page.wait("^waiting: no run has started in this folder$")  # its process is killed now
+    page.wait("^no longer updated; the page shows step 0$")
+    with watching(work) as process:
         page.wait("^waiting: no run has started in this folder$")
         assert not page.find("#untrained").is_displayed()
         sample = {"kind": "sample", "step": 0, "seconds": 0, "text": "<b>pzlla", "prompt": "\n"}
@@ -255,7 +248,8 @@ def test_a_run_is_seen_from_before_its_start_to_its_end(page: Page, work: Path, 
         training.send(signal.SIGTERM)
         assert training.wait() == 143, training.output
         found = page.wait(r"^stopped at step ([\d,]+); next: tinygpt train --init_from=resume --out_dir=out$")
-        until(lambda: "best model" in page.text("#memorised"))  # measured when the run has ended
+        memorised = "return document.getElementById('memorised').textContent"  # in one step: the page may change
+        until(lambda: "best model" in page.run(memorised))  # measured when the run has ended
         more = int(found[1].replace(",", "")) + 60
         assert trainer(work, *RESUME, f"--max_iters={more}", "--lr_schedule=constant").wait() == 0
         page.wait(f"^finished at step {more:,}$")
@@ -301,34 +295,7 @@ def test_a_killed_run_is_resumed_and_the_open_page_goes_on(page: Page, work: Pat
     assert one == other
 
 
-@pytest.mark.slow
-@in_a_browser
-def test_a_page_whose_process_was_killed_says_so(page: Page, run_copy: Path) -> None:
-    ok(run_copy, "report", "out")
-    with watching(run_copy) as process:
-        page.visit(run_copy / "out")
-        page.wait("^finished at step 20")
-        (run_copy / "out/metrics.jsonl").write_text("")  # as at the start of a new run
-        page.wait("^waiting: ")
-        process.kill()
-        page.wait("^no longer updated; the page shows step 20$")
-
-
 # ---- the run ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_watching_changes_nothing_in_a_run(tiny_run: Path, work: Path, trainer: Any) -> None:
-    training = trainer(work, *TINY_TRAIN, "--watch")
-    assert training.wait() == 0, training.output
-    assert training.output.count("watch: ") == 1
-    assert re.search(r"\ndone in [^$]*\npage: out/report.html\n\nnext: .*\n$", training.output), training.output
-    until(lambda: is_finished(work / "out"))
-    for name in ("ckpt.pt", "last.pt"):
-        assert_same_weights(work / "out" / name, tiny_run / "out" / name)
-        assert "watch" not in load(work / "out" / name).config
-    one, other = ((folder / "out/config.yaml").read_text() for folder in (work, tiny_run))
-    assert one == other  # so it is not inherited, either
 
 
 @pytest.mark.parametrize("fault", ["no program", "ends at once", "is killed"])
@@ -349,13 +316,13 @@ def test_a_child_that_fails_costs_a_note(tiny_run: Path, work: Path, trainer: An
 
     training = trainer(work, *TINY_TRAIN, "--watch", before=before)
     assert training.wait() == 0, training.output
-    notes = re.findall(
-        r"^note: the page of this run is no longer updated \((.*)\); afterwards: tinygpt report out$",
-        training.output,
-        re.M,
+    note = r"^note: the page of this run is no longer updated \((.*)\); afterwards: tinygpt report out$"
+    assert (
+        len(re.findall(note, training.output, re.M)) == 1
+        and training.output.count("note: ") == 1
+        and "page: " not in training.output
     )
-    assert len(notes) == 1 and training.output.count("note: ") == 1 and "page: " not in training.output
-    assert_same_weights(work / "out/last.pt", tiny_run / "out/last.pt")
+    assert same_weights(work / "out/last.pt", tiny_run / "out/last.pt")
 
 
 STAND_IN = """#!{python}
@@ -380,6 +347,26 @@ def stand_in(work: Path, seconds: int) -> Callable[[], None]:
     return before
 
 
+def test_watching_changes_nothing_in_a_run(tiny_run: Path, work: Path, trainer: Any) -> None:
+    training = trainer(work, *TINY_TRAIN, "--watch", before=stand_in(work, seconds=0))
+    assert training.wait() == 0, training.output
+    assert training.output.count("watch: ") == 1
+    assert re.search(r"\ndone in [^$]*\npage: out/report.html\n\nnext: .*\n$", training.output), training.output
+    for name in ("ckpt.pt", "last.pt"):
+        assert same_weights(work / "out" / name, tiny_run / "out" / name)
+        assert "watch" not in load(work / "out" / name).config
+    one, other = ((folder / "out/config.yaml").read_text() for folder in (work, tiny_run))
+    assert one == other  # so it is not inherited, either
+
+
+def test_the_page_of_a_run_that_a_signal_stops(work: Path, trainer: Any) -> None:
+    training = trainer(work, *TINY_TRAIN, *LONG, "--watch", before=stand_in(work, seconds=0))
+    wait_for_lines(training, work / "out", 5)
+    training.send(signal.SIGINT)
+    assert training.wait() == 130, training.output
+    assert re.search(r"\npage: out/report.html\n\nnext: tinygpt train --init_from=resume .*\n$", training.output)
+
+
 def test_a_page_that_takes_long_is_completed_later(work: Path, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "LAST_PAGE", 0)
     training = trainer(work, *TINY_TRAIN, "--watch", before=stand_in(work, seconds=10))
@@ -387,31 +374,21 @@ def test_a_page_that_takes_long_is_completed_later(work: Path, trainer: Any, mon
     assert "\npage: out/report.html is completed in the background\n\nnext: " in training.output
 
 
-@pytest.mark.slow
 def test_two_processes_have_one_child(work: Path, trainer: Any) -> None:
-    before = stand_in(work, seconds=0)
-    flags = ["--batch_size=4", "--gradient_accumulation_steps=2", "--dropout=0", "--watch"]
-    both = [trainer(work, *TINY_TRAIN, *flags, before=before, **environment) for environment in ranks(2)]
+    flags = [*TINY_TRAIN, "--dropout=0", "--max_iters=2", "--watch"]
+    both = [trainer(work, *flags, before=stand_in(work, seconds=0), **environment) for environment in ranks(2)]
     assert [training.wait() for training in both] == [0, 0], both[0].output
     assert both[0].output.count("watch: ") == 1 and both[0].output.count("\npage: out/report.html\n\nnext: ") == 1
     assert "watch: " not in both[1].output and len(list(work.glob("started-*"))) == 1
 
 
-@pytest.mark.slow
-def test_a_lora_run_on_pairs_that_a_signal_stops(models: Path, tmp_path: Path, trainer: Any) -> None:
-    flags = [f"--ckpt={models}/out", f"--data_dir={models}/data", "--dataset=colours", "--out_dir=out", "--lora_rank=2"]
-    flags += ["--device=cpu", "--dtype=float32", "--max_iters=1000000", "--eval_interval=50", "--eval_iters=1"]
-    flags += ["--patience=0", "--batch_size=4", "--quiet", "--watch"]
-    training = trainer(tmp_path, "finetune", *flags, before=slow)
-    until(lambda: (tmp_path / "out/report.html").exists())
-    training.send(signal.SIGINT)
-    assert training.wait() == 130, training.output
-    assert re.search(r"\npage: out/report.html\n\nnext: tinygpt finetune --init_from=resume .*\n$", training.output)
-    until(lambda: is_finished(tmp_path / "out"))
-    assert 'id="prompt"' in (tmp_path / "out/report.html").read_text("utf-8")
-
-
 # ---- the page and its scripts -----------------------------------------------------------------------------------
+
+
+def live_page(run: Path, **settings: bool) -> LivePage:
+    page = LivePage(ReportConfig(runs=(str(run),), live=True, **settings), run.parent / "page.html")
+    page.scripts.mkdir(exist_ok=True)
+    return page
 
 
 def written_state(page: LivePage) -> dict[str, Any]:
@@ -420,15 +397,12 @@ def written_state(page: LivePage) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_last_page_is_announced_until_it_is_made(tiny_run: Path, work: Path) -> None:
-    shutil.copytree(tiny_run / "out", work / "out")
-    page = LivePage(ReportConfig(runs=(str(work / "out"),), live=True), work / "page.html")
-    page.scripts.mkdir()
+def test_the_last_page_is_announced_until_it_is_made(run_copy: Path) -> None:
+    page = live_page(run_copy / "out")
     said = [written_state(page)]
     page.make_page()
     said.append(written_state(page))
-    run = cli_here(*RESUME, "--max_iters=80", "--lr_schedule=constant", cwd=work)  # too short to be seen in between
-    assert run.status == 0, run.err
+    ok(run_copy, *RESUME, "--max_iters=80", "--lr_schedule=constant")  # too short to be seen in between
     said.append(written_state(page))
     page.make_page()
     said.append(written_state(page))
@@ -437,15 +411,13 @@ def test_the_last_page_is_announced_until_it_is_made(tiny_run: Path, work: Path)
     assert [one["count"] for one in said] == [1, 2, 3, 4] and len({one["version"] for one in said}) == 3
 
 
-@pytest.mark.parametrize("samples", [True, False])
+@pytest.mark.parametrize("samples", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_page_of_a_run_that_trains_gives_no_advice(run_copy: Path, samples: bool) -> None:
     log = run_copy / "out/metrics.jsonl"
     whole = [line for line in log.read_text().splitlines(True) if samples or json.loads(line)["kind"] != "sample"]
     if samples:
         whole.insert(0, json.dumps({"kind": "sample", "step": 0, "seconds": 0, "text": "pzlla", "prompt": "\n"}) + "\n")
-    page = LivePage(ReportConfig(runs=(str(run_copy / "out"),), live=True), run_copy / "page.html")
-    page.scripts.mkdir()
-    found = []
+    page, found = live_page(run_copy / "out"), []
     for lines, running in ((whole[:-1], True), (whole, False)):
         log.write_text("".join(lines))
         with mock.patch.object(FollowedRun, "is_running", running):
@@ -462,9 +434,7 @@ def test_the_page_of_a_run_that_trains_gives_no_advice(run_copy: Path, samples: 
 
 def test_the_state_has_a_sample_until_there_is_a_page(tmp_path: Path) -> None:
     made = Made(tmp_path)
-    page = LivePage(ReportConfig(runs=(str(tmp_path),), live=True), tmp_path / "page.html")
-    without = LivePage(ReportConfig(runs=(str(tmp_path),), live=True, no_text=True), tmp_path / "page.html")
-    page.scripts.mkdir()
+    page, without = live_page(tmp_path), live_page(tmp_path, no_text=True)
     made.add("sample", 0, text="pzlla", prompt="\n")
     assert written_state(page)["text"] == "pzlla" and written_state(without)["text"] == ""
     page.values = {"title": "of the first page"}
@@ -472,8 +442,7 @@ def test_the_state_has_a_sample_until_there_is_a_page(tmp_path: Path) -> None:
 
 
 def test_a_page_of_an_ended_run_that_failed_is_tried_again(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = LivePage(ReportConfig(runs=(str(run_copy / "out"),), live=True), run_copy / "page.html")
-    page.scripts.mkdir()
+    page = live_page(run_copy / "out")
     page.write_state()
     os.rename(run_copy / "out/ckpt.pt", run_copy / "away")
     page.attempt(page.update)
@@ -490,41 +459,29 @@ def test_what_a_killed_process_left_is_removed_by_the_next_report(run_copy: Path
     for name in ("state.js", "page.js", ".state.js.tmp", ".page.js.01234567.tmp"):
         (left / name).write_text("text of the dataset")
     with file_lock(run_copy / "out/report.html", ""):  # its process lives
-        ok(run_copy, "report", "out", "--no_text")
+        live.remove_leftovers(run_copy / "out/report.html")
     assert len(list(left.iterdir())) == 4
     ok(run_copy, "report", "out", "--no_text")
     assert not left.exists()
 
 
-def test_a_run_without_an_evaluation_leaves_the_file_that_was_there(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (path := tmp_path / "out/report.html").write_text("mine")
-    with watching_here(tmp_path / "out"):
-        until(lambda: path.read_text("utf-8") != "mine")
-    assert path.read_text() == "mine"
-
-
-def test_a_run_without_an_evaluation_leaves_no_page(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    with watching_here(tmp_path / "out"):
-        until(lambda: (tmp_path / "out/report.html").exists())
-        policy = re.search(r'Policy" content="([^"]*)"', (tmp_path / "out/report.html").read_text("utf-8"))
+@pytest.mark.parametrize("before", [{}, {"report.html": b"mine"}], ids=["nothing", "a page"])
+def test_a_run_without_an_evaluation_leaves_what_was_there(tmp_path: Path, before: dict[str, bytes]) -> None:
+    path = tmp_path / "out/report.html"
+    path.parent.mkdir()
+    for content in before.values():
+        path.write_bytes(content)
+    with watching_here(path.parent):
+        until(lambda: path.exists() and path.read_text("utf-8") != "mine")
+        policy = re.search(r'Policy" content="([^"]*)"', path.read_text("utf-8"))
         assert policy and re.match(r"default-src 'none'; script-src 'sha256-[^']*' 'strict-dynamic';", policy[1])
-    assert listing(tmp_path / "out") == {}
+    assert listing(path.parent) == before
 
 
-def test_mistakes_are_refused(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("nowhere", "text.txt"):
-        for runs in ([name], ["out", name]):
-            assert refused(tiny_run, "report", *runs, "--live").startswith(f"error: {name}: no such folder\n")
-    assert "png cannot be used with live" in refused(tiny_run, "report", "out", "--live", "--png=a.png")
-    assert "until_eof needs live" in refused(tiny_run, "report", "out", "--until_eof")
-    assert "report RUN --live" in refused(tiny_run, "watch", "out")
-    assert "cannot be used with eval_only" in refused(tiny_run, *TINY_TRAIN, "--watch", "--eval_only")
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "matplotlib" else find(name, *more)
-    )
+def test_what_the_page_needs(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    without = lambda name, *more: None if name == "matplotlib" else found(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     assert "report --live needs the package matplotlib" in refused(tiny_run, "report", "out", "--live")
     message = refused(tiny_run, *TINY_TRAIN, "--out_dir=new", "--watch")
     assert message.startswith("error: --watch needs the package matplotlib\n") and "train without --watch" in message
@@ -586,7 +543,7 @@ def test_the_phases_of_a_run(made: Made) -> None:
 
 
 def test_a_killed_run_is_not_running(made: Made) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended = subprocess.Popen(["true"])
     made.lock.write_text(str(ended.pid))
     made.add("train", 3, loss=1.0)
     ended.wait()
@@ -595,11 +552,9 @@ def test_a_killed_run_is_not_running(made: Made) -> None:
 
 def test_early_stopping_is_an_end(tmp_path: Path) -> None:
     made = Made(tmp_path, patience=2)
-    for step, loss in ((0, 4.0), (10, 3.0), (20, 3.5)):
+    for step, loss, phase in ((0, 4.0, "stopped"), (10, 3.0, "stopped"), (20, 3.5, "stopped"), (30, 3.1, "finished")):
         made.add("eval", step, train_loss=loss, val_loss=loss)
-    assert made.phase == "stopped 20"
-    made.add("eval", 30, train_loss=3.0, val_loss=3.1)
-    assert made.phase == "finished 30"
+        assert made.phase == f"{phase} {step}"
 
 
 def test_lines_that_are_incomplete_damaged_or_replaced(made: Made) -> None:
