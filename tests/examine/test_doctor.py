@@ -14,8 +14,11 @@ from conftest import TINY_TRAIN, cli_here
 
 from tinygpt import cli
 from tinygpt.base.configs import parse as configfile
+from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.parse import parse
+from tinygpt.checkpoint.store import load
+from tinygpt.examine.doctor.files import next_for_checkpoint
 from tinygpt.training.log import read_run
 from tinygpt.training.verdict import IN_A_ROW, MEANINGS, RULES, Verdict, evaluations, judge, remedy
 
@@ -289,3 +292,14 @@ def test_each_damaged_file_is_found(run_copy: Path) -> None:
 def test_a_model_without_a_log_has_no_verdict(run_copy: Path) -> None:
     (run_copy / "out/metrics.jsonl").unlink()
     assert cli_here("doctor", "out", cwd=run_copy).out == "files:       intact\n"
+
+
+def test_the_next_command_fits_the_model_and_its_dataset(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tuned)
+    labelled, text = load("out-finetune"), load("out")
+    assert next_for_checkpoint(labelled, "run", "data") == "tinygpt eval run"
+    assert next_for_checkpoint(labelled, "run", "nowhere") == "tinygpt sample run --plain"
+    assert next_for_checkpoint(text, "a b", "data") == "tinygpt sample 'a b'"
+    assert suggest.next_command({}, "out", True, prompt="1 2") == "tinygpt sample out --start '1 2'"
+    labelled.config["data_dir"] = "nowhere"
+    assert next_for_checkpoint(labelled, "run", "data") == "tinygpt eval run --data_dir=data"

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import TINY_TRAIN, cli_here, needs_fork, ok, refused, trained
 from models import largest
-from pages import Browser, node, slowly_in_a_browser
+from pages import Browser, node, page_data, slowly_in_a_browser
 from runs import FLAGS, LORA
 
 from tinygpt.base.configs.examine import ReportConfig
@@ -34,12 +34,6 @@ from tinygpt.examine.report.weights import BLOCK, differences, pack, page_weight
 from tinygpt.model import GPT, GPTConfig
 
 PLAIN = ["--fast=False", "--dropout=0", "--eval_interval=5"]
-
-
-def page_data(path: Path) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
-    assert found
-    return dict(json.loads(found[1]))
 
 
 @pytest.fixture(scope="session")
