@@ -294,12 +294,13 @@ def test_a_model_without_a_log_has_no_verdict(run_copy: Path) -> None:
     assert cli_here("doctor", "out", cwd=run_copy).out == "files:       intact\n"
 
 
-def test_the_next_command_fits_the_model_and_its_dataset(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tuned)
-    labelled, text = load("out-finetune"), load("out")
-    assert next_for_checkpoint(labelled, "run", "data") == "tinygpt eval run"
-    assert next_for_checkpoint(labelled, "run", "nowhere") == "tinygpt sample run --plain"
+def test_the_next_command_fits_the_model_and_its_dataset(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled, text = load(tuned / "out-finetune"), load(tuned / "out")
+    (tmp_path / "elsewhere").symlink_to(tuned / "data")
+    monkeypatch.chdir(tmp_path)
+    assert next_for_checkpoint(labelled, "run", "elsewhere") == "tinygpt eval run --data_dir=elsewhere"
+    assert next_for_checkpoint(labelled, "run", "data") == "tinygpt sample run --plain"
     assert next_for_checkpoint(text, "a b", "data") == "tinygpt sample 'a b'"
     assert suggest.next_command({}, "out", True, prompt="1 2") == "tinygpt sample out --start '1 2'"
-    labelled.config["data_dir"] = "nowhere"
-    assert next_for_checkpoint(labelled, "run", "data") == "tinygpt eval run --data_dir=data"

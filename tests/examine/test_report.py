@@ -609,39 +609,6 @@ def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Pa
     assert browser.driver.get_log("browser") == [] and browser.requests() == []
 
 
-# ---- mistakes ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["report", "nowhere"], "nowhere/metrics.jsonl: no such file"),
-        (["report", "data"], "data/metrics.jsonl: no such file"),
-        (["report", "bare"], "bare/ckpt.pt: no such file"),
-        (["report", "out", "data"], "data/metrics.jsonl: no such file"),
-        (["report", *["out"] * 7], "one figure cannot show the curves of 7 runs"),
-        (["report", "out", "-o", "no/where.html"], "no: no such folder"),
-        (["report", "out", "-o", "data"], "data: is a folder"),
-        (["report", "out", "-o"], "--output needs a value"),
-        (["export", "--ckpt=bare"], "bare/ckpt.pt: no such file"),
-        (["export", "--format=pdf"], "pdf"),
-        (["export", "--format=gguf", "--title=Mine"], "title needs format=html, but format is gguf"),
-        (["report", "out", "--png=a.png", "--title=Mine"], "png cannot be used with title"),
-        (["export", "-o", "no/where.html"], "no: no such folder"),
-        (["doctor", "nowhere"], "nowhere: no such folder"),
-        (["doctor", "data"], "data: neither a run (metrics.jsonl) nor a dataset (meta.json)"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_mistakes_get_one_sentence_and_write_nothing(run_copy: Path, args: list[str], message: str) -> None:
-    (run_copy / "bare").mkdir()
-    shutil.copy(run_copy / "out/metrics.jsonl", run_copy / "bare")
-    before = listing(run_copy)
-    result = cli_here(*args, cwd=run_copy)
-    assert result.status == 2 and message in result.err and "\n  try: " in result.err and result.out == ""
-    assert listing(run_copy) == before
-
-
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_a_missing_package_is_named(run_copy: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
