@@ -97,6 +97,7 @@ def test_diverging_is_seen_in_the_training_loss_or_in_its_end() -> None:
     assert verdict(up).kind != "diverged"
     assert verdict([*up, [300, 3.3, 3.3, 0.01]]).title == "diverged since step 300"
     both = rising(3, 3, 3)
+    assert judge(entries(both), SETTINGS | {"patience": 3}, "out").kind == "overfitting"
     for row in both[3:]:
         row[1] = 1.93  # by three standard errors above 1.9
     assert verdict(both, parameters=800_000, tokens=10).title == "diverged since step 300"
@@ -120,7 +121,6 @@ def test_diverging_is_seen_in_the_training_loss_or_in_its_end() -> None:
         ([4.2, 2.5, 2.0, 2.01, 2.01, 2.01], 4, 2000, "finished"),
         ([4.2, 2.5, 2.0, 2.01, 2.01, 2.01], 0, 2000, "finished"),
         ([4.2, 2.5, 2.0, 2.01, 2.01, 2.01], 3, 500, "finished"),
-        ([4.2, 2.5, 2.0, 2.03, 2.03, 2.03], 3, 2000, "overfitting"),
         ([2.0, 2.1], 1, 2000, "stopped early"),
     ],
 )
@@ -236,7 +236,7 @@ def test_a_run_that_diverges_says_so_in_its_metrics(tiny_data: Path, tmp_path: P
 
 def test_a_damaged_trail_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     draw, junk = random.Random(2), [None, "x", -1, 1e400, math.nan, [], {}, True, 10**30, ""]
-    for _ in range(300):
+    for _ in range(100):
         lines = [dict(entry) for entry in entries(CURVES["overfitted"])]
         for line in draw.choices(lines, k=4):
             line[draw.choice(["step", "kind", "train_loss", "val_loss", "val_loss_se"])] = draw.choice(junk)

@@ -561,8 +561,9 @@ def assert_no_folder(private: Path, page: dict[str, str]) -> None:
         assert str(private) not in text and private.parent.name not in text
 
 
+@pytest.mark.slow
 def test_a_page_without_the_dataset_contains_no_absolute_path(private: Path, tmp_path: Path) -> None:
-    ok(tmp_path, "report", private / "text", "-o", "page.html", f"--data_dir={private}/nowhere", "--no_text")
+    ok(tmp_path, "report", private / "text", "-o", "page.html", f"--data_dir={private}/nowhere")
     page = readings((tmp_path / "page.html").read_text("utf-8"))
     assert_no_folder(private, page)
     assert "is not prepared" in page["text"]
