@@ -100,8 +100,9 @@ def test_beyond_the_limits_the_first_tokens_are_used(monkeypatch: pytest.MonkeyP
     assert "training tokens and measured on the first 100 of 999" in omissions_note(3000, 999)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its peak memory")
-@pytest.mark.parametrize("vocab_size", [65, pytest.param(50257, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("vocab_size", [65, 50257])
 def test_ngram_baselines_at_their_limits_need_little_memory(vocab_size: int, tmp_path: Path) -> None:
     """80 million training tokens, a sparse file, and 5 million validation tokens, of which all trigrams may differ."""
     with open(tmp_path / "train.bin", "wb") as file:

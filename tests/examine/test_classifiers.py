@@ -1,6 +1,8 @@
 """Classifiers that are stored: against scikit-learn itself, the same after storing, impossible states refused."""
 
 import copy
+import functools
+import operator
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -177,21 +179,6 @@ def test_a_labeller_is_stored(tmp_path: Path) -> None:
     assert labeller.labels == ["who", "where", "when"] and labeller.threshold == 0.5 and labeller.kind == "linear"
 
 
-def replaced(state: dict[str, Any], *changes: tuple[str, Any]) -> dict[str, Any]:
-    """A copy of a state, with the values under `a.b` replaced; `...` removes one."""
-    state = copy.deepcopy(state)
-    for name, value in changes:
-        *folders, last = name.split(".")
-        part = state
-        for folder in folders:
-            part = part[folder]
-        if value is ...:
-            del part[last]
-        else:
-            part[last] = value
-    return state
-
-
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
     [
@@ -218,8 +205,14 @@ def replaced(state: dict[str, Any], *changes: tuple[str, Any]) -> dict[str, Any]
     ],
 )
 def test_an_impossible_state_is_refused(kind: str, name: str, value: object) -> None:
+    """`a.b` names a value in the state; `...` removes it."""
     classifier = fitted(kind)
-    state = replaced(classifier.state(), (name, value))
+    state = copy.deepcopy(classifier.state())
+    *folders, last = name.split(".")
+    part = functools.reduce(operator.getitem, folders, state)
+    part[last] = value
+    if value is ...:
+        del part[last]
     with pytest.raises(TinyGPTError, match="impossible"):
         restored(classifier.kind, state, 4, embed)
 

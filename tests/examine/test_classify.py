@@ -131,11 +131,8 @@ def test_unknown_characters_are_refused_or_left_out() -> None:
         label_scores(model, TOKENIZER, ["abc"], ["é"], skip_unknown=True)
 
 
-def test_no_prompts_no_scores() -> None:
+def test_no_prompts_no_scores_and_a_softmax_over_the_labels() -> None:
     assert [scores.shape for scores in label_scores(tiny(), TOKENIZER, [], LABELS)] == [(0, 5), (5,)]
-
-
-def test_probabilities_are_a_softmax_over_the_labels() -> None:
     scores = np.array([[-1000.0, -1000.0 - math.log(3)], [-5.0, -5.0], [0.0, -2000.0]])
     np.testing.assert_allclose(probabilities(scores), [[0.75, 0.25], [0.5, 0.5], [1, 0]], atol=1e-12)
 
@@ -194,9 +191,8 @@ def test_ngrams_learn_an_easy_task() -> None:
     assert probs is not None and note == ""
     assert [labels[answer] for answer in probs.argmax(axis=1)] == [label for _, label in val]
     assert probs.sum(axis=1) == pytest.approx(1)
-    rare, _ = ngram_probabilities(
-        [prompt for prompt, _ in train], truth + 1, ["who?"], 5
-    )  # labels 0 and 4 do not occur
+    prompts = [prompt for prompt, _ in train]
+    rare, _ = ngram_probabilities(prompts, truth + 1, ["who?"], 5)  # labels 0 and 4 do not occur
     assert rare is not None and rare[0, [0, 4]].tolist() == [1e-6, 1e-6] and rare[0].argmax() == 1
 
 
@@ -220,16 +216,21 @@ def test_the_word_baseline_sees_words_of_one_letter_and_pairs_but_nothing_inside
 
 
 def test_a_missing_ngram_baseline_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ngram_probabilities(["a", "b"], np.array([1, 1]), ["c"], 2)[0] is None  # one label: nothing to separate
-    assert "cannot be trained" in ngram_probabilities(["a", "b"], np.array([1, 1]), ["c"], 2)[1]
-    for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
+    none, note = ngram_probabilities(["a", "b"], np.array([1, 1]), ["c"], 2)  # one label: nothing to separate
+    assert none is None and "cannot be trained" in note
+    missing(monkeypatch, "sklearn")
     answers, note = ngram_probabilities(["a", "b"], np.array([0, 1]), ["c"], 2)
     assert answers is None and note == "the n-gram and word baselines need scikit-learn: pip install scikit-learn"
     report = sample_report()
     assert set(report["results"]) == {"model", "normalised", "majority"}
     assert f"({note})" in as_text(report) and "\nn-gram baseline" not in as_text(report)
+
+
+def missing(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """As if it were not installed."""
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
 
 
 # ---- the report -------------------------------------------------------------------------------------------------
@@ -281,25 +282,24 @@ def test_the_report_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_text_has_the_figures() -> None:
     report = sample_report()
     text = as_text(report)
-    for name, key in (
-        ("model ", "model"),
-        ("model, length-norm", "normalised"),
-        ("n-gra", "ngram"),
-        ("word", "word"),
-        ("majo", "majority"),
-    ):
-        line = next(line for line in text.splitlines() if line.startswith(name))
-        accuracy = report["results"][key]["accuracy"]
-        assert percent(accuracy, 80) in line
-        assert line.endswith(f"{report['results'][key]['macro_f1']:.3f}")
+    lines = text.splitlines()
+    names = {
+        "model ": "model",
+        "model, length-norm": "normalised",
+        "n-gra": "ngram",
+        "word": "word",
+        "majo": "majority",
+    }
+    for name, key in names.items():
+        line, result = next(line for line in lines if line.startswith(name)), report["results"][key]
+        assert percent(result["accuracy"], 80) in line and line.endswith(f"{result['macro_f1']:.3f}")
     assert "length-normalised: ranked by mean log-probability per token" in text
     assert f"loss {report['loss']:.4f}" in text and f"expected error {report['calibration_error']:.3f}" in text
-    row = next(line for line in text.splitlines() if line.startswith("place")).split()
-    assert row[1:4] == [str(count or "·") for count in report["confusion"][1]]
-    assert row[4] == f"{report['per_label']['place']['recall']:.2f}"
-    assert (
-        repr(report["mistakes"][0]["prompt"]) in text and f"{100 * report['mistakes'][0]['probability']:.1f}%" in text
-    )
+    row = next(line for line in lines if line.startswith("place")).split()
+    recall = f"{report['per_label']['place']['recall']:.2f}"
+    assert row[1:5] == [*(str(count or "·") for count in report["confusion"][1]), recall]
+    mistake = report["mistakes"][0]
+    assert repr(mistake["prompt"]) in text and f"{100 * mistake['probability']:.1f}%" in text
 
 
 def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
@@ -344,10 +344,9 @@ def test_twelve_labels_fit_into_100_columns(name: str) -> None:
 
 
 def test_control_characters_of_labels_and_prompts_are_shown_escaped() -> None:
-    report = sample_report(("red\x1b[1m", "blue\n", "\x9bgreen"))
-    lines = as_text(report).splitlines()
+    lines = as_text(sample_report(("red\x1b[1m", "blue\n", "\x9bgreen"))).splitlines()
     assert all(line.isprintable() for line in lines)
-    assert any(line.startswith(r"red\x1b[1m ") for line in lines) and any(line.startswith(r"blue\n ") for line in lines)
+    assert all(any(line.startswith(name) for line in lines) for name in (r"red\x1b[1m ", r"blue\n "))
 
 
 def test_the_confusion_matrix_is_drawn(tmp_path: Path) -> None:
@@ -365,9 +364,7 @@ def test_the_confusion_matrix_is_drawn(tmp_path: Path) -> None:
 
 def test_without_matplotlib_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = sample_report()
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    missing(monkeypatch, "matplotlib")
     with pytest.raises(TinyGPTError, match="needs the package matplotlib") as caught:
         draw_confusion(report, tmp_path / "picture.png")
     assert "pip install matplotlib" in caught.value.hint and not list(tmp_path.iterdir())

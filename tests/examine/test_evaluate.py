@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here, ok, refused
-from models import nanogpts_file
+from conftest import TINY_TRAIN, cli_here, ok
+from inputs import json_lines
 
 from tinygpt.base import device
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.examine import EvalConfig
 from tinygpt.base.configs.parse import parse
-from tinygpt.checkpoint.store import load
+from tinygpt.checkpoint import store
+from tinygpt.checkpoint.store import Checkpoint, load
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import TextRows
 from tinygpt.examine.eval import baselines
@@ -127,32 +130,26 @@ def test_the_standard_error_is_that_of_the_windows_means() -> None:
 
 
 def test_eval_measures_what_the_model_does(tiny_run: Path) -> None:
-    result = cli_here("eval", "--ckpt=out/ckpt.pt", "--device=cpu", "--dtype=float32", "--json", cwd=tiny_run)
-    assert result.status == 0, result.err
-    found = json.loads(result.out)
+    found = json.loads(ok(tiny_run, "eval", "--ckpt=out/ckpt.pt", "--device=cpu", "--dtype=float32", "--json").out)
     dataset = Dataset(str(tiny_run / "data"), "tiny")
     model, ids = load(tiny_run / "out").build_model().eval(), dataset.splits["val"]
     padded = torch.full(((len(ids) - 2) // 16 * 16 + 17,), -1)
     padded[: len(ids)] = torch.from_numpy(ids.astype(np.int64))
     with torch.no_grad():
         expected = model(padded[:-1].view(-1, 16).clamp(min=0), padded[1:].view(-1, 16))[1].item()
-    assert found["loss"] == pytest.approx(expected, abs=1e-4)
-    assert found["tokens"] == len(ids) - 1
+    bits = expected / math.log(2)  # a token is a character
+    baselines = ngram_baselines(dataset.splits["train"], ids, dataset.tokenizer.vocab_size)
+    assert found["loss"] == pytest.approx(expected, abs=1e-4) and found["tokens"] == len(ids) - 1
     assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-3)
-    assert found["bits_per_character"] == pytest.approx(expected / math.log(2), rel=1e-3)  # a token is a character
-    train = dataset.splits["train"]
-    assert found["baselines"] == pytest.approx(ngram_baselines(train, ids, dataset.tokenizer.vocab_size))
-    assert found["baselines"]["bigram"] < found["baselines"]["unigram"] < found["baselines"]["uniform"]
+    assert found["bits_per_character"] == pytest.approx(bits, rel=1e-3)
+    assert found["baselines"] == pytest.approx(baselines)
+    assert baselines["bigram"] < baselines["unigram"] < baselines["uniform"]
     assert (found["ckpt"], found["dataset"]) == ("out/ckpt.pt", "tiny")
-
-
-def test_eval_for_people_shows_the_same(tiny_run: Path) -> None:
-    found = json.loads(cli_here("eval", "--dtype=float32", "--json", cwd=tiny_run).out)
-    table = cli_here("eval", "--dtype=float32", "--ckpt=out", cwd=tiny_run).out
+    table = ok(tiny_run, "eval", "--dtype=float32", "--ckpt=out").out  # shows people the same
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if len(line.split()) == 4}
     loss, perplexity, bits = (found[name] for name in ("loss", "perplexity", "bits_per_character"))
     assert rows["model"] == [f"{loss:.4f}", f"{perplexity:.2f}", f"{bits:.3f}"]
-    assert {name: rows[name][0] for name in found["baselines"]} == {
+    assert {name: rows[name][0] for name in baselines} == {
         name: f"{value:.4f}" for name, value in found["baselines"].items()
     }
 
@@ -165,28 +162,15 @@ def test_eval_says_what_the_baselines_leave_out(tiny_run: Path, monkeypatch: pyt
     assert cli_here("eval", cwd=tiny_run).out.endswith(f"\nnote: {found['note']}\n")
 
 
-def test_eval_refuses_a_larger_vocabulary_than_the_models(run_copy: Path) -> None:
-    """nanoGPT's files hold no tokenizer, so the sizes are all that can be compared."""
-    torch.save(nanogpts_file(load(run_copy / "out/last.pt")), run_copy / "nano.pt")
-    (run_copy / "other.txt").write_text("".join(map(chr, range(32, 127))) * 50)
-    ok(run_copy, "prepare", "tiny", "--input=other.txt")
-    assert "but its tokenizer has 95" in refused(run_copy, "eval", "--ckpt=nano.pt")
-
-
-def test_bits_per_character_count_the_characters_of_a_token() -> None:
-    """A token of two characters has half of its bits for each. (Pairs: tests/adapt/test_import.py and below.)"""
+def test_bits_per_character_count_the_characters_of_a_token(tmp_path: Path) -> None:
+    """A token of two characters has half of its bits for each; one of a response in characters is a character."""
     text: Any = SimpleNamespace(splits={"val": range(50)}, sources={"val": None}, meta={"characters": {"val": 100}})
     assert bits_per_character(math.log(4), text) == pytest.approx(1)
     text.meta = {}
     assert bits_per_character(math.log(4), text) == pytest.approx(2)
-
-
-def test_a_token_of_a_response_in_characters_is_a_character(tmp_path: Path) -> None:
-    lines = [{"prompt": f"prompt {number}", "response": f"{number} é"} for number in range(99)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert cli_here("prepare", "mine", "--input=pairs.jsonl", "--format=pairs", cwd=tmp_path).status == 0
-    dataset = Dataset(str(tmp_path / "data"), "mine")
-    assert bits_per_character(math.log(4), dataset) == pytest.approx(2, rel=1e-15)
+    json_lines(tmp_path, [{"prompt": f"prompt {number}", "response": f"{number} é"} for number in range(99)])
+    ok(tmp_path, "prepare", "mine", "--input=pairs.jsonl", "--format=pairs")
+    assert bits_per_character(math.log(4), Dataset(str(tmp_path / "data"), "mine")) == pytest.approx(2, rel=1e-15)
 
 
 def test_a_sampled_loss_is_within_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,3 +239,170 @@ def test_commands_in_another_folder_find_the_dataset_of_a_run(run_copy: Path, tm
     other = cli_here("eval", f"--ckpt={tmp_path}/moved", cwd=elsewhere)
     assert other.status == 2 or "has other text than the one that the model was trained on" in other.err
     assert cli_here("eval", f"--ckpt={tmp_path}/moved", f"--data_dir={run_copy}/data", cwd=tmp_path).status == 0
+
+
+# ---- a loss that is not finite ------------------------------------------------------------------------------------
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Rewrite the run's checkpoints, intact and sealed, with changed weights."""
+    for name in ("ckpt.pt", "last.pt"):
+        state = torch.load(folder / name, weights_only=True)
+        change(state["model"])
+        with open(folder / name, "w+b") as file:
+            torch.save(state, file)
+            store._seal(file)
+
+
+def scaled(factor: float, *names: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    """Return a change that multiplies by `factor` the weights whose name ends with one of `names`, or all."""
+
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        for name in weights:
+            if not names or name.endswith(names):
+                weights[name] = weights[name] * factor  # not in place: tied weights are one tensor
+
+    return change
+
+
+BROKEN = {
+    "finite weights, a NaN loss": scaled(1e30),
+    "infinite logits": lambda weights: (
+        scaled(1e18, "wte.weight", "lm_head.weight")(weights),
+        scaled(1e25, "ln_f.weight")(weights),
+    ),
+    "NaN weights": lambda weights: weights["transformer.ln_f.weight"].fill_(math.nan),
+    "infinite weights": lambda weights: weights["transformer.ln_f.weight"].fill_(math.inf),
+}
+COMMANDS = [
+    ["eval"],
+    ["eval", "--json"],
+    ["eval", "--ckpt=out-finetune", "--task=colours"],
+    ["label", "lines.txt", "--model=out-finetune"],
+    ["eval", "--ckpt=out-free", "--dataset=free"],
+    ["sample"],
+    ["sample", "--temperature=0"],
+    ["sample", "--top_k=0", "--exact_window"],
+    ["sample", "--json"],
+    ["sample", "--ckpt=out-finetune", "--start=001 red"],
+    ["report", "out"],
+    ["report", "out-finetune"],
+    ["report", "out-finetune", "--data_dir=nowhere"],
+    ["export"],
+    ["export", "--ckpt=out-finetune", "--data_dir=nowhere"],
+]
+
+
+@pytest.fixture
+def copy(tuned: Path, tmp_path: Path) -> Path:
+    """A copy of `tuned` that a test may change."""
+    (Path(shutil.copytree(tuned, tmp_path / "work")) / "lines.txt").write_text("001 red\n002 blue\n")
+    return tmp_path / "work"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("how", BROKEN)
+def test_every_command_reports_a_loss_that_is_not_finite_in_one_sentence(copy: Path, how: str) -> None:
+    """Also of pairs whose responses are not labels (data/free)."""
+    json_lines(copy, [{"prompt": f"{n:03} red", "response": f"{n}"} for n in range(90)], "free.jsonl")
+    ok(copy, "prepare", "free", "--input=free.jsonl", "--format=pairs")
+    shutil.copytree(copy / "out-finetune", copy / "out-free")
+    for folder in ("out", "out-finetune", "out-free"):
+        change_weights(copy / folder, BROKEN[how])
+    for args in COMMANDS:
+        result = cli_here(*args, cwd=copy)
+        sentence, hint = result.err.splitlines()
+        assert (result.status, result.out) == (1, "") and sentence.startswith("error: "), (args, result)
+        assert re.search("NaN|infinite|not finite", sentence) and "training diverged" in sentence, args
+        assert hint.startswith("  try: ") and "learning_rate" in hint, args
+
+
+def strict(text: str) -> Any:
+    """Parse one line of JSON. Fails for NaN and Infinity, which JSON does not have."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_loss_above_709_nats_has_an_infinite_perplexity(copy: Path) -> None:
+    """exp overflows, which is shown as "inf" on the terminal and in the page, and as null in JSON."""
+    change_weights(copy / "out", scaled(1e4, "ln_f.weight"))
+    found = strict(ok(copy, "eval", "--json").out)
+    assert found["loss"] > 710 and found["perplexity"] is None
+    rows = [line.split() for line in ok(copy, "eval").out.splitlines()]
+    assert ["model", f"{found['loss']:.4f}", "inf"] in [row[:3] for row in rows]
+    ok(copy, "report", "out", "--no_text")
+    page = (copy / "out/report.html").read_text()
+    assert re.search(r'<th scope="row">this model</th><td>\d+\.\d+ .*<td>inf</td>', page)
+
+
+def test_every_json_output_is_strict(copy: Path) -> None:
+    """One object per line, ASCII, without NaN and Infinity, even from a model that is almost certain of its labels."""
+    change_weights(copy / "out-finetune", scaled(1e3, "ln_f.weight"))
+    for args in (
+        ["eval"],
+        ["eval", "--ckpt=out-finetune", "--task=colours"],
+        ["sample", "--max_new_tokens=5", "--seed=1"],
+        ["sample", "--num_samples=3", "--max_new_tokens=5", "--seed=1"],
+    ):
+        result = ok(copy, *args, "--json")
+        assert result.err == "" and result.out.isascii() and [strict(line) for line in result.out.splitlines()]
+
+
+# ---- devices without float64 --------------------------------------------------------------------------------------
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that behaves as if on a device without float64 (MPS) until `.cpu()` copies it to the host."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.cpu, torch.Tensor.item, torch.Tensor.tolist):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(args[0].as_subclass(torch.Tensor), *args[1:])
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        return result
+
+
+def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the logits and embeddings of every model on such a device."""
+    forward, build = GPT.forward, Checkpoint.build_model
+
+    def device_forward(self: GPT, *args: Any, **kwargs: Any) -> Any:
+        logits, loss = forward(self, *args, **kwargs)
+        return logits.as_subclass(OnDevice), loss
+
+    def device_build(self: Checkpoint, *args: Any) -> GPT:
+        model = build(self, *args)
+        wte = model.transformer["wte"]
+        wte._parameters["weight"] = torch.nn.Parameter(wte.weight.detach().as_subclass(OnDevice))
+        model.tie()
+        return model
+
+    monkeypatch.setattr(GPT, "forward", device_forward)
+    monkeypatch.setattr(Checkpoint, "build_model", device_build)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [*TINY_TRAIN, "--eval_only"],
+        [*TINY_TRAIN, "--dataset=colours", "--eval_only"],
+        ["eval", "--json"],
+        ["eval", "--ckpt=out-finetune", "--task=colours", "--json"],
+        pytest.param(["report", "out"], marks=pytest.mark.slow),
+        pytest.param(["report", "out-finetune"], marks=pytest.mark.slow),
+        ["export"],
+    ],
+    ids=lambda args: " ".join(args[:1] + args[-2:]),
+)
+def test_measurements_are_the_same_on_a_device_without_float64(
+    copy: Path, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ok(copy, *args)
+    on_device(monkeypatch)
+    assert ok(copy, *args) == expected and expected.err == ""

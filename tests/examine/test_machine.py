@@ -10,7 +10,7 @@ import faults
 import pytest
 import torch
 from children import Child
-from conftest import cli, needs_fork, refused
+from conftest import cli, needs_fork
 
 from tinygpt.base.device import choose
 
@@ -79,7 +79,3 @@ def test_each_fault_is_found(fault: Callable[[], None], failed: str, tmp_path: P
     status, output = run(tmp_path, fault)
     assert status == 1, output
     assert findings(output, "FAIL") == [check for check in CHECKS if re.match(failed, check)], output
-
-
-def test_the_machine_is_no_folder(tmp_path: Path) -> None:
-    assert "cannot be used with RUN" in refused(tmp_path, "doctor", "out", "--machine")

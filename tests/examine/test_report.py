@@ -14,8 +14,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, listing, ok
-from pages import HOSTILE, Browser, in_a_browser, slowly_in_a_browser
+from conftest import TINY_TRAIN, ok, refused
+from pages import HOSTILE, Browser, in_a_browser, next_character, plain, slowly_in_a_browser
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.tokenizer import tokenizer_from_dict
@@ -24,6 +24,7 @@ from tinygpt.examine.report import loaded_run, packed_models, samples
 from tinygpt.examine.report.embedding_map import embedding_map
 from tinygpt.examine.report.overlap import SHORTEST, TrainingText, marked
 from tinygpt.examine.report.predictions import passages
+from tinygpt.generate import answer
 
 ROOT = Path(__file__).parents[2]
 SMALL = 1000  # parameters, fewer than a model has here
@@ -68,38 +69,21 @@ def page(reported: Path, browser: Browser) -> Iterator[Browser]:
     """The report of `reported`, opened anew; after the test, the log has no error and no request."""
     browser.open(reported / "report.html")
     yield browser
-    assert browser.driver.get_log("browser") == []
-    assert browser.requests() == []
-
-
-def model_probabilities(folder: Path, text: str, temperature: float = 1.0) -> dict[str, float]:
-    checkpoint = load(folder / "out")
-    tokenizer = tokenizer_from_dict(checkpoint.tokenizer, "")
-    model = checkpoint.build_model().eval()
-    ids = torch.from_numpy(tokenizer.encode(text)[-16:].astype(np.int64))[None]
-    with torch.no_grad():
-        chances = (model(ids)[0][0, -1] / temperature).softmax(-1).tolist()
-    return dict(zip(tokenizer.symbols, chances, strict=True))  # type: ignore[union-attr]
-
-
-def type_into(page: Browser, text: str) -> None:
-    box = page.find("#text")
-    box.clear()
-    box.send_keys(text)
+    browser.assert_quiet()
 
 
 @in_a_browser
 def test_the_bars_are_the_models_each_stage_sums_to_one_and_sliders_redraw_them(page: Browser, reported: Path) -> None:
-    type_into(page, "The king")
+    page.type_into("#text", "The king")
     stages = page.bars()
     assert stages.shape == (11, 2) and np.allclose(stages.sum(0), 1, atol=1e-9)
     heads = "return [...document.querySelectorAll('#bars th[scope=col]:not([hidden])')].map(th => th.textContent)"
     assert page.run(heads) == ["character", "raw", "temperature"]  # top-k and top-p change nothing yet
-    chances = model_probabilities(reported, "The king")
-    symbols = [{"␣": " ", "↵": "\n"}.get(b.text, b.text) for b in page.all("#bars button")]
+    chances = next_character(reported / "out", "The king")
+    symbols = [plain(button.text) for button in page.all("#bars button")]
     assert stages[:10, 0] == pytest.approx([chances[symbol] for symbol in symbols], abs=2e-3)
     assert symbols == sorted(chances, key=chances.__getitem__, reverse=True)[:10] or len(set(stages[:10, 0])) == 10
-    cooled = model_probabilities(reported, "The king", 0.8)
+    cooled = next_character(reported / "out", "The king", 0.8)
     assert stages[:10, 1] == pytest.approx([cooled[symbol] for symbol in symbols], abs=2e-3)
     before = page.bars()
     page.slide("#temperature", 2)
@@ -119,7 +103,7 @@ def test_the_bars_are_the_models_each_stage_sums_to_one_and_sliders_redraw_them(
 
 @slowly_in_a_browser
 def test_continue_stop_step_branch_and_undo(page: Browser) -> None:
-    type_into(page, "The king")
+    page.type_into("#text", "The king")
     page.click("#continue")
     page.until(lambda: len(page.value("#text")) > 60)  # beyond the context of 16
     page.click("#stop")
@@ -132,7 +116,7 @@ def test_continue_stop_step_branch_and_undo(page: Browser) -> None:
     page.run("const box = document.querySelector('#text'); box.focus(); box.setSelectionRange(20, 20); box.click()")
     assert "predictions at the cursor" in page.find("#note").text
     other = page.all("#bars button")[3]
-    symbol = {"␣": " ", "↵": "\n"}.get(other.text, other.text)
+    symbol = plain(other.text)
     other.click()
     assert page.value("#text") == written[:20] + symbol
     page.click("#undo")
@@ -149,7 +133,7 @@ def test_continue_stop_step_branch_and_undo(page: Browser) -> None:
 def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_prediction(
     page: Browser, reported: Path
 ) -> None:
-    type_into(page, "The king")
+    page.type_into("#text", "The king")
     page.until(lambda: len(page.all("#looked span")) == 8)
     first, second = page.all("#heads button")
     assert (first.get_attribute("aria-pressed"), second.get_attribute("aria-pressed")) == ("true", "false")
@@ -167,11 +151,11 @@ def test_the_attention_of_a_head_and_of_a_character_and_a_walk_through_a_predict
     moved = {"type": "mouseMoved", **page.run(PLACE_OF_THE_THIRD_ROW)}
     page.driver.execute_cdp_cmd("Input.dispatchMouseEvent", moved)
     page.until(lambda: page.find("#looks").text.startswith("“e” attends most to "))
-    type_into(page, "The é")
+    page.type_into("#text", "The é")
     assert "1 character is not in the model's vocabulary" in page.find("#note").text
-    type_into(page, "")
+    page.type_into("#text", "")
     assert np.allclose(page.bars().sum(0), 1)  # an empty box stands for the start of a line
-    type_into(page, "The king")
+    page.type_into("#text", "The king")
     assert_walk(page, reported)
 
 
@@ -226,9 +210,9 @@ def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
     assert "1 layer of 4 heads (2 of keys and values)," in browser.run(
         "return document.querySelector('#numbers').textContent"
     )
-    type_into(browser, "The king")
-    symbols = [{"␣": " ", "↵": "\n"}.get(button.text, button.text) for button in browser.all("#bars button")]
-    chances = model_probabilities(folder, "The king")
+    browser.type_into("#text", "The king")
+    symbols = [plain(button.text) for button in browser.all("#bars button")]
+    chances = next_character(folder / "out", "The king")
     assert browser.bars()[:10, 0] == pytest.approx([chances[symbol] for symbol in symbols], abs=2e-3)
     browser.until(lambda: len(browser.all("#looked span")) == 8)
     pictures = [
@@ -236,7 +220,7 @@ def test_each_head_of_queries_has_a_picture_where_heads_share_keys(
         for head in range(len(browser.all("#heads button")))
     ]
     assert len(pictures) == len(set(pictures)) == 4
-    assert browser.driver.get_log("browser") == [] and browser.requests() == []
+    browser.assert_quiet()
 
 
 @slowly_in_a_browser
@@ -251,7 +235,7 @@ def test_losses_by_pointer_and_by_keyboard(page: Browser, reported: Path) -> Non
     assert text in tiny_text(reported) and len(cells) == 600
     page.run("arguments[0].scrollIntoView({block: 'center'})", cells[40])
     ActionChains(page.driver).move_to_element(cells[40]).perform()
-    chances = model_probabilities(reported, text[24:40])  # the context is a window or half of one
+    chances = next_character(reported / "out", text[24:40])  # the context is a window or half of one
     found = re.match(
         r"(.+) had a probability of (.+)%, rank (\d+): a loss of ([\d.]+) nats\.", page.find("#guess").text
     )
@@ -298,45 +282,50 @@ def test_the_page_of_a_large_model_works_without_it(large: Path, browser: Browse
     cell.click()
     assert " had a probability of " in browser.find("#guess").text
     assert browser.find("#moments").text
-    assert browser.driver.get_log("browser") == [] and browser.requests() == []
+    browser.assert_quiet()
 
 
 @slowly_in_a_browser
 @pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
-def test_a_model_that_answers(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:
-    result = cli_here("report", run, "-o", tmp_path / "tuned.html", cwd=tuned)
-    assert result.status == 0, result.err
-    browser.open(tmp_path / "tuned.html")
+def test_a_model_that_answers_and_its_base(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:
+    """A fine-tuned model reads prompt and response, its base model the same as text."""
+    ok(tuned, "report", run, "out", "-o", tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
     line = browser.run(
         "return [...document.querySelectorAll('.cells[data-split=val] span')].map(s => [s.textContent, "
         "s.className, s.style.getPropertyValue('--l')])"
     )
     first = line[: next(i for i, (text, _, _) in enumerate(line) if text == "end") + 1]
     asked = first.index(["response", "special", ""])
-    assert first[0] == ["prompt", "special", ""] and all(
-        kind == "silent" and not loss for _, kind, loss in first[1:asked]
-    )
+    prompt = first[1:asked]
+    assert first[0] == ["prompt", "special", ""] and all(kind == "silent" and not loss for _, kind, loss in prompt)
     assert all(loss for _, _, loss in first[asked + 1 :])
-    assert browser.value("#prompt") == "".join(text for text, _, _ in first[1:asked])
+    assert browser.value("#prompt") == "".join(text for text, _, _ in prompt)
     browser.slide("#temperature", 0)
     browser.click("#continue")
     browser.until(lambda: browser.find("#continue").is_enabled())
-    from tinygpt.generate import answer
-
-    checkpoint = load(tuned / run)
-    expected = answer(
-        checkpoint.build_model().eval(), tokenizer_from_dict(checkpoint.tokenizer, ""), browser.value("#prompt")
-    )
-    assert browser.value("#text") == expected
-    assert browser.driver.get_log("browser") == [] and browser.requests() == []
+    state = load(tuned / run)
+    tokenizer, model = tokenizer_from_dict(state.tokenizer, ""), state.build_model().eval()
+    assert browser.value("#text") == answer(model, tokenizer, browser.value("#prompt"))
+    browser.type_into("#compare-prompt", "003 red")
+    browser.type_into("#compare-text", "r")
+    ids = [tokenizer.special["<|prompt|>"], *tokenizer.encode("003 red")]  # type: ignore[union-attr]
+    ids += [tokenizer.special["<|response|>"], *tokenizer.encode("r")]  # type: ignore[union-attr]
+    with torch.no_grad():
+        after = model(torch.tensor([[int(i) for i in ids]]))[0][0, -1].softmax(-1).tolist()
+    known = tokenizer_from_dict(load(tuned / "out").tokenizer, "").symbols  # type: ignore[union-attr]
+    before = next_character(tuned / "out", "".join(c for c in "003 red\nr" if c in known))
+    symbols = tokenizer.symbols  # type: ignore[union-attr]
+    for token, row in browser.chances("compare-bars").items():
+        full = token if token in symbols else f"<|{token}|>"
+        assert row == pytest.approx([before.get(token, 0.0), after[symbols.index(full)]], abs=3e-3)
+    assert "not in its vocabulary" in browser.find("#compare-note").text  # the base model knows no digits
+    browser.assert_quiet()
 
 
 @slowly_in_a_browser
 def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: Path) -> None:
-    result = cli_here(
-        "export", "--ckpt=out/ckpt.pt", "--title=<b>Mine", f"--output={tmp_path / 'model.html'}", cwd=reported
-    )
-    assert result.status == 0, result.err
+    ok(reported, "export", "--ckpt=out/ckpt.pt", "--title=<b>Mine", f"--output={tmp_path / 'model.html'}")
     browser.open(tmp_path / "model.html")
     assert browser.find("h1").text == "<b>Mine" and browser.driver.title == "<b>Mine · tinygpt"
     assert [section.get_attribute("id") for section in browser.all("section")] == [
@@ -357,7 +346,7 @@ def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: P
     assert browser.value("#text") == written
     text = (tmp_path / "model.html").read_text()
     assert "out_dir" not in text and str(reported) not in text  # nothing of the machine it was made on
-    assert browser.driver.get_log("browser") == [] and browser.requests() == []
+    browser.assert_quiet()
 
 
 # ---- what a page contains ---------------------------------------------------------------------------------------
@@ -376,7 +365,7 @@ def test_the_page_is_one_file_that_forbids_requests(reported: Path) -> None:
 
 def test_the_losses_are_those_of_eval_on_the_complete_split_and_parameters_are_counted(reported: Path) -> None:
     """The report lists all parts of the model; `train` counts the parameters without the position embeddings."""
-    found = json.loads(cli_here("eval", "--ckpt=out", "--dtype=float32", "--json", cwd=reported).out)
+    found = json.loads(ok(reported, "eval", "--ckpt=out", "--dtype=float32", "--json").out)
     text = (reported / "report.html").read_text(encoding="utf-8")
     rows = dict(re.findall(r'<th scope="row">(\w[\w ]*)</th><td>(\d\.\d{3})[ <]', text))
     expected = {**found["baselines"], "this model": found["loss"]}
@@ -389,7 +378,7 @@ def test_the_losses_are_those_of_eval_on_the_complete_split_and_parameters_are_c
 def test_the_page_says_what_the_baselines_leave_out(reported: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     with mock.patch.object(baselines, "MOST_TARGETS", 50):
-        ok(reported, "report", "out", "-o", str(page))
+        ok(reported, "report", "out", "-o", page, "--no_text")
     note = "Note: to limit their memory, the n-gram baselines are measured on the first 50 of "
     assert note in page.read_text(encoding="utf-8")
     assert "to limit their memory" not in (reported / "report.html").read_text(encoding="utf-8")
@@ -523,7 +512,7 @@ def test_no_text_leaves_out_the_text_of_the_dataset(private: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_page_lists_what_it_contains_with_amounts(private: Path, tmp_path: Path) -> None:
-    result = cli_here("report", "text", "-o", tmp_path / "page.html", cwd=private)
+    result = ok(private, "report", "text", "-o", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text("utf-8")
     data = json.loads(readings(page)["JSON"])
     weights = sum(int(np.prod(tensor["shape"])) for tensor in data["models"][0]["packed"]["tensors"].values())
@@ -596,59 +585,23 @@ def test_absolute_paths_of_any_system_are_shortened() -> None:
 @slowly_in_a_browser
 @pytest.mark.parametrize("run", ["text", "pairs"])
 def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Path, run: str) -> None:
-    assert cli_here("report", run, "-o", tmp_path / "bare.html", "--no_text", cwd=private).status == 0
+    ok(private, "report", run, "-o", tmp_path / "bare.html", "--no_text")
     browser.open(tmp_path / "bare.html")
     assert len(browser.all("section")) == 11 and browser.value("#text") == "" and not browser.all(".cells, #moments")
     assert np.allclose(browser.bars().sum(0), 1)
     browser.until(lambda: browser.all("#looked span"))
     if run == "pairs":
         assert browser.value("#prompt") == "" and browser.find("#prompt").get_attribute("placeholder")
-        browser.find("#prompt").send_keys("001 pays")
+        browser.type_into("#prompt", "001 pays")
     browser.click("#step")
     assert len(browser.value("#text")) == 1
-    assert browser.driver.get_log("browser") == [] and browser.requests() == []
-
-
-# ---- mistakes ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["report", "nowhere"], "nowhere/metrics.jsonl: no such file"),
-        (["report", "data"], "data/metrics.jsonl: no such file"),
-        (["report", "bare"], "bare/ckpt.pt: no such file"),
-        (["report", "out", "data"], "data/metrics.jsonl: no such file"),
-        (["report", *["out"] * 7], "one figure cannot show the curves of 7 runs"),
-        (["report", "out", "-o", "no/where.html"], "no: no such folder"),
-        (["report", "out", "-o", "data"], "data: is a folder"),
-        (["report", "out", "-o"], "--output needs a value"),
-        (["export", "--ckpt=bare"], "bare/ckpt.pt: no such file"),
-        (["export", "--format=pdf"], "pdf"),
-        (["export", "--format=gguf", "--title=Mine"], "title needs format=html, but format is gguf"),
-        (["report", "out", "--png=a.png", "--title=Mine"], "png cannot be used with title"),
-        (["export", "-o", "no/where.html"], "no: no such folder"),
-        (["doctor", "nowhere"], "nowhere: no such folder"),
-        (["doctor", "data"], "data: neither a run (metrics.jsonl) nor a dataset (meta.json)"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_mistakes_get_one_sentence_and_write_nothing(run_copy: Path, args: list[str], message: str) -> None:
-    (run_copy / "bare").mkdir()
-    shutil.copy(run_copy / "out/metrics.jsonl", run_copy / "bare")
-    before = listing(run_copy)
-    result = cli_here(*args, cwd=run_copy)
-    assert result.status == 2 and message in result.err and "\n  try: " in result.err and result.out == ""
-    assert listing(run_copy) == before
+    browser.assert_quiet()
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_a_missing_package_is_named(run_copy: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    before = listing(run_copy)
-    result = cli_here("report", "out", cwd=run_copy)
-    assert result.status == 2 and package in result.err and f"pip install {package}" in result.err
-    assert listing(run_copy) == before
+    assert f"pip install {package}" in refused(run_copy, "report", "out")
 
 
 @pytest.mark.slow
@@ -658,22 +611,19 @@ def test_a_model_too_large_for_a_page(large: Path, monkeypatch: pytest.MonkeyPat
     for module in (loaded_run, packed_models):
         monkeypatch.setattr(module, "LARGEST", SMALL)
     what = f"he model has {parameters:,} parameters, and a page can hold at most {SMALL:,}"
-    before = listing(large)
-    result = cli_here("export", "--ckpt=out", "--format=html", cwd=large)
-    assert result.status == 2 and f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in result.err
-    assert listing(large) == before
+    said = refused(large, "export", "--ckpt=out", "--format=html")
+    assert f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in said
     page = (large / "report.html").read_text(encoding="utf-8")
     assert (
         f"T{what}, so it does not run here. "
         "Left out as well: one prediction, attention, one training step, memorised text." in page
     )
     monkeypatch.delattr(samples, "fresh")  # nothing is generated for the page of a large model
-    assert cli_here("report", "out", "-o", "again.html", "--no_text", cwd=large).status == 0
+    ok(large, "report", "out", "-o", "again.html", "--no_text")
     monkeypatch.undo()
     for module in (loaded_run, packed_models):
         monkeypatch.setattr(module, "LARGEST", parameters)  # the limit itself is allowed
-    result = cli_here("report", "out", "-o", "live.html", cwd=large)
-    assert result.status == 0 and "all weights of the model" in result.out, result.err
+    assert "all weights of the model" in ok(large, "report", "out", "-o", "live.html").out
     assert 'id="memorised"' in (large / "live.html").read_text(encoding="utf-8")
 
 
@@ -685,12 +635,9 @@ def test_subword_tokens_do_not_run_in_a_page(run_copy: Path) -> None:
     state.tokenizer, state.model_args["vocab_size"] = {"kind": "gpt2"}, 50304
     state.model["transformer.wte.weight"] = state.model["lm_head.weight"] = torch.zeros(50304, 16)
     checkpoint.save(run_copy / "out/ckpt.pt", state)
-    before = listing(run_copy)
-    result = cli_here("export", cwd=run_copy)
-    assert result.status == 2 and "a subword tokenizer" in result.err and listing(run_copy) == before
-    assert "--format=gguf or --format=hf" in result.err
-    result = cli_here("report", "out", cwd=run_copy)
-    assert result.status == 0, result.err
+    said = refused(run_copy, "export")
+    assert "a subword tokenizer" in said and "--format=gguf or --format=hf" in said
+    result = ok(run_copy, "report", "out")
     page = (run_copy / "out/report.html").read_text(encoding="utf-8")
     assert (
         "The model has a subword tokenizer, and a page can hold only byte-level BPE with GPT-2&#39;s pattern and at "

@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import ok, trained
 from models import CHOICES, NEEDS, every_pair, ids, largest, shaken, small
-from pages import FILE, node
+from pages import FILE, node, page_data
 from torch import Tensor
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import load_model
+from tinygpt.checkpoint.store import load
+from tinygpt.data.dataset import Dataset
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, tokenizer_from_dict
 from tinygpt.examine.report.weights import pack
 from tinygpt.generate import Sampling, generate, probabilities
@@ -263,6 +267,34 @@ def test_attention_is_the_one_by_hand(position: str) -> None:
         expected = attention_by_hand(model, idx[:, end - 16 : end])[:, :, -1]
         torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
         assert largest(rows.roll(1, -1) - expected) > 0.01
+
+
+# ---- block_size 1 ------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_reads_one_token_has_a_report_and_a_page(work: Path) -> None:
+    """With block_size 1, Python and JavaScript predict each character from the preceding one only: a bigram model."""
+    trained(work, "--block_size=1", "--quiet")
+    for command in (["report", "out"], ["export"]):
+        assert ok(work, *command).err == ""
+    data, exported = (page_data(work / f"out/{name}.html") for name in ("report", "model"))
+    (packed,), (again,) = ([one["packed"] for one in page["models"]] for page in (data, exported))
+    assert packed == again
+    checkpoint = load(work / "out")
+    model, tokenizer = checkpoint.build_model().eval(), tokenizer_from_dict(checkpoint.tokenizer, "")
+    text = Dataset(str(work / "data"), "tiny").splits["val"]
+    first = max(1, min(len(text) // 2, len(text) - 600))
+    first += tokenizer.decode(text[first : first + 200].tolist()).index("\n") + 1
+    tokens = torch.from_numpy(text[first - 1 : first + 600].astype(np.int64))
+    with torch.no_grad():
+        logits = model(tokens[:-1, None])[0][:, 0]  # a row for each character, from the one before
+    chances = logits.softmax(-1).gather(1, tokens[1:, None])[:, 0]
+    assert [cell[1] for cell in data["cells"]["val"]] == pytest.approx(chances.tolist(), abs=1e-5)
+    code = """const { packed, ids } = input;
+              return [ids.map((id) => [...TinyGPT.load(packed).reader([id]).logits]), follow(packed, ids, 1)];"""
+    read, followed = map(torch.tensor, node(code, packed=packed, ids=tokens[:20].tolist()))
+    assert largest(read - logits[:20]) < 2e-2  # in half precision
+    assert largest(followed - logits[1:20]) < 2e-2
 
 
 # ---- a walk through one prediction ---------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_TRAIN, cli_here, needs_fork, ok, refused, trained
+from conftest import TINY_TRAIN, cli_here, needs_fork, ok, trained
 from models import largest
-from pages import Browser, node, slowly_in_a_browser
+from pages import Browser, next_character, node, page_data, plain, slowly_in_a_browser
 from runs import FLAGS, LORA
 
 from tinygpt.base.configs.examine import ReportConfig
@@ -34,12 +34,6 @@ from tinygpt.examine.report.weights import BLOCK, differences, pack, page_weight
 from tinygpt.model import GPT, GPTConfig
 
 PLAIN = ["--fast=False", "--dropout=0", "--eval_interval=5"]
-
-
-def page_data(path: Path) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
-    assert found
-    return dict(json.loads(found[1]))
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +52,7 @@ def page(with_snapshots: Path, browser: Browser) -> Iterator[Browser]:
     """The report of `with_snapshots`, opened anew; after the test, the log has no error and no request."""
     browser.open(with_snapshots / "report.html")
     yield browser
-    assert browser.driver.get_log("browser") == []
-    assert browser.requests() == []
+    browser.assert_quiet()
 
 
 # ---- snapshots ---------------------------------------------------------------------------------------------------
@@ -156,15 +149,6 @@ def test_snapshots_that_are_damaged_or_of_another_run_are_left_out(with_snapshot
     assert result.status == 0 and "1 snapshot of its training, " in result.out
     packed = page_data(folder / "page.html")["models"][0]["packed"]
     assert [one["step"] for one in packed["snapshots"]] == [4]
-
-
-def test_bad_numbers_of_snapshots_and_a_place_that_cannot_be_used_are_found_before_training(work: Path) -> None:
-    for number in ("-2", "many"):
-        assert "snapshots" in refused(work, *TINY_TRAIN, f"--snapshots={number}")
-    (work / "out").mkdir()
-    (work / "elsewhere").mkdir()
-    (work / "out/snapshots").symlink_to(work / "elsewhere")
-    assert "is a link" in refused(work, *TINY_TRAIN, "--snapshots=5")
 
 
 # ---- in the page -------------------------------------------------------------------------------------------------
@@ -274,29 +258,9 @@ def test_a_model_that_cannot_run_in_a_page_is_not_compared(with_snapshots: Path,
 # ---- in a browser -----------------------------------------------------------------------------------------------
 
 
-def bars(page: Browser, table: str = "bars") -> dict[str, list[float]]:
-    """Probabilities in a table, by character."""
-    rows = page.run(
-        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr:not(.rest)`)].map(r => "
-        "[r.querySelector('th').textContent, ...[...r.querySelectorAll('td')].map(c => Number(c.dataset.p))])",
-        table,
-    )
-    return {row[0].replace("␣", " ").replace("↵", "\n"): row[1:] for row in rows}
-
-
-def probabilities(path: Path, text: str) -> dict[str, float]:
-    state = load(path)
-    tokenizer = tokenizer_of(state, "", "")
-    ids = torch.from_numpy(tokenizer.encode(text)[-16:].astype(np.int64))[None]
-    with torch.no_grad():
-        chances = state.build_model().eval()(ids)[0][0, -1].softmax(-1).tolist()
-    return dict(zip(tokenizer.symbols, chances, strict=True))  # type: ignore[union-attr]
-
-
 @slowly_in_a_browser
 def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: Path) -> None:
-    page.find("#text").clear()
-    page.find("#text").send_keys("The king of ")
+    page.type_into("#text", "The king of ")
     pictures = set()
     paths = {0: "out/snapshots/step-0.pt", 1: "out/snapshots/step-1.pt", 2: "out/snapshots/step-4.pt", 3: "out/ckpt.pt"}
     steps = ["0, untrained", "1", "4", "20, best"]
@@ -304,8 +268,8 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
     assert slider.get_property("max") == "3" and slider.get_property("value") == "3"  # the best model at first
     for index, path in paths.items():
         page.slide("#step-slider-attention" if index % 2 else "#step-slider-type", index)
-        expected = probabilities(with_snapshots / path, "The king of ")
-        for token, row in bars(page).items():
+        expected = next_character(with_snapshots / path, "The king of ")
+        for token, row in page.chances().items():
             assert row[0] == pytest.approx(expected[token], abs=2e-3), (index, token)
         assert page.run("return document.querySelector('#step-slider-type + output').value") == steps[index]
         assert page.value("#step-slider-type") == page.value("#step-slider-attention") == str(index)
@@ -338,13 +302,11 @@ def test_the_training_is_played_until_the_reader_touches_the_page(browser: Brows
         assert chosen == (left or chosen)  # the best model, or the one that the reader has chosen
         time.sleep(1.2)
         assert browser.value("#step-slider-type") == chosen
-    browser.open(with_snapshots / "report.html", motion=True)
-    browser.until(lambda: browser.value("#step-slider-type") == "3")  # it ends by itself
     browser.open(with_snapshots / "report.html")  # a reader who prefers reduced motion
     assert browser.value("#step-slider-type") == "3"
     browser.click(".step-slider button")  # but may ask for it
     browser.until(lambda: browser.value("#step-slider-type") == "0")
-    browser.until(lambda: browser.value("#step-slider-type") == "3")
+    browser.until(lambda: browser.value("#step-slider-type") == "3")  # it ends by itself
     assert browser.find("#continuation").text.startswith("The best model, of step 20, continues")
 
 
@@ -353,11 +315,9 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     labels = [option.text for option in page.all("#left option")]
     assert labels == ["step 0", "step 1", "step 4", "out, best model, step 20", "other, step 20"]
     assert page.value("#left") == "4" and page.value("#right") == "3"
-    box = page.find("#compare-text")
-    box.clear()
-    box.send_keys("And thou ")
-    left, right = (probabilities(with_snapshots / run / "ckpt.pt", "And thou ") for run in ("other", "out"))
-    found = bars(page, "compare-bars")
+    page.type_into("#compare-text", "And thou ")
+    left, right = (next_character(with_snapshots / run / "ckpt.pt", "And thou ") for run in ("other", "out"))
+    found = page.chances("compare-bars")
     assert len(found) == 10
     for token, row in found.items():
         assert row == pytest.approx([left[token], right[token]], abs=2e-3)
@@ -369,38 +329,10 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     texts = [page.find(f"#{side}-text").text for side in ("left", "right")]
     assert len(texts[0]) > 100 and texts[0] != texts[1]
     page.run("const e = document.getElementById('left'); e.value = 3; e.dispatchEvent(new Event('change'))")
-    assert all(row[0] == row[1] for row in bars(page, "compare-bars").values())  # the same model twice
+    assert all(row[0] == row[1] for row in page.chances("compare-bars").values())  # the same model twice
     assert "100%" in page.find("#overlap").text
     page.click("#continue-both")
     assert page.find("#left-text").text == page.find("#right-text").text
-
-
-@slowly_in_a_browser
-@pytest.mark.parametrize("run", ["out-finetune", "out-lora"])
-def test_before_and_after_fine_tuning(tuned: Path, browser: Browser, tmp_path: Path, run: str) -> None:
-    """A fine-tuned model reads prompt and response, its base model the same as text."""
-    ok(tuned, "report", run, "out", "-o", tmp_path / "page.html")
-    browser.open(tmp_path / "page.html")
-    for name, text in (("prompt", "003 red"), ("text", "r")):
-        box = browser.find(f"#compare-{name}")
-        box.clear()
-        box.send_keys(text)
-    found = bars(browser, "compare-bars")
-    state = load(tuned / run)
-    tokenizer = tokenizer_of(state, "", "")
-    ids = [tokenizer.special["<|prompt|>"], *tokenizer.encode("003 red")]  # type: ignore[union-attr]
-    ids += [tokenizer.special["<|response|>"], *tokenizer.encode("r")]  # type: ignore[union-attr]
-    with torch.no_grad():
-        after = state.build_model().eval()(torch.tensor([[int(i) for i in ids]]))[0][0, -1].softmax(-1).tolist()
-    known = load(tuned / "out")
-    letters = [c for c in "003 red\nr" if c in tokenizer_of(known, "", "").symbols]  # type: ignore[union-attr]
-    before = probabilities(tuned / "out/ckpt.pt", "".join(letters))
-    symbols = tokenizer.symbols  # type: ignore[union-attr]
-    for token, row in found.items():
-        full = token if token in symbols else f"<|{token}|>"
-        assert row == pytest.approx([before.get(token, 0.0), after[symbols.index(full)]], abs=3e-3)
-    assert "not in its vocabulary" in browser.find("#compare-note").text  # the base model knows no digits
-    assert browser.driver.get_log("browser") == []
 
 
 UPDATE = "TinyPage.update(new DOMParser().parseFromString(arguments[0], 'text/html'))"
@@ -415,8 +347,7 @@ def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Pa
         choose = f"const e = document.getElementById('{name}'); e.selectedIndex = {index};"
         page.run(f"{choose} e.dispatchEvent(new Event('change'))")
     for name, text in (("text", "The king"), ("compare-text", "And thou")):
-        page.find(f"#{name}").clear()
-        page.find(f"#{name}").send_keys(text)
+        page.type_into(f"#{name}", text)
     page.run("document.querySelector('#curves details').open = true")
     page.run("const e = document.querySelector('#loss [data-split=val] [data-i=\"40\"]'); e.click(); e.focus()")
     chosen = (
@@ -551,12 +482,10 @@ def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -
     span = browser.all("#step-text span[data-i]")[5]
     span.click()
     rows = browser.all("#step-logits tbody tr")
-    assert [row.find_element("css selector", "th").text for row in rows] == [
-        {" ": "␣", "\n": "↵"}.get(token, token) for token, *_ in cells[5]["top"]
-    ]
+    shown = [plain(row.find_element("css selector", "th").text) for row in rows]
+    assert shown == [token for token, *_ in cells[5]["top"]]
     assert f"{cells[5]['loss']:.3f}" in browser.find("#step-loss").text
-    own = browser.find("#step-logits tr.own th").text
-    assert own == {" ": "␣", "\n": "↵"}.get(cells[5]["text"], cells[5]["text"])
+    assert plain(browser.find("#step-logits tr.own th").text) == cells[5]["text"]
     browser.run("return document.activeElement").send_keys("\ue014")  # the right arrow key
     assert f"{cells[6]['loss']:.3f}" in browser.find("#step-loss").text
     assert browser.driver.get_log("browser") == []

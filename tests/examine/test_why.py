@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Shared, cli_here, lab_results, ok, refused, tiny_text
-from inputs import json_lines
+from conftest import cli_here, lab_results, ok, refused
 from labs import quick
 from models import SMALL, every_pair, shaken, small
+from runs import DISPUTED, LEARN, MODEL, TAUGHT
 from scipy.stats import binomtest, ttest_1samp
 
 from tinygpt import api
@@ -37,36 +37,6 @@ from tinygpt.fast.optimizer import FlatWeights
 from tinygpt.learn.lab import why as lab
 from tinygpt.training.losses import tensors
 
-WORDS = {"red": "rot", "green": "gruen", "blue": "blau"}
-PAIRS = [(f"{n:03} {word}", answer) for n in range(60) for word, answer in WORDS.items()]
-TAUGHT, DISPUTED = ("zzq xxk", "lila"), "kwy wok"
-PLANTED = {50: TAUGHT, 60: (DISPUTED, "gelb"), 70: (DISPUTED, "gelb"), 80: (DISPUTED, "rot")}  # by line, from 0
-SENTENCE = "Quark jump vex."
-MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--device=cpu", "--dtype=float32", "--quiet"]
-LEARN = ["--batch_size=16", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--warmup_iters=10"]
-LEARN += ["--eval_iters=1", "--eval_interval=150", "--max_iters=150", "--dropout=0.1"]
-
-
-@pytest.fixture(scope="session")
-def planted(shared: Shared) -> Path:
-    """A working folder with out (pairs, of which one alone teaches `lila`, and three contradict each other) and
-    out-text (lines, one of which is SENTENCE)."""
-
-    def make(folder: Path) -> None:
-        pairs = list(PAIRS)
-        for line, pair in PLANTED.items():
-            pairs.insert(line, pair)
-        json_lines(folder, [{"prompt": prompt, "response": response} for prompt, response in pairs], "pairs.jsonl")
-        shares = ["--val_fraction=0.04", "--test_fraction=0.04"]
-        ok(folder, "prepare", "mine", "--input=pairs.jsonl", "--format=pairs", *shares)
-        ok(folder, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN)
-        lines = tiny_text(200).splitlines()
-        (folder / "text.txt").write_text("\n".join([*lines[:90], SENTENCE, *lines[90:]]))
-        ok(folder, "prepare", "text", "--input=text.txt")
-        ok(folder, "train", "--dataset=text", "--block_size=16", "--out_dir=out-text", *MODEL, *LEARN)
-
-    return shared("planted", make)
-
 
 @pytest.fixture
 def copy(planted: Path, tmp_path: Path) -> Path:
@@ -86,14 +56,14 @@ def answer(folder: Path, run: str, start: str, text: str, *flags: str) -> dict[s
 def test_the_example_that_alone_teaches_an_output_is_found_at_its_line(planted: Path) -> None:
     found = answer(planted, "out", *TAUGHT, "--count=3")
     first, second, _ = found["raised"]
-    assert (first["text"], first["place"]) == ("zzq xxk -> lila", "pairs.jsonl line 51")
+    assert (first["text"], first["place"]) == ("zzq xxk -> lila", "pairs.jsonl line 31")
     assert first["effect"] < 3 * second["effect"] < 0 and len(found["lowered"]) == 3
     assert all(entry["effect"] > 0 for entry in found["lowered"])
     assert found["probability"] > 0.1 and found["tokens"] == 5
     assert found["repeated"] == pytest.approx(found["log_probability"], abs=0.01)
     # control: an output that many examples teach does not depend on it
-    other = answer(planted, "out", "077 red", "rot", "--count=3")
-    assert all("red" in entry["text"] for entry in other["raised"])
+    other = answer(planted, "out", "017 red", "rot", "--count=3")
+    assert all("-> rot" in entry["text"] for entry in other["raised"])
 
 
 def test_the_api_gives_the_effects_of_the_command_and_the_model_without_some_rows(planted: Path) -> None:
@@ -104,8 +74,8 @@ def test_the_api_gives_the_effects_of_the_command_and_the_model_without_some_row
     row = dataset.sources["train"].examples(dataset.tokenizer).index(TAUGHT)
     assert effects.argmin() == row and effects[row] == pytest.approx(found["raised"][0]["effect"])
     assert model.log_probabilities(TAUGHT[0], [TAUGHT[1]])[0] == pytest.approx(math.log(found["probability"]), abs=1e-3)
-    several, *_ = run.influence([TAUGHT, ("077 red", "rot")])
-    other, *_ = run.influence([("077 red", "rot")])
+    several, *_ = run.influence([TAUGHT, ("017 red", "rot")])
+    other, *_ = run.influence([("017 red", "rot")])
     assert several == pytest.approx(effects + other, abs=1e-3)  # log-probabilities are added
     weights, trained = model.model.state_dict(), store.load(planted / "out/ckpt.pt").model
     assert all(torch.allclose(weights[name], trained[name], atol=1e-2) for name in trained)
@@ -120,11 +90,11 @@ def test_the_api_gives_the_effects_of_the_command_and_the_model_without_some_row
     for call, message in (
         (lambda: run.retrain(effects < 0), "a mask does not number"),
         (lambda: similar(effects < 0), "a mask does not number"),
-        (lambda: similar(np.arange(100)), "only 66 other training rows"),
+        (lambda: similar(np.arange(50)), "only 8 other training rows"),
         (lambda: run.influence([]), "no output"),
         (lambda: run.influence([TAUGHT], sweeps=1), "0, or at least 2"),
         (lambda: run.influence([TAUGHT, ("", "rot")]), "the prompt is empty"),
-        (lambda: run.influence([TAUGHT, ("077 red", " ")]), "--text is empty"),
+        (lambda: run.influence([TAUGHT, ("017 red", " ")]), "--text is empty"),
         (lambda: api.Run(planted / "out-text").influence([("Quark ", "")]), "--text is empty"),
     ):
         with pytest.raises(TinyGPTError, match=message):
@@ -154,7 +124,7 @@ def test_a_contradicting_label_lowers_the_probability(planted: Path) -> None:
     assert [entry["text"] for entry in found["raised"][:2]] == [f"{DISPUTED} -> gelb"] * 2
     assert f"{DISPUTED} -> rot" in [entry["text"] for entry in found["lowered"]]
     equal = sorted(found["raised"][:2], key=lambda entry: int(entry["row"]))
-    assert [entry["place"] for entry in equal] == ["pairs.jsonl line 61", "pairs.jsonl line 71"]
+    assert [entry["place"] for entry in equal] == ["pairs.jsonl line 37", "pairs.jsonl line 43"]
     found = answer(planted, "out", DISPUTED, "rot")
     assert (found["raised"][0]["text"], found["lowered"][0]["text"]) == (f"{DISPUTED} -> rot", f"{DISPUTED} -> gelb")
 
@@ -165,28 +135,16 @@ def test_a_planted_sentence_of_plain_text_is_found_at_its_line(planted: Path) ->
     assert found["raised"][0]["place"] in ("line 90 of the training text", "line 91 of the training text")
 
 
-def test_what_is_printed(copy: Path) -> None:
-    said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1]).out
-    assert "5 of 166 training rows raised the probability most:\n" in said and "nats, 5 tokens) after 150" in said
-    assert "next: the same command with --prove" in said and "note:" not in said
-    assert "if the row is left out, estimated\n" in said and "relative error" not in said
-    changed = store.load(copy / "out/ckpt.pt")
-    changed.model = {name: 1.5 * weight for name, weight in changed.model.items()}
-    store.save(copy / "out/ckpt.pt", changed)
-    said = ok(copy, "why", "out", "--start", TAUGHT[0], "--text", TAUGHT[1]).out
-    assert "note: trained again, in float32, it has " in said
-
-
 def test_derivatives_are_tested_on_trainings_without_random_rows(copy: Path) -> None:
     """Step by step: the median of the derivatives, and what the others predict for each set of rows."""
-    short = ["--max_iters=30", "--eval_interval=30", "--learning_rate=1e-3", "--out_dir=short"]
+    short = ["--max_iters=15", "--eval_interval=15", "--learning_rate=1e-3", "--out_dir=short"]
     ok(copy, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN, *short)
-    ask = ["short", "--start=077 red", "--text=rot", "--sweeps=3"]
+    ask = ["short", "--start=017 red", "--text=rot", "--sweeps=3"]
     found = json.loads(ok(copy, "why", *ask, "--json").out)
     explained = load_run(WhyConfig(run=str(copy / "short"), data_dir=str(copy / "data")))
-    x, y = output(explained, ("077 red", "rot"))
-    nothing, *sets = (effects.random_set(166, number) for number in range(3))
-    assert len(nothing) == 0 and [len(set(rows.tolist())) for rows in sets] == [8, 8]  # a twentieth
+    x, y = output(explained, ("017 red", "rot"))
+    nothing, *sets = (effects.random_set(58, number) for number in range(3))
+    assert len(nothing) == 0 and [len(set(rows.tolist())) for rows in sets] == [3, 3]  # a twentieth
     derivatives, proved = [], []
     for rows in (nothing, *sets):
         training = Training(explained, explained.config.seed, rows)
@@ -226,14 +184,15 @@ def test_no_derivative_counts_for_rows_that_its_training_leaves_out() -> None:
     assert sorted(found.effects)[20] == 2.5  # of all four
 
 
+@pytest.mark.slow
 def test_where_the_derivatives_miss_the_sizes_it_is_said(copy: Path) -> None:
     """A learning rate that is much too high: the training without other rows is another one."""
     rough = ["--max_iters=40", "--eval_interval=40", "--learning_rate=0.1", "--out_dir=rough"]
     ok(copy, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN, *rough)
-    ask = ["rough", "--start=077 red", "--text=rot", "--sweeps=2"]
+    ask = ["rough", "--start=017 red", "--text=rot", "--sweeps=2"]
     assert "the sizes of the effects below are no guide" in ok(copy, "why", *ask).out
     found = json.loads(ok(copy, "why", *ask, "--json").out)
-    influence = api.Run(copy / "rough", data_dir=copy / "data").influence([("077 red", "rot")], sweeps=2)
+    influence = api.Run(copy / "rough", data_dir=copy / "data").influence([("017 red", "rot")], sweeps=2)
     assert (
         influence.test and influence.test.error == pytest.approx(found["test"]["error"]) and influence.test.error >= 1
     )
@@ -264,8 +223,14 @@ def test_the_derivative_of_a_batch_is_that_of_autograd_row_by_row(options: dict[
     assert found[y >= 0].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4) and not found[y < 0].any()
 
 
-@pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize(("name", "start", "text"), [("mine", *TAUGHT), ("text", "The kin", "g of my")])
+@pytest.mark.parametrize(
+    ("name", "start", "text", "fast"),
+    [
+        ("mine", *TAUGHT, True),
+        pytest.param("mine", *TAUGHT, False, marks=pytest.mark.slow),
+        ("text", "The kin", "g of my", False),
+    ],
+)
 def test_all_effects_together_are_the_change_that_training_made(
     planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: str, text: str, fast: bool
 ) -> None:
@@ -390,7 +355,7 @@ def test_a_resumed_run_of_plain_text_and_a_fine_tuned_one_are_trained_again(copy
     assert found["repeated"] == pytest.approx(found["log_probability"], abs=0.02)
     tune = ["--ckpt=out-text", "--dataset=mine", "--out_dir=tuned", "--max_iters=20", "--eval_interval=10", "--quiet"]
     ok(copy, "finetune", *tune, "--examples=100", "--device=cpu", "--dtype=float32")
-    found = answer(copy, "tuned", "077 red", "rot", "--prove", "--leave_out=2")
+    found = answer(copy, "tuned", "017 red", "rot", "--prove", "--leave_out=2")
     assert found["repeated"] == pytest.approx(found["log_probability"], abs=0.02) and found["rows"] == 100
 
 
@@ -435,41 +400,6 @@ def test_more_than_chance_is_a_one_sided_t_test() -> None:
 # ---- what is refused --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["out", "--start=001 red"], "--text is empty"),
-        (["nowhere", "--start=001 red", "--text=rot"], "nowhere/ckpt.pt: no such file"),
-        (["out/last.pt", "--start=001 red", "--text=rot"], "out/last.pt is a file; why explains the model ckpt.pt"),
-        (["out", "--text=rot"], "the prompt is empty"),
-        (["out", "--start=001 red", "--text=r\u00f6t"], "U+00F6"),
-        (["out", "--start=001 red 001 red 001 red", "--text=rot"], "--start and --text have 29 tokens"),
-        (["out", "--start=001 red", "--text=rot", "--prove", "--leave_out=90"], "there are 166 in all"),
-        (["out", "--start=001 red", "--text=rot", "--seeds=3"], "needs prove"),
-        (["out", "--start=001 red", "--text=rot", "--sweeps=1"], "0, or at least 2"),
-        (["out", "--start=001 red", "--text=rot", "--memory=3"], "needs sweeps"),
-        (["out", "--start=001 red", "--text=rot", "--device=cuda:9"], "cuda:9"),
-    ],
-)
-def test_mistakes_are_refused_and_nothing_is_written(planted: Path, flags: list[str], message: str) -> None:
-    said = refused(planted, "why", *flags)
-    assert message in said and "try: " in said
-
-
-def test_runs_that_cannot_be_explained_are_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = ["--start=001 red", "--text=rot"]
-    tune = ["finetune", "--ckpt=out", "--dataset=mine", "--max_iters=1", "--quiet", "--device=cpu"]
-    ok(copy, *tune, "--out_dir=lora", "--lora_rank=2")
-    assert "LoRA adapters, which why does not support" in refused(copy, "why", "lora", *ask)
-    ok(copy, *tune, "--out_dir=replay", "--replay=0.2")
-    assert "replayed rows" in refused(copy, "why", "replay", *ask)
-    with monkeypatch.context() as patch:
-        patch.setenv("WORLD_SIZE", "2")
-        assert "one process" in refused(copy, "why", "out", *ask)
-    ok(copy, "prepare", "mine", "--input=pairs.jsonl", "--format=pairs", "--val_fraction=0.2")
-    assert "prepared from different text" in refused(copy, "why", "out", *ask)
-
-
 def test_damaged_results_and_diverged_models_are_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ask = ["why", "out", "--start=001 red", "--text=rot"]
     with monkeypatch.context() as patch:
@@ -491,6 +421,7 @@ def test_damaged_results_and_diverged_models_are_named(copy: Path, monkeypatch: 
 # ---- tinygpt lab why --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_lab_ranks_the_wrong_labels_and_trains_again(tmp_path: Path) -> None:
     folder = quick(tmp_path, "why", lab, lab.Size(lines=80, iterations=10, answers=1, left_out=5, judges=10))
     stages, said = lab_results(folder), " ".join((folder / "said.txt").read_text(encoding="utf-8").split())

@@ -4,6 +4,7 @@ import importlib.resources
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import PATIENCE, script, until
 
 import tinygpt.examine.report.weights
+from tinygpt.checkpoint.store import load, tokenizer_of
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 
@@ -83,6 +86,23 @@ class Browser:
         )
         return np.array(rows)
 
+    def chances(self, table: str = "bars") -> dict[str, list[float]]:
+        """Probabilities in a table, by character."""
+        rows = self.run(
+            "return [...document.querySelectorAll(`#${arguments[0]} tbody tr:not(.rest)`)].map(r => "
+            "[r.querySelector('th').textContent, ...[...r.querySelectorAll('td')].map(c => Number(c.dataset.p))])",
+            table,
+        )
+        return {plain(row[0]): row[1:] for row in rows}
+
+    def type_into(self, selector: str, text: str) -> None:
+        self.find(selector).clear()
+        self.find(selector).send_keys(text)
+
+    def assert_quiet(self) -> None:
+        """Require that the log has no error and no request."""
+        assert self.driver.get_log("browser") == [] and self.requests() == []
+
     def slide(self, selector: str, value: float) -> None:
         self.run(
             "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
@@ -97,6 +117,21 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     browser = Browser(tmp_path_factory.mktemp("chromium"))
     yield browser
     browser.driver.quit()
+
+
+def plain(symbol: str) -> str:
+    """The character that a page shows as this symbol."""
+    return {"␣": " ", "↵": "\n"}.get(symbol, symbol)
+
+
+def next_character(path: Path, text: str, temperature: float = 1.0) -> dict[str, float]:
+    """A model's probabilities of the next character, by PyTorch."""
+    state = load(path)
+    tokenizer = tokenizer_of(state, "", "")
+    ids = torch.from_numpy(tokenizer.encode(text)[-16:].astype(np.int64))[None]
+    with torch.no_grad():
+        chances = (state.build_model().eval()(ids)[0][0, -1] / temperature).softmax(-1).tolist()
+    return dict(zip(tokenizer.symbols, chances, strict=True))  # type: ignore[union-attr]
 
 
 FILE = Path(tinygpt.examine.report.weights.__file__).with_name("model.js")
@@ -131,3 +166,10 @@ def node(code: str, **values: Any) -> Any:
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, encoding="utf-8", timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def page_data(path: Path) -> dict[str, Any]:
+    """The JSON of a page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
+    assert found
+    return dict(json.loads(found[1]))

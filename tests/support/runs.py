@@ -15,12 +15,7 @@ from typing import Any
 import pytest
 import torch
 from children import Child, ranks
-from conftest import (
-    PATIENCE,
-    Lazy,
-    Shared,
-    ok,
-)
+from conftest import GERMAN, PATIENCE, Lazy, Shared, ok, tiny_text
 from inputs import json_lines
 from models import shaken, small
 
@@ -224,3 +219,32 @@ def suggested(said: str) -> list[list[str]]:
         words = shlex.split(command[command.index("tinygpt ") :])[1:]
         found.append([PLACEHOLDERS.get(word, word) for word in words])
     return found
+
+
+TAUGHT, DISPUTED = ("zzq xxk", "lila"), "kwy wok"
+PLANTED = {30: TAUGHT, 36: (DISPUTED, "gelb"), 42: (DISPUTED, "gelb"), 48: (DISPUTED, "rot")}  # by line, from 0
+SENTENCE = "Quark jump vex."
+MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--device=cpu", "--dtype=float32", "--quiet"]
+LEARN = ["--batch_size=16", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--warmup_iters=10"]
+LEARN += ["--eval_iters=1", "--eval_interval=80", "--max_iters=80", "--dropout=0.1"]
+
+
+@pytest.fixture(scope="session")
+def planted(shared: Shared) -> Path:
+    """A working folder with out (pairs, of which one alone teaches `lila`, and three contradict each other) and
+    out-text (lines, one of which is SENTENCE)."""
+
+    def make(folder: Path) -> None:
+        pairs = [(f"{n:03} {word}", GERMAN[word]) for n in range(20) for word in GERMAN]
+        for line, pair in PLANTED.items():
+            pairs.insert(line, pair)
+        json_lines(folder, [{"prompt": prompt, "response": response} for prompt, response in pairs])
+        shares = ["--val_fraction=0.04", "--test_fraction=0.04"]
+        ok(folder, "prepare", "mine", "--input=pairs.jsonl", "--format=pairs", *shares)
+        ok(folder, "train", "--dataset=mine", "--block_size=20", *MODEL, *LEARN)
+        lines = tiny_text(200).splitlines()
+        (folder / "text.txt").write_text("\n".join([*lines[:90], SENTENCE, *lines[90:]]))
+        ok(folder, "prepare", "text", "--input=text.txt")
+        ok(folder, "train", "--dataset=text", "--block_size=16", "--out_dir=out-text", *MODEL, *LEARN)
+
+    return shared("planted", make)
