@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash scripts/test.sh [PYTEST OPTIONS]: lint, policy, types and the everyday tests, in .venv (made if it is missing).
-# bash scripts/test.sh --all [PYTEST OPTIONS]: also the slow tests, such as all cells of the notebook, the proofs and the labs.
+# bash scripts/test.sh --all [PYTEST OPTIONS]: also the slow tests: the proofs, the labs, all cells of the notebook.
 . "$(dirname "$0")/common.sh"
 if [ "${1:-}" = --all ]; then shift; else set -- -m "not slow" "$@"; fi
 make_venv
