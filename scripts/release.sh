@@ -49,13 +49,12 @@ step "this machine"
 "$bin/tinygpt" doctor --machine
 
 step "tests of the installed package"
-pip_install "$wheel[offline,eval,plot]" pytest pytest-timeout hypothesis
+pip_install "$wheel[dev,offline]"
 "$bin/python" -m pytest -p no:cacheprovider -m "not slow" \
     tests/test_{generate,prepare,sample,train,transcripts}.py tests/base/test_files.py tests/data/test_{rows,tokenizer}.py \
     tests/checkpoint/test_checkpoint.py tests/examine/test_{evaluate,machine}.py tests/adapt/test_finetune.py
 
 step "the complete notebook" # about eight minutes; the tests run its cells with short trainings
-pip_install "$wheel[report]" nbclient ipykernel "nbconvert>=7.16,<8"
 "$bin/python" scripts/notebook.py --check
 
 cd "$dist"
