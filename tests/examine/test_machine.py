@@ -31,6 +31,7 @@ def run(folder: Path, fault: Callable[[], None]) -> tuple[int | None, str]:
     return child.wait(), child.output
 
 
+@pytest.mark.slow
 def test_this_machine_passes_and_nobody_is_named(tmp_path: Path) -> None:
     """GPUs apart: a hosted Mac has an MPS device that fails."""
     home, temporary = tmp_path / "ada.lovelace", tmp_path / "of-ada"

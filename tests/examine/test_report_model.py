@@ -105,7 +105,8 @@ def test_every_option_past_the_window(options: dict[str, Any]) -> None:
     compare_past_the_window(shaken(small(**THREE_HEADS | options | {"position": relative}), std=0.2), 80)
 
 
-@pytest.mark.parametrize("position", ["rope", pytest.param("bias-rotary", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("position", ["rope", "bias-rotary"])
 @torch.inference_mode()
 def test_relative_positions_far_past_the_window(position: str) -> None:
     """So far that angles without Python's rounding to float32 would differ too much."""
@@ -272,6 +273,7 @@ def test_attention_is_the_one_by_hand(position: str) -> None:
 # ---- block_size 1 ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_one_token_has_a_report_and_a_page(work: Path) -> None:
     """With block_size 1, Python and JavaScript predict each character from the preceding one only: a bigram model."""
     trained(work, "--block_size=1", "--quiet")
