@@ -310,7 +310,7 @@ def test_the_reader_that_ships_answers_from_documents(tmp_path: Path) -> None:
     for name, text in documents.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     ok(tmp_path, "ask", "Who?", ".", "--index=index.db", "--embeddings=none")
-    some, model, found, exact = questions["val"][:40], load_reader(AskConfig(ckpt="reader")), [], []
+    some, model, found, exact = questions["val"][:60], load_reader(AskConfig(ckpt="reader")), [], []
     with open_index(tmp_path / "index.db") as index:
         for one in some:
             hits = search(index, one["question"], 3)
