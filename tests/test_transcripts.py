@@ -8,7 +8,7 @@
     error: nothing: no such file                     exit status 2: one sentence, and one hint, which names no option of
       try: tinygpt train ...                         another command; no file is changed. Other codes are shown: [1]
 
-`...` stands for anything in a line, alone for any number of lines.
+`...` stands for anything in a line, alone for any number of lines, but for no error and no exit status.
 
 `pytest tests/test_transcripts.py --rewrite` writes what is printed now into the files; read the difference in git.
 """
@@ -56,6 +56,8 @@ def test_no_case_has_two_names() -> None:
         ("...\nc", "a\nb\nc", True),
         ("...\nc", "c", True),
         ("a\n...", "a\nb", True),
+        ("a\n...", "a\nerror: b", False),
+        ("a\n...", "a\n[1]", False),
         ("a", "a\nb", False),
         ("(a)", "a", False),
         ("", "a", False),

@@ -106,7 +106,8 @@ def run(command: str, work: Path) -> list[str]:
 
 
 def matches(expected: list[str], printed: list[str]) -> bool:
-    pattern = "".join(r"(?:.*\n)*?" if line == ANYTHING else rf"{like(line)}\n" for line in expected)
+    anything = r"(?:(?!error: |\[\d+\]\n).*\n)*?"  # but no failure
+    pattern = "".join(anything if line == ANYTHING else rf"{like(line)}\n" for line in expected)
     return bool(re.fullmatch(pattern, "".join(f"{line}\n" for line in printed)))
 
 

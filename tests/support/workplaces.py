@@ -17,18 +17,8 @@ from inputs import csv_file, json_lines, pairs, workbook
 
 from tinygpt.checkpoint import store
 
-__all__ = [
-    "Path",
-    "csv_file",
-    "gzip",
-    "json_lines",
-    "ok",
-    "pairs",
-    "tiny_text",
-    "torch",
-    "workbook",
-    "zipfile",
-]  # for `>>>` lines, too
+# for `>>>` lines, too
+__all__ = ["Path", "csv_file", "gzip", "json_lines", "ok", "pairs", "tiny_text", "torch", "workbook", "zipfile"]
 HERE = Path()
 
 
