@@ -54,8 +54,7 @@ collect_ignore = (
 )
 
 # The files that take longest begin first, so that no process of pytest-xdist waits long for another at the end.
-# test_matrix forks children that use several threads, which needs a process that has not used several itself.
-LONGEST = ["matrix", "notebook", "watch", "lab", "sharding", "bench", "exercise", "smollm2", "quickstart", "api", "why"]
+LONGEST = ["notebook", "watch", "lab", "sharding", "bench", "exercise", "smollm2", "quickstart", "api", "why"]
 LONGEST += ["advise"]
 
 

@@ -86,6 +86,22 @@ def test_exact_resume(harness: Harness) -> None:
         remove(out)
 
 
+def test_a_child_computes_with_several_threads_after_its_parent(tmp_path: Path) -> None:
+    """Of the harness: the order of the tests does not matter."""
+
+    def compute() -> None:
+        torch.set_num_threads(2)
+        torch.relu(torch.zeros(1_000_000))
+
+    before = torch.get_num_threads()
+    try:
+        compute()
+        child = Child(compute, tmp_path / "log", tmp_path)
+        assert child.wait(60, otherwise=signal.SIGKILL) == 0
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.slow
 def test_changed_threads(harness: Harness) -> None:
     """Proof 1, for a run that continues with one thread instead of two: resumed, it keeps the number of its state."""

@@ -8,6 +8,7 @@ A child is forked from a process that has already imported PyTorch, so a command
 """
 
 import contextlib
+import ctypes
 import hashlib
 import itertools
 import json
@@ -40,6 +41,13 @@ LETTERS = "abcdefgh .\n"
 def nothing() -> None: ...
 
 
+def end_threads() -> None:
+    """End the threads that have computed in this process. A fork loses them, and libgomp would wait for them in the
+    child. Source: OpenMP 5.0, omp_pause_resource_all."""
+    for library in Path(torch.__file__).parent.glob("lib/libgomp*"):
+        ctypes.CDLL(str(library)).omp_pause_resource_all(2)  # omp_pause_hard
+
+
 class Child:
     """A forked process that runs `work` in the folder `cwd`, after `before()`; its output is appended to `log`."""
 
@@ -51,6 +59,7 @@ class Child:
         log.touch()  # the child may die before it creates the file
         sys.stdout.flush()
         sys.stderr.flush()
+        end_threads()
         self.pid = os.fork()
         if not self.pid:
             self._work(work, cwd, before, environment)
@@ -66,7 +75,7 @@ class Child:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            torch.set_num_threads(1)  # a pool of threads does not survive a fork; none is started this way
+            torch.set_num_threads(1)
             tqdm.set_lock(threading.RLock())  # shared otherwise: a child killed while holding it blocks all others
             os.environ.update(environment)
             if "RANK" in environment:  # gloo's shutdown may hang in a forked process
