@@ -1884,7 +1884,7 @@ check(adapter_parameters < 0.1 * num_params(model), "it trains less than a tenth
 # %% [markdown]
 # The adapter can be removed at any time, and then nothing is forgotten. While it is in place, the model forgets, too:
 # with Shakespeare as much as with all weights. (On other tasks it was half or three quarters as much:
-# docs/FINETUNING.md.)
+# docs/explanation/fine-tuning.md.)
 #
 # **Question.** With A *and* B at zero, nothing would change at first, too. Why is only B zero?
 #
@@ -2068,7 +2068,7 @@ check(unknown["model"] == "", "the reader abstains there")
 # again on all facts answers 69% of the changed ones correctly, and so does retrieval. But training takes 2 minutes, and
 # indexing the corrected document 1 second. With retrieval, a person can check the passage, and the reader abstains.
 # (These sentences are as plain as the reader's training examples. On longer documents about companies it answers 71 to
-# 74% of the questions, on other documents none: docs/RETRIEVAL.md.)
+# 74% of the questions, on other documents none: docs/explanation/retrieval.md.)
 #
 # **Question.** Search alone already finds every passage. What does the reader add?
 #

@@ -23,7 +23,7 @@ make_venv() { # make_venv [any_machine]: also on one that cannot run tinygpt
     python="$(find_python)"
     if [ $# = 0 ] && "$python" -c 'import platform as p, sys; sys.exit(not (sys.platform == "darwin" and p.machine() == "x86_64"))'; then
         echo "PyTorch no longer supports Intel Macs (its last version for them is 2.2, tinygpt needs 2.10):" >&2
-        echo "docs/INSTALL.md says what works there" >&2
+        echo "docs/how-to/install.md says what works there" >&2
         return 1
     fi
     step "making $venv with $("$python" --version)"

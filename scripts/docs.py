@@ -1,18 +1,13 @@
-"""Make the generated parts of docs/: the table of keys, and the deck; and the tree of all files, and the labs' pages.
+"""Make the table of keys; also the tree of all files, the pages of the labs, and the slides of the claims.
 
-python scripts/docs.py                           # rewrite docs/CONFIGURATION.md and docs/slides.md
-python scripts/docs.py --check                   # exit 1 if they would change (tests/test_docs.py)
+python scripts/docs.py                           # rewrite the table in docs/reference/configuration.md
+python scripts/docs.py --check                   # exit 1 if it would change (tests/test_docs.py)
 python scripts/docs.py --tree                    # print the tree: a line for each file
 python scripts/docs.py --labs pages              # the page of each lab, for a laptop that fails: half an hour
 python scripts/docs.py --labs pages labels why   # these labs only; --full: all seeds, two hours
 
-The deck is Markdown for Marp (marp.app), which shows it in an editor or writes HTML or PDF:
-
-npx @marp-team/marp-cli docs/slides.md --html --allow-local-files --output docs/slides.html
-
-It is made from the table of claims in docs/TEACHING.md: a claim, then what an experiment says. pages/index.html lists
-the pages of the labs, which open in any browser, without tinygpt or a network. Their results stay in out-lab-*; the
-same command again makes only what is missing.
+pages/index.html lists the pages of the labs, which open in any browser, without tinygpt or a network. Their results
+stay in out-lab-*; the same command again makes only what is missing. The slides are part of scripts/site.py.
 """
 
 import argparse
@@ -32,49 +27,12 @@ from tinygpt.base.files import replacing
 from tinygpt.learn.lab.command import BASES, LABS
 
 ROOT = Path(__file__).resolve().parent.parent
+KEYS = "docs/reference/configuration.md"
 SHOWN = (".py", ".yaml", ".sh", ".ps1", ".md", ".js", ".css", ".j2")
 IN_A_LINE = {  # folders that are not listed file by file
     "notebooks": "gpt_from_scratch: the notebook with its outputs, and its cells as text, for reviews",
     "tests": "a file for each subject: a module, a promise, features together",
 }
-HEAD = """---
-marp: true
-paginate: true
-headingDivider: 2
-title: What fine-tuned and small models are good for, and how they fail
-style: |
-  section { font-size: 26px; padding: 50px 60px; }
-  h1, h2 { font-size: 40px; color: #1f4e79; }
-  h1 { font-size: 52px; }
-  code { font-size: 22px; }
----
-
-# What fine-tuned and small models are good for, and how they fail
-
-Vote on each claim before the next slide: true, true in part, or false? The course calls 1 to 10 billion parameters
-small; most models here have 0.1 to 135 million. Commands with a folder `out-...` need models prepared beforehand
-(TEACHING.md).
-
-**Terms.** N-gram baseline: a classifier that counts pieces of words. SmolLM2: a public model, 135 million parameters.
-LoRA trains small added matrices only. Replay mixes in old data. Zero-shot: not trained for the task. Closed book:
-without documents.
-
-![h:200](report.png)
-"""
-TAIL = """## Start simple, add complexity only when it is needed
-
-1. prompt an existing model
-2. retrieve documents, if it lacks facts
-3. fine-tune, for a style, a format or a narrow task
-
-Compare each step with the n-gram baseline, which takes seconds. Where a mistake is expensive, a person decides.
-
-<!-- Each group names the cheapest step for its own case, and the number that would convince it. -->
-"""
-PICTURES = {"methods --data_dir=data-synthetic --out_dir=out-lab-synthetic": "compare"}
-PICTURES |= {"methods --pretrained=out-smollm2": "curve"}
-
-
 # ---- the table of keys, and the tree --------------------
 
 
@@ -124,8 +82,8 @@ def tree() -> str:
 
 
 def key_page() -> str:
-    """Return CONFIGURATION.md with the table between `<!-- keys ... -->` and `<!-- end -->`."""
-    page = (ROOT / "docs/CONFIGURATION.md").read_text(encoding="utf-8")
+    """Return configuration.md with the table between `<!-- keys ... -->` and `<!-- end -->`."""
+    page = (ROOT / KEYS).read_text(encoding="utf-8")
     pattern = r"(<!-- keys .*?-->\n).*?(<!-- end -->)"
     return re.sub(pattern, lambda found: found[1] + key_table() + "\n" + found[2], page, flags=re.DOTALL)
 
@@ -134,44 +92,46 @@ def key_page() -> str:
 
 
 class Claim(NamedTuple):
-    """A row of the table."""
+    """A section of docs/teaching/claims.md."""
 
-    claim: str
-    command: str
-    expected: str
+    title: str
+    commands: str
+    result: str
     question: str
+    answer: str
     wrong: str
+    picture: str = ""
 
 
 def claims(page: str) -> list[Claim]:
-    """Read the rows of the table under `<!-- claims -->`."""
-    table = page.partition("<!-- claims -->\n")[2].partition("\n\n")[0].splitlines()
-    return [Claim(*(cell.strip() for cell in row.strip("| ").split(" | "))) for row in table[2:]]
-
-
-def pictures(claim: Claim) -> list[str]:
-    """The picture of a claim, if there is one: that of its command, of its lab, or of its task."""
-    listed = [name for command, name in PICTURES.items() if command in claim.command]
-    named = re.findall(r"tinygpt lab (\w+)|--task (\w+)", claim.command)
-    return listed + [name for found in named for name in found if name and (ROOT / f"docs/{name}.png").exists()]
+    """Read the sections that have a question. Errors: AttributeError for one that lacks another part."""
+    found = []
+    for section in re.split(r"^## ", page, flags=re.MULTILINE)[1:]:
+        if "**Question:**" in section:
+            title, commands, result = section.split("\n\n")[:3]
+            parts = (
+                re.search(rf"^- \*\*{name}:\*\* (.*?)(?=\n- |\n\n|\Z)", section, re.DOTALL | re.MULTILINE)[1]  # type: ignore[index]
+                for name in ("Question", "Answer", "Common wrong answer")
+            )
+            picture = re.search(r"^!\[.*?\]\(.*?\)$", section, re.MULTILINE)
+            found.append(Claim(title, commands, result, *parts, picture[0] if picture else ""))
+    return [Claim(*(" ".join(part.split()) for part in claim)) for claim in found]
 
 
 def slides(claim: Claim) -> str:
-    """Two slides: the claim, on which the room votes; and the result. The wrong answer is a note for the speaker.
-
-    Marp begins a slide at each heading (headingDivider)."""
-    claim = Claim(*(re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell) for cell in claim))  # links do not work in a deck
-    picture = [f"![bg right:48% fit]({name}.png)" for name in pictures(claim)[:1]]
-    title = claim.claim.removesuffix(" (ours)")
-    ours = "Our claim" if title != claim.claim else "Claim"
-    parts = [f"# {ours}: {title}", claim.command]
-    parts += [f"## {title}?", *picture, claim.expected, f"**Discuss:** {claim.question}"]
-    return "\n\n".join([*parts, f"<!-- Wrong answer: {claim.wrong} -->"]) + "\n"
+    """Two slides: the claim, on which the room votes; and the result, with the answers as a note for the speaker."""
+    claim = Claim(*(re.sub(r"(?<!!)\[([^]]*)\]\([^)]*\)", r"\1", part) for part in claim))  # no links in a deck
+    title = claim.title.removesuffix(" (ours)")
+    ours = "Our claim" if title != claim.title else "Claim"
+    note = f"```{{revealjs-notes}}\nWrong answer: {claim.wrong}\n\nAnswer: {claim.answer}\n```"
+    parts = [f"## {ours}: {title}", claim.commands, "Vote: does it hold, in part, or not?"]
+    parts += [f"## {title}?", claim.result, f"**Discuss:** {claim.question}", claim.picture, note]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def deck() -> str:
-    page = (ROOT / "docs/TEACHING.md").read_text(encoding="utf-8")
-    return "\n".join([HEAD, *map(slides, claims(page)), TAIL])
+def deck(text: str, page: str) -> str:
+    """The deck: docs/teaching/slides.md with the slides of all claims of claims.md at its line `<!-- claims -->`."""
+    return text.replace("<!-- claims -->", "\n".join(map(slides, claims(page))))
 
 
 # ---- the pages of the labs --------------------
@@ -230,14 +190,12 @@ def main() -> None:
     if args.labs:
         lab_pages(args.labs, args.lab or list(LABS), args.full)
         return
-    for name, make in {"CONFIGURATION.md": key_page, "slides.md": deck}.items():
-        page = ROOT / "docs" / name
-        wanted = make()
-        stale = not page.exists() or page.read_text(encoding="utf-8") != wanted
-        if stale and args.check:
-            sys.exit(f"docs/{name} is not up to date; run: python scripts/docs.py")
-        if stale:
-            page.write_text(wanted, encoding="utf-8", newline="\n")
+    page, wanted = ROOT / KEYS, key_page()
+    stale = page.read_text(encoding="utf-8") != wanted
+    if stale and args.check:
+        sys.exit(f"{KEYS} is not up to date; run: python scripts/docs.py")
+    if stale:
+        page.write_text(wanted, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write docs/SAMPLES.md: what a model writes at each loss, and how much models quote from the training text.
+"""Write out-samples/samples.md: what a model writes at each loss, and what it quotes, for docs/explanation/training.md.
 
 python scripts/samples.py            # half an hour or more on two cores; the run is kept in out-samples/
 
@@ -32,7 +32,7 @@ SEEN = [
     "whole clauses are grammatical; the speech has no topic",
     "near the end of the run: grammar for a line or two, no plot",
 ]
-OUT, PAGE = Path("out-samples"), Path(__file__).parent.parent / "docs/SAMPLES.md"
+OUT = Path("out-samples")
 PROMPT, LENGTH = "ROMEO:", 220
 HEAD = """# Is my sample normal at this loss?
 
@@ -140,4 +140,4 @@ if __name__ == "__main__":
     if not (OUT / f"loss-{TARGETS[-1]}.pt").exists():
         train()
     parts = blocks() + ([quotations()] if all(Path(path).exists() for path in MODELS.values()) else [])
-    PAGE.write_text(HEAD + "\n".join(parts), encoding="utf-8")
+    (OUT / "samples.md").write_text(HEAD + "\n".join(parts), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Make a screenshot of a part of a report in headless Chromium: docs/report.png and docs/attention.png.
+"""Make a screenshot of a part of a report in headless Chromium: report.png, attention.png in docs/pictures/.
 
 tinygpt report out -o report.html && python scripts/screenshot.py report.html
-python scripts/screenshot.py report.html --section attention --output docs/attention.png
+python scripts/screenshot.py report.html --section attention --output docs/pictures/attention.png
 python scripts/screenshot.py report.html --output phone.png --width 390 --dark --whole
 """
 
@@ -61,7 +61,7 @@ def picture(driver: webdriver.Chrome, clip: dict[str, Any]) -> bytes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("page", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("docs/report.png"))
+    parser.add_argument("--output", type=Path, default=Path("docs/pictures/report.png"))
     parser.add_argument("--text", default="ROMEO:\nO, she doth teach the torches to burn br", help="text to type")
     parser.add_argument("--section", choices=("type", "attention"), default="type")
     parser.add_argument("--width", type=int, default=1000)

@@ -1,4 +1,4 @@
-"""tinygpt from Python: `tinygpt.load` and `tinygpt.api` give what the commands give, and docs/PYTHON.md runs."""
+"""tinygpt from Python: `tinygpt.load` and `tinygpt.api` give what the commands give, and docs/how-to/python.md runs."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ from tinygpt.data.tasks import TASKS, sectors
 from tinygpt.train import is_true
 from tinygpt.training.processes import StopSignal
 
-DOCS = Path(__file__).parent.parent / "docs/PYTHON.md"
+DOCS = Path(__file__).parent.parent / "docs/how-to/python.md"
 OPTIONS: dict[str, Any] = dict(flag[2:].split("=") for flag in TINY_TRAIN[1:])
 EXAMPLES = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
 

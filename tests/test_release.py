@@ -56,7 +56,7 @@ def test_the_source_archive_has_what_the_wheel_and_the_tests_need(tmp_path: Path
         "configs/shakespeare_char.yaml",
         "tests/conftest.py",
         "data/make/merchants.py",
-        "docs/INSTALL.md",
+        "docs/how-to/install.md",
     } <= files
 
 

@@ -12,7 +12,7 @@ From Python:
 
     run = api.train("configs/shakespeare_char.yaml", max_iters=500)
 
-help(tinygpt.api) lists what they take, docs/PYTHON.md has examples, and `tinygpt --help` is the command line.
+help(tinygpt.api) lists what they take, docs/how-to/python.md has examples, and `tinygpt --help` is the command line.
 
 To understand how a GPT is trained, read model.py with options.py, prepare.py, data/rows.py, train.py (`loop` first)
 and training/optimizer.py, then generate.py and sample.py. fast/ computes the same, faster on a CPU.

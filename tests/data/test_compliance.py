@@ -224,7 +224,7 @@ def test_the_quoted_figures_of_the_n_gram_baseline() -> None:
     found, _ = make_tradeoff("breach", "test", 20, val, test)
     half, chosen = (f"{row['precision']:.2f} | {row['recall']:.2f} | {row['cost']:.0f}" for row in found["rows"][:2])
     area = f"{found['average_precision']['ngram']:.3f}"
-    text = (ROOT / "docs/FINETUNING.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/explanation/fine-tuning.md").read_text(encoding="utf-8")
     assert f"| n-gram baseline, 0.5 | {half} |" in text
     assert f"| n-gram baseline, chosen: {found['rows'][1]['threshold']:.3f} | {chosen} |" in text
     assert f"average precision of `breach` {area} |" in (ROOT / "data/README.md").read_text(encoding="utf-8")

@@ -53,7 +53,7 @@ def test_the_three_datasets_have_the_same_figures_and_new_companies_in_each_spli
 
 def test_the_examples_in_labs_are_those_of_the_code() -> None:
     """With the space before the percent sign, which firm A requires."""
-    page = (Path(__file__).parents[2] / "docs/LABS.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/reference/labs.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^\| (prompt|base model|firm A|firm B) \| `(.*)` \|$", page, re.MULTILINE))
     assert shown == {"prompt": PROMPT, "base model": right("plain"), "firm A": right("a"), "firm B": right("b")}
 

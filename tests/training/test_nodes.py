@@ -55,8 +55,8 @@ def kill(node: str) -> None:
 
 
 def start(nodes: list[str], node: int, folder: Path, *args: str) -> subprocess.Popen[bytes]:
-    """Start torchrun on a node, as docs/DISTRIBUTED.md says, and with what a namespace needs in addition."""
-    page = Path(__file__).parents[2] / "docs/DISTRIBUTED.md"
+    """Start torchrun on a node, as docs/how-to/gpus.md says, and with what a namespace needs in addition."""
+    page = Path(__file__).parents[2] / "docs/how-to/gpus.md"
     (shared_store,) = set(re.findall(r"export (TORCH_\w+=1)", page.read_text(encoding="utf-8")))
     environment = dict([shared_store.split("=")]) | {"GLOO_SOCKET_IFNAME": LINK, "OMP_NUM_THREADS": "1"}
     rendezvous = ["--rdzv_backend=c10d", f"--rdzv_endpoint={ADDRESSES[0]}:29500", "--max_restarts=3"]

@@ -93,7 +93,7 @@ def test_a_weight_that_is_not_finite_in_one_process_stops_all(work: Path) -> Non
 
 @pytest.mark.slow
 def test_the_memory_of_a_sharded_run_is_that_of_its_plan(work: Path) -> None:
-    """Peaks within 20%, besides that of a tiny model; docs/EXPERIMENTS.md has the errors of large ones."""
+    """Peaks within 20%, besides that of a tiny model; docs/developers/experiments.md has the errors of large ones."""
     large = ["--n_layer=4", "--n_head=8", "--n_embd=512", "--block_size=16"]  # 13 million parameters
     run = [*TINY_TRAIN[1:], "--max_iters=2", "--eval_interval=2", "--batch_size=2", "--gradient_accumulation_steps=1"]
     run += ["--shard=True", "--dropout=0"]

@@ -78,7 +78,7 @@ def drawn(examples: int, seed: int) -> Pairs:
 
 
 def measure_pretrained(folder: Path, base: str, examples: int, seed: int) -> dict[str, Any]:
-    """Fine-tune a pretrained model with LoRA on the first examples, as in docs/FINETUNING.md."""
+    """Fine-tune a pretrained model with LoRA on the first examples, as in docs/explanation/fine-tuning.md."""
     splits, labels, _ = api.task(TASK)
     dataset = api.write_dataset(folder / "data" / TASK, splits, labels)
     out = folder / f"pretrained-{examples}-{seed}-{quote(base, safe='')}"

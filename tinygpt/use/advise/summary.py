@@ -292,7 +292,7 @@ class Report:
         )
         text += "label more of them"
         if self.advice.name != MAJORITY:
-            text += ", or flag lines by their probability (docs/FINETUNING.md, a rare label)"
+            text += ", or flag lines by their probability (docs/explanation/fine-tuning.md, a rare label)"
         text += "."
         return [Verdict(text, f"labels with a recall below {100 * FOUND:.0f}%")]
 
