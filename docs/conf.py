@@ -49,7 +49,7 @@ def complete(app, name: str, text: list[str]) -> None:
 def provenance(names: list[str]) -> str:
     """A table of measurements: command, machine, month."""
     known = figures.measurements()
-    rows = [known[name] for name in names if known[name].get("date")]
+    rows = [known[name] for name in names if known.get(name, {}).get("date")]
     if not rows:
         return ""
     lines = [f"| `{row['command']}` | {row['machine']} | {row['date']} |" for row in rows]

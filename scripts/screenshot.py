@@ -1,8 +1,10 @@
-"""Make a screenshot of a part of a report in headless Chromium: report.png, attention.png in docs/pictures/.
+"""Make the pictures of the pages in docs/pictures/, in headless Chromium.
 
-tinygpt report out -o report.html && python scripts/screenshot.py report.html
-python scripts/screenshot.py report.html --section attention --output docs/pictures/attention.png
-python scripts/screenshot.py report.html --output phone.png --width 390 --dark --whole
+tinygpt report out -o report.html && python scripts/screenshot.py report report.html; walk and attention are parts of it
+tinygpt serve out                 && python scripts/screenshot.py chat http://127.0.0.1:8000
+tinygpt advise lines.csv          && python scripts/screenshot.py advise out-advise/advise.html
+tinygpt lab reports --quick       && python scripts/screenshot.py lab out-lab-reports-quick/reports.html
+python scripts/screenshot.py whole report.html --output phone.png --width 390 --dark
 """
 
 import argparse
@@ -10,6 +12,7 @@ import base64
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,47 +61,79 @@ def picture(driver: webdriver.Chrome, clip: dict[str, Any]) -> bytes:
     return base64.b64decode(driver.execute_cdp_cmd("Page.captureScreenshot", asked)["data"])
 
 
+def type_text(driver: webdriver.Chrome, text: str) -> None:
+    box = driver.find_element("css selector", "#text")
+    box.clear()
+    box.send_keys(text)
+    time.sleep(1)  # attention follows the text after a moment
+
+
+def report(driver: webdriver.Chrome) -> None:
+    type_text(driver, "ROMEO:\nO, she doth teach the torches to burn br")
+    for name, value in (("temperature", 1.4), ("top-k", 8), ("top-p", 0.9)):
+        script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
+        driver.execute_script(script, driver.find_element("css selector", f"#{name}"), value)
+    time.sleep(1)
+    driver.find_element("css selector", "[data-layer='2'][data-head='1']").click()
+
+
+def walk(driver: webdriver.Chrome) -> None:
+    type_text(driver, "ROMEO:\nO, she doth teach the torches to burn br")
+    for _ in range(3):
+        driver.find_element("css selector", "#walk-on").click()
+    time.sleep(1)
+
+
+def chat(driver: webdriver.Chrome) -> None:
+    time.sleep(2)
+    driver.find_element("css selector", "#box").send_keys("ROMEO:\ue007")  # the key Enter
+    time.sleep(5)
+
+
+def unfold(driver: webdriver.Chrome) -> None:
+    time.sleep(1)
+    script = "for (const panel of document.querySelectorAll('.panel')) panel.style.position = 'static'"
+    driver.execute_script(script)
+
+
+# What to do on the page, the element to show, and at most how many pixels of it.
+PARTS: dict[str, tuple[Callable[[webdriver.Chrome], None], str, int]] = {
+    "report": (report, "#type", 5000),
+    "walk": (walk, "#walk", 5000),
+    "attention": (report, "#attention", 5000),
+    "chat": (chat, "html", 800),
+    "advise": (unfold, "html", 840),
+    "lab": (unfold, "html", 1000),
+    "whole": (unfold, "html", 100_000),
+}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("page", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("docs/pictures/report.png"))
-    parser.add_argument("--text", default="ROMEO:\nO, she doth teach the torches to burn br", help="text to type")
-    parser.add_argument("--section", choices=("type", "attention"), default="type")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("page", help="a file, or the address of a server on this machine")
+    parser.add_argument("--output", type=Path, help="default: docs/pictures/PART.png")
     parser.add_argument("--width", type=int, default=1000)
     parser.add_argument("--dark", action="store_true")
-    parser.add_argument("--whole", action="store_true", help="take the complete page, as it opens")
     args = parser.parse_args()
+    act, shown, most = PARTS[args.part]
+    output = args.output or Path(f"docs/pictures/{args.part}.png")
     with tempfile.TemporaryDirectory() as profile:
-        driver = chromium(profile)
+        driver = chromium(profile, local=True)
         try:
-            resize(driver, args.width, args.dark, scale=1 if args.whole else 1.5)
-            driver.get(args.page.resolve().as_uri())
-            clip = {"x": 0, "y": 0, "width": args.width}
-            if args.whole:
-                time.sleep(1)  # attention follows the text after a moment
-                driver.execute_script(
-                    "for (const panel of document.querySelectorAll('.panel')) panel.style.position = 'static'"
-                )
-                clip["height"] = driver.execute_script("return document.documentElement.scrollHeight")
-            else:
-                box = driver.find_element("css selector", "#text")
-                box.clear()
-                box.send_keys(args.text)
-                for name, value in (("temperature", 1.4), ("top-k", 8), ("top-p", 0.9)):
-                    script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
-                    driver.execute_script(script, driver.find_element("css selector", f"#{name}"), value)
-                time.sleep(1)
-                driver.find_element("css selector", "[data-layer='2'][data-head='1']").click()
-                driver.execute_script("document.activeElement.blur()")
-                top, bottom = driver.execute_script(
-                    f"const box = document.querySelector('#{args.section}').getBoundingClientRect();"
-                    "return [box.top + scrollY, box.bottom + scrollY]"
-                )
-                clip |= {"y": top, "height": bottom - top}
-            args.output.write_bytes(picture(driver, clip))
+            resize(driver, args.width, args.dark, scale=1 if args.part == "whole" else 1.5)
+            driver.get(args.page if args.page.startswith("http://") else Path(args.page).resolve().as_uri())
+            act(driver)
+            driver.execute_script("document.activeElement.blur()")
+            top, bottom = driver.execute_script(
+                f"const box = document.querySelector('{shown}').getBoundingClientRect();"
+                "return [box.top + scrollY, box.bottom + scrollY]"
+            )
+            clip = {"x": 0, "y": top, "width": args.width, "height": min(bottom - top, most)}
+            output.write_bytes(picture(driver, clip))
         finally:
             driver.quit()
-    print(f"written: {args.output}")
+    print(f"written: {output}")
 
 
 if __name__ == "__main__":

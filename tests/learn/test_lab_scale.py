@@ -115,7 +115,7 @@ def test_figures_at_their_limits() -> None:
 
 
 def test_the_law_on_the_page_is_that_of_its_losses() -> None:
-    page = (Path(__file__).parents[2] / "docs/explanation/scaling.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/explanation/training.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) x (\d) \| [\d.]+ million \|((?: [\d.]+ \|){4})$", page, re.MULTILINE)
     assert [(int(width), int(layers)) for width, layers, _ in rows] == [(w, SHAPES[w][0]) for w in scale.FULL.widths]
     columns: list[tuple[float, float, float]] = []

@@ -187,7 +187,7 @@ def keep_freed_memory(keep: bool = True) -> None:
     megabyte or more back at once: fragments add half to the memory of a sharded run. Other allocators are not changed.
 
     By default it gives large ones back to the kernel, and every step takes thousands of page faults to get the same
-    memory again: a fifth of the time of nanoGPT's step (docs/developers/experiments.md).
+    memory again: a fifth of the time of nanoGPT's step (experiments.md).
 
     The mmap threshold is set first, because setting either threshold ends glibc's dynamic adjustment of both: with the
     trim threshold alone, every block of 128 KB or more would come from mmap. Older versions reject one above 32 MB.

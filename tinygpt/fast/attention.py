@@ -1,5 +1,5 @@
 """Attention for a small model on a CPU: plain matrix products and a softmax instead of PyTorch's fused call, whose
-backward pass is slow for contexts of up to some hundred tokens (docs/developers/experiments.md)."""
+backward pass is slow for contexts of up to some hundred tokens (experiments.md)."""
 
 from collections.abc import Callable
 from typing import Any

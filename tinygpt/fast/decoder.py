@@ -1,7 +1,7 @@
 """Decoding on a CPU: weights laid out for matrix products with few rows, and as few calls per token as possible.
 
 A token of a small model takes a quarter of a millisecond, and most of the cost of calling a module is overhead
-(docs/developers/experiments.md). The computation is that of GPT.forward; tests compare the two for every option.
+(experiments.md). The computation is that of GPT.forward; tests compare the two for every option.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Linear:
 
 class Packed(nn.Module):
     """`Linear` in bfloat16, with a weight in the layout of oneDNN's kernels. Packing it once makes a product with one
-    row about twice as fast as F.linear, which is then limited by the memory's bandwidth (docs/developers/experiments.md)."""
+    row about twice as fast as F.linear, which is then limited by the memory's bandwidth (experiments.md)."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ def layout(linear: nn.Linear) -> Product:
 def pack(model: GPT) -> GPT:
     """Replace the linear layers of a model in bfloat16 on a CPU by `Packed` ones, in place, if PyTorch supports them.
 
-    A decoding step of SmolLM2 then takes about 60% of the time, with the same logits (docs/developers/experiments.md).
+    A decoding step of SmolLM2 then takes about 60% of the time, with the same logits (experiments.md).
     """
     if model.lm_head.weight.dtype == torch.bfloat16 and model.lm_head.weight.device.type == "cpu" and can_pack():
         head = model.lm_head.weight  # kept, because other code reads its dtype and device

@@ -1,5 +1,5 @@
 """Dropout for a CPU: masks from 16 random bits each, because PyTorch draws 64 for each and takes three times as long
-(docs/developers/experiments.md)."""
+(experiments.md)."""
 
 import math
 

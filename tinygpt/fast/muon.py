@@ -4,7 +4,7 @@ Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) replaces t
 by the nearest matrix whose singular values are all about one, found with a few matrix products (a Newton-Schulz
 iteration). The update is that of torch.optim.Muon, which takes the matrices one by one, but those of a small GPT are
 too small to keep a processor busy. In batches the matrix products take less than half the time
-(docs/developers/experiments.md).
+(experiments.md).
 """
 
 import math

@@ -1,4 +1,4 @@
-"""RMSNorm for a CPU: by its formula, because PyTorch's call has no fused kernel there (docs/developers/experiments.md)."""
+"""RMSNorm for a CPU: by its formula, because PyTorch's call has no fused kernel there (experiments.md)."""
 
 import torch
 from torch import Tensor, nn

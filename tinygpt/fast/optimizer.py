@@ -8,7 +8,7 @@
 All trainable weights are in one float32 parameter, and the model's own parameters are views of it. Each forward pass
 casts it once, and the model runs on views of the copy. Compared with torch.autocast, which casts each weight and
 activation at each operation, this takes a handful of kernels for casting, clipping and the optimizer instead of
-hundreds (docs/developers/experiments.md), and gradients of several micro-steps still add up in float32. With dtype float32
+hundreds (experiments.md), and gradients of several micro-steps still add up in float32. With dtype float32
 nothing is copied. Source: Micikevicius et al. 2018, "Mixed precision training".
 """
 

@@ -4,7 +4,7 @@
     config = for_length(config, 1500, dataset)      # with what depends on the number of iterations
 
 Three numbers scale it: the width, the iterations, and the passes over the text. The figures behind the constants are in
-docs/developers/experiments.md.
+experiments.md.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 A passage states facts about an invented company, and the question asks for one of them. Names and values are drawn
 afresh for every example, so a model has to copy them. The question comes first, because attention is causal. A response
 repeats the relation and the name, so that attention to earlier occurrences of the same letters (induction heads, Olsson
-et al. 2022) finds the passages; then it judges one passage after the other. docs/explanation/retrieval.md explains this format.
+et al. 2022) finds the passages; then it judges one passage after the other.
 
 `reader.txt` contains the wordings. val has those of train with other names and values; test has new wordings for the
 question, and in half of the examples also for the statement.

@@ -1,6 +1,6 @@
 """`tinygpt plan --processes`: the memory of each process of a run, computed from the sizes of the model.
 
-Sources: Rajbhandari et al. 2020 (ZeRO) for the state, Korthikanti et al. 2022 for the activations. docs/developers/experiments.md
+Sources: Rajbhandari et al. 2020 (ZeRO) for the state, Korthikanti et al. 2022 for the activations. experiments.md
 compares the results with measurements.
 """
 

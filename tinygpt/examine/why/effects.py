@@ -9,7 +9,7 @@ its derivative predicts nothing: without a few rows it is another training. So t
 derivatives: of the run's training, and of trainings without random rows, with the same seed. These test it, too: the
 changes that they prove are compared with those that the other derivatives predict. All are changes from the same
 training, whose chance is in each of them. The estimate (influence.py) needs less time, and was nowhere a better guide
-(docs/developers/experiments.md): so it never replaces derivatives, however their test ends.
+(experiments.md): so it never replaces derivatives, however their test ends.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ What is approximated:
 - A change is taken to last: what later iterations make of it is ignored. So the effects are a ranking, not sizes.
 - AdamW: a change d of one gradient changes the later updates by P d = (1 - m^2 / v) d / sqrt(v) in all, where m and v
   are the bias-corrected moments, and the gradient is taken to be its mean m (without the factor: LESS, Xia et al. 2024;
-  worse, docs/developers/experiments.md). Momentum spreads it over many iterations: rate_t is the sum of their learning rates,
+  worse, experiments.md). Momentum spreads it over many iterations: rate_t is the sum of their learning rates,
   weighted in the same way (`applied_rates`).
 - Muon's matrices are left out, P = 0: the derivative of the orthogonalisation is large where the momentum is small.
 - The clipping is taken not to depend on row i. The rows' gradients have the iteration's dropout masks, the output none.

@@ -201,7 +201,8 @@ def personal_data(lines: Sequence[Line]) -> Finding:
     listing = ", ".join(f"{kind} in {n:,}" for kind, n in kinds.most_common())
     what = f"Lines with likely personal data: {count:,} ({listing}); names and addresses are not looked for."
     advice = (
-        "Replace them before training: a model can repeat its training text (docs/how-to/privacy.md; `tinygpt lab canary`)"
+        "Replace them before training: a model can repeat its training text "
+        "(docs/how-to/privacy.md; `tinygpt lab canary`)"
     )
     return Finding("personal data", count, what, [*examples.values()][:2], advice + ".")
 

@@ -10,8 +10,8 @@ inverse document frequencies (idf), so that a rare word counts more than a frequ
 
 The probability that the best unit answers at all is a logistic function of how much of the question it and its
 surroundings explain, and how far it is ahead of the next one, both relative to this index.
-The weights were fitted on the tuning half of the questions (docs/explanation/retrieval.md), those of the score by conditional
-logistic regression (McFadden 1974).
+The weights were fitted on the tuning half of the questions (experiments.md), those of the score by conditional logistic
+regression (McFadden 1974).
 
     ranking = rank(index, "How long is the notice period?")
     ranking.found[0], ranking.probability

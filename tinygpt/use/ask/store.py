@@ -3,7 +3,7 @@
 The field `application_id` of SQLite's header names the format.
 
 Words are in an FTS5 table, which ranks with BM25. Vectors are 8-bit integers, one row per passage. numpy compares a
-question with all of them: 3.5 ms for 100,000 passages on one core (docs/developers/experiments.md: sqlite-vec and usearch).
+question with all of them: 3.5 ms for 100,000 passages on one core (experiments.md: sqlite-vec and usearch).
 
 with open_index(Path("index.db")) as index:
     index.words("warranty", 10)                                    # [(passage, BM25 score), ...]
