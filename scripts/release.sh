@@ -35,7 +35,7 @@ make_venv
 install_torch
 pip_install "$wheel"
 cp -R pyproject.toml tests scripts notebooks "$work" # but not the package
-dist="$PWD/dist"
+checkout="$PWD" dist="$PWD/dist"
 cd "$work"
 "$bin/python" -c 'import sys, tinygpt; print(tinygpt.__file__); assert tinygpt.__file__.startswith(sys.prefix)'
 
@@ -53,6 +53,10 @@ pip_install "$wheel[dev,offline]"
 "$bin/python" -m pytest -p no:cacheprovider -m "not slow" \
     tests/test_{generate,prepare,sample,train,transcripts}.py tests/base/test_files.py tests/data/test_{rows,tokenizer}.py \
     tests/checkpoint/test_checkpoint.py tests/examine/test_{evaluate,machine}.py tests/adapt/test_finetune.py
+
+step "the site and the slides"
+"$bin/python" "$checkout/scripts/site.py" "$work/site"
+"$bin/python" -m zipfile -c "$dist/tinygpt-$version-site.zip" "$work/site"
 
 step "the complete notebook" # about eight minutes; the tests run its cells with short trainings
 "$bin/python" scripts/notebook.py --check
