@@ -27,10 +27,10 @@ def measurements() -> dict[str, dict[str, Any]]:
 
 
 def prose(text: str) -> str:
-    """The text without code, comments, the targets of links, headings, and the numbers or minutes that begin an item of
+    """The text without code, the table of keys, comments, the targets of links, headings, and the numbers or minutes that begin an item of
     a list or a row."""
     row = r"^\| \d+(?:–\d+)? (?=\|)"
-    for pattern in (r"\A---\n.*?\n---\n", r"^ *```.*?^ *```", r"<!--.*?-->", r"^#.*?$", r"^ *\d+\. ", row):
+    for pattern in (r"\A---\n.*?\n---\n", r"^ *```.*?^ *```", r"<!-- keys.*?<!-- end -->", r"<!--.*?-->", r"^#.*?$", r"^ *\d+\. ", row):
         text = re.sub(pattern, " ", text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"\]\([^)]*\)|``.*?``|`[^`]*`|https?://\S+", "] ", text)
 

@@ -82,9 +82,9 @@ def test_quickstart_twice(small: Path) -> None:
 @pytest.mark.slow
 def test_the_commands_for_teaching_print_what_is_asked(small: Path) -> None:
     """The first question of the worksheet and the claim about quickstart ask for three losses."""
-    docs = Path(__file__).parents[2] / "docs"
-    question = (docs / "WORKSHEET.md").read_text(encoding="utf-8").partition("**1. ")[2].partition("a) ")[0]
-    (claim,) = (row for row in (docs / "TEACHING.md").read_text(encoding="utf-8").splitlines() if "Loss 4.20" in row)
+    docs = Path(__file__).parents[2] / "docs/teaching"
+    question = (docs / "worksheet.md").read_text(encoding="utf-8").partition("**1. ")[2].partition("a) ")[0]
+    claim = (docs / "claims.md").read_text(encoding="utf-8").split("\n## ")[1]
     for text in (question, claim):
         assert "bigram baseline" in text
         printed = ""
