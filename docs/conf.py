@@ -14,7 +14,6 @@ author = "the authors of tinygpt"
 extensions = ["myst_parser", "sphinx_copybutton"]
 root_doc = "README"
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "docs/**.md"]
-exclude_patterns = ["docs/teaching/slides.md"]  # a deck of its own
 
 myst_heading_anchors = 4
 html_theme = "furo"
@@ -31,7 +30,7 @@ NAVIGATION = {
     "How to": "own-labels fine-tune search-documents pretrained share serve privacy python plan gpus nanogpt",
     "Understand": "training fine-tuning retrieval choosing reliability",
     "Look up": "docs/reference/configuration data/README docs/reference/labs docs/reference/glossary",
-    "Teach": "index claims worksheet solutions",
+    "Teach": "index claims slides worksheet solutions",
     "Develop": "CONTRIBUTING docs/developers/code docs/developers/performance docs/developers/experiments CHANGELOG",
 }
 FOLDERS = {"How to": "docs/how-to/", "Understand": "docs/explanation/", "Teach": "docs/teaching/"}

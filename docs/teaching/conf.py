@@ -16,7 +16,7 @@ revealjs_style_theme = "white"
 revealjs_css_files = ["deck.css"]
 revealjs_static_path = ["deck"]
 revealjs_script_conf = {"hash": True, "transition": "none", "slideNumber": "c/t", "width": 1280, "height": 720}
-revealjs_script_plugins = [{"name": "RevealNotes", "src": "revealjs/plugin/notes.js"}]  # S: the speaker's notes
+revealjs_script_plugins = [{"name": "RevealNotes", "src": "revealjs/plugin/notes/notes.js"}]  # S: the speaker's notes
 
 
 def setup(app):
