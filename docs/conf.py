@@ -26,14 +26,19 @@ copybutton_prompt_text = "$ "
 copybutton_exclude = ".linenos, .gp, .go, .c1"  # no comment is copied
 
 NAVIGATION = {
-    "Start": "docs/tutorial docs/how-to/install",
+    "Start": "docs/tutorial docs/how-to/install data/README",
     "How to": "own-labels fine-tune search-documents pretrained share serve privacy python plan gpus nanogpt",
     "Understand": "training fine-tuning retrieval choosing reliability",
-    "Look up": "docs/reference/configuration data/README docs/reference/labs docs/reference/glossary",
+    "Look up": "configuration python labs glossary",
     "Teach": "index claims slides worksheet solutions",
     "Develop": "CONTRIBUTING docs/developers/code docs/developers/performance docs/developers/experiments CHANGELOG",
 }
-FOLDERS = {"How to": "docs/how-to/", "Understand": "docs/explanation/", "Teach": "docs/teaching/"}
+FOLDERS = {
+    "How to": "docs/how-to/",
+    "Look up": "docs/reference/",
+    "Understand": "docs/explanation/",
+    "Teach": "docs/teaching/",
+}
 NAVIGATION = {name: [FOLDERS.get(name, "") + page for page in pages.split()] for name, pages in NAVIGATION.items()}
 
 

@@ -380,7 +380,7 @@ def test_each_figure_of_a_page_comes_from_a_measurement_that_it_names(page: Path
     [
         ("It ends at 1.63 after 46 s, 13 to 84% of all.", []),
         ("It ends at 1.64 after 45 s.", ["1.64", "45"]),
-        ("| 12 | 13 |", ["12"]),
+        ("| a | 12 | 13 |", ["12"]),
         ("13, 14 and 84%", ["14"]),
         ("Run `--rate 0.7` 3 times", ["3"]),
         ("In 2023, 20 people had 3 cats.", []),
