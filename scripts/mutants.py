@@ -4,9 +4,10 @@
     python scripts/mutants.py draw 60 --seed=1 >> tests/mutants.jsonl             choose 60 random mutants of tinygpt/
     python scripts/mutants.py run                         test the mutants in tests/mutants.jsonl that have no result
 
-A mutant is killed when a test fails or takes two minutes, and survives when none has after five. The tests that execute its
-line run first, then the others that execute its file. Results are appended to .mutants/all.jsonl, with `run --everyday`
-(no slow tests) to .mutants/everyday.jsonl; pytest's output is in .mutants/ID.log. Trace again after changing tests.
+A mutant is killed when a test fails or takes two minutes, and survives when none has after five. The tests that execute
+its line run first, then the others that execute its file. Results are appended to .mutants/all.jsonl, with
+`run --everyday` (no slow tests) to .mutants/everyday.jsonl; pytest's output is in .mutants/ID.log. Trace again after
+changing tests.
 
 mutmut 3.8 and cosmic-ray 8.7 mutate Python alone, and take no mutants from a table. mutmut does not see which tests
 call a function in a child process; cosmic-ray runs the same tests for every mutant.
