@@ -22,7 +22,7 @@ make_venv() { # make_venv [any_machine]: also on one that cannot run tinygpt
     local python
     python="$(find_python)"
     if [ $# = 0 ] && "$python" -c 'import platform as p, sys; sys.exit(not (sys.platform == "darwin" and p.machine() == "x86_64"))'; then
-        echo "PyTorch no longer supports Intel Macs (its last version for them is 2.2, tinygpt needs 2.10):" >&2
+        echo "PyTorch no longer supports Intel Macs (its last version for them is 2.2, tinygpt needs 2.11):" >&2
         echo "docs/how-to/install.md says what works there" >&2
         return 1
     fi
@@ -57,7 +57,7 @@ pip_install() { # with uv if it is installed: seconds instead of a minute
 
 install_torch() { # PyTorch's CPU build on Linux without an NVIDIA GPU; elsewhere pip installs the right one with tinygpt
     if [ "$(uname -s)" = Linux ] && [ ! -e /dev/nvidia0 ] && ! "$bin/python" -c 'import torch' 2> /dev/null && torch_cpu_index; then
-        pip_install --index-url "$torch_cpu" 'torch>=2.10'
+        pip_install --index-url "$torch_cpu" 'torch>=2.11'
     fi
 }
 

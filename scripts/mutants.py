@@ -4,9 +4,10 @@
     python scripts/mutants.py draw 60 --seed=1 >> tests/mutants.jsonl             choose 60 random mutants of tinygpt/
     python scripts/mutants.py run                         test the mutants in tests/mutants.jsonl that have no result
 
-A mutant is killed when a test fails, and survives when none has failed after five minutes. The tests that execute its
-line run first, then the others that execute its file. Results are appended to .mutants/all.jsonl, with `run --everyday`
-(no slow tests) to .mutants/everyday.jsonl; pytest's output is in .mutants/ID.log. Trace again after changing tests.
+A mutant is killed when a test fails or takes two minutes, and survives when none has after five. The tests that execute
+its line run first, then the others that execute its file. Results are appended to .mutants/all.jsonl, with
+`run --everyday` (no slow tests) to .mutants/everyday.jsonl; pytest's output is in .mutants/ID.log. Trace again after
+changing tests.
 
 mutmut 3.8 and cosmic-ray 8.7 mutate Python alone, and take no mutants from a table. mutmut does not see which tests
 call a function in a child process; cosmic-ray runs the same tests for every mutant.
@@ -132,7 +133,7 @@ def result(mutant: Mutant, tests: list[str], commit: str, options: list[str]) ->
         git("worktree", "add", "--detach", str(folder), commit)
         (folder / mutant["file"]).write_text(mutate(mutant, folder)[0], encoding="utf-8")
         (Path(scratch) / "tests.json").write_text(json.dumps(tests))
-        options = ["-x", "-rfE", *options, *{test.split("::")[0] for test in tests}]
+        options = ["-x", "-rfE", "--timeout=120", *options, *{test.split("::")[0] for test in tests}]
         env = {"TMPDIR": scratch, "TINYGPT_TESTS": f"{scratch}/tests.json"}
         child = start_pytest(folder, options, env, stdout=output, stderr=output, start_new_session=True)
         try:

@@ -75,7 +75,7 @@ def test_metrics_hold_what_they_promise(tiny_run: Path) -> None:
 
 def test_ckpt_is_the_best_and_last_the_newest(work: Path) -> None:
     """With a learning rate that is too high, the best evaluation is not the last one."""
-    trained(work, "--max_iters=12", "--decay_lr=False", "--learning_rate=1", "--eval_interval=4", "--grad_clip=0")
+    trained(work, "--max_iters=12", "--decay_lr=False", "--learning_rate=10", "--eval_interval=4", "--grad_clip=0")
     losses = dict(zip(column(work / "out", "eval", "step"), column(work / "out", "eval", "val_loss"), strict=True))
     best = min(losses, key=losses.__getitem__)
     assert best < 12

@@ -131,7 +131,7 @@ def shell(folder: Path, command: str, **environment: str) -> subprocess.Complete
 
 @pytest.mark.parametrize(("encoding", "shown"), [("cp1252", "ü"), ("ascii", r"\xfc")])
 def test_a_character_that_the_code_page_has_is_shown(tmp_path: Path, encoding: str, shown: str) -> None:
-    done = shell(tmp_path, "tinygpt grün", PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+    done = shell(tmp_path, "tinygpt grün", PYTHONIOENCODING=encoding, PYTHONUTF8="0", LC_ALL="C.UTF-8")
     assert f"gr{shown}n" in done.stderr.decode(encoding)
 
 

@@ -292,6 +292,7 @@ def test_figures_of_eval_equal_scikit_learns(own: Path, split: str) -> None:
 
 
 def test_the_report_has_the_trade_off_and_its_picture(own: Path) -> None:
+    (own / "out/confusion.png").unlink(missing_ok=True)  # of another test
     result = cli_here("eval", "--task=mine", "--positive=bad", cwd=own)
     assert result.status == 0 and "precision-recall trade-off of 'bad'" in result.out
     assert (own / "out/precision_recall.png").read_bytes().startswith(b"\x89PNG")

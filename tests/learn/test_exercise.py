@@ -430,9 +430,14 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
         f"import os\nopen('pid.txt', 'w').write(str(os.getpid()))\n{WAIT}def split(): ...\n"
     )
     arguments = [sys.executable, "-m", "tinygpt", "exercise", "check", ".", "--csv=grades.csv"]
-    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True) as checking:
+    with (
+        open(tmp_path / "log", "w+") as log,
+        subprocess.Popen(arguments, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True) as checking,
+    ):
         file = tmp_path / "pid.txt"
-        pid = int(until(lambda: checking.poll() is None and file.exists() and file.read_text()))
+        until(lambda: file.exists() and file.read_text() or checking.poll() is not None)
+        assert checking.poll() is None, (tmp_path / "log").read_text()
+        pid = int(file.read_text())
         os.killpg(checking.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
     assert checking.returncode == 130 and not alive(pid)
     assert not (tmp_path / "grades.csv").exists()
