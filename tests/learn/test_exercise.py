@@ -435,7 +435,7 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
         subprocess.Popen(arguments, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True) as checking,
     ):
         file = tmp_path / "pid.txt"
-        until(lambda: file.exists() and file.read_text() or checking.poll() is not None)
+        until(lambda: (file.exists() and file.read_text()) or checking.poll() is not None)
         assert checking.poll() is None, (tmp_path / "log").read_text()
         pid = int(file.read_text())
         os.killpg(checking.pid, signal.SIGINT)  # as a terminal does on Ctrl-C

@@ -108,6 +108,12 @@ def test_figures_at_their_limits() -> None:
     for law in (TRUE._replace(A=0.0), TRUE._replace(B=0.0)):
         row = scale.best_sizes(Fitted(law, [law]), runs).rows[0]
         assert row["parameters N"] == row["training tokens D"] == "not determined"
+    timed = Records([{"width": 32, "passes": 1, "parameters": 1e4, "tokens": 1e6, "seconds": 10.0}])
+    for law, determined in ((TRUE, True), (TRUE._replace(A=0.0), False)):  # a time needs a length
+        for row in scale.larger(Fitted(law, [law]), timed).rows:
+            assert (row["best tokens per parameter"] != "not determined") is determined
+            assert (row["time on this machine"] != "not determined") is determined
+            assert "(" not in row["time on this machine"]
     for error, said in ((0.0196, "law predicts"), (0.02004, "not predict"), (0.019996, "not predict")):
         last = {"parameters": 1e6, "tokens": 1e7, "loss": TRUE.loss(1e6, 1e7) / (1 + error)}
         text = scale.predicted(TRUE, last).text
