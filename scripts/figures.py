@@ -27,10 +27,11 @@ def measurements() -> dict[str, dict[str, Any]]:
 
 
 def prose(text: str) -> str:
-    """The text without code, the table of keys, comments, the targets of links, headings, and the numbers or minutes that begin an item of
-    a list or a row."""
+    """The text without code, the table of keys, comments, the targets of links, headings, and the numbers or minutes
+    that begin an item of a list or a row."""
     row = r"^\| \d+(?:–\d+)? (?=\|)"
-    for pattern in (r"\A---\n.*?\n---\n", r"^ *```.*?^ *```", r"<!-- keys.*?<!-- end -->", r"<!--.*?-->", r"^#.*?$", r"^ *\d+\. ", row):
+    comments = (r"<!-- keys.*?<!-- end -->", r"<!--.*?-->")
+    for pattern in (r"\A---\n.*?\n---\n", r"^ *```.*?^ *```", *comments, r"^#.*?$", r"^ *\d+\. ", row):
         text = re.sub(pattern, " ", text, flags=re.DOTALL | re.MULTILINE)
     return re.sub(r"\]\([^)]*\)|``.*?``|`[^`]*`|https?://\S+", "] ", text)
 
