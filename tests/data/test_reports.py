@@ -237,7 +237,7 @@ def test_adapters_are_swapped_in_the_lab_and_judged_by_every_style(tmp_path: Pat
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """The lab with models that have learned something, and what it said."""
     folder = tmp_path_factory.mktemp("reports")
-    return folder, lab_reports(folder, base=200, adapter=40, prompts=50)
+    return folder, lab_reports(folder, base=300, adapter=60, prompts=50)
 
 
 @pytest.mark.slow
