@@ -566,6 +566,9 @@ check(abs(bigram_loss - counted_loss) < 0.03, "training comes within 0.03 of cou
 # ## 5. More than one character: average the past
 # *Short path.*
 #
+# Parts 5 to 9 add one idea each, and all of them end **above** the loss of the bigram table: a part alone is not yet a
+# model. Part 10 puts the ideas together, and gets below it.
+#
 # The bigram table uses only the last character. To use more, each position must collect information from earlier ones.
 # The simplest way: take the mean of all vectors so far. Each character gets a vector of **C** numbers (its
 # **embedding**; C is the number of channels), so a window is a table of the shape (T, C). First as a loop:
@@ -653,9 +656,10 @@ check(average_loss > bigram_loss + 0.2, "the average is worse than the bigram ta
 # ## 6. Attention without parameters
 # *Short path.*
 #
-# A better average takes more from the positions that matter. The vectors themselves can tell: the dot product of two
-# vectors says how well they match (part 1). Softmax turns the scores of a row into weights. Later positions get the
-# score **−∞** (minus infinity) before softmax: e^−∞ is 0, so their weight is exactly 0. This is the **causal mask**.
+# A better average takes more from the positions that matter. This one still loses to the bigram table, but it is the
+# mechanism of every GPT. The vectors themselves can tell: the dot product of two vectors says how well they match (part
+# 1). Softmax turns the scores of a row into weights. Later positions get the score **−∞** (minus infinity) before
+# softmax: e^−∞ is 0, so their weight is exactly 0. This is the **causal mask**.
 
 
 # %%
@@ -705,8 +709,9 @@ check(idea_loss("attention without parameters") > bigram_loss + 0.2, "this is st
 # ## 7. One head: query, key and value
 # *Short path.*
 #
-# What a position looks for differs from what it contains. So each position computes three vectors from its own
-# vector, each with a matrix that training finds (Vaswani et al. 2017):
+# What a position looks for differs from what it contains. To say both, attention gets parameters, and comes closer to
+# the bigram table, though not below it. Each position computes three vectors from its own vector, each with a matrix
+# that training finds (Vaswani et al. 2017):
 #
 # - the **query** q: what does this position look for?
 # - the **key** k: what does it offer to positions that look?
@@ -784,7 +789,8 @@ check(idea_loss("one head") > bigram_loss + 0.1, "it is still worse than the big
 # better. To know the last character, a head has to give most of its weight to its own position, and little is left for
 # the others. Part 10 solves this.
 #
-# **Question.** Position 4 predicts character 5. Which key may it see: that of character 4, or that of character 5?
+# **Question.** Counted from 0, position 4 holds character 4, and predicts character 5. Which key may it see: that of
+# character 4, or that of character 5?
 #
 # <details><summary>Answer</summary>
 #
@@ -794,6 +800,8 @@ check(idea_loss("one head") > bigram_loss + 0.1, "it is still worse than the big
 # %% [markdown]
 # ## 8. Several heads
 # *Full path.*
+#
+# This part and the next one hardly change the loss, which stays above the bigram table's; they pay from part 10 on.
 #
 # One head takes one weighted mean. A position may need several things at once: the last vowel, the last space, the
 # first letter of the word. So several heads work side by side, each with its own queries, keys and values of C / 4
@@ -833,10 +841,11 @@ check(abs(idea_loss("four heads") - idea_loss("one head")) < 0.2, "four heads ch
 # ## 9. A block: attention and an MLP
 # *Full path.*
 #
-# Attention moves information between positions, but it only takes means. An **MLP** (multi-layer perceptron) computes
-# with the collected information, at each position separately: a matrix to four times the channels, a nonlinear
-# function, and a matrix back. Without the nonlinear function, the two matrices would equal a single one. **GELU**
-# (Hendrycks & Gimpel 2016) is close to 0 for negative inputs, and lets positive ones pass.
+# This is the last idea that does not beat the bigram table on its own. Attention moves information between positions,
+# but it only takes means. An **MLP** (multi-layer perceptron) computes with the collected information, at each position
+# separately: a matrix to four times the channels, a nonlinear function, and a matrix back. Without the nonlinear
+# function, the two matrices would equal a single one. **GELU** (Hendrycks & Gimpel 2016) is close to 0 for negative
+# inputs, and lets positive ones pass.
 
 
 # %%

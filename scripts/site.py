@@ -7,6 +7,7 @@ Sphinx (extra `dev`) makes both. A warning, such as a link that leads nowhere, i
 """
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "site")
     folder = parser.parse_args().folder
+    if not importlib.util.find_spec("sphinx"):
+        sys.exit("the site needs Sphinx: pip install -e '.[dev]'")
     try:
         build("html", ROOT / "docs", folder)
         build("revealjs", ROOT / "docs/teaching", folder / "slides")

@@ -28,7 +28,7 @@ GROUPS = {
         "eval": (
             "examine.eval.command:evaluate",
             "examine:EvalConfig",
-            "measure a model and compare it with n-gram baselines",
+            "measure a model and compare it with baselines",
         ),
         "doctor": (
             "examine.doctor.command:doctor",

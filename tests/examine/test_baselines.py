@@ -1,4 +1,4 @@
-"""The n-gram baselines against dictionaries of counts, and their limits."""
+"""The n-gram models against dictionaries of counts, and their limits."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinygpt.examine.eval import baselines
-from tinygpt.examine.eval.baselines import ngram_baselines, omissions_note
+from tinygpt.examine.eval.baselines import ngram_losses, omissions_note
 
 ALL = slice(None)
 MEMORY = 1 << 30  # bytes that a child process may grow by, the mapped pages of its files included
@@ -52,7 +52,7 @@ class Reference:
 
 def check(train: list[int], val: list[int], vocab_size: int, where: slice | np.ndarray = ALL) -> None:
     at = None if where is ALL else np.arange(len(val) - 1)[where]
-    found = ngram_baselines(np.array(train, dtype="<u2"), np.array(val, dtype="<u2"), vocab_size, at)
+    found = ngram_losses(np.array(train, dtype="<u2"), np.array(val, dtype="<u2"), vocab_size, at)
     expected = Reference(train, vocab_size).losses(val, where)
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, rel=0, abs=1e-12)
@@ -93,7 +93,7 @@ def test_beyond_the_limits_the_first_tokens_are_used(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(baselines, "MOST_TARGETS", 100)
     ids = np.array(train, dtype="<u2"), np.array(val, dtype="<u2")
     expected = pytest.approx(Reference(train[:2000], 65).losses(val[:101]), rel=0, abs=1e-12)
-    assert ngram_baselines(*ids, 65) == ngram_baselines(*ids, 65, np.arange(999)) == expected
+    assert ngram_losses(*ids, 65) == ngram_losses(*ids, 65, np.arange(999)) == expected
     assert omissions_note(2000, 100) == ""
     assert "first 2,000 of 2,001 training tokens" in omissions_note(2001, 100)
     assert "first 100 of 101 validation tokens" in omissions_note(2000, 101)
@@ -103,7 +103,7 @@ def test_beyond_the_limits_the_first_tokens_are_used(monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its peak memory")
 @pytest.mark.parametrize("vocab_size", [65, 50257])
-def test_ngram_baselines_at_their_limits_need_little_memory(vocab_size: int, tmp_path: Path) -> None:
+def test_ngram_losses_at_their_limits_need_little_memory(vocab_size: int, tmp_path: Path) -> None:
     """80 million training tokens, a sparse file, and 5 million validation tokens, of which all trigrams may differ."""
     with open(tmp_path / "train.bin", "wb") as file:
         file.truncate(160_000_000)
@@ -111,12 +111,12 @@ def test_ngram_baselines_at_their_limits_need_little_memory(vocab_size: int, tmp
     code = f"""
 import re
 import numpy as np
-from tinygpt.examine.eval.baselines import ngram_baselines
+from tinygpt.examine.eval.baselines import ngram_losses
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) << 10
 train, val = (np.memmap(name + ".bin", dtype="<u2", mode="r") for name in ("train", "val"))
 before = peak()
-losses = ngram_baselines(train, val, {vocab_size})
+losses = ngram_losses(train, val, {vocab_size})
 print("grew by", peak() - before, "loss", losses["trigram"])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)

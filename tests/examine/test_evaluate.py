@@ -25,7 +25,7 @@ from tinygpt.checkpoint.store import Checkpoint, load
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.rows import TextRows
 from tinygpt.examine.eval import baselines
-from tinygpt.examine.eval.baselines import ngram_baselines
+from tinygpt.examine.eval.baselines import ngram_losses
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.training.losses import bits_per_character, estimate_losses, loss_and_error, mean_loss, sampled_loss
 from tinygpt.training.processes import Processes
@@ -138,7 +138,7 @@ def test_eval_measures_what_the_model_does(tiny_run: Path) -> None:
     with torch.no_grad():
         expected = model(padded[:-1].view(-1, 16).clamp(min=0), padded[1:].view(-1, 16))[1].item()
     bits = expected / math.log(2)  # a token is a character
-    baselines = ngram_baselines(dataset.splits["train"], ids, dataset.tokenizer.vocab_size)
+    baselines = ngram_losses(dataset.splits["train"], ids, dataset.tokenizer.vocab_size)
     assert found["loss"] == pytest.approx(expected, abs=1e-4) and found["tokens"] == len(ids) - 1
     assert found["perplexity"] == pytest.approx(math.exp(expected), rel=1e-3)
     assert found["bits_per_character"] == pytest.approx(bits, rel=1e-3)
@@ -158,7 +158,7 @@ def test_eval_says_what_the_baselines_leave_out(tiny_run: Path, monkeypatch: pyt
     assert json.loads(cli_here("eval", "--json", cwd=tiny_run).out)["note"] == ""
     monkeypatch.setattr(baselines, "MOST_TRAINING", 50)
     found = json.loads(cli_here("eval", "--json", cwd=tiny_run).out)
-    assert "the n-gram baselines are counted on the first 50 of " in found["note"]
+    assert "the n-gram models are counted on the first 50 of " in found["note"]
     assert cli_here("eval", cwd=tiny_run).out.endswith(f"\nnote: {found['note']}\n")
 
 

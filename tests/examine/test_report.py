@@ -379,7 +379,7 @@ def test_the_page_says_what_the_baselines_leave_out(reported: Path, tmp_path: Pa
     page = tmp_path / "report.html"
     with mock.patch.object(baselines, "MOST_TARGETS", 50):
         ok(reported, "report", "out", "-o", page, "--no_text")
-    note = "Note: to limit their memory, the n-gram baselines are measured on the first 50 of "
+    note = "Note: to limit their memory, the n-gram models are measured on the first 50 of "
     assert note in page.read_text(encoding="utf-8")
     assert "to limit their memory" not in (reported / "report.html").read_text(encoding="utf-8")
 

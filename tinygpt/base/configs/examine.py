@@ -40,7 +40,7 @@ class PlanConfig(TrainConfig):
 
 @dataclasses.dataclass
 class EvalConfig(InferenceConfig, DataConfig):
-    """Evaluate a model on the complete validation split and compare it with n-gram baselines.
+    """Evaluate a model on the complete validation split and compare it with baselines.
 
     tinygpt eval out
     tinygpt eval out-finetune --task transactions

@@ -1,8 +1,8 @@
-"""Losses of the n-gram baselines that a model is compared with: uniform, unigram, bigram and trigram.
+"""Losses of the n-gram models that a model is compared with: uniform, unigram, bigram and trigram.
 
-Source: Jurafsky & Martin, "Speech and Language Processing", chapter 3 (n-gram language models and their smoothing).
+Source: Jurafsky & Martin, "Speech and Language Processing", chapter 3 (n-gram models and their smoothing).
 
-    losses = ngram_baselines(train, val, vocab_size)      # {"uniform": ln V, "unigram": ..., ...} in nats per token
+    losses = ngram_losses(train, val, vocab_size)      # {"uniform": ln V, "unigram": ..., ...} in nats per token
 
 The n-grams are sorted and counted in memory, next to a model, on a laptop with 8 GB. So at most the first MOST_TRAINING
 tokens are counted and the first MOST_TARGETS targets measured; `omissions_note` says so. At both limits, random tokens
@@ -17,7 +17,7 @@ BASE = 1 << 17  # of the n-grams as integers; more than the 65,536 tokens of a t
 NONE = BASE - 1  # padding in front of the first token of the validation split
 
 
-def ngram_baselines(
+def ngram_losses(
     train: np.ndarray, val: np.ndarray, vocab_size: int, indices: np.ndarray | None = None
 ) -> dict[str, float]:
     """Compute the mean loss of each baseline in nats per token, on all targets val[1:] or on those with these indices.
@@ -44,13 +44,13 @@ def ngram_baselines(
 
 
 def omissions_note(training_tokens: int, targets: int) -> str:
-    """Return a note on what `ngram_baselines` leaves out of so many tokens and targets; empty if it uses them all."""
+    """Return a note on what `ngram_losses` leaves out of so many tokens and targets; empty if it uses them all."""
     parts = []
     if training_tokens > MOST_TRAINING:
         parts.append(f"counted on the first {MOST_TRAINING:,} of {training_tokens:,} training tokens")
     if targets > MOST_TARGETS:
         parts.append(f"measured on the first {MOST_TARGETS:,} of {targets:,} validation tokens")
-    return f"to limit their memory, the n-gram baselines are {' and '.join(parts)}" if parts else ""
+    return f"to limit their memory, the n-gram models are {' and '.join(parts)}" if parts else ""
 
 
 def count(ids: np.ndarray, *ngrams: np.ndarray) -> np.ndarray:

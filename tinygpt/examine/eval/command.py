@@ -1,4 +1,4 @@
-"""`tinygpt eval`: measure a model on a split, next to n-gram baselines.
+"""`tinygpt eval`: measure a model on a split, next to simple baselines.
 
 tinygpt eval out
 """
@@ -19,7 +19,7 @@ from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.examine.eval import classify, respond, threshold
-from tinygpt.examine.eval.baselines import ngram_baselines, omissions_note
+from tinygpt.examine.eval.baselines import ngram_losses, omissions_note
 from tinygpt.model import GPT
 from tinygpt.training.losses import bits_per_character, mean_loss, perplexity, short_number
 
@@ -143,7 +143,7 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
 
 
 def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> dict[str, Any]:
-    """Print and return the loss on the whole validation split, and for plain text those of the n-gram baselines."""
+    """Print and return the loss on the whole validation split, and for plain text those of n-gram models."""
     val, source, block_size = dataset.splits["val"], dataset.sources["val"], model.config.block_size
     if len(val) < 2:
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
@@ -155,7 +155,7 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
         raise diverged(f"{config.ckpt}: the loss is", loss)
     targets = int(source.targets(rows, source.width(block_size)).sum())
     train, vocabulary = dataset.splits["train"], dataset.tokenizer.vocab_size
-    baselines = {} if dataset.pairs else ngram_baselines(train, val, vocabulary)
+    baselines = {} if dataset.pairs else ngram_losses(train, val, vocabulary)
     note = omissions_note(len(train), len(val) - 1) if baselines else ""
     results = {
         "ckpt": config.ckpt,
@@ -179,8 +179,10 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     heads = {"": "<10", "loss": ">8.4f", "perplexity": ">13", "bits per character": ">21.3f"}
     print("\n".join(terminal.table(heads, losses)))
     if baselines:
-        print("\nn-gram baselines: uniform gives every token the same probability; unigram, bigram and trigram")
-        print("estimate it from the training split, given the previous 0, 1 and 2 tokens")
+        print(
+            "\nuniform: every token has the same probability. unigram, bigram, trigram: n-gram models, which estimate"
+        )
+        print("it by counting in the training split, given the previous 0, 1 and 2 tokens")
         print("losses printed during training are estimates from a part of the split, unless eval_iters is 0")
     if note:
         print(f"note: {note}")

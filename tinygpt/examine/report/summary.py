@@ -1,4 +1,4 @@
-"""The summary of a run: facts, losses, n-gram baselines, parameters, the verdict, and what reproduces it."""
+"""The summary of a run: facts, losses, n-gram models, parameters, the verdict, and what reproduces it."""
 
 import copy
 import hashlib
@@ -17,7 +17,7 @@ from tinygpt.base.configs import suggest
 from tinygpt.base.files import without_folders
 from tinygpt.base.terminal import counted
 from tinygpt.data.rows import PairRows
-from tinygpt.examine.eval.baselines import ngram_baselines, omissions_note
+from tinygpt.examine.eval.baselines import ngram_losses, omissions_note
 from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.model import GPT
 from tinygpt.training.log import is_number, machine_of
@@ -80,8 +80,8 @@ def trained_on(run: LoadedRun) -> str:
 
 
 def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
-    """Measure the losses of the n-gram baselines and of the model on the same targets of the validation split, or on
-    the part of it that WORK allows; and say what the baselines leave out."""
+    """Measure the losses of the n-gram models and of the model on the same targets of the validation split, or on
+    the part of it that WORK allows; and say what they leave out."""
     if run.dataset is None or len(run.split("val")) < 2:
         return [], ""
     source, block_size = run.dataset.sources["val"], run.model.config.block_size
@@ -93,7 +93,7 @@ def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
     if isinstance(source, PairRows):
         spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
         target_indices = np.concatenate(spans)
-    measured = ngram_baselines(train, val, run.tokenizer.vocab_size, target_indices) | {"this model": loss}
+    measured = ngram_losses(train, val, run.tokenizer.vocab_size, target_indices) | {"this model": loss}
     bits_per_nat = bits_per_character(1.0, run.dataset)
     table = [
         {

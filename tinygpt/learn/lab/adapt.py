@@ -127,4 +127,4 @@ def change(what: str, text: str, before: Records, after: Records, key: str = "lo
     return Verdict(f"{what} {does} the loss on {text} {medians}: {spread(changes, '+.2f')}.", rule)
 
 
-LAB = Lab("a model that goes on learning while it reads", stages, summarise, others=("text",), quick=True)
+LAB = Lab("what is gained by learning while reading?", stages, summarise, others=("text",), quick=True)

@@ -313,5 +313,4 @@ def picture(systems: Mapping[str, Records]) -> Plane:
     return Plane("digits of both numbers", "correct answers (%)", lines, ticks)
 
 
-ABOUT = "does a model calculate, or recall examples? Sums longer than in training"
-LAB = Lab(ABOUT, stages, summarise, quick=True)
+LAB = Lab("does a model calculate, or recall examples?", stages, summarise, quick=True)

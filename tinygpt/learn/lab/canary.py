@@ -280,5 +280,4 @@ def picture(models: Mapping[str, Records], most: float) -> Plane:
     return Plane("times that a number is planted", "exposure (bits)", lines, ticks, True, levels)
 
 
-ABOUT = "what a model memorises of its training text, by repetitions and size"
-LAB = Lab(ABOUT, stages, summarise, quick=True)
+LAB = Lab("what does a model memorise?", stages, summarise, quick=True)

@@ -241,5 +241,12 @@ def picture(runs: Records, target: float) -> Plane:
     return Plane("cost of 1,000 lines", "accuracy (%)", lines)
 
 
-ABOUT = "n-gram baseline, tiny model, pretrained model, person: which is needed for which lines?"
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), others=("target",), quick=True, ngrams=True)
+LAB = Lab(
+    "which lines need a person or a larger model?",
+    stages,
+    summarise,
+    models=("pretrained",),
+    others=("target",),
+    quick=True,
+    ngrams=True,
+)

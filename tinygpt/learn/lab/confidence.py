@@ -279,5 +279,11 @@ def picture(systems: Mapping[str, Records]) -> Plane:
     return Plane("threshold (confidence)", "prompts answered (%)", lines)
 
 
-ABOUT = "does a fine-tuned model know that it does not know?"
-LAB = Lab(ABOUT, stages, summarise, others=("target",), quick=True, ngrams=True)
+LAB = Lab(
+    "does a fine-tuned model know that it does not know?",
+    stages,
+    summarise,
+    others=("target",),
+    quick=True,
+    ngrams=True,
+)

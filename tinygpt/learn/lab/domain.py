@@ -198,5 +198,4 @@ def picture(figures: Figures) -> Plane:
     return Plane("", "accuracy (%)", lines, ticks, ylim=(0, 90))
 
 
-ABOUT = "does pretraining on text of the task's own field help?"
-LAB = Lab(ABOUT, stages, summarise, quick=True, ngrams=True)
+LAB = Lab("does pretraining on text of the task's own field help?", stages, summarise, quick=True, ngrams=True)

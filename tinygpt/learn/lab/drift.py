@@ -203,5 +203,4 @@ def picture(curves: Curves) -> Plane:
     return Plane("new labelled lines", "accuracy (%)", drawn, ticks, ylim=(0, 103))
 
 
-ABOUT = "a model meets next year's merchants: what does it cost, and what repairs it?"
-LAB = Lab(ABOUT, stages, summarise, quick=True, ngrams=True)
+LAB = Lab("what do next year's new merchants cost, and what helps?", stages, summarise, quick=True, ngrams=True)

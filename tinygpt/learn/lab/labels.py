@@ -232,5 +232,11 @@ def picture(learners: dict[str, Records]) -> Plane:
     return Plane("training examples (logarithmic)", "accuracy (%)", lines, ticks, log=True)
 
 
-ABOUT = "how many labels does one need, and how good must they be?"
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), quick=True, ngrams=True)
+LAB = Lab(
+    "how many labels does a task need, and how accurate must they be?",
+    stages,
+    summarise,
+    models=("pretrained",),
+    quick=True,
+    ngrams=True,
+)

@@ -185,5 +185,11 @@ def least_forgetting(methods: dict[str, Records]) -> list[Verdict]:
     return [verdict]
 
 
-ABOUT = "what each method of fine-tuning gains, forgets and costs"
-LAB = Lab(ABOUT, stages, summarise, settings=("data_dir",), models=("ckpt", "pretrained"), ngrams=True)
+LAB = Lab(
+    "what does each method of fine-tuning gain, forget and cost?",
+    stages,
+    summarise,
+    settings=("data_dir",),
+    models=("ckpt", "pretrained"),
+    ngrams=True,
+)

@@ -37,7 +37,7 @@ from tinygpt.base.terminal import duration, print_error, table
 from tinygpt.base.threads import mean_seconds
 from tinygpt.examine.experiment.stages import Identity, Stage, forget, run, stored
 
-ABOUT = "whose config reaches the lowest loss: a competition for a class"
+ABOUT = "whose config reaches the lowest loss? A competition for a class"
 KEYS = {"name", "entries", "text", "times", "own_rank", "out_dir"}
 LEAST = 200_000  # characters of the teacher's text; its test then has 20,000
 TIE = 0.02  # nats per character

@@ -259,4 +259,4 @@ def picture(base: Records, curves: Curves) -> Plane:
     return Plane(*axes, lines, ticks, log=True, levels=level, ylim=(-3, 103))
 
 
-LAB = Lab("a style from a small adapter, and whether the text is right", stages, summarise, quick=True)
+LAB = Lab("how many examples does a style need, and are the figures correct?", stages, summarise, quick=True)

@@ -228,5 +228,11 @@ def picture(law: Law, runs: Records, last: dict[str, Any]) -> Plane:
     )
 
 
-ABOUT = "how the loss depends on size and length: a scaling law"
-LAB = Lab(ABOUT, stages, summarise, settings=("dataset",), others=("data_dir",), quick=True)
+LAB = Lab(
+    "how does the loss depend on size and length of training?",
+    stages,
+    summarise,
+    settings=("dataset",),
+    others=("data_dir",),
+    quick=True,
+)

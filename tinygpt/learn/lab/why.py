@@ -192,5 +192,4 @@ def picture(rankings: dict[str, Records], planted: int) -> Plane:
     return Plane("training lines inspected (%)", "wrong labels found (%)", lines)
 
 
-ABOUT = "which training lines caused an answer, and which labels are wrong"
-LAB = Lab(ABOUT, stages, summarise, quick=True)
+LAB = Lab("which training lines caused an answer?", stages, summarise, quick=True)

@@ -8,5 +8,11 @@ from tinygpt.learn.lab.definition import Lab
 from tinygpt.learn.lab.facts.experiment import live, stages
 from tinygpt.learn.lab.facts.summary import summarise
 
-ABOUT = "retrieve, fine-tune or train: what each knows, and what a change of facts costs"
-LAB = Lab(ABOUT, stages, summarise, models=("pretrained",), live=live, quick=True)
+LAB = Lab(
+    "retrieve, fine-tune or train: what does a change of facts cost?",
+    stages,
+    summarise,
+    models=("pretrained",),
+    live=live,
+    quick=True,
+)
