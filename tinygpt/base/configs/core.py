@@ -187,7 +187,7 @@ class TrainConfig(Config):
     """micro-steps per iteration, summed over all processes"""
     sampling: Literal["independent", "epochs"] = "independent"
     """independent: sequences start anywhere in the text, as in nanoGPT; epochs: each sequence once per epoch, in a new
-    order; plain text is cut into sequences anew in each epoch"""
+    order; plain text is cut at other places in each epoch"""
     group_by_length: bool = False
     """for pairs: batches of similar length, with less padding; faster if lengths vary much"""
     context_warmup: CountOrZero = 0
