@@ -22,6 +22,7 @@ from tinygpt.examine.plan.memory import plan_memory
 from tinygpt.model import GPT
 from tinygpt.training.budget import within_budget
 from tinygpt.training.distillation import Teacher
+from tinygpt.training.processes import Processes
 from tinygpt.training.recipe import budget_of, refuse_budget
 from tinygpt.training.start import Start, make_model, resolve, resumes
 
@@ -34,9 +35,11 @@ def plan(config: PlanConfig) -> None:
         start = within_budget(resolve(stack, planned(config), "plan"))
         with torch.device("meta") if start.checkpoint is None else contextlib.nullcontext(), WithoutInit():
             model = make_model(start)  # without weights, if they are new ones
-        Teacher.of(start)  # only for its errors
-        show_run(start, model, config)
         run = dataclasses.replace(start.config, shard=config.shard)
+        Teacher.of(start)  # only for its errors
+        if config.processes:
+            Processes(0, config.processes).share(run)  # only for its errors
+        show_run(start, model, config)
         result = (
             plan_memory(run, config.processes, model, start.compute) if config.processes else predict(start, config)
         )

@@ -14,8 +14,7 @@ from tinygpt.training.processes import Processes
 
 
 def plan_memory(config: TrainConfig, processes: int, model: GPT, compute: Compute) -> dict[str, Any]:
-    """Print the memory of a process, part by part; return it in MB for --json. Errors: TinyGPTError for a batch that
-    the processes cannot share evenly."""
+    """Print the memory of a process, part by part; return it in MB for --json."""
     parts = memory(config, Processes(0, processes), model, compute.dtype.itemsize)
     if compute.device.type != "cpu":
         print("note:        the memory is computed for the GPU, not measured on one")
