@@ -14,7 +14,7 @@ from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer
 from tinygpt.examine.report.weights import pack
 from tinygpt.generate import Sampling, generate, probabilities
 from tinygpt.model import ACTIVATIONS, GPT
-from tinygpt.options import POSITIONS, rotate
+from tinygpt.options import rotate
 
 SYMBOLS = CharTokenizer(map(chr, range(ord("0"), ord("0") + 65)))  # for models of 65 tokens
 
@@ -130,29 +130,6 @@ def attention_by_hand(model: GPT, idx: Tensor) -> Tensor:
         layers.append((q @ k.transpose(1, 2) / head_dim**0.5 + (0 if bias is None else bias) + future).softmax(-1))
         x = block(x, context)
     return torch.stack(layers)
-
-
-@pytest.mark.parametrize("position", POSITIONS)
-@torch.inference_mode()
-def test_attention_is_the_one_by_hand(position: str) -> None:
-    """And past the window in the order of positions: with one layer a rolled window is the same as one from position
-    0 (test_decoder.py says why)."""
-    code = """const state = TinyGPT.load(input.packed).start();
-              const lists = (layers) => layers.map((heads) => heads.map((row) => [...row]));
-              return input.ids.map((id) => (state.read(id, true), lists(state.attention)));"""
-    idx, single = ids(1, 40), {"n_layer": 1}
-    for options in ({"qk_norm": True, "token_shift": True}, GROUPED, single):
-        model = shaken(small(position=position, **options))
-        length = 40 if options is single and model.position.relative else 16
-        found = node(code, packed=pack(model, SYMBOLS, half=False), ids=idx[0, :length].tolist())
-        expected = attention_by_hand(model, idx[:, :16])
-        for row, layers in enumerate(found[:16]):  # (n_layer, n_head, row + 1)
-            torch.testing.assert_close(torch.tensor(layers), expected[:, :, row, : row + 1], atol=1e-5, rtol=0)
-        assert largest(expected[0, 0, 15] - expected[0, 1, 15]) > 0.01  # negative control: heads differ
-        for end in range(17, length, 7):
-            rows, expected = torch.tensor(found[end - 1]), attention_by_hand(model, idx[:, end - 16 : end])[:, :, -1]
-            torch.testing.assert_close(rows, expected, atol=1e-4, rtol=0)
-            assert largest(rows.roll(1, -1) - expected) > 0.01
 
 
 ODD = {"bigram_table": True, "token_shift": True, "position": "alibi", "activation": "swiglu", "norm": "rmsnorm"}

@@ -126,26 +126,18 @@ def test_the_scripts_weights_are_those_that_python_reconstructs(with_snapshots: 
         scales = torch.from_numpy(np.frombuffer(base64.b64decode(one["scales"]), "<f2").astype(np.float32))
         bound = 0.52 * scales.repeat_interleave(BLOCK)[: len(expected)] + 1e-6
         assert ((torch.tensor(numbers) - expected).abs() <= bound).all(), one["step"]
-    code = "return input.packed.snapshots.map((_, index) => [...TinyGPT.load(input.packed, index).wte])"
-    middle = page_weights(states[4].build_model(), tokenizer)["transformer.wte.weight"].flatten()
-    for model, wte in zip(models.values(), node(code, packed=packed), strict=True):
-        expected = page_weights(model, tokenizer)["transformer.wte.weight"].flatten()
-        assert largest(torch.tensor(wte) - expected) < 2e-3 < largest(torch.tensor(wte) - middle)
 
 
 def test_a_page_gets_as_many_snapshots_as_fit(with_snapshots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with contextlib.chdir(with_snapshots):
-        run = LoadedRun("out", ReportConfig())
-        size = len(packed_models.models(run, [])[0]["packed"]["data"])
-        small = LoadedRun("other", ReportConfig())
-        both = size + len(packed_models.models(small, [])[0]["packed"]["data"])
-        monkeypatch.setattr(packed_models, "ROOM", int(2.3 * size))
-        assert [len(one["packed"].get("snapshots", ())) for one in packed_models.models(run, [small])] == [0, 0]
-        monkeypatch.setattr(packed_models, "MOST", both - 1)
-        assert [one["name"] for one in packed_models.models(run, [small])] == ["out"]
-        for room, steps in ((10 * size, [0, 1, 4]), (2.3 * size, [0, 4]), (1.6 * size, [0]), (size, [])):
-            monkeypatch.setattr(packed_models, "ROOM", int(room))
-            assert [one["step"] for one in packed_models.models(run, [])[0]["packed"]["snapshots"]] == steps
+    monkeypatch.chdir(with_snapshots)
+    run, small = (LoadedRun(name, ReportConfig()) for name in ("out", "other"))
+    size, more = (len(packed_models.models(one, [])[0]["packed"]["data"]) for one in (run, small))
+    for room, steps in ((10 * size, [0, 1, 4]), (2.3 * size, [0, 4]), (1.6 * size, [0]), (size, [])):
+        monkeypatch.setattr(packed_models, "ROOM", int(room))
+        assert [one["step"] for one in packed_models.models(run, [])[0]["packed"]["snapshots"]] == steps
+    assert len(packed_models.models(run, [small])) == 2
+    monkeypatch.setattr(packed_models, "MOST", size + more - 1)
+    assert [one["name"] for one in packed_models.models(run, [small])] == ["out"]
 
 
 @slowly_in_a_browser
@@ -191,11 +183,8 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     assert page.value("#left") == "4" and page.value("#right") == "3"
     page.type_into("#compare-text", "And thou ")
     left, right = (next_character(with_snapshots / run / "ckpt.pt", "And thou ") for run in ("other", "out"))
-    found = page.chances("compare-bars")
-    assert len(found) == 10
-    for token, row in found.items():
+    for token, row in page.chances("compare-bars").items():
         assert row == pytest.approx([left[token], right[token]], abs=2e-3)
-        assert abs(left[token] - right[token]) > 2e-3 or row[0] == pytest.approx(row[1], abs=5e-3)
     common = sum(min(left[token], right[token]) for token in left)
     percent = re.search(r"have (\d+)%", page.find("#overlap").text)
     assert percent and int(percent[1]) == pytest.approx(100 * common, abs=1)
@@ -203,41 +192,36 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
     texts = [page.find(f"#{side}-text").text for side in ("left", "right")]
     assert len(texts[0]) > 100 and texts[0] != texts[1]
     page.run("const e = document.getElementById('left'); e.value = 3; e.dispatchEvent(new Event('change'))")
-    assert all(row[0] == row[1] for row in page.chances("compare-bars").values())  # the same model twice
-    assert "100%" in page.find("#overlap").text
+    assert "100%" in page.find("#overlap").text  # the same model twice
     page.click("#continue-both")
     assert page.find("#left-text").text == page.find("#right-text").text
-
-
-UPDATE = "TinyPage.update(new DOMParser().parseFromString(arguments[0], 'text/html'))"
 
 
 @slowly_in_a_browser
 def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Path) -> None:
     """The page of the same run, from another folder: the contents are new, and the choices are the old ones."""
+    update = "TinyPage.update(new DOMParser().parseFromString(arguments[0], 'text/html'))"
     newer = (with_snapshots / "report.html").read_text("utf-8").replace("<h2 id=", '<h2 data-newer="" id=')
     page.slide("#step-slider-type", 1)
-    for name, index in (("left", 2), ("right", 4)):
-        choose = f"const e = document.getElementById('{name}'); e.selectedIndex = {index};"
-        page.run(f"{choose} e.dispatchEvent(new Event('change'))")
-    for name, text in (("text", "The king"), ("compare-text", "And thou")):
-        page.type_into(f"#{name}", text)
+    page.run("const e = document.getElementById('left'); e.selectedIndex = 2; e.dispatchEvent(new Event('change'))")
+    page.type_into("#text", "The king")
+    page.type_into("#compare-text", "And thou")
     page.run("document.querySelector('#curves details').open = true")
     page.run("const e = document.querySelector('#loss [data-split=val] [data-i=\"40\"]'); e.click(); e.focus()")
     chosen = (
-        "return [...['step-slider-type', 'left', 'right', 'text', 'compare-text']"
+        "return [...['step-slider-type', 'left', 'text', 'compare-text']"
         ".map(id => document.getElementById(id).value), document.querySelector('#curves details').open, "
         "document.activeElement.dataset.i, Math.round(document.activeElement.getBoundingClientRect().top / 4)]"
     )
     before = page.run(chosen)
-    assert before[:7] == ["1", "2", "4", "The king", "And thou", True, "40"]
-    page.run(UPDATE, newer)
+    assert before[:6] == ["1", "2", "The king", "And thou", True, "40"]
+    page.run(update, newer)
     assert page.run(chosen) == before
     replaced = page.run("return [...document.querySelectorAll('h2[data-newer]')].map(e => e.parentElement.id)")
     assert replaced == ["curves", "samples", "loss", "one-step", "tokens", "memorised", "numbers"]
     page.run("window.stamp = 1")
     ok(with_snapshots, "report", "other", "-o", "other.html")
-    page.run(UPDATE, (with_snapshots / "other.html").read_text("utf-8"))  # another number of heads
+    page.run(update, (with_snapshots / "other.html").read_text("utf-8"))  # another number of heads
     page.until(lambda: page.run("return window.stamp") is None)  # it was loaded anew
 
 
@@ -341,7 +325,6 @@ def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -
     browser.all("#step-text span[data-i]")[5].click()
     shown = [plain(head.text) for head in browser.all("#step-logits tbody th")]
     assert shown == [token for token, *_ in cells[5]["top"]]
-    assert f"{cells[5]['loss']:.3f}" in browser.find("#step-loss").text
     assert plain(browser.find("#step-logits tr.own th").text) == cells[5]["text"]
     browser.run("return document.activeElement").send_keys("\ue014")  # the right arrow key
     assert f"{cells[6]['loss']:.3f}" in browser.find("#step-loss").text

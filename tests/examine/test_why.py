@@ -47,23 +47,17 @@ def train_on(planted: Path, folder: Path, *flags: str) -> None:
     ok(folder, "train", "--dataset=mine", "--block_size=20", f"--data_dir={planted}/data", *MODEL, *LEARN, *flags)
 
 
-def test_the_example_that_alone_teaches_an_output_is_found_at_its_line(planted: Path) -> None:
-    found = answer(planted, "out", *TAUGHT, "--count=3")
+def test_the_line_that_alone_teaches_an_output_is_found_by_the_command_and_by_the_api(planted: Path) -> None:
+    found, other = answer(planted, "out", *TAUGHT, "--count=3"), ("017 red", "rot")
     first, second, _ = found["raised"]
     assert (first["text"], first["place"]) == ("zzq xxk -> lila", "pairs.jsonl line 31")
-    assert first["effect"] < 3 * second["effect"] < 0 and len(found["lowered"]) == 3
-    assert all(entry["effect"] > 0 for entry in found["lowered"])
-    assert found["probability"] > 0.1 and found["tokens"] == 5
+    assert first["effect"] < 3 * second["effect"] < 0 and all(entry["effect"] > 0 for entry in found["lowered"])
     assert found["repeated"] == pytest.approx(found["log_probability"], abs=0.01)
-
-
-def test_the_api_gives_the_effects_of_the_command_and_the_model_without_some_rows(planted: Path) -> None:
-    found, other = answer(planted, "out", *TAUGHT, "--count=3"), ("017 red", "rot")
     run = api.Run(planted / "out")  # whose dataset is found in the folder where the run was started
     effects, model, similar, _ = run.influence([TAUGHT])
     dataset = api.Dataset(str(planted / "data"), "mine")
     row = dataset.sources["train"].examples(dataset.tokenizer).index(TAUGHT)
-    assert effects.argmin() == row and effects[row] == pytest.approx(found["raised"][0]["effect"])
+    assert effects.argmin() == row and effects[row] == pytest.approx(first["effect"])
     assert model.log_probabilities(TAUGHT[0], [TAUGHT[1]])[0] == pytest.approx(math.log(found["probability"]), abs=1e-3)
     several, alone = run.influence([TAUGHT, other]).effects, run.influence([other]).effects
     assert several == pytest.approx(effects + alone, abs=1e-3)  # log-probabilities are added
@@ -312,19 +306,15 @@ def test_a_run_on_a_mac_is_refused(planted: Path, tmp_path: Path, monkeypatch: p
         load_run(WhyConfig(run=str(tmp_path), data_dir=str(planted / "data"), device="auto"))
 
 
-@pytest.mark.parametrize(("name", "run"), [("mine", "out"), ("text", "out-text")])
-def test_rows_left_out_lose_their_targets_in_every_window(planted: Path, name: str, run: str) -> None:
+@pytest.mark.parametrize("run", ["out", "out-text"])
+def test_rows_left_out_lose_their_targets(planted: Path, run: str) -> None:
     explained = load_run(WhyConfig(run=str(planted / run), data_dir=str(planted / "data")))
-    source, size = explained.source, explained.config.block_size
-    rows = explained.rows if name == "mine" else np.arange(len(source.tokens) - size)  # windows, at any place
+    source, size, rows = explained.source, explained.config.block_size, explained.rows[[3, 7]]
     weights = without(explained, np.array([3, 7]))
-    gone = (weights[positions_of(source, rows, size)] == 0) & (source.rows(rows, size)[1] >= 0)
-    if name == "mine":
-        assert set(gone.nonzero()[0].tolist()) == {3, 7}
-        assert (gone.sum(axis=1)[[3, 7]] == source.targets(rows[[3, 7]], size)).all()
-    else:
-        positions = {int(rows[row]) + 1 + int(column) for row, column in zip(*gone.nonzero(), strict=True)}
-        assert positions == {start + 1 + place for start in explained.rows[[3, 7]].tolist() for place in range(size)}
+    y = source.rows(rows, size)[1]
+    gone = weights[positions_of(source, rows, size)] == 0
+    assert (gone == (y >= 0)).all() and (weights == 0).sum() == (y >= 0).sum()
+    assert (source.tokens[positions_of(source, rows, size)] == y)[y >= 0].all()
     assert sums_of_rows(1 - weights, explained).nonzero()[0].tolist() == [3, 7]
 
 
