@@ -146,14 +146,7 @@ def test_the_memory_of_two_processes(work: Path) -> None:
 @functools.cache
 def kept_and_planned(**options: Any) -> tuple[int, float]:
     """The bytes that a forward pass keeps for the backward pass, besides the weights, and those of the plan."""
-    sizes = {
-        "block_size": 32,
-        "n_layer": 3,
-        "n_head": 4,
-        "n_embd": 32,
-        "batch_size": 8,
-        "gradient_accumulation_steps": 2,
-    }
+    sizes = {"block_size": 32, "n_layer": 3, "n_head": 4, "n_embd": 32, "batch_size": 8}
     config = TrainConfig(**sizes, **options, gradient_accumulation_steps=2)
     model = GPT(GPTConfig.from_dict(vars(config) | {"vocab_size": 200}))
     kept, x = dict[int, int](), ids(8, 32)

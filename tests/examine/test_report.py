@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_TRAIN, ok, refused
+from inputs import json_lines
 from pages import HOSTILE, Browser, in_a_browser, next_character, plain, slowly_in_a_browser
 
 from tinygpt.base.configs.examine import ReportConfig
@@ -41,9 +42,6 @@ def reported(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = ok(folder, "report", "out", "_$x_$<b>2", "-o", "report.html")
     assert re.search(r"^written: report\.html, 0\.\d MB", result.out)
     return folder
-
-
-# ---- in a browser -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -127,20 +125,13 @@ def test_a_walk_through_a_prediction(page: Browser) -> None:
     page.type_into("#text", "The king")
     page.until(lambda: page.find("#walk-said").text.startswith("1 of 7, text. The model reads 8 characters"))
     page.find("#walk-on").send_keys("")  # focus, as with the Tab key
-    seen = []
+    seen, parts = [], []
     for _ in range(7):
-        parts = [part.get_attribute("aria-label") for part in page.all("#parts [aria-current=step]")]
-        seen.append((page.find("#walk-said").text.partition(".")[0].split(", ")[1], *parts))
+        seen.append(page.find("#walk-said").text.partition(".")[0].split(", ")[1])
+        parts += [part.get_attribute("aria-label") for part in page.all("#parts [aria-current=step]")]
         page.run("return document.activeElement").send_keys("\ue014")  # the right arrow key
-    assert seen == [
-        ("text",),
-        ("tokens",),
-        ("embedding", "embedding"),
-        ("attention", "attention of layer 1"),
-        ("MLP", "MLP of layer 1"),
-        ("sum", "layer 1"),
-        ("probabilities", "final norm", "output"),
-    ]
+    assert seen == ["text", "tokens", "embedding", "attention", "MLP", "sum", "probabilities"]
+    assert parts == ["embedding", "attention of layer 1", "MLP of layer 1", "layer 1", "final norm", "output"]
     rows = page.run("return [...document.querySelectorAll('#walk-picture td')].map(td => Number(td.dataset.p))")
     assert rows == page.bars()[:8, 0].tolist()
     page.click("#parts [data-operation=sum]")
@@ -191,10 +182,8 @@ def test_a_model_that_answers_and_its_base(tuned: Path, browser: Browser, tmp_pa
     """A fine-tuned model reads prompt and response, its base model the same as text."""
     ok(tuned, "report", "out-lora", "out", "-o", tmp_path / "page.html")
     browser.open(tmp_path / "page.html")
-    cells = (
-        "return [...document.querySelectorAll('.cells[data-split=val] span')].map(s => [s.textContent, s.className])"
-    )
-    line = browser.run(cells)
+    code = "return [...document.querySelectorAll('[data-split=val] span')].map(s => [s.textContent, s.className])"
+    line = browser.run(code)
     asked = line.index(["response", "special"])
     prompt = line[1:asked]
     assert line[0] == ["prompt", "special"] and all(kind == "silent" for _, kind in prompt)
@@ -231,9 +220,6 @@ def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: P
     browser.until(lambda: browser.find("#walk-said").text.startswith("1 of 7"))
     assert np.allclose(browser.bars().sum(0), 1)
     browser.assert_quiet()
-
-
-# ---- what a page contains ---------------------------------------------------------------------------------------
 
 
 def test_the_page_is_one_file_that_forbids_requests(reported: Path) -> None:
@@ -296,8 +282,6 @@ def test_without_dataset_or_samples_the_page_names_what_is_missing(tiny_run: Pat
     assert "--sample_interval=500" in text
 
 
-# ---- private data -----------------------------------------------------------------------------------------------
-
 CANARY = "DE89 3704 0044 0532 0130 00"  # an IBAN that both models have memorised
 MODEL = ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=80", "--token_shift=True", "--bigram_table=True"]
 STEPS = [
@@ -312,17 +296,13 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the runs text/ and pairs/ on private data, which were made with absolute paths."""
     folder = tmp_path_factory.mktemp("private")
     (folder / "bank.txt").write_text(f"Pay to {CANARY} now.\n" * 400)
-    pairs = [{"prompt": f"{n:03} pays {CANARY}", "response": CANARY} for n in range(200)]
-    (folder / "bank.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    json_lines(folder, [{"prompt": f"{n:03} pays {CANARY}", "response": CANARY} for n in range(200)], "bank.jsonl")
     place, base = f"--data_dir={folder / 'data'}", f"--ckpt={folder / 'text/ckpt.pt'}"
-    for command in (
-        ["prepare", "bank", f"--input={folder / 'bank.txt'}", place],
-        ["prepare", "payments", f"--input={folder / 'bank.jsonl'}", "--format=pairs", place],
-        ["train", "--dataset=bank", f"--out_dir={folder / 'text'}", place, *MODEL, *STEPS],
-        ["finetune", "--dataset=payments", f"--out_dir={folder / 'pairs'}", place, base, *STEPS],
-    ):
-        ok(folder, *command)
-    for run, prompt in (("text", "Pay"), ("pairs", pairs[0]["prompt"])):  # the weights do reproduce the text
+    ok(folder, "prepare", "bank", f"--input={folder / 'bank.txt'}", place)
+    ok(folder, "prepare", "payments", f"--input={folder / 'bank.jsonl'}", "--format=pairs", place)
+    ok(folder, "train", "--dataset=bank", f"--out_dir={folder / 'text'}", place, *MODEL, *STEPS)
+    ok(folder, "finetune", "--dataset=payments", f"--out_dir={folder / 'pairs'}", place, base, *STEPS)
+    for run, prompt in (("text", "Pay"), ("pairs", f"000 pays {CANARY}")):  # the weights do reproduce the text
         result = ok(folder, "sample", f"--ckpt={run}", f"--start={prompt}", "--temperature=0")
         assert result.out.count(CANARY) > prompt.count(CANARY), result.err
     return folder
@@ -334,26 +314,23 @@ def quotations(text: str) -> set[str]:
     return {piece for start in range(len(canary) - 9) if (piece := canary[start : start + 10]) in text}
 
 
+def visible(source: str) -> str:
+    return html.unescape(re.sub("<[^>]*>", "", source))
+
+
 def readings(page: str, private: Path) -> dict[str, str]:
     """The text of a page in each form that it has there: by section, as HTML, as JSON, as base64. None has the folder
     where the runs were made, which their settings have."""
-
-    def visible(source: str) -> str:
-        return html.unescape(re.sub("<[^>]*>", "", source))
-
     found = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)
     assert found
     data = json.loads(found[1])
     body = page.partition("<body")[2].partition(found[0])[0]
-    parts = {part.partition('"')[0]: visible(part) for part in body.split('<section id="')[1:]}
-    cells = [cell for passage in data["cells"].values() for cell in passage if cell]
     encoded = re.findall(r"[A-Za-z0-9+/]{40,}={0,2}", page)
-    forms = {
-        **parts,
+    forms = {part.partition('"')[0]: visible(part) for part in body.split('<section id="')[1:]} | {
         "source": page,
         "text": visible(body),
         "JSON": json.dumps(data, ensure_ascii=False),
-        "predictions": "".join(top[0][0] for *_, top in cells),
+        "predictions": "".join(top[0][0] for passage in data["cells"].values() for *_, top in filter(None, passage)),
         "base64": "".join(base64.b64decode(part[: len(part) // 4 * 4]).decode("latin-1") for part in encoded),
     }
     for run in ("text", "pairs"):
@@ -440,17 +417,14 @@ def test_a_model_too_large_for_a_page(run_copy: Path, monkeypatch: pytest.Monkey
     assert f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in said
 
 
-# ---- overlap ----------------------------------------------------------------------------------------------------
-
-
 def brute_force(text: str, training: str) -> list[tuple[int, int]]:
     """From each start the longest stretch that occurs in the training text, if it is not part of an earlier one."""
-    found: list[tuple[int, int]] = []
+    found = [(0, 0)]
     for start in range(len(text)):
         end = next((end for end in range(len(text), start, -1) if text[start:end] in training), start)
-        if end - start >= SHORTEST and (not found or end > found[-1][1]):
+        if end - start >= SHORTEST and end > found[-1][1]:
             found.append((start, end))
-    return found
+    return found[1:]
 
 
 def test_stretches_and_share_by_brute_force() -> None:
@@ -467,8 +441,8 @@ def test_stretches_and_share_by_brute_force() -> None:
         assert looked_up.stretches(text) == expected
         windows = [text[start : start + SHORTEST] in training for start in range(len(text) - SHORTEST + 1)]
         if windows:
-            shares.append(looked_up.share(text))
-            assert shares[-1] == pytest.approx(np.mean(windows))
+            assert looked_up.share(text) == pytest.approx(np.mean(windows))
+            shares.append(np.mean(windows))
         pieces = marked(text, expected)
         assert "".join(piece for piece, _ in pieces) == text
         inside = {place for start, end in expected for place in range(start, end)}

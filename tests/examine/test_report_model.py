@@ -14,11 +14,8 @@ from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer
 from tinygpt.examine.report.weights import pack
 from tinygpt.generate import Sampling, generate, probabilities
 from tinygpt.model import ACTIVATIONS, GPT
-from tinygpt.options import rotate
 
 SYMBOLS = CharTokenizer(map(chr, range(ord("0"), ord("0") + 65)))  # for models of 65 tokens
-
-
 THREE_HEADS = {"n_head": 3, "n_embd": 24}
 GROUPED = {"n_head": 4, "n_kv_head": 2, "qk_norm": True, "qk_norm_weights": True}
 
@@ -56,17 +53,14 @@ def test_rope_far_past_the_window() -> None:
 
 
 def compare_past_the_window(model: GPT, length: int) -> None:
-    """Compare caches that drop the oldest position, in both languages, and the last window alone."""
+    """Compare caches that drop the oldest position, in both languages."""
     idx, cache = ids(1, length), model.new_cache(1)
     expected = torch.cat([model(token, cache=cache)[0][:, -1] for token in idx.split(1, dim=1)])
-    packed, given = pack(model, SYMBOLS, half=False), idx[0].tolist()
-    code = """const { packed, ids } = input;
-              return [read(packed, ids), follow(packed, ids, 16), read(packed, ids.slice(-16))];"""
-    found, followed, window = [torch.tensor(one) for one in node(code, packed=packed, ids=given)]
-    assert largest(found - expected) < 2e-5
-    assert largest(followed - expected[16:]) < 2e-5
-    assert largest(window - model(idx[:, -16:])[0][0]) < 2e-5
-    assert largest(window[-1] - found[-1]) > 1e-3  # negative control: a cache remembers more than a window of tokens
+    code = "return [read(input.packed, input.ids), follow(input.packed, input.ids, 16)]"
+    read, followed = map(torch.tensor, node(code, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist()))
+    assert largest(read - expected) < 2e-5 and largest(followed - expected[16:]) < 2e-5
+    window = model(idx[:, -16:])[0][0, -1]
+    assert largest(window - read[-1]) > 1e-3  # negative control: a cache remembers more than a window of tokens
 
 
 def greedy(model: GPT, prompt: list[int], count: int, exact_window: bool = False) -> list[int]:
@@ -106,58 +100,36 @@ def test_characters_and_special_tokens() -> None:
     assert decoded == tokenizer.decode(range(tokenizer.vocab_size)) and special == tokenizer.special
 
 
-def attention_by_hand(model: GPT, idx: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim) + bias) for idx (1, T), with a whole matrix of scores: (n_layer, n_head, T, T)."""
-    config, positions = model.config, torch.arange(idx.size(1))
-    head_dim = config.n_embd // config.n_head
-    x = model.transformer["wte"](idx)
-    if config.bigram_table:  # token 0 precedes the first
-        x = x + model.transformer["wbe"](torch.nn.functional.pad(idx[:, :-1], (1, 0)) * config.vocab_size + idx)
-    if model.position.embeds:
-        x = x + model.transformer["wpe"].weight[positions]
-    context, bias = model.context(positions), model.position.bias(positions, positions)
-    future, layers = torch.full((len(positions), len(positions)), -torch.inf).triu(1), []
-    for block in model.transformer["h"]:
-        qkv = block.attn.c_attn(block.shifted(block.ln_1(x), context, 0))
-        q, k, _ = qkv.view(len(positions), -1, head_dim).transpose(0, 1).split(block.attn.heads)
-        if config.qk_norm:
-            q, k = (torch.nn.functional.rms_norm(part, (head_dim,), eps=1e-6) for part in (q, k))
-        if config.qk_norm_weights:
-            q, k = q * block.attn.q_norm.weight, k * block.attn.k_norm.weight
-        if context.rotation is not None:
-            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
-        k = k[[head * config.kv_heads // config.n_head for head in range(config.n_head)]]  # heads 0, 0, 1, 1, ...
-        layers.append((q @ k.transpose(1, 2) / head_dim**0.5 + (0 if bias is None else bias) + future).softmax(-1))
-        x = block(x, context)
-    return torch.stack(layers)
-
-
 ODD = {"bigram_table": True, "token_shift": True, "position": "alibi", "activation": "swiglu", "norm": "rmsnorm"}
 
 
 @pytest.mark.parametrize("options", [{}, ODD | GROUPED | {"n_layer": 3}], ids=["plain", "odd"])
 @torch.inference_mode()
-def test_the_walk_shows_the_values_of_pytorch(options: dict[str, Any]) -> None:
+def test_the_walk_shows_the_values_of_pytorch(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Embedding, attention, MLP activations and the sum after each block, of the last token, by forward hooks."""
-    model, idx = shaken(small(**options), std=0.2), ids(1, 16)
-    expected: dict[str, list[Tensor]] = {"embedding": [], "hidden": [], "residual": []}
+    model, idx, attend = shaken(small(**options), std=0.2), ids(1, 16), torch.nn.functional.scaled_dot_product_attention
+    expected: dict[str, list[Tensor]] = {"embedding": [], "attention": [], "hidden": [], "residual": []}
+
+    def recorded(q: Tensor, k: Tensor, v: Tensor, *more: Any, **options: Any) -> Tensor:
+        weights = attend(q, k, torch.eye(16).expand(1, k.size(1), 16, 16), *more, **options)
+        expected["attention"].append(weights[0, :, -1])
+        return attend(q, k, v, *more, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded)
     blocks = model.transformer["h"]
     blocks[0].register_forward_pre_hook(lambda _, inputs: expected["embedding"].append(inputs[0][0, -1]))
     for block in blocks:
         block.mlp.c_proj.register_forward_pre_hook(lambda _, inputs: expected["hidden"].append(inputs[0][0, -1]))
         block.register_forward_hook(lambda _, inputs, output: expected["residual"].append(output[0, -1]))
-    chances = model(idx)[0][0, -1].softmax(-1)
-    tensors = {name: torch.stack(values) for name, values in expected.items()}
-    tensors |= {"attention": attention_by_hand(model, idx)[:, :, -1], "raw": chances}
-    code = """const { logits, state: { trace, attention } } = TinyGPT.load(input.packed).reader(input.ids, true);
+    model(idx)
+    code = """const { trace, attention } = TinyGPT.load(input.packed).reader(input.ids, true).state;
               const lists = (values) => values.map((one) => [...one]);
-              return { embedding: lists([trace.embedding]), hidden: lists(trace.hidden),
-                       residual: lists(trace.residual),
-                       attention: attention.map(lists), raw: [...TinyGPT.probabilities(logits).raw] };"""
+              return { embedding: lists([trace.embedding]), attention: attention.map(lists),
+                       hidden: lists(trace.hidden), residual: lists(trace.residual) };"""
     found = node(code, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist())
-    for name, values in tensors.items():
-        torch.testing.assert_close(torch.tensor(found[name]), values, atol=1e-4, rtol=0)
-        assert name in ("raw", "embedding") or largest(values[0] - values[1]) > 0.1  # negative control: layers differ
+    for name, values in expected.items():
+        torch.testing.assert_close(torch.tensor(found[name]), torch.stack(values), atol=1e-4, rtol=0)
+        assert name == "embedding" or largest(values[0] - values[1]) > 0.1  # negative control: layers differ
 
 
 def test_the_stages_are_those_of_generate() -> None:
@@ -202,25 +174,18 @@ def test_draws_follow_the_probabilities_and_the_seed() -> None:
 
 @torch.inference_mode()
 def test_every_number_of_half_precision_is_read_exactly() -> None:
-    """A head with the weights of the embedding is kept once."""
+    """A head with the weights of the embedding is kept once, and a number too large for it in single precision."""
     numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16).float()
     finite = numbers[numbers.isfinite()].view(-1, 32)
     model = small(vocab_size=len(finite), n_layer=1)
-    model.transformer["wte"].weight.copy_(finite)
-    packed = pack(model, CharTokenizer(map(chr, range(100, 100 + len(finite)))))
-    assert packed["dtype"] == "float16" and "lm_head.weight" not in packed["tensors"]
-    found = torch.tensor(node("return [...TinyGPT.load(input.packed).wte]", packed=packed))
-    assert torch.equal(found.view(-1, 32), finite)
-
-
-@torch.inference_mode()
-def test_weights_too_large_for_half_precision_stay_single() -> None:
-    model, idx = small(), ids(1, 16)
-    model.transformer["h"][0].mlp.c_fc.weight[0, 0] = 70_000.0
-    packed = pack(model, SYMBOLS)
-    assert packed["dtype"] == "float32"
-    found = torch.tensor(node("return read(input.packed, input.ids)", packed=packed, ids=idx[0].tolist()))
-    assert largest(found - model(idx)[0]) < 1e-4
+    symbols = CharTokenizer(map(chr, range(100, 100 + len(finite))))
+    for dtype, most in (("float16", finite[0, 0]), ("float32", 70_000.0)):
+        finite[0, 0] = most
+        model.transformer["wte"].weight.copy_(finite)
+        packed = pack(model, symbols)
+        assert packed["dtype"] == dtype and "lm_head.weight" not in packed["tensors"]
+        found = torch.tensor(node("return [...TinyGPT.load(input.packed).wte]", packed=packed))
+        assert torch.equal(found.view(-1, 32), finite)
 
 
 @pytest.mark.parametrize("options", [{}, {"tie_weights": False, "bigram_table": True}], ids=str)

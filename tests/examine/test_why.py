@@ -15,7 +15,7 @@ import torch
 from conftest import cli_here, lab_results, ok, refused
 from labs import quick
 from models import EVERYDAY, SMALL, shaken, small
-from runs import DISPUTED, LEARN, MODEL, TAUGHT
+from runs import LEARN, MODEL, TAUGHT
 from scipy.stats import binomtest, ttest_1samp
 
 from tinygpt import api
@@ -92,13 +92,6 @@ def test_interrupts_of_the_api_are_keyboard_interrupts(planted: Path, monkeypatc
         api.Run(planted / "out").retrain([0])
 
 
-def test_a_contradicting_label_lowers_the_probability(planted: Path) -> None:
-    found = answer(planted, "out", DISPUTED, "gelb", "--count=20")
-    equal = sorted(found["raised"][:2], key=lambda entry: int(entry["row"]))
-    assert [entry["place"] for entry in equal] == ["pairs.jsonl line 37", "pairs.jsonl line 43"]
-    assert f"{DISPUTED} -> rot" in [entry["text"] for entry in found["lowered"]]
-
-
 def test_a_planted_sentence_of_plain_text_is_found_at_its_line(planted: Path) -> None:
     first = answer(planted, "out-text", "Quark j", "ump vex", "--count=2")["raised"][0]
     assert "Quark" in first["text"] or "vex" in first["text"]
@@ -137,21 +130,6 @@ def test_derivatives_are_tested_on_trainings_without_random_rows(planted: Path, 
     for changes, error in (([1.0, 2.0], 0), ([0.0, 0.0], 1), ([0.0, 2.0], 0.2**0.5)):
         assert effects.Tested(raised, changes, [1.0, 2.0]).error == pytest.approx(error)
     assert effects.Tested(raised, [1.0, 2.0], [0.0, 0.0]).error == 1
-
-
-def test_no_derivative_counts_for_rows_that_its_training_leaves_out() -> None:
-    """Where only such a row touches a weight, AdamW's derivative is huge."""
-    rows = [effects.random_set(40, number).tolist() for number in range(4)]
-    derivatives = [np.full(40, value) for value in (1.0, 2.0, 3.0, 6.0)]
-    for derivative, left_out in zip(derivatives, rows, strict=True):
-        derivative[left_out] = 1e9
-    found = effects.tested(derivatives, [-5.0, -4.0, -4.0, -7.0])
-    of_others = {1: [1.0, 3.0, 6.0], 2: [1.0, 2.0, 6.0], 3: [1.0, 2.0, 3.0]}
-    assert found.proved == [1.0, 1.0, -2.0] and found.effects.max() < 10
-    for number in (1, 2, 3):
-        alone = [row for row in rows[number] if sum(row in left_out for left_out in rows) == 1]
-        assert alone and found.effects[alone].tolist() == [np.median(of_others[number])] * len(alone)
-    assert sorted(found.effects)[20] == 2.5  # of all four
 
 
 @pytest.mark.parametrize("options", EVERYDAY, ids=str)
