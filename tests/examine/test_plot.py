@@ -4,7 +4,6 @@ import os
 import struct
 from pathlib import Path
 
-import pytest
 from conftest import ok, refused
 
 from tinygpt.checkpoint.store import load
@@ -23,10 +22,9 @@ def test_the_curves_of_one_run_and_of_several(run_copy: Path) -> None:
     assert pictures[0] != pictures[1] and not (run_copy / "out/report.html").exists()
 
 
-@pytest.mark.parametrize("loss", ["NaN", "null"])
-def test_curves_leave_out_losses_that_are_not_finite(run_copy: Path, loss: str) -> None:
+def test_curves_leave_out_losses_that_are_not_finite(run_copy: Path) -> None:
     log = run_copy / "out/metrics.jsonl"
-    entry = f'{{"kind": "eval", "step": 30, "seconds": 1, "train_loss": {loss}, "val_loss": {loss}}}\n'
+    entry = '{"kind": "eval", "step": 30, "seconds": 1, "train_loss": NaN, "val_loss": null}\n'
     log.write_text(log.read_text() + entry)
     ok(run_copy, "report", "out", "--png=loss.png")
     log.write_text(entry)

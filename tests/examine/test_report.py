@@ -222,7 +222,8 @@ def test_the_page_of_a_model_alone(reported: Path, browser: Browser, tmp_path: P
     browser.assert_quiet()
 
 
-def test_the_page_is_one_file_that_forbids_requests(reported: Path) -> None:
+def test_the_page_is_one_file_that_forbids_requests_with_the_losses_of_eval(reported: Path) -> None:
+    """It lists all parts of the model; `train` counts the parameters without the position embeddings."""
     text = (reported / "report.html").read_text(encoding="utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
     assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-") and "eval" not in policy[1]
@@ -230,13 +231,7 @@ def test_the_page_is_one_file_that_forbids_requests(reported: Path) -> None:
     assert HOSTILE not in text and "</script><script>" not in text.partition('id="data"')[2].partition("</script>")[0]
     sections = ["type", "walk", "attention", "curves", "samples", "compare", "loss", "one-step", "tokens"]
     assert re.findall(r'<section id="([\w-]+)"', text) == [*sections, "memorised", "numbers"]
-    assert text.count("How to read it.") >= 9
-
-
-def test_the_losses_are_those_of_eval_on_the_complete_split_and_parameters_are_counted(reported: Path) -> None:
-    """The report lists all parts of the model; `train` counts the parameters without the position embeddings."""
     found = json.loads(ok(reported, "eval", "--ckpt=out", "--dtype=float32", "--json").out)
-    text = (reported / "report.html").read_text(encoding="utf-8")
     rows = dict(re.findall(r'<th scope="row">(\w[\w ]*)</th><td>(\d\.\d{3})[ <]', text))
     expected = {**found["baselines"], "this model": found["loss"]}
     assert rows == {name: f"{loss:.3f}" for name, loss in expected.items()}

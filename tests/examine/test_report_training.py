@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import cli_here, ok, trained
 from models import largest
-from pages import Browser, next_character, node, page_data, plain, slowly_in_a_browser
+from pages import Browser, next_character, node, plain, slowly_in_a_browser
 
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
@@ -94,24 +94,6 @@ def test_a_resumed_run_writes_the_same_snapshots(work: Path) -> None:
     assert [path.name for path in (work / "twice/snapshots").iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.slow
-def test_damaged_snapshots_and_those_of_another_run_are_left_out(with_snapshots: Path, tmp_path: Path) -> None:
-    """And a run without a model is not compared."""
-    folder = Path(shutil.copytree(with_snapshots, tmp_path / "work"))
-    trained(folder, "--out_dir=third", "--n_embd=32", "--snapshots=2", *PLAIN)
-    found = folder / "out/snapshots"
-    shutil.copy(folder / "third/snapshots/step-0.pt", found / "step-0.pt")  # another shape
-    shutil.copy(found / "step-4.pt", found / "step-7.pt")  # another step
-    (found / "step-1.pt").write_bytes(b"damaged")
-    (found / "step-9.pt").mkdir()
-    for name in ("ckpt.pt", "last.pt"):
-        (folder / "other" / name).unlink()
-    assert "1 snapshot of its training, " in ok(folder, "report", "out", "other", "-o", "page.html").out
-    (model,) = page_data(folder / "page.html")["models"]
-    assert [one["step"] for one in model["packed"]["snapshots"]] == [4]
-    assert ">other</caption>" in (folder / "page.html").read_text()  # its curves are shown
-
-
 def test_the_scripts_weights_are_those_that_python_reconstructs(with_snapshots: Path) -> None:
     """Chains of differences in both directions, from a model in the middle of its training: errors do not add up."""
     states = {step: load(path) for step, path in snapshots(with_snapshots / "out").items()}
@@ -161,19 +143,6 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
     page.until(lambda: len(page.value("#text")) > 40)
     page.slide("#step-slider-type", 0)  # while it writes: the model is changed, the text stays
     page.click("#stop")
-
-
-@slowly_in_a_browser
-def test_the_training_is_played(browser: Browser, with_snapshots: Path) -> None:
-    browser.open(with_snapshots / "report.html", motion=True)
-    browser.until(lambda: "the model of step 1 continues" in browser.find("#continuation").text)
-    browser.click("h1")
-    assert browser.value("#step-slider-type") == "3"  # a reader who touches the page sees the best model
-    browser.open(with_snapshots / "report.html")  # one who prefers reduced motion may ask for it
-    assert browser.value("#step-slider-type") == "3"
-    browser.click(".step-slider button")
-    browser.until(lambda: browser.value("#step-slider-type") == "0")
-    browser.until(lambda: browser.value("#step-slider-type") == "3")  # it ends by itself
 
 
 @slowly_in_a_browser

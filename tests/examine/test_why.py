@@ -322,13 +322,13 @@ def test_damaged_results_and_effects_that_are_nan_are_named(
 
 @pytest.mark.slow
 def test_the_lab_ranks_the_wrong_labels_and_trains_again(tmp_path: Path) -> None:
-    folder = quick(tmp_path, "why", lab, lab.Size(lines=80, iterations=10, answers=1, left_out=5, judges=10))
+    folder = quick(tmp_path, "why", lab, lab.Size(lines=40, iterations=4, answers=1, left_out=3, judges=3))
     stages, said = lab_results(folder), " ".join((folder / "said.txt").read_text(encoding="utf-8").split())
     rankings = {record["ranking"]: record for record in stages["wrong labels, seed 1"]}
     assert rankings.keys() == lab.RANKINGS.keys() and all(0 <= each["accuracy"] <= 1 for each in rankings.values())
     wrong = {name: record["wrong"] for name, record in rankings.items() if name != "none"}
-    assert wrong["harm"] != wrong["known"] != wrong["loss"] and wrong["known"] == [True] * 8 + [False] * 72
-    assert all(sum(ranking) == 8 and len(ranking) == 80 for ranking in wrong.values())
+    assert wrong["harm"] != wrong["known"] != wrong["loss"] and wrong["known"] == [True] * 4 + [False] * 36
+    assert all(sum(ranking) == 4 and len(ranking) == 40 for ranking in wrong.values())
     changes = {record["left out"]: record["change"] for record in stages["answer 1, seed 1"]}
     assert changes.keys() == lab.GROUPS.keys() and 0 not in changes.values()
     assert "| known wrong labels" in said and " of 1 answers fell further" in said
