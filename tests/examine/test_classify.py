@@ -230,7 +230,7 @@ def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
     accuracies = [f"{100 * report['groups']['new words'][key]:.1f}%" for key in ("model", "ngram", "word", "majority")]
     assert re.search(r"^new words +444 +" + " +".join(accuracies), classify.as_text(report), re.MULTILINE)
     own = [(prompt, f"my {label}") for prompt, label in test]  # a dataset of the same name with labels of its own
-    report = classify.make_report("headlines", "test", own, [f"my {x}" for x in labels], total, np.ones(3), few)
+    report = classify.make_report("headlines", "test", own, [f"my {x}" for x in labels], total, np.ones(3), own)
     assert report["groups"] == {}
 
 
