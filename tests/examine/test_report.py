@@ -121,7 +121,7 @@ def test_the_attention_of_a_head_and_of_a_character(page: Browser) -> None:
 
 @slowly_in_a_browser
 def test_a_walk_through_a_prediction(page: Browser) -> None:
-    """All seven operations by keyboard, and one by the drawing of the model."""
+    """All seven operations by keyboard, and two by the drawing of the model."""
     page.type_into("#text", "The king")
     page.until(lambda: page.find("#walk-said").text.startswith("1 of 7, text. The model reads 8 characters"))
     page.find("#walk-on").send_keys("")  # focus, as with the Tab key
@@ -132,6 +132,7 @@ def test_a_walk_through_a_prediction(page: Browser) -> None:
         page.run("return document.activeElement").send_keys("\ue014")  # the right arrow key
     assert seen == ["text", "tokens", "embedding", "attention", "MLP", "sum", "probabilities"]
     assert parts == ["embedding", "attention of layer 1", "MLP of layer 1", "layer 1", "final norm", "output"]
+    page.click("#parts > button:last-child")
     rows = page.run("return [...document.querySelectorAll('#walk-picture td')].map(td => Number(td.dataset.p))")
     assert rows == page.bars()[:8, 0].tolist()
     page.click("#parts [data-operation=sum]")
