@@ -61,7 +61,7 @@ def test_the_interval_of_macro_f1() -> None:
     truth = draw.choice(3, 400, p=[0.6, 0.3, 0.1])
     predicted = np.where(draw.random(400) < 0.8, truth, draw.integers(0, 3, 400))
     low, high = judge.macro_f1_interval(truth, predicted, alone(400), 4)  # the fourth label occurs nowhere
-    samples = (draw.integers(0, 400, 400) for _ in range(500))
+    samples = (draw.integers(0, 400, 400) for _ in range(200))
     scores = [f1_score(truth[lines], predicted[lines], average="macro") for lines in samples]
     assert (low, high) == pytest.approx(np.percentile(scores, [2.5, 97.5]), abs=0.015)
     assert low < f1_score(truth, predicted, average="macro") < high
@@ -322,30 +322,26 @@ def test_from_examples_to_labels(folder: Path) -> None:
     by_name = {row["name"]: row for row in values["contenders"]}
     assert by_name[MAJORITY]["lines"] == 48
     assert by_name[model.about["contender"]]["accuracy"] == model.about["accuracy"] > 0.8
-    for damage in (lambda: (out / "model.pt").write_bytes(stored[1][:500]), (out / "model.pt").unlink):
-        damage()  # a model that is lost is made again
-        assert advice(folder)["advice"]["name"] == labeller.load(out).about["contender"] == model.about["contender"]
+    (out / "model.pt").write_bytes(stored[1][:500])  # a model that is lost is made again
+    assert advice(folder)["advice"]["name"] == labeller.load(out).about["contender"] == model.about["contender"]
     for flag in ("--budget=30s", "--by=who"):
         assert "holds results of advise pairs.csv" in refused(folder, "advise", "pairs.csv", flag)
     write(folder / "pairs.csv", rows(seed=2))  # another file of the same name
     assert "is not the one that out-advise was made with" in refused(folder, "advise", "pairs.csv", *FAST)
 
 
-def test_old_lines_with_a_single_label_are_no_obstacle(folder: Path) -> None:
-    examples = sorted(rows(), key=lambda row: row["response"])
-    write(folder / "pairs.csv", [row | {"day": str(place)} for place, row in enumerate(examples)])
-    assert advice(folder, "--time=day")["contenders"]
+def test_old_lines_with_a_single_label_are_no_obstacle() -> None:
+    fitted = contenders.cheap()[contenders.LINEAR].fit(["card 1", "card 2"], np.array([0, 0]), 2)
+    assert fitted(["card 3", "loan"]).argmax(axis=1).tolist() == [0, 0]
 
 
 @needs_fork
 def test_killed_and_started_again(folder: Path, harness: Any) -> None:
     write(harness.folder / "pairs.csv", rows())
-    command = ["advise", "pairs.csv", *FAST]
-    child = harness.fork(command)
+    child = harness.fork(["advise", "pairs.csv", *FAST])
     until(lambda: "linear model" in child.output, PATIENCE)
     child.kill()
-    expected, actual = advice(folder), advice(harness.folder)
-    assert actual == expected
+    assert advice(harness.folder) == advice(folder)
 
 
 def test_labels_in_several_spellings_come_first(tmp_path: Path) -> None:
@@ -447,10 +443,11 @@ def test_a_language_model_never_trains_on_the_lines_that_it_is_tested_on(tmp_pat
 def test_language_models_within_the_budget(folder: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base model is one of characters with a short context, which must not limit the tiny GPT."""
     monkeypatch.setattr(judge, "advise", lambda *_: judge.Advice(GPT, ""))  # so that it is kept
-    monkeypatch.setattr(contenders, "MOST_PASSES", 20)
+    monkeypatch.setattr(contenders, "MOST_PASSES", 8)
     monkeypatch.setattr(contenders, "FEWEST", dict.fromkeys(contenders.FEWEST, 5))
     command = ["advise", "pairs.csv", "--budget=1h", "--time=day", f"--pretrained={tiny_run / 'out/ckpt.pt'}", "--json"]
-    values = json.loads(ok(folder, *command).out)  # far more time than these passes take
+    with commands_here():
+        values = json.loads(ok(folder, *command).out)  # far more time than these passes take
     for name in (GPT, PRETRAINED):
         row = next(row for row in values["contenders"] if row["name"] == name)
         assert 8 < row["lines"] < 16 and row["bytes"] > 1e3 and not values["left_out"]

@@ -241,19 +241,15 @@ def test_an_impossible_model_is_refused(work: Path, change: dict[str, Any]) -> N
     assert "impossible" in refused(work, "label", "new.txt", "--model=model")
 
 
-def test_a_classifier_with_word_vectors_names_the_extra(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
-    model = Linear.fit(*kinds(60), 3, C=1, embed=lambda texts: vectors[[len(text) for text in texts]])
-    save(work / "model", model, LABELS, 0.5)
-    (work / "new.txt").write_text("who?")
-    monkeypatch.setattr(embeddings, "installed", lambda: False)
-    assert "pip install wordllama" in refused(work, "label", "new.txt", "--model=model")
-
-
-def test_static_word_vectors_are_found_again(work: Path) -> None:
+def test_static_word_vectors_are_found_again_or_their_package_is_named(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Linear.fit(*kinds(60), 3, C=1, embed=embeddings.WordLlama().vectors)
     save(work / "model", model, LABELS, 0.5)
     assert (load(work / "model")(["who is it?"]) == model(["who is it?"])).all()
+    (work / "new.txt").write_text("who?")
+    monkeypatch.setattr(embeddings, "installed", lambda: False)
+    assert "pip install wordllama" in refused(work, "label", "new.txt", "--model=model")
 
 
 def user(text: str) -> list[Any]:

@@ -286,25 +286,6 @@ def test_log_probabilities_of_a_chat(pairs: Server, chat: Ask) -> None:
     assert [entry for part in parts if part for entry in part.content] == told
 
 
-def test_conversations_that_a_model_of_pairs_cannot_read(chat: Ask) -> None:
-    turns = [*user("123 red"), {"role": "assistant", "content": "red"}, *user("124 blue")]
-    system = [{"role": "system", "content": "be brief"}, *user("123 red")]
-    image = user([{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}])
-    for messages, said in (
-        (turns, "one prompt"),
-        (system, "no system message"),
-        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "no tools"),
-        (image, "no images"),
-        (turns[:2], "the last one user"),
-        (user(" "), "the prompt is empty"),
-        (user("12 rød"), "not in this model's"),
-    ):
-        with pytest.raises(openai.BadRequestError, match=said) as caught:
-            chat(messages=messages)
-        assert caught.value.param == "messages" and caught.value.type == "invalid_request_error"
-        assert "--start" not in caught.value.message and "--plain" not in caught.value.message  # `sample` has these
-
-
 def test_order_of_the_chunks_of_a_chat(pairs: Server) -> None:
     body = {"messages": user("123 green"), "temperature": 0, "stream": True, "stream_options": {"include_usage": True}}
     status, data, headers = pairs.request("POST", "/v1/chat/completions", json.dumps(body).encode())
@@ -362,45 +343,53 @@ def test_a_model_and_a_path_that_do_not_exist(text: Server, ask: Ask) -> None:
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
     with pytest.raises(openai.NotFoundError, match="no such path"):
         text.client().embeddings.create(model="out", input="the")
+    with pytest.raises(openai.BadRequestError, match="continues text"):
+        text.client().chat.completions.create(model="out", messages=user("12 red"))
     assert text.request("GET", "/v1/models/nobody")[0] == 404 and text.request("GET", "/v1/completions")[0] == 405
 
 
+TURNS = [*user("123 red"), {"role": "assistant", "content": "red"}, *user("124 blue")]
+
+
 @pytest.mark.parametrize(
-    "body, param, said",
+    "api, field, value, said",
     [
-        ({"temperature": "warm"}, "temperature", "expected a number"),
-        ({"top_p": 1.1}, "top_p", "expected 0 to 1"),
-        ({"n": 17}, "n", "16"),
-        ({"max_tokens": 501}, "max_tokens", "limit of 500"),
-        ({"max_tokens": True}, "max_tokens", "expected an integer"),
-        ({"stream": "yes"}, "stream", "true or false"),
-        ({"prompt": None}, "prompt", "required"),
-        ({"prompt": [["a"]]}, "prompt", "expected a string"),
-        ({"prompt": "ä"}, "prompt", "U\\+00E4"),
-        ({"prompt": ["a"] * 129}, "prompt", "at most 128"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
-        ({"logit_bias": {"1": 5}}, "logit_bias", "not supported"),
-        ({"best_of": 2}, "best_of", "not supported"),
+        ("ask", "temperature", "warm", "expected a number"),
+        ("ask", "top_p", 1.1, "expected 0 to 1"),
+        ("ask", "n", 17, "16"),
+        ("ask", "max_tokens", 501, "limit of 500"),
+        ("ask", "max_tokens", True, "expected an integer"),
+        ("ask", "stream", "yes", "true or false"),
+        ("ask", "prompt", None, "required"),
+        ("ask", "prompt", [["a"]], "expected a string"),
+        ("ask", "prompt", "ä", r"U\+00E4"),
+        ("ask", "prompt", ["a"] * 129, "at most 128"),
+        ("ask", "presence_penalty", 0.5, "not supported"),
+        ("ask", "logit_bias", {"1": 5}, "not supported"),
+        ("ask", "best_of", 2, "not supported"),
+        ("chat", "tools", [{}], ""),
+        ("chat", "response_format", {"type": "json_object"}, ""),
+        ("chat", "modalities", ["audio"], ""),
+        ("chat", "top_logprobs", 3, ""),  # without logprobs
+        ("chat", "messages", TURNS, "one prompt"),
+        ("chat", "messages", TURNS[:2], "the last one user"),
+        ("chat", "messages", [{"role": "system", "content": "be brief"}, *user("123 red")], "no system message"),
+        ("chat", "messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}], "no tools"),
+        ("chat", "messages", user([{"type": "image_url", "image_url": {"url": "data:,"}}]), "no images"),
+        ("chat", "messages", user(" "), "the prompt is empty"),
+        ("chat", "messages", user("12 rød"), "not in this model's"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_a_wrong_or_unsupported_field_is_refused(ask: Ask, body: dict[str, Any], param: str, said: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=said) as caught:
-        ask(prompt="the", extra_body=body)
-    assert caught.value.param == param and caught.value.type == "invalid_request_error"
-    assert f"{param}: " in caught.value.message
-
-
-@pytest.mark.parametrize(
-    "body",
-    [{"tools": [{}]}, {"response_format": {"type": "json_object"}}, {"modalities": ["audio"]}, {"top_logprobs": 3}],
     ids=str,
 )
-def test_what_a_chat_does_not_support_is_refused(chat: Ask, body: dict[str, Any]) -> None:
-    """The last one since logprobs is missing."""
-    with pytest.raises(openai.BadRequestError) as caught:
-        chat(messages=user("123 red"), extra_body=body)
-    assert caught.value.param == next(iter(body))
+def test_a_wrong_or_unsupported_field_is_refused(
+    api: str, field: str, value: object, said: str, request: pytest.FixtureRequest
+) -> None:
+    given = {"prompt": "the"} if api == "ask" else {"messages": user("123 red")}
+    with pytest.raises(openai.BadRequestError, match=said) as caught:
+        request.getfixturevalue(api)(**given, extra_body={field: value})
+    assert caught.value.param == field and caught.value.type == "invalid_request_error"
+    assert f"{field}: " in caught.value.message
+    assert "--start" not in caught.value.message and "--plain" not in caught.value.message  # `sample` has these
 
 
 def test_unknown_and_neutral_fields_are_ignored(chat: Ask, ask: Ask) -> None:
