@@ -21,7 +21,7 @@ import tinygpt
 from tinygpt.base.configs.use import AdviseConfig
 from tinygpt.base.files import file_lock
 from tinygpt.checkpoint import store
-from tinygpt.examine.eval.classifiers import Linear, Majority, Nearest
+from tinygpt.examine.eval.classifiers import Linear, Majority
 from tinygpt.use.advise.command import read_data
 from tinygpt.use.advise.labeller import load, save
 from tinygpt.use.ask import embeddings
@@ -108,20 +108,15 @@ def test_lines_of_a_text_file(work: Path, name: str, monkeypatch: pytest.MonkeyP
         assert "standard input: is UTF-16 text, not UTF-8" in refused(work, "label", "-", "--model=model")
 
 
-def test_a_model_without_a_threshold_is_never_sure(work: Path) -> None:
-    save(work / "model", Nearest.fit(*kinds(60), 3), LABELS, None, "question")
+def test_a_model_without_a_threshold_is_never_sure_and_the_threshold_itself_is_sure(work: Path) -> None:
+    model = Majority.fit(["a"] * 5, np.array([0, 0, 0, 0, 1]), 2)  # 5 / 7
+    for threshold, sure in ((5 / 7, True), (5 / 7 + 1e-9, False), (None, False)):
+        save(work / "model", model, ["a", "b"], threshold)
+        assert load(work / "model").label(["x"]) == [("a", pytest.approx(5 / 7), sure)]
     (work / "new.txt").write_text("who is aaa?\n" * 3)
     result = ok(work, "label", "new.txt", "--model=model")
-    assert [(row["label"], row["sure"]) for row in rows(result.out)] == [("person", "no")] * 3
+    assert [(row["label"], row["sure"]) for row in rows(result.out)] == [("a", "no")] * 3
     assert "sure: none" in result.err and "a person should look at all lines" in result.err
-
-
-def test_the_threshold_itself_is_sure(work: Path) -> None:
-    model = Majority.fit(["a"] * 5, np.array([0, 0, 0, 0, 1]), 2)  # 5 / 7
-    for threshold, sure in ((5 / 7, True), (5 / 7 + 1e-9, False)):
-        save(work / "model", model, ["a", "b"], threshold)
-        (answer,) = load(work / "model").label(["x"])
-        assert answer == ("a", pytest.approx(5 / 7), sure)
 
 
 @pytest.mark.parametrize(
