@@ -1,4 +1,4 @@
-"""Documents, questions and a reader for `tinygpt ask`."""
+"""Documents, questions and an untrained reader for `tinygpt ask`, and a model for `tinygpt label`."""
 
 import random
 import shutil
@@ -6,21 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Shared, ok
+from conftest import GERMAN, Shared, ok
 from inputs import json_lines
 
 from tinygpt.data.tasks.generate import words
-from tinygpt.data.tasks.reader import UNANSWERABLE, reader_prompt
+from tinygpt.data.tasks.reader import reader_prompt
 from tinygpt.examine.eval.classifiers import Linear
 from tinygpt.use.advise.labeller import save
 
-COLOURS = ["red", "green", "blue"]
 NAMES = words("Ada Bea Cleo Dora Emil Finn Gina Hugo Ivo Jana Kira Leo Mona Nils Oda Paul Rosa Sven Tara Udo")
-THINGS = ["box", "car", "hat", "cup", "pen", "bag", "key"]
-TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--out_dir=out-colours", "--quiet", "--eval_iters=0"]
-TRAIN += ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=256", "--position=rope", "--token_shift"]
-TRAIN += ["--batch_size=8", "--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--min_lr=1e-3"]
-TRAIN += ["--warmup_iters=10", "--max_iters=400", "--eval_interval=200"]
+TRAIN = ["--dataset=colours", "--device=cpu", "--dtype=float32", "--compile=False", "--out_dir=out-colours", "--quiet"]
+TRAIN += ["--n_layer=1", "--n_head=2", "--n_embd=32", "--block_size=256", "--position=rope", "--batch_size=8"]
+TRAIN += ["--gradient_accumulation_steps=1", "--max_iters=1", "--eval_interval=1", "--eval_iters=1"]
 DOCUMENTS = {
     "things.txt": "The box of Zoë is “green”. It is old.\n\nThe car of Emil is red. Nobody knows why.\n\n"
     "The pen of Udo is new.\n",
@@ -30,23 +27,6 @@ DOCUMENTS = {
 EMIL = "Which colour is the car of Emil?"
 
 
-def examples(count: int = 900) -> list[dict[str, str]]:
-    """Questions that the first passage answers, or no passage; up to two other passages follow, as in `ask`."""
-    draw, made = random.Random(1), {}
-    while len(made) < count:
-        name, thing, colour = draw.choice(NAMES), draw.choice(THINGS), draw.choice(COLOURS)
-        known = draw.random() < 0.75
-        fact = f"The {thing} of {name} is {colour if known else draw.choice(['old', 'new', 'big'])}."
-        rest = draw.choice([f"The lamp of {name} stands in the hall.", "Nobody knows why.", "It is old."])
-        before, after = draw.choice([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)])
-        passages = [" ".join([rest] * before + [fact] + [rest] * after)]
-        for _ in range(draw.randrange(3)):
-            passages.append(f"The {draw.choice(THINGS)} of {draw.choice(NAMES)} is {draw.choice([*COLOURS, 'old'])}.")
-        prompt = reader_prompt(f"Which colour is the {thing} of {name}?", passages)
-        made[prompt] = f"[1] {colour}" if known else UNANSWERABLE
-    return [{"prompt": prompt, "response": response} for prompt, response in made.items()]
-
-
 def write(folder: Path, documents: dict[str, str], index: str = "index.db", size: int = 60) -> None:
     """Write documents into docs/ and index them by words alone, each paragraph in a passage of its own."""
     for name, text in documents.items():
@@ -54,13 +34,6 @@ def write(folder: Path, documents: dict[str, str], index: str = "index.db", size
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     ok(folder, "ask", "Who?", "docs", f"--index={index}", "--embeddings=none", f"--passage_size={size}")
-
-
-def make_asked(folder: Path, *flags: str) -> None:
-    json_lines(folder, examples())
-    ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
-    ok(folder, "train", *TRAIN, *flags)
-    write(folder, DOCUMENTS)
 
 
 HANDBOOK = """# Handbook
@@ -124,12 +97,22 @@ def kinds(n: int) -> tuple[list[str], np.ndarray]:
 
 @pytest.fixture(scope="module")
 def untrained(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `asked`, with a model of one iteration."""
-    made = shared("untrained", lambda folder: make_asked(folder, "--max_iters=1", "--n_layer=1"))
-    return Path(shutil.copytree(made, tmp_path_factory.mktemp("untrained") / "work"))
+    """A working folder with docs/, index.db and out-colours, a model of one iteration."""
 
+    def make(folder: Path) -> None:
+        facts = [(f"{thing} of {name}", colour) for thing in ("box", "hat") for name in NAMES for colour in GERMAN]
+        json_lines(
+            folder,
+            [
+                {
+                    "prompt": reader_prompt(f"Which colour is the {fact}?", [f"The {fact} is {colour}. Nobody knows."]),
+                    "response": f"[1] {colour}",
+                }
+                for fact, colour in facts
+            ],
+        )
+        ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
+        ok(folder, "train", *TRAIN)
+        write(folder, DOCUMENTS)
 
-@pytest.fixture(scope="module")
-def asked(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with docs/, index.db and the model out-colours."""
-    return Path(shutil.copytree(shared("asked", make_asked), tmp_path_factory.mktemp("asked") / "work"))
+    return Path(shutil.copytree(shared("untrained", make), tmp_path_factory.mktemp("untrained") / "work"))

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import math
 import random
 import re
 import shlex
@@ -24,7 +23,7 @@ from tinygpt.use.advise import contenders, judge, labeller, summary
 from tinygpt.use.advise.contenders import GPT, MAJORITY, PRETRAINED, Data
 from tinygpt.use.advise.split import Split, parsed_times, split
 
-pytest.importorskip("sklearn")
+f1_score = pytest.importorskip("sklearn.metrics").f1_score
 
 
 def bools(text: str) -> np.ndarray:
@@ -37,10 +36,7 @@ def alone(n: int) -> np.ndarray:
     return np.arange(n)
 
 
-# ---- intervals -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("right, n", [(33, 40), (40, 40), (0, 7), (1, 1)])
+@pytest.mark.parametrize("right, n", [(33, 40), (40, 40), (1, 1)])
 def test_the_interval_of_independent_lines_is_wilsons(right: int, n: int) -> None:
     expected = stats.binomtest(right, n).proportion_ci(method="wilson")
     assert judge.accuracy_interval(np.arange(n) < right, alone(n)) == pytest.approx((expected.low, expected.high))
@@ -60,19 +56,15 @@ def test_clusters_count_as_fewer_lines() -> None:
 
 
 def test_the_interval_of_macro_f1() -> None:
+    """Against a bootstrap, which takes it for certain that all are right."""
     draw = np.random.default_rng(0)
     truth = draw.choice(3, 400, p=[0.6, 0.3, 0.1])
     predicted = np.where(draw.random(400) < 0.8, truth, draw.integers(0, 3, 400))
-
-    def macro_f1(lines: np.ndarray) -> float:
-        both = [(predicted[lines] == label, truth[lines] == label) for label in range(3)]
-        return float(np.mean([2 * (p & t).sum() / (p.sum() + t.sum()) for p, t in both]))
-
     low, high = judge.macro_f1_interval(truth, predicted, alone(400), 4)  # the fourth label occurs nowhere
-    resampled = np.percentile([macro_f1(draw.integers(0, 400, 400)) for _ in range(500)], [2.5, 97.5])
-    assert low < macro_f1(alone(400)) < high
-    assert (low, high) == pytest.approx(resampled, abs=0.015)
-    # All right, which a bootstrap takes for certain.
+    samples = (draw.integers(0, 400, 400) for _ in range(200))
+    scores = [f1_score(truth[lines], predicted[lines], average="macro") for lines in samples]
+    assert (low, high) == pytest.approx(np.percentile(scores, [2.5, 97.5]), abs=0.015)
+    assert low < f1_score(truth, predicted, average="macro") < high
     assert judge.macro_f1_interval(truth[:40], truth[:40], alone(40), 3) == pytest.approx(wilson(1, 40))
     wide = judge.macro_f1_interval(np.repeat(truth, 4), np.repeat(predicted, 4), np.repeat(alone(400), 4), 3)
     assert wide == pytest.approx((low, high), abs=0.003)  # the same lines four times are no evidence
@@ -86,9 +78,6 @@ def test_the_interval_of_a_gain() -> None:
     assert (low, high) == pytest.approx((expected.low, expected.high))
     low, high = judge.gain_interval(first, first, alone(40))
     assert low < -0.02 and high > 0.02
-
-
-# ---- the paired test and the rule -----------------------------------------------------------------------------------
 
 
 def test_the_paired_test_is_mcnemars_for_independent_lines() -> None:
@@ -124,21 +113,16 @@ def contender(right: str) -> judge.Tested:
     [
         ("a", {"majority": "1" * 20 + "0" * 20, "a": "1" * 38 + "00", "b": "1" * 40}),  # b may be better by chance
         ("b", {"majority": "1" * 20 + "0" * 20, "a": "1" * 30 + "0" * 10, "b": "1" * 40}),
-        ("majority", {"majority": "1" * 20 + "0" * 20, "a": "1" * 20 + "0" * 20, "b": "1" * 19 + "0" * 21}),
         ("majority", {"majority": "1" * 20 + "0" * 20, "a": "1" * 18 + "0" * 22, "b": "1" * 21 + "0" * 19}),
         # six lines more: p = 1/64, too much for one of two; seven: p = 1/128, below 0.02 / 2
         ("majority", {"majority": "1" * 20 + "0" * 20, "a": "1" * 18 + "0" * 22, "b": "1" * 26 + "0" * 14}),
         ("b", {"majority": "1" * 20 + "0" * 20, "a": "1" * 18 + "0" * 22, "b": "1" * 27 + "0" * 13}),
         ("a", {"majority": "1" * 20 + "0" * 20, "a": "1" * 34 + "0" * 6, "b": " " * 36 + "1111"}),  # few lines
-        ("b", {"majority": "1" * 20 + "0" * 20, "a": "1" * 30 + "0" * 10, "b": " " * 30 + "1" * 10}),
     ],
 )
 def test_the_rule(expected: str, contenders: dict[str, str]) -> None:
     tested = {name: contender(right) for name, right in contenders.items()}
     assert judge.advise(tested, np.ones(40, int), alone(40), MAJORITY).name == expected
-
-
-# ---- the threshold --------------------------------------------------------------------------------------------------
 
 
 def test_the_threshold_is_the_lowest_that_holds() -> None:
@@ -162,15 +146,6 @@ def test_the_threshold_must_hold_on_other_lines() -> None:
     assert judge.sure(confidence, right, alone(1000), np.zeros(1000, int)).threshold is None  # nothing to check it on
 
 
-def test_the_promise_of_the_threshold() -> None:
-    """Overconfident, no threshold is right: it is found by chance in few data sets."""
-    draw, found = np.random.default_rng(0), 0
-    for _ in range(60):
-        confidence, right = draw.random(300), draw.random(300) < 0.93
-        found += judge.sure(confidence, right, alone(300), alone(300) % 5).threshold is not None
-    assert found <= 4
-
-
 def test_a_language_model_that_was_tested_on_one_fold_can_have_a_threshold() -> None:
     lines = alone(1000)
     divided = Split("", [(lines[lines % 5 != k], lines[lines % 5 == k]) for k in range(5)], lines, None)
@@ -181,36 +156,30 @@ def test_a_language_model_that_was_tested_on_one_fold_can_have_a_threshold() -> 
     assert summary.Report(data, divided, results).sure.threshold == 0.999
 
 
-def test_confusions_are_counted_and_the_most_confident_error_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_confusions_are_counted_and_the_most_confident_error_comes_first() -> None:
     """Of 40 cards 12 are taken for cash, of 20 loans 3 for a card. The label cash is an e-mail address."""
     truth = np.repeat([0, 1, 2], [40, 40, 20])
-    predicted = np.where(np.arange(100) < 12, 1, truth)
+    predicted = np.where(alone(100) < 12, 1, truth)
     predicted[97:] = 0
     confidence = [0.9 if line == 98 else 0.5 for line in range(100)]
-    stages = [Stage(name, 1, lambda: None, {"contender": name, "share": 1}) for name in (MAJORITY, "x")]
-    figures: dict[str, Any] = {"lines": list(range(100)), "seconds": 1, "per_line": 0.1, "bytes": 9}
-    answers = {"x": predicted.tolist(), MAJORITY: [0] * 100}
-    known = {
-        name: {"result": figures | {"predicted": each, "confidence": confidence}} for name, each in answers.items()
-    } | {summary.LOOK: {"result": []}}
-    divided = Split("", [(alone(0), alone(100))], alone(100), None)
+    common = {"lines": list(range(100)), "seconds": 1, "per_line": 0.1, "bytes": 9, "confidence": confidence}
+    answers = {MAJORITY: [0] * 100, "x": predicted.tolist()}
+    known = {name: {"result": common | {"predicted": each}} for name, each in answers.items()}
+    stages = [Stage(summary.LOOK, 1, list), *(Stage(name, 1, list, {"contender": name, "share": 1}) for name in known)]
     data = Data([f"text {n}" for n in range(100)], truth, ["card", "cash.desk@example.org", "loan"], range(100))
-    values = summary.Report(data, divided, Results([Stage(summary.LOOK, 1, list), *stages], known))
-    report = values.summary
-    assert [tuple(row.values()) for row in report.tables[0].rows] == [
+    divided = Split("", [(alone(0), alone(100))], alone(100), None)
+    report = summary.Report(data, divided, Results(stages, known | {summary.LOOK: {"result": []}}))
+    table, example = report.summary.tables[0], report.summary.example
+    assert [tuple(row.values()) for row in table.rows] == [
         ("card", "c…@example.org", "12 of 40"),
         ("loan", "card", "3 of 20"),
     ]
-    assert report.example and (report.example.prompt, report.example.marked) == ("text 98 →", "card")
-    assert report.verdicts[0].text == "Advice: x, 85.0% right; guessing the most frequent label: 40.0%."
-    assert list(report.tables[0].rows[0]) == ["in the sheet", "answered", "lines"] and "cash.desk" not in str(report)
-    assert report.tables[0].how.endswith("label card in the sheet, x answered c…@example.org to 12 of 40.")
-    assert values.values["confusions"][1] == {"label": "loan", "answer": "card", "lines": 3, "tested": 20}
-    monkeypatch.setattr(summary, "MISTAKES", 1)
-    assert values.summary.tables[0].caption == "Which label is taken for which: the 1 most frequent of 2"
+    assert list(table.rows[0]) == ["in the sheet", "answered", "lines"] and "cash.desk" not in str(report.summary)
+    assert table.how.endswith("label card in the sheet, x answered c…@example.org to 12 of 40.")
+    assert example and (example.prompt, example.marked) == ("text 98 →", "card")
+    assert report.summary.verdicts[0].text == "Advice: x, 85.0% right; guessing the most frequent label: 40.0%."
+    assert report.values["confusions"][1] == {"label": "loan", "answer": "card", "lines": 3, "tested": 20}
 
-
-# ---- splits ---------------------------------------------------------------------------------------------------------
 
 PROMPTS = [f"{word} {n // 2}{'?' * (n % 2)}" for n, word in enumerate(["card", "loan", "mail"] * 30)]
 TRUTH = np.arange(90) % 3
@@ -232,6 +201,8 @@ def test_equal_prompts_are_on_one_side_and_each_line_is_tested_once() -> None:
     inner = divided.part(divided.folds[0][0], 0.25, seed=1)
     kept, rest = divided.folds[0][0][inner], divided.folds[0][0][~inner]
     assert 12 <= len(kept) <= 18 and not {n // 3 for n in kept} & {n // 3 for n in rest}
+    few = split([f"{n} x" for n in range(24)], np.arange(24) % 6, None, None)
+    assert len(few.folds) == 4  # four examples of each label
     many = split([f"{n} x" for n in range(3100)], np.arange(3100) % 2, None, None)
     assert len(many.folds) == 1 and len(many.tested) == 620
 
@@ -265,40 +236,34 @@ def test_the_newest_are_tested_and_equal_times_are_on_one_side(distinct: int) ->
         ["2024-12-31", "2025-01-02", "2025-11-01"],
         ["31.12.2024", "02.01.2025", "1.11.2025"],
         ["31.12.24", "02.01.25", "01.11.25"],
-        ["2024-12-31 10:00", "2024-12-31T11:30:00", "2024-12-31 12:00:00"],
         ["2025-01-01T02:00+03:00", "2025-01-01T00:00+00:00", "2025-01-01T00:00-01:00"],
         ["2024-12", "2025-01", "2025-11"],
         ["9", "10", "1e3"],
         ["20241231", "20250102", "20251101"],
         ["1.5", "2.25", "12.13"],
     ],
+    ids=str,
 )
 def test_times(texts: list[str]) -> None:
     times = parsed_times(texts, "day", ["here"] * len(texts))
     assert times[0] < times[1] < times[2]
 
 
-@pytest.mark.parametrize("text", ["12/31/2025", "yesterday", "31.31.2025", "nan", "inf", "2025-13-01"])
-def test_other_times_are_refused(text: str) -> None:
-    with pytest.raises(TinyGPTError, match=r"line 3: day .* is not a date"):
-        parsed_times(["2025-01-01", text], "day", ["here", "line 3"])
-
-
 @pytest.mark.parametrize(
-    ("texts", "kind"),
-    [(["31.12", "1.11", " 02.1"], "without a year"), (["31122024", "2012025"], "that begins with the day")],
+    ("texts", "message"),
+    [
+        *((["2025-01-01", text], "line 3: day .* is not a date") for text in ("12/31/2025", "31.31.2025", "nan")),
+        (["31.12", "1.11", " 02.1"], "line 2: day '31.12' is a date without a year"),
+        (["31122024", "2012025"], "line 2: day '31122024' is a date that begins with the day"),
+    ],
+    ids=str,
 )
-def test_dates_that_are_numbers_in_another_order_are_refused(texts: list[str], kind: str) -> None:
-    with pytest.raises(TinyGPTError, match=f"line 2: day {texts[0]!r} is a date {kind}"):
+def test_other_times_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(TinyGPTError, match=message):
         parsed_times(texts, "day", [f"line {row + 2}" for row in range(len(texts))])
 
 
-# ---- the command ----------------------------------------------------------------------------------------------------
-
 FAST = ["--budget=20s"]  # too little for a GPT
-
-
-WORDS = ["card", "loan", "lost", "rate", "account", "fee", "transfer", "limit"]
 
 
 def rows(n: int = 48, seed: int = 1) -> list[dict[str, str]]:
@@ -357,47 +322,26 @@ def test_from_examples_to_labels(folder: Path) -> None:
     by_name = {row["name"]: row for row in values["contenders"]}
     assert by_name[MAJORITY]["lines"] == 48
     assert by_name[model.about["contender"]]["accuracy"] == model.about["accuracy"] > 0.8
-    # Another file of the same name, and other settings.
-    (folder / "other").mkdir()
-    write(folder / "other" / "pairs.csv", rows(seed=2))
-    assert "is not the one that out-advise was made with" in refused(folder, "advise", "other/pairs.csv", *FAST)
-    write(folder / "more.csv", rows(60))
-    assert "holds results of advise pairs.csv" in refused(folder, "advise", "more.csv", *FAST)
-    for flag in ("--budget=30s", "--by=who", "--time=day"):
-        assert "holds results of" in refused(folder, "advise", "pairs.csv", flag)
+    (out / "model.pt").write_bytes(stored[1][:500])  # a model that is lost is made again
+    assert advice(folder)["advice"]["name"] == labeller.load(out).about["contender"] == model.about["contender"]
+    for flag in ("--budget=30s", "--by=who"):
+        assert "holds results of advise pairs.csv" in refused(folder, "advise", "pairs.csv", flag)
+    write(folder / "pairs.csv", rows(seed=2))  # another file of the same name
+    assert "is not the one that out-advise was made with" in refused(folder, "advise", "pairs.csv", *FAST)
 
 
-def test_labels_and_groups_of_json_lines_may_be_numbers(tmp_path: Path) -> None:
-    labels: dict[str, list[Any]] = {"card": [1, 1.0] * 12, "loan": [True] * 24}
-    examples = [row | {"response": labels[row["response"]].pop(), "who": n % 11 / 2} for n, row in enumerate(rows())]
-    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in examples))
-    values = json.loads(ok(tmp_path, "advise", "pairs.jsonl", "--by=who", *FAST, "--json").out)
-    assert "by group" in values["split"]["how"] and values["contenders"][0]["lines"] == 48
-    (tmp_path / "new.jsonl").write_text('{"prompt": "my card z"}\n{"prompt": 5.0}\n')
-    assert labeller.load(tmp_path / "out-advise").labels == ["1", "TRUE"]
-    card, number = map(json.loads, ok(tmp_path, "label", "new.jsonl").out.splitlines())
-    assert card["label"] == "1" and number["prompt"] == 5.0 and number["label"] in ("1", "TRUE")
-
-
-def test_old_lines_with_a_single_label_are_no_obstacle(folder: Path) -> None:
-    """The learning curve has few of them, too."""
-    examples = sorted(rows(), key=lambda row: row["response"])
-    write(folder / "pairs.csv", [{**row, "day": str(place)} for place, row in enumerate(examples)])
-    rare = [{**row, "response": "card" if place > 2 else "loan"} for place, row in enumerate(rows(24))]
-    write(folder / "rare.csv", rare)
-    assert advice(folder, "--time=day")["contenders"]
-    ok(folder, "advise", "rare.csv", *FAST, "--out_dir=rare")
+def test_old_lines_with_a_single_label_are_no_obstacle() -> None:
+    fitted = contenders.cheap()[contenders.LINEAR].fit(["card 1", "card 2"], np.array([0, 0]), 2)
+    assert fitted(["card 3", "loan"]).argmax(axis=1).tolist() == [0, 0]
 
 
 @needs_fork
 def test_killed_and_started_again(folder: Path, harness: Any) -> None:
     write(harness.folder / "pairs.csv", rows())
-    command = ["advise", "pairs.csv", *FAST]
-    child = harness.fork(command)
+    child = harness.fork(["advise", "pairs.csv", *FAST])
     until(lambda: "linear model" in child.output, PATIENCE)
     child.kill()
-    expected, actual = advice(folder), advice(harness.folder)
-    assert actual == expected
+    assert advice(harness.folder) == advice(folder)
 
 
 def test_labels_in_several_spellings_come_first(tmp_path: Path) -> None:
@@ -424,10 +368,9 @@ def test_few_groups_show_nothing() -> None:
 def test_labels_without_any_rule_get_no_model(tmp_path: Path) -> None:
     """With these, nearest neighbours are right on five lines more than the most common label (p = 0.13)."""
     draw = random.Random(5)
-    noise = [
-        {"prompt": f"{draw.choice(WORDS)} {draw.choice(WORDS)} {n}", "response": draw.choice("ab")} for n in range(60)
-    ]
-    write(tmp_path / "pairs.csv", noise)
+    words = ["card", "loan", "lost", "rate", "account", "fee", "transfer", "limit"]
+    prompts = [f"{draw.choice(words)} {draw.choice(words)} {n}" for n in range(60)]
+    write(tmp_path / "pairs.csv", [{"prompt": prompt, "response": draw.choice("ab")} for prompt in prompts])
     (tmp_path / "out-advise").mkdir()
     (tmp_path / "out-advise" / labeller.NAME).write_bytes(b"of an earlier advice")
     said = " ".join(ok(tmp_path, "advise", "pairs.csv", *FAST).out.split())
@@ -452,21 +395,6 @@ def test_long_texts_are_cut_to_keep_the_budget(tmp_path: Path) -> None:
     assert contenders.longest_for([row["prompt"] for row in rows()], 20) is None
 
 
-@pytest.mark.slow
-def test_few_examples_of_each_label(tmp_path: Path) -> None:
-    """Labels need four examples, which are fewer than the usual folds."""
-    examples = [{"prompt": f"{label}{n} text", "response": label} for label in "abcdef" for n in range(4)]
-    assert advice(write(tmp_path / "pairs.csv", examples).parent)["contenders"]
-
-
-def test_a_model_that_is_lost_is_made_again(folder: Path) -> None:
-    name, model = advice(folder)["advice"]["name"], folder / "out-advise" / labeller.NAME
-    for damage in (lambda: model.write_bytes(model.read_bytes()[:500]), model.unlink):
-        damage()
-        assert "damaged" in refused(folder, "label", "pairs.csv", "--model=out-advise") or not model.exists()
-        assert advice(folder)["advice"]["name"] == labeller.load(folder / "out-advise").about["contender"] == name
-
-
 def test_the_learning_curve_by_hand(tmp_path: Path) -> None:
     """A line is right if a training line has its topic. The newest 8 of 40 lines are tested; of the others, the newest
     8 have the topics of 2 tested lines, the newest 16 of 5, and all 32 of all."""
@@ -474,11 +402,13 @@ def test_the_learning_curve_by_hand(tmp_path: Path) -> None:
     known, others = topics[:8], topics[8:]
     ages = [[*known, *others], [*known[2:5], *others[:5]], [*known[:2], *others[:6]], known]  # the oldest first
     prompts = [(age + topic + age, topic) for age, topics in zip("uvwx", ages, strict=True) for topic in topics]
-    examples = [
-        {"prompt": prompt, "response": topic[:2] if topic in known else "other", "day": str(day)}
-        for day, (prompt, topic) in enumerate(prompts)
-    ]
-    write(tmp_path / "pairs.csv", examples)
+    write(
+        tmp_path / "pairs.csv",
+        [
+            {"prompt": prompt, "response": topic[:2] if topic in known else "other", "day": str(day)}
+            for day, (prompt, topic) in enumerate(prompts)
+        ],
+    )
     values = advice(tmp_path, "--time=day")
     curve, how = values["learning_curve"], values["split"]["how"]
     assert "by time: tested on the newest" in how and values["contenders"][0]["lines"] == 8
@@ -489,69 +419,35 @@ def test_the_learning_curve_by_hand(tmp_path: Path) -> None:
     ]
 
 
-# ---- a GPT ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_language_model_never_trains_on_the_lines_that_it_is_tested_on(tmp_path: Path) -> None:
     """One iteration suffices for this, and for the order of the labels, which is not the alphabetical one."""
     data = Data([f"{'ba'[n % 2]}{n:02}" for n in range(60)], np.arange(60) % 2, ["second", "first"])
     divided = split(data.prompts, data.truth, None, None)
     training = contenders.planned(GPT, data)._replace(iterations=1)
-    for fold, (train_lines, test_lines) in enumerate(divided.folds[:2]):
-        out = tmp_path / f"gpt-{fold}"
-        with commands_here():
-            result = contenders.measure_language_model(training, data, divided, fold, out, PATIENCE)
-        dataset = Dataset(str(out), "data")
-        trained = [
-            prompt for name in ("train", "val") for prompt, _ in dataset.sources[name].examples(dataset.tokenizer)
-        ]
-        assert sorted(trained) == sorted(data.prompts[line] for line in train_lines)
-        assert result["lines"] == test_lines.tolist()
-        tested = [data.prompts[line] for line in test_lines]
-        in_order = tinygpt.load(out / "model", device="cpu").probabilities(tested, ["first", "second"]).argmax(axis=1)
-        assert result["predicted"] == (1 - in_order).tolist()
-        labeller.save(out, "model/ckpt.pt", data.labels, 0.6, longest=training.longest)
-        answers = labeller.load(out).label(tested)
-        assert [answer.label for answer in answers] == [["first", "second"][index] for index in in_order]
-
-
-@pytest.mark.slow
-def test_a_tiny_gpt_takes_part_and_is_kept(tmp_path: Path) -> None:
-    """The label is the first letter of the prompt."""
-    draw = random.Random(3)
-    prompts = [f"{'ab'[n % 2]}{draw.randrange(100):02}" for n in range(120)]
-    data = Data(prompts, np.arange(120) % 2, ["left", "right"])
-    divided = split(prompts, data.truth, None, None)
-    training = contenders.planned(GPT, data)
-    each, testing = contenders.pilot(training, data, divided, tmp_path / "pilot", 100)
-    assert 0 < each < 5 and 0 < testing < 100
-    path = tmp_path / "pilot/model/metrics.jsonl"
-    entries = [{**entry, "seconds": 1e6 * entry["seconds"]} for entry in map(json.loads, path.read_text().splitlines())]
-    path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))  # of a machine that was busy
-    assert 0 < contenders.pilot(training, data, divided, tmp_path / "pilot", 100)[0] < 5
-    assert contenders.pilot(training, data, divided, tmp_path / "no", 1) == (math.inf, 0)
-    assert not (tmp_path / "no").exists()
-    training = training._replace(iterations=100)
-    result = contenders.measure_language_model(training, data, divided, 0, tmp_path / "gpt-1", PATIENCE)
-    assert result["lines"] == divided.folds[0][1].tolist()
-    right = result["predicted"] == data.truth[result["lines"]]
-    assert right.mean() > 0.9
-    kept = contenders.language_model_of_all(training, data, divided, tmp_path, PATIENCE)
-    labeller.save(tmp_path, kept, data.labels, 0.6, longest=training.longest)
-    write(tmp_path / "new.csv", [{"prompt": "a77"}, {"prompt": "b77"}])
-    said = ok(tmp_path, "label", "new.csv", "--model=.").out
-    assert [row["label"] for row in csv.DictReader(said.splitlines())] == ["left", "right"]
-    assert labeller.load(tmp_path).kind == "gpt"
+    train_lines, test_lines = divided.folds[1]
+    with commands_here():
+        result = contenders.measure_language_model(training, data, divided, 1, tmp_path, PATIENCE)
+    dataset = Dataset(str(tmp_path), "data")
+    parts = [dataset.sources[name].examples(dataset.tokenizer) for name in ("train", "val")]
+    trained = [prompt for prompt, _ in itertools.chain(*parts)]
+    assert sorted(trained) == sorted(data.prompts[line] for line in train_lines)
+    assert result["lines"] == test_lines.tolist()
+    tested, labels = [data.prompts[line] for line in test_lines], ["first", "second"]
+    best = tinygpt.load(tmp_path / "model", device="cpu").probabilities(tested, labels).argmax(axis=1)
+    assert result["predicted"] == (1 - best).tolist()
+    labeller.save(tmp_path, "model/ckpt.pt", data.labels, 0.6, longest=training.longest)
+    assert [answer.label for answer in labeller.load(tmp_path).label(tested)] == [labels[index] for index in best]
 
 
 @pytest.mark.slow
 def test_language_models_within_the_budget(folder: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base model is one of characters with a short context, which must not limit the tiny GPT."""
     monkeypatch.setattr(judge, "advise", lambda *_: judge.Advice(GPT, ""))  # so that it is kept
-    monkeypatch.setattr(contenders, "MOST_PASSES", 20)
+    monkeypatch.setattr(contenders, "MOST_PASSES", 8)
     monkeypatch.setattr(contenders, "FEWEST", dict.fromkeys(contenders.FEWEST, 5))
     command = ["advise", "pairs.csv", "--budget=1h", "--time=day", f"--pretrained={tiny_run / 'out/ckpt.pt'}", "--json"]
-    values = json.loads(ok(folder, *command).out)  # far more time than these passes take
+    with commands_here():
+        values = json.loads(ok(folder, *command).out)  # far more time than these passes take
     for name in (GPT, PRETRAINED):
         row = next(row for row in values["contenders"] if row["name"] == name)
         assert 8 < row["lines"] < 16 and row["bytes"] > 1e3 and not values["left_out"]

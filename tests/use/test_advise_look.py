@@ -3,6 +3,7 @@
 import math
 import sys
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -66,11 +67,8 @@ def test_each_finding_by_hand() -> None:
     assert [text[:9] for text in findings["personal data"].examples] == ["line 10: "] * 2
     assert [text[:8] for text in findings["rare labels"].examples] == ["line 4: ", "line 7: "]
     for finding in findings.values():
-        assert (
-            finding.what.endswith(".")
-            and len(finding.examples) <= 2
-            and max((len(text.partition(": ")[2]) for text in finding.examples), default=0) <= 70
-        )
+        assert finding.what.endswith(".") and len(finding.examples) <= 2
+        assert all(len(text.partition(": ")[2]) <= 70 for text in finding.examples)
 
 
 def test_labels_in_several_spellings_are_found_and_merged() -> None:
@@ -81,8 +79,7 @@ def test_labels_in_several_spellings_are_found_and_merged() -> None:
     assert finding.count == 3 and finding.examples == shown
     assert "--merge_labels" in finding.advice
     assert merged(labels) == ["card"] * 4 + ["two  words"] * 2 + ["1"] * 4 + ["1.5", "10", "1e0"]
-    other = found(PAIRS, LABELS)
-    assert "labels in several spellings" not in other  # control
+    assert "labels in several spellings" not in found(PAIRS, LABELS)  # control
 
 
 def test_clean_examples_have_three_findings_without_advice() -> None:
@@ -110,9 +107,6 @@ def test_personal_data_and_control_characters_are_shown_nowhere() -> None:
     assert all(len(line) <= 100 for line in as_text(look(lines_of(pairs), LABELS)))
 
 
-# ---- near duplicates --------------------------------------------------------------------------------------------
-
-
 def cosines(prompts: list[str]) -> list[list[float]]:
     """The cosines of all pairs, from the definition: trigrams of each word with a space on both sides."""
     grams = [
@@ -127,21 +121,18 @@ def cosines(prompts: list[str]) -> list[list[float]]:
     return [[dot / a / b for dot, b in zip(row, lengths, strict=True)] for row, a in zip(dots, lengths, strict=True)]
 
 
+WORDS = st.sampled_from(["ab", "abc", "abcd", "hello", "help", "yes", "no"])
+
+
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(
-        st.lists(st.sampled_from(["ab", "abc", "abcd", "hello", "help", "yes", "no"]), max_size=5).map(" ".join),
-        max_size=12,
-    ),
-    st.sampled_from([0.3, 0.6, 0.9, 1.0]),
-    st.integers(1, 5),
+    st.lists(st.lists(WORDS, max_size=5).map(" ".join), max_size=12), st.sampled_from([0.3, 0.6, 1]), st.integers(1, 5)
 )
 def test_near_duplicates_are_those_of_all_pairs(prompts: list[str], threshold: float, block: int) -> None:
     values = cosines(prompts)
     assume(all(abs(value - threshold) > 1e-7 or threshold == 1 for row in values for value in row))
     close = [[i for i in range(j) if values[i][j] > threshold - 1e-8] for j in range(len(prompts))]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(look_module, "BLOCK", block)
+    with mock.patch.object(look_module, "BLOCK", block):
         assert near_duplicates(prompts, threshold) == [(some[0], j) for j, some in enumerate(close) if some]
 
 
@@ -158,31 +149,25 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.Monk
     assert "tinygpt[eval]" in caught.value.hint
 
 
-# ---- personal data ----------------------------------------------------------------------------------------------
-
 PERSONAL = {  # reserved or invented numbers, and the examples of the standards
     "e-mail addresses": "mia.muster+x@example.co.uk; ü.k@müller.example; m@example.org",
-    "IBANs": "DE89 3704 0044 0532 0130 00; de89370400440532013000; CH93 0076 2011 6238 5295 7; AT611904300234573201; "
-    "GB82 WEST 1234 5698 7654 32; GB82-WEST-1234-5698-7654-32",
+    "IBANs": "DE89 3704 0044 0532 0130 00; de89370400440532013000; AT611904300234573201; GB82-WEST-1234-5698-7654-32",
     "payment cards": "4111 1111 1111 1111; 5555555555554444; 3782 822463 10005; 6011-1111-1111-1117",
     "telephone numbers": "+49 30 123456789; +49 (0)30 1234567; +491711234567; 0049 30 12345678; 030 1234567; "
-    "030/1234567; (030) 1234567; (089) 123456-0; 0171-1234567; 0171 1234567; 01711234567; Tel. 0301234567; "
-    "Telefon: 0812-334455; +41 44 668 18 00; 0041 44 668 18 00; 044 668 18 00; 079 123 45 67; 0791234567; "
-    "+44 20 7946 0958; +44 (0)161 496 0000; 020 7946 0958; (020) 7946 0958; 07700 900123; 07700900123; "
-    "+1 212 555 0123; +1 (212) 555-0123; (212) 555-0123; 212-555-0123; 212.555.0123; 1-800-555-0199",
+    "030/1234567; (089) 123456-0; 0171-1234567; 01711234567; Tel. 0301234567; Telefon: 0812-334455; "
+    "+41 44 668 18 00; 079 123 45 67; 0791234567; +44 (0)161 496 0000; 020 7946 0958; 07700 900123; "
+    "+1 212 555 0123; +1 (212) 555-0123; (212) 555-0123; 212.555.0123; 1-800-555-0199",
 }
 IMPERSONAL = [
-    "1.234,56 2.500,00 12.000,00", "1,234,567.89", "+1,000,000 USD", "+1 000 000", "+49 500 000",
-    "3 x 1,299.00 = 3,897.00", "2024-05-17 12:30:00", "17.05.2024 bis 18.05.2024", "01/02/2024 03/04/2024",
-    "2024-05-17T10:00:00+02:00", "20240517123000", "Telefon 01.02.2024", "Telefonrechnung 49,99",
-    "order 0123 456 789", "Order no. 0171 1234567", "ORD-20240517-0001", "Bestellung 4711-0815-123456",
-    "Rechnung Nr. 0123/456789", "Auftragsnummer 0456 789012", "112-1234567-1234567",
-    "version 3.11.4 and 10.0.19045.3803", "192.168.178.100", "v1.2.3-rc1 2.10.0", "torch@2.10", "@mia and user@host",
-    "1234567890", "4006381333931", "978-3-16-148410-0", "4111 1111 1111 1112", "1234567812345678",
-    "0000 0000 0000 0000", "DE89 3704 0044 0532 0130 01", "DE89 3704 0044 0532 0130 0", "12 345 678 901 234",
-    "0.0123456789", "123-45-6789",
-    "012/2024 and 013/2024", "252.227-7013", "0 1 2 3 4 5 6 7 8 9 10", "00 01 02 03 04 05 06", "01067 Dresden",
-    "1e-0712345678", "ab07700900123", "000123456789",
+    "1.234,56 2.500,00 12.000,00", "1,234,567.89", "+1,000,000 USD", "+49 500 000", "3 x 1,299.00 = 3,897.00",
+    "2024-05-17 12:30:00", "17.05.2024 bis 18.05.2024", "01/02/2024 03/04/2024", "2024-05-17T10:00:00+02:00",
+    "20240517123000", "Telefon 01.02.2024", "Telefonrechnung 49,99", "order 0123 456 789", "Order no. 0171 1234567",
+    "ORD-20240517-0001", "Bestellung 4711-0815-123456", "Rechnung Nr. 0123/456789", "112-1234567-1234567",
+    "version 3.11.4 and 10.0.19045.3803", "192.168.178.100", "torch@2.10", "@mia and user@host", "1234567890",
+    "4006381333931", "978-3-16-148410-0", "4111 1111 1111 1112", "1234567812345678", "0000 0000 0000 0000",
+    "DE89 3704 0044 0532 0130 01", "DE89 3704 0044 0532 0130 0", "0.0123456789", "123-45-6789", "012/2024 and 013/2024",
+    "252.227-7013", "0 1 2 3 4 5 6 7 8 9 10", "00 01 02 03 04 05 06", "01067 Dresden", "1e-0712345678", "ab07700900123",
+    "000123456789",
 ]  # fmt: skip
 
 
@@ -221,8 +206,8 @@ def test_tested_lines_that_nearly_repeat_a_training_line() -> None:
     assert found.count == 1 and found.examples == [f"line 2: {prompts[0]}", f"line 3: {prompts[1]}"]
     assert across(lines, [(np.array([1, 2, 3]), np.array([0]))])[0].count == 1  # the other way round
     assert across(lines, [(np.array([0, 1]), np.array([2, 3]))]) == []  # both on one side
-    crossed = across(lines, [(np.array([0, 2]), np.array([1, 3])), (np.array([1, 3]), np.array([0, 2]))])
-    assert crossed[0].count == 2  # cross-validated: each is tested once
+    crossed = [(np.array([0, 2]), np.array([1, 3])), (np.array([1, 3]), np.array([0, 2]))]
+    assert across(lines, crossed)[0].count == 2  # each is tested once
 
 
 def test_tested_lines_with_a_label_that_is_new() -> None:

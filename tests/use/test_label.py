@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import openai
-import openpyxl
 import pytest
 from answers import LABELS, kinds
 from conftest import ok, refused
@@ -22,7 +21,7 @@ import tinygpt
 from tinygpt.base.configs.use import AdviseConfig
 from tinygpt.base.files import file_lock
 from tinygpt.checkpoint import store
-from tinygpt.examine.eval.classifiers import Linear, Majority, Nearest
+from tinygpt.examine.eval.classifiers import Linear, Majority
 from tinygpt.use.advise.command import read_data
 from tinygpt.use.advise.labeller import load, save
 from tinygpt.use.ask import embeddings
@@ -38,28 +37,19 @@ def rows(text: str, separator: str = ",") -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
 
 
-def labelled(work: Path, name: str, *flags: str) -> list[dict[str, str]]:
-    """The lines of a file with their labels, read from standard output."""
-    return rows(ok(work, "label", name, "--model=model", *flags).out)
-
-
-# ---- inputs ------------------------------------------------------------------------------------------------------
-
 TEXTS = ['who is "aaa", then?', "where is\nbbb?\r\n", "when; is ccc?", " ", "%&/ zzz", "who is ddd?"]
 EXPECTED = ["person", "place", "time", "", None, "person"]  # None: whichever, but unsure
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";"])
 def test_csv_keeps_every_cell_and_its_separator(work: Path, separator: str) -> None:
-    table = [{"id": str(n), "question": text, "": "", "note": f'a{separator}"b"\n'} for n, text in enumerate(TEXTS)]
-    with open(work / "new.csv", "w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.DictWriter(file, list(table[0]), delimiter=separator)
-        writer.writeheader()
-        writer.writerows(table)
+    columns = ["id", "question", "", "note"]
+    table = [[str(n), text, "", f'a{separator}"b"\n'] for n, text in enumerate(TEXTS)]
+    csv_file(work / "new.csv", columns, *table, delimiter=separator)
     ok(work, "label", "new.csv", "--model=model", "-o", "out.csv")
-    written = rows((work / "out.csv").read_bytes().decode("utf-8-sig"), separator)
-    assert list(written[0]) == ["id", "question", "", "note", "label", "probability", "sure"]
-    assert [{key: row[key] for key in table[0]} for row in written] == table
+    written = rows((work / "out.csv").read_bytes().decode(), separator)
+    assert list(written[0]) == [*columns, "label", "probability", "sure"]
+    assert [[row[name] for name in columns] for row in written] == table
     expected = load(work / "model").label([text.strip() for text in TEXTS])
     for row, wanted, answer in zip(written, EXPECTED, expected, strict=True):
         assert row["label"] == answer.label and (wanted is None or row["label"] == wanted)
@@ -72,13 +62,10 @@ EMPTY_ROWS = [["id", "question"], ["1", "who?"], [], ["", " "], ["2", ""], ["", 
 
 @pytest.mark.parametrize("kind", ["csv", "xlsx"])
 def test_an_empty_row_stays_empty_and_in_its_place(work: Path, kind: str) -> None:
-    if kind == "csv":
-        csv_file(work / "new.csv", *EMPTY_ROWS)
-    else:
-        workbook(work / "new.xlsx", *EMPTY_ROWS)
+    {"csv": csv_file, "xlsx": workbook}[kind](work / f"new.{kind}", *EMPTY_ROWS)
     result = ok(work, "label", f"new.{kind}", "--model=model", "-o", "out.csv")
     assert "2 lines labelled" in result.err and "empty lines, which have no label: 4" in result.err
-    written = list(csv.reader(io.StringIO((work / "out.csv").read_bytes().decode("utf-8-sig"), newline="")))
+    written = list(csv.reader((work / "out.csv").read_text("utf-8-sig").splitlines()))
     assert [row[0] for row in written] == ["id", "1", "", "", "2", "", "3"]
     assert [row[2] for row in written] == ["label", "person", "", "", "", "", "place"]
     assert [row[4] for row in written[2:6]] == ["", "", "no", ""]  # "2" has other cells, so a person looks at it
@@ -91,9 +78,7 @@ def test_json_lines_keep_their_values(work: Path) -> None:
     printed = [json.loads(line) for line in ok(work, "label", "new.jsonl", "--model=model").out.splitlines()]
     assert [{key: row[key] for key in entry} for row, entry in zip(printed, entries, strict=True)] == entries
     assert [row["label"] for row in printed[:4]] == EXPECTED[:4] and printed[3]["probability"] is None
-    assert 0.7 < printed[0]["probability"] < 1 and [row["sure"] for row in printed] == ["yes"] * 3 + ["no"] * 2 + [
-        "yes"
-    ]
+    assert [row["sure"] for row in printed] == ["yes"] * 3 + ["no"] * 2 + ["yes"] and printed[0]["probability"] > 0.7
     ok(work, "label", "new.jsonl", "--model=model", "--output=out.csv")
     written = rows((work / "out.csv").read_bytes().decode())
     assert list(written[0]) == ["question", "tags", "more", "label", "probability", "sure"]
@@ -101,47 +86,37 @@ def test_json_lines_keep_their_values(work: Path) -> None:
 
 
 def test_excel(work: Path) -> None:
-    book = openpyxl.Workbook()
-    book.create_sheet("other").append(["nothing"])
-    for row in (["n", "Frage"], *([n, text] for n, text in enumerate(TEXTS))):
-        book.worksheets[0].append(row)
-    book.save(work / "new.xlsx")
-    found = labelled(work, "new.xlsx", "--prompt_field=Frage")  # the note about the other sheet is not in the output
+    sheet = [["n", "Frage"], *([n, text] for n, text in enumerate(TEXTS))]
+    workbook(work / "new.xlsx", *sheet, other=[["nothing"]])
+    # the note about the other sheet is not in the output
+    found = rows(ok(work, "label", "new.xlsx", "--model=model", "--prompt_field=Frage").out)
     assert [row["n"] for row in found] == list("012345") and [row["label"] for row in found][:4] == EXPECTED[:4]
 
 
-@pytest.mark.parametrize("standard_input", [False, True])
-def test_lines_of_a_text_file(work: Path, standard_input: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["-", "new.txt"])
+def test_lines_of_a_text_file(work: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte order mark of standard input is not written into the output."""
     text = "who is aaa?\r\n\r\nwhére is bbb?\n".encode()
     (work / "new.txt").write_bytes(text)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(codecs.BOM_UTF8 + text)))
-    ok(work, "label", "-" if standard_input else "new.txt", "--model=model", "-o", "out.csv")
+    ok(work, "label", name, "--model=model", "-o", "out.csv")
     found = rows((work / "out.csv").read_bytes().decode())
     assert [row["question"] for row in found] == ["who is aaa?", "", "whére is bbb?"]
     assert [row["label"] for row in found] == ["person", "", "place"]
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("who?".encode("utf-16"))))
-    if standard_input:
+    if name == "-":
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("who?".encode("utf-16"))))
         assert "standard input: is UTF-16 text, not UTF-8" in refused(work, "label", "-", "--model=model")
 
 
-def test_a_model_without_a_threshold_is_never_sure(work: Path) -> None:
-    save(work / "model", Nearest.fit(*kinds(60), 3), LABELS, None, "question")
+def test_a_model_without_a_threshold_is_never_sure_and_the_threshold_itself_is_sure(work: Path) -> None:
+    model = Majority.fit(["a"] * 5, np.array([0, 0, 0, 0, 1]), 2)  # 5 / 7
+    for threshold, sure in ((5 / 7, True), (5 / 7 + 1e-9, False), (None, False)):
+        save(work / "model", model, ["a", "b"], threshold)
+        assert load(work / "model").label(["x"]) == [("a", pytest.approx(5 / 7), sure)]
     (work / "new.txt").write_text("who is aaa?\n" * 3)
     result = ok(work, "label", "new.txt", "--model=model")
-    assert [(row["label"], row["sure"]) for row in rows(result.out)] == [("person", "no")] * 3
+    assert [(row["label"], row["sure"]) for row in rows(result.out)] == [("a", "no")] * 3
     assert "sure: none" in result.err and "a person should look at all lines" in result.err
-
-
-def test_the_threshold_itself_is_sure(work: Path) -> None:
-    model = Majority.fit(["a"] * 5, np.array([0, 0, 0, 0, 1]), 2)  # 5 / 7
-    for threshold, sure in ((5 / 7, True), (5 / 7 + 1e-9, False)):
-        save(work / "model", model, ["a", "b"], threshold)
-        (answer,) = load(work / "model").label(["x"])
-        assert answer == ("a", pytest.approx(5 / 7), sure)
-
-
-# ---- for Excel ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,32 +125,29 @@ def test_the_threshold_itself_is_sure(work: Path) -> None:
         ("new.csv", "utf-8", False),
         ("new.csv", "utf-8-sig", True),
         ("new.csv", "utf-16", True),
-        ("new.csv", "cp1252", True),
         ("new.xlsx", "utf-8", True),
         ("new.jsonl", "utf-8", False),
     ],
 )
 def test_csv_has_a_byte_order_mark_where_excel_needs_it(work: Path, name: str, encoding: str, marked: bool) -> None:
     prompts = [f"{text} é" for text in kinds(60)[0]]
-    table = [["question", "n"], *([prompt, str(n)] for n, prompt in enumerate(prompts))]
     if name == "new.xlsx":
-        workbook(work / name, *table)
+        workbook(work / name, ["question"], *([prompt] for prompt in prompts))
     elif name == "new.jsonl":
         json_lines(work, [{"question": prompt} for prompt in prompts], name)
     else:
-        (work / name).write_text("".join(f"{','.join(row)}\n" for row in table), encoding)
-    flags = ["--model=model"] + [f"--encoding={encoding}"] * (encoding in ("utf-16", "cp1252"))
+        (work / name).write_text("".join(f"{line}\n" for line in ["question", *prompts]), encoding)
+    flags = ["--model=model"] + [f"--encoding={encoding}"] * (encoding == "utf-16")
     ok(work, "label", name, "-o", "out.csv", *flags)
     data = (work / "out.csv").read_bytes()
     assert data.count(codecs.BOM_UTF8) == marked == data.startswith(codecs.BOM_UTF8)
     assert rows(data.decode("utf-8-sig"))[0]["question"] == prompts[0]
     ok(work, "label", name, "-o", "out.jsonl", *flags)
     assert (work / "out.jsonl").read_bytes().startswith(b"{") and "\ufeff" not in ok(work, "label", name, *flags).out
-    # The output is read again.
-    assert all(row["label (2)"] == row["label"] in LABELS for row in labelled(work, "out.csv"))
-    columns = {"prompt_field": "question", "response_field": "label"}
-    ok(work, "prepare", "mine", "--input=out.csv", "--format=pairs", *(f"--{key}={columns[key]}" for key in columns))
-    examples_again, _, _ = read_data(AdviseConfig("out.csv", **columns), work / "out.csv")
+    again = rows(ok(work, "label", "out.csv", "--model=model").out)  # the output is read again
+    assert all(row["label (2)"] == row["label"] in LABELS for row in again)
+    config = AdviseConfig("out.csv", prompt_field="question", response_field="label")
+    examples_again, _, _ = read_data(config, work / "out.csv")
     assert examples_again.prompts == prompts and examples_again.labels == LABELS
 
 
@@ -200,18 +172,6 @@ def test_formulas_are_named_and_escaped_on_request(work: Path) -> None:
     result = ok(work, "label", "new.csv", "-o", "out.jsonl", "--model=model", "--escape_formulas")
     first = json.loads((work / "out.jsonl").read_text().splitlines()[0])
     assert first["+column"] == "-5" and first["label"] == "=label" and "formula" not in result.err
-    (work / "new.txt").write_text("who?\nwhere?\n")
-    save(work / "model", Majority.fit(["a"], np.array([0]), 1), ["a"], 0.1, "question")
-    assert "formula" not in ok(work, "label", "new.txt", "--model=model").err
-
-
-def test_half_a_character_in_another_column_is_written_as_in_json(work: Path) -> None:
-    (work / "new.jsonl").write_text('{"question": "who?", "note": "\\ud800"}\n')
-    ok(work, "label", "new.jsonl", "--model=model", "-o", "out.csv")
-    assert rows((work / "out.csv").read_text())[0]["note"] == "\\ud800"
-
-
-# ---- a GPT -------------------------------------------------------------------------------------------------------
 
 
 def test_a_gpt_labels_relative_to_its_folder_and_long_prompts(models: Path, tmp_path: Path) -> None:
@@ -219,12 +179,11 @@ def test_a_gpt_labels_relative_to_its_folder_and_long_prompts(models: Path, tmp_
     prompts = ["001 red", "007 blue", "013 green"]
     folder = tmp_path / "made"
     (folder / "gpt").mkdir(parents=True)
-    (folder / "gpt/ckpt.pt").write_bytes((models / "out-colours/ckpt.pt").read_bytes())
+    shutil.copy(models / "out-colours/ckpt.pt", folder / "gpt")
     save(folder, "gpt/ckpt.pt", colours, 0.0, longest=9)
     folder = folder.rename(tmp_path / "copied")
-    assert (
-        load(folder)(prompts) == tinygpt.load(models / "out-colours", device="cpu").probabilities(prompts, colours)
-    ).all()
+    expected = tinygpt.load(models / "out-colours", device="cpu").probabilities(prompts, colours)
+    assert (load(folder)(prompts) == expected).all()
     cut = load(folder)(["001 red and so on"])
     assert (cut == load(folder)(["001 red a"])).all() and (cut != load(folder)(["001 red "])).any()
     state = store.read(folder / "model.pt")
@@ -236,16 +195,14 @@ def test_a_gpt_labels_relative_to_its_folder_and_long_prompts(models: Path, tmp_
     assert found == ["red", "blue", "green", "red", "green"]
     save(folder, str(models / "out-colours"), colours, 0.0)
     assert load(folder).label(["009 red" * 50])[0].label in colours  # more than the context
-    save(folder, "gpt/none.pt", colours, 0.0)
-    assert "none.pt: no such file" in refused(folder, "label", "new.txt", "--model=.")
-    save(folder, str(models / "out"), colours, 0.0)
-    assert "only continues text" in refused(folder, "label", "new.txt", "--model=.")
+    for ckpt, problem in (("gpt/none.pt", "none.pt: no such file"), (str(models / "out"), "only continues text")):
+        save(folder, ckpt, colours, 0.0)
+        assert problem in refused(folder, "label", "new.txt", "--model=.")
 
 
-@pytest.mark.parametrize("model", ["out-colours", "out-colours/ckpt.pt"])
-def test_a_run_labels_without_a_threshold(models: Path, tmp_path: Path, model: str) -> None:
+def test_a_run_labels_without_a_threshold(models: Path, tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("id,prompt\n1,001 red\n2,\n3,007 blue and much more\n")
-    result = ok(models, "label", tmp_path / "new.csv", f"--model={model}")
+    result = ok(models, "label", tmp_path / "new.csv", "--model=out-colours/ckpt.pt")
     first, empty, cut = rows(result.out)
     colours = ["blue", "green", "red"]
     (probabilities,) = tinygpt.load(models / "out-colours", device="cpu").probabilities(["001 red"], colours)
@@ -253,9 +210,6 @@ def test_a_run_labels_without_a_threshold(models: Path, tmp_path: Path, model: s
     assert float(first["probability"]) == pytest.approx(probabilities[colours.index("red")], abs=1e-6)
     assert (empty["label"], empty["probability"]) == ("", "") and cut["label"] in colours
     assert "no column sure" in result.err and "a person should look" not in result.err
-
-
-# ---- mistakes ----------------------------------------------------------------------------------------------------
 
 
 def test_a_file_has_one_writer(work: Path) -> None:
@@ -270,10 +224,11 @@ def test_a_file_has_one_writer(work: Path) -> None:
     assert rows((work / "out.csv").read_text())[0]["label"] == "person"
 
 
-IMPOSSIBLE = {"labels": ["a", "a", "b"], "threshold": 2.0, "about": 3, "state": {}, "longest": 0}
+IMPOSSIBLE = [{"labels": ["a", "b"]}, {"labels": ["a", "a", "b"]}, {"threshold": 2.0}, {"about": 3}]
+IMPOSSIBLE += [{"state": {}}, {"longest": 0}]
 
 
-@pytest.mark.parametrize("change", [{"labels": ["a", "b"]}, *({key: IMPOSSIBLE[key]} for key in IMPOSSIBLE)], ids=str)
+@pytest.mark.parametrize("change", IMPOSSIBLE, ids=str)
 def test_an_impossible_model_is_refused(work: Path, change: dict[str, Any]) -> None:
     (work / "new.txt").write_text("who?")
     path = work / "model/model.pt"
@@ -281,22 +236,15 @@ def test_an_impossible_model_is_refused(work: Path, change: dict[str, Any]) -> N
     assert "impossible" in refused(work, "label", "new.txt", "--model=model")
 
 
-def test_a_classifier_with_word_vectors_names_the_extra(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
-    model = Linear.fit(*kinds(60), 3, C=1, embed=lambda texts: vectors[[len(text) for text in texts]])
-    save(work / "model", model, LABELS, 0.5)
-    (work / "new.txt").write_text("who?")
-    monkeypatch.setattr(embeddings, "installed", lambda: False)
-    assert "pip install wordllama" in refused(work, "label", "new.txt", "--model=model")
-
-
-def test_static_word_vectors_are_found_again(work: Path) -> None:
+def test_static_word_vectors_are_found_again_or_their_package_is_named(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Linear.fit(*kinds(60), 3, C=1, embed=embeddings.WordLlama().vectors)
     save(work / "model", model, LABELS, 0.5)
     assert (load(work / "model")(["who is it?"]) == model(["who is it?"])).all()
-
-
-# ---- serving -----------------------------------------------------------------------------------------------------
+    (work / "new.txt").write_text("who?")
+    monkeypatch.setattr(embeddings, "installed", lambda: False)
+    assert "pip install wordllama" in refused(work, "label", "new.txt", "--model=model")
 
 
 def user(text: str) -> list[Any]:
@@ -309,13 +257,12 @@ def test_labels_are_served_without_a_gpt(labelling: Path) -> None:
         client = served.client()
         assert [model.id for model in client.models.list()] == ["labels"] and "serving:  labels\n" in served.output
         create = client.chat.completions.create
-        for text, sure in (("where is bbb?", True), ("  who is aaa?", True), ("%&/ zzz", False)):
+        for text, sure in (("  who is aaa?", True), ("%&/ zzz", False)):
             (probs,) = labeller([text.strip()])
             expected = {"probabilities": dict(zip(LABELS, probs.tolist(), strict=True)), "sure": sure}
             expected |= {"label": LABELS[probs.argmax()], "probability": probs.max()}
-            answer = create(
-                model="labels", messages=[*user("when?"), {"role": "assistant", "content": "time"}, *user(text)]
-            )
+            messages = [*user("when?"), {"role": "assistant", "content": "time"}, *user(text)]
+            answer = create(model="labels", messages=messages)
             assert answer.choices[0].message.content == expected["label"] and answer.labels == expected
             assert answer.choices[0].finish_reason == "stop" and answer.model == "labels"
         *pieces, last = create(model="", messages=user("when is ccc?"), stream=True)
@@ -326,12 +273,3 @@ def test_labels_are_served_without_a_gpt(labelling: Path) -> None:
             client.completions.create(model="", prompt="who?")
         with pytest.raises(openai.NotFoundError, match="the models are labels"):
             create(model="out", messages=user("who?"))
-
-
-@pytest.mark.slow
-def test_labels_next_to_a_gpt(models: Path, work: Path) -> None:
-    with serving_here(models, "--ckpt=out-colours", f"--labels={work / 'model'}") as server:
-        create = server.client().chat.completions.create
-        assert [model.id for model in server.client().models.list()] == ["out-colours", "labels"]
-        assert create(model="labels", messages=user("who is it?")).labels["label"] == "person"
-        assert create(model="", messages=user("001 red"), temperature=0).choices[0].message.content == "red"

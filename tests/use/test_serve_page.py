@@ -1,8 +1,8 @@
 """The chat page in headless Chromium, with `tinygpt serve`; the API itself says what the page has to show."""
 
-import codecs
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ ENDLESS = 1_000_000  # tokens
 TRAIN = [*TINY_TRAIN, "--n_embd=32", f"--block_size={CONTEXT}", "--dropout=0", "--batch_size=8", "--eval_interval=200"]
 TRAIN += ["--max_iters=200", "--lr_decay_iters=200"]
 TUNE = ["--ckpt=out", "--dataset=colours", "--device=cpu", "--dtype=float32", "--compile=False", "--quiet"]
-TUNE += ["--max_iters=10", "--eval_interval=10", "--batch_size=8", "--learning_rate=1e-2", "--lora_rank=2"]
+TUNE += ["--max_iters=1", "--eval_interval=1", "--lora_rank=2"]
 
 
 @pytest.fixture(scope="module")
@@ -155,9 +155,6 @@ def page(server: Server, chromium: Page) -> Iterator[Page]:
     chromium.check(server)
 
 
-# ---- text -------------------------------------------------------------------------------------------------------
-
-
 def test_continue_and_continue_from_the_end_of_the_whole_text(page: Page, server: Server) -> None:
     assert re.fullmatch(
         r"out continues text; it has 1\d,\d{3} parameters and a context of 32 tokens\.", page.find("#about").text
@@ -206,37 +203,32 @@ def test_text_of_a_model_is_never_html(page: Page, server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_again_stop_and_errors(page: Page, server: Server) -> None:
+def test_again_and_stop(page: Page, server: Server) -> None:
     page.set(max_tokens=30)
     page.send("The king")
     first = page.texts(".answer")
     page.click("#again")
     page.until(lambda: page.find("#send").is_enabled() and page.texts(".answer") != first)
-    assert len(page.texts(".answer")[0]) == 30
     page.set(seed=3)
-    for _ in range(2):
-        page.click("#again")
-        page.done()
-        seeded = server.ask("v1/completions", prompt="The king", model="out", temperature=0.8, seed=3, max_tokens=30)
-        assert page.texts(".said") == ["The king", seeded["choices"][0]["text"]]
+    page.click("#again")
+    page.done()
+    seeded = server.ask("v1/completions", prompt="The king", model="out", temperature=0.8, seed=3, max_tokens=30)
+    assert page.texts(".said") == ["The king", seeded["choices"][0]["text"]]
     page.click("#new")
     assert page.texts(".said") == [] and page.find("#starts button").is_displayed()
-
-    for how in ("button", "Escape", "another model"):
+    for stop in (
+        lambda: page.click("#stop"),
+        lambda: page.find("#box").send_keys(Keys.ESCAPE),
+        lambda: page.choose("documents"),
+    ):
+        page.choose("out")
         page.set(max_tokens=ENDLESS)
         page.send("The king", wait=False)
         page.until(lambda: len(page.texts(".answer")[0]) > 20)
         assert not page.find("#send").is_enabled() and page.find("#state").text == "Generating …"
-        if how == "button":
-            page.click("#stop")
-        elif how == "Escape":
-            page.find("#box").send_keys(Keys.ESCAPE)
-        else:
-            page.choose("documents")
+        stop()
         page.done()
-        if how == "another model":
-            assert page.texts(".turn") == [] and page.find("#send").text == "Ask"
-            page.choose("out")
+        page.choose("out")
         stopped = page.texts(".answer")[0]
         assert 20 < len(stopped) < ENDLESS and page.texts("footer")[0].startswith("Stopped by you")
         page.set(max_tokens=5)
@@ -244,19 +236,21 @@ def test_again_stop_and_errors(page: Page, server: Server) -> None:
         assert page.texts(".answer")[0] == stopped and len(page.texts(".answer")[1]) == 5
         page.click("#new")
 
-    page.refused = [400]  # errors are shown near the input, and the prompt is given back
+
+@pytest.mark.slow
+def test_errors_are_shown_near_the_input_and_the_prompt_is_given_back(page: Page) -> None:
+    page.refused = [400]
     page.send("The king ß")
     assert "'ß' (U+00DF, position 9) is not in this model's" in page.find("#error").text
     assert page.value("#box") == "The king ß" and page.texts(".turn") == []
     assert abs(page.find("#error").rect["y"] + page.find("#error").rect["height"] - page.find("#box").rect["y"]) < 60
     page.find("#box").clear()
-    page.set(temperature=-1)
+    page.set(temperature=-1, max_tokens=5)
     page.send("The king")
     assert page.find("#error").text == "temperature: expected 0 to 100"
     page.set(temperature=1)
     page.send("")
     assert not page.find("#error").is_displayed() and page.texts(".given") == ["The king"] and page.value("#box") == ""
-
     network = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
     page.send("The king")
@@ -266,45 +260,33 @@ def test_again_stop_and_errors(page: Page, server: Server) -> None:
     assert all("ERR_INTERNET_DISCONNECTED" in one or "status of 400 " in one for one in errors)
 
 
-# ---- probabilities ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_probabilities_of_tokens(page: Page, server: Server) -> None:
-    asked = {"model": "out", "prompt": "The king", "temperature": 0.8, "seed": 8, "max_tokens": 30, "logprobs": 5}
+    asked = {"model": "out", "prompt": "The king", "temperature": 2, "seed": 8, "max_tokens": 30, "logprobs": 5}
     told = server.ask("v1/completions", **asked)["choices"][0]["logprobs"]
-    expected = [
-        {"".join({" ": "␣", "\n": "↵"}.get(c, c) for c in token): 100 * 2.718281828**p for token, p in top.items()}
-        for top in told["top_logprobs"]
-    ]
-    page.set(seed=8, max_tokens=30)
+    page.set(temperature=2, seed=8, max_tokens=30)
     page.send("The king")
-    tokens = page.all(".answer span")
     assert page.texts(".answer span") == told["tokens"]
+    tokens = page.all(".answer span")
+    words = [index for index, token in enumerate(told["tokens"]) if token.strip()]
 
     def shows(index: int) -> None:
+        top = sorted(told["top_logprobs"][index].items(), key=lambda item: -item[1])
         rows = "return [...document.querySelectorAll('#token tr')].map(r => [r.querySelector('th'), r.lastChild]"
         found = dict(page.run(f"{rows}.map(e => e.textContent))"))
-        assert found.keys() == expected[index].keys()
-        for token, text in found.items():
-            number = float(text.removesuffix("%").replace("<", ""))
-            assert number == pytest.approx(
-                expected[index][token], abs=0.51 if number >= 10 else 0.051 if number > 0.1 else 0.1
-            )
-        assert list(found) == sorted(expected[index], key=expected[index].__getitem__, reverse=True)
+        assert list(found) == [token.replace(" ", "␣").replace("\n", "↵") for token, _ in top]
+        shown = [float(text.removesuffix("%").replace("<", "")) for text in found.values()]
+        assert shown == pytest.approx([100 * math.exp(logprob) for _, logprob in top], abs=0.51)
 
-    words = [index for index, token in enumerate(told["tokens"]) if token.strip()]
     ActionChains(page.driver).move_to_element(tokens[words[3]]).perform()
     shows(words[3])
     ActionChains(page.driver).move_to_element(page.find("h1")).perform()
     assert not page.find("#token").is_displayed()
     page.find("#box").send_keys(Keys.SHIFT, Keys.TAB)  # to Again, then to the tokens
     page.run("document.querySelector('.answer span').focus()")
-    shows(0)
-    page.press(Keys.ARROW_RIGHT)
-    shows(1)
-    page.press(Keys.END)
-    shows(29)
+    for key, index in ((Keys.HOME, 0), (Keys.ARROW_RIGHT, 1), (Keys.END, 29)):
+        page.press(key)
+        shows(index)
     page.press(Keys.ESCAPE)
     assert not page.find("#token").is_displayed()
     middle = "const r = arguments[0].getBoundingClientRect(); return {x: r.x + r.width / 2, y: r.y + r.height / 2}"
@@ -314,19 +296,12 @@ def test_probabilities_of_tokens(page: Page, server: Server) -> None:
     page.until(lambda: page.find("#token").is_displayed())
     shows(words[5])
 
-    page.click("#new")  # shading
-    page.set(temperature=2, max_tokens=40, seed=1)
-    page.send("The king")
     colours = "return [...document.querySelectorAll('.answer span')].map(s => getComputedStyle(s).backgroundColor)"
     alphas = [float(re.findall(r"[\d.e-]+", colour)[-1]) for colour in page.run(colours)]
-    told = server.ask("v1/completions", **asked | {"temperature": 2, "seed": 1, "max_tokens": 40, "logprobs": 0})
-    losses = [-logprob for logprob in told["choices"][0]["logprobs"]["token_logprobs"]]
+    losses = [-logprob for logprob in told["token_logprobs"]]
     assert alphas == pytest.approx([0.7 * min(loss / 6, 1) for loss in losses], abs=0.01) and max(losses) > 3
     page.click("#shade")
     assert set(page.run(colours)) == {"rgba(0, 0, 0, 0)"}
-
-
-# ---- chat, adapters, documents, the key --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -334,17 +309,14 @@ def test_an_adapter_and_documents(page: Page, server: Server) -> None:
     page.set(temperature=0, max_tokens=20)
     page.send("The king")
     page.choose("<b>lora</b>")
-    assert page.find("#about").text.startswith(
-        "<b>lora</b> answers one message at a time and sees no earlier ones; it has "
-    )
+    assert page.find("#about").text.startswith("<b>lora</b> answers one message at a time and sees no earlier ones")
     assert not page.find("#system").is_displayed() and page.texts(".turn") == []
     for prompt in ("007 red", "008 green"):
         page.send(prompt)
-        assert page.body()["messages"] == [{"role": "user", "content": prompt}]
-        asked = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 20}
-        answer = server.ask("v1/chat/completions", model="<b>lora</b>", **asked)["choices"][0]["message"]["content"]
+        asked = page.body()
+        assert asked["messages"] == [{"role": "user", "content": prompt}]
+        answer = server.ask("v1/chat/completions", **asked | {"stream": False})["choices"][0]["message"]["content"]
         assert page.texts(".answer")[-1] == answer and page.texts("h2")[-1] == "<b>lora</b>"
-    assert page.texts(".given") == ["007 red", "008 green"]
     page.choose("out")
     assert page.texts(".given") == ["The king"]  # each task keeps its own turns
 
@@ -372,14 +344,11 @@ def test_it_asks_for_the_key_and_keeps_it_in_the_tab(page: Page, server: Server)
     assert page.find("#key-note").text.startswith("The server requires a key.") and not page.find("#send").is_enabled()
     page.find("#key-input").send_keys("wrong-wrong-wrong", "\n")
     page.until(lambda: page.find("#key-note").text == "The server refused this key.")
-    page.find("#key-input").send_keys(KEY)
-    page.click("#key button")
+    page.find("#key-input").send_keys(KEY, "\n")
     page.ready()
     assert not page.find("#key").is_displayed()
-    kept = page.run(
-        "return [sessionStorage.getItem('key'), localStorage.length, document.cookie, document.body.innerHTML]"
-    )
-    assert kept[:3] == [KEY, 0, ""] and KEY not in kept[3]
+    assert page.run("return [sessionStorage.getItem('key'), localStorage.length, document.cookie]") == [KEY, 0, ""]
+    assert KEY not in page.driver.page_source
     page.run("sessionStorage.setItem('key', 'x')")  # as if the server had a new one
     page.set(max_tokens=5)
     page.send("The king", wait=False)
@@ -404,9 +373,7 @@ def test_a_conversation_with_a_model_that_loads_while_the_page_waits(
         chromium.refused = [503]
         chromium.until(lambda: "loading" in chromium.find("#state").text or chromium.find("#about").text)
         chromium.ready()
-        assert re.match(
-            r"out-base answers in a conversation; it has \d\d,\d{3} parameters", chromium.find("#about").text
-        )
+        assert chromium.find("#about").text.startswith("out-base answers in a conversation; it has ")
         assert chromium.texts("#starts button") == QUESTIONS
         chromium.set(temperature=0, max_tokens=12, system="Be ünkind 🐳.")
         messages = [{"role": "system", "content": "Be ünkind 🐳."}]
@@ -418,39 +385,12 @@ def test_a_conversation_with_a_model_that_loads_while_the_page_waits(
                 ActionChains(chromium.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
             chromium.send(last)
             assert chromium.body()["messages"] == messages
-            told = server.ask(
-                "v1/chat/completions", messages=messages, temperature=0, max_tokens=12, top_logprobs=5, logprobs=True
-            )
+            told = server.ask("v1/chat/completions", messages=messages, temperature=0, max_tokens=12)
             answer = told["choices"][0]["message"]["content"]
             assert chromium.texts(".said")[-2:] == [prompt, answer]
             messages.append({"role": "assistant", "content": answer})
-        check_parts_of_characters(chromium, server)
         chromium.check(server)
         assert server.stop() == 0 and server.output.endswith("stopped\n")
-
-
-def check_parts_of_characters(page: Page, server: Server) -> None:
-    """Tokens that are parts of a character, as a random model writes them, are shown together as that character."""
-    page.click("#new")
-    page.set(temperature=2, top_k=0, max_tokens=300, seed=4, system="")
-    page.send("Hi")
-    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 2, "seed": 4}
-    told = server.ask("v1/chat/completions", **asked, max_tokens=300, logprobs=True, top_logprobs=5)["choices"][0]
-    decoder, parts, expected = codecs.getincrementaldecoder("utf-8")("replace"), 0, list[tuple[str, int]]()
-    for token in told["logprobs"]["content"]:
-        parts += 1
-        if text := decoder.decode(bytes(token["bytes"])):
-            expected.append((text, parts))
-            parts = 0
-    whole = [index for index, (text, parts) in enumerate(expected) if parts > 1 and "\ufffd" not in text]
-    assert page.texts(".answer")[0].startswith("".join(text for text, _ in expected[:50])) and whole
-    shown = page.texts(".answer span")
-    assert shown[: whole[0] + 1] == [text for text, _ in expected[: whole[0] + 1]]
-    page.run("document.querySelectorAll('.answer span')[arguments[0]].focus()", whole[0])
-    assert f"This character consists of {expected[whole[0]][1]} tokens" in page.find("#token").text
-
-
-# ---- for everybody ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -465,18 +405,13 @@ def test_screen_readers_hear_an_answer_once_and_the_keyboard_reaches_everything(
     (answer,) = page.texts(".answer")
     assert len(answer) == 200 and page.find("#live").get_property("textContent") == answer
     assert sorted(page.run("return window.heard")) == ["live", *["state"] * 2]  # "Generating …", and the end of it
-    nameless = page.run(
-        "return [...document.querySelectorAll('input, select, textarea')].filter(e => !e.labels.length).map(e => e.id)"
-    )
-    assert nameless == []
     page.set(max_tokens=10)
     assert page.run("return document.activeElement.id") == "box"
     reached = []
     for _ in range(20):
         page.press(Keys.TAB)
-        reached.append(
-            page.run("const e = document.activeElement; return e.id || e.closest('.answer')?.tagName || e.tagName")
-        )
+        focus = "const e = document.activeElement; return e.id || e.closest('.answer')?.tagName || e.tagName"
+        reached.append(page.run(focus))
     wanted = ["send", "new", "model", "SUMMARY", "temperature", "top_k", "top_p", "max_tokens", "stop_text", "seed"]
     assert [one for one in reached if one != "BODY"][:14] == [*wanted, "P", "again", "shade", "box"]
     page.click("#new")
@@ -487,31 +422,30 @@ def test_screen_readers_hear_an_answer_once_and_the_keyboard_reaches_everything(
 
 
 @pytest.mark.slow
-def test_it_starts_with_three_prompts_in_the_first_screen_and_axe_finds_no_violation(
-    page: Page, server: Server
+@pytest.mark.parametrize(("width", "height", "dark"), [(1280, 700, False), (390, 844, True)])
+def test_the_first_screen_has_prompts_and_axe_finds_no_violation(
+    page: Page, server: Server, width: int, height: int, dark: bool
 ) -> None:
     told = {one["id"]: one.get("starts", []) for one in json.loads(server.request("GET", "/v1/models")[1])["data"]}
     assert [len(starts) for starts in told.values()] == [3, 2, 0] and HOSTILE[:20] in told["out"][1]
-    for width, height, dark in ((1280, 700, False), (390, 844, True)):
-        for model, starts in told.items():
-            page.visit(server, width=width, height=height, dark=dark)
-            page.ready()
-            page.choose(model)
-            assert page.texts("#starts button") == starts
-            seen = page.run(
-                "return ['h1', '#model', '#starts', '#box', '#send'].map(s => document.querySelector(s)"
-                ".getBoundingClientRect()).every(r => r.top >= 0 && r.bottom <= innerHeight)"
-            )
-            assert seen and page.violations() == []
-            assert page.find("#keys").is_displayed() == (width > 500)
-            page.set(max_tokens=300)
-            if starts:
-                page.click("#starts button:nth-child(2)")
-                page.done()
-            else:
-                page.send("Who is the CFO of AUG Foods?")
-            assert page.texts(".given") == (starts[1:2] or ["Who is the CFO of AUG Foods?"])
-            assert page.violations() == [] and page.run("return document.documentElement.scrollWidth") == width
-            if width == 390:
-                assert not page.find("#temperature").is_displayed()  # the settings are folded
-                assert page.run("return document.querySelector('#send').getBoundingClientRect().bottom") < height
+    for model, starts in told.items():
+        page.visit(server, width=width, height=height, dark=dark)
+        page.ready()
+        page.choose(model)
+        assert page.texts("#starts button") == starts
+        assert page.run(
+            "return ['h1', '#model', '#starts', '#box', '#send'].map(s => document.querySelector(s)"
+            ".getBoundingClientRect()).every(r => r.top >= 0 && r.bottom <= innerHeight)"
+        )
+        assert page.find("#keys").is_displayed() == (width > 500)
+        page.set(max_tokens=300)
+        if starts:
+            page.click("#starts button:nth-child(2)")
+            page.done()
+        else:
+            page.send("Who is the CFO of AUG Foods?")
+        assert page.texts(".given") == (starts[1:2] or ["Who is the CFO of AUG Foods?"])
+        assert page.violations() == [] and page.run("return document.documentElement.scrollWidth") == width
+        if width == 390:
+            assert not page.find("#temperature").is_displayed()  # the settings are folded
+            assert page.run("return document.querySelector('#send').getBoundingClientRect().bottom") < height
