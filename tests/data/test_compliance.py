@@ -1,10 +1,8 @@
-"""The task `compliance` and the trade-off of a rare label: labels by an oracle, figures against scikit-learn's and
-cases by hand. What is refused: ../transcripts/data_pairs.txt."""
+"""The task `compliance` and the trade-off of a rare label: figures against scikit-learn's and cases by hand.
+What is refused: ../transcripts/data_pairs.txt."""
 
-import itertools
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import sklearn.metrics
 from conftest import ok
 from inputs import csv_file, prepared
-from tasks_made import examples, two_labels
+from tasks_made import two_labels
 
 import tinygpt
 from tinygpt.base.configs.core import PrepareConfig
@@ -32,49 +30,12 @@ from tinygpt.examine.eval.threshold import (
     precision_recall,
 )
 
-ROOT = Path(__file__).parents[2]
-EXAMPLES = examples("compliance")
 
-# ---- the task ---------------------------------------------------------------------------------------------------
-
-
-def test_clients_of_a_split_are_its_own() -> None:
-    for split, pairs in EXAMPLES.items():
-        others = {name for other, names in compliance.NAMES.items() if other != split for name in names}
-        assert not any(others.intersection(re.findall("[A-Z][a-z]+", prompt)) for prompt, _ in pairs)
-
-
-FORBIDDEN = {
-    "return": r"promise |cannot lose|guarantee \w+ \w+ \d|free of any risk|that \d+ % on the [\w ]+ is guaranteed",
-    "inside": r"before the (?:merger|results)|before it is public|unpublished|secret",
-    "channel": r"(?:to|on|from) my private|off the recorded line|in a private chat",
-    "gift": r"\b(?:1[1-9]\d|10[1-9]|[2-9]\d\d) euros",
-    "data": r"my home|friend|my brother|my own cloud",
-    "ahead": r"own account before|sell our \w+ first|put my own|hold the \w+ \w+ order|put our \w+ trade first"
-    r"|sell my own \w+ shares ahead",
-}  # fmt: skip
-REFUSED = r"(?:I will|not going to|Let us|do|am) not\b|not going to|refused|never|obody may|I said no"
-
-
-def rules_of(message: str) -> list[str]:
-    """The rules whose forbidden act a message names, by reading."""
-    return [rule for rule, cue in FORBIDDEN.items() if re.search(cue, message)]
-
-
-def test_messages_have_the_label_a_reader_gives() -> None:
-    for message, label in itertools.chain(*EXAMPLES.values()):
-        rules = rules_of(message)
-        assert label == ("breach" if rules and not re.search(REFUSED, message) else "ok"), message
-        assert len(rules) <= 1, message
-
-
-def test_prepare_shows_the_shares_and_the_next_command(tmp_path: Path) -> None:
+def test_prepare_shows_the_shares_and_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compliance, "SIZES", {"train": 1000, "val": 500, "test": 500})
     result = ok(tmp_path, "prepare", "compliance", "--show=2")
     assert "labels:     ok 98.0%, breach 2.0%\n" in result.out and "note:" not in result.out
     assert result.out.endswith("\nnext: tinygpt train configs/compliance.yaml\n")
-
-
-# ---- figures ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("digits", [1, 2, 17], ids=["most tied", "some tied", "none tied"])
@@ -147,9 +108,6 @@ def test_the_next_command_of_a_model_s_tokenizer_names_the_task(capsys: pytest.C
         own = " --dataset=compliance --out_dir=out-compliance" if name == "compliance" else ""
         preset = "configs/finetune_transactions.yaml"
         assert f"next: tinygpt finetune {preset} --ckpt=out-base{own} --lora_rank=8 " in capsys.readouterr().out
-
-
-# ---- your own labels --------------------------------------------------------------------------------------------
 
 
 def test_a_misspelt_label_is_seen_and_a_split_without_a_label_is_noted(tmp_path: Path) -> None:

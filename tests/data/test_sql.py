@@ -17,8 +17,6 @@ from tasks_made import examples
 from tinygpt.data.run_sql import run_query, same_rows
 from tinygpt.data.tasks import TASKS, sql
 
-# ---- the runner -------------------------------------------------------------------------------------------------
-
 INSERTED = "select amount x from payments"  # SQLite inserts the expression of a subquery into those around it
 for _ in range(6):
     INSERTED = f"select x+x+x+x+x x from({INSERTED})"
@@ -98,8 +96,6 @@ def test_comparison_of_rows(first: list, second: list, ordered: bool, same: bool
     assert same_rows(first, second, ordered) == same
 
 
-# ---- the pairs --------------------------------------------------------------------------------------------------
-
 ANSWERS = {  # to a question of each kind, by a program in plain Python that read the question
     "How many energy payments are over 1560?": [(98,)],
     "What is the number of retail clients in Cork?": [(1,)],
@@ -141,9 +137,6 @@ def test_half_of_test_has_new_wordings() -> None:
     assert not any(new["train"] + new["val"]) and 0.45 < np.mean(new["test"]) < 0.55
 
 
-# ---- the score --------------------------------------------------------------------------------------------------
-
-
 def accuracy(pairs: list[tuple[str, str]], responses: list[str]) -> tuple[float, float]:
     """(runs, execution accuracy) of responses."""
     judged = [sql.scores(*pair, response) for pair, response in zip(pairs, responses, strict=True)]
@@ -161,9 +154,6 @@ def test_expected_queries_score_everything_and_others_little() -> None:
     near = [(*pair, re.sub(r" and \w+ . \S+|limit \d| desc", "", pair[1], count=1)) for pair in pairs]
     assert not any(sql.scores(*one)["execution accuracy"] for one in near if one[1] != one[2])
     assert accuracy(pairs, ["drop table clients"] * len(pairs)) == (0, 0)
-
-
-# ---- the commands -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

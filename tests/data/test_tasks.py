@@ -17,7 +17,7 @@ from conftest import ok
 from tasks_made import Examples, examples
 
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.tasks import TASKS, generate, headlines, merchants, sql, transactions
+from tinygpt.data.tasks import TASKS, merchants, sql, transactions
 
 SYNTHETIC = "transactions --synthetic"
 CONTRACTS = {  # SHA-256 of the examples for the seed 1337, and the most characters of a prompt with its label
@@ -87,23 +87,6 @@ def test_prepare_writes_these_examples(form: str, tmp_path: Path) -> None:
         assert Dataset(str(tmp_path / "data"), "transactions").meta == dataset.meta
 
 
-WORDS = {
-    SYNTHETIC: {split: transactions.NAMES[split] + transactions.INVENTED[split] for split in generate.SIZES},
-    "headlines": headlines.COMPANIES,
-}
-
-
-@pytest.mark.parametrize("form", WORDS)
-def test_merchants_and_companies_of_a_split_are_its_own(form: str) -> None:
-    for split, pairs in examples(form).items():
-        others = {word for other, names in WORDS[form].items() if other != split for word in names}
-        for prompt, _ in pairs:
-            assert any(word in WORDS[form][split] for word in words(prompt)), prompt
-            assert not others.intersection(words(prompt)), prompt
-
-
-# ---- real brands ------------------------------------------------------------------------------------------------
-
 BRANDS = {
     (label, split): [merchant.name for merchant in those]
     for label, splits in merchants.merchants_by_label().items()
@@ -135,7 +118,7 @@ def test_each_line_has_a_brand_of_its_label_and_split_or_an_invented_name() -> N
         for prompt, label in pairs:
             group = TASKS["transactions"].group(prompt)
             if label in ("subscriptions", "fees", "income"):
-                assert set(WORDS[SYNTHETIC][split]).intersection(words(prompt)), prompt
+                assert set(transactions.NAMES[split] + transactions.INVENTED[split]).intersection(words(prompt)), prompt
                 assert group == "without a brand" or split == "train", prompt  # some brands of train are invented names
             else:
                 rests = [prompt.removeprefix(prefix) for prefix in PREFIXES]
@@ -144,29 +127,6 @@ def test_each_line_has_a_brand_of_its_label_and_split_or_an_invented_name() -> N
                 assert any(rest.startswith(name) and DETAILS.fullmatch(rest[len(name) :]) for name, rest in pairs_of)
                 assert group == "with a brand" or split == "train", prompt
 
-
-def test_a_name_with_two_labels_is_in_no_line() -> None:
-    """From the table alone: the labels of a name are those of all its categories."""
-    labels: dict[str, set[str]] = defaultdict(set)
-    for name, category, _ in merchants.rows():
-        labels[merchants.descriptor(name)].add(merchants.LABELS[category])
-    assert sum(len(those) > 1 for those in labels.values()) > 100
-    for (label, _), names in BRANDS.items():
-        assert all(labels[name] == {label} for name in names)
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("McDonald's", "MCDONALDS"), ("Crème & Co.", "CREME & CO"), ("H&M", "H&M"), ("Toys“R”Us", "TOYS R US"),
-        ("Applebee's Neighborhood Grill", "APPLEBEES NEIGHBORHOOD"), ("Smørrebrød", ""), ("76", ""),
-    ],
-)  # fmt: skip
-def test_names_are_shown_as_statements_show_them(name: str, shown: str) -> None:
-    assert merchants.descriptor(name) == shown
-
-
-# ---- headlines --------------------------------------------------------------------------------------------------
 
 GOOD = ["profits", "sales", "orders", "margins", "revenues", "exports"]
 BAD = ["losses", "costs", "debts", "complaints", "delays", "defects"]
