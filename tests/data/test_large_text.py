@@ -60,9 +60,6 @@ def ending_lines(texts: list[str]) -> str:
     return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts if text)
 
 
-# ---- the bytes ------------------------------------------------------------------------------------------------------
-
-
 def test_the_bytes_are_those_of_the_documents_as_one_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "BLOCK", 700)  # blocks end in the middle of lines
     parts = inputs(tmp_path)
@@ -126,8 +123,6 @@ def test_another_key(tmp_path: Path) -> None:
     assert dataset.prepare_command.startswith("tinygpt prepare mine --input a.jsonl --text_field=body")
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------
-
 GOOD = b'{"text": "a good line"}\n'
 
 
@@ -143,11 +138,9 @@ def test_a_bad_line_is_named(line: bytes, says: str, tmp_path: Path, monkeypatch
     assert f"a.jsonl line 4: {says}" in refused(tmp_path, "prepare", "mine", "--input=a.jsonl")
 
 
-@pytest.mark.parametrize("ending", ["gz", "zst"])
+@pytest.mark.parametrize("ending", ["gz", pytest.param("zst", marks=pytest.mark.skipif(not zstd, reason="no zstd"))])
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 def test_a_damaged_file_is_refused(kind: str, ending: str, tmp_path: Path) -> None:
-    if ending == "zst" and not zstd:
-        pytest.skip("no zstd")
     content = GOOD * 2000 + os.urandom(999).hex().encode()
     packed = gzip.compress(content) if ending == "gz" else zstd.compress(content, options={201: 1})  # with a checksum
     flipped = bytearray(packed)
@@ -156,17 +149,6 @@ def test_a_damaged_file_is_refused(kind: str, ending: str, tmp_path: Path) -> No
         (tmp_path / f"a.{kind}.{ending}").write_bytes(bad)
         message = refused(tmp_path, "prepare", "mine", f"--input=a.{kind}.{ending}")
         assert f"a.{kind}.{ending}: is damaged or cut short" in message and "download it again" in message
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="zstd is a part of Python")
-def test_the_package_for_zst_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "backports.zstd", None)
-    (tmp_path / "a.txt.zst").write_bytes(b"anything")
-    message = refused(tmp_path, "prepare", "mine", "--input=a.txt.zst")
-    assert "needs the package backports.zstd" in message
-
-
-# ---- the processes --------------------------------------------------------------------------------------------------
 
 
 def children(pid: int) -> list[int]:

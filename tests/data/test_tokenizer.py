@@ -124,6 +124,10 @@ def test_gpt2_text_is_cut_often_enough(gpt2: GPT2Tokenizer, monkeypatch: pytest.
         assert max(len(gpt2.decode(piece)) for piece in pieces) <= 600
 
 
+def test_a_text_is_cut_before_the_last_space_after_a_word() -> None:
+    assert list(tokenizers.cut_safely(["ab c", "d  e"], " ")) == ["ab", " cd", "  e"]
+
+
 def vocabulary_json(vocabulary: dict[str, int]) -> str:
     library = pytest.importorskip("tokenizers")
     made = library.Tokenizer(library.models.BPE(vocabulary, []))
