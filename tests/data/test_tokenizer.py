@@ -1,6 +1,5 @@
 """Text to ids and back, compared with a plain dictionary (as nanoGPT has it) and with tiktoken."""
 
-import itertools
 import json
 from typing import Any
 
@@ -17,20 +16,14 @@ from tinygpt.data.tokenizer import (
     GPT2Tokenizer,
     HuggingFaceTokenizer,
     Tokenizer,
-    cut_safely,
     fingerprint,
     tokenizer_from_dict,
 )
 
-TEXT = st.text(min_size=1)  # all of Unicode but surrogates
-
 
 @pytest.fixture(scope="session")
 def gpt2() -> GPT2Tokenizer:
-    try:
-        return GPT2Tokenizer()
-    except TinyGPTError as error:
-        pytest.skip(f"GPT-2's vocabulary is not here: {error}")
+    return GPT2Tokenizer()
 
 
 @pytest.fixture(params=["char", "gpt2"])
@@ -38,23 +31,13 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return CharTokenizer("\n !eéabc日🙂") if request.param == "char" else request.getfixturevalue("gpt2")
 
 
-# ---- both -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", ["", "abc", "a b\n\n c", "bébé", "日🙂!", "🙂" * 50])
+@pytest.mark.parametrize("text", ["", "a b\n\n c", "bébé", "日🙂!"])
 def test_there_and_back(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert ids.dtype == np.dtype("<u2") and ids.ndim == 1
     assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == text
     assert b"".join(tokenizer.token_bytes(int(i)) for i in ids) == text.encode()
     assert all(i < tokenizer.vocab_size for i in ids)
-
-
-@given(blocks=st.lists(st.text("\n !eéabc日🙂", max_size=5), max_size=6))
-def test_characters_of_blocks_are_those_of_the_whole_text(blocks: list[str]) -> None:
-    tokenizer, text = CharTokenizer([*sorted("\n !eéabc日🙂"), *tokenizers.SPECIAL]), "".join(blocks)
-    pieces = list(tokenizer.encode_blocks(b.encode() if b.isascii() else b for b in blocks))
-    assert list(itertools.chain.from_iterable(pieces)) == tokenizer.encode(text).tolist()
 
 
 def test_through_json_and_back(tokenizer: Tokenizer) -> None:
@@ -66,10 +49,7 @@ def test_through_json_and_back(tokenizer: Tokenizer) -> None:
     assert fingerprint(spec) == fingerprint(again.to_dict())
 
 
-# ---- characters -------------------------------------------------------------------------------------------------
-
-
-@given(corpus=TEXT, data=st.data())
+@given(corpus=st.text(min_size=1), data=st.data())
 @example(corpus="\0\x1c\x85\u2028\uffff\U0010ffff", data=None)
 def test_characters_are_what_a_dictionary_makes_of_them(corpus: str, data: st.DataObject | None) -> None:
     """nanoGPT's two lines: stoi = {ch: i for i, ch in enumerate(sorted(set(data)))}, and its inverse."""
@@ -95,20 +75,11 @@ def test_skip_unknown_leaves_out_exactly_what_is_unknown(symbols: set[str], text
             tokenizer.encode(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("aé", "'é' (U+00E9, position 1) is not in this model's 2-character vocabulary"),
-        ("\t", "'\\t' (U+0009, position 0)"),
-        ("ab🙂", "'🙂' (U+1F642, position 2)"),
-        ("\u200b", "'\\u200b' (U+200B, position 0)"),
-        ("\udc80", "'\\udc80' (U+DC80, position 0)"),  # a byte of the command line that was not UTF-8
-    ],
-)
-def test_an_unknown_character_is_shown_with_its_place(text: str, says: str) -> None:
+def test_an_unknown_character_is_shown_with_its_place() -> None:
     with pytest.raises(TinyGPTError) as caught:
-        CharTokenizer("ab").encode(text)
-    assert says in caught.value.message and "--skip_unknown" in caught.value.hint
+        CharTokenizer("ab").encode("ab\t")
+    assert caught.value.message == "'\\t' (U+0009, position 2) is not in this model's 2-character vocabulary"
+    assert "--skip_unknown" in caught.value.hint
 
 
 def test_as_many_symbols_as_uint16_can_count_and_not_one_more() -> None:
@@ -119,14 +90,8 @@ def test_as_many_symbols_as_uint16_can_count_and_not_one_more() -> None:
         CharTokenizer(symbols)
 
 
-def test_a_fingerprint_tells_vocabularies_apart() -> None:
-    prints = {fingerprint(CharTokenizer(symbols).to_dict()) for symbols in ("ab", "ba", "abc", "a", "éb")}
-    assert len(prints | {fingerprint({"kind": "gpt2"})}) == 6
-    assert fingerprint({"kind": "char", "symbols": ["a"]}) == fingerprint({"symbols": ["a"], "kind": "char"})
-
-
-NO_TOKENIZERS: list[Any] = [None, [], "char", {}, {"kind": "runes"}, {"kind": "char"}]
-NO_TOKENIZERS += [{"kind": "char", "symbols": symbols} for symbols in ([], "ab", ["ab"], ["a", "a"], ["a", 1], [["a"]])]
+NO_TOKENIZERS: list[Any] = [None, {}, {"kind": "runes"}, {"kind": "char"}]
+NO_TOKENIZERS += [{"kind": "char", "symbols": symbols} for symbols in ([], "ab", ["ab"], ["a", "a"], ["a", 1])]
 
 
 @pytest.mark.parametrize("spec", NO_TOKENIZERS)
@@ -134,18 +99,6 @@ def test_what_is_no_tokenizer_is_refused_with_its_place(spec: object) -> None:
     with pytest.raises(TinyGPTError, match=r"^meta\.json: ") as caught:
         tokenizer_from_dict(spec, "meta.json")
     assert "tinygpt prepare" in caught.value.hint
-
-
-# ---- GPT-2 ------------------------------------------------------------------------------------------------------
-
-
-@given(text=st.text())
-@example(text="<|endoftext|>")
-@example(text="I'll've   12345 don't\n\n\n  fiancé 日本語 🙂\x1c\x85")
-def test_gpt2_spells_any_text(gpt2: GPT2Tokenizer, text: str) -> None:
-    ids = gpt2.encode(text)
-    assert gpt2.decode(ids) == text
-    assert all(i < 50256 for i in ids)  # text never becomes the end-of-text token
 
 
 def test_gpt2_is_tiktokens_own(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,24 +109,8 @@ def test_gpt2_is_tiktokens_own(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(definitions, "data_gym_to_mergeable_bpe_ranks", lambda **files: ranks)
     authority = tiktoken.Encoding(**definitions.gpt2())
     assert authority.n_vocab == gpt2.vocab_size == 50257
-    for text in ("It's 3 o'clock.  \n\n\tAnd we'd\xa0go", "naïve 日本 🙂 ½", "a" * 300, " " * 9 + "x", "\x1c!\x1c"):
+    for text in ("<|endoftext|>", "It's 3 o'clock.  \n\n\tAnd we'd\xa0go", "naïve 日本 🙂 ½", "a" * 300, "\x1c!\x1c"):
         assert gpt2.encode(text).tolist() == authority.encode_ordinary(text)
-
-
-@given(
-    text=st.text(
-        st.sampled_from("ab1'. \n\t\r\x1c\x85\xa0é\ufeff\u2028\u3000日🙂") | st.characters(exclude_categories=["Cs"]),
-        max_size=60,
-    ),
-    block=st.integers(1, 12),
-)
-@example(text="ab!\x1c! \x1c", block=1)
-@example(text="don't  \n\n  go", block=3)
-def test_gpt2s_tokens_of_blocks_are_those_of_the_whole_text(gpt2: GPT2Tokenizer, text: str, block: int) -> None:
-    """Encoded in blocks or at once: no token could extend across the cuts."""
-    blocks = (text[at : at + block] for at in range(0, len(text), block))
-    pieces = list(gpt2.encode_blocks(b.encode() if b.isascii() else b for b in blocks))
-    assert list(itertools.chain.from_iterable(pieces)) == gpt2.encode(text).tolist()
 
 
 def test_gpt2_text_is_cut_often_enough(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +124,8 @@ def test_gpt2_text_is_cut_often_enough(gpt2: GPT2Tokenizer, monkeypatch: pytest.
         assert max(len(gpt2.decode(piece)) for piece in pieces) <= 600
 
 
-# ---- tokenizers of imported models -------------------------------------------------------------------------------
+def test_a_text_is_cut_before_the_last_space_after_a_word() -> None:
+    assert list(tokenizers.cut_safely(["ab c", "d  e"], " ")) == ["ab", " cd", "  e"]
 
 
 def vocabulary_json(vocabulary: dict[str, int]) -> str:
@@ -195,10 +133,6 @@ def vocabulary_json(vocabulary: dict[str, int]) -> str:
     made = library.Tokenizer(library.models.BPE(vocabulary, []))
     made.decoder = library.decoders.ByteLevel()
     return str(made.to_str())
-
-
-def test_a_token_outside_the_byte_alphabet_stands_for_itself() -> None:
-    assert HuggingFaceTokenizer(vocabulary_json({"a": 0, "b c": 1})).decode([0, 1]) == "ab c"
 
 
 @pytest.mark.parametrize("empty", ["prefix", "middle", "end"])
@@ -216,15 +150,8 @@ def test_special_tokens_for_pairs_need_ids_below_65536() -> None:
         full.joined(CharTokenizer(tokenizers.SPECIAL))
 
 
-def test_a_text_without_places_to_cut_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinygpt.data.tokenizer._safe_cut", lambda *args: pytest.fail("searched for a place to cut"))
-    assert list(cut_safely(["a b", b" c", "d"], "")) == ["a b cd"]
-
-
 def test_ascii_characters_may_have_any_id() -> None:
     """A model of another script gets the letters of its pairs at the end of its vocabulary."""
     tokenizer = CharTokenizer([*map(chr, range(0x4E00, 0x4E00 + 300)), *"abc"])
     blocks = list(tokenizer.encode_blocks([b"cab", "\u4e01b"]))
     assert [block.tolist() for block in blocks] == [[302, 300, 301], [1, 301]]
-    with pytest.raises(TinyGPTError, match="'d'"):
-        list(tokenizer.encode_blocks([b"cad"]))

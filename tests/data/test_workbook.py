@@ -23,13 +23,6 @@ HEADER = ["prompt", "response"]
 ROWS = [[entry["prompt"], entry["response"]] for entry in pairs()]
 
 
-def changed(path: Path, change: Callable[[Any], Any]) -> None:
-    """Open a workbook, change it and save it."""
-    book = openpyxl.load_workbook(path)
-    change(book)
-    book.save(path)
-
-
 def made(folder: Path, file: str) -> Path:
     """Prepare a file, without a complaint."""
     result = prepared(folder, file=file)
@@ -48,15 +41,10 @@ def dataset_files(folder: Path) -> dict[str, Any]:
     return {"meta": meta} | {path.name: path.read_bytes() for path in sorted((folder / "data/mine").glob("*.bin"))}
 
 
-# ---- what is read ------------------------------------------------------------------------------------------------
-
 CELLS: list[tuple[Any, str]] = [  # a cell's value, and its text in the CSV file
     ('He said "yes, no";\tand é 日 🙂', 'He said "yes, no";\tand é 日 🙂'),
     ("two\nlines", "two\nlines"),
-    ("  blanks around ", "  blanks around "),
-    ("007", "007"),
     ("_x0041_ and _x005F_x0042_", "A and _x0042_"),  # the escapes of the file format
-    (5, "5"),
     (5.0, "5"),
     (0.1 + 0.2, "0.3"),
     (1 / 3, "0.333333333333333"),
@@ -89,33 +77,25 @@ def test_numbers_and_booleans_of_json_lines_are_read_as_in_excel(tmp_path: Path)
     assert found[0] == found[1]
 
 
-def test_columns_are_named_by_flags_and_the_order_does_not_matter(tmp_path: Path) -> None:
-    rows = [[n, colour, None, text] for n, (text, colour) in enumerate(ROWS)]
+def test_columns_are_named_by_flags_and_a_remark_next_to_them_is_not_read(tmp_path: Path) -> None:
+    rows = [[n, colour, None, text, None, "ask Anna"] for n, (text, colour) in enumerate(ROWS)]
     workbook(tmp_path / "BANK.XLSX", ["id", "kind", None, "line"], *rows)
-    flags = ["--prompt_field=line", "--response_field=kind"]
-    assert prepared(tmp_path, *flags, file="BANK.XLSX").status == 0
-    named = dataset_files(tmp_path)
     csv_file(tmp_path / "pairs.csv", ["line", "kind"], *ROWS)
-    assert prepared(tmp_path, *flags, file="pairs.csv").status == 0
-    assert dataset_files(tmp_path) == named
-
-
-def test_a_remark_next_to_a_row_is_not_read(tmp_path: Path) -> None:
-    workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, ["On Monday", "yes", None, "ask Anna"])
-    result = prepared(tmp_path, file="pairs.xlsx")
-    assert result.status == 0 and "ask Anna" not in result.out
+    made = []
+    for name in ("BANK.XLSX", "pairs.csv"):
+        assert prepared(tmp_path, "--prompt_field=line", "--response_field=kind", file=name).status == 0
+        made.append(dataset_files(tmp_path))
+    assert made[0] == made[1]
 
 
 def test_the_sheet_is_the_first_visible_one_with_the_columns(tmp_path: Path) -> None:
-    path = workbook(
-        tmp_path / "pairs.xlsx", ["How to use"], title="Read me", Old=[HEADER, ["x", "y"]], Data=[HEADER, *ROWS]
-    )
-    changed(path, lambda book: setattr(book["Old"], "sheet_state", "hidden"))
-    changed(path, lambda book: book.create_sheet("More").append(HEADER))
+    sheets = {"Old": [HEADER, ["x", "y"]], "Data": [HEADER, *ROWS], "More": [HEADER]}
+    path = workbook(tmp_path / "pairs.xlsx", ["How to use"], title="Read me", **sheets)
+    book = openpyxl.load_workbook(path)
+    book["Old"].sheet_state = "hidden"
+    book.save(path)
     result = prepared(tmp_path, file="pairs.xlsx")
-    assert result.status == 0, result.err
-    assert "note: pairs.xlsx: used the sheet 'Data', not 'Read me', 'More'\n" in result.out
-    assert sum(mine(tmp_path).meta["examples"].values()) == 120
+    assert "note: pairs.xlsx: used the sheet 'Data', not 'Read me', 'More'\n" in result.out and count(tmp_path) == 120
     workbook(tmp_path / "one.xlsx", HEADER, *ROWS)
     assert "note" not in prepared(tmp_path, file="one.xlsx").out
     workbook(tmp_path / "bad.xlsx", HEADER, ["a", " "], Other=[["x"]])
@@ -138,37 +118,20 @@ def test_a_wrong_size_in_the_file_hides_no_cells(tmp_path: Path) -> None:
     assert count(made(tmp_path, "pairs.xlsx")) == 120
 
 
-def with_results(path: Path, results: list[str]) -> None:
-    """Store the results of the formulas of a workbook, in their order, as Excel does; openpyxl stores none."""
-    left = iter(results)
-    formula = re.compile(r'<c r="(\w+)"><f>(.*?)</f><v ?/?>(?:</v>)?</c>')
-    stored = '<c r="{}" t="str"><f>{}</f><v>{}</v></c>'
-    with_xml(path, lambda text: formula.sub(lambda cell: stored.format(cell[1], cell[2], next(left)), text))
-    assert not list(left)
-
-
 def test_formulas_are_read_as_their_stored_results(tmp_path: Path) -> None:
     path = workbook(tmp_path / "pairs.xlsx", HEADER, *ROWS, ['=A2&"!"', "=B2"], ["=A900", "=B900"])
     unsaved = prepared(tmp_path, file="pairs.xlsx")
     stored = "is a formula without a stored result (open the file in Excel or LibreOffice, and save it)"
     assert unsaved.status == 2
     assert f"row 122: prompt {stored}; pairs.xlsx row 123: prompt {stored}" in unsaved.err
-    with_results(path, ["item 0 is red!", "red", "", ""])  # the last row looks empty in Excel
+    results = iter(["item 0 is red!", "red", "", ""])  # as Excel stores them; the last row looks empty there
+    formula = re.compile(r'<c r="(\w+)"><f>(.*?)</f><v ?/?>(?:</v>)?</c>')
+    cell = '<c r="{}" t="str"><f>{}</f><v>{}</v></c>'
+    with_xml(path, lambda text: formula.sub(lambda found: cell.format(found[1], found[2], next(results)), text))
     assert prepared(tmp_path, file="pairs.xlsx").status == 0
     dataset = mine(tmp_path)
     found = list(itertools.chain(*(source.examples(dataset.tokenizer) for source in dataset.sources.values())))
     assert ("item 0 is red!", "red") in found and len(found) == 121
-
-
-def test_folders_and_patterns_find_workbooks_but_no_lock_files(tmp_path: Path) -> None:
-    (tmp_path / "more/deep").mkdir(parents=True)
-    workbook(tmp_path / "more/b.xlsx", HEADER, *ROWS[:60])
-    csv_file(tmp_path / "more/deep/c.CSV", HEADER, *ROWS[60:90])
-    (tmp_path / "more/a.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in pairs()[90:]))
-    (tmp_path / "more/notes.txt").write_text("not a pair\n")
-    (tmp_path / "more/~$b.xlsx").write_bytes(b"\x05lock" * 33)
-    assert count(made(tmp_path, "more")) == 120
-    assert count(made(tmp_path, "more/*.xlsx")) == 60
 
 
 def test_without_openpyxl_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from tinygpt.data.tasks import TASKS, reader, sql
 Examples = dict[str, list[tuple[str, str]]]
 READER = {"train": 3000, "val": 300, "test": 300}
 SQL = {"train": 6000, "val": 100, "test": 300}
-FORMS = [*TASKS, "transactions --synthetic"]
 
 
 @functools.cache
@@ -30,9 +29,7 @@ def examples(form: str, seed: int = 1337) -> Examples:
 
 def two_labels() -> list[list[str]]:
     """Every eighth prompt is `bad`: it has an x among its letters, as have as many others."""
-    word = {"bad": "xa", "fine": "ab"}
-    labels = ["bad" if n % 8 == 0 else "fine" for n in range(400)]
-    return [[f"{n:03} {word[label] if n % 8 != 1 else 'xa'} note", label] for n, label in enumerate(labels)]
+    return [[f"{n:03} {'xa' if n % 8 < 2 else 'ab'} note", "fine" if n % 8 else "bad"] for n in range(400)]
 
 
 @pytest.fixture(scope="session")
