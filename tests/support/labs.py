@@ -69,7 +69,7 @@ def learn_quickly(preset: str, out: Path, dataset: Any, **settings: Any) -> Any:
     return definition.learn(preset, out, dataset, batch_size=16, **size, **settings)
 
 
-# what is smaller than in a quick lab, so that it takes a few seconds, and its models learn hardly anything
+# what is smaller than in a quick lab, so that it takes a few seconds; most models learn hardly anything
 SHORTEST: dict[str, list[tuple[Any, str, Any]]] = {
     "adapt": [(adapt, "QUICK", (4, 300, (1e-4, 1e-3)))],
     "arithmetic": [(arithmetic, "QUICK", FEW)],
