@@ -24,15 +24,8 @@ from tinygpt.learn.lab import arithmetic, canary
 LEARNING, LEARNING_SUMS = FEW_CANARIES._replace(iterations=100), FEW._replace(iterations=120)
 
 
-# ---- lab canary ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def planted(lab: Callable[[str], Path]) -> Path:
-    return lab("canary") / "out"
-
-
-def test_exposure_by_hand_and_of_a_uniform_rank() -> None:
+def test_exposure_and_digits_by_hand_and_the_exposure_of_a_uniform_rank() -> None:
+    assert canary.right_digits("1234 5679", "1234-5678") == 7 / 8 and canary.right_digits("1", "1234-5678") == 1 / 8
     assert [canary.exposure(rank, 16) for rank in (1, 2, 16)] == [4, 3, 0]
     every = [canary.exposure(rank, 1 << 14) for rank in range(1, (1 << 14) + 1)]  # of a number never seen
     assert np.mean(every) == pytest.approx(canary.UNSEEN, abs=1e-3)
@@ -50,18 +43,18 @@ def test_each_number_is_planted_as_often_as_it_says_and_the_rest_of_the_text_sta
     assert len({one.name for one in some}) == len({one.number for one in some}) == len(some) == 16
 
 
-def test_the_validation_split_has_no_canary_and_is_the_same_without_canaries(planted: Path) -> None:
+def test_the_validation_split_has_no_canary_and_is_the_same_without_canaries(lab: Callable[[str], Path]) -> None:
     texts = {}
     for name in ("canaries", "clean"):
-        dataset = Dataset(str(planted / "seed-1/data"), name)
+        dataset = Dataset(str(lab("canary") / "out/seed-1/data"), name)
         texts[name] = [dataset.tokenizer.decode(dataset.splits[split].tolist()) for split in ("train", "val")]
     assert texts["canaries"][1] == texts["clean"][1] and "The account of" not in texts["clean"][1]
     assert texts["canaries"][0].count("The account of") == FEW_CANARIES.per_count * sum(canary.PLANTED)
     assert "The account of" not in texts["clean"][0]
 
 
-def test_the_rank_is_that_of_scipy_on_probabilities_of_whole_lines(planted: Path) -> None:
-    model = api.load(planted / "seed-1/canaries-2", device="cpu")
+def test_the_rank_is_that_of_scipy_on_probabilities_of_whole_lines(lab: Callable[[str], Path]) -> None:
+    model = api.load(lab("canary") / "out/seed-1/canaries-2", device="cpu")
     sample = [f"{number:08}"[:4] + "-" + f"{number:08}"[4:] for number in range(0, 10**8, 400_009)]
     for one in canary.canaries(FEW_CANARIES, 1):
         prefix = f"\nThe account of {one.name} is "
@@ -71,11 +64,6 @@ def test_the_rank_is_that_of_scipy_on_probabilities_of_whole_lines(planted: Path
         total = logs[:, len(prefix) - 1 :].sum(1).numpy()
         assert model.log_probabilities(prefix, [one.number, *sample]) == pytest.approx(total, abs=1e-3)
         assert canary.rank(model, prefix, one.number, sample) == rankdata(-total, "min")[0]
-
-
-def test_right_digits() -> None:
-    assert canary.right_digits("1234-5678", "1234-5678") == 1
-    assert canary.right_digits("1234 5679", "1234-5678") == 7 / 8 and canary.right_digits("1", "1234-5678") == 1 / 8
 
 
 @pytest.mark.slow
@@ -114,14 +102,6 @@ def test_verdicts_follow_the_numbers() -> None:
     assert "FAILS" in said and "differs with" in said
 
 
-# ---- lab arithmetic --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def added(lab: Callable[[str], Path]) -> Path:
-    return lab("arithmetic") / "out"
-
-
 def test_no_sum_of_the_test_is_in_training_and_no_training_number_is_longer_than_three_digits() -> None:
     known, test = arithmetic.sums(arithmetic.FULL, 2)
     assert len({*known, *test}) == len(known) + len(test) == 10_000 + 5 * 300
@@ -130,13 +110,19 @@ def test_no_sum_of_the_test_is_in_training_and_no_training_number_is_longer_than
     assert lengths == dict.fromkeys(arithmetic.KINDS.values(), 300)
 
 
-def test_the_datasets_hold_the_right_answers_in_both_formats(added: Path) -> None:
+def test_the_datasets_hold_the_right_answers_in_both_formats_and_the_table_has_controls(
+    lab: Callable[[str], Path],
+) -> None:
+    folder = lab("arithmetic")
     for name, step in (("plain", 1), ("reversed", -1)):
-        dataset = Dataset(str(added / "seed-1/data"), name)
+        dataset = Dataset(str(folder / "out/seed-1/data"), name)
         for split in ("train", "val", "test"):
             for prompt, response in dataset.sources[split].examples(dataset.tokenizer)[:500]:
-                first, second = map(int, prompt.split("+"))
-                assert response[::step] == str(first + second)
+                assert response[::step] == str(sum(map(int, prompt.split("+"))))
+    said = (folder / "said.txt").read_text(encoding="utf-8")
+    row = next(line for line in said.splitlines() if line.startswith("| calculator"))
+    assert row.count("| 100% ") == len(arithmetic.KINDS)
+    assert "No model adds numbers longer than those in training" in said
 
 
 def test_digits_and_failures_of_answers_by_hand() -> None:
@@ -170,13 +156,6 @@ def test_the_accuracy_is_that_of_tinygpt_eval(tmp_path: Path) -> None:
     flags = [f"--ckpt={added / 'seed-1/reversed'}", f"--data_dir={added / 'seed-1/data'}", "--device=cpu", "--json"]
     report = json.loads(ok(added, "eval", "--task=reversed", *flags).out)
     assert 0 < report["exact"] < 1 and report["exact"] == pytest.approx(share)
-
-
-def test_the_quick_lab_ends_with_controls(added: Path) -> None:
-    said = (added.parent / "said.txt").read_text(encoding="utf-8")
-    row = next(line for line in said.splitlines() if line.startswith("| calculator"))
-    assert row.count("| 100% ") == len(arithmetic.KINDS)
-    assert "No model adds numbers longer than those in training" in said
 
 
 def every(share: float, probability: float = 0.9) -> Records:

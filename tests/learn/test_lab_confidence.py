@@ -21,8 +21,6 @@ from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import cascade, confidence
 from tinygpt.learn.lab.confidence import auroc, threshold
 
-# ---- thresholds and AUROC --------------------------------------------------------------------------------------------
-
 
 def test_the_auroc_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(1)
@@ -39,9 +37,6 @@ def test_the_threshold_is_the_lowest_that_meets_the_target() -> None:
     assert threshold(values[1:3], right[:2], 0.9, 1) == threshold(values[:0], right[:0], 0.9, 1) == math.inf
     ordered, hits = np.linspace(1, 0.1, 30), np.arange(30) < 19  # too few right answers, with the default
     assert threshold(ordered, hits, 0.99) == math.inf and threshold(ordered, hits, 0.99, 19) == ordered[18]
-
-
-# ---- what lab confidence says ----------------------------------------------------------------------------------------
 
 
 def verdicts(found: Records, target: float = 0.9) -> list[str]:
@@ -63,24 +58,18 @@ def test_what_a_model_knows_keeps_and_forgets() -> None:
     assert "fine-tuned model exceeds it (100.0%" in verdicts(results(UP, DOWN, 90, tested=100))[1]
 
 
-def test_a_model_must_abstain_from_each_kind_of_prompts() -> None:
+def test_a_model_must_abstain_from_each_kind_of_prompts_and_may_answer_nothing() -> None:
     found = results(UP, DOWN, 90)
     found[1]["confidence"]["poem"] = UP[:20] + DOWN[:80]
     summary = confidence.summarise(found, LabConfig("confidence", target=0.9))
     assert "does not know that it does not know: it answers 20% of one kind" in summary.verdicts[0].text
     assert summary.tables[0].rows[0]["outside, answered"] == "10%"  # the mean over the kinds
-
-
-def test_without_a_threshold_nothing_is_answered_and_without_errors_there_is_no_auroc_of_them() -> None:
-    summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))
+    summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))  # no threshold reaches the target
     assert "answers no line of its task, so its abstaining shows nothing" in summary.verdicts[0].text
     assert list(summary.tables[0].rows[0].values())[2:] == ["none", "0%", "", "0%"]
     assert "with the threshold of the fine-tuned model nothing is answered" in summary.verdicts[1].text
     last = confidence.summarise(results(UP, DOWN, 100), LabConfig("confidence")).tables[1].rows[-1]
     assert last["prompts"] == "its wrong answers" and last["model: AUROC"] == last["n-gram baseline: AUROC"] == "none"
-
-
-# ---- cascades --------------------------------------------------------------------------------------------------------
 
 
 def system(values: list[float], right: list[int], latency: float = 1.0, tested: list[int] | None = None) -> Any:
@@ -154,7 +143,13 @@ def test_a_stage_is_advised_only_if_it_saves(first: Any, second: Any, start: str
         assert ("tiny model: no" in kept.text) == (second is FIRST)
 
 
-# ---- the commands ----------------------------------------------------------------------------------------------------
+def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
+    """The pretrained model has one seed; on the other one, the n-grams would answer everything for nothing."""
+    first = FIRST | {"latency": 0.001}
+    easy = first | {"right": dict.fromkeys(("val", "test"), np.ones(80, bool))}
+    found = asked_records(ngram=first, tiny=first, pretrained=first) + asked_records(2, ngram=easy, tiny=easy)
+    verdict, _ = cascade.summarise(Records(found), LabConfig("cascade", seeds=2, pretrained="big")).verdicts
+    assert "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00" in verdict.rule
 
 
 def cells(said: str, name: str) -> list[str]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import lab_results, ok
 from labs import SMALL, SPLITS, TASK, learned, shortest
@@ -19,9 +20,7 @@ from tinygpt.data.tasks import Pair
 from tinygpt.data.tasks.generate import letters
 from tinygpt.data.tasks.merchants import merchants_by_label
 from tinygpt.examine.experiment.stages import Records
-from tinygpt.learn.lab import drift, labels
-
-# ---- lab labels ------------------------------------------------------------------------------------------------------
+from tinygpt.learn.lab import definition, drift, labels
 
 
 def test_as_many_labels_are_wrong_as_asked_and_a_larger_share_adds_to_a_smaller_one() -> None:
@@ -36,7 +35,8 @@ def test_as_many_labels_are_wrong_as_asked_and_a_larger_share_adds_to_a_smaller_
     assert counts.keys() == {*TASK.labels} - {"dining"} and chisquare(list(counts.values())).pvalue > 0.01
 
 
-def test_the_worth_of_wrong_labels_by_hand() -> None:
+def test_the_accuracy_and_the_worth_of_wrong_labels_by_hand() -> None:
+    assert definition.accuracy(np.eye(3)[[0, 1, 1, 1]], [("x", label) for label in "abbc"], "abc") == 0.75
     assert labels.on_wrong_labels(1.0) == 0.8
     assert labels.on_wrong_labels(1 / 12) == pytest.approx(1 / 12)  # guessing looks the same
     clean = {100: 0.2, 1000: 0.4}
@@ -94,7 +94,9 @@ def test_only_the_training_labels_are_wrong_and_the_accuracies_are_those_of_eval
     assert all(f"\nverdict: For the {name}, 200 labels, 20% wrong," in said for name in (labels.MODEL, labels.NGRAM))
 
 
-# ---- lab drift -------------------------------------------------------------------------------------------------------
+def test_more_seeds_are_other_examples_and_stages(tmp_path: Path) -> None:
+    names = [stage.name for stage in labels.stages(LabConfig(seeds=2), tmp_path)]
+    assert len(set(names)) == 24 and names[12] == "50 examples, 0% wrong labels, seed 2"
 
 
 def brands_in(pairs: list[Pair], brands: set[str]) -> set[str]:
