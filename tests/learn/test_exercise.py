@@ -151,9 +151,6 @@ def solution_of(*numbers: int) -> str:
     return "\n\n\n".join(found) + "\n"
 
 
-# ---- the command ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_the_steps_are_solved_from_their_templates(tmp_path: Path) -> None:
     """start gives what is to be filled in, check says so, and the solution in its place passes."""
@@ -176,8 +173,6 @@ def test_the_steps_are_solved_from_their_templates(tmp_path: Path) -> None:
     assert passed.out.count("PASS  ") > 40
     assert "FAIL" not in passed.out and "This is a complete GPT." in passed.out
 
-
-# ---- a class --------------------------------------------------------------------------------------------------------
 
 IMPORTS = SOURCE.partition("class ")[0]
 

@@ -32,9 +32,6 @@ from tinygpt.learn.lab.facts.systems import Reply
 from tinygpt.use.ask.search import search, with_relevance
 from tinygpt.use.ask.store import open_index
 
-# ---- stages ----------------------------------------------------------------------------------------------------------
-
-
 X, QUIET = Identity("lab", "x", {}, {}), Identity("lab", "x", {"quick": False}, {"out": "abc"})
 
 
@@ -96,9 +93,6 @@ def test_results_of_an_earlier_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out/.lock").touch()
     said = refused(tmp_path, "lab", "scale", "--quick", "--out_dir=out")
     assert "out holds results of lab scale; this is lab scale with format=2" in said and "delete out" in said
-
-
-# ---- lab facts -------------------------------------------------------------------------------------------------------
 
 
 COMPANIES = world.make(5, 60)
@@ -322,9 +316,6 @@ def test_a_pretrained_model_is_compared_and_adds_stages_only(
     assert recorded and "out-large with LoRA" in recorded[1]
 
 
-# ---- the summary -----------------------------------------------------------------------------------------------------
-
-
 def test_values_that_are_missing_have_words() -> None:
     nan, infinity = float("nan"), float("inf")
     assert spread([nan, 3, 1, 2], ".1f") == "2.0 (1.0 to 3.0)"
@@ -332,9 +323,6 @@ def test_values_that_are_missing_have_words() -> None:
     assert [spread(values, ".2f") for values in ([infinity] * 2, [nan] * 2, [nan, 0.5])] == ["none", "none", "0.50"]
     assert Table("Wrong answers", [], "How to read it.").as_text() == "Wrong answers: none"
     assert gap(0.9, 0.88) == 0.02 < 0.9 - 0.88 and f"{gap(0.3, 0.1 + 0.2):+.1f}" == "+0.0"
-
-
-# ---- lab methods -----------------------------------------------------------------------------------------------------
 
 
 def test_the_verdicts_of_methods_follow_from_the_numbers() -> None:
