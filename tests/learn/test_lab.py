@@ -225,7 +225,7 @@ def test_the_quick_lab_shows_what_the_course_claims(lab: Callable[[str], Path]) 
     assert share("after reader", "changed", "right") > 0.3 > share("after reader", "changed", "stale")
     assert share("before closed", "fact", "right") > 0.4  # it has memorised facts, as they were,
     assert share("after closed", "changed", "right") > 0.2  # learns the new ones,
-    assert share("after closed", "fact", "right") < share("before closed", "fact", "right")  # and loses others
+    assert share("after closed", "fact", "right") < share("before closed", "fact", "right") - 0.1  # and loses others
     assert share("after search", "changed", "right") > 0.3 > share("after search", "changed", "stale")
     said = (folder / "said.txt").read_text(encoding="utf-8")
     assert "verdict: No system used the network while it answered." in said and "(tinygpt lab canary does)" in said
