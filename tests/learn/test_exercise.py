@@ -4,78 +4,58 @@ import csv
 import importlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import PATIENCE, cli_here, ok, until
+from conftest import cli, cli_here, listing, ok, until
 
 from tinygpt.learn.exercise import child, runner, steps
 from tinygpt.learn.exercise.outline import template_steps
 
-SOLUTION = Path(__file__).parents[1] / "solution.py"
-SOURCE = SOLUTION.read_text(encoding="utf-8")
+SOURCE = (Path(__file__).parents[1] / "solution.py").read_text(encoding="utf-8")
 
 # (step, a mistake that a student may make: old -> new in the solution, the check that must find it, words of its report)
 WRONG = [
     (1, "sorted(set(text))", "sorted(text)", "vocab_size is the number", "got=5 expected=4"),
-    (1, "sorted(set(text))", "torch.optim.Optimizer.step(text)", "vocab_size is the number", "expected=no exception"),
     (1, "sorted(set(text))", "list(dict.fromkeys(text))", "token ids follow the sorted order", "expected=[0, 1, 2, 3, 4, 5]"),
-    (1, "i for i, character in enumerate(self.characters)", "i + 1 for i, character in enumerate(self.characters)", "token ids follow", "[1, 2, 3, 4, 5, 6]"),
     (1, "self.characters[i] for i in ids", "self.characters[i].lower() for i in ids", "decoding gives the text back", "first citizen"),
-    (1, "for c in text]", "for c in text.rstrip()]", "decoding gives the text back", "5!'"),
     (1, 'raise ValueError(f"{c!r} is not in the vocabulary")', "return []", "an unknown character raises", "got=[]"),
     (1, 'raise ValueError(f"{c!r} is not in the vocabulary")', 'raise ValueError("bad")', "an unknown character raises", "names 'x'"),
-    (1, 'raise ValueError(f"{c!r} is not in the vocabulary")', "raise StopIteration", "an unknown character raises", "got=StopIteration: "),
+    (1, 'return "".join(', 'raise ValueError("x" * 9000); return "".join(', "decoding gives the text back", "xxxx ..."),
     (2, "return data[:cut], data[cut:]", "return data[-cut:], data[:-cut]", "the validation part is the end", "[0, 1]"),
-    (2, "return data[:cut], data[cut:]", "return data, data[cut:]", "the validation part is the end", "8, 9] and [8, 9]"),
-    (2, "    cut = int(", "    data = data[torch.randperm(len(data))]\n    cut = int(", "the validation part is the end", "split(torch.arange(10), 0.2)"),
     (2, "data[i : i + block_size] for i in starts])\n", "data[i : i + block_size] for i in starts]).float()\n", "x and y are int64", "torch.float32"),
     (2, "data[i + 1 : i + 1 + block_size]", "data[i : i + block_size]", "the target is the input shifted", "y[0] ="),
-    (2, "data[i + 1 : i + 1 + block_size]", "data[i + 2 : i + 2 + block_size]", "the target is the input shifted", "y[0] ="),
     (2, "len(data) - block_size,", "len(data) - block_size - 1,", "every window can be drawn", "starts [0, 1]"),
-    (2, "len(data) - block_size,", "len(data) - block_size + 1,", "every window can be drawn", "RuntimeError"),
     (2, ", generator=generator)\n    x", ")\n    x", "windows are random", "same seed"),
     (2, "torch.randint(len(data) - block_size, (batch_size,), generator=generator)", "torch.randint(len(data) - block_size, (1,), generator=generator).repeat(batch_size)", "windows are random", "different starts"),
     (3, "logits = self.table(idx)", "logits = self.table(idx)[:, -1]", "logits have shape (B, T, V), and the loss is None", "(2, 5)"),
     (3, "logits = self.table(idx)", "logits = self.table(idx).mean(1, keepdim=True) + self.table(idx)", "the logits depend on the current", "position 1"),
     (3, "logits = self.table(idx)", "logits = self.table(idx).softmax(-1)", "the logits depend on the current", "row 2"),
     (3, "F.cross_entropy(logits.flatten(0, 1), targets.flatten())\n\n\ndef counts", "F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum')\n\n\ndef counts", "the loss is the mean", "averaged"),
-    (3, "F.cross_entropy(logits.flatten(0, 1), targets.flatten())\n\n\ndef counts", "F.cross_entropy(logits.transpose(0, 1).flatten(0, 1), targets.flatten())\n\n\ndef counts", "the loss is the mean", "averaged"),
     (3, ".log().mean()", ".log2().mean()", "counts_loss is the cross-entropy", "0.3819"),
-    (3, "counts.sum(1, keepdim=True)", "counts.sum()", "counts_loss is the cross-entropy", "0.3819"),
-    (3, "counts = torch.zeros(vocab", "counts = torch.ones(vocab", "counts_loss is the cross-entropy", "2 ln 3/2"),
     (3, "F.cross_entropy(logits.flatten(0, 1), targets.flatten())\n\n\ndef counts", "F.cross_entropy(logits.detach().flatten(0, 1), targets.flatten())\n\n\ndef counts", "training converges", "with a gradient"),
+    (3, "def forward(self, idx", "def foward(self, idx", "logits have shape (B, T, V)", 'missing the required "forward" function'),
     (4, "return F.softmax(scores.masked_fill(mask, float(\"-inf\")), dim=-1)", "return F.softmax(scores, dim=-1).masked_fill(mask, 0)", "each row of attention weights", "the sums of the rows"),
-    (4, 'float("-inf")), dim=-1)', 'float("-inf")), dim=-2)', "each row of attention weights", "the sums of the rows"),
     (4, 'scores.masked_fill(mask, float("-inf"))', "scores", "no position attends to a later one", "zeros above the diagonal"),
-    (4, 'masked_fill(mask, float("-inf"))', "masked_fill(mask, 0)", "no position attends to a later one", "zeros above the diagonal"),
-    (4, "torch.tril(torch.ones(T, T)) == 0", "torch.triu(torch.ones(T, T)) == 0", "no position attends to a later one", "zeros above the diagonal"),
     (4, "torch.tril(torch.ones(T, T)) == 0", "torch.tril(torch.ones(T, T), -1) == 0", "each row of attention weights", "nan"),
     (4, "scores = q @ k.transpose(-2, -1)", "scores = k @ k.transpose(-2, -1)", "equal scores give equal weights", "queries of zeros"),
     (4, " / math.sqrt(size)", "", "scores are scaled", "0.7311"),
-    (4, " / math.sqrt(size)", " / size", "scores are scaled", "0.7311"),
-    (4, " / math.sqrt(size)", " / math.sqrt(T)", "scores are scaled", "0.7311"),
+    (4, "class Head(", "class Haed(", "the output is the weighted sum", "no Head in the file"),
     (4, "@ self.value(x)", "@ self.key(x)", "the output is the weighted sum", "PyTorch's attention"),
-    (4, "attention_weights(self.query(x), self.key(x))", "attention_weights(self.key(x), self.query(x))", "the output is the weighted sum", "(2, 5, 8)"),
     (5, "return self.c_proj(y)\n", "return self.c_proj(y).sum(1)\n", "attention keeps the shape", "(2, 12)"),
     (5, "view(B, T, self.n_head, -1).transpose(1, 2)", "reshape(B, self.n_head, T, -1)", "no head attends to a later", "different outputs"),
     (5, ", is_causal=True)", ")", "no head attends to a later", "only at positions 4 and 5"),
     (5, "q, k, v = self.c_attn(x)", "k, q, v = self.c_attn(x)", "each head works on its own channels", "3 heads"),
-    (5, "y.transpose(1, 2).reshape(B, T, C)", "y.transpose(1, 2).transpose(2, 3).reshape(B, T, C)", "each head works on its own", "3 heads"),
-    (5, "return self.c_proj(y)\n", "return y\n", "each head works on its own", "3 heads"),
     (5, "self.c_proj(F.gelu(self.c_fc(x)))", "self.c_proj(self.c_fc(x))", "the MLP is linear, GELU, linear", "MLP(8)"),
-    (5, "self.c_proj(F.gelu(self.c_fc(x)))", "F.gelu(self.c_proj(self.c_fc(x)))", "the MLP is linear, GELU, linear", "MLP(8)"),
     (5, "x = x + self.attn(self.ln_1(x))", "x = self.attn(self.ln_1(x))", "a block adds to the residual stream", "zero"),
-    (5, "x = x + self.mlp(self.ln_2(x))", "x = self.ln_2(x) + self.mlp(self.ln_2(x))", "a block adds to the residual stream", "zero"),
     (5, "x = x + self.mlp(self.ln_2(x))", "x = x + self.mlp(x)", "attention and the MLP each get", "followed by"),
-    (5, "self.attn(self.ln_1(x))\n        x = x + self.mlp(self.ln_2(x))", "self.attn(self.ln_1(x)) + self.mlp(self.ln_2(x))", "attention and the MLP each get", "followed by"),
     (6, "self.wpe.weight[: idx.shape[1]]", "self.wpe.weight", "logits have shape (B, T, V) for every T", "RuntimeError"),
     (6, "nn.init.normal_(module.weight, std=0.02)", "nn.init.normal_(module.weight, std=1.0)", "the loss of an untrained model", "about ln 11"),
     (6, "F.cross_entropy(logits.flatten(0, 1), targets.flatten())\n\n\ndef learning", "F.cross_entropy(logits[:, -1], targets[:, -1])\n\n\ndef learning", "the loss is the mean cross-entropy", "(3, 8)"),
@@ -83,59 +63,39 @@ WRONG = [
     (6, "x = self.wte(idx) + self.wpe.weight[: idx.shape[1]]", "x = self.wte(idx)", "the order of earlier characters", "the same logits"),
     (6, "[Block(n_embd, n_head) for _ in range(n_layer)]", "[Block(n_embd, n_head)] * n_layer", "every parameter gets a gradient", "one block used twice"),
     (6, "self.lm_head(self.ln_f(x))", "self.lm_head(x)", "every parameter gets a gradient", "ln_f.weight, ln_f.bias"),
-    (6, "for block in self.h:", "for block in self.h[:1]:", "every parameter gets a gradient", "h.1."),
     (7, "    if step > total:\n        return minimum\n", "", "the learning rate rises", "learning_rate(500"),
     (7, "peak * (step + 1) / (warmup + 1)", "peak * step / warmup", "the learning rate rises", "learning_rate(0"),
-    (7, "    if step < warmup:\n        return peak * (step + 1) / (warmup + 1)\n", "", "the learning rate rises", "0.1000"),
     (7, "(1 + math.cos(math.pi * share)) / 2", "(1 - share)", "the decay follows half a cosine", "learning_rate(34"),
-    (7, "(step - warmup) / (total - warmup)", "step / total", "the learning rate rises", "learning_rate(9"),
     (7, "return loss.item()", "return loss", "train_step returns the loss", "a Tensor"),
     (7, "return loss.item()", "return model(x, y)[1].item()", "train_step returns the loss", "1.0000"),
     (7, '    for group in optimizer.param_groups:\n        group["lr"] = lr\n', "", "the update uses the given learning rate", "w = 2.0000"),
     (7, "    optimizer.zero_grad()\n", "", "each update uses the gradient of its own batch", "w = 0.3600"),
-    (7, "    optimizer.zero_grad()\n    loss.backward()", "    loss.backward()\n    optimizer.zero_grad()", "the update uses the given learning rate", "w = 0.0000"),
     (7, "    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)\n", "", "the gradient is clipped", "w = 0.2000"),
-    (7, "clip_grad_norm_(model.parameters(), max_norm)\n    optimizer.step()", "clip_grad_norm_(model.parameters(), 100.0)\n    optimizer.step()", "the gradient is clipped", "gradient -2"),
     (7, "    loss = model(x, y)[1]\n", "    loss = model(x, y)[1] if hasattr(model, 'w') else model(x, x)[1]\n", "one batch can be memorised", "at the end"),
-    (7, "loss = model(x, y)[1]\n", "loss = model(x[:1], y[:1])[1]\n", "one batch can be memorised", "at the end"),
     (8, "logits = logits / temperature", "logits = logits * temperature", "probabilities sum to one, and the temperature", "temperature 2.0"),
-    (8, "logits = logits / temperature", "logits = logits", "probabilities sum to one, and the temperature", "temperature 2.0"),
     (8, "logits = logits / temperature", "logits = logits / max(temperature, 0.5)", "a temperature near zero", "0.001"),
     (8, "logits < least", "logits <= least", "top_k keeps", "top_k 2"),
     (8, "min(top_k, len(logits))", "top_k", "top_k keeps", "RuntimeError"),
-    (8, "logits.masked_fill(logits < least, float(\"-inf\"))", "logits.masked_fill(logits < least, 0.0)", "top_k keeps", "top_k 2"),
     (8, "before >= top_p", "p.cumsum(0) > top_p", "top_p keeps", "top_p 0.7"),
-    (8, "out[order] = p / p.sum()", "out = p / p.sum()", "a temperature near zero", "logits 1, 3, 2.9"),
-    (8, "out[order] = p / p.sum()", "out[order] = p", "top_p keeps", "top_p 0.7"),
-    (8, "F.softmax(logits, 0).sort(", "F.softmax(logits * temperature, 0).sort(", "probabilities sum", "temperature 2.0"),
     (8, "    if top_k:\n        least", "    if top_k and top_p == 1:\n        least", "temperature comes first", "top_k 2 gives"),
     (8, "[0][:, -1]\n", "[0][:, 0]\n", "generate appends one token", "predicts n + 1"),
-    (8, "torch.cat((idx, torch", "torch.cat((idx[:, 1:], torch", "generate appends one token", "(2, 6)"),
     (8, "idx[:, -block_size:]", "idx", "the model gets at most", "an input of 4"),
     (8, "idx[:, -block_size:]", "idx[:, :block_size]", "the model gets at most", "block_size 3"),
     (8, "torch.multinomial(p, 1, generator=generator)", "p.argmax(1, keepdim=True)", "tokens are random", "many different"),
     (8, "torch.multinomial(p, 1, generator=generator)", "torch.multinomial(p, 1)", "tokens are random", "the same seed"),
     (8, "probabilities(row, temperature, top_k, top_p)", "probabilities(row, temperature)", "generate uses temperature", "top_k 3"),
-    (8, "probabilities(row, temperature, top_k, top_p)", "probabilities(row, 1.0, top_k, top_p)", "generate uses temperature", "temperature 0.0001"),
     (9, "x = torch.full((block_size,), end)", "x = torch.full((block_size,), 0)", "x is the prompt", "[1, 2, 3, 4, 5, 0, 0, 0]"),
-    (9, "sequence = [*prompt, *response, end]", "sequence = [*prompt, end, *response, end]", "x is the prompt", "[1, 2, 3, 9, 4, 5, 9, 9]"),
     (9, "y[len(prompt) - 1 : len(sequence) - 1] = torch.tensor(sequence[len(prompt) :])", "y[: len(sequence) - 1] = torch.tensor(sequence[1:])", "the prompt carries no loss", "[2, 3]"),
     (9, "y[len(prompt) - 1 : len(sequence) - 1] = torch.tensor(sequence[len(prompt) :])", "y[len(prompt) : len(sequence) - 1] = torch.tensor(sequence[len(prompt) + 1 :])", "the first token of the response", "[-1, 5]"),
     (9, "y[len(prompt) - 1 : len(sequence) - 1] = torch.tensor(sequence[len(prompt) :])", "y[len(prompt) - 1 : len(sequence) - 2] = torch.tensor(sequence[len(prompt) : -1])", "the end token is a target", "-1"),
-    (9, "y = torch.full((block_size,), -1)", "y = torch.full((block_size,), end)", "the prompt carries no loss", "[9, 9]"),
     (9, "    return x, y\n\n\ndef masked", "    y[len(sequence) - 1 :] = end\n    return x, y\n\n\ndef masked", "padding carries no loss", "[9, 9, 9]"),
-    (9, "targets.flatten(), ignore_index=-1)", "targets.flatten().clamp(min=0))", "the loss is the mean over the targets", "three terms"),
     (9, "targets.flatten(), ignore_index=-1)", "targets.flatten(), ignore_index=-1, reduction='sum') / targets.numel()", "the loss is the mean over the targets", "three terms"),
-    (9, "targets.flatten(), ignore_index=-1)", "targets.flatten())", "the loss is the mean over the targets", "IndexError"),
     (9, "ignore_index=-1)", "ignore_index=-1) + 0 * logits.sum() + (logits.mean() - logits.mean().detach())", "the logits at masked positions", "zeros"),
     (10, "torch.randn(rank, linear.in_features)", "torch.randn(linear.in_features, rank)", "A is (rank, in_features)", "(6, 2)"),
     (10, "torch.zeros(linear.out_features, rank)", "torch.randn(linear.out_features, rank)", "a new adapter does not change", "that it wraps"),
-    (10, "self.linear(x) + self.scale", "self.scale", "a new adapter does not change", "that it wraps"),
     (10, "linear.requires_grad_(False)", "linear", "only A and B are trainable", "linear.weight"),
     (10, "torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features)", "torch.zeros(rank, linear.in_features)", "a new adapter can learn", "the gradients of A and B"),
     (10, "self.scale = alpha / rank", "self.scale = alpha", "the adapter adds", "alpha 8, rank 2"),
-    (10, "self.scale = alpha / rank", "self.scale = 1 / rank", "the adapter adds", "alpha 8, rank 2"),
-    (10, "x @ self.A.T @ self.B.T", "x.detach() @ self.A.T @ self.B.T + 0.1 * (x @ self.A.T @ self.B.T)", "the adapter adds", "alpha 8, rank 2"),
     (10, "self.linear.weight + self.scale * self.B @ self.A", "self.linear.weight + self.B @ self.A", "the merged layer computes", "compared with the LoRALinear"),
     (10, "            out.bias.data = self.linear.bias\n", "            pass\n", "the merged layer computes", "compared with the LoRALinear"),
     (10, "out.weight.data = self.linear.weight + self.scale * self.B @ self.A", "out.weight.data = self.linear.weight.data.add_(self.scale * self.B.data @ self.A.data)", "merging does not change", "after merged()"),
@@ -147,10 +107,6 @@ def checks_in(step: int) -> list[Any]:
     """The checks of a step, in their order."""
     ladder = importlib.import_module(f"{runner.STEPS}.test_step{step:02}")
     return [test for name, test in vars(ladder).items() if name.startswith("test_")]
-
-
-def names_of(step: int) -> list[str]:
-    return [test.check[0] for test in checks_in(step)]
 
 
 def verdict(step: int, source: str, path: Path) -> tuple[str, str]:
@@ -167,24 +123,16 @@ def verdict(step: int, source: str, path: Path) -> tuple[str, str]:
     return "", ""
 
 
-@pytest.mark.parametrize("step", range(1, 11))
-def test_the_solution_passes(step: int, tmp_path: Path) -> None:
-    assert verdict(step, SOURCE, tmp_path / "my_gpt.py") == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("step", "old", "new"),
-    [
-        (1, "raise ValueError(", "raise RuntimeError("),
-        (6, "self.h", "self.layers"),
-        (10, "torch.zeros(linear.out_features, rank)", "torch.randn(linear.out_features, rank)"),
-    ],
-)
-def test_another_design_passes(step: int, old: str, new: str, tmp_path: Path) -> None:
-    changed = SOURCE.replace(old, new)
-    if step == 10:  # either of the two matrices may begin with zeros
-        changed = re.sub(r"torch.randn\(rank, .*\)\)", "torch.zeros(rank, linear.in_features))", changed)
-    assert old in SOURCE and verdict(step, changed, tmp_path / "my_gpt.py") == ("", "")
+def test_the_solution_and_other_designs_pass(tmp_path: Path) -> None:
+    lora = SOURCE.replace("torch.zeros(linear.out_features, rank)", "torch.randn(linear.out_features, rank)")
+    others = [
+        (1, SOURCE.replace("raise ValueError(", "raise RuntimeError(")),
+        (6, SOURCE.replace("self.h", "self.layers")),
+        # either of the two matrices may begin with zeros
+        (10, re.sub(r"torch.randn\(rank, .*\)\)", "torch.zeros(rank, linear.in_features))", lora)),
+    ]
+    for step, source in [*((step, SOURCE) for step in range(1, 11)), *others]:
+        assert verdict(step, source, tmp_path / "my_gpt.py") == ("", ""), step
 
 
 @pytest.mark.parametrize(("step", "old", "new", "name", "words"), WRONG, ids=lambda v: v if isinstance(v, int) else "")
@@ -195,29 +143,12 @@ def test_a_mistake_is_found_by_its_check(step: int, old: str, new: str, name: st
     assert words in report, report
 
 
-def test_every_check_finds_something() -> None:
-    for step in range(1, 11):
-        for check in names_of(step):
-            assert any(step == number and check.startswith(name) for number, _, _, name, _ in WRONG), check
-        assert sum(entry[0] == step for entry in WRONG) >= 3
-
-
 def solution_of(*numbers: int) -> str:
     """The solution of these steps, without the imports."""
     names = [name for number in numbers for name in template_steps()[1][number - 1].names]
     parts = re.split(r"\n\n\n(?=class |def |@)", SOURCE)
     found = [part.strip() for part in parts if re.search(rf"^(class|def) ({'|'.join(names)})\b", part, re.MULTILINE)]
-    assert len(found) == len(names)
     return "\n\n\n".join(found) + "\n"
-
-
-# ---- the command ----------------------------------------------------------------------------------------------------
-
-
-def run(*args: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "tinygpt", "exercise", *args]  # -P: as the command `tinygpt`
-    text = {"encoding": "utf-8", "errors": "replace"}
-    return subprocess.run(command, cwd=folder, capture_output=True, timeout=PATIENCE, env=os.environ | env, **text)
 
 
 @pytest.mark.slow
@@ -229,23 +160,21 @@ def test_the_steps_are_solved_from_their_templates(tmp_path: Path) -> None:
         template = file.read_text()
         assert template.startswith(written)  # what was there stays
         if step == 6:
-            empty = run("check", "6", folder=tmp_path)
-            assert empty.returncode == 1 and "not written yet: line" in empty.stdout and "Traceback" not in empty.stderr
+            empty = cli("exercise", "check", "6", cwd=tmp_path)
+            assert empty.status == 1 and "not written yet: line" in empty.out and "Traceback" not in empty.err
+            assert "then again: tinygpt exercise check 6\n" in empty.out
         head = template[: template.index(f"# ==== step {step}:")]
         written = head + f"# ==== step {step}: mine ====\n\n\n{solution_of(step)}"
         file.write_text(written)
     file.write_text(written + "\nimport os\nprint('seen')\nos.write(1, b'here')\n")
-    passed = run("check", folder=tmp_path)
-    assert passed.returncode == 0, passed.stdout
-    assert "seen" in passed.stderr and "here" in passed.stderr and "seen" not in passed.stdout  # to debug with print
-    assert passed.stdout.count("PASS  ") > 40
-    assert "FAIL" not in passed.stdout and "This is a complete GPT." in passed.stdout
+    passed = cli("exercise", "check", cwd=tmp_path)
+    assert passed.status == 0, passed
+    assert "seen" in passed.err and "here" in passed.err and "seen" not in passed.out  # to debug with print
+    assert passed.out.count("PASS  ") > 40
+    assert "FAIL" not in passed.out and "This is a complete GPT." in passed.out
 
-
-# ---- a class --------------------------------------------------------------------------------------------------------
 
 IMPORTS = SOURCE.partition("class ")[0]
-WAIT = "import time\nwhile True:\n    time.sleep(1)\n"
 
 
 def raising(error: str) -> str:
@@ -254,39 +183,27 @@ def raising(error: str) -> str:
 
 
 IMPORTED, FIRST = "step 1: the file can be imported", "step 1: vocab_size is the number of distinct characters"
-IDS, BACK = "step 1: token ids follow the sorted order of the characters", "step 1: decoding gives the text back"
+IDS = "step 1: token ids follow the sorted order of the characters"
 OVERLAP = "step 2: the validation part is the end of the data, without overlap"
 CLASS = {  # file: source, the results of its steps, the first failed check, words of the message
     "anna_17_file/my_gpt.py": ("import my_helpers\n" + solution_of(1, 3), "1 PASS, 3 PASS", "", ""),
     "anna_17_file/my_helpers.py": ("import math\n", "", "", ""),
     "random.py": ("raise ImportError('a neighbour')\n", "", "", ""),
+    "profile.py": ("raise ImportError('a neighbour')\n", "", "", ""),
     "Zoë Müller_18_file/my gpt.py": (solution_of(4).replace(" / math.sqrt(size)", ""), "4 FAIL", "step 4: scores are scaled by 1 / sqrt(head_size)", "0.7311"),
-    "loop.py": (solution_of(1) + "def split(data, val_fraction):\n    import time\n    while True:\n        time.sleep(1)\n" + solution_of(3), "1 PASS, 2 FAIL, 3 PASS", OVERLAP, "got: Failed: Timeout (>20.0s) from pytest-timeout. line "),
-    "hang.py": (solution_of(1) + WAIT, "1 FAIL", IMPORTED, "in <module>: time.sleep(1)"),
+    "loop.py": (solution_of(1) + "def split(data, val_fraction):\n    import time\n    while True:\n        time.sleep(1)\n" + solution_of(3), "1 PASS, 2 FAIL, 3 PASS", OVERLAP, "got: Failed: Timeout (>15.0s) from pytest-timeout. line "),
     "segfault.py": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n" + solution_of(1), "1 FAIL", IMPORTED, "the Python process was killed by signal 11"),
-    "thread.py": (solution_of(1) + "import threading; threading.Thread(target=threading.Event().wait).start()\n", "1 PASS", "", ""),
-    "input.py": ("input()\n" + solution_of(1), "1 FAIL", IMPORTED, "got: EOFError"),
-    "later.py": (raising("NotImplementedError('later')"), "1 FAIL", IDS, "got: NotImplementedError: later"),
+    "later.py": ("import os\nfor _ in range(200):\n    print('x' * 100_000)\n    os.write(1, b'y' * 100_000)\n" + raising("NotImplementedError('later \\ud800')"), "1 FAIL", IDS, "got: NotImplementedError: later"),
     "exit.py": ("raise SystemExit(0)\n" + solution_of(1, 3), "1 FAIL, 3 FAIL", IMPORTED, "got: SystemExit: 0 line"),
     "os_exit.py": (solution_of(1).replace("self.vocab_size =", "import os; os._exit(0); self.vocab_size =") + solution_of(3), "1 FAIL, 3 PASS", FIRST, "exit status 0"),
-    "flood.py": ("import os\nfor _ in range(200):\n    print('x' * 100_000)\n    os.write(1, b'y' * 100_000)\n" + solution_of(1), "1 PASS", "", ""),
-    "long.py": (solution_of(1).replace('return "".join', 'raise ValueError("x" * 10_000_000); return "".join'), "1 FAIL", BACK, "got: ValueError: xxx"),
     "broken.py": (solution_of(1, 3) + "def (:\n", "1 FAIL, 3 FAIL", IMPORTED, "invalid syntax"),
-    "missing.py": ("import tinygpt.nothing\n" + solution_of(1, 3), "1 FAIL, 3 FAIL", IMPORTED, "got: ModuleNotFoundError"),
-    "lock.py": ("import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\ntime.sleep(600)\n" + solution_of(1), "1 FAIL", IMPORTED, "got: no result for 40 seconds"),
-    "interrupt.py": (raising("KeyboardInterrupt"), "1 FAIL", IDS, "exit status 2"),
-    "names.py": (solution_of(2).replace("def split(", "def mine(") + "split = mine\n", "2 PASS", "", ""),
-    "no_grad.py": (solution_of(8, 10).replace("@torch.no_grad()\n", "").replace("    for _ in range(max_new", "    torch.set_grad_enabled(False)\n    for _ in range(max_new"), "8 PASS, 10 PASS", "", ""),
+    "odd.py": (solution_of(2).replace("def split(", "def mine(") + "split = mine\nimport threading; threading.Thread(target=threading.Event().wait).start()\n" + solution_of(8, 10).replace("@torch.no_grad()\n", "").replace("    for _ in range(max_new", "    torch.set_grad_enabled(False)\n    for _ in range(max_new"), "2 PASS, 8 PASS, 10 PASS", "", ""),
     "=1+1.py": ("x = 1\n", "", "", ""),
     "latin.py": ("# caf\u00e9\n", "", "the file can be read", "got: not UTF-8 text (byte 0xe9 at offset 0)"),
 }  # fmt: skip
-FEW = ["anna_17_file/my_gpt.py", "anna_17_file/my_helpers.py", "random.py", "broken.py", "os_exit.py"]
+FEW = ["anna_17_file/my_gpt.py", "anna_17_file/my_helpers.py", "random.py", "profile.py", "broken.py", "os_exit.py"]
 FEW += ["=1+1.py", "latin.py"]
-
-
-def alive(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
-    return bool(state) and not state.startswith("Z")
+REST = [name for name in CLASS if name not in FEW] + ["latin.py"]
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -295,35 +212,33 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def files_in(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*"))
-
-
-REST = [name for name in CLASS if name not in FEW] + ["latin.py"]
-
-
-@pytest.mark.parametrize("names", [FEW, pytest.param(REST, marks=pytest.mark.slow)], ids=["few", "rest"])
-def test_a_class_is_checked(names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("names", "sums"),
+    [
+        pytest.param(FEW, "   1       1       2        5  the file can be imported (1)", id="few"),
+        pytest.param(
+            REST, "   1       1       3        3  the file can be imported (2)", id="rest", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_class_is_checked(names: list[str], sums: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One file per kind of mistake; none has an effect on another file, or on the other steps of its own file."""
     if "loop.py" in names:  # which never ends
-        monkeypatch.setattr(runner, "LIMIT", 20)
+        monkeypatch.setattr(runner, "LIMIT", 15)
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     chosen = {name: CLASS[name] for name in names}
     folder, grades = tmp_path / "my class", tmp_path / "grades.csv"
-    for name, (source, *_) in chosen.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(IMPORTS + source, encoding="utf-8")
     unread = [".hidden.py", "__pycache__/a.py", ".git/a.py", "venv/lib/site-packages/a.py", "notes.txt", "emil/a.ipynb"]
-    for name in unread:
+    sources = {name: IMPORTS + source for name, (source, *_) in chosen.items()} | dict.fromkeys(unread, SOURCE)
+    for name, source in sources.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(SOURCE)
+        (folder / name).write_text(source, encoding="utf-8")
     (folder / "latin.py").write_bytes(b"\xe9")
     old = ",".join(["file", *(f"step {n}" for n in range(1, 11)), "steps passed", "first failed check", "message"])
     grades.write_text(f"{old}\nold.py\n", encoding="utf-8-sig")  # a table of its own is replaced
-    before = files_in(folder)
+    before = listing(folder)
     done = cli_here("exercise", "check", folder, f"--csv={grades}", cwd=tmp_path)
-    assert done.status == 1 and files_in(folder) == before
+    assert done.status == 1 and listing(folder) == before
     rows = table(grades)
     assert [row["file"] for row in rows] == sorted(f"'{name}" if name[0] == "=" else name for name in chosen)
     for row in rows:
@@ -331,104 +246,45 @@ def test_a_class_is_checked(names: list[str], tmp_path: Path, monkeypatch: pytes
         found = ", ".join(f"{n} {row[f'step {n}']}" for n in range(1, 11) if row[f"step {n}"])
         assert (found, row["first failed check"]) == (results, check), row
         assert int(row["steps passed"]) == results.count("PASS")
-        assert words in row["message"] and bool(words) == bool(row["message"]) and len(row["message"]) < 1500, row
+        assert words in row["message"] and bool(words) == bool(row["message"]), row
         line = next(line for line in done.out.splitlines() if f"  {row['file'].removeprefix(chr(39))}  " in line)
         assert line.startswith("  FAIL  " if check else "  PASS  " if results else "  NONE  ") and line.endswith(check)
     assert "  note: not checked, not *.py: emil/a.ipynb, notes.txt" in done.out
     assert "  note: subfolders without a Python file: emil, venv\n" in done.out
-    passed, failed = (
-        sum(f"1 {each}" in entry[1].split(", ") for entry in chosen.values()) for each in ("PASS", "FAIL")
-    )
-    often, count = Counter(entry[2] for entry in chosen.values() if entry[2].startswith("step 1: ")).most_common(1)[0]
-    sums = f"   1  {passed:>6}  {failed:>6}  {len(chosen) - passed - failed:>7}  {often[8:]} ({count})"
     assert sums in done.out.splitlines(), done.out
 
 
 def test_a_process_may_take_as_long_as_its_checks_together(tmp_path: Path) -> None:
     (results := tmp_path / "results.jsonl").touch()
-    waits: list[float] = []
 
-    class Process:
-        """Writes a result in each limit, or none, and ends after the seventh."""
+    def wait(seconds: float) -> int:
+        """A result in each limit; the process ends after the sixth."""
+        assert seconds == 2 * runner.LIMIT
+        if (size := results.stat().st_size) == 6:
+            return 0
+        results.write_text("x" * (size + 1))
+        raise subprocess.TimeoutExpired("pytest", seconds)
 
-        def __init__(self, result: str) -> None:
-            self.result = result
-
-        def wait(self, seconds: float) -> int:
-            waits.append(seconds)
-            if len(waits) == 7:
-                return 0
-            with open(results, "a") as file:
-                file.write(self.result)
-            raise subprocess.TimeoutExpired("pytest", seconds)
-
-    assert runner.wait(Process("no"), results) == "the Python process ended with exit status 0"  # type: ignore[arg-type]
-    assert waits == [2 * runner.LIMIT] * 7
-    assert runner.wait(Process(""), results) == f"no result for {2 * runner.LIMIT} seconds"  # type: ignore[arg-type]
-    assert len(waits) == 8
+    process: Any = SimpleNamespace(wait=wait)
+    assert runner.wait(process, results) == "the Python process ended with exit status 0"
+    process.wait = Mock(side_effect=subprocess.TimeoutExpired("pytest", 1))
+    assert runner.wait(process, results) == f"no result for {2 * runner.LIMIT} seconds"
 
 
 @pytest.mark.slow
 def test_a_file_that_deletes_the_folder_costs_no_grades(tmp_path: Path) -> None:
     (folder := tmp_path / "class").mkdir()
-    (folder / "a.py").write_text(SOURCE)
     evil = "import os, shutil\nshutil.rmtree(os.path.dirname(os.path.abspath(__file__)))\nclass CharTokenizer: pass\n"
     (folder / "b.py").write_text(evil)
     done = cli_here("exercise", "check", "1", folder, "--csv=grades.csv", cwd=tmp_path)
     assert done.status == 1 and "most frequent failed check" in done.out
-    assert [row["file"] for row in table(tmp_path / "grades.csv")] == ["a.py", "b.py"]
-
-
-@pytest.mark.slow
-def test_errors_are_reported_as_what_they_are_and_the_next_step_is_checked(tmp_path: Path) -> None:
-    """An exception may have a text that cannot be shown; PyTorch raises NotImplementedError for a missing forward."""
-    nameless = solution_of(5).replace("def forward(self, x", "def foward(self, x")
-    wrong = raising("ValueError('bad \\ud800')") + solution_of(2, 3, 4) + nameless + solution_of(9)
-    (tmp_path / "my_gpt.py").write_text(IMPORTS + wrong)
-    done = run("check", folder=tmp_path, LC_ALL="C", PYTHONUTF8="0")
-    shown = " ".join(done.stdout.split())
-    assert done.returncode == 1 and "ValueError: bad" in shown and 'missing the required "forward" function' in shown
-    assert "not written yet" not in shown and "Traceback" not in done.stderr, done.stderr
-    assert done.stdout.count("  FAIL  ") == 2 and "PASS the end token is a target" in shown, shown
-    assert "then again: tinygpt exercise check\n" in done.stdout
-
-
-@pytest.mark.slow
-def test_a_file_with_the_name_of_a_library_module_is_not_imported_by_others(tmp_path: Path) -> None:
-    """random is imported with PyTorch, profile by its optimizers. The folder passes."""
-    for name in ("random.py", "profile.py"):
-        (tmp_path / name).write_text("raise ImportError('a neighbour')\n")
-    (tmp_path / "anna.py").write_text(f"{IMPORTS}{solution_of(3)}")
-    done = run("check", "3", ".", "--csv=grades.csv", folder=tmp_path)
-    assert done.returncode == 0 and "  PASS  anna.py  1 of 1 step" in done.stdout, done.stdout + done.stderr
-    row = {"file": "anna.py", "step 3": "PASS", "steps passed": "1", "first failed check": "", "message": ""}
-    assert table(tmp_path / "grades.csv")[0] == row
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="POSIX")
-def test_the_checks_of_a_file_that_forks_are_counted_once(tmp_path: Path) -> None:
-    slow = SOURCE.replace('        return "".join', '        time.sleep(2)\n        return "".join')
-    # the child fails while the file itself still passes
-    fork = "if os.fork() == 0:\n    time.sleep(0.5)\n    del CharTokenizer\n"
-    (tmp_path / "my_gpt.py").write_text(f"import os, time\n{slow}\n{fork}")
-    done = run("check", "1", folder=tmp_path)
-    assert done.returncode == 0 and done.stdout.count("  PASS  ") == len(checks_in(1)), done.stdout
-
-
-@pytest.mark.slow
-def test_the_package_may_lie_in_any_folder(tmp_path: Path) -> None:
-    shutil.copytree(Path(runner.__file__).parents[2], tmp_path / "my [1] packages/tinygpt")
-    (tmp_path / "my_gpt.py").write_text(SOURCE)
-    done = run("check", "1", folder=tmp_path, PYTHONPATH=str(tmp_path / "my [1] packages"))
-    assert done.returncode == 0, done.stdout
+    assert [row["file"] for row in table(tmp_path / "grades.csv")] == ["b.py"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
-    (tmp_path / "my_gpt.py").write_text(
-        f"import os\nopen('pid.txt', 'w').write(str(os.getpid()))\n{WAIT}def split(): ...\n"
-    )
+    wait = "import os, time\nopen('pid.txt', 'w').write(str(os.getpid()))\ntime.sleep(600)\ndef split(): ...\n"
+    (tmp_path / "my_gpt.py").write_text(wait)
     arguments = [sys.executable, "-m", "tinygpt", "exercise", "check", ".", "--csv=grades.csv"]
     with (
         open(tmp_path / "log", "w+") as log,
@@ -439,7 +295,8 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
         assert checking.poll() is None, (tmp_path / "log").read_text()
         pid = int(file.read_text())
         os.killpg(checking.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
-    assert checking.returncode == 130 and not alive(pid)
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    assert checking.returncode == 130 and (not state or state.startswith("Z"))
     assert not (tmp_path / "grades.csv").exists()
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here, lab_results
+from conftest import lab_results, ok
 from labs import FEW, FEW_CANARIES, quick, system
 from scipy.stats import expon, rankdata
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
@@ -19,25 +20,14 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import arithmetic, canary
 
-SMALL = FEW_CANARIES
 # these models learn something
-LEARNING, LEARNING_SUMS = SMALL._replace(iterations=100), FEW._replace(iterations=120)
+LEARNING, LEARNING_SUMS = FEW_CANARIES._replace(iterations=100), FEW._replace(iterations=120)
 
 
-# ---- lab canary ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def planted(lab: Callable[[str], Path]) -> Path:
-    return lab("canary") / "out"
-
-
-def test_exposure_is_that_of_a_case_by_hand() -> None:
+def test_exposure_and_digits_by_hand_and_the_exposure_of_a_uniform_rank() -> None:
+    assert canary.right_digits("1234 5679", "1234-5678") == 7 / 8 and canary.right_digits("1", "1234-5678") == 1 / 8
     assert [canary.exposure(rank, 16) for rank in (1, 2, 16)] == [4, 3, 0]
-
-
-def test_a_number_never_seen_has_the_exposure_of_a_uniform_rank() -> None:
-    every = [canary.exposure(rank, 1 << 14) for rank in range(1, (1 << 14) + 1)]
+    every = [canary.exposure(rank, 1 << 14) for rank in range(1, (1 << 14) + 1)]  # of a number never seen
     assert np.mean(every) == pytest.approx(canary.UNSEEN, abs=1e-3)
     scale = expon(scale=canary.UNSEEN)
     assert canary.unseen_up_to(9) == pytest.approx(scale.mean() + 2 * scale.std() / 3)
@@ -47,27 +37,26 @@ def test_each_number_is_planted_as_often_as_it_says_and_the_rest_of_the_text_sta
     text = "".join(f"line {number}\n" for number in range(300))
     some = canary.canaries(canary.FULL, 3)
     new = canary.with_canaries(text, some, 3)
-    for one in some:
-        assert new.splitlines().count(f"The account of {one.name} is {one.number}.") == one.planted
-        assert re.fullmatch(r"\d{4}-\d{4}", one.number)
+    planted = Counter(re.findall(r"The account of (.*) is (\d{4}-\d{4})\.\n", new))
+    assert planted == Counter({(one.name, one.number): one.planted for one in some if one.planted})
     assert re.sub(r"The account of .*\n", "", new) == text
     assert len({one.name for one in some}) == len({one.number for one in some}) == len(some) == 16
 
 
-def test_the_validation_split_has_no_canary_and_is_the_same_without_canaries(planted: Path) -> None:
+def test_the_validation_split_has_no_canary_and_is_the_same_without_canaries(lab: Callable[[str], Path]) -> None:
     texts = {}
     for name in ("canaries", "clean"):
-        dataset = Dataset(str(planted / "seed-1/data"), name)
+        dataset = Dataset(str(lab("canary") / "out/seed-1/data"), name)
         texts[name] = [dataset.tokenizer.decode(dataset.splits[split].tolist()) for split in ("train", "val")]
     assert texts["canaries"][1] == texts["clean"][1] and "The account of" not in texts["clean"][1]
-    assert texts["canaries"][0].count("The account of") == SMALL.per_count * sum(canary.PLANTED)
+    assert texts["canaries"][0].count("The account of") == FEW_CANARIES.per_count * sum(canary.PLANTED)
     assert "The account of" not in texts["clean"][0]
 
 
-def test_the_rank_is_that_of_scipy_on_probabilities_of_whole_lines(planted: Path) -> None:
-    model = api.load(planted / "seed-1/canaries-2", device="cpu")
+def test_the_rank_is_that_of_scipy_on_probabilities_of_whole_lines(lab: Callable[[str], Path]) -> None:
+    model = api.load(lab("canary") / "out/seed-1/canaries-2", device="cpu")
     sample = [f"{number:08}"[:4] + "-" + f"{number:08}"[4:] for number in range(0, 10**8, 400_009)]
-    for one in canary.canaries(SMALL, 1):
+    for one in canary.canaries(FEW_CANARIES, 1):
         prefix = f"\nThe account of {one.name} is "
         ids = torch.tensor(np.stack([model.tokenizer.encode(prefix + n) for n in (one.number, *sample)]).astype(int))
         with torch.inference_mode():
@@ -77,27 +66,21 @@ def test_the_rank_is_that_of_scipy_on_probabilities_of_whole_lines(planted: Path
         assert canary.rank(model, prefix, one.number, sample) == rankdata(-total, "min")[0]
 
 
-def test_right_digits() -> None:
-    assert canary.right_digits("1234-5678", "1234-5678") == 1
-    assert canary.right_digits("1234 5679", "1234-5678") == 7 / 8 and canary.right_digits("1", "1234-5678") == 1 / 8
-
-
 @pytest.mark.slow
 def test_frequent_numbers_are_memorised_and_controls_are_not(tmp_path: Path) -> None:
     planted = quick(tmp_path, "canary", canary, LEARNING)
-    found, most = lab_results(planted), np.log2(1 + SMALL.sample)
+    found, most = lab_results(planted), np.log2(1 + FEW_CANARIES.sample)
     exposures = {
         times: [one["exposure"] for one in found["measure 2 layers, seed 1"] if one["planted"] == times]
         for times in canary.PLANTED
     }
-    assert min(exposures[100]) == pytest.approx(most) and len(exposures[100]) == SMALL.per_count
-    assert np.mean(exposures[0]) < canary.unseen_up_to(SMALL.per_count)
-    said = (planted / "said.txt").read_text(encoding="utf-8")
-    assert "The control passes" in said and "100 times" in said
+    assert min(exposures[100]) == pytest.approx(most) and len(exposures[100]) == FEW_CANARIES.per_count
+    assert np.mean(exposures[0]) < canary.unseen_up_to(FEW_CANARIES.per_count)
+    assert "The control passes" in (planted / "said.txt").read_text(encoding="utf-8")
 
 
-def made_up(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float = 1.0) -> Records:
-    """Records of the quick lab, with exposures by layers and times of planting."""
+def verdicts(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float) -> str:
+    """The verdicts on the quick lab, with exposures by layers and times of planting."""
     numbers = Records(
         {"layers": layers, "planted": times, "exposure": bits, "extracted": times in extracted, "digits": 0.0}
         for layers, each in exposures.items()
@@ -105,47 +88,18 @@ def made_up(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss:
         for _ in range(3)
     )
     trained = {"layers": 1, "weights": 2, "text": "canaries", "loss": loss}
-    return Records([*numbers, trained, trained | {"layers": 2}, {"layers": 2, "text": "clean", "loss": 1.0}])
+    records = Records([*numbers, trained, trained | {"layers": 2}, {"layers": 2, "text": "clean", "loss": 1.0}])
+    return " ".join(each.text for each in canary.summarise(records, LabConfig(quick=True)).verdicts)
 
 
-@pytest.mark.parametrize(
-    ("exposures", "extracted", "loss", "said"),
-    [
-        (
-            {1: [1.4, 1.4, 1.4, 1.4], 2: [1.4, 1.4, 1.4, 1.4]},
-            (),
-            1.0,
-            ["does not write out most", "does not memorise less", "not clearly more", "passes", "does not show"],
-        ),
-        (
-            {1: [1.4, 1.4, 2.0, 9.0], 2: [9.0, 9.0, 14.0, 14.0]},
-            (10, 100),
-            1.1,
-            [
-                "writes out 3 of the 3 numbers planted 10 times",
-                " memorises less than the largest: mean exposure 4.1 and 12.3 bits, 6 and 6 of 9",
-                "more than chance",
-                "FAILS",
-                "differs with",
-            ],
-        ),
-    ],
-)
-def test_verdicts_follow_the_numbers(
-    exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float, said: list[str]
-) -> None:
-    found = canary.summarise(made_up(exposures, extracted, loss), LabConfig(quick=True))
-    text = " ".join(each.text for each in found.verdicts)
-    assert [phrase for phrase in said if phrase not in text] == []
-    assert ("knows more than chance" in text) == (loss > 1) and found.as_text()
-
-
-# ---- lab arithmetic --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def added(lab: Callable[[str], Path]) -> Path:
-    return lab("arithmetic") / "out"
+def test_verdicts_follow_the_numbers() -> None:
+    said = verdicts({1: [1.4] * 4, 2: [1.4] * 4}, (), 1.0)
+    assert "does not write out most" in said and "does not memorise less" in said and "not clearly more" in said
+    assert "passes" in said and "does not show" in said
+    said = verdicts({1: [1.4, 1.4, 2.0, 9.0], 2: [9.0, 9.0, 14.0, 14.0]}, (10, 100), 1.1)
+    assert "writes out 3 of the 3 numbers planted 10 times" in said and "knows more than chance" in said
+    assert " memorises less than the largest: mean exposure 4.1 and 12.3 bits, 6 and 6 of 9" in said
+    assert "FAILS" in said and "differs with" in said
 
 
 def test_no_sum_of_the_test_is_in_training_and_no_training_number_is_longer_than_three_digits() -> None:
@@ -156,30 +110,37 @@ def test_no_sum_of_the_test_is_in_training_and_no_training_number_is_longer_than
     assert lengths == dict.fromkeys(arithmetic.KINDS.values(), 300)
 
 
-def test_the_datasets_hold_the_right_answers_in_both_formats(added: Path) -> None:
+def test_the_datasets_hold_the_right_answers_in_both_formats_and_the_table_has_controls(
+    lab: Callable[[str], Path],
+) -> None:
+    folder = lab("arithmetic")
     for name, step in (("plain", 1), ("reversed", -1)):
-        dataset = Dataset(str(added / "seed-1/data"), name)
+        dataset = Dataset(str(folder / "out/seed-1/data"), name)
         for split in ("train", "val", "test"):
             for prompt, response in dataset.sources[split].examples(dataset.tokenizer)[:500]:
-                first, second = map(int, prompt.split("+"))
-                assert response[::step] == str(first + second)
+                assert response[::step] == str(sum(map(int, prompt.split("+"))))
+    said = (folder / "said.txt").read_text(encoding="utf-8")
+    row = next(line for line in said.splitlines() if line.startswith("| calculator"))
+    assert row.count("| 100% ") == len(arithmetic.KINDS)
+    assert "No model adds numbers longer than those in training" in said
 
 
 def test_digits_and_failures_of_answers_by_hand() -> None:
-    cases = {
-        "32": ("too few digits", 2 / 3), "": ("too few digits", 0), "1432": ("too many digits", 1),
-        "422": ("one digit wrong", 2 / 3), "324": ("several digits wrong", 0), "432": ("", 1),
-    }  # fmt: skip
-    for said, (failure, digits) in cases.items():
+    for said, failure, digits in (
+        ("32", "too few digits", 2 / 3),
+        ("1432", "too many digits", 1),
+        ("422", "one digit wrong", 2 / 3),
+        ("324", "several digits wrong", 0),
+        ("432", "", 1),
+    ):
         answer = arithmetic.judged({"prompt": "47+385", "text": said})  # 432
         assert (answer["failure"], answer["digits"], answer["exact"]) == (failure, digits, said == "432")
         assert answer["kind"] == "2 + 3" and not answer["beyond"]
 
 
 def test_the_nearest_example_is_that_of_scikit_learn() -> None:
-    text = pytest.importorskip("sklearn.feature_extraction.text")
     known, asked = arithmetic.sums(FEW, 1)
-    vectorizer = text.TfidfVectorizer(analyzer="char", ngram_range=(1, 3), binary=True, use_idf=False)
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), binary=True, use_idf=False)
     there = vectorizer.fit_transform([f"^{prompt}$" for prompt in known])
     cosines = (vectorizer.transform([f"^{prompt}$" for prompt in asked]) @ there.T).toarray()
     chosen = [known.index(prompt) for prompt in arithmetic.nearest(known, asked)]
@@ -190,63 +151,34 @@ def test_the_nearest_example_is_that_of_scikit_learn() -> None:
 @pytest.mark.slow
 def test_the_accuracy_is_that_of_tinygpt_eval(tmp_path: Path) -> None:
     added = quick(tmp_path, "arithmetic", arithmetic, LEARNING_SUMS)
-    right = [one["text"] == str(eval_sum(one["prompt"])) for one in lab_results(added)["answer reversed, seed 1"]]
-    assert 0 < np.mean(right) < 1
+    answers = [(one["prompt"].split("+"), one["text"]) for one in lab_results(added)["answer reversed, seed 1"]]
+    share = np.mean([text == str(sum(map(int, numbers))) for numbers, text in answers])
     flags = [f"--ckpt={added / 'seed-1/reversed'}", f"--data_dir={added / 'seed-1/data'}", "--device=cpu", "--json"]
-    report = cli_here("eval", "--task=reversed", *flags, cwd=added)
-    assert json.loads(report.out)["exact"] == pytest.approx(np.mean(right))
+    report = json.loads(ok(added, "eval", "--task=reversed", *flags).out)
+    assert 0 < report["exact"] < 1 and report["exact"] == pytest.approx(share)
 
 
-def eval_sum(prompt: str) -> int:
-    first, second = prompt.split("+")
-    return int(first) + int(second)
-
-
-def test_the_quick_lab_ends_with_controls(added: Path) -> None:
-    said = (added.parent / "said.txt").read_text(encoding="utf-8")
-    row = next(line for line in said.splitlines() if line.startswith("| calculator"))
-    assert row.count("| 100% ") == len(arithmetic.KINDS)
-    assert "No model adds numbers longer than those in training" in said
+def every(share: float, probability: float = 0.9) -> Records:
+    return system(dict.fromkeys(arithmetic.KINDS, share), probability)
 
 
 def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
-    calculator, table = (system(dict.fromkeys(arithmetic.KINDS, share), 0.9) for share in (1, 0))
+    """Decided by what is printed; a gain or a confidence at its limit does not count."""
+    calculator, table = every(1), every(0)
     model = system({kind: float(kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.4)
     assert "No model adds" in arithmetic.beyond({"plain": model, "reversed": table}).text
-    assert "length generalisation" in arithmetic.beyond({"plain": model, "reversed": table}).rule
     assert "A model also adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).text
-    weak = system(dict.fromkeys(arithmetic.KINDS, 0.25), 0.9)  # adds longer numbers as well as others, if badly
     strong = system({kind: 0.3 + 0.7 * (kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.9)
-    assert (
-        "A model also adds numbers longer than those in training: the best, plain, gets 25"
-        in arithmetic.beyond({"plain": weak, "reversed": strong}).text
-    )
-    assert " generalises" in arithmetic.learned({"plain": model}, table).text
+    said = arithmetic.beyond({"plain": every(0.25), "reversed": strong}).text  # longer numbers as well as others
+    assert "A model also adds numbers longer than those in training: the best, plain, gets 25" in said
+    assert " generalises" in arithmetic.learned({"plain": every(0.075)}, every(0.025)).text
     assert "does not generalise" in arithmetic.learned({"plain": table}, table).text
-    edge = {share: system(dict.fromkeys(arithmetic.KINDS, share), 0.9) for share in (0.025, 0.075, 0.5, 0.55)}
-    assert " generalises" in arithmetic.learned({"plain": edge[0.075]}, edge[0.025]).text
-    assert "the format does not matter" in arithmetic.form({"plain": edge[0.5], "reversed": edge[0.55]}).text
-    assert "they are confident" in arithmetic.confident({"plain": table}).text
-    assert "not confident" in arithmetic.confident({"plain": model}).text
     both = {"plain": table, "plain, larger model": table, "reversed": model}
     assert "helps, better than the larger" in arithmetic.form(both).text
     assert "helps, not better than" in arithmetic.form(both | {"plain, larger model": model}).text
-    assert "does not matter" in arithmetic.form({"plain": model, "reversed": model}).text
     assert "-100.0 points: the format harms" in arithmetic.form({"plain": model, "reversed": table}).text
-
-
-def test_the_limits_of_the_verdicts() -> None:
-    """Decided by what is printed; a gain or a confidence at its limit does not count."""
-    parts = [system(dict.fromkeys(arithmetic.KINDS, share), 0.5) for share in (0.5, 0.55, 0.575)]
-    for better, effect in zip(parts, ("does not matter", "does not matter", "helps"), strict=True):
-        assert effect in arithmetic.form({"plain": parts[0], "reversed": better}).text
-    for probability, said in (
-        (0.5, "50.0%: they are not"),
-        (0.5004, "50.0%: they are not"),
-        (0.506, "50.6%: they are c"),
-    ):
-        wrong = system(dict.fromkeys(arithmetic.KINDS, 0), probability)
-        assert said in arithmetic.confident({"plain": wrong}).text
-    right = system(dict.fromkeys(arithmetic.KINDS, 1), 0.9)
-    assert "of reversed to" in arithmetic.confident({"plain": right, "reversed": wrong}).text
-    assert arithmetic.confident({"plain": right}).text == "No model gives a wrong answer to a longer sum."
+    assert "does not matter" in arithmetic.form({"plain": every(0.5), "reversed": every(0.55)}).text
+    assert "50.0%: they are not" in arithmetic.confident({"plain": every(0, 0.5004)}).text
+    assert "50.6%: they are c" in arithmetic.confident({"plain": every(0, 0.506)}).text
+    assert "of reversed to" in arithmetic.confident({"plain": calculator, "reversed": table}).text
+    assert arithmetic.confident({"plain": calculator}).text == "No model gives a wrong answer to a longer sum."

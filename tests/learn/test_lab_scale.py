@@ -1,6 +1,5 @@
 """The scaling law of `tinygpt lab scale`: the fit against known laws, its optimum against a search."""
 
-import dataclasses
 import re
 from collections.abc import Callable
 from operator import attrgetter
@@ -8,48 +7,37 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import lab_results
 
-from tinygpt.base.configs.core import TrainConfig
-from tinygpt.base.configs.parse import parse
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import scale
-from tinygpt.learn.lab.scale import SHAPES
-from tinygpt.learn.lab.scaling_law import Fitted, Law, fit, fit_with_samples, nonnegative
-from tinygpt.model import GPT, GPTConfig
+from tinygpt.learn.lab.scaling_law import Fitted, Law, fit, fit_with_samples
 
 TRUE = Law(E=1.0, A=20.0, B=60.0, alpha=0.4, beta=0.3)
 SIZES, LENGTHS = np.array([27e3, 60e3, 150e3, 340e3, 800e3]), np.array([0.25e6, 0.5e6, 1e6, 2e6, 4e6])
 GRID = [part.ravel() for part in np.meshgrid(SIZES, LENGTHS)]
 
 
-def test_the_fit_recovers_a_law() -> None:
-    found = fit(*GRID, TRUE.loss(*GRID))
-    assert found == pytest.approx(TRUE, rel=0.02)
-    assert found.loss(10e6, 100e6) == pytest.approx(TRUE.loss(10e6, 100e6), rel=1e-3)
-
-
 @pytest.mark.slow
 def test_with_noise_the_intervals_contain_the_law() -> None:
     rng, inside = np.random.default_rng(3), 0
-    for _ in range(10):
+    for _ in range(4):
         losses = TRUE.loss(*GRID) * (1 + 0.005 * rng.standard_normal(len(GRID[0])))
         low, high = fit_with_samples(*GRID, losses, count=25).interval(attrgetter("growth"))
         inside += low <= TRUE.growth <= high
-    assert inside >= 5  # of 10, with intervals of 80%
+    assert inside >= 2  # of 4, with intervals of 80%
 
 
-def test_parabolas_through_equal_compute_are_biased() -> None:
+def test_the_fit_recovers_a_law_and_parabolas_through_equal_compute_do_not() -> None:
     """The reason for variable projection: without any noise, the parabolas miss the growth of the best size."""
     computes = np.geomspace(3e11, 1e13, 6)
     parabolas = [np.polyfit(np.log(SIZES), TRUE.loss(SIZES, compute / 6 / SIZES), 2) for compute in computes]
     best = [np.exp(-b / 2 / a) for a, b, _ in parabolas]
-    growth = np.polyfit(np.log(computes), np.log(best), 1)[0]
-    assert growth < 0.9 * TRUE.growth
-    fitted = fit(*GRID, TRUE.loss(*GRID))
-    for compute in computes:
-        assert fitted.best_parameters(compute) == pytest.approx(TRUE.best_parameters(compute), rel=0.05)
+    assert np.polyfit(np.log(computes), np.log(best), 1)[0] < 0.9 * TRUE.growth
+    found = fit(*GRID, TRUE.loss(*GRID))
+    assert found == pytest.approx(TRUE, rel=0.02)
+    assert found.loss(10e6, 100e6) == pytest.approx(TRUE.loss(10e6, 100e6), rel=1e-3)
+    assert found.best_parameters(computes[0]) == pytest.approx(TRUE.best_parameters(computes[0]), rel=0.05)
 
 
 def test_the_best_size_and_length_against_a_search() -> None:
@@ -65,28 +53,13 @@ def test_the_best_size_and_length_against_a_search() -> None:
     assert TRUE._replace(A=0.0).best_loss(1e13) == TRUE._replace(B=0.0).best_loss(1e13) == TRUE.E
 
 
-def test_nonnegative_least_squares_against_a_search() -> None:
-    rng = np.random.default_rng(1)
-    columns, target = rng.standard_normal((20, 6, 3)), rng.standard_normal(6)
-    found, errors = nonnegative(columns, target)
-    assert (found >= 0).all()
-    for some, weights, error in zip(columns, found, errors, strict=True):
-        assert ((some @ weights - target) ** 2).sum() == pytest.approx(error)
-        tries = np.abs(weights + rng.standard_normal((2000, 3)) * rng.choice([0.01, 0.1, 1], (2000, 1)))
-        assert error <= ((tries @ some.T - target) ** 2).sum(1).min() + 1e-9
-
-
-# ---- the lab --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_the_law_is_fitted_to_the_losses_of_the_runs(lab: Callable[[str], Path]) -> None:
     folder = lab("scale")
     stages, said = lab_results(folder / "out"), (folder / "said.txt").read_text(encoding="utf-8")
     assert len(stages) == 5 and all(0.3 < run["loss"] < 5 for run in stages.values())
-    assert stages["width 32, 0.1 passes, seed 1"]["tokens"] * 2 == pytest.approx(
-        stages["width 32, 0.2 passes, seed 1"]["tokens"], rel=0.1
-    )
+    tokens = [stages[f"width 32, {passes} passes, seed 1"]["tokens"] for passes in (0.1, 0.2)]
+    assert tokens[0] * 2 == pytest.approx(tokens[1], rel=0.1)
     kept = [run for name, run in stages.items() if "width 64" not in name]
     columns = [np.array([float(run[key]) for run in kept]) for key in ("parameters", "tokens", "loss")]
     law = fit(*columns)
@@ -94,7 +67,6 @@ def test_the_law_is_fitted_to_the_losses_of_the_runs(lab: Callable[[str], Path])
     assert "held out" in said
     page = (folder / "out/scale.html").read_text()
     assert ">10^10</text>" in page and "mathdefault" not in page  # the ticks
-    assert "no text of your own, results with your --dataset." in page
     rows = [re.findall(r"<t[dh].*?>(.*?)</t[dh]>", row) for row in page.split("<tr role")]
     targets = {row[0]: row for row in rows if row and row[0] in scale.TARGETS}
     assert len(targets) == len(scale.TARGETS)
@@ -118,26 +90,3 @@ def test_figures_at_their_limits() -> None:
         last = {"parameters": 1e6, "tokens": 1e7, "loss": TRUE.loss(1e6, 1e7) / (1 + error)}
         text = scale.predicted(TRUE, last).text
         assert said in text and text.endswith(f"an error of {100 * error:.2f}%.")
-
-
-def test_the_law_on_the_page_is_that_of_its_losses() -> None:
-    page = (Path(__file__).parents[2] / "docs/explanation/training.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d+) x (\d) \| [\d.]+ million \|((?: [\d.]+ \|){4})$", page, re.MULTILINE)
-    assert [(int(width), int(layers)) for width, layers, _ in rows] == [(w, SHAPES[w][0]) for w in scale.FULL.widths]
-    columns: list[tuple[float, float, float]] = []
-    for width, layers, losses in rows:
-        heads = SHAPES[int(width)][1]
-        args = ["lab_scale", f"--n_layer={layers}", f"--n_head={heads}", f"--n_embd={width}"]
-        config = parse(TrainConfig, args)
-        names = {field.name for field in dataclasses.fields(GPTConfig)} & vars(config).keys()
-        with torch.device("meta"):
-            model = GPT(GPTConfig(vocab_size=65, **{name: getattr(config, name) for name in names}))
-        for passes, loss in zip(scale.FULL.passes, losses.split("|"), strict=False):
-            tokens = round(passes * scale.MOST_TOKENS / scale.TOKENS) * scale.TOKENS
-            columns.append((model.num_params(), tokens, float(loss)))
-    law = fit(*np.array(columns).T)
-    figures = [law.E, law.alpha, law.beta, 10**law.growth]
-    row = re.search(r"^\| ([\d.]+) \([^|]+\| ([\d.]+) \([^|]+\| ([\d.]+) \([^|]+\| ([\d.]+) \(", page, re.MULTILINE)
-    assert row and figures == pytest.approx([float(figure) for figure in row.groups()], rel=0.01)
-    parameters, tokens_of, measured = np.array(columns).T
-    assert law.loss(parameters, tokens_of) == pytest.approx(measured, rel=0.06)

@@ -40,10 +40,9 @@ def shown(out: str) -> list[str]:
 
 
 def explained(out: str) -> float:
-    """The loss that it explains, with its perplexity and that of the other predictors."""
-    read = re.search(
-        r"was ([\d.]+) at first, and is ([\d.]+): on average the model hesitates\nbetween (\d+) characters. ", out
-    )
+    """The loss that it explains, with its perplexity."""
+    pattern = r"was ([\d.]+) at first, and is ([\d.]+): on average the model hesitates\nbetween (\d+) characters. "
+    read = re.search(pattern, out)
     assert read and abs(int(read[3]) - math.exp(float(read[2]))) < 0.51 + 0.005 * int(read[3])
     assert float(read[2]) < float(read[1])
     return float(read[2])
@@ -79,22 +78,6 @@ def test_quickstart_twice(small: Path) -> None:
     assert "was 4.17 at first" in ok(small, "quickstart", SHORT).out  # ln(65), the loss of knowing nothing
 
 
-@pytest.mark.slow
-def test_the_commands_for_teaching_print_what_is_asked(small: Path) -> None:
-    """The first question of the worksheet and the claim about quickstart ask for three losses."""
-    docs = Path(__file__).parents[2] / "docs/teaching"
-    question = (docs / "worksheet.md").read_text(encoding="utf-8").partition("**1. ")[2].partition("a) ")[0]
-    claim = (docs / "claims.md").read_text(encoding="utf-8").split("\n## ")[1]
-    for text in (question, claim):
-        assert "bigram baseline" in text
-        printed = ""
-        for command in re.findall(r"`tinygpt ([^`]+)`", text):
-            printed += ok(small, *command.split(), *([SHORT] if command == "quickstart" else [])).out
-        if text == question:
-            assert "was 4." in printed and explained(printed) < 4.2
-        assert re.search(r"^bigram +2\.49", printed, re.MULTILINE)
-
-
 @needs_fork
 def test_a_stopped_training_is_not_explained_as_a_result(small: Path) -> None:
     child = Child(["quickstart", "--max_iters=100000"], small / "log", small)
@@ -105,25 +88,14 @@ def test_a_stopped_training_is_not_explained_as_a_result(small: Path) -> None:
     assert len(shown(child.output)) == 2 and "It takes about 125 minutes." in child.output
 
 
-def test_stopped_before_there_is_a_state(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(api, "train", interrupted)  # while it chooses the number of threads, or fits a budget
-    stopped = cli_here("quickstart", cwd=small)
-    assert stopped.status == 130 and "state is saved" not in stopped.out
-
-
 @pytest.mark.slow
 def test_the_commands_it_shows_do_the_same_by_hand(small: Path) -> None:
     """Negative control of the display: typed, the shown commands end with the same weights and the same text."""
     quick = ok(small, "quickstart", SHORT, "--out_dir=my out", "--data_dir=my data").out
     (small / "my out").rename(small / "first")
-    pages = [(small / "first/report.html").read_bytes()]
     for line in shown(quick):
         ok(small, *suggested(f"next: {line}")[0])
-    pages.append((small / "my out/report.html").read_bytes())
-    assert len(pages[0]) > 10_000 and abs(len(pages[0]) - len(pages[1])) < 200
+    assert (small / "my out/report.html").stat().st_size > 10_000
     states = [torch.load(small / out / "ckpt.pt", weights_only=True)["model"] for out in ("first", "my out")]
     assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
 
@@ -136,52 +108,33 @@ def test_a_folder_that_holds_another_model_is_left_alone(tiny_run: Path, small: 
     for folder, why in (("copied", "no last.pt"), ("other", "in the checkpoint")):
         before = listing(small / folder)
         refused = cli_here("quickstart", SHORT, f"--out_dir={folder}", cwd=small)
-        assert refused.status == 2 and why in refused.err, refused.err
-        assert "--out_dir" in refused.err.rpartition("try: ")[2]
+        assert refused.status == 2 and why in refused.err and "--out_dir" in refused.err.rpartition("try: ")[2]
         assert listing(small / folder) == before
 
 
 @pytest.mark.slow
-def test_quickstart_sample_eval_plot_doctor_in_processes_of_their_own(tmp_path: Path) -> None:
+def test_what_a_new_user_types(tmp_path: Path) -> None:
     """With the model of the preset, which is near the loss of equal probabilities at first."""
     done = cli("quickstart", "--max_iters=20", cwd=tmp_path)
     assert done.status == 0, done.err
     assert "tinygpt train configs/shakespeare_char.yaml" in done.out
-    run = api.Run(tmp_path / "out")
-    losses = [entry["val_loss"] for entry in run.entries("eval")]
+    losses = [entry["val_loss"] for entry in api.Run(tmp_path / "out").entries("eval")]
     assert abs(losses[0] - 4.174) < 0.05 and losses[-1] < 3.5 and abs(explained(done.out) - losses[-1]) < 0.1
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names >= {"ckpt.pt", "last.pt", "metrics.jsonl", "config.yaml"}
-    sampled = cli("sample", "--ckpt", "out/ckpt.pt", "--max_new_tokens=80", cwd=tmp_path)
-    assert sampled.status == 0 and len(sampled.out) >= 80
-    evaluated = json.loads(cli("eval", "--ckpt", "out/ckpt.pt", "--json", cwd=tmp_path).out)
-    assert abs(evaluated["loss"] - losses[-1]) < 0.1 and evaluated["tokens"] == 111_539
-    assert cli("report", "out", "--png=out/loss.png", cwd=tmp_path).status == 0
-    assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
-    assert cli("doctor", "out", "data/shakespeare_char", cwd=tmp_path).status == 0
+    assert len(ok(tmp_path, "sample", "--ckpt", "out/ckpt.pt", "--max_new_tokens=80").out) >= 80
+    ok(tmp_path, "doctor", "out", "data/shakespeare_char")
 
 
-def test_own_text_from_several_files(tmp_path: Path) -> None:
-    (tmp_path / "letters").mkdir()
+def test_quickstart_with_own_texts_shows_the_commands_that_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "my letters").mkdir()
     for number in range(3):
         lines = [f"Dear {name}, letter {number} costs {k} €.\n" for k in range(60) for name in ("Ada", "Zoë")]
-        (tmp_path / "letters" / f"{number}.txt").write_text("".join(lines), encoding="utf-8")
-    following = re.search(r"next: tinygpt (train .*)", ok(tmp_path, "prepare", "mine", "--input", "letters").out)
-    assert following
-    flags = [f"--{key}={value}" for key, value in SMALL.items()]
-    ok(tmp_path, *following[1].split(), "--device=cpu", "--budget=10s", *flags)
-    sampled = ok(tmp_path, "sample", "--ckpt=out-mine", "--start=Dear Zoë", "--max_new_tokens=20")
-    assert sampled.out.startswith("Dear Zoë")
-
-
-@pytest.mark.slow
-def test_quickstart_with_own_text_shows_the_commands_that_it_runs(tmp_path: Path) -> None:
-    (tmp_path / "my notes.txt").write_text("To be, or not to be: that is the question.\n" * 100)
-    said = ok(tmp_path, "quickstart", "my notes.txt", "--budget=10s").out
+        (tmp_path / "my letters" / f"{number}.txt").write_text("".join(lines), encoding="utf-8")
+    said = ok(tmp_path, "quickstart", "my letters", "--budget=5s").out
     assert shown(said) == [
-        "tinygpt prepare my-notes --input 'my notes.txt'",
-        "tinygpt train --dataset=my-notes --budget=10s --out_dir=out-my-notes",
-        "tinygpt report out-my-notes",
+        "tinygpt prepare my-letters --input 'my letters'",
+        "tinygpt train --dataset=my-letters --budget=5s --out_dir=out-my-letters",
+        "tinygpt report out-my-letters",
     ]
-    assert "A blind guess hesitates between 18;" in said and explained(said) < 2.5
-    assert shown(ok(tmp_path, "quickstart", "my notes.txt", "--budget=10s").out)[1].endswith("--init_from=auto")
+    explained(said)
+    sampled = ok(tmp_path, "sample", "--ckpt=out-my-letters", "--start=Dear Zoë", "--max_new_tokens=20")
+    assert sampled.out.startswith("Dear Zoë")
