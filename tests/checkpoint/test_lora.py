@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from models import SMALL, every_option, every_path, ids, largest, shaken, small
+from models import SMALL, every_option, ids, largest, shaken, small
 from runs import adapted
 
-from tinygpt.base.configs.core import TrainConfig
-from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import lora
 from tinygpt.checkpoint import store as checkpoint
@@ -21,7 +19,6 @@ from tinygpt.checkpoint.resize import grow_vocabulary
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.fast.optimizer import FlatWeights
 from tinygpt.model import GPT
-from tinygpt.training.optimizer import build
 
 
 @every_option
@@ -39,20 +36,6 @@ def test_at_the_start_nothing_changes_and_what_trains_is_what_is_merged(options:
     expected = merged(x)[0]
     for found in (model(x)[0], FlatWeights(model, torch.float32).eval()(x)[0]):
         torch.testing.assert_close(found, expected, atol=1e-4 * largest(expected), rtol=0)
-
-
-@pytest.mark.parametrize("options", [{}, {"tie_weights": False, "bias": True}], ids=str)
-@every_path
-def test_training_moves_adapters_and_new_symbols_only(kind: type[GPT], options: dict[str, Any]) -> None:
-    model = adapted(new=4, kind=kind, **options)
-    computing, optimizer = build(model, TrainConfig(), Compute(torch.device("cpu"), torch.bfloat16, ""))
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    x = ids(2, 16, vocab_size=69)
-    optimizer.backward(computing(x[:, :-1], x[:, 1:])[1])
-    optimizer.clip()
-    optimizer.update()
-    moved = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
-    assert moved == {name for name in before if name.endswith((".lora_A", ".lora_B", ".new_rows"))} != set()
 
 
 @every_option
@@ -93,15 +76,3 @@ def test_base_and_adapter_make_the_model_of_the_run(tmp_path: Path, new: int) ->
     with pytest.raises(TinyGPTError, match="damaged") as caught:
         applied(base, "ckpt.pt", str(tmp_path / "adapter.pt"))
     assert caught.value.hint == "copy it again, or train again"
-
-
-@pytest.mark.parametrize("tie_weights", [True, False])
-def test_a_resumed_run_has_the_same_parameters(tie_weights: bool) -> None:
-    model = adapted(new=5, tie_weights=tie_weights)
-    config = {"lora_alpha": 6.0, "lora_dropout": 0.0, "lora_targets": LoRA.targets}
-    resumed = Checkpoint(model.state_dict(), dataclasses.asdict(model.config), config).build_for_resuming()
-    found, expected = (
-        [(name, weight.shape, weight.requires_grad) for name, weight in one.named_parameters()]
-        for one in (resumed, model)
-    )
-    assert found == expected

@@ -160,14 +160,6 @@ def test_a_run_continues_without_event_files(work: Path, tiny_run: Path, monkeyp
     assert shown(work / "out") == logged(work / "out")
 
 
-def test_a_run_continues_if_event_files_cannot_be_made(work: Path) -> None:
-    (work / "out").mkdir()
-    (work / "out/tensorboard").touch()
-    result = trained(work, ON)
-    (note,) = [line for line in result.out.splitlines() if line.startswith("note:")]
-    assert "without TensorBoard (out/tensorboard: cannot be written" in note and "curves:" not in result.out
-
-
 @pytest.mark.parametrize("package", [None, SimpleNamespace(__version__="odd")], ids=["missing", "broken"])
 def test_without_the_package_it_says_how_to_get_it(
     package: Any, run_copy: Path, monkeypatch: pytest.MonkeyPatch
