@@ -77,7 +77,7 @@ def test_further_features_combine(harness: Harness) -> None:
     """Proof 15 in further combinations."""
     cells = [Cell(*values) for values in itertools.product(*CHOICES)]
     cells = [cell for cell in cells if (cell.processes > 1 or not cell.shard) and cell not in EVERYDAY]
-    check_cells(harness, harness.random.sample(cells, harness.rounds(6, len(cells))))
+    check_cells(harness, harness.random.sample(cells, harness.rounds(3, len(cells))))
 
 
 def check_cells(harness: Harness, cells: list[Cell]) -> None:
