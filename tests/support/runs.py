@@ -1,20 +1,16 @@
 """Short runs of each kind: fine-tuned, imported, in several processes; and what they have printed."""
 
 import functools
-import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from children import Child, ranks
+from children import Child, nothing, ranks
 from conftest import GERMAN, PATIENCE, Lazy, Shared, ok, tiny_text
 from inputs import json_lines
 from models import shaken, small
@@ -31,8 +27,6 @@ FLAGS = [
     *("--batch_size=8", "--max_iters=40", "--lr_decay_iters=40", "--warmup_iters=2", "--eval_interval=10"),
     *("--learning_rate=1e-2", "--patience=0", "--seed=3"),
 ]
-
-
 LORA = ["--lora_rank=2", "--lora_dropout=0.1", "--out_dir=out-lora"]
 
 
@@ -54,23 +48,10 @@ def tuned(tiny_run: Path, shared: Shared) -> Path:
 BATCH = ["--batch_size=12", "--gradient_accumulation_steps=1", "--dropout=0", "--max_iters=4", "--eval_interval=2"]
 
 
-LAUNCH = ("--standalone", "--nproc_per_node=2", "-m", "tinygpt")
-
-
-def torchrun(folder: Path, *args: str, launch: Sequence[str] = LAUNCH) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *launch, *args],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-
-
 def numbers(run: Path) -> list[tuple[str, int, list[float]]]:
     names = {"train": ("loss", "grad_norm", "lr"), "eval": ("train_loss", "val_loss")}
-    return [(line["kind"], line["step"], [line[name] for name in names[line["kind"]]]) for line in read_metrics(run)]
+    lines = [line for line in read_metrics(run) if line["kind"] in names]
+    return [(line["kind"], line["step"], [line[name] for name in names[line["kind"]]]) for line in lines]
 
 
 def assert_equal_runs(ours: Path, theirs: Path) -> None:
@@ -89,31 +70,29 @@ def assert_equal_runs(ours: Path, theirs: Path) -> None:
         torch.testing.assert_close(moments[name], parts, atol=tolerance, rtol=0)
 
 
-def two_processes(folder: Path, *args: str) -> list[Child]:
-    """Run a command in two forked processes, and wait for both: quicker than torchrun."""
-    both = [Child(list(args), folder / f"{rank['RANK']}.log", folder, **rank) for rank in ranks(2)]
-    for child in both:
+def processes(folder: Path, count: int, *args: str, status: int = 0, before: dict[int, Any] | None = None) -> str:
+    """Run a command in forked processes, which end with `status`; return what they print. before: by rank."""
+    first, before = len(list(folder.glob("*.log"))), before or {}
+    children = [
+        Child(list(args), folder / f"{first + rank}.log", folder, before.get(rank, nothing), **place)
+        for rank, place in enumerate(ranks(count))
+    ]
+    for child in children:
         child.wait(PATIENCE, otherwise=signal.SIGKILL)
-    return both
+    output = "".join(child.output for child in children)
+    assert {child.status for child in children} == {status}, output[-4000:]
+    return output
 
 
 transformers: Any = Lazy("transformers")
-
-
 tokenizers: Any = Lazy("tokenizers")
-
-
 SYSTEM = "You answer."
-
-
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}{% endif %}"
     "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
 COLOURS = {"red": "cherry brick rose", "blue": "sky sea jeans", "green": "grass leaf frog"}
 
 

@@ -1,81 +1,43 @@
 """`tinygpt train --budget`: the run ends in its time, is repeated bit for bit, and has the size that fits."""
 
 import contextlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY_MODEL, needs_fork, ok
+from conftest import TINY_MODEL, ok
 from models import same_weights
-from runs import two_processes
 
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.parse import parse
+from tinygpt.checkpoint.store import load
 from tinygpt.training import budget, recipe
-from tinygpt.training.log import read_metrics
 from tinygpt.training.start import resolve
 
 SMALL = ["--dataset=tiny", "--device=cpu", *TINY_MODEL[:4], "--quiet"]
 
 
-def stored(run: Path) -> dict[str, object]:
-    values: dict[str, object] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return values
-
-
-@pytest.fixture(scope="module")
-def timed(shared, tiny_run: Path) -> Path:
-    """A run that was measured and planned for twelve seconds, on a machine that seems to be slow: out/."""
-
-    def make(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            measure = budget.seconds_per_iteration
-            patch.setattr(budget, "seconds_per_iteration", lambda *args: max(0.1, measure(*args)))
-            ok(folder, "train", *SMALL, "--budget=12s", f"--data_dir={tiny_run / 'data'}")
-
-    return shared("timed", make)
-
-
-@pytest.mark.slow
-def test_a_run_ends_within_its_budget(work: Path) -> None:
-    began = time.perf_counter()
-    ok(work, "train", *SMALL, "--budget=6s")
-    assert time.perf_counter() - began < 30, "much longer than its budget, even for a machine that is busy"
-    assert read_metrics(work / "out")[-1]["step"] == stored(work / "out")["max_iters"]
-
-
-def test_a_run_is_repeated_from_its_config(timed: Path, tmp_path: Path) -> None:
-    config = stored(timed / "out")
-    assert "budget" not in config and int(str(config["threads"])) > 0
-    assert config["n_embd"] == 16 and config["position"] == "rope" and int(str(config["max_iters"])) > 10
-    ok(tmp_path, "train", str(timed / "out/config.yaml"), "--quiet")
-    assert same_weights(tmp_path / "out/ckpt.pt", timed / "out/ckpt.pt")
-    assert read_metrics(tmp_path / "out")[-1]["step"] == config["max_iters"]
-
-
-def test_a_resumed_run_keeps_its_length(timed: Path, tmp_path: Path) -> None:
-    """Also if the same command is given again, which continues a run that was stopped."""
-    config = stored(timed / "out")
-    halfway = int(str(config["max_iters"])) // 2
-    ok(tmp_path, "train", str(timed / "out/config.yaml"), "--quiet", "--budget=", f"--max_iters={halfway}",
-       f"--lr_decay_iters={config['max_iters']}")  # fmt: skip
-    ok(tmp_path, "train", "--init_from=resume", "--quiet", f"--max_iters={config['max_iters']}")
+def test_a_measured_run_is_repeated_from_its_config_and_keeps_its_length(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned for twelve seconds, on a machine that seems to be slow. If the same command is given again, it continues
+    a run that was stopped."""
+    measure = budget.seconds_per_iteration
+    monkeypatch.setattr(budget, "seconds_per_iteration", lambda *args: max(0.1, measure(*args)))
+    ok(tmp_path, "train", *SMALL, "--budget=12s", f"--data_dir={tiny_data / 'data'}", "--out_dir=timed")
+    config = yaml.safe_load((tmp_path / "timed/config.yaml").read_text(encoding="utf-8"))
+    length = config["max_iters"]
+    assert "budget" not in config and int(config["threads"]) > 0
+    assert config["n_embd"] == 16 and config["position"] == "rope" and length > 10
+    again = ["train", "timed/config.yaml", "--quiet", "--out_dir=again", "--budget="]
+    ok(tmp_path, *again, f"--max_iters={length // 2}", f"--lr_decay_iters={length}")
+    ok(tmp_path, "train", "--init_from=resume", "--quiet", "--out_dir=again", f"--max_iters={length}")
     (tmp_path / "short.yaml").write_text("max_iters: 7\n")  # is not the length that a budget has fixed
     for files in ([], ["short.yaml"]):  # nothing is left to do
-        ok(tmp_path, "train", *files, *SMALL, "--budget=1h", "--init_from=auto")
-    assert stored(tmp_path / "out")["max_iters"] == config["max_iters"]
-    assert same_weights(tmp_path / "out/ckpt.pt", timed / "out/ckpt.pt")
-
-
-@needs_fork
-@pytest.mark.parametrize("flags", [["--budget=1m"], []], ids=["given", "default"])
-def test_several_processes_have_no_budget(work: Path, flags: list[str]) -> None:
-    for child in two_processes(work, "train", "--dataset=tiny", "--device=cpu", *flags):
-        assert child.status == 2 and "a budget is for one process" in child.output, child.output
-        assert ("a run has a budget of 2m" in child.output) == (not flags)
-    assert not (work / "out").exists()
+        ok(tmp_path, "train", *files, *SMALL, "--budget=1h", "--init_from=auto", "--out_dir=again")
+    assert same_weights(tmp_path / "again/ckpt.pt", tmp_path / "timed/ckpt.pt")
+    assert load(tmp_path / "again/last.pt").step == load(tmp_path / "timed/last.pt").step == length
 
 
 def test_a_new_run_without_a_size_has_a_budget() -> None:
@@ -114,11 +76,10 @@ def long_text(shared) -> Path:
 
 
 def test_more_time_is_for_a_larger_model(tiny_run: Path, long_text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two, three = (
-        chosen(long_text, monkeypatch, "--dataset=long", f"--budget={time}") for time in ("30s", "3m", "1h")
-    )
+    times = ("30s", "3m", "1h")
+    one, two, three = (chosen(long_text, monkeypatch, "--dataset=long", f"--budget={time}") for time in times)
     assert one.n_embd < two.n_embd < three.n_embd and all(config.n_embd % 64 == 0 for config in (one, two, three))
-    assert one.max_iters < 29 / (1e-6 * one.n_embd**2) and one.max_iters > 20 / (1e-6 * one.n_embd**2)
+    assert 20 < one.max_iters * usual(one) < 29
     assert one.dropout == 0 < three.dropout
     kept = chosen(long_text, monkeypatch, "--dataset=long", "--budget=1h", "--n_embd=96", "--learning_rate=1e-3")
     assert (kept.n_embd, kept.n_head, kept.learning_rate) == (96, 1, 1e-3)
@@ -127,16 +88,14 @@ def test_more_time_is_for_a_larger_model(tiny_run: Path, long_text: Path, monkey
     assert tokens < 1.1 * recipe.MOST * 20_000
 
 
-@pytest.mark.parametrize(
-    ("flag", "n_head"), [("--n_embd=128", 2), ("--n_head=3", 3), ("--n_kv_head=2", 4), ("--n_head=12", 12)], ids=str
-)
+@pytest.mark.parametrize(("flag", "n_head"), [("--n_embd=128", 2), ("--n_head=12", 12), ("--n_kv_head=2", 4)])
 def test_a_given_shape_is_kept(long_text: Path, monkeypatch: pytest.MonkeyPatch, flag: str, n_head: int) -> None:
     config = chosen(long_text, monkeypatch, "--dataset=long", "--budget=6m", flag)
     assert config.n_head == n_head and config.n_embd % n_head == 0
     assert flag[2:] in [f"{key}={getattr(config, key)}" for key in ("n_embd", "n_head", "n_kv_head")]
 
 
-@pytest.mark.parametrize("flag", ["--seed=1", "--eval_interval=10", "--eval_iters=200", "--eval_iters=0"])
+@pytest.mark.parametrize("flag", ["--eval_interval=10", "--eval_iters=200", "--eval_iters=0"])
 def test_evaluations_count(long_text: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     config = chosen(long_text, monkeypatch, "--dataset=long", "--budget=2m", "--n_embd=128", flag)
     batches = config.eval_iters or 86_000 / (config.batch_size * config.block_size)

@@ -1,12 +1,18 @@
-"""AdamW and Muon against torch's reference implementations, and mixed precision with flat weights (test_fast.py
-compares these with the model itself)."""
+"""AdamW and Muon against torch's reference implementations, mixed precision with flat weights (test_fast.py compares
+these with the model itself), and the learning-rate schedule against nanoGPT's formula."""
 
 import copy
+import dataclasses
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import OPTIMIZERS
+from conftest import trained
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import OPTIMIZERS, every_path
 from torch import Tensor
 
 from tinygpt.base.configs.core import TrainConfig
@@ -14,11 +20,8 @@ from tinygpt.base.device import Compute
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.fast.model import FastGPT
 from tinygpt.fast.optimizer import FlatWeights
-from tinygpt.model import GPT, MATRIX, GPTConfig
-from tinygpt.model import parameter_class as kind_of
-from tinygpt.training.optimizer import AmpModel, Optimizer, build, load_state, state_of
-
-both = pytest.mark.parametrize("kind", [GPT, FastGPT], ids=["plain", "fast"])
+from tinygpt.model import GPT, GPTConfig
+from tinygpt.training.optimizer import AmpModel, Optimizer, build, learning_rate, load_state, state_of
 
 
 def tiny(kind: type[GPT] = GPT, **options: Any) -> GPT:
@@ -31,17 +34,15 @@ def set_up(kind: type[GPT], config: TrainConfig, **options: Any) -> tuple[GPT, A
     return model, *build(model, config, Compute(torch.device("cpu"), torch.float32, ""))
 
 
-def give(model: GPT, computing: AmpModel, gradients: dict[str, Tensor]) -> None:
-    """Set the gradient of every parameter that is trained."""
+def update(model: GPT, computing: AmpModel, optimizer: Optimizer, gradients: dict[str, Tensor]) -> None:
+    """Make a step with these gradients."""
     if isinstance(computing, FlatWeights):
         computing.weights.grad = torch.cat([gradients[name].flatten() for name in computing.places])
     else:
         for name, parameter in model.named_parameters():
-            parameter.grad = gradients[name].clone() if parameter.requires_grad else None
-
-
-def constant(model: GPT, value: float) -> dict[str, Tensor]:
-    return {name: torch.full_like(weight, value) for name, weight in model.named_parameters()}
+            parameter.grad = gradients[name].clone()
+    optimizer.clip()
+    optimizer.update()
 
 
 def gradient(computing: AmpModel, seed: int) -> None:
@@ -49,58 +50,25 @@ def gradient(computing: AmpModel, seed: int) -> None:
     computing(x[:, :-1], x[:, 1:])[1].backward()
 
 
-def one_step(computing: AmpModel, optimizer: Optimizer, seed: int) -> None:
-    gradient(computing, seed)
-    optimizer.clip()
-    optimizer.update()
-
-
 def weights(model: GPT) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-# ---- the learning rates -------------------------------------------------------------------------------------------
-
-
-@both
-@pytest.mark.parametrize(("first", "rate", "muons"), [(1e-3, 1e-3, 0.02), (1e-3, 2.5e-4, 0.005), (0.0, 0.0, 0.0)])
-def test_muons_rate_moves_with_adamws(kind: type[GPT], first: float, rate: float, muons: float) -> None:
-    """With a constant gradient Adam's first step is its learning rate, and Muon's follows from its own."""
-    config = TrainConfig(optimizer="muon", learning_rate=first, muon_learning_rate=0.02, weight_decay=0, grad_clip=0)
-    model, computing, optimizer = set_up(kind, config)
-    optimizer.set_learning_rate(rate)
-    before = weights(model)
-    give(model, computing, constant(model, 1.0))
-    optimizer.clip()
-    optimizer.update()
-    size, moved = 0.0, 0.0
-    for name, after in weights(model).items():
-        if kind_of(name, after) == MATRIX:
-            size += max(1, after.shape[0] / after.shape[1])
-            moved += float((after - before[name]).square().sum())
-        else:
-            difference = (after - before[name]).abs()
-            torch.testing.assert_close(difference, torch.full_like(after, rate), rtol=1e-2, atol=1e-9, msg=name)
-    assert moved**0.5 == pytest.approx(muons * size**0.5, rel=0.35)  # Newton-Schulz leaves 0.7 to 1.2
-
-
-@both
+@every_path
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_float16_overflow_anywhere_skips_the_whole_update(kind: type[GPT], name: str, bad: float) -> None:
+def test_a_float16_overflow_anywhere_skips_the_whole_update(kind: type[GPT], name: str) -> None:
     """Adam and Muon together: the gradient of one matrix overflows, and no weight moves. The next step trains."""
     config = TrainConfig(optimizer=name, learning_rate=1e-3)  # type: ignore[arg-type]
     model = tiny(kind)
     computing, optimizer = build(model, config, Compute(torch.device("cpu"), torch.float16, ""))
-    x = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(0))
+    x = torch.arange(36).view(4, 9) % 11
     for overflows in (True, False):
         before, scale = weights(model), optimizer.scaler.get_scale()
         optimizer.backward(computing(x[:, :-1], x[:, 1:])[1])
         if overflows:
             is_flat = isinstance(computing, FlatWeights)
-            first = computing.weights if is_flat else model.transformer["h"][0].mlp.c_fc.weight
-            assert first.grad is not None
-            first.grad.view(-1)[0] = bad
+            first: Any = computing.weights if is_flat else model.transformer["h"][0].mlp.c_fc.weight
+            first.grad.view(-1)[0] = float("inf")
         optimizer.clip()
         optimizer.update()
         same = [torch.equal(weight, before[name]) for name, weight in weights(model).items()]
@@ -109,47 +77,27 @@ def test_a_float16_overflow_anywhere_skips_the_whole_update(kind: type[GPT], nam
         assert optimizer.steps == (0 if overflows else 1)
 
 
-# ---- parameter groups -------------------------------------------------------------------------------------------
-
-OPTIONS: list[dict[str, Any]] = [{}, {"position": "rope", "tie_weights": False, "norm": "rmsnorm"}]
-
-
-@both
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_matrices_are_decayed_and_vectors_are_not(kind: type[GPT], options: dict[str, Any], optimizer: str) -> None:
-    """Without a gradient, only weight decay changes the weights: by learning rate times decay."""
-    config = TrainConfig(optimizer=optimizer, learning_rate=0.1, muon_learning_rate=0.2, weight_decay=0.5)
-    model, computing, made = set_up(kind, config, **options)
+@every_path
+def test_matrices_are_decayed_and_vectors_are_not(kind: type[GPT]) -> None:
+    """Without a gradient, only weight decay changes the weights; Muon's rate moves with AdamW's."""
+    config = TrainConfig(optimizer="muon", learning_rate=0.1, muon_learning_rate=0.2, weight_decay=0.5)
+    model, computing, made = set_up(kind, config, position="rope", tie_weights=False, norm="rmsnorm")
     before = weights(model)
-    give(model, computing, constant(model, 0.0))
-    made.set_learning_rate(config.learning_rate)
-    made.clip()
-    made.update()
+    made.set_learning_rate(0.05)
+    update(model, computing, made, {name: torch.zeros_like(weight) for name, weight in before.items()})
     for name, after in weights(model).items():
-        muon = optimizer == "muon" and ".h." in name
-        kept = (1 - 0.5 * (0.2 if muon else 0.1)) if after.dim() == 2 else 1.0
+        kept = (0.95 if ".h." in name else 0.975) if after.dim() == 2 else 1.0
         torch.testing.assert_close(after, before[name] * kept, msg=name)
 
 
-# ---- the updates ------------------------------------------------------------------------------------------------
-
-
-@both
+@every_path
 def test_adamw_and_clipping_are_torchs_plain_ones(kind: type[GPT]) -> None:
     config = TrainConfig(learning_rate=1e-2, beta1=0.8, beta2=0.97, weight_decay=0.2, grad_clip=0.3)
     ours, computing, mine = set_up(kind, config)
     start, theirs = weights(ours), tiny()
-    plain = torch.optim.AdamW(
-        [
-            {"params": [p for p in theirs.parameters() if p.dim() == 2], "weight_decay": 0.2},
-            {"params": [p for p in theirs.parameters() if p.dim() == 1], "weight_decay": 0.0},
-        ],
-        lr=1e-2,
-        betas=(0.8, 0.97),
-        fused=False,
-        foreach=False,
-    )
+    matrices, vectors = ([p for p in theirs.parameters() if p.dim() == dim] for dim in (2, 1))
+    groups = [{"params": matrices, "weight_decay": 0.2}, {"params": vectors, "weight_decay": 0.0}]
+    plain = torch.optim.AdamW(groups, lr=1e-2, betas=(0.8, 0.97), fused=False, foreach=False)
     for seed in range(4):
         gradient(computing, seed)
         norm = mine.clip()
@@ -159,68 +107,49 @@ def test_adamw_and_clipping_are_torchs_plain_ones(kind: type[GPT]) -> None:
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.3)
         assert norm.item() == pytest.approx(expected.item(), rel=1e-4) and expected > 0.3
         plain.step()
-    for name, b in weights(theirs).items():
-        a, moved = weights(ours)[name], (b - start[name]).norm()
-        assert moved > 1e-3, name
+    found = weights(ours)
+    for name, expected in weights(theirs).items():
         # Adam divides by |gradient|, so where a gradient is nearly 0 (the keys' biases) rounding decides its sign
         if not name.endswith("attn.c_attn.bias"):
-            assert (a - b).norm() < 1e-3 * moved, name
+            assert (found[name] - expected).norm() < 1e-3 * (expected - start[name]).norm(), name
 
 
-@both
-def test_muon_is_torchs(kind: type[GPT]) -> None:
+@every_path
+@pytest.mark.parametrize(("first", "rate", "muons"), [(1e-3, 1e-3, 0.02), (1e-3, 2.5e-4, 0.005), (0.0, 0.0, 0.0)])
+def test_muon_is_torchs(kind: type[GPT], first: float, rate: float, muons: float) -> None:
     """torch's takes the matrices one by one, its products in bfloat16; ours in batches of one shape."""
-    config = TrainConfig(optimizer="muon", muon_learning_rate=0.02, weight_decay=5.0, grad_clip=0)
+    config = TrainConfig(optimizer="muon", learning_rate=first, muon_learning_rate=0.02, weight_decay=5.0, grad_clip=0)
     model, computing, optimizer = set_up(kind, config)
-    start, theirs = weights(model), tiny()
-    matrices = [p for name, p in theirs.named_parameters() if ".h." in name and p.dim() == 2]
-    plain = torch.optim.Muon(matrices, lr=0.02, weight_decay=5.0)
+    optimizer.set_learning_rate(rate)
+    start, theirs = weights(model), dict(tiny().named_parameters())
+    matrices = {name: weight for name, weight in theirs.items() if ".h." in name and weight.dim() == 2}
+    plain = torch.optim.Muon(matrices.values(), lr=muons, weight_decay=5.0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        given = {name: torch.randn(p.shape, generator=generator) for name, p in theirs.named_parameters()}
-        for name, parameter in theirs.named_parameters():
-            parameter.grad = given[name].clone()
-        give(model, computing, given)
-        optimizer.clip()
-        optimizer.update()
+        given = {name: torch.randn(weight.shape, generator=generator) for name, weight in theirs.items()}
+        for name, weight in theirs.items():
+            weight.grad = given[name].clone()
+        update(model, computing, optimizer, given)
         plain.step()
-    for name, parameter in theirs.named_parameters():
-        if ".h." in name and parameter.dim() == 2:
-            moved = (parameter.detach() - start[name]).norm()
-            assert (weights(model)[name] - parameter.detach()).norm() < 0.03 * moved, name
+    found = weights(model)
+    for name, weight in matrices.items():
+        moved = (weight.detach() - start[name]).norm()
+        assert (found[name] - weight.detach()).norm() <= 0.03 * moved and (moved > 0) == (rate > 0), name
 
 
-@both
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_saved_state_goes_on_exactly(kind: type[GPT], name: str) -> None:
-    config = TrainConfig(optimizer=name)  # type: ignore[arg-type]
-    through, computing_through, optimizer = set_up(kind, config)
-    for seed in range(3):
-        one_step(computing_through, optimizer, seed)
-    model, computing, first = set_up(kind, config)
-    one_step(computing, first, 0)
-    saved = copy.deepcopy(state_of(first))
-    again, computing, then = set_up(kind, config)
-    again.load_state_dict(model.state_dict())
-    load_state(then, saved)
-    for seed in (1, 2):
-        one_step(computing, then, seed)
-    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), again.parameters(), strict=True))
-
-
-@both
+@every_path
 def test_a_loaded_state_takes_the_configs_rates_and_decay(kind: type[GPT]) -> None:
     """The next step is AdamW's by hand, from the saved moments and with the new values."""
     model, computing, saved = set_up(kind, TrainConfig(learning_rate=1e-3, weight_decay=0.1, beta2=0.95))
-    one_step(computing, saved, seed=0)
+    gradient(computing, seed=0)
+    saved.clip()
+    saved.update()
     state = copy.deepcopy(state_of(saved))
     changed = TrainConfig(learning_rate=1e-4, weight_decay=0.3, beta1=0.8, beta2=0.99, grad_clip=0)
     model, computing, optimizer = set_up(kind, changed)
     load_state(optimizer, state)
     before = weights(model)
-    give(model, computing, constant(model, 0.5))
-    optimizer.clip()
-    optimizer.update()
+    update(model, computing, optimizer, {name: torch.full_like(weight, 0.5) for name, weight in before.items()})
     for name, after in weights(model).items():
         moments = state["moments"][name]
         average, square = 0.8 * moments["exp_avg"] + 0.2 * 0.5, 0.99 * moments["exp_avg_sq"] + 0.01 * 0.25
@@ -229,28 +158,13 @@ def test_a_loaded_state_takes_the_configs_rates_and_decay(kind: type[GPT]) -> No
         torch.testing.assert_close(after, expected, atol=1e-7, rtol=1e-5, msg=name)
 
 
-@both
+@every_path
 def test_the_state_of_something_else_is_refused(kind: type[GPT]) -> None:
     own = set_up(kind, TrainConfig())[2]
     others = set_up(kind, TrainConfig(optimizer="muon"))[2], set_up(kind, TrainConfig(), position="rope")[2]
-    released = {"exp_avg": [torch.zeros(3)], "exp_avg_sq": [torch.zeros(3)], "steps": [torch.zeros(())]}
-    nonsense: list[dict[str, Any]] = [{}, {"moments": 1}, {"moments": 1, "steps": 1}, {"moments": {}, "steps": 1}]
-    nonsense += [{"moments": released, "scaler": {}}, {"moments": {"exp_avg": [1, 2], "exp_avg_sq": [], "steps": []}}]
-    for state in (*map(state_of, others), *nonsense):
+    for state in (*map(state_of, others), {}, {"moments": 1, "steps": 1}, {"moments": {}, "steps": 1}):
         with pytest.raises(TinyGPTError, match="does not fit this model"):
             load_state(own, state)
-
-
-# ---- mixed precision --------------------------------------------------------------------------------------------
-
-
-def test_training_on_pairs_computes_the_logits_of_targets_alone() -> None:
-    flat, sizes = FlatWeights(tiny(FastGPT), torch.float32), []
-    flat.model.lm_head.register_forward_hook(lambda *call: sizes.append(call[-1].shape))
-    x = torch.arange(32).view(4, 8) % 11
-    flat(x, x)
-    flat(x, x.masked_fill(x < 5, -1))
-    assert sizes == [(4, 8, 11), (int((x >= 5).sum()), 11)]
 
 
 def test_gradients_of_micro_steps_add_up_in_float32() -> None:
@@ -263,3 +177,39 @@ def test_gradients_of_micro_steps_add_up_in_float32() -> None:
     assert flat.weights.grad.dtype == torch.float32
     torch.testing.assert_close(flat.weights.grad - 256.0, one, atol=1e-4, rtol=0)
     assert one.abs().max() > 1e-3
+
+
+def nanogpts(it: int, peak: float, least: float, warmup: int, decay: int) -> float:
+    """The cosine schedule in the words of its paper: up in equal steps, half a cosine down, then flat."""
+    if it < warmup:
+        return peak * (it + 1) / (warmup + 1)
+    if it >= decay:
+        return least
+    angle = math.pi * (it - warmup) / (decay - warmup)
+    return least + (peak - least) * (1 + math.cos(angle)) / 2
+
+
+@settings(deadline=None)
+@given(st.integers(0, 300), st.integers(0, 100), st.integers(1, 200), st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_learning_rate_is_nanogpts(it: int, warmup: int, decay: int, peak: float, least: float, explicit: bool) -> None:
+    """With lr_decay_iters, or without it and the same max_iters; the warm-up may be the longer of the two."""
+    length: dict[str, Any] = {"lr_decay_iters" if explicit else "max_iters": decay}
+    config = TrainConfig(learning_rate=peak, min_lr=least, warmup_iters=warmup, **length)
+    assert learning_rate(it, config) == pytest.approx(nanogpts(it, peak, least, warmup, decay))
+
+
+def test_a_linear_rate_and_corners() -> None:
+    config = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=4, lr_decay_iters=104)
+    assert learning_rate(0, TrainConfig(warmup_iters=0)) > 0  # without a warm-up the first step counts in full
+    straight = dataclasses.replace(config, lr_schedule="linear")
+    rates = [learning_rate(it, straight) for it in (0, 3, 4, 29, 54, 104, 1_000_000)]
+    assert rates == pytest.approx([0.2, 0.8, 1.0, 0.775, 0.55, 0.1, 0.1])
+    no_decay = dataclasses.replace(config, lr_decay_iters=4)  # warm-up and decay end together
+    assert [learning_rate(it, no_decay) for it in (3, 4, 5)] == pytest.approx([0.8, 0.1, 0.1])
+    constant = dataclasses.replace(config, lr_schedule="constant")  # test_resume.py has the other spelling
+    assert {learning_rate(it, constant) for it in (0, 3, 50, 1000)} == {1.0}
+
+
+def test_a_run_notes_an_endless_warm_up(work: Path) -> None:
+    assert "the learning rate never reaches its peak" in trained(work, "--lr_decay_iters=0", "--max_iters=2").out
+    assert "never reaches" not in trained(work, "--lr_schedule=constant", "--max_iters=2").out
