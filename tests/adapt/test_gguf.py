@@ -20,7 +20,7 @@ from tinygpt.adapt.formats.conversion import from_stock
 from tinygpt.adapt.formats.gguf_file import read_file, write_file
 from tinygpt.adapt.formats.gguf_tokenizer import PRE
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer, HuggingFaceTokenizer
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, HuggingFaceTokenizer
 
 
 def stock_of(name: str, **options: Any) -> Stock:
@@ -68,16 +68,6 @@ def test_a_rare_character_stands_for_a_missing_end(tmp_path: Path, symbols: str,
     """llama.cpp stops at token 11 unless the file names another one."""
     write_file(tmp_path / "model.gguf", stock_of("llama", vocab_size=len(symbols)), CharTokenizer(symbols), "f16")
     assert gguf.GGUFReader(tmp_path / "model.gguf").fields["tokenizer.ggml.eos_token_id"].contents() == end
-
-
-@pytest.mark.slow
-def test_gpt2_tokenizer_returns(tmp_path: Path) -> None:
-    stock = stock_of("gpt2", vocab_size=50304, n_layer=1)  # padded, as nanoGPT does
-    write_file(tmp_path / "model.gguf", stock, GPT2Tokenizer(), "q8_0")
-    found = read_file(tmp_path / "model.gguf")
-    encoding = tokenizers.Tokenizer.from_str(found.tokenizer_json)
-    assert encoding.encode(TEXT).ids == GPT2Tokenizer().encode(TEXT).tolist()
-    assert found.eos == "<|endoftext|>" and encoding.token_to_id(found.eos) == 50256
 
 
 def byte_level(pre: str, **changes: Any) -> str:
