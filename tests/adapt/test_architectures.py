@@ -121,21 +121,6 @@ def test_every_choice_is_exported_exactly_or_refused_by_name(
             assert apart(gpt, how.theirs(out)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"norm": "rmsnorm"}, "GPT2LMHeadModel lacks norm=rmsnorm; ArceeForCausalLM lacks position=learned"),
-        (MODERN | {"window": 4}, "Qwen3ForCausalLM lacks window=4; MistralForCausalLM lacks qk_norm=True"),
-        ({"position": "rope", "bias": True}, "ArceeForCausalLM lacks bias=True; ArceeForCausalLM lacks norm=layernorm"),
-        (MODERN | {"token_shift": True, "bigram_table": True}, "Qwen3ForCausalLM lacks bigram_table=True and token"),
-    ],
-)
-def test_an_option_without_a_class_is_refused_by_name(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(TinyGPTError) as caught:
-        stock_of(small(**options))
-    assert named in caught.value.message and "configs/shakespeare_char.yaml" in caught.value.hint
-
-
 def test_as_many_heads_of_keys_as_of_queries_are_no_option() -> None:
     assert stock_of(model(n_kv_head=2)).config == stock_of(model()).config
 
