@@ -1,34 +1,30 @@
 """Hugging Face folders: the files beside the weights, and bad folders. test_architectures.py has the round trip."""
 
+import contextlib
 import json
-import os
 import pickle
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import hostile
 import pytest
 import torch
-from conftest import cli_here
+from conftest import ok
 from models import MODERN
-from published import STRANGE, characters, checkpoint_of, model, rebuilt, refuses_mutants, theirs_of
+from published import STRANGE, characters, checkpoint_of, model, rebuilt, refuses_mutants
 
 from tinygpt.adapt.formats.huggingface import read_folder, write_folder
-from tinygpt.adapt.formats.tokenizers import chat_template, tokenizer_files
+from tinygpt.adapt.formats.tokenizers import tokenizer_files
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.foreign import hub_folder
 from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.data.tokenizer import (
     END,
-    PROMPT,
     RESPONSE,
     GPT2Tokenizer,
     from_json,
-    tokenizer_from_dict,
 )
 from tinygpt.model import GPT
 
@@ -39,30 +35,25 @@ def exported(out: Path, gpt: GPT, tokenizer: Any = None) -> Path:
     return out
 
 
-@pytest.mark.slow
-def test_the_model_card_has_an_example_that_runs(tmp_path: Path) -> None:
-    exported(tmp_path / "my model", model(**MODERN), characters(pairs=True))
-    card = (tmp_path / "my model/README.md").read_text(encoding="utf-8")
-    assert "2.5000 nats per token" in card and "`tiny`" in card and "tinygpt train config.yaml" in card
-    code = card.split("```python\n")[1].split("```")[0]
-    assert len(code.splitlines()) <= 10
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.strip()) > 3
-
-
-def test_the_model_card_repeats_the_run(run_copy: Path) -> None:
+def test_the_model_card_repeats_the_run_and_its_example_runs(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The command and the configuration on the card give the same weights."""
     run = load(run_copy / "out")
-    write_folder(run_copy / "hf", run, tokenizer_of(run, "out", "data"), "A note.")
-    card = (run_copy / "hf/README.md").read_text(encoding="utf-8")
-    assert "- A note." in card and "run `tinygpt train config.yaml`" in card
+    write_folder(run_copy / "my model", run, tokenizer_of(run, "out", str(run_copy / "data")), "A note.")
+    card = (run_copy / "my model/README.md").read_text(encoding="utf-8")
+    loss = f"{run.best_val_loss:.4f} nats per token"
+    assert loss in card and "`tiny`" in card and "- A note." in card and "run `tinygpt train config.yaml`" in card
     (run_copy / "config.yaml").write_text(card.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
-    result = cli_here("train", "config.yaml", "--out_dir=again", cwd=run_copy)
-    assert result.status == 0, result.err
+    ok(run_copy, "train", "config.yaml", "--out_dir=again")
     again = load(run_copy / "again").model
     assert all(torch.equal(weight, again[name]) for name, weight in run.model.items())
+    for name, pairs in (("text", False), ("pairs", True)):
+        exported(run_copy / name, model(**MODERN), characters(pairs))
+        card = (run_copy / name / "README.md").read_text(encoding="utf-8")
+        with contextlib.chdir(run_copy):
+            exec(card.split("```python\n")[1].split("```")[0], {})
+        assert len(capsys.readouterr().out.strip()) > 3
 
 
 def test_the_byte_pairs_of_gpt2_have_the_same_ids() -> None:
@@ -71,33 +62,15 @@ def test_the_byte_pairs_of_gpt2_have_the_same_ids() -> None:
     theirs = from_json(files["tokenizer.json"])
     assert theirs.get_vocab_size() == mine.vocab_size and "chat_template.jinja" not in files
     draw = random.Random(0)
-    texts = [STRANGE] + [
-        "".join(chr(draw.choice([32, 10, 39, draw.randrange(32, 0x2FF), draw.randrange(0xD800)])) for _ in range(50))
-        for _ in range(60)
-    ]
-    texts.append(Path(__file__).read_text(encoding="utf-8"))
+    choices = [32, 10, 39, *range(32, 0x2FF), *range(0, 0xD800, 50)]
+    texts = [STRANGE, *("".join(map(chr, draw.choices(choices, k=50))) for _ in range(20))]
     for text in texts:
         ids = mine.encode(text).tolist()
         assert theirs.encode(text).ids == ids and theirs.decode(ids) == text
 
 
-def test_an_imported_tokenizer_is_passed_through() -> None:
-    text = tokenizer_files(characters(pairs=True))["tokenizer.json"]
-    for pair, template, eos in (
-        (None, "{{ 1 }}", "<|prompt|>"),
-        ({"prefix": PROMPT, "middle": RESPONSE, "end": END}, "", END),
-        (None, "", ""),
-    ):
-        spec = {"kind": "huggingface", "json": text, "eos": "<|prompt|>" if eos else "", "chat_template": template}
-        files = tokenizer_files(tokenizer_from_dict({**spec, "pair": pair}, "here"))
-        assert files["tokenizer.json"] == text
-        assert json.loads(files["tokenizer_config.json"]).get("eos_token", "") == eos
-        assert files.get("chat_template.jinja", "") == (chat_template(**pair) if pair else template)
-
-
 def test_eos_and_chat_template_are_found_where_others_write_them(tmp_path: Path) -> None:
     folder = exported(tmp_path / "out", model(**MODERN), characters(pairs=True))
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
     template = (folder / "chat_template.jinja").read_text()
     found = read_folder(folder)
     assert found.eos == END and found.chat_template == template
@@ -105,19 +78,20 @@ def test_eos_and_chat_template_are_found_where_others_write_them(tmp_path: Path)
     (folder / "chat_template.jinja").unlink()
     named = [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]
     for value, expected in ((template, template), (named, "yes"), (None, ""), ("\ud800", "")):
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": value}))
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
         assert read_folder(folder).chat_template == expected
 
-    for value in (RESPONSE, {"content": RESPONSE, "lstrip": False}):
-        (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": value}))
-        assert read_folder(folder).eos == RESPONSE
-    (folder / "tokenizer_config.json").unlink()
     token = characters(pairs=True).special[RESPONSE]
-    for id, expected in ((token, RESPONSE), ([token, 1], RESPONSE), (-1, END), (10**6, END), ("", END), ([], END)):
-        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": id}))
+    for name, key, value, expected in (
+        ("tokenizer_config.json", "eos_token", RESPONSE, RESPONSE),
+        ("tokenizer_config.json", "eos_token", {"content": RESPONSE, "lstrip": False}, RESPONSE),
+        ("generation_config.json", "eos_token_id", token, RESPONSE),
+        ("generation_config.json", "eos_token_id", [token, 1], RESPONSE),
+        *(("generation_config.json", "eos_token_id", id, END) for id in (-1, 10**6, "", [])),  # that of config.json
+    ):
+        (folder / "tokenizer_config.json").unlink(missing_ok=True)
+        (folder / name).write_text(json.dumps({key: value}))
         assert read_folder(folder).eos == expected
-    (folder / "generation_config.json").unlink()
-    assert read_folder(folder).eos == END  # of config.json
 
 
 def refused(folder: Path) -> str:
@@ -137,15 +111,13 @@ def test_a_bad_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, bytes | None], str]] = [
         ({"config.json": None}, "config.json: no such file"),
         ({"config.json": b"{"}, "config.json: not valid JSON"),
-        ({"config.json": b"[" * 100_000}, "config.json: not valid JSON"),
         ({"config.json": b"[]"}, "config.json: not a JSON object"),
-        ({"config.json": b"\xff"}, "config.json: not UTF-8"),
+        ({"config.json": b"[" * 100_000}, "config.json: not valid JSON"),
         ({"tokenizer.json": None}, "tokenizer.json: no such file"),
         ({"tokenizer.json": b"{}"}, "tokenizer.json: damaged"),
         ({"tokenizer_config.json": b"nonsense"}, "tokenizer_config.json: not valid JSON"),
         ({"model.safetensors": None}, "no model.safetensors"),
         ({"model.safetensors": weights[:-1]}, "model.safetensors: cannot be read"),
-        ({"model.safetensors": b""}, "model.safetensors: cannot be read"),
         ({"model.safetensors": packed}, "is int32"),
         ({"model.safetensors": None, "model.safetensors.index.json": index}, "bad/model.safetensors: no such file"),
         ({"model.safetensors": None, "model.safetensors.index.json": b'{"weight_map": [1]}'}, "damaged, or of"),
@@ -171,15 +143,12 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
         (folder / "pytorch_model.bin").write_bytes(content)
         assert "pytorch_model.bin" in refused(folder), name
         assert not canary.exists(), name
-    with open(folder / "pytorch_model.bin", "wb") as file:
-        torch.save({"a": hostile.Reducer(open, str(canary), "w")}, file)
-    assert "pytorch_model.bin" in refused(folder) and not canary.exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_mutants_never_give_a_traceback(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
     folder = exported(tmp_path / "out", model(**MODERN), characters(pairs=True))
-    count = int(2000 * (request.config.getoption("--full") or 0.1))
+    count = int(2000 * (request.config.getoption("--full") or 0.05))
     refuses_mutants(folder / name, lambda: rebuilt(read_folder(folder).stock), count)
 
 
@@ -193,13 +162,10 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(TinyGPTError, match=re.escape("ckpt.pt")):
         exported(folder, gpt)
     (folder / "ckpt.pt").unlink()
-    theirs_of("LlamaForCausalLM").config.save_pretrained(folder)
-    with pytest.raises(TinyGPTError, match="did not export"):
-        exported(folder, gpt)
     assert (folder / "model.safetensors").read_bytes() == before["model.safetensors"]
 
 
 def test_a_name_that_the_hub_cannot_have() -> None:
-    for name in ("../secret", "a/b/c", "", "a b", "https://x.org/a", "-x/..", "."):
+    for name in ("../secret", "a/b/c", "", "a b", "https://x.org/a"):
         with pytest.raises(TinyGPTError, match="cannot be downloaded from"):
             hub_folder(name)

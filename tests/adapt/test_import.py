@@ -5,9 +5,7 @@ attention, and a GPT-2 without a template. transformers is the authority.
 """
 
 import json
-import math
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -35,19 +33,22 @@ def work(imported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(imported, tmp_path / "work"))
 
 
+def tokenizer_of_base(folder: Path) -> HuggingFaceTokenizer:
+    tokenizer = tokenizer_from_dict(load(folder / "out-base").tokenizer, "out-base")
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    return tokenizer
+
+
 # ---- the model --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["theirs", "gpt2"])
+@pytest.mark.parametrize(("name", "out"), [("theirs", "out-base"), ("gpt2", "out-gpt2")])
 @torch.inference_mode()
-def test_logits_and_greedy_text_are_those_of_transformers(imported: Path, name: str) -> None:
+def test_logits_and_greedy_text_are_those_of_transformers(imported: Path, name: str, out: str) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(imported / name).eval()
     fast = transformers.AutoTokenizer.from_pretrained(imported / name)
-    out = "out-base" if name == "theirs" else "out-gpt2"
-    checkpoint = load(imported / out)
     idx = torch.tensor([fast("The sky is 12 blue é 漢")["input_ids"]])
-    ours = checkpoint.build_model().eval()
-    assert (ours(idx)[0] - theirs(idx).logits).abs().max() < 1e-4
+    assert (load(imported / out).build_model().eval()(idx)[0] - theirs(idx).logits).abs().max() < 1e-4
     made = theirs.generate(idx, do_sample=False, max_new_tokens=100, eos_token_id=None, pad_token_id=0)
     flags = ["--temperature=0", "--max_new_tokens=100", "--plain", "--fast=False"]
     said = ok(imported, "sample", f"--ckpt={out}", "--start=The sky is 12 blue é 漢", *flags, "--json")
@@ -61,14 +62,15 @@ def test_a_prompt_is_asked_with_the_chat_template(imported: Path) -> None:
     fast = transformers.AutoTokenizer.from_pretrained(imported / "theirs")
     messages = [{"role": "user", "content": "grass 7"}]
     idx = fast.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    tokenizer = tokenizer_from_dict(load(imported / "out-base").tokenizer, "out-base")
+    tokenizer = tokenizer_of_base(imported)
     assert tokenizer.encode_prompt("grass 7").tolist() == idx["input_ids"][0].tolist()
     made = theirs.generate(**idx, do_sample=False, max_new_tokens=40, eos_token_id=2, pad_token_id=0)
     text = fast.decode(made[0, idx["input_ids"].size(1) :]).partition("<|im_end|>")[0]
-    for fast_path in ("True", "False"):
-        flags = ["--temperature=0", "--max_new_tokens=40", f"--fast={fast_path}", "--json"]
-        said = json.loads(ok(imported, "sample", "--ckpt=out-base", "--start=grass 7", *flags).out)
-        assert said["text"] == text and said["prompt"] == "grass 7"
+    flags = ["--temperature=0", "--max_new_tokens=40", "--json"]
+    said = json.loads(ok(imported, "sample", "--ckpt=out-base", "--start=grass 7", *flags).out)
+    assert said["text"] == text and said["prompt"] == "grass 7"
+    ids = tokenizer.encode("a<|im_end|>b")  # the name of a special token in a prompt is text
+    assert 2 not in ids and tokenizer.decode(ids.tolist()) == "a<|im_end|>b"
 
 
 # ---- the data ---------------------------------------------------------------------------------------------------
@@ -78,7 +80,7 @@ def test_pairs_are_encoded_by_prepare_or_when_they_are_used(work: Path) -> None:
     out = ok(work, "prepare", "direct", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base").out
     assert "finetune_transactions_pretrained.yaml --ckpt=out-base --dataset=direct" in out
     direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "colours")
-    tokenizer = tokenizer_from_dict(load(work / "out-base").tokenizer, "out-base")
+    tokenizer = tokenizer_of_base(work)
     before = characters.sources["val"].examples(characters.tokenizer)
     assert characters.adopt_tokenizer(tokenizer)
     for split in ("train", "val", "test"):
@@ -87,12 +89,11 @@ def test_pairs_are_encoded_by_prepare_or_when_they_are_used(work: Path) -> None:
 
 
 def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
-    text = "A sky, a sea: 12 jeans.\n\tfrog   é 漢\r\n" * 300
-    (work / "text.txt").write_bytes(text.encode())
+    (work / "text.txt").write_bytes("A sky, a sea: 12 jeans.\n\tfrog   é 漢\r\n".encode() * 300)
     ok(work, "prepare", "direct", "--input=text.txt", "--tokenizer=out-base")
     ok(work, "prepare", "mine", "--input=text.txt")
     direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "mine")
-    tokenizer = tokenizer_from_dict(load(work / "out-base").tokenizer, "out-base")
+    tokenizer = tokenizer_of_base(work)
     assert characters.adopt_tokenizer(tokenizer)
     fast = tokenizers.Tokenizer.from_str(tokenizer_json())
     for split in ("train", "val"):
@@ -100,33 +101,7 @@ def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
         assert fast.encode(tokenizer.decode(direct.splits[split].tolist())).ids == direct.splits[split].tolist()
 
 
-def test_a_name_of_a_special_token_in_a_prompt_is_text(imported: Path) -> None:
-    tokenizer = tokenizer_from_dict(load(imported / "out-base").tokenizer, "out-base")
-    assert isinstance(tokenizer, HuggingFaceTokenizer)
-    ids = tokenizer.encode("a<|im_end|>b")
-    assert 2 not in ids and tokenizer.decode(ids.tolist()) == "a<|im_end|>b"
-
-
 # ---- fine-tuning ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_bits_per_character_of_responses_count_the_characters_of_a_token(work: Path) -> None:
-    """Those of `eval` and of the report: a token is several characters, and the end of a response is one."""
-    lines = [{"prompt": f"p {number}", "response": f"the sky is green é {number}"} for number in range(99)]
-    (work / "free.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    ok(work, "prepare", "free", "--input=free.jsonl", "--format=pairs", "--tokenizer=out-base")
-    ok(work, "finetune", *TRAIN, "--ckpt=out-base", "--dataset=free", "--max_iters=1", "--out_dir=out-free")
-    found = json.loads(ok(work, "eval", "--ckpt=out-free", "--dtype=float32", "--json").out)
-    dataset = Dataset(str(work / "data"), "free")
-    responses = [response for _, response in dataset.sources["val"].examples(dataset.tokenizer)]
-    assert found["tokens"] == sum(len(dataset.tokenizer.encode(response)) + 1 for response in responses)
-    characters = sum(len(response) + 1 for response in responses)
-    assert characters > 1.5 * found["tokens"]
-    assert found["bits_per_character"] == pytest.approx(found["loss"] * found["tokens"] / math.log(2) / characters)
-    ok(work, "report", "out-free")
-    row = re.search(r'<th scope="row">this model</th>.*', (work / "out-free/report.html").read_text(encoding="utf-8"))
-    assert row and row[0].endswith(f"<td>{found['bits_per_character']:.3f}</td></tr>")
 
 
 @torch.inference_mode()
@@ -175,8 +150,7 @@ def test_a_base_without_a_chat_template_gets_special_tokens(work: Path) -> None:
 
 
 def test_a_prompt_with_a_lone_surrogate_is_refused(work: Path) -> None:
-    for out in ("out-base", "out-gpt2"):
-        assert "U+D83D" in refused(work, "sample", f"--ckpt={out}", "--start=a \ud83d", "--max_new_tokens=3")
+    assert "U+D83D" in refused(work, "sample", "--ckpt=out-base", "--start=a \ud83d", "--max_new_tokens=3")
 
 
 def test_a_template_uses_neither_endless_time_nor_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

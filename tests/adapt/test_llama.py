@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import PATIENCE, ok
@@ -68,13 +67,12 @@ class Server:
             return json.load(answer)
 
     def ids(self, text: str) -> list[int]:
-        tokens = self.post("/tokenize", content=text, add_special=False, parse_special=False)["tokens"]
-        return [int(token) for token in tokens]
+        return list(self.post("/tokenize", content=text, add_special=False, parse_special=False)["tokens"])
 
-    def log_probs(self, prompt: list[int], size: int) -> np.ndarray:
+    def log_probs(self, prompt: list[int], size: int) -> torch.Tensor:
         """Log probabilities of the token that follows the prompt, (size,)."""
         answer = self.post("/completion", prompt=prompt, n_predict=1, n_probs=size, temperature=-1, cache_prompt=False)
-        found = np.full(size, np.nan)
+        found = torch.full((size,), torch.nan)
         for entry in answer["completion_probabilities"][0]["top_logprobs"]:
             found[entry["id"]] = entry["logprob"]
         return found
@@ -97,28 +95,28 @@ def expected(gpt: GPT, prompt: list[int]) -> torch.Tensor:
     return logits(gpt, torch.tensor([prompt]))[0, -1].log_softmax(-1)
 
 
-@pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("quantisation", ["f16", "q8_0"])
-def test_log_probabilities_and_greedy_text(tmp_path: Path, name: str, quantisation: str) -> None:
+CASES = [*((name, "f16", 5e-3) for name in ROWS), ("gpt2-bias", "q8_0", 0.1), ("llama-grouped", "q8_0", 0.1)]
+
+
+@pytest.mark.parametrize(("name", "quantisation", "most"), CASES)
+def test_log_probabilities_and_greedy_text(tmp_path: Path, name: str, quantisation: str, most: float) -> None:
+    """llama.cpp multiplies 8-bit weights with activations that it quantises to 8 bits too."""
     gpt, size = model(**ROWS[name]), characters().vocab_size
     write_file(tmp_path / "model.gguf", stock_of(gpt), characters(), quantisation)
     same = rebuilt(read_file(tmp_path / "model.gguf").stock)
-    generator, worst = random.Random(0), 0.0
+    generator = random.Random(0)
     with serving(tmp_path / "model.gguf") as server:
         for length in (1, 2, 7, 20, 50):
             prompt = generator.choices(range(size), k=length)
-            wanted, found = expected(same, prompt), torch.tensor(server.log_probs(prompt, size))
-            worst = max(worst, largest(found - wanted))
+            wanted, found = expected(same, prompt), server.log_probs(prompt, size)
+            assert largest(found - wanted) < most
             missed = wanted.max() - wanted[found.argmax()]
             assert missed == 0 if quantisation == "f16" else missed < 0.1
         answer = server.post("/completion", prompt=prompt[:5], n_predict=20, temperature=0, return_tokens=True)
-    print(f"{name} {quantisation}: log probabilities within {worst:.1e}")
-    # llama.cpp multiplies 8-bit weights with activations that it quantises to 8 bits too
-    assert worst < (5e-3 if quantisation == "f16" else 0.1)
-    ids = prompt[:5]
-    while len(ids) < 5 + len(answer["tokens"]):
-        ids.append(int(expected(same, ids).argmax()))
     if quantisation == "f16":
+        ids = prompt[:5]
+        while len(ids) < 5 + len(answer["tokens"]):
+            ids.append(int(expected(same, ids).argmax()))
         assert answer["tokens"] == ids[5:] and len(ids) > 5
         assert largest(expected(shaken(gpt), prompt) - wanted) > 0.1  # negative control: another model
 
@@ -133,30 +131,13 @@ def test_characters_are_the_same_tokens(tmp_path: Path) -> None:
             assert server.post("/detokenize", tokens=known)["content"] == mine.decode(known)
 
 
-def test_the_last_character_stands_for_a_missing_end(tmp_path: Path) -> None:
-    """llama.cpp stops at token 11 unless the file names another one."""
-    letters = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
-    gpt = small(vocab_size=26, **ROWS["llama"] | {"tie_weights": False})
-    for wanted, goes_on in ((11, True), (25, False)):
-        with torch.no_grad():
-            for parameter in gpt.parameters():
-                parameter.zero_()
-            gpt.transformer.wte.weight.fill_(1.0)
-            gpt.transformer.ln_f.weight.fill_(1.0)
-            gpt.lm_head.weight[wanted] = 1.0
-        write_file(tmp_path / "model.gguf", stock_of(gpt), letters, "f16")
-        with serving(tmp_path / "model.gguf") as server:
-            answer = server.post("/completion", prompt=[0], n_predict=4, temperature=0, return_tokens=True)
-        assert (answer["tokens"] == [wanted] * 4) == goes_on
-
-
 def test_a_fine_tuned_model_answers_in_the_chat_endpoint(tmp_path: Path) -> None:
     colours = ["red", "green", "blue"]
     json_lines(tmp_path, [{"prompt": f"{colours[n % 3]} {n:03}?", "response": colours[n % 3]} for n in range(300)])
     ok(tmp_path, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
     flags = ["--n_layer=1", "--n_head=2", "--n_embd=64", "--block_size=32", "--batch_size=16", "--device=cpu"]
     flags += ["--position=rope", "--norm=rmsnorm", "--activation=swiglu", "--mlp_width=96", "--learning_rate=1e-2"]
-    flags += ["--max_iters=150", "--lr_decay_iters=150", "--eval_interval=50", "--dataset=colours", "--quiet"]
+    flags += ["--max_iters=150", "--eval_interval=150", "--dataset=colours", "--quiet"]
     ok(tmp_path, "train", *flags)
     checkpoint = load(tmp_path / "out/ckpt.pt")
     stock = stock_of(checkpoint.build_model())
@@ -200,7 +181,7 @@ def test_gpt2_tokenizer(tmp_path: Path) -> None:
     stock = stock_of(small(vocab_size=50304, **ROWS["gpt2"]))  # padded, as nanoGPT does
     write_file(tmp_path / "model.gguf", stock, gpt2, "q8_0")
     with serving(tmp_path / "model.gguf") as server:
-        assert not differing(server, lambda text: gpt2.encode(text).tolist(), mixed_lines(2000))
+        assert not differing(server, lambda text: gpt2.encode(text).tolist(), mixed_lines(1000))
 
 
 @pytest.mark.parametrize("pre", PRE)
@@ -219,5 +200,5 @@ def test_pre_tokenizers(tmp_path: Path, pre: str) -> None:
     encoding.encode_special_tokens = True
     encoding.normalizer = None  # llama.cpp has none
     with serving(tmp_path / "model.gguf") as server:
-        assert not differing(server, lambda text: encoding.encode(text).ids, mixed_lines(2000))
+        assert not differing(server, lambda text: encoding.encode(text).ids, mixed_lines(1000))
         assert differing(server, lambda text: encoding.encode(text.lower()).ids, mixed_lines(100))  # negative control

@@ -10,14 +10,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from conftest import ok
 from inputs import json_lines
-from models import largest
-from published import TEXT, logits, pretrained_file, transformers
+from published import TEXT, pretrained_file, transformers
+from runs import column
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
@@ -31,8 +29,6 @@ CONFIG = Path(__file__).parents[2] / "configs/finetune_transactions_pretrained.y
 FRANCE = "What is the capital of France?"
 # transformers' reader of GGUF ignores the pre-tokenizer, which cuts before and after a numeric character such as ½
 MIXED = [TEXT, "def f(x):\n\treturn x[0]", "a  b\r\n\r\n   c", "Ωμέγα привет 你好 שלום 👩\u200d👩\u200d👧", "I'LL"]
-
-
 LABELS = "fuel", "income", "travel"  # of the task's twelve; each answer is then scored in a quarter of the time
 
 
@@ -45,36 +41,15 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)  # the weights of a run are 540 MB
 
 
-@pytest.fixture(scope="module")
-def adapted(smollm2: Path) -> Path:
-    """The same folder with data/few, 120 card-statement lines of three labels, and out-lora, a short LoRA run."""
-    ok(smollm2, "prepare", "transactions")
-    lines = Dataset(str(smollm2 / "data"), "transactions")
-    some = [pair for pair in lines.sources["train"].examples(lines.tokenizer) if pair[1] in LABELS][:120]
-    json_lines(smollm2, [{"prompt": prompt, "response": label} for prompt, label in some])
-    fractions = ["--val_fraction=0.05", "--test_fraction=0.25"]
-    ok(smollm2, "prepare", "few", "--input=pairs.jsonl", "--format=pairs", *fractions)
-    flags = ["--ckpt=out-base", "--out_dir=out-lora", "--dataset=few", "--examples=80", "--device=cpu", "--quiet"]
-    flags += ["--max_iters=12", "--eval_interval=12", "--eval_iters=1", "--warmup_iters=2", "--batch_size=8"]
-    ok(smollm2, "finetune", str(CONFIG), *flags, "--learning_rate=2e-3")
-    return smollm2
-
-
-def said(folder: Path, *flags: str, prompt: str = FRANCE, tokens: int = 12) -> str:
-    asked = [f"--start={prompt}", "--temperature=0", f"--max_new_tokens={tokens}", "--device=cpu", "--json"]
+def said(folder: Path, prompt: str, *flags: str) -> str:
+    asked = [f"--start={prompt}", "--temperature=0", "--max_new_tokens=6", "--device=cpu", "--json"]
     return str(json.loads(ok(folder, "sample", *flags, *asked).out)["text"])
 
 
-def measured(folder: Path, *flags: str) -> dict[str, Any]:
-    found = ok(folder, "eval", "--task=few", "--split=test", "--device=cpu", *flags, "--json").out
-    return dict(json.loads(found))
-
-
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_it_knows_the_capital_of_france(smollm2: Path, dtype: str) -> None:
+def test_it_knows_the_capital_of_france(smollm2: Path) -> None:
     """ " Paris" is 2.5 above every other token there; processors round the logits differently, by up to 0.5."""
-    flags = ["--ckpt=out-base", f"--dtype={dtype}", "--plain"]
-    assert said(smollm2, *flags, prompt="The capital of France is", tokens=2).strip().startswith("Paris")
+    flags = ["--ckpt=out-base", "--dtype=float32", "--plain"]
+    assert said(smollm2, "The capital of France is", *flags).strip().startswith("Paris")
 
 
 @pytest.mark.slow
@@ -100,35 +75,33 @@ def test_token_ids_are_those_of_transformers(smollm2: Path) -> None:
 
 
 @pytest.mark.slow
-def test_logits_are_those_of_transformers(smollm2: Path) -> None:
-    path = pretrained_file()
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    checkpoint = load(smollm2 / "out-base")
-    text = "The capital of France is Paris. def f(x):\n    return x + 3.14\nÜber die Wörter, 漢字"
-    idx = torch.from_numpy(tokenizer_from_dict(checkpoint.tokenizer, "out-base").encode(text).astype("int64"))[None]
-    found, wanted = logits(checkpoint, idx), logits(theirs, idx)
-    assert largest(found - wanted) < 1e-3
-    assert torch.equal(found.argmax(-1), wanted.argmax(-1))
-
-
-@pytest.mark.slow
-def test_a_short_lora_run_raises_the_accuracy_and_is_merged(adapted: Path) -> None:
-    before, after = measured(adapted, "--ckpt=out-base"), measured(adapted, "--ckpt=out-base", "--adapter=out-lora")
-    assert after["n"] == before["n"] > 20
-    found, most = after["results"]["model"]["accuracy"], after["results"]["majority"]["accuracy"]
-    assert found > before["results"]["model"]["accuracy"] + 0.1 and found > most + 0.1
-    assert after["loss"] < before["loss"] / 4
-    ok(adapted, "export", "--format=checkpoint", "--ckpt=out-base", "--adapter=out-lora", "--output=out-merged")
-    prompt = json.loads((adapted / "pairs.jsonl").read_text().splitlines()[0])["prompt"]
-    both = said(adapted, "--ckpt=out-base", "--adapter=out-lora", prompt=prompt)
-    assert both in LABELS and both == said(adapted, "--ckpt=out-merged", prompt=prompt)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(120, func_only=True)  # a model that ran in the page, or generated text for it, would take minutes
-def test_the_report_of_the_run_leaves_the_model_out(adapted: Path) -> None:
-    made = ok(adapted, "report", "out-lora", "--no_text", "-o", "report.html")
-    assert "all weights of the model" not in made.out
-    page = (adapted / "report.html").read_text(encoding="utf-8")
+def test_a_short_lora_run_learns_labels_is_merged_and_reported(smollm2: Path) -> None:
+    ok(smollm2, "prepare", "transactions")
+    lines = Dataset(str(smollm2 / "data"), "transactions")
+    some = [pair for pair in lines.sources["train"].examples(lines.tokenizer) if pair[1] in LABELS][:90]
+    json_lines(smollm2, [{"prompt": prompt, "response": label} for prompt, label in some])
+    fractions = ["--val_fraction=0.05", "--test_fraction=0.3"]
+    ok(smollm2, "prepare", "few", "--input=pairs.jsonl", "--format=pairs", *fractions)
+    flags = [
+        "--ckpt=out-base",
+        "--out_dir=out-lora",
+        "--dataset=few",
+        "--device=cpu",
+        "--quiet",
+        "--learning_rate=2e-3",
+    ]
+    flags += ["--max_iters=8", "--eval_interval=8", "--eval_iters=1", "--warmup_iters=2", "--batch_size=6"]
+    ok(smollm2, "finetune", str(CONFIG), *flags)
+    (before,), (after,) = (column(smollm2 / "out-lora", kind, "response_loss") for kind in ("before", "after"))
+    assert after < before / 4
+    both = ["--ckpt=out-base", "--adapter=out-lora"]
+    measured = json.loads(ok(smollm2, "eval", *both, "--task=few", "--split=test", "--device=cpu", "--json").out)
+    accuracy = {name: result["accuracy"] for name, result in measured["results"].items()}
+    assert measured["n"] > 10 and accuracy["model"] > accuracy["majority"] + 0.1
+    ok(smollm2, "export", "--format=checkpoint", *both, "--output=out-merged")
+    answer = said(smollm2, some[0][0], *both)
+    assert answer in LABELS and answer == said(smollm2, some[0][0], "--ckpt=out-merged")
+    made = ok(smollm2, "report", "out-lora", "--no_text", "-o", "report.html")
+    page = (smollm2 / "report.html").read_text(encoding="utf-8")
+    assert "all weights of the model" not in made.out and len(page) < 5_000_000
     assert "a page can hold at most" in page and "so it does not run here" in page
-    assert len(page) < 5_000_000

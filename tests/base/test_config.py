@@ -24,7 +24,6 @@ from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfi
 from tinygpt.base.configs.examine import EvalConfig
 from tinygpt.base.configs.fields import HIDDEN, PATH, POSITIONAL, Config, Key, Limit, groups, keys, meanings
 from tinygpt.base.configs.parse import from_values, parse, read_python, to_yaml
-from tinygpt.base.configs.use import ServeConfig
 from tinygpt.base.errors import TinyGPTError
 
 
@@ -62,17 +61,12 @@ def test_defaults_then_files_in_order_then_flags(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("--max_iters=7", {"max_iters": 7}),
         ("--max-iters 7 --quiet", {"max_iters": 7, "quiet": True}),
-        ("--quiet --max_iters 7", {"max_iters": 7, "quiet": True}),
-        ("--quiet=True --bias=true", {"quiet": True, "bias": True}),
+        ("--quiet=True --bias=true --min_lr=1", {"quiet": True, "bias": True, "min_lr": 1.0}),
         ("--decay_lr False --tie_weights=false", {"decay_lr": False, "tie_weights": False}),
         ("--max_iters=7 --max-iters=8", {"max_iters": 8}),
-        ("--learning_rate=1e-4 --min_lr=1", {"learning_rate": 1e-4, "min_lr": 1.0}),
         ("'--out_dir=a b=c'", {"out_dir": "a b=c"}),
         ("--out_dir true --backend=", {"out_dir": "true", "backend": ""}),
-        ("--compile=False", {"compile": "False"}),
-        ("--compile auto", {"compile": "auto"}),
         ("--compile --fast False", {"compile": "True", "fast": "False"}),
     ],
 )
@@ -84,27 +78,25 @@ def test_python_values_are_checked_like_flags(tmp_path: Path) -> None:
     (tmp_path / "-a.yaml").write_text("n_layer: 2\nn_head: 2\nn_embd: 64\n")
     values = {"n_layer": np.int64(3), "bias": np.True_, "dropout": np.float32(0.1), "compile": True, "threads": 2}
     run = from_values(TrainConfig, [tmp_path / "-a.yaml"], values | {"out_dir": Path("~/--x"), "seed": None})
-    found = (run.n_layer, run.n_embd, run.bias, run.dropout, run.compile)
-    assert found == (3, 64, True, float(np.float32(0.1)), "True")
-    assert (run.threads, run.seed, run.out_dir) == ("2", TrainConfig.seed, os.path.expanduser("~/--x"))
+    found = (run.n_layer, run.n_embd, run.bias, run.dropout, run.compile, run.threads, run.seed, run.out_dir)
+    expected = (3, 64, True, float(np.float32(0.1)), "True", "2", TrainConfig.seed, os.path.expanduser("~/--x"))
+    assert found == expected
     assert run.flags == {*values, "out_dir"} and run.given == run.flags | {"n_head", "n_embd"}
     text = from_values(SampleConfig, [], {"start": "--json", "stop": "--help"})
     assert (text.start, text.stop, text.json) == ("--json", "--help", False)
     files = from_values(PrepareConfig, ["mine"], {"input": (Path(name) for name in ("a", "--b")), "labels": "one"})
     assert (files.name, files.input, files.labels) == ("mine", ("a", "--b"), ("one",))
-    assert from_values(PrepareConfig, ["mine"], {"input": []}) == PrepareConfig(name="mine")
     for values, problem in (
         ({"max_iters": [1, 2]}, "max_iters: needs one value, not [1, 2] []"),
         ({"max_iters": {"a": 1}}, "--max_iters: needs one plain value, not dict {'a': 1} [max_iters: 1]"),
         ({"max_iters": 5.0}, "--max_iters: 5.0 is not a whole number []"),
         ({"dataset": 1.5}, "--dataset: needs text, not the number 1.5 [dataset = '1.5']"),
-        ({"max_iters": -1, "dropout": 2}, "max_iters is -1, but must be at least 0; dropout is 2.0, but must be .*"),
         ({"lr": None}, "--lr: no such key [--learning_rate=VALUE]"),
         ({"config": "a.yaml"}, "--config: is an argument without a flag, not a key [tinygpt CONFIG]"),
     ):
         with pytest.raises(TinyGPTError) as caught:
             from_values(TrainConfig, [], values)
-        assert re.fullmatch(re.escape(problem).replace(r"\.\*", ".*"), f"{caught.value.message} [{caught.value.hint}]")
+        assert f"{caught.value.message} [{caught.value.hint}]" == problem
 
 
 def test_the_keys_of_wandb_are_ignored_in_a_dictionary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,14 +109,19 @@ def test_the_keys_of_wandb_are_ignored_in_a_dictionary(capsys: pytest.CaptureFix
     assert not capsys.readouterr().err
 
 
-def test_nanogpts_config_files(tmp_path: Path) -> None:
-    """The expressions that occur in them."""
-    path = tmp_path / "train_gpt2.py"
-    path.write_text("wandb_project='owt'\ngradient_accumulation_steps = 5 * 8\nweight_decay = 1e-1 # a\n# b\n")
-    made = train(str(path))
-    assert (made.gradient_accumulation_steps, made.weight_decay) == (40, 0.1)
-    path.write_text("import time\n\nwandb_run_name = 'ft-' + str(time.time())\ndecay_lr = False\n")
-    assert not train(str(path)).decay_lr
+def test_python_that_is_only_values() -> None:
+    """The expressions that occur in nanoGPT's config files, and others."""
+    for line, value in {
+        "import time\n\nwandb_run_name = 'ft-' + str(time.time())\na = 5 * 8 # b": 40,
+        "a = (1 + 2) * 3 - 4": 5,
+        "a = 7 // 2": 3,
+        "a = 1 / 4": 0.25,
+        "a = -1e-3": -1e-3,
+        "b = 3\na = b * b": 9,
+        "a = 'x' + \"y\"": "xy",
+        "'a docstring'\na = True": True,
+    }.items():
+        assert read_python(line, Path("a.py"))["a"] == value
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -146,22 +143,15 @@ def strategy(key: Key) -> st.SearchStrategy[Any]:
     }[key.type]
 
 
-def values_of(kind: type) -> st.SearchStrategy[dict[str, Any]]:
-    """Some of a config's keys with values of the right type, within their limits. Each key can occur."""
-    others = ("config", "dataset", "base_dataset")
-    return st.fixed_dictionaries(
-        {}, optional={name: strategy(key) for name, key in keys(kind).items() if name not in others}
-    )
+DEPENDENT = ["config", "dataset", "base_dataset", "threads", "fast", "compile", "sampling", "qk_norm_weights"]
+DEPENDENT += ["n_layer", "n_head", "n_kv_head", "n_embd"]
+DRAWN = {name: strategy(key) for name, key in keys(FinetuneConfig).items() if name not in DEPENDENT}
 
 
-@given(values=values_of(FinetuneConfig))
-@settings(max_examples=30)
+@given(values=st.fixed_dictionaries({}, optional=DRAWN))
+@settings(max_examples=20)
 def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tmp_path_factory: Any) -> None:
     """to_yaml, a file, parse: any text, numbers at full precision, words that YAML could read as another type."""
-    in_range = {"n_head": 2, "n_kv_head": 1, "n_embd": 8, "threads": "2"}
-    in_range |= {"fast": "auto", "compile": "auto", "sampling": "independent"}
-    values = values | {key: in_range[key] for key in in_range if key in values or key.startswith("n_")}
-    values["qk_norm_weights"] = values.get("qk_norm_weights", False) and values.get("qk_norm", False)
     made = dataclasses.replace(FinetuneConfig(), **values)
     path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
     path.write_text(to_yaml(made), encoding="utf-8")
@@ -172,7 +162,7 @@ def test_what_a_run_writes_down_is_read_back_the_same(values: dict[str, Any], tm
 
 def test_a_small_number_and_an_empty_file(tmp_path: Path) -> None:
     assert isinstance(yaml.safe_load("1e-4"), str)  # the reason for this test
-    for text in ("1e-4", "1E-4", "1.e-4", "0.0001", "+1e-4", "'1e-4'"):
+    for text in ("1e-4", "1.E-4", "0.0001", "+1e-4", "'1e-4'"):
         (tmp_path / "a.yaml").write_text(f"learning_rate: {text}\n")
         assert train(str(tmp_path / "a.yaml")).learning_rate == 1e-4
     for text in ("", "# nothing\n", "---\n"):
@@ -180,91 +170,58 @@ def test_a_small_number_and_an_empty_file(tmp_path: Path) -> None:
         assert dataclasses.replace(train(str(tmp_path / "a.yaml")), config=()) == TrainConfig()
 
 
-@pytest.mark.parametrize("digits", ["1" * 40, "1" * 4000, "1" * 5000, "0x" + "f" * 5000])
-def test_numbers_of_many_digits_are_refused_in_a_short_sentence(digits: str, tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text(f"max_iters: {digits}\n")
-    assert "a.yaml" in complaint(str(tmp_path / "a.yaml"))
-    said = complaint(f"--max_iters={digits}")
-    assert "max_iters" in said and len(said) < 200
-
-
-def test_python_that_is_only_values() -> None:
-    for line, value in {
-        "a = 5 * 8": 40,
-        "a = (1 + 2) * 3 - 4": 5,
-        "a = 7 // 2": 3,
-        "a = 1 / 4": 0.25,
-        "a = -1e-3": -1e-3,
-        "b = 3\na = b * b": 9,
-        "a = 'x' + \"y\"": "xy",
-        "a = True": True,
-        "'''a docstring'''\na = 1": 1,
-    }.items():
-        assert read_python(line, Path("a.py"))["a"] == value
+def test_numbers_of_many_digits_are_refused_in_a_short_sentence(tmp_path: Path) -> None:
+    for digits in ("1" * 40, "1" * 5000, "0x" + "f" * 5000):
+        (tmp_path / "a.yaml").write_text(f"max_iters: {digits}\n")
+        assert "a.yaml" in complaint(str(tmp_path / "a.yaml"))
+        said = complaint(f"--max_iters={digits}")
+        assert "max_iters" in said and len(said) < 200
 
 
 RUNS = [  # each would write the file `executed`, or take very long
     "open('executed', 'w')",
-    "a = open('executed', 'w')",
     "a = __import__('pathlib').Path('executed').touch()",
     "import os",
     "import time as os",
     'a = f\'{open("executed", "w")}\'',
-    "a = str(open('executed', 'w'))",
     "a = 1 if open('executed', 'w') else 2",
     "if True:\n    a = 1",
-    "class a: pass",
     "assert open('executed', 'w')",
-    "del a",
     "a = 'x' * 1000000000",
     "a = 9 ** 9 ** 9",
+    "a = 10 * 9999999999 * 9999999999",
     "a = 1 / 0",
     "a = b",
     "a = 1; a += 1",
     "a: int = open('executed', 'w')",
     "a, b = 1, 2",
-    "time.sleep(9)",
     "a = None",
     "str = print\na = str(1)\nb = [1]",
 ]
+OBJECTS = [
+    "a: !!python/object/apply:os.system ['touch executed']",
+    "a: &a [*a]",
+    "[" * 2000,
+    "a: " + "{a: " * 2000,
+    "? [1]\n: 2",
+    "1: 2",
+    "a: 2020-99-99",
+    "a: 1\n---\nb: 2",
+    "a: \x00",
+    "just words",
+]
 
 
-@pytest.mark.parametrize("line", RUNS)
-def test_python_that_needs_running_is_refused_by_line(line: str, empty: Path) -> None:
-    (empty / "a.py").write_text(f"# one\nseed = 1\n{line}\n")
-    said = complaint("a.py")
-    assert "a.py, line " in said and "YAML" in said
+def test_a_config_that_needs_running_or_is_not_keys_and_plain_values_is_refused(empty: Path) -> None:
+    """A line of Python is named by its number."""
+    for line in RUNS:
+        (empty / "a.py").write_text(f"# one\nseed = 1\n{line}\n")
+        said = complaint("a.py")
+        assert "a.py, line " in said and "YAML" in said, line
+    for text in OBJECTS:
+        (empty / "a.yaml").write_text(text)
+        assert "a.yaml" in complaint("a.yaml"), text
     assert not (empty / "executed").exists()
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: !!python/object/apply:os.system ['touch executed']",
-        "!!python/object/new:os.system ['touch executed']",
-        "a: !!python/name:os.system",
-        "a: &a [*a]",
-        "[" * 5000,
-        "a: " + "{a: " * 3000,
-        "? [1]\n: 2",
-        "1: 2",
-        "a: 2020-99-99",
-        "\tb: 1",
-        "a: 1\n---\nb: 2",
-        "a: \x00",
-        "just words",
-    ],
-)
-def test_yaml_that_is_not_keys_and_plain_values(text: str, empty: Path) -> None:
-    (empty / "a.yaml").write_text(text)
-    assert "a.yaml" in complaint("a.yaml")
-    assert not (empty / "executed").exists()
-
-
-def test_presets_are_found_without_a_checkout(empty: Path) -> None:
-    assert train("configs/shakespeare_char.yaml").dataset == "shakespeare_char"
-    for name in ("config/eval_gpt2.py", "train_gpt2.py", "mine/config/train_gpt2.py"):
-        assert f"{name}: no such config file" in complaint(name)
 
 
 NANOGPT_VALUES: dict[str, dict[str, Any]] = {  # of the three files, as they are in nanoGPT
@@ -299,20 +256,8 @@ def test_the_names_of_nanogpts_files_mean_presets_with_their_values(
     assert train(name).dataset == "mine" and not capsys.readouterr().err  # the user's own file comes first
 
 
-def test_the_preset_nanogpt_is_the_recipe_of_its_readme() -> None:
-    """The keys on which the weights depend have the values of nanoGPT's command line for a CPU."""
-    flags = ["--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--dropout=0.0"]
-    flags += ["--max_iters=2000", "--lr_decay_iters=2000", "--eval_iters=20", "--device=cpu", "--compile=False"]
-    theirs, ours = (vars(train(*args)) for args in (["config/train_shakespeare_char.py", *flags], ["nanogpt"]))
-    apart = {"config", "flags", "given", "started", "out_dir", "device", "compile", "lr_decay_iters"}
-    apart |= {"always_save_checkpoint", "sample_interval"}
-    assert {key for key in theirs if theirs[key] != ours[key]} <= apart
-    assert ours["lr_decay_iters"] in (0, ours["max_iters"])
-
-
-@pytest.mark.parametrize("name", ["sql", "sql.yaml", "configs/sql.yaml", "./configs/sql"])
-def test_a_preset_is_found_by_its_name(name: str, empty: Path) -> None:
-    assert train(name).dataset == "sql"
+@pytest.mark.parametrize("name", ["sql", "sql.yaml", "configs/sql.yaml"])
+def test_a_preset_is_found_by_its_name_without_a_checkout(name: str, empty: Path) -> None:
     (empty / "sql").mkdir()
     assert train(name).dataset == "sql"
     (empty / "sql/config.yaml").touch()
@@ -323,6 +268,7 @@ def test_a_preset_is_found_by_its_name(name: str, empty: Path) -> None:
 
 
 def test_a_wrong_name_lists_the_presets_for_people(empty: Path) -> None:
+    assert "mine/config/train_gpt2.py: no such config file" in complaint("mine/config/train_gpt2.py")
     lines = complaint("nothing_like_it").rpartition(" [")[0].splitlines()[1:]
     presets = {path.stem for folder in configfile.PRESETS for path in folder.glob("*.yaml")}
     assert {line.split()[0] for line in lines} == presets
@@ -343,38 +289,30 @@ def test_every_preset_is_valid_and_says_why() -> None:
 # ---- errors -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["..", ".", "../a", "/a", "a/b", "a\\b", "a\n", " a", "-a", "~a", "a:b", ".git"])
-def test_dataset_names_that_could_leave_data(name: str) -> None:
-    assert "must be the name of a folder" in complaint(f"--dataset={name}")
-    assert "must be the name of a folder" in complaint(f"--dataset={name}", kind=EvalConfig)
-    if not name.startswith("-"):
-        assert "must be the name of a folder" in complaint(name, "--input=a.txt", kind=PrepareConfig)
+def test_dataset_names_that_could_leave_data() -> None:
+    for name in ("..", "../a", "/a", "a/b", "a\\b", "a\n", " a", "-a", "~a", "a:b", ".git"):
+        assert "must be the name of a folder" in complaint(f"--dataset={name}")
+        assert "must be the name of a folder" in complaint(f"--dataset={name}", kind=EvalConfig)
+        if not name.startswith("-"):
+            assert "must be the name of a folder" in complaint(name, "--input=a.txt", kind=PrepareConfig)
     assert train("--dataset=my-text.v2_日本").dataset == "my-text.v2_日本"
 
 
 @pytest.mark.parametrize(
-    ("kind", "flag"),
+    ("kind", "flags"),
     [
-        *((TrainConfig, f"--{name}=0") for name in ["batch_size", "block_size", "n_layer", "n_head", "eval_interval"]),
-        *((TrainConfig, flag) for flag in ["--n_layer=1.5", "--n_layer=", "--quiet=maybe", "--norm=batchnorm"]),
-        *((TrainConfig, f"--{name}=1.0") for name in ["dropout", "beta1", "beta2"]),
-        *((TrainConfig, f"--{name}=inf") for name in ["learning_rate", "min_lr", "weight_decay", "grad_clip"]),
-        *((TrainConfig, f"--{name}=nan") for name in ["learning_rate", "dropout", "beta1", "grad_clip"]),
-        *((TrainConfig, f"--{name}={2**53}") for name in ["max_iters", "eval_iters", "batch_size", "patience"]),
-        (TrainConfig, f"--seed={2**63}"),
-        (SampleConfig, "--num_samples=0"),
-        (SampleConfig, "--temperature=-1"),
-        (SampleConfig, "--top_k=-1"),
-        (SampleConfig, "--top_p=1.5"),
-        (SampleConfig, "--top_p=0"),
-        (TrainConfig, "--rope_base=0"),
-        *((PrepareConfig, f"--val_fraction={value}") for value in ("0", "1", "nan")),
-        (SampleConfig, "--max_new_tokens=-1"),
+        (TrainConfig, "batch_size=0 block_size=0 n_layer=0 n_head=0 eval_interval=0 rope_base=0 dropout=1.0 beta2=1.0"),
+        (TrainConfig, "n_layer=1.5 n_layer= quiet=maybe norm=batchnorm"),
+        (TrainConfig, "learning_rate=inf min_lr=inf weight_decay=inf grad_clip=inf dropout=nan grad_clip=nan"),
+        (TrainConfig, f"max_iters={2**53} eval_iters={2**53} batch_size={2**53} patience={2**53} seed={2**63}"),
+        (SampleConfig, "num_samples=0 temperature=-1 top_k=-1 top_p=1.5 top_p=0 max_new_tokens=-1"),
+        (PrepareConfig, "val_fraction=0 val_fraction=1 val_fraction=nan"),
     ],
 )
-def test_values_out_of_range_or_of_the_wrong_type_name_the_key(kind: type, flag: str) -> None:
+def test_values_out_of_range_or_of_the_wrong_type_name_the_key(kind: type, flags: str) -> None:
     name = ["mine"] if kind is PrepareConfig else []
-    assert flag[2:].partition("=")[0] in complaint(*name, flag, kind=kind)
+    for flag in flags.split():
+        assert flag.partition("=")[0] in complaint(*name, f"--{flag}", kind=kind)
 
 
 def test_every_number_of_a_run_has_a_lower_limit() -> None:
@@ -384,12 +322,11 @@ def test_every_number_of_a_run_has_a_lower_limit() -> None:
         assert f"{name} is -2" in complaint(f"--{name}=-2", kind=FinetuneConfig)
 
 
-@given(
-    args=st.lists(
-        st.text(string.printable, max_size=12) | st.sampled_from(["--n_layer", "--quiet", "--", "-x", "--=1"])
-    )
-)
-@settings(max_examples=150)
+WORDS = st.text(string.printable, max_size=12) | st.sampled_from(["--n_layer", "--quiet", "--", "-x", "--=1"])
+
+
+@given(args=st.lists(WORDS))
+@settings(max_examples=80)
 def test_any_command_line_is_parsed_or_refused(args: list[str]) -> None:
     if not {"-h", "--help"} & set(args):
         try:
@@ -423,36 +360,22 @@ def test_help_explains_every_option(command: str, kind: type[Config], capsys: py
 
 def test_what_help_shows(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups, the command's own keys first, switches, limits, the names of arguments, and a line end."""
-    for columns in ("80", "1000"):
-        monkeypatch.setenv("COLUMNS", columns)
-        shown = {command: help_of(command, capsys) for command in cli.COMMANDS}
-        widest = max(len(line) for text in shown.values() for line in text.splitlines() if "  tinygpt " not in line)
-        assert widest <= min(int(columns), 120)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = {command: help_of(command, capsys) for command in cli.COMMANDS}
+    assert all(len(line) <= 80 or "  tinygpt " in line for text in shown.values() for line in text.splitlines())
     for command, earlier, later in (
         ("plan", "--processes", "--out_dir"),
         ("finetune", "--ckpt", "--lora_rank"),
-        ("train", "--max_iters", "--watch"),
         ("train", "--watch", "\nmodel:"),
-        ("train", "\nmodel:", "--n_layer"),
         ("train", "--n_layer", "\noptimizer:"),
     ):
         assert 0 < shown[command].index(earlier) < shown[command].index(later)
     for part in ("--batch_size INT>=1 ", "--dropout FLOAT>=0,<1 ", "--quiet  ", "--tie_weights {True,False}"):
         assert part in shown["train"]
     assert "doctor [RUN ...] " in shown["doctor"] and "sample [RUN] " in shown["sample"]
-    with pytest.raises(SystemExit):
-        cli.main(["help", "train"])
-    assert capsys.readouterr().out == shown["train"]
-    for args in (["help"], ["help", "help"], ["help", "--help"], ["--help"]):
+    for args in (["help"], ["help", "--help"], ["--help"]):
         assert cli.main(args) == 0 and capsys.readouterr().out == cli.HELP
     assert r"(default: '\n')" in shown["sample"] and "-o PATH, --output PATH" in shown["report"]
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish", "powershell"])
-def test_completion_knows_the_commands_and_their_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--print-completion", shell]) == 0
-    out = capsys.readouterr().out
-    assert all(text in out for text in ("finetune", "lora_rank", "max_new_tokens"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs bash")
@@ -463,10 +386,8 @@ def test_bash_completes_commands_options_choices_and_paths(tmp_path: Path, capsy
     for line, completed in {
         "fine": "finetune",
         "train --n_la": "--n_layer",
-        "train mi": "mine.yaml",
         "train --norm rms": "rmsnorm",
         "sample mi": "mine.yaml",
-        "sample --ckpt mi": "mine.yaml",
         "prepare x --input mi": "mine.yaml",
         "report --until_e": "",
     }.items():
@@ -476,7 +397,7 @@ def test_bash_completes_commands_options_choices_and_paths(tmp_path: Path, capsy
         assert done.stdout.split() == completed.split(), (line, done)
 
 
-@pytest.mark.parametrize("kind", [SampleConfig, EvalConfig, ExportConfig, ServeConfig])
+@pytest.mark.parametrize("kind", [SampleConfig, EvalConfig, ExportConfig])
 def test_a_run_is_the_first_argument_or_ckpt(kind: type[SampleConfig]) -> None:
     made = parse(kind, ["~/my out"])
     assert (made.ckpt, made.given, made.flags) == (os.path.expanduser("~/my out"), {"ckpt"}, {"ckpt"})
@@ -493,13 +414,3 @@ def test_a_home_folder_in_flags_and_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert (made.data_dir, made.out_dir, made.backend) == ("/home/me/data", "/home/me/out", "~/x")
     inputs = parse(PrepareConfig, ["mine", "--input", "~/a", "b", "--val_fraction=0.2", "--input=c"])
     assert (inputs.name, inputs.val_fraction, inputs.input) == ("mine", 0.2, ("/home/me/a", "b", "c"))
-
-
-def test_what_was_given_is_not_a_setting() -> None:
-    """The sets of given keys are empty for a configuration made in Python, kept in its copies, and stored nowhere."""
-    for kind in map(cli.config_class, cli.COMMANDS):
-        assert issubclass(kind, Config) and kind.given == kind.flags == frozenset()
-        assert not {"given", "flags"} & (keys(kind).keys() | meanings(kind).keys())
-    made = train("--seed=1")
-    assert made.given == made.flags == dataclasses.replace(made, max_iters=1).given == {"seed"}
-    assert not {"given", "flags"} & (run_settings(made) | yaml.safe_load(to_yaml(made))).keys()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY_MODEL, Shared, ok
+from conftest import TINY_MODEL, ok
 from inputs import json_lines
 from scipy.stats import binomtest
 
@@ -24,7 +24,7 @@ def scipys(hits: int, n: int) -> tuple[float, float]:
     return found.low, found.high
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 10, 40, 333, 10_000])
+@pytest.mark.parametrize("n", [1, 5, 40, 10_000])
 def test_the_interval_is_that_of_scipy(n: int) -> None:
     for hits in {*range(min(n, 20) + 1), n // 2, n - 1, n}:
         assert wilson(hits / n, n) == pytest.approx(scipys(hits, n), abs=1e-6)
@@ -38,7 +38,7 @@ def test_cases_by_hand() -> None:
     assert intervals({"a": 1.0, "b": None}, {"a": 5, "b": 0}) == {"a_interval": [*wilson(1, 5)], "b_interval": None}
 
 
-@pytest.mark.parametrize(("p", "q", "n"), [(0.02, 0.01, 100), (0.3, 0.1, 50), (0.01, 0.002, 300), (0.1, 0.0, 40)])
+@pytest.mark.parametrize(("p", "q", "n"), [(0.3, 0.1, 50), (0.01, 0.002, 300)])
 def test_the_interval_of_a_cost_contains_the_true_cost(p: float, q: float, n: int) -> None:
     """p: share of false alarms, q: of misses. At least 93 of 100 experiments, with a few cases as with many."""
     draw, covered, miss_cost = np.random.default_rng(0), 0, 20
@@ -51,22 +51,17 @@ def test_the_interval_of_a_cost_contains_the_true_cost(p: float, q: float, n: in
 
 
 @pytest.fixture(scope="module")
-def easy(shared: Shared) -> Path:
+def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that is right in all cases of one small dataset and, since the labels are swapped, in none of another."""
-    return shared("easy", make_easy)
-
-
-def make_easy(folder: Path) -> None:
+    folder = tmp_path_factory.mktemp("easy")
     for name, label in (("all-right", {"x": "bad", "o": "fine"}), ("all-wrong", {"x": "fine", "o": "bad"})):
-        for kind in ("", "-text"):
-            pairs = [{"prompt": f"{n:02} {'xo'[n % 2] * 3}", "response": label["xo"[n % 2]]} for n in range(80)]
-            json_lines(folder, pairs)
-            prepare = ("prepare", name + kind, "--input=pairs.jsonl", "--format=pairs", "--test_fraction=0.2")
-            ok(folder, *prepare)
-            meta = folder / "data" / (name + kind) / "meta.json"
-            if kind:  # responses that are free text
-                meta.write_text(json.dumps(json.loads(meta.read_text()) | {"labels": []}))
+        json_lines(folder, [{"prompt": f"{n:02} {3 * 'xo'[n % 2]}", "response": label["xo"[n % 2]]} for n in range(80)])
+        for kind in (name, f"{name}-text"):
+            ok(folder, "prepare", kind, "--input=pairs.jsonl", "--format=pairs", "--test_fraction=0.2")
+        meta = folder / f"data/{name}-text/meta.json"  # responses that are free text
+        meta.write_text(json.dumps(json.loads(meta.read_text()) | {"labels": []}))
     ok(folder, "train", *TINY_MODEL, *TRAIN)
+    return folder
 
 
 @pytest.mark.parametrize("flags", [["--task={}"], ["--task={}", "--positive=bad"], ["--task={}-text"]])

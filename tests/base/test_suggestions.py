@@ -1,19 +1,16 @@
 """Every command that tinygpt suggests works in the situation in which it was suggested.
 
-The tests run real commands, collect the suggested commands from the output, and run those in turn: in folders with
-blanks in their names and with a data_dir other than the default, and where that matters in folders with ordinary names.
+The tests run real commands, collect the suggested commands from the output, and run those in turn, in folders with
+blanks in their names and with a data_dir other than the default.
 """
 
 import ast
 import html
-import json
 import re
 import shlex
 import shutil
 import signal
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,20 +18,14 @@ import torch
 import yaml
 from children import Child, wait_for_lines
 from conftest import TINY_TRAIN, Shared, cli_here, needs_fork, ok
-from hypothesis import given
-from hypothesis import settings as hypothesis
-from hypothesis import strategies as st
 from inputs import json_lines
 from runs import FLAGS, suggested
 
 from tinygpt.base import terminal
 from tinygpt.base.configs import suggest
-from tinygpt.base.configs.core import FinetuneConfig, TrainConfig
 from tinygpt.base.configs.fields import keys
-from tinygpt.base.configs.parse import parse
 from tinygpt.checkpoint.store import load
 from tinygpt.cli import COMMANDS, config_class
-from tinygpt.data.preview import PRETRAINED_BLOCK_SIZE
 from tinygpt.data.tasks import reader
 from tinygpt.training import budget
 from tinygpt.training.verdict import judge
@@ -49,12 +40,12 @@ SHORTEN = {  # appended to a suggested command to end it soon; does not affect w
 
 
 class Workplace:
-    """A folder in which commands run as a user would run them; `place` is the flag for its data_dir."""
+    """A folder in which commands run as a user would run them; its names have blanks."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
-        self.folder, self.kind = folder, kind
-        self.data, self.prefix = {"plain": ("data", ""), "blanks": ("my data", "my ")}[kind]
-        self.place = [] if kind == "plain" else [f"--data_dir={self.data}"]
+    place = ("--data_dir=my data",)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def hint(self, *args: str) -> str:
         """The last line of what a command that fails prints."""
@@ -66,15 +57,14 @@ class Workplace:
         return ok(self.folder, *args).out
 
     def trained(self, *args: str, out: str) -> str:
-        return self.ok(*args, f"--out_dir={self.prefix}{out}", *self.place)
+        return self.ok(*args, f"--out_dir=my {out}", *self.place)
 
     def follow(self, said: str, at_least: int = 1) -> list[list[str]]:
         """Run the commands suggested in the output `said`, in their order; returns them."""
         found = suggested(said)
         assert len(found) >= at_least, said
         for command in found:
-            name = command[0]
-            if name in ("prepare", "train", "finetune", "eval") and "--init_from=resume" not in command:
+            if command[0] in ("prepare", "train", "finetune", "eval") and "--init_from=resume" not in command:
                 assert set(self.place) <= {*command} or any("config.yaml" in word for word in command), command
             self.ok(*command, *shortened(command))
         return found
@@ -96,18 +86,12 @@ def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "seconds_per_iteration", lambda *_: 1.0)
 
 
-both = pytest.mark.parametrize("place", [pytest.param("plain", marks=pytest.mark.slow), "blanks"], indirect=True)
-
-
 @pytest.fixture
-def place(request: pytest.FixtureRequest, tiny_data: Path, shared: Shared, tmp_path: Path) -> Workplace:
-    """A workplace with prepared text, pairs with three labels, and pairs with free responses; with blanks in its names,
-    unless the test says `plain`.
-    """
-    kind = getattr(request, "param", "blanks")
+def place(tiny_data: Path, shared: Shared, tmp_path: Path) -> Workplace:
+    """A workplace with prepared text, pairs with three labels, and pairs with free responses."""
 
     def make(folder: Path) -> None:
-        made = Workplace(folder, kind)
+        made = Workplace(folder)
         shutil.copy(tiny_data / "text.txt", folder / "text.txt")
         labels = ["red", "green", "blue"]
         json_lines(folder, [{"prompt": f"{n:03} {labels[n % 3]}", "response": labels[n % 3]} for n in range(120)])
@@ -116,49 +100,47 @@ def place(request: pytest.FixtureRequest, tiny_data: Path, shared: Shared, tmp_p
         made.ok("prepare", "colours", "--input=pairs.jsonl", "--format=pairs", *made.place)
         made.ok("prepare", "free", "--input=free.jsonl", "--format=pairs", *made.place)
 
-    return Workplace(Path(shutil.copytree(shared(f"workplace_{kind}", make), tmp_path / "work")), kind)
+    return Workplace(Path(shutil.copytree(shared("workplace", make), tmp_path / "work")))
 
 
 @pytest.fixture
 def based(place: Workplace, shared: Shared, tmp_path: Path) -> Workplace:
-    """`place` with a base model, and the same fine-tuned on colours (`tuned`)."""
+    """`place` with a base model, and the same continued, fine-tuned on colours, and with LoRA; all but LoRA resumed."""
 
     def make(folder: Path) -> None:
-        made = Workplace(Path(shutil.copytree(place.folder, folder, dirs_exist_ok=True)), place.kind)
+        made = Workplace(Path(shutil.copytree(place.folder, folder, dirs_exist_ok=True)))
         made.trained(*TINY_TRAIN, "--quiet", out="out")
+        made.trained(*TINY_TRAIN, "--init_from=my out/ckpt.pt", out="continued")
+        for run in ("out", "continued"):
+            made.trained("train", "--init_from=resume", "--max_iters=22", out=run)
         tuned(made, "tuned", "--dataset=colours")
+        tuned(made, "lora", "--dataset=colours", "--lora_rank=2", "--optimizer=muon")
 
-    return Workplace(Path(shutil.copytree(shared(f"based_{place.kind}", make), tmp_path / "based")), place.kind)
+    return Workplace(Path(shutil.copytree(shared("based", make), tmp_path / "based")))
 
 
 def tuned(place: Workplace, out: str, *flags: str) -> str:
-    base = f"--ckpt={place.prefix}out/ckpt.pt"
     short = ["--max_iters=40", "--eval_interval=10", "--block_size=16"]
-    return place.trained("finetune", *FLAGS[1:], base, *short, *flags, out=out)
+    return place.trained("finetune", *FLAGS[1:], "--ckpt=my out/ckpt.pt", *short, *flags, out=out)
 
 
 # ---- after each command ------------------------------------------------------------------------------------------
 
 
 def test_after_preparing_text(place: Workplace) -> None:
-    place.follow(place.ok("prepare", "mine", "--input=text.txt", *place.place))
-    place.follow(place.ok("prepare", "bpe", "--input=text.txt", "--tokenizer=gpt2", *place.place))
     (place.folder / "short.txt").write_text("a few words, and no more than that\n" * 4)
-    place.follow(place.ok("prepare", "short", "--input=short.txt", *place.place))
+    for file, *more in (["text.txt"], ["text.txt", "--tokenizer=gpt2"], ["short.txt"]):
+        place.follow(place.ok("prepare", "mine", f"--input={file}", *more, *place.place))
 
 
-@both
 def test_after_preparing_pairs(place: Workplace) -> None:
     """The commands lead to a fine-tuned model, including its base; long pairs need a base with a longer context."""
-    length = 30 if place.place else 1
-    pairs = [{"prompt": f"{n:03} {'ab' * length}", "response": "yes" if n % 2 else "no"} for n in range(90)]
+    pairs = [{"prompt": f"{n:03} {'ab' * 30}", "response": "yes" if n % 2 else "no"} for n in range(90)]
     json_lines(place.folder, pairs, "mine.jsonl")
-    said = place.ok("prepare", "mine", "--input=mine.jsonl", "--format=pairs", *place.place)
-    commands = place.follow(said, at_least=3)
+    prepare = ("prepare", "mine", "--input=mine.jsonl", "--format=pairs", *place.place)
+    commands = place.follow(place.ok(*prepare), at_least=3)
     assert [command[0] for command in commands] == ["prepare", "train", "finetune"]
-    if place.place:  # the base model exists now
-        said = place.ok("prepare", "mine", "--input=mine.jsonl", "--format=pairs", *place.place)
-        assert len(place.follow(said)) == 1
+    assert len(place.follow(place.ok(*prepare))) == 1  # the base model exists now
 
 
 def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,29 +156,25 @@ def test_from_preparing_a_reader_to_an_answer(place: Workplace, monkeypatch: pyt
     assert [command[0] for command in followed] == ["eval"]  # no prompt of several lines for a shell
 
 
-@both
 def test_after_training(place: Workplace) -> None:
     for dataset, out in (("tiny", "out"), ("colours", "pairs"), ("free", "free")):
-        said = place.trained(*TINY_TRAIN, f"--dataset={dataset}", "--max_iters=40", out=out)
-        place.follow(said)
-        place.follow(place.ok("doctor", f"{place.prefix}{out}", *place.place))  # the verdict's `try:`
+        place.follow(place.trained(*TINY_TRAIN, f"--dataset={dataset}", "--max_iters=40", out=out))
+        place.follow(place.ok("doctor", f"my {out}", *place.place))  # the verdict's `try:`
 
 
 def test_after_fine_tuning_and_merging(based: Workplace) -> None:
     for dataset, more in (("colours", []), ("free", []), ("tiny", []), ("colours", ["--lora_rank=2"])):
-        out = f"tuned-{dataset}{len(more)}"
-        based.follow(tuned(based, out, f"--dataset={dataset}", *more))
-    adapter = [f"--ckpt={based.prefix}out", f"--adapter={based.prefix}tuned-colours1"]
-    based.follow(based.ok("export", "--format=checkpoint", *adapter, f"--output={based.prefix}merged"))
-    based.trained("finetune", *TINY_TRAIN[1:], f"--ckpt={based.prefix}out/ckpt.pt", "--lora_rank=2", out="lora-text")
-    adapter = [f"--ckpt={based.prefix}out", f"--adapter={based.prefix}lora-text"]
-    based.follow(based.ok("export", "--format=checkpoint", *adapter, f"--output={based.prefix}merged-text"))
+        based.follow(tuned(based, f"tuned-{dataset}{len(more)}", f"--dataset={dataset}", *more))
+    based.trained("finetune", *TINY_TRAIN[1:], "--ckpt=my out/ckpt.pt", "--lora_rank=2", out="lora-text")
+    for name in ("tuned-colours1", "lora-text"):
+        merge = ["--format=checkpoint", "--ckpt=my out", f"--adapter=my {name}", f"--output=my merged-{name}"]
+        based.follow(based.ok("export", *merge))
 
 
 @needs_fork
 def test_after_a_signal(based: Workplace) -> None:
-    for name, flags in (("train", TINY_TRAIN[1:]), ("finetune", [*FLAGS[1:], f"--ckpt={based.prefix}out"])):
-        out = f"{based.prefix}stopped-{name}"
+    for name, flags in (("train", TINY_TRAIN[1:]), ("finetune", [*FLAGS[1:], "--ckpt=my out"])):
+        out = f"my stopped-{name}"
         run = [name, *flags, "--max_iters=100000", "--quiet", f"--out_dir={out}", *based.place]
         child = Child(run, based.folder / f"{name}.log", based.folder)
         wait_for_lines(child, based.folder / out, 2)
@@ -210,12 +188,10 @@ def test_after_a_signal(based: Workplace) -> None:
 
 
 def test_what_can_be_used_of_a_damaged_run(based: Workplace) -> None:
-    tuned(based, "lora", "--dataset=free", "--lora_rank=2")
-    based.trained(*TINY_TRAIN, "--dataset=colours", out="pairs")
-    for run in ("out", "tuned", "lora", "pairs"):
-        with open(based.folder / f"{based.prefix}{run}/metrics.jsonl", "a") as file:
+    for run in ("out", "tuned", "lora"):
+        with open(based.folder / f"my {run}/metrics.jsonl", "a") as file:
             file.write("damaged\n")
-        result = cli_here("doctor", f"{based.prefix}{run}", *based.place, cwd=based.folder)
+        result = cli_here("doctor", f"my {run}", *based.place, cwd=based.folder)
         assert result.status == 1
         assert len(based.follow(result.out)) == 2
 
@@ -230,50 +206,30 @@ VERDICTS: dict[str, list[tuple[float, float]]] = {  # training and validation lo
 }
 
 
-@pytest.fixture
-def runs(based: Workplace, shared: Shared, tmp_path: Path) -> Workplace:
-    """`based` with runs from scratch, from a checkpoint (both resumed), fine-tuned and with LoRA."""
-
-    def make(folder: Path) -> None:
-        made = Workplace(Path(shutil.copytree(based.folder, folder, dirs_exist_ok=True)), based.kind)
-        made.trained(*TINY_TRAIN, f"--init_from={made.prefix}out/ckpt.pt", out="continued")
-        tuned(made, "lora", "--dataset=colours", "--lora_rank=2", "--optimizer=muon")
-        for run in ("out", "continued"):
-            made.trained("train", "--init_from=resume", "--max_iters=22", out=run)
-
-    return Workplace(Path(shutil.copytree(shared(f"runs_{based.kind}", make), tmp_path / "runs")), based.kind)
-
-
-@pytest.mark.parametrize(
-    ("place", "verdict"),
-    [*(("blanks", verdict) for verdict in [*VERDICTS, "too little data"]), ("plain", "overfitting")],
-    indirect=["place"],
-)
-def test_suggestions_of_doctor(runs: Workplace, verdict: str) -> None:
+@pytest.mark.parametrize("verdict", [*VERDICTS, "too little data"])
+def test_suggestions_of_doctor(based: Workplace, verdict: str) -> None:
     """Each verdict's advice for each kind of run."""
     for run in ("out", "continued", "tuned", "lora"):
-        name = f"{runs.prefix}{run}"
-        losses = VERDICTS.get(verdict, VERDICTS["overfitting"])
+        name, losses = f"my {run}", VERDICTS.get(verdict, VERDICTS["overfitting"])
         entries = [
             {"kind": "eval", "step": 50 * n, "seconds": n, "train_loss": a, "val_loss": b, "val_loss_se": 0.01}
             for n, (a, b) in enumerate(losses)
         ]
-        (runs.folder / name / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        said = runs.ok("doctor", name, *runs.place)
+        json_lines(based.folder / name, entries, "metrics.jsonl")
+        said = based.ok("doctor", name, *based.place)
         if verdict == "too little data":  # the tiny model is not too large for its text
-            settings = yaml.safe_load((runs.folder / name / "config.yaml").read_text())
+            settings = yaml.safe_load((based.folder / name / "config.yaml").read_text())
             said = "\n".join(judge(entries, settings, name, 10**6, 10).lines())
         assert f"verdict:     {verdict}" in said
         for words in suggested(said):
             assert "--init_from=scratch" not in words  # `continued` started from a checkpoint and records that
-            runs.ok(*words, *shortened(words))
+            based.ok(*words, *shortened(words))
 
 
-@pytest.mark.parametrize("run", [pytest.param("out", marks=pytest.mark.slow), "tuned"])
-def test_commands_in_the_report(based: Workplace, run: str) -> None:
+def test_commands_in_the_report(based: Workplace) -> None:
     """The page's commands and its config.yaml reproduce the run elsewhere."""
     pytest.importorskip("jinja2")
-    folder = based.folder / f"{based.prefix}{run}"
+    folder = based.folder / "my tuned"
     based.ok("report", folder.name, "-o", "page.html", *based.place)
     page = html.unescape((based.folder / "page.html").read_text(encoding="utf-8"))
     commands = re.findall(r"^.*?(tinygpt (?:prepare|train|finetune|report) [^<\n]*)$", page, re.MULTILINE)
@@ -289,23 +245,21 @@ def test_commands_in_the_report(based: Workplace, run: str) -> None:
 # ---- errors --------------------------------------------------------------------------------------------------------
 
 
-@both
 def test_suggestions_in_errors(based: Workplace) -> None:
     """Hints that are complete commands work in the situation in which they are given."""
-    out = f"{based.prefix}out"
-    based.follow(based.hint("train", "--init_from=resume", f"--out_dir={based.prefix}tuned"))
-    based.follow(based.hint("finetune", "--init_from=resume", f"--out_dir={out}"))
+    based.follow(based.hint("train", "--init_from=resume", "--out_dir=my tuned"))
+    based.follow(based.hint("finetune", "--init_from=resume", "--out_dir=my out"))
     based.follow(based.hint(*TINY_TRAIN, "--dataset=gone", "--out_dir=new", *based.place))
     based.follow(based.hint("prepare", "gone", *based.place))
     for name in ("tiny", "colours"):
-        path = based.folder / based.data / name / "train.bin"
+        path = based.folder / "my data" / name / "train.bin"
         tokens = np.fromfile(path, dtype="<u2")
-        for damaged in (b"", tokens.tobytes() + b"x", (tokens * 0 + 60_000).tobytes(), tokens[::-1].tobytes()):
+        for damaged in (b"", (tokens * 0 + 60_000).tobytes(), tokens[::-1].tobytes()):
             path.write_bytes(damaged)
-            flags = [*TINY_TRAIN, f"--dataset={name}", f"--out_dir={based.prefix}new", *based.place]
+            flags = [*TINY_TRAIN, f"--dataset={name}", "--out_dir=my new", *based.place, "--max_iters=1"]
             based.follow(based.hint(*flags))  # prepares it again
-            based.ok(*flags, "--max_iters=1")
-    (based.folder / based.data / "tiny" / "meta.json").unlink()
+            based.ok(*flags)
+    (based.folder / "my data/tiny/meta.json").unlink()
     based.follow(based.hint(*TINY_TRAIN, "--out_dir=new", *based.place))
     assert "tinygpt sample" in based.hint("sampel")
 
@@ -335,17 +289,6 @@ def test_every_command_in_the_source_has_the_options_that_follow_it() -> None:
     assert found > 100
 
 
-# ---- presets and control characters --------------------------------------------------------------------------------
-
-
-def test_the_presets_have_the_block_size_that_suggestions_assume() -> None:
-    for preset in ("shakespeare_char", "shakespeare_char_fast", "nanogpt"):
-        made: Any = parse(TrainConfig, [f"configs/{preset}.yaml"])
-        assert made.block_size == suggest.PRESET_BLOCK_SIZE
-    pretrained: Any = parse(FinetuneConfig, ["configs/finetune_transactions_pretrained.yaml"])
-    assert pretrained.block_size == PRETRAINED_BLOCK_SIZE
-
-
 def test_control_characters_are_shown_escaped() -> None:
     line = "a\tb\xa0c\u200d\u3000é"
     assert terminal.without_control(line + "\x1b[2J\x0e\x9b") == line + r"\x1b[2J\x0e\x9b"
@@ -353,19 +296,11 @@ def test_control_characters_are_shown_escaped() -> None:
     assert shown.isprintable() and shlex.split(shown)[-1] == r"a\x1b[1m'b' \x9b é"
 
 
-# ---- Windows -----------------------------------------------------------------------------------------------------
-
-
-@given(st.text(st.sampled_from('ab\\" '), min_size=1))
-@hypothesis(max_examples=40)
-def test_quotes_for_windows_are_those_of_the_standard_library(word: str) -> None:
-    assert suggest.quoted(f"{word} ", "nt") == subprocess.list2cmdline([f"{word} "])
-
-
 def test_words_for_powershell_and_cmd() -> None:
     shown = {
         r"C:\Users\me\out-1\ckpt.pt": r"C:\Users\me\out-1\ckpt.pt",
         r"--out_dir=my runs\out": r'"--out_dir=my runs\out"',
+        'a\\ "b\\': r'"a\ \"b\\"',  # as subprocess.list2cmdline
         "it's": '"it\'s"',
         "--lora_targets=c_attn,c_proj": '"--lora_targets=c_attn,c_proj"',  # unquoted, a list in PowerShell
         "a&b": '"a&b"',

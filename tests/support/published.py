@@ -29,20 +29,15 @@ peft: Any = Lazy("peft")
 
 ROPE = {"norm": "rmsnorm", "position": "rope"}
 WIDE: dict[str, Any] = ROPE | {"activation": "swiglu", "mlp_width": 96}  # rows of quantised files are multiples of 32
-EXPORTED: list[tuple[str, dict[str, Any]]] = [
-    ("GPT2LMHeadModel", {}),
+EXPORTED: list[tuple[str, dict[str, Any]]] = [  # every second one is of another class
     ("GPT2LMHeadModel", {"bias": True, "activation": "gelu_tanh", "tie_weights": False, "norm_eps": 0.1}),
     ("GPT2LMHeadModel", {"activation": "relu2", "mlp_width": 40}),
-    ("LlamaForCausalLM", ROPE | {"activation": "swiglu"}),
     ("LlamaForCausalLM", ROPE | {"activation": "swiglu", "bias": True, "n_kv_head": 1, "rope_base": 50.0}),
     ("LlamaForCausalLM", {"position": "rope", "activation": "swiglu"}),
-    ("Qwen3ForCausalLM", MODERN),
-    ("Qwen3ForCausalLM", MODERN | {"qk_norm_weights": True, "n_kv_head": 1, "mlp_width": 48, "tie_weights": False}),
     ("Qwen3ForCausalLM", MODERN | {"norm": "layernorm", "norm_eps": 1e-6}),
-    ("ArceeForCausalLM", ROPE | {"activation": "relu2"}),
-    ("ArceeForCausalLM", ROPE | {"activation": "gelu", "bias": True, "n_kv_head": 1}),
+    ("Qwen3ForCausalLM", MODERN | {"qk_norm_weights": True, "n_kv_head": 1, "mlp_width": 48, "tie_weights": False}),
     ("ArceeForCausalLM", {"position": "rope", "activation": "gelu_tanh"}),
-    ("ApertusForCausalLM", ROPE | {"activation": "relu2", "qk_norm": True}),
+    ("ArceeForCausalLM", ROPE | {"activation": "gelu", "bias": True, "n_kv_head": 1}),
     ("ApertusForCausalLM", {"position": "rope", "activation": "gelu", "qk_norm": True, "norm_eps": 0.1}),
     ("MistralForCausalLM", {"position": "rope", "activation": "swiglu", "window": 5}),
     ("MistralForCausalLM", ROPE | {"activation": "swiglu", "window": 16, "n_kv_head": 1, "rope_base": 50.0}),
@@ -61,16 +56,16 @@ PLAIN: dict[str, dict[str, Any]] = {  # what a GPT needs where a class has anoth
     "ApertusForCausalLM": {"hidden_act": "relu2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "MistralForCausalLM": {"sliding_window": None},
 }
+ROPE_5: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}
 PUBLISHED: list[tuple[str, dict[str, Any]]] = [
     ("GPT2LMHeadModel", {}),
     ("GPT2LMHeadModel", {"activation_function": "gelu", "n_inner": 40, "tie_word_embeddings": False}),
-    ("LlamaForCausalLM", {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}),
+    (
+        "LlamaForCausalLM",
+        ROPE_5 | {"tie_word_embeddings": True, "sliding_window": 16},
+    ),  # a window that it does not read
     ("LlamaForCausalLM", {"attention_bias": True, "rms_norm_eps": 0.1}),
-    ("LlamaForCausalLM", {"mlp_bias": True}),
-    ("LlamaForCausalLM", {"sliding_window": 16}),  # which this class does not read
-    ("Qwen3ForCausalLM", {}),
     ("Qwen3ForCausalLM", {"attention_bias": True, "rms_norm_eps": 1e-3, "tie_word_embeddings": True}),
-    ("ArceeForCausalLM", {}),
     ("ArceeForCausalLM", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu_new"}),
     *PLAIN.items(),
     ("MistralForCausalLM", {"sliding_window": 128}),
@@ -228,23 +223,25 @@ class GGUF(Folder):
 
 # ---- mutants ------------------------------------------------------------------------------------------------------
 
+PIECES = [b"", b"-", b"9" * 30, b"null", b"[]", b'"', b"{", b"1e999", bytes(8), b"\xff" * 8]
+
 
 def mutant(content: bytes, draw: random.Random, reach: int) -> bytes:
     """Change, delete, repeat or insert a few bytes among the first `reach`."""
     changed = bytearray(content)
     for _ in range(draw.randint(1, 3)):
-        at, size = draw.randrange(min(reach, len(changed))), draw.randint(1, 8)
-        piece = draw.choice([b"", b"-", b"9" * 30, b"null", b"[]", b'"', b"{", b"1e999", changed[at : at + size] * 2])
+        at, size = draw.randrange(reach), draw.randint(1, 8)
+        piece = draw.choice([*PIECES, changed[at : at + size] * 2])
         changed[at : at + draw.choice([0, 1, size])] = piece or bytes([draw.randrange(256)])
     return bytes(changed)
 
 
-def refuses_mutants(path: Path, read: Callable[[], object], count: int) -> None:
+def refuses_mutants(path: Path, read: Callable[[], object], count: int, reach: int = 0) -> None:
     """Mutants of a file, of safetensors only the header, are read or refused in one sentence."""
     good, draw, refusals = path.read_bytes(), random.Random(1), 0
-    reach = 8 + int.from_bytes(good[:8], "little") if path.suffix == ".safetensors" else len(good)
+    header = 8 + int.from_bytes(good[:8], "little") if path.suffix == ".safetensors" else len(good)
     for _ in range(count):
-        path.write_bytes(mutant(good, draw, reach))
+        path.write_bytes(mutant(good, draw, reach or header))
         try:
             read()
         except TinyGPTError as error:
