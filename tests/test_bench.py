@@ -13,14 +13,14 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
 
 @pytest.mark.slow
 def test_rows_are_measured(tmp_path: Path) -> None:
-    """Also those of a GPU, on the processor: all but what only CUDA has."""
-    rows = ["step", "flops", "sample_stream", "same_time", "prepare_memory", "help", "gpu"]
+    """Also one of a GPU, on the processor: all but what only CUDA has."""
+    rows = ["sample_stream", "help", "gpu"]
     command = [sys.executable, SCRIPT, "--quick", "--dtype=float32", "--rows", *rows]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     table = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     assert len(table) == len(rows) and all(float(cells[4].replace(",", "")) > 0 for cells in table)
-    assert "loss in nanoGPT's time | float32 | nats |" in done.stdout and "system: " in done.stdout
+    assert "one sample, once loaded" in done.stdout and "system: " in done.stdout
     assert str(tmp_path) not in done.stdout and str(Path.home()) not in done.stdout
     dtype = str(choose("cpu", "auto").dtype).removeprefix("torch.")
     assert f"32 tokens, {dtype}, compiled: False; large products: " in done.stdout
@@ -32,9 +32,3 @@ def test_headings_are_removed_for_the_count_of_quotations(monkeypatch: pytest.Mo
 
     play = "First Citizen:\nWe are:\nall.\n\nKING RICHARD III:\nNo: go.\n\nAnd\nthen:\n"
     assert without_headings(play) == "We are:\nall.\n\nNo: go.\n\nAnd\nthen:\n"
-
-
-@pytest.mark.slow
-def test_a_gpu_that_is_missing_is_named(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, SCRIPT, "--device=cuda:99"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "--device=cuda:99: PyTorch sees no GPU here" in done.stderr

@@ -1,6 +1,5 @@
 """Sampling: the distribution against brute force, and cached generation against recomputing everything."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import every_option, ids, shaken, small
+from models import ids, shaken, small
 from torch import Tensor
 
 from tinygpt.base.errors import TinyGPTError
@@ -36,17 +35,16 @@ def text(model: GPT, prompt: Tensor, count: int, vocab_size: int = 0, exact: boo
 @torch.no_grad()
 def naive(model: GPT, idx: Tensor, count: int, **choice: Any) -> Tensor:
     """nanoGPT's generation: the complete window at every token."""
-    choice = dataclasses.asdict(Sampling(**choice))
-    generator = torch.Generator().manual_seed(choice["seed"])
-    start = idx.size(1)
+    sampling, start = Sampling(**choice), idx.size(1)
+    generator = torch.Generator().manual_seed(sampling.seed)
     for _ in range(count):
         logits = model(idx[:, -model.config.block_size :])[0][:, -1, :]
-        if choice["temperature"] == 0:
+        if sampling.temperature == 0:
             chosen = logits.argmax(-1, keepdim=True)
         else:
-            logits = logits / choice["temperature"]
-            if choice["top_k"]:
-                v, _ = torch.topk(logits, min(choice["top_k"], logits.size(-1)))
+            logits = logits / sampling.temperature
+            if sampling.top_k:
+                v, _ = torch.topk(logits, min(sampling.top_k, logits.size(-1)))
                 logits[logits < v[:, [-1]]] = -float("inf")
             chosen = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
         idx = torch.cat((idx, chosen), dim=1)
@@ -56,8 +54,6 @@ def naive(model: GPT, idx: Tensor, count: int, **choice: Any) -> Tensor:
 def prompt(rows: int = 2, length: int = 3) -> Tensor:
     return torch.randint(23, (rows, length), generator=torch.Generator().manual_seed(5))
 
-
-# ---- the distribution -------------------------------------------------------------------------------------------
 
 # on a grid, so that values which differ in exact arithmetic differ in float32 too
 numbers = st.lists(st.integers(-30 * 64, 30 * 64).map(lambda number: number / 64), min_size=1, max_size=30)
@@ -88,32 +84,14 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits: list[float], heat: float, k
     torch.testing.assert_close(after[kept], (before[kept].double() / mass).float(), atol=1e-6, rtol=1e-4)
 
 
-@settings(deadline=None)
-@given(numbers, st.floats(0.05, 1))
-def test_temperature_0_is_the_likeliest(logits: list[float], p: float) -> None:
-    chances = probabilities(torch.tensor(logits), 0, 3, p).tolist()
-    assert sorted(chances)[-1] == 1 and sum(chances) == 1
-    assert logits[chances.index(1)] == max(logits)
-
-
-@pytest.mark.parametrize("temperature", [1e-3, 1e-10, 1e-38, 1e-45, 1e-60, 5e-324, 1e30, 1e300])
-def test_extreme_temperatures_give_a_distribution(temperature: float) -> None:
+def test_extreme_temperatures_give_a_distribution() -> None:
     logits = torch.tensor([[1.0, 3.0, -2.0], [500.0, -500.0, 0.0]])
-    chances = probabilities(logits, temperature, 2, 0.9)
-    assert torch.isfinite(chances).all()
-    torch.testing.assert_close(chances.sum(-1), torch.ones(2))
-    if temperature < 0.01:
-        assert chances.argmax(-1).tolist() == [1, 0] and chances.max().item() == 1
+    for temperature in (0, 5e-324, 1e-38, 1e-3, 1e300):
+        chances = probabilities(logits, temperature, 2, 0.9)
+        torch.testing.assert_close(chances.sum(-1), torch.ones(2))
+        if temperature < 1:
+            assert chances.argmax(-1).tolist() == [1, 0] and chances.max().item() == 1
 
-
-def test_rows_are_independent() -> None:
-    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    together = probabilities(logits, 0.7, 4, 0.8)
-    for row in range(4):
-        torch.testing.assert_close(together[row], probabilities(logits[row], 0.7, 4, 0.8))
-
-
-# ---- generation -------------------------------------------------------------------------------------------------
 
 OPTIONS: list[dict[str, Any]] = [
     *({"position": position} for position in POSITIONS),
@@ -123,21 +101,20 @@ OPTIONS: list[dict[str, Any]] = [
     {"norm": "rmsnorm", "activation": "swiglu", "qk_norm": True, "bias": True},
     {"position": "rope", "norm": "rmsnorm", "activation": "relu2", "qk_norm": True, "tie_weights": False},
 ]
-CHOICES: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 5}]
 options = pytest.mark.parametrize("options", OPTIONS, ids=str)
-choices = pytest.mark.parametrize("choice", CHOICES, ids=str)
 
 
 @options
-@choices
 def test_cached_text_is_nanogpts_inside_the_window_and_that_of_an_exact_window_also_past_it(
-    options: dict[str, Any], choice: dict[str, Any]
+    options: dict[str, Any],
 ) -> None:
     model, count = tiny(**options), BLOCK - 3 + 1  # the last token is drawn from a full window
-    cached = text(model, prompt(), count, **choice)
-    assert not torch.equal(cached, naive(tiny(seed=1, **options), prompt(), count, **choice))
-    long = naive(model, prompt(), 40, **choice)
-    assert torch.equal(cached, long[:, :count]) and torch.equal(long, text(model, prompt(), 40, exact=True, **choice))
+    for choice in ({"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 0.8, "top_k": 5}):
+        cached = text(model, prompt(), count, **choice)
+        assert not torch.equal(cached, naive(tiny(seed=1, **options), prompt(), count, **choice))
+        long = naive(model, prompt(), 40, **choice)
+        assert torch.equal(cached, long[:, :count])
+        assert torch.equal(long, text(model, prompt(), 40, exact=True, **choice))
 
 
 @torch.no_grad()
@@ -154,14 +131,6 @@ def test_learned_positions_go_on_from_half_a_window() -> None:
     assert made != text(model, prompt(1), 60, exact=True, temperature=0.0)[0].tolist()
 
 
-@pytest.mark.parametrize("position", [*POSITIONS])
-def test_one_layer_without_position_embeddings_rolls_exactly(position: str) -> None:
-    """Its keys and values know nothing of the tokens before them, so the rolled cache is the recomputed window."""
-    model = tiny(position=position, n_layer=1)
-    rolled, recomputed = text(model, prompt(), 50, temperature=0.9), naive(model, prompt(), 50, temperature=0.9)
-    assert torch.equal(rolled, recomputed) is ("wpe" not in model.transformer)
-
-
 @options
 def test_only_the_last_block_of_a_long_prompt_counts(options: dict[str, Any]) -> None:
     model, long = tiny(**options), prompt(2, 3 * BLOCK)
@@ -170,20 +139,20 @@ def test_only_the_last_block_of_a_long_prompt_counts(options: dict[str, Any]) ->
     assert torch.equal(whole[:, 0], naive(model, long, 1, temperature=0.0)[:, 0])
 
 
-@pytest.mark.parametrize("block_size", [1, 2, 3])
 @pytest.mark.parametrize("position", [*POSITIONS])
-def test_the_shortest_windows(block_size: int, position: str) -> None:
-    model = tiny(block_size=block_size, position=position)
-    made = text(model, prompt(2, 2), 7, temperature=0.0)
-    assert made.shape == (2, 7)
-    if block_size == 1:
-        assert torch.equal(made, naive(model, prompt(2, 2), 7, temperature=0.0))
+def test_the_shortest_windows(position: str) -> None:
+    for block_size in (1, 2, 3):
+        model = tiny(block_size=block_size, position=position)
+        made = text(model, prompt(2, 2), 7, temperature=0.0)
+        assert made.shape == (2, 7)
+        if block_size == 1:
+            assert torch.equal(made, naive(model, prompt(2, 2), 7, temperature=0.0))
 
 
 def test_ids_of_padding_are_never_drawn() -> None:
     model = tiny(tie_weights=False)
     model.lm_head.weight.data[20:] *= 30  # they would be drawn all the time
-    for choice in ({"temperature": 1.0}, {"temperature": 0.0}, {"temperature": 2.0, "top_k": 5, "top_p": 0.9}):
+    for choice in ({"temperature": 0.0}, {"temperature": 2.0, "top_k": 5, "top_p": 0.9}):
         assert text(model, prompt(16), 30, vocab_size=20, **choice).max() < 20
         assert text(model, prompt(16), 30, **choice).max() >= 20
 
@@ -198,31 +167,12 @@ def test_the_seed_decides() -> None:
     torch.set_rng_state(state)
     text(model, prompt(), 30, seed=1)
     assert torch.equal(torch.get_rng_state(), state)  # the global generator is not used
-
-
-def test_nothing_is_made_before_it_is_asked_for() -> None:
-    steps = generate(tiny(), prompt(), 1000, Sampling())
-    assert next(steps).shape == (2,)
-    steps.close()
     assert not torch.is_inference_mode_enabled()
-    assert list(generate(tiny(), prompt(), 0, Sampling())) == []
 
 
-@options
-def test_a_bfloat16_model_generates_with_a_cache_of_its_own_dtype(options: dict[str, Any]) -> None:
-    model = tiny(**options).to(torch.bfloat16)
-    made = text(model, prompt(), BLOCK - 3, temperature=0.0)
-    assert made.shape == (2, BLOCK - 3)
-    close = model(torch.cat((prompt(), made), dim=1))[0][:, 2:-1].softmax(-1)
-    chosen = close.gather(-1, made[..., None])[..., 0]
-    assert (chosen > 0.9 * close.amax(-1)).all()  # the most probable, up to rounding
-
-
-@every_option
 @torch.inference_mode()
-def test_a_head_that_overflows_is_refused(options: dict[str, Any]) -> None:
-    """Also if an option bounds the logits, so that infinite ones become finite."""
-    model = shaken(small(**options))
+def test_a_head_that_overflows_is_refused() -> None:
+    model = shaken(small())
     refuse_diverged(model, "ckpt.pt")
     model.transformer["ln_f"].weight *= 1e30
     model.lm_head.weight *= 1e15

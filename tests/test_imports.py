@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from conftest import PATIENCE
 
 import tinygpt
@@ -37,20 +36,6 @@ print(status, imported)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == f"0 {[[]] * 13}", done
-
-
-@pytest.mark.slow
-def test_sampling_never_imports_the_compiler_of_torch(tiny_run: Path) -> None:
-    """It takes longer to import than a tiny model takes to load and to write a page."""
-    code = """
-import sys
-from tinygpt.cli import main
-status = main(["sample", "--ckpt=out", "--max_new_tokens=20", "--device=cpu"])
-print()
-print(status, "torch._dynamo" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=tiny_run, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.stdout.splitlines()[-1] == "0 False", (done.stdout, done.stderr)
 
 
 RUNS_CODE = (

@@ -3,7 +3,6 @@
 test_architectures.py compares it with transformers' GPT-2, MPT, Llama and others, test_fast.py the two paths.
 """
 
-import dataclasses
 import itertools
 import math
 import typing
@@ -11,25 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import CHOICES, EVERYDAY, NEEDS, SIZES, SMALL, every_pair, every_path, ids, largest, shaken, small
+from models import CHOICES, NEEDS, SMALL, every_pair, every_path, ids, largest, shaken, small
 
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.checkpoint.resize import set_block_size
 from tinygpt.generate import Sampling, generate
 from tinygpt.model import GPT, GPTConfig
 from tinygpt.options import POSITIONS
-
-# ---- options ----------------------------------------------------------------------------------------------------
-
-
-def test_every_field_has_choices() -> None:
-    """What the tests of the paths, the checkpoints and the exporters try is what a GPT has."""
-    fields = {field.name for field in dataclasses.fields(GPTConfig)}
-    assert CHOICES.keys() == fields - SIZES - {"dropout"}, "add the choices of a new field to CHOICES in models.py"
-    assert all(getattr(SMALL, name) in values and len(values) > 1 for name, values in CHOICES.items())
-    for name, values in CHOICES.items():
-        everyday = [case.get(name, getattr(SMALL, name)) for case in EVERYDAY]
-        assert all(value in everyday for value in values), f"add every value of {name} to EVERYDAY in models.py"
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -57,23 +44,9 @@ def test_the_configuration_offers_what_the_model_has(name: str) -> None:
     assert getattr(TrainConfig, name) == getattr(SMALL, name) == getattr(GPTConfig, name)
 
 
-# ---- losses -----------------------------------------------------------------------------------------------------
-
-
 @every_pair
-def test_the_first_loss_is_that_of_a_uniform_guess_and_one_batch_can_be_learned_by_heart(
-    options: dict[str, Any],
-) -> None:
-    model = small(**options).train()
-    x, y = ids(4, 16), ids(4, 16, seed=1)
+def test_the_first_loss_is_that_of_a_uniform_guess(options: dict[str, Any]) -> None:
     assert abs(small(**options)(ids(8, 16), ids(8, 16, seed=1))[1].item() - math.log(65)) < 0.05
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    for _ in range(100):
-        loss = model(x, y)[1]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.1
 
 
 @torch.inference_mode()
@@ -86,9 +59,6 @@ def test_loss_is_the_mean_over_the_targets_that_are_not_padding() -> None:
     by_hand = [-math.log(chances[b, t, y[b, t]]) for b in range(3) for t in range(16) if y[b, t] != -1]
     assert len(by_hand) == 20
     assert loss.item() == pytest.approx(sum(by_hand) / 20, abs=1e-5)
-
-
-# ---- attention ------------------------------------------------------------------------------------
 
 
 @every_pair
@@ -143,66 +113,19 @@ def test_a_position_attends_to_itself_and_to_window_minus_one_before_it(kind: ty
     torch.testing.assert_close(attention(x, context), attention.c_proj(values))
 
 
-@pytest.mark.parametrize("T", [1, 3, 7])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @torch.inference_mode()
-def test_attention_without_a_mask_is_causal_for_the_last_queries(kv_heads: int, T: int) -> None:
+def test_attention_without_a_mask_is_causal_for_the_last_queries() -> None:
     """By hand, key by key; the fused kernels for one query, and for as many as there are keys."""
-    attention = small(n_head=4, n_kv_head=kv_heads).transformer["h"][0].attn
-    q, k, v = (torch.randn(2, heads, size, 8) for heads, size in ((4, T), (kv_heads, 7), (kv_heads, 7)))
-    expected = torch.zeros(2, 4, T, 8)
-    for b, head, t in itertools.product(range(2), range(4), range(T)):
-        seen, shared = 7 - T + t + 1, head * kv_heads // 4
-        weights = (k[b, shared, :seen] @ q[b, head, t] / math.sqrt(8)).softmax(0)
-        expected[b, head, t] = weights @ v[b, shared, :seen]
-    for fused in (False, True) if T in (1, 7) else (False,):
-        torch.testing.assert_close(attention.attend(q, k, v, None, fused=fused), expected)
-
-
-# ---- gradients and precision ------------------------------------------------------------------------------------
-
-
-@every_pair
-@every_path
-def test_gradients_agree_with_finite_differences(kind: type[GPT], options: dict[str, Any]) -> None:
-    """Along random directions of length 1; and the float32 gradients are those of float64."""
-    single = shaken(small(kind=kind, **options), std=0.1)
-    double = shaken(small(kind=kind, **options), std=0.1).double()
-    x, y = ids(2, 8), ids(2, 8, seed=1)
-    single(x, y)[1].backward()
-    double(x, y)[1].backward()
-    parameters = list(double.parameters())
-    for (name, a), b in zip(single.named_parameters(), parameters, strict=True):
-        assert largest(a.grad - b.grad) < 1e-4 * largest(b.grad) + 1e-7, name
-    for seed in range(2):
-        generator = torch.Generator().manual_seed(seed)
-        direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
-        length = math.sqrt(sum((d * d).sum().item() for d in direction))
-        slope = sum((p.grad * d).sum().item() for p, d in zip(parameters, direction, strict=True)) / length
-        losses = []
-        for sign in (1, -2):  # to +h, then to -h
-            for p, d in zip(parameters, direction, strict=True):
-                p.data += sign * 0.01 / length * d
-            losses.append(double(x, y)[1].item())
-        for p, d in zip(parameters, direction, strict=True):
-            p.data += 0.01 / length * d
-        assert (losses[0] - losses[1]) / 0.02 == pytest.approx(slope, rel=0.01, abs=1e-4)
-
-
-@every_pair
-@every_path
-def test_bfloat16_is_close_to_float32(kind: type[GPT], options: dict[str, Any]) -> None:
-    model, low = small(kind=kind, **options), small(kind=kind, **options).to(torch.bfloat16)
-    x, y = ids(4, 16), ids(4, 16, seed=1)
-    (logits, loss), (rough, rough_loss) = model(x, y), low(x, y)
-    assert rough.dtype == torch.float32  # the loss is computed from float32
-    assert 0 < largest(rough - logits) < 0.05 * largest(logits)
-    assert abs(rough_loss.item() - loss.item()) < 0.01
-    loss.backward()
-    rough_loss.backward()
-    for (name, a), b in zip(model.named_parameters(), low.parameters(), strict=True):
-        if not name.endswith("attn.c_attn.bias"):  # the keys' biases have no gradient but rounding
-            assert (a.grad - b.grad).norm() <= 0.05 * a.grad.norm(), name
+    for kv_heads, T in itertools.product((1, 2, 4), (1, 3, 7)):
+        attention = small(n_head=4, n_kv_head=kv_heads).transformer["h"][0].attn
+        q, k, v = (torch.randn(2, heads, size, 8) for heads, size in ((4, T), (kv_heads, 7), (kv_heads, 7)))
+        expected = torch.zeros(2, 4, T, 8)
+        for b, head, t in itertools.product(range(2), range(4), range(T)):
+            seen, shared = 7 - T + t + 1, head * kv_heads // 4
+            weights = (k[b, shared, :seen] @ q[b, head, t] / math.sqrt(8)).softmax(0)
+            expected[b, head, t] = weights @ v[b, shared, :seen]
+        for fused in (False, True) if T in (1, 7) else (False,):
+            torch.testing.assert_close(attention.attend(q, k, v, None, fused=fused), expected)
 
 
 @every_pair
@@ -225,9 +148,6 @@ def test_dropout_works_in_training_only(options: dict[str, Any]) -> None:
     assert largest(model(ids(1, 16))[0] - model(ids(1, 16))[0]) > 0.01
 
 
-# ---- sizes ------------------------------------------------------------------------------------------------------
-
-
 def test_parameters_by_formula() -> None:
     C, V, L = 32, 65, 2
     for bias, norm, position, tied in itertools.product([0, 1], CHOICES["norm"], CHOICES["position"], [0, 1]):
@@ -244,30 +164,25 @@ def test_initial_weights_are_gpt2s() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=64, vocab_size=65, n_layer=4, n_head=4, n_embd=128, bias=True))
     for name, weight in model.named_parameters():
-        if name.endswith("c_proj.weight"):  # 8 of them add up in the residual stream
-            assert weight.std().item() == pytest.approx(0.02 / math.sqrt(8), rel=0.05), name
-        elif weight.dim() == 2:
-            assert weight.std().item() == pytest.approx(0.02, rel=0.05), name
+        if weight.dim() == 2:  # 8 projections add up in the residual stream
+            expected = 0.02 / math.sqrt(8) if name.endswith("c_proj.weight") else 0.02
+            assert weight.std().item() == pytest.approx(expected, rel=0.05), name
         else:
             assert torch.equal(weight, torch.full_like(weight, float("ln" in name and "weight" in name))), name
 
 
 @torch.inference_mode()
-def test_zero_initialised_blocks_begin_as_the_identity() -> None:
-    model, idx = small(zero_init=True), ids(2, 16)
-    x = model.transformer["wte"](idx) + model.transformer["wpe"].weight
-    torch.testing.assert_close(model(idx)[0], model.lm_head(model.transformer["ln_f"](x)))
-    assert largest(small()(idx)[0] - model(idx)[0]) > 1e-3
-
-
-@torch.inference_mode()
-def test_the_bigram_table_is_looked_up_by_hand() -> None:
+def test_zero_initialised_blocks_begin_as_the_identity_and_the_bigram_table_is_looked_up_by_hand() -> None:
     """Row 65 a + b is added where b follows a; the first token follows token 0."""
-    model, idx = small(bigram_table=True, n_layer=1, zero_init=True), ids(2, 16)
+    idx = ids(2, 16)
     pairs = torch.tensor([[65 * (row[t - 1] if t else 0) + row[t] for t in range(16)] for row in idx.tolist()])
-    x = model.transformer["wte"](idx) + model.transformer["wpe"].weight + model.transformer["wbe"].weight[pairs]
-    torch.testing.assert_close(model(idx)[0], model.lm_head(model.transformer["ln_f"](x)))
-    assert model.num_params() == small(n_layer=1).num_params() + 65 * 65 * 32
+    for bigram_table in (False, True):
+        model = small(bigram_table=bigram_table, zero_init=True)
+        x = model.transformer["wte"](idx) + model.transformer["wpe"].weight
+        x = x + model.transformer["wbe"].weight[pairs] if bigram_table else x
+        torch.testing.assert_close(model(idx)[0], model.lm_head(model.transformer["ln_f"](x)))
+        assert model.num_params() == small().num_params() + bigram_table * 65 * 65 * 32
+    assert largest(small()(idx)[0] - model(idx)[0]) > 1e-3
 
 
 @torch.inference_mode()
@@ -291,24 +206,18 @@ def test_a_shifted_block_reads_half_of_the_position_before() -> None:
     assert largest(block(x, context) - expected) > 1e-3
 
 
-@pytest.mark.parametrize("position", [name for name, kind in POSITIONS.items() if kind.relative])
-@torch.inference_mode()
-def test_a_longer_context_of_relative_positions_changes_no_logit_inside_it(position: str) -> None:
-    model = shaken(small(position=position))
-    before = model(ids(2, 16))[0]
-    set_block_size(model, 40)
-    assert torch.equal(model(ids(2, 16))[0], before)
-    longer = shaken(small(position=position, block_size=40))
-    assert torch.equal(longer(ids(2, 40))[0], model(ids(2, 40))[0])
-
-
 @pytest.mark.parametrize("position", CHOICES["position"])
 @torch.inference_mode()
-def test_cropping_the_context_changes_no_logit_inside_it(position: str) -> None:
+def test_another_context_changes_no_logit_inside_it(position: str) -> None:
     model = shaken(small(position=position))
-    before = model(ids(2, 8))[0]
+    before = model(ids(2, 16))[0]
+    if POSITIONS[position].relative:
+        set_block_size(model, 40)
+        assert torch.equal(model(ids(2, 16))[0], before)
+        longer = shaken(small(position=position, block_size=40))
+        assert torch.equal(longer(ids(2, 40))[0], model(ids(2, 40))[0])
     set_block_size(model, 8)
     assert model.config.block_size == 8
-    assert torch.equal(model(ids(2, 8))[0], before)
+    torch.testing.assert_close(model(ids(2, 16)[:, :8])[0], before[:, :8])
     assert len(list(generate(model, ids(1, 8), 12, Sampling(seed=1)))) == 12
     GPT(model.config).load_state_dict(model.state_dict())  # a table of positions has been cropped too

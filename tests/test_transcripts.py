@@ -38,40 +38,16 @@ def test_transcript(path: Path, title: str, tmp_path: Path, request: pytest.Fixt
         assert happened == written
 
 
-@pytest.mark.parametrize("args", [["train", "tiny"], ["sample", "--ckpt=text.txt"]])
-def test_a_process_of_its_own_says_the_same(args: list[str], run_copy: Path) -> None:
-    assert cli(*args, cwd=run_copy) == cli_here(*args, cwd=run_copy)
+def test_a_process_of_its_own_says_the_same(run_copy: Path) -> None:
+    assert cli("sample", "--ckpt=text.txt", cwd=run_copy) == cli_here("sample", "--ckpt=text.txt", cwd=run_copy)
 
 
 def test_no_case_has_two_names() -> None:
     assert len({(path, title) for path, title in (case.values for case in CASES)}) == len(CASES)
 
 
-@pytest.mark.parametrize(
-    ("expected", "printed", "same"),
-    [
-        ("a\nb", "a\nb", True),
-        ("a ... c", "a b c", True),
-        ("a ... c", "a b\nc", False),
-        ("...\nc", "a\nb\nc", True),
-        ("...\nc", "c", True),
-        ("a\n...", "a\nb", True),
-        ("a\n...", "a\nerror: b", False),
-        ("a\n...", "a\n[1]", False),
-        ("a", "a\nb", False),
-        ("(a)", "a", False),
-        ("", "a", False),
-    ],
-)
-def test_dots_stand_for_anything(expected: str, printed: str, same: bool) -> None:
-    assert sessions.matches(expected.splitlines(), printed.splitlines()) == same
-
-
-def test_rewriting_keeps_the_dots() -> None:
-    """A line with dots that still matches is kept; of a part of the output, the lines that are like those shown."""
-    assert sessions.rewritten(["a ... c", "old"], ["a b c", "new"]) == ["a ... c", "new"]
-    assert sessions.rewritten(["...", "the loss is 3", "..."], ["x", "y", "the loss was 3", "z"]) == [
-        "...",
-        "the loss was 3",
-        "...",
-    ]
+def test_dots_stand_for_anything_but_an_error_and_an_exit_status() -> None:
+    for expected, printed in (("a ... c", "a b c"), ("...\nc", "a\nb\nc"), ("...\nc", "c"), ("a\n...", "a\nb")):
+        assert sessions.matches(expected.splitlines(), printed.splitlines())
+    for expected, printed in (("a ... c", "a b\nc"), ("a\n...", "a\nerror: b"), ("a\n...", "a\n[1]"), ("a", "a\nb")):
+        assert not sessions.matches(expected.splitlines(), printed.splitlines())
