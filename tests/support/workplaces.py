@@ -3,6 +3,7 @@
 Every function works in the current folder, which `>>>` lines of a transcript share with its commands.
 """
 
+import functools
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 from conftest import TINY_TRAIN, ok, tiny_text
+from hostile import Reducer
 from inputs import csv_file, json_lines, pairs, workbook
 
 from tinygpt.checkpoint import store
@@ -38,20 +40,17 @@ def flip(position: int) -> Callable[[bytes], bytes]:
     return lambda data: data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
-def state(how: Callable[[dict], object], name: str = "ckpt.pt") -> None:
-    """Write a checkpoint of out/ again, complete and sealed, with other content."""
-    content = torch.load(f"out/{name}", weights_only=True)
+def state(how: Callable[[dict], object], name: str = "ckpt.pt", folder: str = "out") -> None:
+    """Write a checkpoint again, complete and sealed, with other content."""
+    path = Path(folder, name)
+    content = store.read(path)
     how(content)
-    with open(f"out/{name}", "w+b") as file:
-        torch.save(content, file)
-        store._seal(file)
+    store.write(path, content)
 
 
 def labeller(how: Callable[[dict], object]) -> None:
-    """Write model/model.pt, of `tinygpt advise`, again, complete and sealed, with other content."""
-    content = store.read("model/model.pt")
-    how(content)
-    store.write(Path("model/model.pt"), content)
+    """The same with model/model.pt, of `tinygpt advise`."""
+    state(how, "model.pt", "model")
 
 
 def colours() -> None:
@@ -76,11 +75,7 @@ def sheet(count: int = 48, **change: str) -> None:
     csv_file(HERE / "pairs.csv", names, *([*row.values()] for row in made))
 
 
-class Canary:
-    """Unpickling this writes the file `executed`."""
-
-    def __reduce__(self) -> tuple:
-        return (os.system, ("touch executed",))
+Canary = functools.partial(Reducer, os.system, "touch executed")  # unpickling this writes a file
 
 
 def only_pickle() -> None:
