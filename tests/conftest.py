@@ -74,10 +74,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Say how many tests were skipped, and for what is missing here."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
+    if skipped:
+        reporter.ensure_newline()
     for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped).most_common():
-        reporter.write_line(f"\nskipped {count}: {reason}")
+        reporter.write_line(f"skipped {count}: {reason}")
     if len(skipped) > (most := session.config.getoption("--most-skipped")):
-        reporter.write_line(f"\n{len(skipped)} tests were skipped, and at most {most:.0f} may be")
+        reporter.write_line(f"{len(skipped)} tests were skipped, and at most {most:.0f} may be")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

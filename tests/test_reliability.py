@@ -181,7 +181,7 @@ def test_damage(harness: Harness) -> None:
 def test_garbage(harness: Harness) -> None:
     """A mutated file is read, or refused with one message, in 2 GB and without hanging."""
     out, folder, draw = harness.undisturbed("--max_iters=2"), harness.folder / "mutants", harness.random
-    good, count = (out / "last.pt").read_bytes(), harness.rounds(25, 3000)
+    good, count = (out / "last.pt").read_bytes(), harness.rounds(40, 3000)
 
     def refuse(what: str, *command: str) -> None:
         os.write(1, f"{what}\n".encode())  # the last line, if this mutant ends the process

@@ -183,11 +183,11 @@ class Harness:
     def text(self, letters: str = "abcdefgh .\n") -> str:
         return letters + "".join(self.random.choices(letters, k=6000 - len(letters)))
 
-    def dataset(self, name: str, text: str, *flags: str) -> None:
+    def dataset(self, name: str, text: str) -> None:
         """Prepare a dataset in data/, without `before`."""
         source = self.new("text")
         source.write_bytes(text.encode())
-        child = Child(["prepare", name, f"--input={source}", *flags], self.new("log"), self.folder)
+        child = Child(["prepare", name, f"--input={source}"], self.new("log"), self.folder)
         assert child.wait() == 0, child.output
 
     def training(self, out: Path, *flags: str) -> list[str]:

@@ -230,9 +230,8 @@ def private_errors() -> None:
         raise RuntimeError(f"cannot load {Path.home()}/kernels.so")
 
     replace(machine, "prepare", no_space)
-    replace(machine, "require_equal", not_loaded)
-    replace(machine, "seconds_per_batch", not_loaded)
-    replace(machine, "Dataset", not_loaded)
+    for name in ("require_equal", "seconds_per_batch", "Dataset"):
+        replace(machine, name, not_loaded)
 
 
 @pytest.fixture

@@ -65,14 +65,12 @@ def colours() -> None:
 
 def sheet(count: int = 48, **change: str) -> None:
     """pairs.csv, for `tinygpt advise`: the first word of a prompt is its label. {n} in a changed value is the row."""
-    labels = [["card", "loan"][n % 2] for n in range(count)]
-    rows = [(f"{label} {n}", label, f"c{n % 12}", f"2025-01-{1 + n % 25:02}") for n, label in enumerate(labels)]
-    names = ["prompt", "response", "who", "day"]
-    made = [
-        dict(zip(names, row, strict=True)) | {column: text.format(n=n) for column, text in change.items()}
-        for n, row in enumerate(rows)
-    ]
-    csv_file(HERE / "pairs.csv", names, *([*row.values()] for row in made))
+    rows = []
+    for n in range(count):
+        label = ["card", "loan"][n % 2]
+        row = {"prompt": f"{label} {n}", "response": label, "who": f"c{n % 12}", "day": f"2025-01-{1 + n % 25:02}"}
+        rows.append(row | {column: text.format(n=n) for column, text in change.items()})
+    csv_file(HERE / "pairs.csv", [*rows[0]], *([*row.values()] for row in rows))
 
 
 Canary = functools.partial(Reducer, os.system, "touch executed")  # unpickling this writes a file
