@@ -58,38 +58,28 @@ LONGEST = ["notebook", "watch", "lab", "sharding", "bench", "exercise", "smollm2
 LONGEST += ["advise"]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.path.stem, len(first)))
-    match config.getoption("--order"):
-        case "reversed":
-            items.reverse()
-        case str(seed):
-            random.Random(seed).shuffle(items)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help_text = "run the proofs with this share of their full counts, see scripts/torture.py"
-    parser.addoption("--full", type=float, metavar="SHARE", help=help_text)
+    parser.addoption("--full", type=float, help="this share of the proofs' full counts, see scripts/torture.py")
     parser.addoption("--rewrite", action="store_true", help="write what is printed now into tests/transcripts/")
-    parser.addoption("--order", metavar="reversed|SEED", help="run the tests in reversed order, or in a random one")
     help_text = "fail if more tests are skipped: a missing package must not hide a defect (.ci/run)"
-    parser.addoption("--most-skipped", type=float, default=math.inf, metavar="COUNT", help=help_text)
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how many tests were skipped, and for what is missing here."""
-    skipped = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])]
-    for reason, count in Counter(skipped).most_common():
-        terminalreporter.write_line(f"skipped {count}: {reason}")
+    parser.addoption("--most-skipped", type=float, default=math.inf, help=help_text)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Say how many tests were skipped, and for what is missing here."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    count = len(reporter.stats.get("skipped", [])) if reporter else 0
-    most = session.config.getoption("--most-skipped")
-    if count > most:
-        reporter.write_line(f"\n{count} tests were skipped, and at most {most:.0f} may be")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if skipped:
+        reporter.ensure_newline()
+    for reason, count in Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped).most_common():
+        reporter.write_line(f"skipped {count}: {reason}")
+    if len(skipped) > (most := session.config.getoption("--most-skipped")):
+        reporter.write_line(f"{len(skipped)} tests were skipped, and at most {most:.0f} may be")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -106,8 +96,6 @@ PORTS = itertools.count()
 
 @dataclass
 class Result:
-    """The result of a command line."""
-
     status: int
     out: str
     err: str
@@ -140,9 +128,7 @@ def cli_here(*args: str | Path, cwd: Path) -> Result:
 def commands_here() -> Iterator[None]:
     """Run the commands of a lab, which are processes of their own (base/process.py), inside this process."""
 
-    class Here:
-        """Stands in for subprocess.Popen."""
-
+    class Here:  # instead of subprocess.Popen
         def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
             _packages, memory, *args = command[6:]
             with contextlib.redirect_stdout(stdout):
@@ -173,7 +159,7 @@ class Lazy:
 
 
 def until(condition: Any, seconds: float = PATIENCE) -> Any:
-    """The first true value of `condition()`. Fails after so many seconds."""
+    """The first true value of `condition()`."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"
@@ -325,29 +311,26 @@ def models(shared: Shared) -> Path:
     out (text, learned positions, a context of 16), out-lora (repeats the colour of a prompt), out-colours (the same as
     a complete model, relative positions, a context of 20), out-german (its adapter; answers in German).
     """
-    return shared("models", make_models)
-
-
-def make_models(folder: Path) -> None:
-    (folder / "text.txt").write_text(tiny_text())
-    for name, words in (("colours", {word: word for word in GERMAN}), ("german", GERMAN)):
-        pairs = [{"prompt": f"{n:03} {word}", "response": words[word]} for n in range(60) for word in GERMAN]
-        (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
     size = ["--n_layer=1", "--n_head=2", "--n_embd=48"]
     short = ["--device=cpu", "--dtype=float32", "--compile=False", "--quiet", "--seed=1", "--batch_size=16"]
     short += ["--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--eval_iters=1", "--eval_interval=200"]
     short += ["--max_iters=200", "--lr_decay_iters=200"]
     lora = ["--lora_rank=8", "--patience=0", *short]
-    for command in (
-        ["prepare", "tiny", "--input=text.txt"],
-        ["prepare", "colours", "--input=colours.jsonl", "--format=pairs"],
-        ["prepare", "german", "--input=german.jsonl", "--format=pairs"],
-        ["train", "--dataset=tiny", "--block_size=16", "--out_dir=out", *size, *short],
-        ["train", "--dataset=colours", "--block_size=20", "--position=rope", "--out_dir=out-colours", *size, *short],
-        ["finetune", "--dataset=colours", "--ckpt=out", "--out_dir=out-lora", *lora],
-        ["finetune", "--dataset=german", "--ckpt=out-colours", "--out_dir=out-german", *lora],
-    ):
-        ok(folder, *command)
+
+    def make(folder: Path) -> None:
+        (folder / "text.txt").write_text(tiny_text())
+        ok(folder, "prepare", "tiny", "--input=text.txt")
+        for name, words in (("colours", {word: word for word in GERMAN}), ("german", GERMAN)):
+            pairs = [{"prompt": f"{n:03} {word}", "response": words[word]} for n in range(60) for word in GERMAN]
+            (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+            ok(folder, "prepare", name, f"--input={name}.jsonl", "--format=pairs")
+        ok(folder, "train", "--dataset=tiny", "--block_size=16", "--out_dir=out", *size, *short)
+        relative = ["--block_size=20", "--position=rope", "--out_dir=out-colours"]
+        ok(folder, "train", "--dataset=colours", *relative, *size, *short)
+        ok(folder, "finetune", "--dataset=colours", "--ckpt=out", "--out_dir=out-lora", *lora)
+        ok(folder, "finetune", "--dataset=german", "--ckpt=out-colours", "--out_dir=out-german", *lora)
+
+    return shared("models", make)
 
 
 @pytest.fixture

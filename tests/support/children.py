@@ -1,10 +1,6 @@
 """Forked child processes that run commands and may die, a harness to start them in, and comparison of runs.
 
 A child is forked from a process that has already imported PyTorch, so a command takes 0.1 s instead of 2 s.
-
-    harness = Harness(tmp_path)
-    child = harness.fork(harness.training(tmp_path / "out"))
-    assert child.wait(1, otherwise=signal.SIGKILL) == -signal.SIGKILL, child.output
 """
 
 import contextlib
@@ -14,7 +10,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 import signal
 import sys
 import threading
@@ -34,37 +29,30 @@ from tinygpt import cli
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import Checkpoint, load
 
-Work = list[str] | Callable[[], Any]  # a command line of tinygpt, or a function that may raise TinyGPTError
-LETTERS = "abcdefgh .\n"
+Action = Callable[[], Any]
+Work = list[str] | Action  # a command line of tinygpt, or a function that may raise TinyGPTError
 
 
 def nothing() -> None: ...
 
 
-def end_threads() -> None:
-    """End the threads that have computed in this process. A fork loses them, and libgomp would wait for them in the
-    child. Source: OpenMP 5.0, omp_pause_resource_all."""
-    for library in Path(torch.__file__).parent.glob("lib/libgomp*"):
-        ctypes.CDLL(str(library)).omp_pause_resource_all(2)  # omp_pause_hard
-
-
 class Child:
     """A forked process that runs `work` in the folder `cwd`, after `before()`; its output is appended to `log`."""
 
-    def __init__(
-        self, work: Work, log: Path, cwd: Path, before: Callable[[], None] = nothing, **environment: str
-    ) -> None:
+    def __init__(self, work: Work, log: Path, cwd: Path, before: Action = nothing, **environment: str) -> None:
         self.log = log
         self.status: int | None = None  # the exit status, or minus the number of the signal that ended the process
         log.touch()  # the child may die before it creates the file
         sys.stdout.flush()
         sys.stderr.flush()
-        end_threads()
+        # A fork loses the threads that have computed here, and libgomp would wait for them in the child: end them.
+        for library in Path(torch.__file__).parent.glob("lib/libgomp*"):
+            ctypes.CDLL(str(library)).omp_pause_resource_all(2)  # omp_pause_hard, see OpenMP 5.0
         self.pid = os.fork()
         if not self.pid:
             self._work(work, cwd, before, environment)
 
-    def _work(self, work: Work, cwd: Path, before: Callable[[], None], environment: dict[str, str]) -> None:
+    def _work(self, work: Work, cwd: Path, before: Action, environment: dict[str, str]) -> None:
         """Run the work, and exit."""
         status = 70
         try:
@@ -74,7 +62,6 @@ class Child:
             sys.stdout = sys.stderr = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
             torch.set_num_threads(1)
             tqdm.set_lock(threading.RLock())  # shared otherwise: a child killed while holding it blocks all others
             os.environ.update(environment)
@@ -102,13 +89,13 @@ class Child:
             pid, raw = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.status = os.waitstatus_to_exitcode(raw)
-            elif time.monotonic() >= end:
-                if not otherwise:
-                    return None
+            elif time.monotonic() < end:
+                time.sleep(0.003)
+            elif otherwise:
                 self.send(otherwise)
                 return self.wait()
             else:
-                time.sleep(0.003)
+                break
         return self.status
 
     def send(self, number: int) -> None:
@@ -131,7 +118,7 @@ class Child:
 
 
 def answer(value: Any) -> None:
-    """Pass a value of JSON from a child to its parent."""
+    """Pass a value from a child to its parent."""
     print(f"answer: {json.dumps(value)}", flush=True)
 
 
@@ -152,11 +139,9 @@ def parallel(tasks: list[Any], start: Callable[[Any], Child], jobs: int = os.cpu
             while waiting and len(running) < jobs:
                 task = waiting.pop(0)
                 running.append((task, start(task)))
-            ended = [entry for entry in running if entry[1].wait(0) is not None]
-            for entry in ended:
-                running.remove(entry)
-                yield entry
-            time.sleep(0 if ended else 0.01)
+            yield from [entry for entry in running if entry[1].wait(0) is not None]
+            running = [entry for entry in running if entry[1].status is None]
+            time.sleep(0.01)
     finally:
         for _, child in running:
             child.kill()
@@ -165,18 +150,12 @@ def parallel(tasks: list[Any], start: Callable[[Any], Child], jobs: int = os.cpu
 class Harness:
     """A folder with the dataset `tiny` in which children run; `figures` counts their actions.
 
-    share: share of the full counts that `rounds` returns; None: the everyday counts. patience: seconds to wait for an
-    expected event. before: runs in every child before its work.
+    share: share of the full counts that `rounds` returns; None: the everyday counts. before: runs in every child before
+    its work.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        share: float | None = None,
-        before: Callable[[], None] = nothing,
-        patience: float = PATIENCE,
-    ) -> None:
-        self.folder, self.share, self.before, self.patience = folder, share, before, patience
+    def __init__(self, folder: Path, share: float | None = None, before: Action = nothing) -> None:
+        self.folder, self.share, self.before = folder, share, before
         self.random = random.Random(1)
         self.figures: Counter[str] = Counter()
         self._numbers = itertools.count()
@@ -186,48 +165,40 @@ class Harness:
         return everyday if self.share is None else max(1, round(self.share * full))
 
     def new(self, name: str) -> Path:
-        """A path that does not exist yet."""
         return self.folder / f"{name}-{next(self._numbers)}"
 
-    def fork(self, work: Work, before: Callable[[], None] = nothing, **environment: str) -> Child:
-        def both() -> None:
-            self.before()
-            before()
+    def fork(self, work: Work, before: Action = nothing, **environment: str) -> Child:
+        return Child(work, self.new("log"), self.folder, lambda: (self.before(), before()), **environment)
 
-        return Child(work, self.new("log"), self.folder, both, **environment)
-
-    def run(self, work: Work, before: Callable[[], None] = nothing, seconds: float = PATIENCE) -> Child:
-        """Run a child to its end."""
+    def run(self, work: Work, before: Action = nothing) -> Child:
         child = self.fork(work, before)
-        child.wait(seconds, otherwise=signal.SIGKILL)
+        child.wait(PATIENCE, otherwise=signal.SIGKILL)
         return child
 
-    def succeed(self, work: Work, before: Callable[[], None] = nothing) -> Child:
-        """Run a child to its end, and require that it succeeds."""
+    def succeed(self, work: Work, before: Action = nothing) -> Child:
         child = self.run(work, before)
         assert child.status == 0, f"exit status {child.status}: {child.output[-2000:]}"
         return child
 
-    def text(self, letters: str = LETTERS, length: int = 6000) -> str:
-        return letters + "".join(self.random.choices(letters, k=length - len(letters)))
+    def text(self, letters: str = "abcdefgh .\n") -> str:
+        return letters + "".join(self.random.choices(letters, k=6000 - len(letters)))
 
-    def dataset(self, name: str, text: str, *flags: str) -> None:
+    def dataset(self, name: str, text: str) -> None:
         """Prepare a dataset in data/, without `before`."""
         source = self.new("text")
         source.write_bytes(text.encode())
-        child = Child(["prepare", name, f"--input={source}", *flags], self.new("log"), self.folder)
+        child = Child(["prepare", name, f"--input={source}"], self.new("log"), self.folder)
         assert child.wait() == 0, child.output
 
     def training(self, out: Path, *flags: str) -> list[str]:
-        """The command line of a run of 200 iterations that resumes if there is a last.pt."""
-        length = ["--max_iters=200", "--lr_decay_iters=200", "--warmup_iters=10", "--eval_interval=20", "--quiet"]
+        """The command line of a run of 40 iterations that resumes if there is a last.pt."""
+        length = ["--max_iters=40", "--lr_decay_iters=40", "--warmup_iters=10", "--eval_interval=20", "--quiet"]
         states = ["--checkpoint_interval=7", "--sample_interval=40", "--init_from=auto", f"--out_dir={out}"]
         return [*TINY_TRAIN, "--batch_size=2", *length, *states, *flags]
 
-    def undisturbed(self, *flags: str, before: Callable[[], None] = nothing) -> Path:
-        """Train without interruption; return the run's folder."""
+    def undisturbed(self, *flags: str) -> Path:
         out = self.new("undisturbed")
-        self.succeed(self.training(out, *flags), before)
+        self.succeed(self.training(out, *flags))
         return out
 
 
@@ -243,7 +214,6 @@ def loaded(path: Path) -> Checkpoint:
 
 
 def assert_intact(out: Path) -> None:
-    """Require that every checkpoint of a folder can be loaded."""
     for path in out.glob("*.pt"):
         loaded(path)
 
@@ -252,12 +222,8 @@ def snapshot(folder: Path, pattern: str = "*.pt") -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob(pattern))}
 
 
-def leftovers(out: Path) -> list[str]:
-    return [path.name for path in out.glob(".*.tmp*")]
-
-
 def lines_of(out: Path) -> int:
-    """The number of lines of metrics.jsonl."""
+    """Of metrics.jsonl."""
     with contextlib.suppress(OSError):
         return (out / "metrics.jsonl").read_bytes().count(b"\n")
     return 0
@@ -277,38 +243,21 @@ def history(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in entry.items() if k not in measured} for entry in entries]
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a checkpoint's weights, optimizer state and progress.
-
-    Excludes the seconds, and the optimizer's `lr`, which is set before each iteration.
-    """
-    sha = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            plain = value.contiguous().flatten().view(torch.uint8).numpy()
-            sha.update(f"{value.dtype}{tuple(value.shape)}".encode() + plain.tobytes())
-        elif isinstance(value, dict):
-            for key in sorted(value.keys() - {"seconds", "lr"}, key=str):
-                sha.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                add(item)
-        else:
-            sha.update(repr(value).encode())
-
-    state = loaded(path)
-    add([state.model, state.training, state.step, state.best_val_loss])
-    return sha.hexdigest()
+def plain(value: Any) -> Any:
+    """A value without the seconds, and without the optimizer's `lr`, which is set before each iteration; a tensor is
+    its bits."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape, value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items() if key not in ("seconds", "lr")}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else repr(value)
 
 
 def assert_same_run(out: Path, undisturbed: Path) -> None:
     """Require that two runs have the same weights, optimizer states, progress and losses, bit for bit."""
     for name in ("last.pt", "ckpt.pt"):
-        assert digest(out / name) == digest(undisturbed / name), f"weights differ in {out}/{name}"
+        one, other = loaded(out / name), loaded(undisturbed / name)
+        for part in ("model", "training", "step", "best_val_loss"):
+            same = plain(vars(one)[part]) == plain(vars(other)[part])
+            assert same, f"{part} differs in {out}/{name}"
     assert history(out) == history(undisturbed), f"losses differ in {out}/metrics.jsonl"
-
-
-def remove(out: Path) -> None:
-    shutil.rmtree(out, ignore_errors=True)

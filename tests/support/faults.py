@@ -1,39 +1,27 @@
-"""Faults for child processes: system calls that fail, processes that die, and tinygpt without one of its protections.
-
-This file names every function of tinygpt that a proof replaces. `replace` raises AttributeError if a name no longer
-exists.
-"""
+"""Faults for child processes: system calls that fail, processes that die, and replaced functions of tinygpt."""
 
 import builtins
-import contextlib
 import dataclasses
 import io
 import itertools
 import os
-import random
 import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from tinygpt import prepare, train
-from tinygpt.base import files, threads
-from tinygpt.checkpoint import store
-from tinygpt.data import dataset, rows
+from tinygpt import train
+from tinygpt.base import files
 from tinygpt.examine.doctor import machine
 from tinygpt.fast.attention import FastSelfAttention
 from tinygpt.fast.decoder import Decoder
 from tinygpt.model import GPT
-from tinygpt.training import run
-from tinygpt.training.processes import StopSignal
 
 
 def die() -> None:
@@ -49,11 +37,10 @@ SAFE_ORDER = ["write", "fsync", "replace", "open folder", "fsync folder"]  # sur
 
 @dataclasses.dataclass
 class Fault:
-    """A fault in the system calls of this process, at a chosen call.
+    """A fault in the system calls of this process: `action` at the call `call`, after `count` of these calls.
 
-    call: one of SAFE_ORDER. count: number of these calls (for "write", of bytes) that succeed before the fault.
-    action: dies or raises. after: act after the call instead of before it. sticky: fail at every later call too, as on
-    a full disk.
+    call: one of SAFE_ORDER. after: act after the call instead of before it. sticky: at every later call too, as on a
+    full disk.
     """
 
     call: str = ""
@@ -61,7 +48,6 @@ class Fault:
     action: Callable[[], None] = die
     after: bool = False
     sticky: bool = False
-    seen: int = 0
     calls: list[str] = dataclasses.field(default_factory=list)
 
     def install(self) -> None:
@@ -69,8 +55,9 @@ class Fault:
         fsync, rename, open_descriptor = os.fsync, os.replace, os.open
 
         def open_folder(path: Any, flags: int, *more: Any, **options: Any) -> int:
-            name = "open folder" if os.path.isdir(path) and flags == os.O_RDONLY else ""  # else a file without a name
-            return int(self.step(name, lambda: open_descriptor(path, flags, *more, **options)))
+            if os.path.isdir(path) and flags == os.O_RDONLY:
+                return int(self.step("open folder", lambda: open_descriptor(path, flags)))
+            return open_descriptor(path, flags, *more, **options)
 
         def fsync_any(fd: int) -> None:
             self.step("fsync folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "fsync", lambda: fsync(fd))
@@ -81,11 +68,9 @@ class Fault:
         builtins.open = io.open = self.open  # type: ignore[assignment]
 
     def step(self, name: str, call: Callable[[], Any]) -> Any:
-        if not name:
-            return call()
+        earlier = self.calls.count(name)
         self.calls.append(name)
-        due = name == self.call and (self.seen == self.count or (self.sticky and self.seen > self.count))
-        self.seen += name == self.call
+        due = name == self.call and (earlier == self.count or (self.sticky and earlier > self.count))
         if due and not self.after:
             self.action()
         value = call()
@@ -96,7 +81,8 @@ class Fault:
     def open(self, path: Any, mode: str = "r", buffering: int = -1, *text: Any, **more: Any) -> Any:
         if not set(mode) & set("wax+"):
             return OPEN(path, mode, buffering, *text, **more)
-        raw = FaultyFile(self, path, mode.replace("b", "").replace("t", ""))
+        raw = FaultyFile(path, mode.replace("b", "").replace("t", ""))
+        raw.fault = self
         if buffering == 0:
             return raw
         file = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
@@ -107,29 +93,10 @@ OPEN = open
 
 
 class FaultyFile(io.FileIO):
-    """A file that counts the bytes written, and fails in the middle of a write."""
-
-    def __init__(self, fault: Fault, path: Any, mode: str) -> None:
-        super().__init__(path, mode)
-        self.fault = fault
+    fault: Fault
 
     def write(self, content: Any) -> int:
-        view, fault = memoryview(content).cast("B"), self.fault
-        fault.calls.append("write")
-        if fault.call == "write":
-            room = fault.count - fault.seen
-            fault.seen += len(view)
-            if 0 <= room < len(view) or (room < 0 and fault.sticky):
-                super().write(view[: max(room, 0)])
-                fault.action()
-        super().write(view)
-        return len(view)
-
-
-def death_in_a_save(draw: random.Random, size: int) -> Fault:
-    """Death in one of the next saves of `size` bytes: after some bytes, or before or after a call."""
-    call = draw.choice(["write", *SAFE_ORDER])
-    return Fault(call, draw.randrange(size * 20) if call == "write" else draw.randrange(20), die, draw.random() < 0.5)
+        return int(self.fault.step("write", lambda: io.FileIO.write(self, content)))
 
 
 # ---- changes of tinygpt ----------------------------------------------------------------------------------------------
@@ -142,18 +109,13 @@ def replace(owner: Any, name: str, value: Any) -> Any:
     return old
 
 
-def map_token_files() -> None:
-    """Map token files of any size into memory, instead of reading them."""
-    replace(dataset, "IN_MEMORY", 0)
-
-
-def on_training_forward(change: Callable[[int, Any, Any], Any]) -> None:
-    """Pass the number of each forward pass of training, its inputs and its loss to `change`, which returns a loss."""
+def on_training_forward(change: Callable[[int, Any], Any]) -> None:
+    """Pass the number of each forward pass of training and its loss to `change`, which returns a loss."""
     numbers = itertools.count()
 
     def forward(self: GPT, x: Any, y: Any = None, *args: Any, **more: Any) -> Any:
         logits, loss = original(self, x, y, *args, **more)
-        return logits, change(next(numbers), (x, y), loss) if self.training and y is not None else loss
+        return logits, change(next(numbers), loss) if self.training and y is not None else loss
 
     original = replace(GPT, "forward", forward)
 
@@ -173,77 +135,25 @@ def die_before_saving() -> None:
     replace(train, "evaluate", lambda state: die())
 
 
-def two_threads() -> None:
-    """A machine with two free cores on which the user has not chosen a number of threads; no step is timed."""
-    os.environ.pop("OMP_NUM_THREADS", None)
-    torch.set_num_threads(2)
-    replace(threads, "_cores", 2)
-    replace(threads, "_free", 2)
-    replace(threads.ThreadTuner, "tune", lambda *args: {})
-    replace(threads.ThreadTuner, "due", lambda *args: False)
-
-
-def two_threads_then_one(last: int = 0) -> None:
-    """The same machine becomes busy: after 20 iterations one thread is faster. The process dies after `last`."""
-    two_threads()
-    iterations = itertools.count(1)
-
-    def due(*args: object) -> bool:
-        done = next(iterations)
-        if done == last:
-            die()
-        return done == 20
-
-    def tune(self: threads.ThreadTuner, most: int = 0) -> dict[int, float]:
-        if not most:  # at the start of a run it is given
-            torch.set_num_threads(1)
-        return {1: 0.01, 2: 0.02}
-
-    replace(threads.ThreadTuner, "due", due)
-    replace(threads.ThreadTuner, "tune", tune)
-
-
 def endless_iterations() -> None:
-    """The first iteration never ends; it says that it has begun, and each signal that reaches the run."""
+    """The first iteration says that it has begun, and never ends."""
 
-    def handle(self: StopSignal, *signal_and_frame: Any) -> None:
-        print("signal seen", flush=True)
-        original(self, *signal_and_frame)
-
-    original = replace(StopSignal, "_on_signal", handle)
-
-    def wait(number: int, batch: Any, loss: Any) -> Any:
+    def wait(number: int, loss: Any) -> None:
         print("in an iteration", flush=True)
         time.sleep(3600)
-        return loss
 
     on_training_forward(wait)
 
 
-def record_batches(file: Path) -> None:
-    """Append every batch that is trained on to `file`: inputs and last target of each row, int64."""
-
-    def record(number: int, batch: Any, loss: Any) -> Any:
-        with OPEN(file, "ab") as out:
-            out.write(torch.cat([batch[0], batch[1][:, -1:]], dim=1).numpy().tobytes())
-        return loss
-
-    on_training_forward(record)
-
-
 def diverge(place: str, at: int, micro_steps: int, reached: Callable[[], None]) -> None:
-    """Make the loss, the gradient or the weights infinite or NaN in iteration `at` of a run from scratch."""
+    """Make a loss, the gradient or the weights infinite or NaN in iteration `at` of a run from scratch."""
 
-    def change(number: int, batch: Any, loss: Any) -> Any:
-        step, micro_step = divmod(number, micro_steps)
-        if step == at and micro_step == 0:
-            reached()
-        if step >= at and (place == "loss" or (place == "second micro-step" and (step, micro_step) == (at, 1))):
-            return loss * float("inf")
-        if step >= at and place == "gradient":
+    def change(number: int, loss: Any) -> Any:
+        if place == "gradient" and number >= at * micro_steps:
             loss.register_hook(lambda gradient: gradient * float("nan"))
-        return loss
+        return loss * float("inf") if place == "second micro-step" and number == at * micro_steps + 1 else loss
 
+    on_iteration(at, reached)
     on_training_forward(change)
     if place.startswith("overflow"):  # an update that overshoots; an evaluation follows, or only a save
         rate = replace(train, "learning_rate", lambda step, config: 1e38 if step == at else rate(step, config))
@@ -296,6 +206,11 @@ def nothing_is_learned() -> None:
     replace(train, "learning_rate", lambda step, config: 0.0)
 
 
+def dropout_from_the_clock() -> None:
+    """train.seed_dropout with the time in place of the iteration."""
+    replace(train, "seed_dropout", lambda *args: torch.manual_seed(time.time_ns()))
+
+
 def lossy_files() -> None:
     """Every weight changes a little when it is written."""
 
@@ -315,109 +230,8 @@ def private_errors() -> None:
         raise RuntimeError(f"cannot load {Path.home()}/kernels.so")
 
     replace(machine, "prepare", no_space)
-    replace(machine, "require_equal", not_loaded)
-    replace(machine, "seconds_per_batch", not_loaded)
-    replace(machine, "Dataset", not_loaded)
-
-
-# ---- without a protection: each function removes one line of tinygpt -----------------------------------------------
-
-
-def dropout_from_one_generator() -> None:
-    """train.forward_backward without `seed_dropout(...)`."""
-    replace(train, "seed_dropout", lambda *args: None)
-
-
-def dropout_from_the_clock() -> None:
-    """train.seed_dropout with the time in place of the iteration."""
-    replace(train, "seed_dropout", lambda *args: torch.manual_seed(time.time_ns()))
-
-
-def threads_not_stored() -> None:
-    """training.run.Run.numeric_settings without the number of threads."""
-    complete = run.Run.numeric_settings
-
-    def without(self: run.Run) -> dict[str, str | int]:
-        return {key: value for key, value in complete(self).items() if key != "threads"}
-
-    replace(run.Run, "numeric_settings", without)
-
-
-def save_in_place() -> None:
-    """files.replacing without its temporary file: a checkpoint is written directly to its path."""
-
-    @contextlib.contextmanager
-    def written_in_place(path: Path, *hint: str) -> Iterator[IO[bytes]]:
-        with files.writing(path, *hint), open(path, "w+b") as file:
-            yield file
-
-    replace(store, "replacing", written_in_place)
-
-
-def folder_not_synced() -> None:
-    """files.replacing without `sync_folder(path.parent)`."""
-    replace(files, "sync_folder", lambda folder: None)
-
-
-def any_pickle() -> None:
-    """store.load without `weights_only=True`."""
-    load = replace(torch, "load", lambda *args, **more: load(*args, **more | {"weights_only": False}))
-
-
-def unverified() -> None:
-    """store.load without `verify(file, path)`."""
-    replace(store, "verify", lambda file, path: True)
-
-
-def unchecked_meta() -> None:
-    """dataset.Dataset without the check of what meta.json holds."""
-    replace(dataset, "_is_dict", lambda value, kind: True)
-
-
-def any_data() -> None:
-    """Resuming without the comparison of the checkpoint's `data` with the dataset's checksums."""
-    replace(dataset.Dataset, "has_checksums", lambda self, data: True)
-
-
-def batches_from_one_generator() -> None:
-    """rows.draw_windows without its key of (seed, step)."""
-
-    def draw(seed: int, step: int, tokens: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        return np.random.default_rng().integers(0, tokens - block_size, size=count)
-
-    replace(rows, "draw_windows", draw)
-
-
-def no_lock() -> None:
-    """run.set_up without `folder_lock(...)`."""
-    replace(run, "folder_lock", lambda folder, use: contextlib.nullcontext(folder.mkdir(exist_ok=True)))
-
-
-def no_signal_handlers() -> None:
-    """processes.StopSignal.__enter__ without `signal.signal(...)`."""
-    replace(StopSignal, "__enter__", lambda self: self)
-
-
-def everything_is_finite() -> None:
-    """train.require_finite_loss without `raise diverged(...)`."""
-    replace(train, "math", SimpleNamespace(**{**vars(train.math), "isfinite": lambda number: True}))
-
-
-def meta_stays() -> None:
-    """token_files.write_token_files without `remove(folder / "meta.json")`: the old one describes the new files."""
-
-    def write_beside_the_old(*args: Any) -> Any:
-        unlink = replace(Path, "unlink", lambda self, missing_ok=False: None)
-        meta = write(*args)
-        Path.unlink = unlink  # type: ignore[method-assign]
-        return meta
-
-    write = replace(prepare, "write_token_files", write_beside_the_old)
-
-
-def next_format_only() -> None:
-    """A release whose store.load no longer reads format 1."""
-    replace(store, "FORMAT", 0)
+    for name in ("require_equal", "seconds_per_batch", "Dataset"):
+        replace(machine, name, not_loaded)
 
 
 @pytest.fixture

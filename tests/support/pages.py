@@ -20,8 +20,7 @@ import tinygpt.examine.report.weights
 from tinygpt.checkpoint.store import load, tokenizer_of
 
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
-
-
+FILE = Path(tinygpt.examine.report.weights.__file__).with_name("model.js")
 in_a_browser = pytest.mark.skipif(
     not (shutil.which("chromium") or shutil.which("google-chrome") or os.environ.get("CI")),
     reason="neither Chromium nor Chrome is installed here",
@@ -73,43 +72,31 @@ class Browser:
         """What axe-core objects to (contrast, names, roles, order): rule, impact, first element."""
         self.run(importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8"))
         self.driver.set_script_timeout(600)  # a page with models computes for seconds, on a busy machine for minutes
-        found = self.driver.execute_async_script(
-            "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => arguments[0](violations))"
-        )
+        code = "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => arguments[0](violations))"
+        found = self.driver.execute_async_script(code)
         return [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found]
 
     def bars(self) -> np.ndarray:
         """Probabilities in the table: (10 characters and the sum of the others, stages)."""
-        rows = self.run(
-            "return [...document.querySelectorAll('#bars tbody tr')].map(r => "
-            "[...r.querySelectorAll('td')].map(c => Number(c.dataset.p)))"
-        )
-        return np.array(rows)
+        code = "r => [...r.querySelectorAll('td')].map(c => Number(c.dataset.p))"
+        return np.array(self.run(f"return [...document.querySelectorAll('#bars tbody tr')].map({code})"))
 
     def chances(self, table: str = "bars") -> dict[str, list[float]]:
         """Probabilities in a table, by character."""
-        rows = self.run(
-            "return [...document.querySelectorAll(`#${arguments[0]} tbody tr:not(.rest)`)].map(r => "
-            "[r.querySelector('th').textContent, ...[...r.querySelectorAll('td')].map(c => Number(c.dataset.p))])",
-            table,
-        )
-        return {plain(row[0]): row[1:] for row in rows}
+        code = "r => [r.querySelector('th').textContent, ...[...r.querySelectorAll('td')].map(c => c.dataset.p)]"
+        rows = self.run(f"return [...document.querySelectorAll('#{table} tbody tr:not(.rest)')].map({code})")
+        return {plain(row[0]): [*map(float, row[1:])] for row in rows}
 
     def type_into(self, selector: str, text: str) -> None:
         self.find(selector).clear()
         self.find(selector).send_keys(text)
 
     def assert_quiet(self) -> None:
-        """Require that the log has no error and no request."""
         assert self.driver.get_log("browser") == [] and self.requests() == []
 
     def slide(self, selector: str, value: float) -> None:
-        self.run(
-            "const e = document.querySelector(arguments[0]); e.value = arguments[1];"
-            "e.dispatchEvent(new Event('input', {bubbles: true}))",
-            selector,
-            value,
-        )
+        code = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))"
+        self.run(code, self.find(selector), value)
 
 
 @pytest.fixture(scope="session")
@@ -132,9 +119,6 @@ def next_character(path: Path, text: str, temperature: float = 1.0) -> dict[str,
     with torch.no_grad():
         chances = (state.build_model().eval()(ids)[0][0, -1] / temperature).softmax(-1).tolist()
     return dict(zip(tokenizer.symbols, chances, strict=True))  # type: ignore[union-attr]
-
-
-FILE = Path(tinygpt.examine.report.weights.__file__).with_name("model.js")
 
 
 PRELUDE = f"""
@@ -169,7 +153,6 @@ def node(code: str, **values: Any) -> Any:
 
 
 def page_data(path: Path) -> dict[str, Any]:
-    """The JSON of a page."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
     assert found
     return dict(json.loads(found[1]))

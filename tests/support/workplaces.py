@@ -3,6 +3,7 @@
 Every function works in the current folder, which `>>>` lines of a transcript share with its commands.
 """
 
+import functools
 import gzip
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 from conftest import TINY_TRAIN, ok, tiny_text
+from hostile import Reducer
 from inputs import csv_file, json_lines, pairs, workbook
 
 from tinygpt.checkpoint import store
@@ -38,20 +40,17 @@ def flip(position: int) -> Callable[[bytes], bytes]:
     return lambda data: data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
-def state(how: Callable[[dict], object], name: str = "ckpt.pt") -> None:
-    """Write a checkpoint of out/ again, complete and sealed, with other content."""
-    content = torch.load(f"out/{name}", weights_only=True)
+def state(how: Callable[[dict], object], name: str = "ckpt.pt", folder: str = "out") -> None:
+    """Write a checkpoint again, complete and sealed, with other content."""
+    path = Path(folder, name)
+    content = store.read(path)
     how(content)
-    with open(f"out/{name}", "w+b") as file:
-        torch.save(content, file)
-        store._seal(file)
+    store.write(path, content)
 
 
 def labeller(how: Callable[[dict], object]) -> None:
-    """Write model/model.pt, of `tinygpt advise`, again, complete and sealed, with other content."""
-    content = store.read("model/model.pt")
-    how(content)
-    store.write(Path("model/model.pt"), content)
+    """The same with model/model.pt, of `tinygpt advise`."""
+    state(how, "model.pt", "model")
 
 
 def colours() -> None:
@@ -66,21 +65,15 @@ def colours() -> None:
 
 def sheet(count: int = 48, **change: str) -> None:
     """pairs.csv, for `tinygpt advise`: the first word of a prompt is its label. {n} in a changed value is the row."""
-    labels = [["card", "loan"][n % 2] for n in range(count)]
-    rows = [(f"{label} {n}", label, f"c{n % 12}", f"2025-01-{1 + n % 25:02}") for n, label in enumerate(labels)]
-    names = ["prompt", "response", "who", "day"]
-    made = [
-        dict(zip(names, row, strict=True)) | {column: text.format(n=n) for column, text in change.items()}
-        for n, row in enumerate(rows)
-    ]
-    csv_file(HERE / "pairs.csv", names, *([*row.values()] for row in made))
+    rows = []
+    for n in range(count):
+        label = ["card", "loan"][n % 2]
+        row = {"prompt": f"{label} {n}", "response": label, "who": f"c{n % 12}", "day": f"2025-01-{1 + n % 25:02}"}
+        rows.append(row | {column: text.format(n=n) for column, text in change.items()})
+    csv_file(HERE / "pairs.csv", [*rows[0]], *([*row.values()] for row in rows))
 
 
-class Canary:
-    """Unpickling this writes the file `executed`."""
-
-    def __reduce__(self) -> tuple:
-        return (os.system, ("touch executed",))
+Canary = functools.partial(Reducer, os.system, "touch executed")  # unpickling this writes a file
 
 
 def only_pickle() -> None:
