@@ -54,7 +54,7 @@ collect_ignore = (
 )
 
 # The files that take longest begin first, so that no process of pytest-xdist waits long for another at the end.
-LONGEST = ["notebook", "watch", "lab", "sharding", "bench", "exercise", "smollm2", "quickstart", "api", "why"]
+LONGEST = ["notebook", "watch", "lab", "bench", "exercise", "smollm2", "quickstart", "api", "why"]
 LONGEST += ["advise"]
 
 

@@ -111,7 +111,13 @@ def test_commands_of_the_pages_are_understood(command: list[str]) -> None:
 
 
 def test_commands_named_in_sentences_exist() -> None:
-    """The changelog also names those of earlier versions."""
+    """The changelog also names those of earlier versions. The README has the three commands of the beginning."""
+    first = [
+        "prepare shakespeare_char",
+        "train configs/shakespeare_char.yaml --device=cpu",
+        "sample --ckpt out/ckpt.pt",
+    ]
+    assert "".join(f"tinygpt {command}\n" for command in first) in README
     texts = [text for page, text in PAGES.items() if page.name != "CHANGELOG.md"]
     named = {name for text in texts for name in re.findall(r"`tinygpt\s+([a-z]+)", text)}
     assert len(named) > 10 and named - set(cli.COMMANDS) == set()

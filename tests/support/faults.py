@@ -20,7 +20,6 @@ from tinygpt import train
 from tinygpt.base import files
 from tinygpt.examine.doctor import machine
 from tinygpt.fast.attention import FastSelfAttention
-from tinygpt.fast.decoder import Decoder
 from tinygpt.model import GPT
 
 
@@ -197,11 +196,6 @@ def wrong_kernel() -> None:
     right = replace(FastSelfAttention, "attend", attend)
 
 
-def wrong_decoding() -> None:
-    """A decoded token's logits are those of another token."""
-    logits = replace(Decoder, "__call__", lambda self, idx: logits(self, idx).roll(1))
-
-
 def nothing_is_learned() -> None:
     replace(train, "learning_rate", lambda step, config: 0.0)
 
@@ -209,15 +203,6 @@ def nothing_is_learned() -> None:
 def dropout_from_the_clock() -> None:
     """train.seed_dropout with the time in place of the iteration."""
     replace(train, "seed_dropout", lambda *args: torch.manual_seed(time.time_ns()))
-
-
-def lossy_files() -> None:
-    """Every weight changes a little when it is written."""
-
-    def save_less(state: Any, file: Any) -> None:
-        save(state | {"model": {name: weight * 1.0001 for name, weight in state["model"].items()}}, file)
-
-    save = replace(torch, "save", save_less)
 
 
 def private_errors() -> None:
