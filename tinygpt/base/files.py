@@ -191,14 +191,15 @@ def writing(path: Path, retry_hint: str = RUN_AGAIN) -> Iterator[None]:
     except TinyGPTError:  # of a file written meanwhile
         raise
     except Exception as error:
-        if _in_chain(error, errno.ENOSPC, errno.EDQUOT):  # torch.save may wrap it
+        system = _system_error(error)
+        if system and system.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free / 1e6
             what = f"{path}: no space left to write it ({free:,.1f} MB free); what was saved before is unchanged"
             raise TinyGPTError(what, f"free some space, then {retry_hint}", status=1) from error
-        if isinstance(error, OSError):
+        if system:
             hint = f"check the disk and the folder's permissions, then {retry_hint}"
             problem = "what was saved before is unchanged, but this file cannot be written"
-            raise file_error(path, error, hint, problem, status=1) from error
+            raise file_error(path, system, hint, problem, status=1) from error
         raise
 
 
@@ -213,13 +214,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _in_chain(error: BaseException | None, *numbers: int) -> bool:
-    """Return whether the error, or one that caused it, is an OSError with one of these numbers."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in numbers:
-            return True
+def _system_error(error: BaseException | None) -> OSError | None:
+    """Return the first OSError among an error and what caused it: torch.save replaces one by its own error."""
+    while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
-    return False
+    return error
 
 
 def folder_lock(folder: Path, use: str) -> contextlib.AbstractContextManager[None]:
