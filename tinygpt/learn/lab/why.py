@@ -1,4 +1,4 @@
-"""`tinygpt lab why`: can we explain why the model decided so?
+"""`tinygpt lab why`: can we explain a model's decision?
 
 The tiny model learns transactions, a share of which has a wrong label. Two questions to the estimates of `tinygpt why`:
 does an answer depend on the lines that they name (the model is trained again without these), and do they find the wrong
@@ -127,7 +127,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
     changes = {group: own.values("change") for group, own in records.having("left out").by("left out").items()}
     rankings = records.having("ranking").by("ranking")
     return Summary(
-        "Can we explain why the model decided so?",
+        "Can we explain a model's decision?",
         f"The tiny model learns {size.lines:,} transactions, {100 * WRONG:.0f}% of them with a wrong label. Which "
         "lines caused an answer, and which ones harm others?",
         [
