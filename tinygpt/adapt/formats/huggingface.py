@@ -129,7 +129,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].size(1) :], skip_special_to
 CHAT = """\
 messages = [{"role": "user", "content": "a prompt"}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
-PLAIN = 'inputs = tokenizer("the", return_tensors="pt")'
+PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
 
 
 def model_card(name: str, checkpoint: Checkpoint, answers: bool, note: str) -> str:
