@@ -143,7 +143,8 @@ def generate(
 def answer(model: GPT, tokenizer: Tokenizer, prompt: str, longest: int = 60) -> str:
     """Decode the response to a prompt greedily, up to its end or `longest` tokens."""
     assert tokenizer.pair is not None
-    end, encoded = tokenizer.pair.end[0], tokenizer.encode_prompt(prompt).astype("int64")
+    end = tokenizer.pair.end[0]
+    encoded = tokenizer.encode_prompt(prompt).astype("int64")
     idx = torch.tensor(encoded[None], device=model.lm_head.weight.device)
     ids = (int(token[0]) for token in generate(model, idx, longest, GREEDY, tokenizer.vocab_size))
     return tokenizer.decode(list(itertools.takewhile(lambda token: token != end, ids)))
@@ -153,14 +154,18 @@ class TextStream:
     """Decode tokens to text one at a time: complete characters only, and nothing from the first stop text on."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        self.tokenizer, self.stops, self.pending, self.stopped = tokenizer, [stop for stop in stops if stop], "", False
+        self.tokenizer = tokenizer
+        self.stops = [stop for stop in stops if stop]
+        self.pending = ""
+        self.stopped = False
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token: int) -> str:
         """Decode one more token, and return the text that can be printed now. `stopped` is set after a stop text."""
         text = self.pending + self.decoder.decode(self.tokenizer.token_bytes(token))
         if stop_indices := [text.index(stop) for stop in self.stops if stop in text]:
-            self.pending, self.stopped = "", True
+            self.pending = ""
+            self.stopped = True
             return text[: min(stop_indices)]
         keep = max(
             (n for stop in self.stops for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n])),

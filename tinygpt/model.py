@@ -55,7 +55,10 @@ class CausalSelfAttention(nn.Module):
         self.k_norm: nn.RMSNorm | None = None
         if config.qk_norm and config.qk_norm_weights:
             self.q_norm, self.k_norm = (nn.RMSNorm(config.head_dim, eps=QK_EPS) for _ in range(2))
-        self.n_head, self.dropout, self.qk_norm, self.layer = config.n_head, config.dropout, config.qk_norm, layer
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.qk_norm = config.qk_norm
+        self.layer = layer
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         B, T, C = x.size()
@@ -73,11 +76,13 @@ class CausalSelfAttention(nn.Module):
         k and v (B, kv_heads, T, head_dim)."""
         q, k, v = qkv.view(B, T, sum(self.heads), -1).transpose(1, 2).split(self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+            q = self.q_norm(q).to(v.dtype)
+            k = self.k_norm(k).to(v.dtype)
         elif self.qk_norm:
             q, k = (F.rms_norm(part, part.shape[-1:], eps=QK_EPS).to(v.dtype) for part in (q, k))
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q = rotate(q, rotation)
+            k = rotate(k, rotation)
         return q, k, v
 
     def use_fused(self, S: int, cache: Any) -> bool:
@@ -96,7 +101,9 @@ class CausalSelfAttention(nn.Module):
         """
         if fused:
             return fused_attention(q, k, v, mask, dropout)
-        (B, n_head, T, head_dim), kv_heads, S = q.shape, k.size(1), k.size(2)
+        B, n_head, T, head_dim = q.shape
+        kv_heads = k.size(1)
+        S = k.size(2)
         mask = causal_mask(T, S, q.dtype, q.device) if mask is None else mask
         # the queries of a group, which share keys, are rows of one product
         scores = (q * head_dim**-0.5).reshape(B, kv_heads, -1, head_dim) @ k.transpose(2, 3)
@@ -113,7 +120,9 @@ def causal_mask(T: int, S: int, dtype: torch.dtype, device: torch.device) -> Ten
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """Compute CausalSelfAttention.attend by PyTorch's fused kernels (FlashAttention, Dao et al. 2022)."""
-    T, S, grouped = q.size(2), k.size(2), q.size(1) != k.size(1)
+    T = q.size(2)
+    S = k.size(2)
+    grouped = q.size(1) != k.size(1)
     if grouped and T < S and mask is None:  # T = 1: the queries of a group as rows, without copies of shared keys
         rows = q.reshape(q.size(0), k.size(1), -1, q.size(3))
         return F.scaled_dot_product_attention(rows, k, v, dropout_p=dropout).reshape(q.shape)
@@ -127,7 +136,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.activate = ACTIVATIONS[config.activation]
-        width, parts = config.hidden_width, 2 if config.gated else 1
+        width = config.hidden_width
+        parts = 2 if config.gated else 1
         self.c_fc = nn.Linear(config.n_embd, width * parts, bias=config.bias)
         self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
         self.dropout = config.dropout
@@ -146,7 +156,8 @@ class Block(nn.Module):
         self.attn = attention(config, layer)
         self.ln_2 = norm(config)
         self.mlp = MLP(config)
-        self.token_shift, self.layer = config.token_shift, layer
+        self.token_shift = config.token_shift
+        self.layer = layer
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         x = x + self.attn(self.shifted(self.ln_1(x), context, 0), context)
@@ -226,7 +237,8 @@ class GPT(nn.Module):
         """
         x = self.residual(idx, cache)
         if targets_only and targets is not None:
-            x, targets = x[targets >= 0], targets[targets >= 0]  # (N, C) and (N,)
+            x = x[targets >= 0]  # (N, C)
+            targets = targets[targets >= 0]  # (N,)
         logits = self.logits(x[:, -1:] if last_only else x, self.transformer["ln_f"], self.lm_head)
         if targets is None:
             return logits, None
@@ -344,11 +356,13 @@ class KVCache:
 
         If T > 1, no older position may be overwritten: length + T <= block_size.
         """
-        T, slot = k.size(-2), self.length % self.block_size
+        T = k.size(-2)
+        slot = self.length % self.block_size
         self.keys_values[layer, 0, :, :, slot : slot + T] = k
         self.keys_values[layer, 1, :, :, slot : slot + T] = v
         return self.keys_values[layer, :, :, :, : min(self.length + T, self.block_size)].unbind()
 
     def advance(self, idx: Tensor) -> None:
         """Count the T tokens of idx, int64 (B, T), as read, after `extend` has stored their keys and values."""
-        self.length, self.last_token = self.length + idx.size(1), idx[:, -1:]
+        self.length = self.length + idx.size(1)
+        self.last_token = idx[:, -1:]

@@ -91,7 +91,8 @@ class GPTConfig:
         values: the allowed values of some fields; they take precedence over `any_value`, the fields that may have any
         value. All other fields, which may be newer than the exporter, must have their default.
         """
-        unsupported, defaults = [], dataclasses.asdict(type(self)())
+        unsupported = []
+        defaults = dataclasses.asdict(type(self)())
         for name, value in dataclasses.asdict(self).items():
             allowed = values.get(name, [value] if name in any_value else [defaults[name]])
             if value not in allowed:
@@ -144,7 +145,9 @@ class Position:
     embeds = False
 
     def __init__(self, config: GPTConfig) -> None:
-        self.config, self.n_head, self.head_dim = config, config.n_head, config.head_dim
+        self.config = config
+        self.n_head = config.n_head
+        self.head_dim = config.head_dim
 
     def frequencies(self, device: torch.device | None = None) -> Tensor | None:
         """Return the radians per position by which `rotation` turns each pair of channels: float32 (head_dim / 2)."""
@@ -183,7 +186,8 @@ class Rotary(Position):
 
     def rotation(self, positions: Tensor) -> Tensor:
         angles = positions.float()[..., None] * self.frequencies(positions.device)  # (..., T, head_dim / 2)
-        cos, sin = angles.cos(), angles.sin()
+        cos = angles.cos()
+        sin = angles.sin()
         return torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)))
 
 
@@ -204,7 +208,8 @@ class Alibi(Position):
         upper = 1 << self.n_head.bit_length()
         steps = [*range(2, upper + 1, 2), *range(1, upper, 2)][: self.n_head]
         slopes = 2.0 ** (-8 / upper * torch.tensor(steps, device=queries.device, dtype=torch.float32))
-        window, bias = super().bias(queries, keys), slopes[:, None, None] * (keys[..., None, :] - queries[..., None])
+        window = super().bias(queries, keys)
+        bias = slopes[:, None, None] * (keys[..., None, :] - queries[..., None])
         return bias if window is None else bias + window
 
 

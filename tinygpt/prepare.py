@@ -68,7 +68,8 @@ def prepare(config: PrepareConfig) -> None:
         tokenizer = make_tokenizer(text, config)  # finds a mistake in the text before anything is written
     with folder_lock(folder, "dataset"):
         if not text.paths:
-            corpus, path = CORPORA[config.name], folder / "input.txt"
+            corpus = CORPORA[config.name]
+            path = folder / "input.txt"
             print(f"text: {corpus.about}, shipped with tinygpt")
             with replacing(path) as file:
                 file.write(corpus.text().encode())
@@ -144,7 +145,8 @@ def by_split(blocks: Iterable[Block], train_characters: int) -> Iterator[tuple[s
     """Yield each block with the name of its split; a block that crosses the boundary is cut in two."""
     remaining = train_characters
     for block in blocks:
-        head, tail = block[:remaining], block[remaining:]
+        head = block[:remaining]
+        tail = block[remaining:]
         remaining -= len(head)
         if head:
             yield "train", head
@@ -205,9 +207,11 @@ def check_request(config: PrepareConfig) -> None:
     if config.synthetic and config.name not in with_synthetic:
         raise TinyGPTError(f"--synthetic applies only to the built-in task {', '.join(with_synthetic)}")
     if config.name not in built_in and not config.input:
-        name, path = config.name, "path/to/text.txt"
+        name = config.name
+        path = "path/to/text.txt"
         if Path(name).exists():  # the name of a file, instead of that of the new dataset
-            name, path = Path(name).stem, name
+            path = name
+            name = Path(name).stem
         hint = suggest.command("prepare", name, "--input", path, *suggest.data_dir_flag(config.data_dir))
         problem = f"{config.name!r} is not a built-in corpus or task ({', '.join(built_in)}), and no --input was given"
         raise TinyGPTError(problem, hint)

@@ -46,7 +46,8 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
     try:
         with contextlib.ExitStack() as stack:
             start = resolve(stack, config)
-            config, compute = start.config, start.compute
+            config = start.config
+            compute = start.compute
             start = within_budget(start)
             config = start.config
             run = set_up(stack, start)
@@ -87,8 +88,10 @@ def loop(run: Run, stop: StopSignal) -> int:
 
     Returns the exit status: 0, or 128 plus the number of the signal.
     """
-    config, progress = run.config, run.progress
-    first, pace = progress.step, Pace()
+    config = run.config
+    progress = run.progress
+    first = progress.step
+    pace = Pace()
     regular = max(first, config.context_warmup)  # where iterations begin to take their usual time
     snapshot_at = snapshot_steps(config.snapshots, config.max_iters) if config.snapshots else []
     run.log.start_bar(first, config.max_iters)
@@ -146,7 +149,9 @@ def batch(run: Run, step: int) -> tuple[torch.Tensor, torch.Tensor, list[float]]
     batch, times the number of processes, because DistributedDataParallel averages their gradients. For plain text it is
     1 / micro_steps, as in nanoGPT.
     """
-    config, ranks, rows = run.config, run.ranks, run.rows_per_iter
+    config = run.config
+    ranks = run.ranks
+    rows = run.rows_per_iter
     row_indices = run.source.draw(config.seed, step, config.block_size, rows)
     width = run.row_length(row_indices)
     total = int(run.source.targets(row_indices, width).sum())
@@ -185,7 +190,8 @@ def forward_backward(
 
 def tune_threads(run: Run, tuner: threads.ThreadTuner) -> None:
     """Time steps again. If another number of threads is faster, save the state: a resumed run computes with it, too."""
-    before, times = torch.get_num_threads(), tuner.tune()
+    before = torch.get_num_threads()
+    times = tuner.tune()
     if (now := torch.get_num_threads()) != before:
         change = f"on {terminal.counted(now, 'thread')} instead of {before}, faster now"
         note = f"note: from iteration {run.progress.step:,} {change} ({threads.format_times(times)} a step)"
@@ -219,14 +225,16 @@ def seed_dropout(seed: int, step: int, micro_step: int, rank: int) -> None:
 def evaluation_due(run: Run) -> bool:
     """Return whether to evaluate now: at multiples of eval_interval and at the end. A run that is resumed from the
     state after an evaluation does not repeat it."""
-    config, progress = run.config, run.progress
+    config = run.config
+    progress = run.progress
     due = progress.step % config.eval_interval == 0 or progress.step >= config.max_iters
     return due and progress.evaluated_at != progress.step
 
 
 def evaluate(run: Run) -> bool:
     """Log the loss of both splits, and a sample. Returns whether the validation loss is the best so far."""
-    config, progress = run.config, run.progress
+    config = run.config
+    progress = run.progress
     # the untrained model's text comes before the evaluation, which takes longer; but what fully_shard gathers for the
     # first time must not be gathered in inference mode
     sample_first = progress.step == 0 and not config.shard
@@ -290,7 +298,8 @@ def show_sample(run: Run) -> None:
     due = run.config.sample_interval and run.progress.step % run.config.sample_interval == 0
     if not due or not (run.ranks.is_main or run.config.shard):  # the processes of a sharded run compute together
         return
-    tokenizer, prompt = run.dataset.tokenizer, run.dataset.sources["val"].prompt()
+    tokenizer = run.dataset.tokenizer
+    prompt = run.dataset.sources["val"].prompt()
     sampling = Sampling(temperature=0.8, top_k=200, seed=run.config.seed)
     idx = torch.from_numpy(prompt[None]).to(run.compute.device)
     tokens = generate(run.model.eval(), idx, SAMPLE, sampling, tokenizer.vocab_size, exact_window=run.config.shard)
@@ -305,7 +314,8 @@ def show_sample(run: Run) -> None:
 
 def out_of_patience(run: Run) -> bool:
     """Return whether to stop early: `patience` evaluations in a row were not better than the best one."""
-    config, progress = run.config, run.progress
+    config = run.config
+    progress = run.progress
     if not config.patience or progress.evaluations_without_best < config.patience:
         return False
     evaluations = terminal.counted(config.patience, "evaluation")
@@ -315,11 +325,13 @@ def out_of_patience(run: Run) -> bool:
 
 def finish(run: Run) -> str:
     """Print the best loss with the verdict on the run in a few words. Returns the next command."""
-    config, source = run.config, run.dataset.sources["val"]
+    config = run.config
+    source = run.dataset.sources["val"]
     if run.tuning:
         compare.after(run, run.tuning)
     if run.ranks.is_main:
-        parameters, tokens = run.model.num_params(), len(run.dataset.splits["train"])
+        parameters = run.model.num_params()
+        tokens = len(run.dataset.splits["train"])
         verdict = judge(read_metrics(run.out), vars(config), str(run.out), parameters, tokens)
         best = f"the best validation loss is {run.progress.best_val_loss:.2f}"
         run.log.print_line(f"done in {terminal.duration(run.seconds())}: {best}; {MEANINGS[verdict.kind]}", always=True)

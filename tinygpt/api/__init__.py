@@ -146,14 +146,16 @@ class Run:
         `tinygpt why`; test: of the derivatives, None without sweeps. Errors: TinyGPTError.
         """
         explained = self._explained(sweeps=sweeps, **({"memory": memory} if sweeps else {}))
-        training, encoded = Training(explained, explained.config.seed), output(explained, *outputs)
+        training = Training(explained, explained.config.seed)
+        encoded = output(explained, *outputs)
         test = None
         if sweeps:
             sets = [random_set(len(explained.rows), number) for number in range(sweeps)]
             trainings = (Training(explained, explained.config.seed, rows) for rows in sets)  # one at a time
             found = [derivative(each, explained, encoded, 1e6 * memory) for each in trainings]
             values = [float(training.log_probability(trained, *encoded)) for _, trained in found]
-            test, weights = tested([of_training for of_training, _ in found], values), found[0][1]
+            test = tested([of_training for of_training, _ in found], values)
+            weights = found[0][1]
             effects = test.effects
         else:
             effects, weights = estimate(training, explained, encoded)
@@ -201,7 +203,8 @@ class Documents:
         require_known("Documents", options, ("index", "embeddings", "passage_size"))
         if texts is not None and (documents or options):
             raise TinyGPTError("Documents: texts in memory have no files, and no options", "Documents(texts=texts)")
-        config, self._open = config_of(AskConfig, "-", *documents, **options), contextlib.ExitStack()
+        config = config_of(AskConfig, "-", *documents, **options)
+        self._open = contextlib.ExitStack()
         index = open_index(index_of(config)) if texts is None else memory_index(texts)
         self._index = self._open.enter_context(index)
 
@@ -363,7 +366,8 @@ def step(config: ConfigFile | None = None, /, **options: Any) -> Callable[[], No
     config and options: as in `train`. Errors: TinyGPTError.
     """
     settings = settings_of(TrainConfig, config, options)
-    dataset, compute = Dataset(settings.data_dir, settings.dataset), choose_compute(settings, {})
+    dataset = Dataset(settings.data_dir, settings.dataset)
+    compute = choose_compute(settings, {})
     dataset.require(settings.block_size)
     model = new_model(settings, training_class(settings, compute), dataset.tokenizer.vocab_size)
     return training_step(settings, dataset.sources["train"], compute, model)

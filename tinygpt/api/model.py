@@ -31,7 +31,8 @@ class LoadedModel(sample.LoadedModel):
     """
 
     def __repr__(self) -> str:
-        size, shape = f"{self.model.num_params():,} parameters", self.model.config
+        size = f"{self.model.num_params():,} parameters"
+        shape = self.model.config
         return f"<{self.name}: {size}, {counted(shape.n_layer, 'layer')}, context {shape.block_size}>"
 
     @overload

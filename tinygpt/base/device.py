@@ -145,7 +145,8 @@ class Autocast(nn.Module):
 
     def __init__(self, model: nn.Module, compute: Compute) -> None:
         super().__init__()
-        self.model, self.compute = model, compute
+        self.model = model
+        self.compute = compute
 
     @property
     def config(self) -> Any:
@@ -179,7 +180,9 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()[:100]
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+# from malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
 
 
 def keep_freed_memory(keep: bool = True) -> None:

@@ -51,7 +51,8 @@ class TinyGPTError(Exception):
 
     def __init__(self, message: str, hint: str = "", status: int = 2) -> None:
         super().__init__(message)
-        self.message, self.status = message, status
+        self.message = message
+        self.status = status
         self.command_hint = hint  # for the command line, also if `set_hint` rewords the hint for Python
         self.set_hint(hint)
 

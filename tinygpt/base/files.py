@@ -140,7 +140,8 @@ def _retry_while_open(change: Callable[[], None], path: Path, retry_hint: str) -
     """Call `change`, which renames or deletes `path`. Windows denies both while another process has the file open, as a
     virus scanner does for a moment: there, try again for two seconds. Errors: TinyGPTError there, else PermissionError.
     """
-    pause, deadline = 0.05, time.monotonic() + PATIENCE
+    pause = 0.05
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return change()

@@ -19,7 +19,8 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     """Return the 95% interval of a share of n cases; 0 to 1 if n = 0. n may be an effective number of cases."""
     if not n:
         return 0.0, 1.0
-    middle, half = share + Z * Z / (2 * n), Z * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5
+    middle = share + Z * Z / (2 * n)
+    half = Z * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5
     return max(0.0, (middle - half) / (1 + Z * Z / n)), min(1.0, (middle + half) / (1 + Z * Z / n))
 
 
@@ -32,7 +33,8 @@ def percent(share: float, n: int) -> str:
 
 def by_group(groups: Sequence[str], passed: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Count the cases n of each group, and the share that passes each check. `passed`: bool (cases,) each."""
-    by_name, names = {}, np.array(groups)
+    by_name = {}
+    names = np.array(groups)
     for name in sorted(set(groups)):
         shares = {check: float(ok[names == name].mean()) for check, ok in passed.items()}
         by_name[name] = {"n": groups.count(name), **shares}

@@ -60,7 +60,8 @@ def run(log: Path, *args: str, limit: float = math.inf) -> Done:
 
     Errors: TinyGPTError with the status of the command, which has printed its own error."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    began, memory = time.monotonic(), log.with_suffix(".memory")
+    began = time.monotonic()
+    memory = log.with_suffix(".memory")
     with writing(log), open(log, "w+", encoding="utf-8") as file:
         group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
         # -P: modules in the current folder are not those of Python

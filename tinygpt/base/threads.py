@@ -16,7 +16,9 @@ from pathlib import Path
 
 from tinygpt.base.terminal import counted
 
-SHORTEST, LONGEST = 0.2, 5.0  # seconds over which the load is measured; importing torch takes one or two
+# seconds over which the load is measured; importing torch takes one or two
+SHORTEST = 0.2
+LONGEST = 5.0
 _start: tuple[float, float] | None = None  # seconds: now, and used by other programs
 _cores = _free = 0  # numbers of threads: PyTorch's default, and the idle CPUs at the first `set_threads`
 
@@ -44,7 +46,8 @@ def set_threads(setting: str, kept: int = 0) -> str:
     import torch
 
     global _cores, _free
-    first, busy = not _cores, 0.0
+    first = not _cores
+    busy = 0.0
     if first:
         _cores = _free = torch.get_num_threads()
     if setting.isdecimal():
@@ -134,8 +137,12 @@ class ThreadTuner:
 
     def __init__(self, step: Callable[[], object]) -> None:
         """step: a training step without side effects."""
-        self.step, self.wait, self.tuned_at = step, self.AGAIN / 2, time.perf_counter()
-        self.tokens, self.seconds, self.fastest = 0, 0.0, 0.0
+        self.step = step
+        self.wait = self.AGAIN / 2
+        self.tuned_at = time.perf_counter()
+        self.tokens = 0
+        self.seconds = 0.0
+        self.fastest = 0.0
 
     def tune(self, max_threads: int = 0) -> dict[int, float]:
         """Time steps with 1, 2, 4, ..., `max_threads` threads (0: one for each core), and set the best number.
@@ -144,8 +151,13 @@ class ThreadTuner:
         """
         import torch
 
-        current, max_threads, times = torch.get_num_threads(), max_threads or cores(), dict[int, float]()
-        self.tokens, self.seconds, self.fastest, self.tuned_at = 0, 0.0, 0.0, time.perf_counter()
+        current = torch.get_num_threads()
+        max_threads = max_threads or cores()
+        times = dict[int, float]()
+        self.tokens = 0
+        self.seconds = 0.0
+        self.fastest = 0.0
+        self.tuned_at = time.perf_counter()
         self.wait *= 2
         for count in (1, 2):  # the second round confirms a change: the lesser of two times leaves out interruptions
             for threads in sorted({2**n for n in range(max_threads.bit_length())} | {max_threads, current}):
@@ -172,11 +184,15 @@ class ThreadTuner:
         """Count an iteration of `tokens` tokens and `seconds`. Return whether to tune again."""
         import torch
 
-        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        self.tokens = self.tokens + tokens
+        self.seconds = self.seconds + seconds
         if self.seconds < self.WINDOW:
             return False
-        speed, self.tokens, self.seconds = self.tokens / self.seconds, 0, 0.0
-        slow, waited = speed * self.SLOW < self.fastest, time.perf_counter() - self.tuned_at
+        speed = self.tokens / self.seconds
+        self.tokens = 0
+        self.seconds = 0.0
+        slow = speed * self.SLOW < self.fastest
+        waited = time.perf_counter() - self.tuned_at
         self.fastest = max(self.fastest, speed)
         return waited > self.wait and (slow or (waited > 6 * self.wait and torch.get_num_threads() < cores()))
 

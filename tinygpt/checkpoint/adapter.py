@@ -75,7 +75,8 @@ class Adapters:
 
     def __init__(self, ckpt: str, adapters: Mapping[str, str] | None = None) -> None:
         """Load the base model, and add the adapters, paths by name. Errors: TinyGPTError as in `load_model`."""
-        self.ckpt, self._base = ckpt, checkpoint.load(ckpt)
+        self.ckpt = ckpt
+        self._base = checkpoint.load(ckpt)
         self._fingerprint = weights_fingerprint(self._base.model)
         self._adapters: dict[str, dict[str, Any]] = {}
         for name, path in (adapters or {}).items():
@@ -127,7 +128,8 @@ def _combined(base: Checkpoint, ckpt: str, state: dict[str, Any]) -> Checkpoint:
     tokenizer = tokenizer_from_dict(state["tokenizer"], ckpt)
     known_tokens = tokenizer_from_dict(base.tokenizer, ckpt).vocab_size if base.tokenizer else tokenizer.vocab_size
     model = base.build_model()
-    trained, relative = state["config"].get("block_size"), model.position.relative
+    trained = state["config"].get("block_size")
+    relative = model.position.relative
     if relative and isinstance(trained, int) and model.config.block_size < trained <= checkpoint.LONGEST_CONTEXT:
         set_block_size(model, trained)  # the run's rows were longer than the base's context
     if tokenizer.vocab_size > known_tokens:

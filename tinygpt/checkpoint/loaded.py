@@ -57,7 +57,8 @@ class AdaptedModels(Mapping[str, Model]):
     """A base model, "", and its adapters by name; each is built when it is asked for, on the base's tensors."""
 
     def __init__(self, build: Callable[[str], Model], names: Sequence[str]) -> None:
-        self.build, self.names = build, names
+        self.build = build
+        self.names = names
 
     def __getitem__(self, name: str) -> Model:
         if name not in list(self):

@@ -37,15 +37,19 @@ class LoRALinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear, lora: LoRA) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight = linear.weight
+        self.bias = linear.bias
         self.lora_A = nn.Parameter(torch.empty(lora.rank, linear.in_features))
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, lora.rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        self.scale, self.dropout = lora.alpha / lora.rank, lora.dropout
+        self.scale = lora.alpha / lora.rank
+        self.dropout = lora.dropout
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        y, low = super().forward(x), F.linear(dropped, self.lora_A)  # (..., out) and (..., rank)
+        # (..., out) and (..., rank)
+        y = super().forward(x)
+        low = F.linear(dropped, self.lora_A)
         # y + scale B A x in one kernel
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.lora_B.t(), alpha=self.scale).view(y.shape)
 
@@ -116,7 +120,8 @@ def merged(state: dict[str, Tensor], alpha: float, dtype: torch.dtype = torch.fl
         layer, _, parameter = name.rpartition(".")
         weight = plain[f"{layer}.weight"]
         if parameter == "lora_A":
-            a, b = state[name], state[f"{layer}.lora_B"]
+            a = state[name]
+            b = state[f"{layer}.lora_B"]
             plain[f"{layer}.weight"] = (weight + alpha / a.size(0) * (b @ a)).to(dtype)
         elif parameter == "new_rows":
             plain[f"{layer}.weight"] = torch.cat((weight[: -len(state[name])], state[name]))

@@ -30,8 +30,10 @@ def grow_vocabulary(model: GPT, known: int, total: int) -> None:
     A new row starts as their mean, so the model treats a new token like an average one (Hewitt 2021, "Initializing
     new word embeddings for pretrained language models").
     """
-    config, transformer = model.config, model.transformer
-    old, size = config.vocab_size, max(total, config.vocab_size)
+    config = model.config
+    transformer = model.transformer
+    old = config.vocab_size
+    size = max(total, config.vocab_size)
     if "wbe" in transformer:  # rows of pairs: (before, token)
         pairs = transformer["wbe"].weight.detach().view(old, old, -1)[:known, :known]
         grown = pairs.mean((0, 1)).repeat(size, size, 1)

@@ -14,7 +14,9 @@ from tinygpt.checkpoint.store import Checkpoint, save
 
 FOLDER = "snapshots"
 RANGE = 100  # the last step divided by the first one after 0
-MOST, FEWEST = 10, 4  # snapshots that a run keeps by default, if it keeps any
+# snapshots that a run keeps by default, if it keeps any
+MOST = 10
+FEWEST = 4
 SPACE = 6_000_000  # bytes of all
 
 

@@ -300,7 +300,8 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
 
 def _check_model_args(args: dict[str, Any], path: Path, own: bool) -> None:
     """Check a model's sizes and options. own: the file is tinygpt's, not nanoGPT's."""
-    shape, config_keys = GPTConfig.from_dict(args), keys(TrainConfig)
+    shape = GPTConfig.from_dict(args)
+    config_keys = keys(TrainConfig)
     unknown = {name: value for name, value in args.items() if name not in vars(shape)}
     newer = [str(name)[:40] for name, value in unknown.items() if own or value not in NEUTRAL]
     for name, default in vars(GPTConfig()).items():

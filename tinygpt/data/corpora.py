@@ -29,7 +29,8 @@ NAICS = Path(__file__).with_name("naics.txt.gz")
 # The SHA-256 of encoder.json that tiktoken pins, and the pattern of the original release.
 GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
-GPT2_EOS, GPT2_END_OF_TEXT = "<|endoftext|>", 50256
+GPT2_EOS = "<|endoftext|>"
+GPT2_END_OF_TEXT = 50256
 
 # The characters with which byte-level vocabularies write bytes (Radford et al. 2019): printable ones of Latin-1 stand
 # for themselves, the others are numbered from U+0100.

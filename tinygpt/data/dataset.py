@@ -70,7 +70,8 @@ class Dataset:
     def adopt_tokenizer(self, tokenizer: Tokenizer) -> bool:
         """Encode this dataset with another tokenizer. Returns False, and changes nothing, if the tokenizer lacks a
         character or the special tokens of pairs, or if the dataset is too large to be encoded again with subwords."""
-        old, new = self.tokenizer, tokenizer
+        old = self.tokenizer
+        new = tokenizer
         if old.to_dict() == new.to_dict():
             return True
         if isinstance(new, CharTokenizer):
@@ -140,7 +141,8 @@ class Dataset:
 
     def verify(self, split: str, tokens: np.ndarray) -> None:
         """Compare a split with the checksum in meta.json, its tokens with the vocabulary. Errors: TinyGPTError."""
-        path, size = self.folder / f"{split}.bin", self.tokenizer.vocab_size
+        path = self.folder / f"{split}.bin"
+        size = self.tokenizer.vocab_size
         unknown = np.flatnonzero(tokens >= size)
         if len(unknown):
             what = f"token {tokens[unknown[0]]} at position {unknown[0]:,} is outside the vocabulary of {size} tokens"
@@ -195,7 +197,8 @@ def data_dir(config: Any, recorded: dict[str, Any], path: str | Path) -> str:
 
 def started_elsewhere(recorded: dict[str, Any], path: str | Path) -> Iterator[Path]:
     """Yield the folder in which a run was started, derived from its own path, unless it is the present one."""
-    parts, run = Path(str(recorded.get("out_dir") or "")).parts, folder_of(path)
+    parts = Path(str(recorded.get("out_dir") or "")).parts
+    run = folder_of(path)
     for absolute in (Path(os.path.abspath(run)), run.resolve()):  # the first: the run's folder may be a link
         if parts and absolute.parts[-len(parts) :] == parts:
             start = Path(*absolute.parts[: -len(parts)])

@@ -40,7 +40,9 @@ def input_files(
     for item in inputs:
         if not item:
             raise TinyGPTError("a file name is empty", hint or INPUT_HINT)
-        path, problem, default = Path(item), "no such file", INPUT_HINT
+        path = Path(item)
+        problem = "no such file"
+        default = INPUT_HINT
         if path.is_dir():
             listed = (*endings, *refused)
             matches = [file for file in visible(path) if file.name.lower().endswith(listed) or accepts(file)]
@@ -120,7 +122,8 @@ def visible(folder: Path) -> list[Path]:
 def notes_on_unread(inputs: Sequence[str], paths: Iterable[Path], kinds: Sequence[str]) -> list[str]:
     """Make for each folder of `inputs` a note on its files that are not among `paths`; kinds: those that are read, for
     example `*.txt`. Hidden files do not count."""
-    read, notes = {path.resolve() for path in paths}, []
+    read = {path.resolve() for path in paths}
+    notes = []
     for folder in filter(Path.is_dir, map(Path, inputs)):
         files = [path for path in visible(folder) if os.path.isfile(path) and path.resolve() not in read]
         endings = [ending for ending, _ in Counter(sorted(path.suffix or path.name for path in files)).most_common()]

@@ -38,7 +38,8 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
     task = TASKS.get(config.name)
     if task:
         make = task.synthetic if config.synthetic and task.synthetic else task.make
-        splits, labels = make(1337), list(task.labels)
+        splits = make(1337)
+        labels = list(task.labels)
         source = f"the templates of tinygpt.data.tasks, {task.name}{', synthetic' if config.synthetic else ''}"
     else:
         pairs = [pair for _, pair in read(paths, config)]
@@ -121,7 +122,8 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
     splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
         fraction = hashed(normalised(pair[0]))
-        in_test, in_val = fraction < test_fraction, fraction < test_fraction + val_fraction
+        in_test = fraction < test_fraction
+        in_val = fraction < test_fraction + val_fraction
         splits["test" if in_test else "val" if in_val else "train"].append(pair)
     if empty := [name for name, part in splits.items() if not part]:
         what = f"{terminal.counted(len(pairs), 'pair')} cannot fill the splits: no pair is left for {', '.join(empty)}"

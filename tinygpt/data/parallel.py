@@ -25,7 +25,8 @@ def in_order(function: Callable[[Any], Any], items: Iterable[Any], workers: int 
     if workers == 1:
         yield from map(function, items)
         return
-    processes, busy = list[Any](), deque[Any]()
+    processes = list[Any]()
+    busy = deque[Any]()
     try:
         for item in items:
             results = []

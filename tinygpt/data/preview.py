@@ -21,7 +21,8 @@ PRETRAINED_BLOCK_SIZE = 128  # block_size of the preset finetune_transactions_pr
 
 def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
     """Print the size of a dataset of text, its first lines as tokens and back, and the next command."""
-    characters, tokens = sum(meta["characters"].values()), meta["tokens"]
+    characters = sum(meta["characters"].values())
+    tokens = meta["tokens"]
     trained = meta["options"].get("tokenizer") == "bpe"
     print(f"characters: {characters:,}")
     if isinstance(tokenizer, CharTokenizer):
@@ -70,7 +71,8 @@ def bordered(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 def show_shortage(tokenizer: Tokenizer, options: dict[str, Any]) -> None:
     """Print a note if BPE that was trained on a short text has fewer tokens than the command wanted."""
-    wanted, size = options.get("vocab_size", PrepareConfig.vocab_size), tokenizer.vocab_size
+    wanted = options.get("vocab_size", PrepareConfig.vocab_size)
+    size = tokenizer.vocab_size
     if options.get("tokenizer") == "bpe" and size < wanted:
         print(f"note: {size:,} tokens, not {wanted:,}: no other pair of tokens occurs twice in the training split")
 
@@ -79,7 +81,8 @@ def show_pairs(
     config: PrepareConfig, meta: dict[str, Any], tokenizer: Tokenizer, splits: dict[str, list[Pair]], source: str
 ) -> None:
     """Print the size of a dataset of pairs, some training examples, and the next command."""
-    folder, task = Path(config.data_dir) / config.name, TASKS.get(config.name)
+    folder = Path(config.data_dir) / config.name
+    task = TASKS.get(config.name)
     print(f"pairs:      {', '.join(f'{count:,} {name}' for name, count in meta['examples'].items())} (from {source})")
     if meta["labels"]:
         show_labels(meta["labels"], splits)

@@ -23,7 +23,9 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import counted
 from tinygpt.data.tokenizer import Tokenizer
 
-REPLAY, EPOCHS = 3, 4  # streams of the replayed rows (`draw_windows`) and of the epochs (`pass_order`)
+# streams of the replayed rows (`draw_windows`) and of the epochs (`pass_order`)
+REPLAY = 3
+EPOCHS = 4
 
 
 class TextRows:
@@ -33,7 +35,8 @@ class TextRows:
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
-        self.tokens, self.epochs = tokens, False
+        self.tokens = tokens
+        self.epochs = False
 
     def width(self, block_size: int, row_indices: np.ndarray | None = None) -> int:
         """Return the columns that these rows need, or without `row_indices` all rows; at most block_size."""
@@ -110,8 +113,10 @@ class PairRows:
         if tokenizer.pair is None:
             raise ValueError("the vocabulary has no special tokens for examples")
         prefix, middle, end = self.format = tokenizer.pair
-        self.tokens, self.end_id = tokens, int(end[0])
-        self.starts, self.responses = find(tokens, prefix), find(tokens, middle) + len(middle) - 1
+        self.tokens = tokens
+        self.end_id = int(end[0])
+        self.starts = find(tokens, prefix)
+        self.responses = find(tokens, middle) + len(middle) - 1
         if not len(self.starts) == len(self.responses) > 0:
             raise ValueError("special tokens are missing")
         self.ends = np.append(self.starts[1:], len(tokens))
@@ -127,7 +132,8 @@ class PairRows:
         return min(int(self.lengths[slice(None) if row_indices is None else row_indices].max()) - 1, block_size)
 
     def draw(self, seed: int, step: int, block_size: int, count: int, stream: int = 0) -> np.ndarray:
-        rows, grouped = len(self.starts), self.by_length is not None
+        rows = len(self.starts)
+        grouped = self.by_length is not None
         draws = 1 if grouped else count  # of a grouped batch, the first row
         if self.epochs:
             drawn = draw_in_epochs(seed, step, rows, count if grouped else 1, draws)
@@ -159,14 +165,16 @@ class PairRows:
 
     def arranged(self, by_length: bool, epochs: bool) -> "PairRows":
         rows = copy.copy(self)
-        rows.by_length, rows.epochs = np.argsort(self.lengths, kind="stable") if by_length else None, epochs
+        rows.by_length = np.argsort(self.lengths, kind="stable") if by_length else None
+        rows.epochs = epochs
         return rows
 
     def as_large_as(self, other: Any) -> "PairRows":
         return self.first(len(other.starts))
 
     def examples(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        prefix, middle = len(self.format.prefix), len(self.format.middle)
+        prefix = len(self.format.prefix)
+        middle = len(self.format.middle)
         spans = zip(self.starts + prefix, self.responses + 1 - middle, self.responses + 1, self.ends - 1, strict=True)
         return [
             (tokenizer.decode(self.tokens[a:b].tolist()), tokenizer.decode(self.tokens[c:d].tolist()))
@@ -188,7 +196,8 @@ class PairRows:
 
     def require(self, block_size: int, where: str) -> None:
         if self.spare_tokens(block_size) < 0:
-            long, longest = int((self.lengths > block_size + 1).sum()), self.lengths.max()
+            long = int((self.lengths > block_size + 1).sum())
+            longest = self.lengths.max()
             what = (
                 f"too long for block_size {block_size}: {long:,} of {counted(len(self.lengths), 'example')} in {where}"
             )
@@ -205,7 +214,9 @@ class MixedRows:
     """
 
     def __init__(self, new: "Batches", old: "Batches", share: float) -> None:
-        self.new, self.old, self.share = new, old, share
+        self.new = new
+        self.old = old
+        self.share = share
 
     def width(self, block_size: int, row_indices: np.ndarray | None = None) -> int:
         """Return the larger width of the two sources; but replayed text is cut to the width of the new rows."""

@@ -99,7 +99,8 @@ class Sheet:
 
     def _entries(self, path: Path, file: Any) -> Iterator[tuple[int, str, Entry]]:
         """Read the rows of a binary file, each with its number and its location."""
-        ending, where = path.suffix.lower(), str(path)
+        ending = path.suffix.lower()
+        where = str(path)
         if ending in UNREADABLE:
             raise TinyGPTError(f"{path}: tinygpt does not read {ending} files", "save it as .xlsx or .csv")
         if ending in (".gz", ".zst"):

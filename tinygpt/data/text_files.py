@@ -51,9 +51,11 @@ def require_encoding(name: str) -> None:
 
 def decoding_error(path: Path | str, encoding: str, error: UnicodeError, start: int | None = None) -> TinyGPTError:
     """Make the error for a file that is not in `encoding`. start: the offset of the bytes given to the decoder."""
-    what, where = "the text", 0
+    what = "the text"
+    where = 0
     if isinstance(error, UnicodeDecodeError):
-        what, where = f"byte 0x{error.object[error.start]:02x}", error.start
+        what = f"byte 0x{error.object[error.start]:02x}"
+        where = error.start
     position = "" if start is None else f" at offset {start + where}"
     name, other = ("UTF-8", "cp1252") if codecs.lookup(encoding).name == "utf-8" else (encoding, "utf-8")
     return TinyGPTError(f"{path}: {what}{position} is not {name}", f"save it as UTF-8, or --encoding={other}")
@@ -143,7 +145,10 @@ class InputText:
 
     def __init__(self, paths: list[Path], encoding: str, field: str = "text", workers: int = 1) -> None:
         """field: the key of the text in JSON Lines; workers: the number of processes that parse it."""
-        self.paths, self.encoding, self.field, self.workers = paths, encoding, field, workers
+        self.paths = paths
+        self.encoding = encoding
+        self.field = field
+        self.workers = workers
         self.document_end = "\n"
         self.sizes = array.array("q")  # characters of each block, known after `survey`
         self.characters = 0  # known after `survey`
@@ -186,7 +191,8 @@ class InputText:
         with terminal.progress(show=shown, total=self.bytes, unit="B", unit_scale=True, desc=label) as bar:
             within_line = False
             for path in self.paths:
-                line_end_due, read = within_line, self._lines if is_json_lines(path) else self._unix_lines
+                line_end_due = within_line
+                read = self._lines if is_json_lines(path) else self._unix_lines
                 for block in read(path, self._content(path, bar.update, digest)):
                     if line_end_due:
                         yield b"\n"
@@ -200,7 +206,8 @@ class InputText:
         """Read one file in blocks, decompressed. Errors: TinyGPTError for a file that cannot be read, or is damaged."""
         try:
             with open(path, "rb", buffering=0) as file:
-                content, position = unpacked(path, file), 0
+                content = unpacked(path, file)
+                position = 0
                 while raw := content.read(BLOCK):
                     advance(file.tell() - position)
                     position = file.tell()
@@ -218,7 +225,8 @@ class InputText:
         """Cut a JSON Lines file into blocks that end with a line. Errors: TinyGPTError for an encoding without LF."""
         if not re.fullmatch(ASCII_BASED, codecs.lookup(self.encoding).name):
             raise TinyGPTError(f"{path}: JSON Lines are not read in {self.encoding}", "save it as UTF-8")
-        number, pending = 0, b""
+        number = 0
+        pending = b""
         settings = self.encoding, self.field, self.document_end
         for block in content:
             if not number:
@@ -228,7 +236,8 @@ class InputText:
             if line_end:
                 raw = pending + head + line_end
                 yield Lines(path, number, raw, *settings)
-                number, pending = number + raw.count(b"\n"), b""
+                number = number + raw.count(b"\n")
+                pending = b""
             pending += tail
             if len(pending) > LONGEST_LINE:
                 what = f"{path} line {number}: longer than {LONGEST_LINE >> 20} MB"
@@ -239,7 +248,8 @@ class InputText:
     def _decoded(self, path: Path, content: Iterable[bytes]) -> Iterator[Block]:
         """Decode one file in blocks. Errors: TinyGPTError with the offset of a byte that is not text."""
         codec = codecs.lookup(self.encoding)
-        ascii_based, decoder = re.fullmatch(ASCII_BASED, codec.name), codecs.getincrementaldecoder(self.encoding)()
+        ascii_based = re.fullmatch(ASCII_BASED, codec.name)
+        decoder = codecs.getincrementaldecoder(self.encoding)()
         start = offset = 0  # offsets in the file of the bytes that the decoder holds or is given, and of the next read
         try:
             for raw in content:

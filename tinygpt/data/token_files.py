@@ -42,7 +42,8 @@ def write_token_files(
         meta_file = stack.enter_context(replacing(folder / "meta.json"))
         paths = {split: folder / f"{split}.bin" for split in splits}
         files = {split: stack.enter_context(replacing(path)) for split, path in paths.items()}
-        tokens, hashes = dict.fromkeys(paths, 0), {split: hashlib.sha256() for split in paths}
+        tokens = dict.fromkeys(paths, 0)
+        hashes = {split: hashlib.sha256() for split in paths}
         for split, ids in pieces:
             data = np.ascontiguousarray(ids, dtype=TOKEN).view(np.uint8).data
             files[split].write(data)

@@ -208,7 +208,10 @@ class HuggingFaceTokenizer(BaseTokenizer):
         self._encoding = from_json(text)
         self._encoding.no_padding()
         self._encoding.no_truncation()
-        self._json, self.eos, self.chat_template, self._pair = text, eos, chat_template, pair
+        self._json = text
+        self.eos = eos
+        self.chat_template = chat_template
+        self._pair = pair
         self._tokens = {id: token for token, id in self._encoding.get_vocab(with_added_tokens=True).items()}
         self.vocab_size = max(self._tokens, default=-1) + 1
         if not 0 < self.vocab_size <= MAX_SYMBOLS:

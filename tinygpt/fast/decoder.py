@@ -60,8 +60,10 @@ class Decoder(KVCache):
     def __init__(self, model: GPT, batch_size: int, length: int = 0) -> None:
         super().__init__(model.config, batch_size, like=model.lm_head.weight, length=length)
         transformer = model.transformer
-        self.model, self.config = model, model.config
-        self.wte, self.head = transformer["wte"].weight, layout(model.lm_head)
+        self.model = model
+        self.config = model.config
+        self.wte = transformer["wte"].weight
+        self.head = layout(model.lm_head)
         self.wpe, self.wbe = (transformer[name].weight if name in transformer else None for name in ("wpe", "wbe"))
         self.blocks = [layout_block(block) for block in transformer["h"]]
         self.ln_f = norm(transformer["ln_f"])
@@ -71,17 +73,22 @@ class Decoder(KVCache):
 
     def __call__(self, idx: Tensor) -> Tensor:
         """Read idx int64 (B, T). Return logits float32 (B, V) of its last position."""
-        config, (B, T), start = self.config, idx.shape, self.length
+        config = self.config
+        B, T = idx.shape
+        start = self.length
         x = F.embedding(idx, self.wte)
         if self.wbe is not None:
             previous = self.last_token if T == 1 else torch.cat((self.last_token, idx[:, :-1]), dim=1)
             x = x + F.embedding(previous * config.vocab_size + idx, self.wbe)
         if self.wpe is not None:
             x = x + self.wpe[start : start + T]
-        rotation, mask = self._rotation(start, T), self._mask(T)
+        rotation = self._rotation(start, T)
+        mask = self._mask(T)
         x = x.view(B * T, -1)
-        slot, filled = start % self.block_size, min(start + T, self.block_size)
-        new, cached = self.keys_values.narrow(4, slot, T).unbind(), self.keys_values.narrow(4, 0, filled).unbind()
+        slot = start % self.block_size
+        filled = min(start + T, self.block_size)
+        new = self.keys_values.narrow(4, slot, T).unbind()
+        cached = self.keys_values.narrow(4, 0, filled).unbind()
         for layer, (ln_1, c_attn, attend, attn_proj, ln_2, c_fc, mlp_proj, activate) in enumerate(self.blocks):
             qkv = c_attn(self._shifted(ln_1(x), T, layer, 0))
             q = self._split_heads(qkv, rotation, layer, new[layer])
@@ -93,7 +100,9 @@ class Decoder(KVCache):
 
     def _split_heads(self, qkv: Tensor, rotation: Tensor | None, layer: int, new: Tensor) -> Tensor:
         """Write keys and values to `new` (2, B, kv_heads, T, head_dim), and return q (B, n_head, T, head_dim)."""
-        config, B, T = self.config, new.size(1), new.size(3)
+        config = self.config
+        B = new.size(1)
+        T = new.size(3)
         if config.kv_heads < config.n_head or config.qk_norm_weights:
             q, new[0], new[1] = self.model.transformer["h"][layer].attn.split_heads(qkv, B, T, rotation)
             return q
@@ -114,7 +123,8 @@ class Decoder(KVCache):
     def _rotation(self, start: int, T: int) -> Tensor | None:
         """Look up the rotation of the next T positions in a table, computed for block_size positions at a time."""
         if not self.rotation_start <= start < start + T <= self.rotation_end:
-            self.rotation_start, self.rotation_end = start, start + max(T, self.block_size)
+            self.rotation_start = start
+            self.rotation_end = start + max(T, self.block_size)
             positions = torch.arange(self.rotation_start, self.rotation_end, device=self.wte.device)
             rotation = self.model.position.rotation(positions)
             self.rotation = None if rotation is None else rotation.to(self.wte.dtype)
@@ -136,7 +146,8 @@ def layout_block(
     block: Block,
 ) -> tuple[Function, Product, Callable[..., Tensor], Product, Function, Product, Product, Function]:
     """Return ln_1, c_attn, `attend`, c_proj of attention, ln_2, c_fc, c_proj of the MLP, and the activation."""
-    attn, mlp = block.attn, block.mlp
+    attn = block.attn
+    mlp = block.mlp
     attention = norm(block.ln_1), layout(attn.c_attn), attn.attend, layout(attn.c_proj)
     return *attention, norm(block.ln_2), layout(mlp.c_fc), layout(mlp.c_proj), mlp.activate
 
@@ -177,9 +188,14 @@ def can_pack() -> bool:
 def norm(module: nn.Module) -> Function:
     """Return the function of a norm, without the cost of calling a module."""
     if isinstance(module, nn.LayerNorm):
-        shape, weight, bias, eps = list(module.normalized_shape), module.weight, module.bias, module.eps
+        shape = list(module.normalized_shape)
+        weight = module.weight
+        bias = module.bias
+        eps = module.eps
         return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
     if isinstance(module, nn.RMSNorm):
-        shape, weight, eps = list(module.normalized_shape), module.weight, module.eps or 0.0
+        shape = list(module.normalized_shape)
+        weight = module.weight
+        eps = module.eps or 0.0
         return lambda x: torch.rms_norm(x, shape, weight, eps)
     return module

@@ -40,7 +40,8 @@ class FastGPT(GPT):
             if prefix and (targets[:, :prefix] < 0).all():
                 cache = SharedPrefix(self.config)
                 self.residual(idx[:1, :prefix], cache)
-                idx, targets = idx[:, prefix:], targets[:, prefix:]
+                idx = idx[:, prefix:]
+                targets = targets[:, prefix:]
         return super().forward(idx, targets, cache, last_only, targets_only)
 
     def uses_dropout(self) -> bool:

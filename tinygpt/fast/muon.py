@@ -23,7 +23,10 @@ class Muon:
 
     def __init__(self, weights: Tensor, shapes: list[torch.Size], weight_decay: float, dtype: torch.dtype) -> None:
         """weights (n,): the matrices of `shapes`, concatenated. dtype: that of the matrix products."""
-        self.weights, self.shapes, self.weight_decay, self.dtype = weights, shapes, weight_decay, dtype
+        self.weights = weights
+        self.shapes = shapes
+        self.weight_decay = weight_decay
+        self.dtype = dtype
         self.momentum = torch.zeros_like(weights)
 
     @torch.no_grad()

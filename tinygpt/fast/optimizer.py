@@ -84,7 +84,9 @@ class AdamW:
     """
 
     def __init__(self, weights: list[Tensor], decays: list[float], betas: tuple[float, float]) -> None:
-        self.weights, self.decays, self.betas = weights, decays, betas
+        self.weights = weights
+        self.decays = decays
+        self.betas = betas
         self.exp_avg = [torch.zeros_like(weight) for weight in weights]
         self.exp_avg_sq = [torch.zeros_like(weight) for weight in weights]
         self.steps = [torch.zeros(()) for _ in weights]
@@ -109,12 +111,16 @@ class FlatOptimizer:
     """
 
     def __init__(self, flat: FlatWeights, config: TrainConfig) -> None:
-        self.flat, self.config, self.rate = flat, config, config.learning_rate
-        weights, decay = flat.weights.detach(), config.weight_decay
+        self.flat = flat
+        self.config = config
+        self.rate = config.learning_rate
+        weights = flat.weights.detach()
+        decay = config.weight_decay
         self.muon: Muon | None = None
         decayed = [MATRIX, EMBEDDING]
         if config.optimizer == "muon" and (place := flat.place_of(MATRIX)):
-            self.muon_place, decayed = place, [EMBEDDING]
+            self.muon_place = place
+            decayed = [EMBEDDING]
             shapes = [shape for name, shape in flat.shapes.items() if flat.classes[name] == MATRIX]
             self.muon = Muon(weights[place], shapes, decay, flat.dtype)
         groups = [(flat.place_of(*decayed), decay), (flat.place_of(VECTOR), 0.0)]
@@ -168,7 +174,8 @@ class FlatOptimizer:
         moments: dict[str, dict[str, Tensor]] = {}
         for name, place in self.flat.places.items():
             group, state = next((group, state) for group, state in slices if group.start <= place.start < group.stop)
-            local, shape = slice(place.start - group.start, place.stop - group.start), self.flat.shapes[name]
+            local = slice(place.start - group.start, place.stop - group.start)
+            shape = self.flat.shapes[name]
             moments[name] = {key: tensor[local].view(shape) for key, tensor in state.items()}
         return moments
 

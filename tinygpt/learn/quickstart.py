@@ -71,7 +71,8 @@ def quickstart(config: QuickstartConfig) -> int:
     show_text("after, with the same random numbers", run.load().generate(untrained["prompt"], SHOWN))
     with quiet():
         measured = api.evaluate(run)
-    loss, baselines = measured["loss"], measured["baselines"]
+    loss = measured["loss"]
+    baselines = measured["baselines"]
     first = next((entry["val_loss"] for entry in run.entries("eval")), math.log(characters))
     trigram = math.exp(baselines["trigram"])
     table = f"; a table of letter triples, between {trigram:.0f}" if trigram < characters else ""
@@ -114,7 +115,8 @@ def quiet() -> Iterator[None]:
 
 def train(out: Path, files: list[str], settings: dict[str, Any]) -> api.Run:
     """Train, with the untrained model's text first, and then a bar with the validation loss and the newest text."""
-    stdout, bar = sys.stdout, terminal.progress(total=None, bar_format=BAR, dynamic_ncols=True)
+    stdout = sys.stdout
+    bar = terminal.progress(total=None, bar_format=BAR, dynamic_ncols=True)
 
     def follow(entry: dict[str, Any]) -> None:
         if bar.total is None:

@@ -36,7 +36,8 @@ def within_budget(start: Start) -> Start:
     """Fix what the budget of a run leaves open: the number of iterations, and of a new model without a config its size
     and recipe. Without a budget, the start is returned as it is. Errors: TinyGPTError for a budget that is too short.
     """
-    budget, dataset = start.config.budget, start.dataset
+    budget = start.config.budget
+    dataset = start.dataset
     if not budget:
         return start
     end = start.config.started + USED * seconds_of(budget) - SETUP
@@ -88,7 +89,8 @@ def fit(
 def largest(start: Start, sizes: list[TrainConfig], end: float) -> tuple[TrainConfig, int, str]:
     """Choose the largest model for which the time and the text are enough. Returns it, its number of iterations, and
     what limits its size; empty if there is no choice."""
-    chosen, fitting = sizes[0], 0
+    chosen = sizes[0]
+    fitting = 0
 
     def limit(reason: str) -> str:
         return ", the smallest" if chosen is sizes[0] else f", the largest {reason}"
@@ -106,7 +108,8 @@ def largest(start: Start, sizes: list[TrainConfig], end: float) -> tuple[TrainCo
             return chosen, fitting, limit("that fits into memory")
         if fitting and count < recipe.needed(size):
             return chosen, fitting, limit("for which there is time")
-        chosen, fitting = size, max(1, count)
+        chosen = size
+        fitting = max(1, count)
     return chosen, fitting, limit("of the recipe") * (len(sizes) > 1)
 
 
@@ -147,7 +150,8 @@ def comparison(start: Start, config: TrainConfig, forward: float) -> float:
         return 0.0
     rows = 0.0
     for dataset in filter(None, (start.dataset, start.tuning.base_data)):
-        split, length = dataset.sources["val"], config.block_size
+        split = dataset.sources["val"]
+        length = config.block_size
         most = max(CHUNK, CHEAP // (split.width(length) * start.checkpoint.num_params))
         rows += min(most, len(split.all_rows(length)))
     return 2 * rows / config.batch_size * forward

@@ -89,7 +89,9 @@ def log_of(out: Path) -> Path:
 
 def cost_of(out: Path) -> Cost:
     """Read the cost of the training in a run's folder. Errors: TinyGPTError without a model."""
-    saved, metrics, memory = load(out / "ckpt.pt"), read_metrics(out), log_of(out).with_suffix(".memory")
+    saved = load(out / "ckpt.pt")
+    metrics = read_metrics(out)
+    memory = log_of(out).with_suffix(".memory")
     weights = sum(weight.numel() for weight in adapted_only(saved.model).values()) or saved.num_params
     file = next(path for name in ("adapter.pt", "ckpt.pt") if (path := out / name).exists())
     return Cost(

@@ -66,7 +66,8 @@ def measure(run: Run, tuning: Tuning, state: store.Checkpoint, before: dict[str,
             if len(prompts) == 3:
                 break
     if prompts:
-        metrics["prompts"], metrics["responses"] = list(prompts.values()), list(prompts)
+        metrics["prompts"] = list(prompts.values())
+        metrics["responses"] = list(prompts)
         metrics["answers"] = [answer(model, tokenizer, prompt) for prompt in metrics["prompts"]]
     return metrics
 

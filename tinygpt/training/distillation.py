@@ -35,7 +35,10 @@ class Teacher(NamedTuple):
     def of(cls, start: Start) -> "Teacher | None":
         """Load the teacher of a run, if it has one. Errors: TinyGPTError for a teacher that is missing, diverged, or
         would be overwritten, or that cannot read the run's rows."""
-        config, path, dataset, dtype = start.config, start.teacher, start.dataset, start.compute.dtype
+        config = start.config
+        path = start.teacher
+        dataset = start.dataset
+        dtype = start.compute.dtype
         if not path or config.eval_only:
             return None
         store.refuse_overwriting(Path(config.out_dir), path, "the teacher")

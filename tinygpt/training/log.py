@@ -26,7 +26,8 @@ class RunLog:
 
     def __init__(self, folder: Path, active: bool, quiet: bool) -> None:
         self.path = folder / "metrics.jsonl"
-        self.active, self.quiet = active, quiet
+        self.active = active
+        self.quiet = quiet
         self._file: Any = None
         self._bar: Any = None
         self._shown: dict[str, str] = {}
@@ -61,7 +62,8 @@ class RunLog:
         try:
             yield
         except Exception as error:
-            sink, self.sink = self.sink, None
+            sink = self.sink
+            self.sink = None
             with contextlib.suppress(Exception):
                 if sink:
                     sink.close()
@@ -129,10 +131,14 @@ class RunLog:
 class Pace:
     """Training speed between two log lines, and a prediction of the remaining time; without evaluations and saves."""
 
-    SKIPPED, TIMED = 5, 20  # iterations: the first ones are slower; the next ones predict the time of the run
+    # iterations: the first ones are slower; the next ones predict the time of the run
+    SKIPPED = 5
+    TIMED = 20
 
     def __init__(self) -> None:
-        self.tokens, self.seconds = 0, 0.0  # since the last `read`
+        # since the last `read`
+        self.tokens = 0
+        self.seconds = 0.0
         self.total = self.skipped = 0.0  # seconds: of all iterations, of the first ones
 
     def add(self, tokens: int, seconds: float) -> None:
@@ -144,7 +150,8 @@ class Pace:
     def read(self) -> float:
         """Return the tokens per second since the last call."""
         speed = self.tokens / max(self.seconds, 1e-9)
-        self.tokens, self.seconds = 0, 0.0
+        self.tokens = 0
+        self.seconds = 0.0
         return speed
 
     def expected(self, done: int, remaining: int) -> str:

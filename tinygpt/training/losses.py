@@ -55,11 +55,15 @@ def sampled_loss(model: GPT, source: Rows, compute: device.Compute, rows: int = 
     The sample is the same for every model: its first `rows` rows, or with 0 as many as bring the error below ERROR.
     """
     block_size = model.config.block_size
-    row_indices, width = source.all_rows(block_size), source.width(block_size)
+    row_indices = source.all_rows(block_size)
+    width = source.width(block_size)
     least = min(len(row_indices), rows or max(CHUNK, CHEAP // (width * model.num_params())))
     if least < len(row_indices):
         row_indices = np.random.default_rng(0).permutation(row_indices)
-    sums, done, mean, error = np.zeros(6), 0, 0.0, math.inf
+    sums = np.zeros(6)
+    done = 0
+    mean = 0.0
+    error = math.inf
     with progress(total=len(row_indices), unit="row", desc=desc) as bar:
         while done < least or (not rows and done < len(row_indices) and error > ERROR * max(1.0, mean)):
             chunk = row_indices[done : least if least == len(row_indices) else done + CHUNK]
@@ -97,7 +101,8 @@ def loss_sums(
         own = together[ranks.rank :: ranks.count]
         batch_indices = own if len(own) else together[:1]
         x, y = (part.to(compute.device) for part in tensors(source, block_size, batch_indices))
-        loss, targets = device.to_host(row_losses(model, x, y)), device.to_host((y >= 0).sum(1))
+        loss = device.to_host(row_losses(model, x, y))
+        targets = device.to_host((y >= 0).sum(1))
         if len(own):
             with np.errstate(invalid="ignore"):  # the caller refuses a loss that is not finite
                 sums += [loss.sum(), targets.sum(), len(loss), loss @ loss, loss @ targets, targets @ targets]
@@ -136,7 +141,8 @@ def estimate_losses(
     They are measured on `eval_iters` random batches, the same at every evaluation, from streams of their own; with 0,
     on the whole validation split and an equally large part of the training split.
     """
-    block_size, losses = model.config.block_size, {}
+    block_size = model.config.block_size
+    losses = {}
     for stream, split in enumerate(("train", "val"), start=1):
         source = dataset.sources[split]
         if config.eval_iters:
@@ -155,7 +161,8 @@ def perplexity(loss: float) -> float:
 
 def bits_per_character(loss: float, dataset: Dataset) -> float:
     """Convert a loss on the validation split from nats per token. The end of a response counts as a character."""
-    source, tokens = dataset.sources["val"], len(dataset.splits["val"])
+    source = dataset.sources["val"]
+    tokens = len(dataset.splits["val"])
     if isinstance(source, PairRows):
         spans = zip(source.responses + 1, source.ends - 1, strict=True)
         responses = [source.tokens[start:end].tolist() for start, end in spans]

@@ -165,7 +165,9 @@ def state_of(optimizer: Optimizer) -> dict[str, Any]:
 def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Restore an optimizer's state from a checkpoint. Errors: TinyGPTError if it is another model's or optimizer's."""
     try:
-        moments, steps, scaler = state["moments"], int(state["steps"]), dict(state["scaler"])
+        moments = state["moments"]
+        steps = int(state["steps"])
+        scaler = dict(state["scaler"])
         fits = _shapes(moments) == _shapes(optimizer.moments())
     except (KeyError, TypeError, AttributeError, ValueError):
         fits = False

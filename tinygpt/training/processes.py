@@ -136,7 +136,8 @@ class StopSignal:
     def ask(self) -> None:
         """Stop the run for its callback, as the first SIGINT does."""
         if not self.status:
-            self.status, self.cause = 1, "the callback"
+            self.status = 1
+            self.cause = "the callback"
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if self.status and self.embedded:

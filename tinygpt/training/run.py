@@ -110,9 +110,11 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         """Return the complete state after `progress.step` iterations. In a sharded run all processes call this, and
         rank 0 alone gets the tensors."""
-        weights, optimizer = self.model.state_dict(keep_vars=self.config.shard), state_of(self.optimizer)
+        weights = self.model.state_dict(keep_vars=self.config.shard)
+        optimizer = state_of(self.optimizer)
         if self.config.shard:
-            weights, moments = gather(weights, self.ranks.is_main), optimizer["moments"]
+            weights = gather(weights, self.ranks.is_main)
+            moments = optimizer["moments"]
             optimizer["moments"] = {name: gather(parts, self.ranks.is_main) for name, parts in moments.items()}
         progress = dataclasses.replace(self.progress, seconds=self.seconds())
         return Checkpoint(
@@ -134,9 +136,13 @@ class Run:
 
 def set_up(stack: contextlib.ExitStack, start: Start) -> Run:
     """Set up a run, which `stack` closes, and print its settings. Errors: TinyGPTError, before any file is written."""
-    config, compute, ranks, out = start.config, start.compute, start.ranks, Path(start.config.out_dir)
+    config = start.config
+    compute = start.compute
+    ranks = start.ranks
+    out = Path(start.config.out_dir)
     check(config)
-    model, teacher = make_model(start), Teacher.of(start)
+    model = make_model(start)
+    teacher = Teacher.of(start)
     if teacher and not ranks.agree(teacher.fingerprint, compute.device):
         raise TinyGPTError("the processes have different teachers", "give all nodes the same file as --teacher")
     if ranks.is_main and not config.eval_only:
@@ -258,7 +264,8 @@ def open_folder(run: Run, resuming: bool) -> None:
 
 def keep_previous(out: Path) -> str:
     """Keep the model of an earlier run in `out` as previous.pt, unless that was trained longer. Returns a message."""
-    best, previous = out / "ckpt.pt", out / "previous.pt"
+    best = out / "ckpt.pt"
+    previous = out / "previous.pt"
     if not trained_seconds(best) and (out / "last.pt").exists():  # stopped before an evaluation of a trained model
         best = out / "last.pt"
     seconds = trained_seconds(best)
@@ -280,7 +287,10 @@ def trained_seconds(path: Path) -> float:
 def show_start(run: Run, compile_status: str, reason: str) -> None:
     """Print what is trained, how large, how long and where, before the first iteration. reason: for what a budget has
     fixed."""
-    config, model, progress, source = run.config, run.model, run.progress, run.source
+    config = run.config
+    model = run.model
+    progress = run.progress
+    source = run.source
     rows = run.rows_per_iter
     size = counted(rows, "example") if run.dataset.pairs else counted(rows * run.longest_row, "token")
     processes = f"; {run.ranks.count} processes" * (run.ranks.count > 1) + ", sharded" * config.shard
@@ -327,7 +337,8 @@ def log_divergence(run: Run, subject: str) -> TinyGPTError:
 
 def out_of_memory(config: TrainConfig, where: object) -> TinyGPTError:
     """Make the error of a run that does not fit into memory."""
-    rows, steps = config.batch_size, 2 * config.gradient_accumulation_steps
+    rows = config.batch_size
+    steps = 2 * config.gradient_accumulation_steps
     fits = f"--batch_size={max(rows // 2, 1)}, a smaller --block_size or a smaller model"
     if rows % 2 == 0:
         fits = f"the same iteration in smaller pieces: --batch_size={rows // 2} --gradient_accumulation_steps={steps}"

@@ -173,12 +173,14 @@ def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
     give. Errors: TinyGPTError if there is none, or if the command contradicts it."""
     last = Path(config.out_dir) / "last.pt"
     if not os.path.exists(last):
-        other, new = last.with_name("ckpt.pt"), f"drop --init_from={config.init_from} to start a run"
+        other = last.with_name("ckpt.pt")
+        new = f"drop --init_from={config.init_from} to start a run"
         hint = new_run_from(other) if os.path.exists(other) else f"--out_dir=FOLDER of the run, or {new}"
         raise TinyGPTError(f"{config.out_dir} has no run to resume (no last.pt)", hint)
     state = store.load(last)
     from_weights = new_run_from(last)
-    saved_command, command = suggest.training_command(state.config), suggest.training_command(vars(config))
+    saved_command = suggest.training_command(state.config)
+    command = suggest.training_command(vars(config))
     if saved_command != command:
         problem = f"{config.out_dir} contains a run of tinygpt {saved_command}, not of tinygpt {command}"
         raise TinyGPTError(problem, suggest.resume(state.config, config.out_dir))
@@ -298,14 +300,17 @@ def make_model(start: Start) -> GPT:
     """Initialise a model from the seed, or build the checkpoint's, with embeddings for new tokens and with adapters.
 
     Errors: TinyGPTError as in `new_model` and `attach`, and for weights that are not finite."""
-    config, base = start.config, start.checkpoint
-    gpt_class, vocab_size = training_class(config, start.compute), start.dataset.tokenizer.vocab_size
+    config = start.config
+    base = start.checkpoint
+    gpt_class = training_class(config, start.compute)
+    vocab_size = start.dataset.tokenizer.vocab_size
     if base is None:
         return new_model(config, gpt_class, vocab_size)
     base = dataclasses.replace(base, model_args=base.model_args | {"dropout": config.dropout})
     if start.saved:
         return base.build_for_resuming(gpt_class)
-    model, new_tokens = base.build_model(gpt_class), 0
+    model = base.build_model(gpt_class)
+    new_tokens = 0
     refuse_diverged(model, start.checkpoint_name)
     set_block_size(model, config.block_size)
     if vocab_size > start.known_tokens:
@@ -342,7 +347,8 @@ def padded_vocab_size(vocab_size: int) -> int:
 def choose_compute(config: TrainConfig, saved: dict[str, Any]) -> Compute:
     """Resolve the keys `device`, `dtype` and `threads` of a run. `auto` is also the Mac's GPU if `saved`, the training
     state of a resumed run, has that device; such a run keeps its number of threads, too."""
-    name, kept = device_name(config.device), saved.get("threads")
+    name = device_name(config.device)
+    kept = saved.get("threads")
     if name == "auto" and saved.get("device") == "mps" and torch.backends.mps.is_available():
         name = "mps"
     # the number that one process was given is not for several
@@ -381,7 +387,8 @@ def training_step(
     amp_model, optimizer = build(model, config, compute)
     amp_model.train()
     optimizer.set_learning_rate(0.0)
-    numbers, drawn = itertools.count(), config.batch_size * config.gradient_accumulation_steps
+    numbers = itertools.count()
+    drawn = config.batch_size * config.gradient_accumulation_steps
 
     def step() -> None:
         row_indices = source.draw(config.seed, next(numbers), config.block_size, drawn)

@@ -41,7 +41,8 @@ class TensorBoard:
     def __init__(self, folder: Path, entries: list[dict[str, Any]], started: float) -> None:
         writer = import_summary_writer("TensorBoard")
         threading.excepthook = _excepthook
-        self.started, self.points = started, 0
+        self.started = started
+        self.points = 0
         self.afterwards = suggest.command("report", folder, "--tensorboard")
         self.writers: dict[str, Any] = {}
         with contextlib.ExitStack() as stack:

@@ -109,7 +109,8 @@ def judge(
         since = next(step for step, loss in zip(steps[lowest:], train[lowest:], strict=True) if loss > halfway)
         why = f"the training loss was {train[lowest]:.3f} at step {steps[lowest]:,} and is {train[-1]:.3f}"
         return verdict("diverged", since, why)
-    above, unstable = val > val[best] + 2 * error, train > train[best] + 2 * error
+    above = val > val[best] + 2 * error
+    unstable = train > train[best] + 2 * error
     for first in range(best + 1, len(val) - IN_A_ROW + 1 if above[-1] else 0):
         if above[first : first + IN_A_ROW].all():
             kind = "too little data" if parameters > CROWDED * tokens > 0 else "overfitting"
@@ -152,7 +153,8 @@ def is_unfinished(entries: list[dict[str, Any]], settings: dict[str, Any]) -> bo
 
 def remedy(kind: str, settings: dict[str, Any], out: str, unfinished: bool = False) -> str:
     """Return the command to try after a verdict. For an unfinished run that does well, it continues the run."""
-    iterations, interval = int(number(settings, "max_iters", 1000)), int(number(settings, "eval_interval", 10))
+    iterations = int(number(settings, "max_iters", 1000))
+    interval = int(number(settings, "eval_interval", 10))
     from_scratch = settings.get("init_from", "scratch") == "scratch" and "ckpt" not in settings
 
     def again(name: str, *changes: str, command: str = "") -> str:

@@ -34,7 +34,9 @@ class Watcher:
     ended the run. The child lives a few seconds longer, so that open pages get the last page."""
 
     def __init__(self, config: TrainConfig, log: RunLog, stop: StopSignal) -> None:
-        self.config, self.log, self.stop = config, log, stop
+        self.config = config
+        self.log = log
+        self.stop = stop
         self.child: subprocess.Popen[str] | None = None
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.ending = False  # the run has ended, and so will the child
@@ -64,7 +66,8 @@ class Watcher:
     def __exit__(self, error_type: type[BaseException] | None, *_: Any) -> None:
         if self.child is None or self.child.stdin is None:
             return
-        self.ending, status = True, self.stop.status
+        self.ending = True
+        status = self.stop.status
         with contextlib.suppress(OSError):
             self.child.stdin.close()  # end of file
         deadline = time.monotonic() + (0 if error_type else LAST_PAGE)

@@ -39,7 +39,8 @@ BATCH = 1000  # texts between two steps of the progress bar
 
 def label(config: LabelConfig) -> None:
     """Run the command."""
-    source, out = Path(config.input), Path(config.output)
+    source = Path(config.input)
+    out = Path(config.output)
     ending = out.suffix.lower() if config.output else ".jsonl" if source.suffix.lower() == ".jsonl" else ".csv"
     if ending not in (".csv", ".jsonl"):
         raise TinyGPTError(f"{out}: the labels are written as .csv or .jsonl", "-o labelled.csv")
@@ -64,7 +65,9 @@ def label(config: LabelConfig) -> None:
     with file_lock(out, "choose another -o") if config.output else contextlib.nullcontext():
         answers = labelled(labeller, prompts)
         sure = list(map(sure_cell, entries, answers))
-        as_json, header, rows = ending == ".jsonl", [*columns, *added], []
+        as_json = ending == ".jsonl"
+        header = [*columns, *added]
+        rows = []
         for entry, (name, p, _), sure_or_not in zip(entries, answers, sure, strict=True):
             probability = (p if as_json else f"{p:.6f}") if name else (None if as_json else "")
             own = name, probability, sure_or_not
@@ -89,7 +92,8 @@ def shown(config: LabelConfig) -> str:
 
 def read(config: LabelConfig) -> tuple[list[dict[str, Any]], list[str], str]:
     """Read the entries, the prompt of each, and the separator of a CSV file (else a comma). Errors: TinyGPTError."""
-    path, ending = Path(config.input), Path(config.input).suffix.lower()
+    path = Path(config.input)
+    ending = Path(config.input).suffix.lower()
     if config.input == STDIN or ending == ".txt":
         prompts = lines(path, config)
         return [{config.prompt_field: prompt} for prompt in prompts], [prompt.strip() for prompt in prompts], ","
@@ -169,7 +173,8 @@ def sure_cell(entry: dict[str, Any], answer: Answer) -> str:
 def summary(labeller: Labeller, answers: list[Answer], unsure: int, too_long: int, output: str) -> str:
     """Format what was labelled, and the next step."""
     counts = collections.Counter(answer.label for answer in answers)
-    empty, sure_count = counts.pop("", 0), sum(answer.sure for answer in answers)
+    empty = counts.pop("", 0)
+    sure_count = sum(answer.sure for answer in answers)
     names = ", ".join(f"{terminal.cut(terminal.escaped(name), 40)} {count:,}" for name, count in counts.most_common(10))
     more = f", and {terminal.counted(len(counts) - 10, 'other label')}" if len(counts) > 10 else ""
     text = [f"{terminal.counted(counts.total(), 'line')} labelled: {names}{more}"]

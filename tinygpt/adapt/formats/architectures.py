@@ -95,7 +95,8 @@ LLAMA_KEYS: dict[str, str] = {
     "activation": "hidden_act",
     "rope_base": "rope_theta",
 }
-GPT_BLOCK, STOCK_BLOCK = "transformer.h.N", "model.layers.N"
+GPT_BLOCK = "transformer.h.N"
+STOCK_BLOCK = "model.layers.N"
 BLOCK = [f"{GPT_BLOCK}.{part}" for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")]
 GPT2_LAYERS = {name: name for name in ("transformer.wte", "transformer.wpe", *BLOCK, "transformer.ln_f", "lm_head")}
 ARCEE_LAYERS = {

@@ -20,8 +20,12 @@ import sys
 from tinygpt.base.errors import TinyGPTError, require_installed
 
 Conversation = list[dict[str, str]]  # messages: {"role": ..., "content": ...}
-PROMPT, RESPONSE = "tinygptPROMPTtinygpt", "tinygptRESPONSEtinygpt"  # letters, so that no template changes them
-SECONDS, BYTES = 20, 1 << 30  # of a template's process; a real one takes a fraction of a second and 30 MB
+# letters, so that no template changes them
+PROMPT = "tinygptPROMPTtinygpt"
+RESPONSE = "tinygptRESPONSEtinygpt"
+# of a template's process; a real one takes a fraction of a second and 30 MB
+SECONDS = 20
+BYTES = 1 << 30
 LONGEST = 1 << 16  # characters that a template may write
 
 

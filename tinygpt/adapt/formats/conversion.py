@@ -81,7 +81,8 @@ def to_stock(config: GPTConfig, weights: dict[str, Tensor]) -> Stock:
 
     weights: of an ordinary GPT, without LoRA adapters. Errors: TinyGPTError for an option that no class has.
     """
-    row, tied = stock_class(config), config.tie_weights and not centred(config)
+    row = stock_class(config)
+    tied = config.tie_weights and not centred(config)
     result: dict[str, Tensor] = {}
     for name, weight in weights.items():
         layer, _, parameter = name.rpartition(".")
@@ -186,7 +187,8 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
     head = tensors.pop("lm_head.weight", None) if config.tie_weights else None
     if head is not None and not torch.equal(head, tensors[embeddings]):
         raise unusable("tie_word_embeddings is true, but lm_head.weight differs from the embeddings")
-    shapes, weights = empty_model(config).state_dict(), dict[str, Tensor]()
+    shapes = empty_model(config).state_dict()
+    weights = dict[str, Tensor]()
     for name, like in shapes.items():
         layer, _, parameter = name.rpartition(".")
         is_tied = layer == "lm_head" and config.tie_weights
@@ -194,7 +196,8 @@ def from_stock(stock: Stock) -> tuple[GPTConfig, dict[str, Tensor]]:
             continue
         parts = []
         for part, rows in split_rows(row, config, layer, like).items():
-            stock_name, expected = f"{part}.{parameter}", tuple(_transposed(row, layer, rows).shape)
+            stock_name = f"{part}.{parameter}"
+            expected = tuple(_transposed(row, layer, rows).shape)
             if stock_name not in tensors:
                 raise unusable(f"the weights lack the tensor {stock_name}")
             if (shape := tuple(tensors[stock_name].shape)) != expected:
@@ -253,7 +256,8 @@ def _gpt_config(row: StockClass, config: dict[str, Any]) -> GPTConfig:
     ropes = {key: config.get(key) or {} for key in ("rope_parameters", "rope_scaling")}  # of transformers 5 and 4
     if not any(ropes.values()):
         ropes["rope_parameters"] = row.missing.get("rope_parameters", {})
-    values, keys = {**row.missing, **config, **ropes}, row.keys
+    values = {**row.missing, **config, **ropes}
+    keys = row.keys
     rope = ropes["rope_parameters"] | ropes["rope_scaling"]
     rope.setdefault("rope_theta", values.get("rope_theta") or 10000.0)
     fields = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")

@@ -149,12 +149,14 @@ def _config(path: Path, header: dict[str, Any]) -> dict[str, Any]:
         raise TinyGPTError(f"{path}: is one of {parts} files of a model", "join them: llama-gguf-split --merge")
     prefix = f"{model_type}."
     sizes = {key.removeprefix(prefix): content for key, content in header.items() if key.startswith(prefix)}
-    keys, row = _keys(model_type), _row(model_type)
+    keys = _keys(model_type)
+    row = _row(model_type)
     for key, content in sizes.items():
         if key not in {*keys, *DERIVED} and content not in USUAL.get(key, NEUTRAL):
             shown = escaped(f"{prefix}{key} = {str(content)[:40]}")[:100]
             raise TinyGPTError(f"{path}: has {shown}, which tinygpt does not support", ANOTHER)
-    heads, width = sizes["attention.head_count"], sizes["embedding_length"]
+    heads = sizes["attention.head_count"]
+    width = sizes["embedding_length"]
     defaults = {"attention.head_count_kv": heads, "attention.key_length": width // heads, "rope.freq_base": 10000.0}
     config: dict[str, Any] = {"architectures": [row.name], "model_type": model_type}
     config[row.keys["activation"]] = ACTIVATIONS[model_type][0]
@@ -213,8 +215,10 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
     Errors: TinyGPTError for an architecture, activation or tokenizer that llama.cpp lacks, and for quantised rows that
     are not multiples of 32.
     """
-    gguf, stock = library("gguf", "GGUF"), stock if quantisation == "f16" else _padded(stock)
-    config, plan = stock.config, _plan(stock, quantisation)
+    gguf = library("gguf", "GGUF")
+    stock = stock if quantisation == "f16" else _padded(stock)
+    config = stock.config
+    plan = _plan(stock, quantisation)
     model_type = config["model_type"]
     writer = gguf.GGUFWriter(None, model_type)
     writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{quantisation.upper()}"])
@@ -231,7 +235,9 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
         shape = gguf.quant_shape_to_byte_shape(array.shape, type_)
         writer.add_tensor_info(target, shape, np.dtype(np.uint8), int(np.prod(shape)), type_)
     with replacing(path) as file:
-        writer.fout, writer.state = [file], gguf.gguf_writer.WriterState.EMPTY  # so that `replacing` opens and closes
+        # so that `replacing` opens and closes
+        writer.fout = [file]
+        writer.state = gguf.gguf_writer.WriterState.EMPTY
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -242,7 +248,8 @@ def write_file(path: Path, stock: Stock, tokenizer: Tokenizer, quantisation: str
 def _unwritten(config: dict[str, Any], row: StockClass) -> list[str]:
     """List as `option=value`, under tinygpt's names, what a config.json has and GGUF cannot store."""
     written = {*_keys(row.model_type).values(), row.keys["activation"], *row.biases.values(), *IMPLIED}
-    fields, usual = {key: field for field, key in row.keys.items()}, vars(GPTConfig())
+    fields = {key: field for field, key in row.keys.items()}
+    usual = vars(GPTConfig())
     return [
         f"{fields.get(key, key)}={value}"
         for key, value in {**config, **(config.get("rope_parameters") or {})}.items()
@@ -272,8 +279,11 @@ def _padded(stock: Stock) -> Stock:
 def _plan(stock: Stock, quantisation: str) -> dict[str, tuple[np.ndarray, str, Any]]:
     """Return for each tensor its values in GGUF's layout, its name there and its type. Errors: TinyGPTError."""
     gguf = library("gguf", "GGUF")
-    config, model_type = stock.config, stock.config["model_type"]
-    row, problem, (matrices, embeddings) = _row(model_type), "", QUANTISATIONS[quantisation]
+    config = stock.config
+    model_type = stock.config["model_type"]
+    row = _row(model_type)
+    problem = ""
+    matrices, embeddings = QUANTISATIONS[quantisation]
     if model_type not in ACTIVATIONS:
         named = " with ".join(["the class of this model", *_unwritten(config, row)])
         problem = f"llama.cpp has no architecture for {config['architectures'][0]}, {named}"

@@ -31,7 +31,11 @@ PRE: dict[str, list[dict[str, Any]]] = {  # tokenizer.ggml.pre: how llama.cpp cu
     "llama-bpe": [split_by(LLAMA3), BYTE_LEVEL],
     "default": [*map(split_by, DEFAULT), BYTE_LEVEL],
 }
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
+# tokenizer.ggml.token_type
+NORMAL = 1
+CONTROL = 3
+USER_DEFINED = 4
+UNUSED = 5
 NO_MERGE = "\uffff \uffff"  # gguf leaves an empty array out, and llama.cpp wants one
 
 
@@ -51,7 +55,8 @@ def read_tokenizer(path: Path, header: dict[str, Any]) -> tuple[str, int | None,
         token = values.get(key, len(tokens))  # llama.cpp wants one; NORMAL: there is none
         return token if token < len(tokens) and types[token] not in (NORMAL, UNUSED) else None
 
-    eos, bos = special("eos_token_id"), special("bos_token_id")
+    eos = special("eos_token_id")
+    bos = special("bos_token_id")
     if symbols := _characters(tokens, types):
         return tokenizer_files(CharTokenizer(symbols))["tokenizer.json"], eos, bos
     pre = values.get("pre", "default")
@@ -126,9 +131,12 @@ def write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     spec = json.loads(files["tokenizer.json"])
     around: tuple[list[int], list[int]] = ([], [])
     if symbols := _characters_of(spec):
-        pre, (ids, merges) = "smollm", _char_tokens(symbols)  # digits alone, and clean_spaces is off
+        # digits alone, and clean_spaces is off
+        pre = "smollm"
+        ids, merges = _char_tokens(symbols)
     else:
-        pre, around = _pre_tokenizer(spec), _surrounding_ids(files["tokenizer.json"])
+        pre = _pre_tokenizer(spec)
+        around = _surrounding_ids(files["tokenizer.json"])
         ids = {id: (token, NORMAL) for token, id in spec["model"]["vocab"].items()}
         for token in spec.get("added_tokens", []):
             ids[token["id"]] = (token["content"], CONTROL if token["special"] else USER_DEFINED)
@@ -165,7 +173,8 @@ def _characters_of(spec: dict[str, Any]) -> list[str]:
 
 def _char_tokens(symbols: list[str]) -> tuple[dict[int, tuple[str, int]], list[str]]:
     """Convert characters to byte-level BPE: token and type by id, and merges that join a character's bytes."""
-    ids, merges = {}, dict[str, None]()
+    ids = {}
+    merges = dict[str, None]()
     for id, symbol in enumerate(symbols):
         token = "".join(CHARACTERS[byte] for byte in symbol.encode("utf-8", "surrogatepass"))
         ids[id] = (symbol, CONTROL) if symbol in SPECIAL else (token, NORMAL)
@@ -176,7 +185,8 @@ def _char_tokens(symbols: list[str]) -> tuple[dict[int, tuple[str, int]], list[s
 
 def _pre_tokenizer(spec: dict[str, Any]) -> str:
     """Find llama.cpp's name of the pre-tokenizer of a tokenizer.json. Errors: TinyGPTError that names what has none."""
-    model, pre = spec["model"], spec.get("pre_tokenizer") or {}
+    model = spec["model"]
+    pre = spec.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers", [pre])
     name = next((name for name, known in PRE.items() if [*map(_essential, known)] == [*map(_essential, steps)]), "")
     problem = ""

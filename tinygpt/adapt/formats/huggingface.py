@@ -27,7 +27,8 @@ from tinygpt.checkpoint.foreign import AGAIN, SAFETENSORS, WEIGHTS, read_errors,
 from tinygpt.checkpoint.store import Checkpoint
 from tinygpt.data.tokenizer import Tokenizer, from_json, lone_surrogate
 
-TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
+TOKENIZER = "tokenizer.json"
+TEMPLATE = "chat_template.jinja"
 SETTINGS = "config.json", "tokenizer_config.json", "generation_config.json"
 WRITTEN = {*SETTINGS, TOKENIZER, TEMPLATE, WEIGHTS[0], "README.md"}
 
@@ -135,7 +136,8 @@ PLAIN = 'inputs = tokenizer("the start of a text", return_tensors="pt")'
 def model_card(name: str, checkpoint: Checkpoint, answers: bool, note: str) -> str:
     """Write the README.md of an exported model: its data, its loss, how to use it, and how to reproduce it."""
     config = without_folders({key: value for key, value in checkpoint.config.items() if key != "config"})
-    loss, origin = checkpoint.best_val_loss, f"from iteration {checkpoint.step:,} of training"
+    loss = checkpoint.best_val_loss
+    origin = f"from iteration {checkpoint.step:,} of training"
     if not checkpoint.step and config.get("init_from"):
         origin = f"imported from {Path(str(config['init_from'])).name} and not trained further"
     facts = [

@@ -30,7 +30,9 @@ from tinygpt.checkpoint.store import Checkpoint, empty_model
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.options import GPTConfig
 
-SETTINGS, WEIGHTS, FOLDER = "adapter_config.json", "adapter_model.safetensors", "adapter"
+SETTINGS = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FOLDER = "adapter"
 HARMLESS = {  # keys of an adapter_config.json that do not change what a LoRA adapter computes, or that are used here
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "fan_in_fan_out"),
     *("base_model_name_or_path", "revision", "inference_mode", "peft_type", "peft_version", "task_type"),
@@ -48,7 +50,8 @@ def write_adapter(out: Path, run: Checkpoint, tokenizer: Tokenizer) -> None:
     if not rank:
         raise TinyGPTError("this checkpoint has no LoRA adapter", "export it with --format hf")
     config = GPTConfig.from_dict(run.model_args)
-    row, weights = stock_class(config), {}
+    row = stock_class(config)
+    weights = {}
     for name, a in run.model.items():
         layer, _, parameter = name.rpartition(".")
         if parameter == "lora_A":
@@ -122,7 +125,8 @@ def _settings(settings: dict[str, Any], path: Path) -> tuple[int, float]:
             raise TinyGPTError(
                 f"{path}: {shown(key)} is {shown(value)}, which tinygpt's LoRA does not support", "train without it"
             )
-    rank, alpha = size(settings, "r", where=path), number(settings, "lora_alpha", 0, 1e6, where=path)
+    rank = size(settings, "r", where=path)
+    alpha = number(settings, "lora_alpha", 0, 1e6, where=path)
     return rank, alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
@@ -130,7 +134,8 @@ def _layer(
     config: GPTConfig, layer: str, weight: Tensor, rank: int, tensors: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Join A (n, in) and B (out, n) of a layer of a GPT from the layers that it stacks; n is 0 if none is adapted."""
-    a_parts, b_parts = [], []
+    a_parts = []
+    b_parts = []
     for part, rows in split_rows(stock_class(config), config, layer, weight).items():
         a = tensors.pop(f"base_model.model.{part}.lora_A.weight", torch.zeros(0, weight.size(1)))
         b = tensors.pop(f"base_model.model.{part}.lora_B.weight", torch.zeros(len(rows), 0))

@@ -22,16 +22,24 @@ def tokenizer_files(tokenizer: Tokenizer, block_size: int = 0) -> dict[str, str]
 
     block_size: the longest input, stored for tools that ask; 0: unknown.
     """
-    spec, pair = tokenizer.to_dict(), None
+    spec = tokenizer.to_dict()
+    pair = None
     match spec["kind"]:
         case "char":
-            text, eos, template = _characters(spec["symbols"]), "", ""
+            text = _characters(spec["symbols"])
+            eos = ""
+            template = ""
             if set(SPECIAL) <= set(spec["symbols"]):
                 pair = {"prefix": PROMPT, "middle": RESPONSE, "end": END}
         case "gpt2":
-            text, eos, template = _gpt2(), GPT2_EOS, ""
+            text = _gpt2()
+            eos = GPT2_EOS
+            template = ""
         case _:
-            text, eos, template, pair = spec["json"], spec["eos"], spec["chat_template"], spec["pair"]
+            text = spec["json"]
+            eos = spec["eos"]
+            template = spec["chat_template"]
+            pair = spec["pair"]
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,  # transformers 4 would remove spaces before punctuation

@@ -99,7 +99,8 @@ class Key(NamedTuple):
 @functools.cache
 def keys(config_class: type) -> dict[str, Key]:
     """Return the keys of a configuration by name: its own before those of its base classes, which --help shows last."""
-    hints, by_name = get_type_hints(config_class, include_extras=True), {}
+    hints = get_type_hints(config_class, include_extras=True)
+    by_name = {}
     for name in dict.fromkeys([*inspect.get_annotations(config_class), *hints]):
         hint = hints[name]
         plain, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)

@@ -97,7 +97,8 @@ def from_values(
 
 def _checked(config_class: type[ConfigType], positionals: list[Any], flags: dict[str, Any], prog: str) -> ConfigType:
     """Make a config of positional arguments, the files that they name, and flags; check all values together."""
-    values, from_files = positional_values(config_class, positionals, flags, prog), {}
+    values = positional_values(config_class, positionals, flags, prog)
+    from_files = {}
     for path in map(find_config, values.get("config", ())):
         for name, value in read_config(path).items():
             if not ignored(config_class, name, value, f"{path}: "):
@@ -114,7 +115,9 @@ def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[lis
     A flag is --key=value or --key value; a bare --quiet is True; the first argument of `sample out` is the flag
     --ckpt=out. A key that takes several values collects them from all its occurrences: --input a b --input=c.
     """
-    positionals, flags, queue = list[str](), dict[str, Any](), list(args)
+    positionals = list[str]()
+    flags = dict[str, Any]()
+    queue = list(args)
     while queue:
         arg = queue.pop(0)
         arg = "--output" if arg == "-o" and "output" in keys(config_class) else arg
@@ -135,7 +138,8 @@ def split_arguments(config_class: type, args: list[str], prog: str) -> tuple[lis
         elif key.type in (bool, Switch) and " ".join(queue[:1]).lower() not in ("true", "false", "auto"):
             texts = ["True"]
         else:
-            texts, queue = queue[:1], queue[1:]
+            texts = queue[:1]
+            queue = queue[1:]
         if not texts:
             raise TinyGPTError(f"--{key.name} needs a value", f"--{key.name}=VALUE")
         values = [converted(key, text, "--") for text in texts]

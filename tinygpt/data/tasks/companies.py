@@ -22,7 +22,8 @@ WORDINGS = 6  # questions about each fact that train a closed-book model
 SAMPLE = {"changed": 0.25, "conflict": 0.1, "absent": 0.2}  # shares of the sample; the rest are other facts
 CONFLICTS = 0.1  # share of the companies that also have an older document
 DEVICES = {"con", "nul", "prn", "aux"}  # Windows has no files of these names
-DATE, OLD_DATE = "3 March 2026", "5 March 2024"
+DATE = "3 March 2026"
+OLD_DATE = "5 March 2024"
 
 
 class Question(NamedTuple):
@@ -67,10 +68,12 @@ def make(seed: int, companies: int) -> World:
         name = reader.company(rng)
         if (key := reader.short(name).lower()) not in DEVICES:
             names.setdefault(key, name)
-    invented, questions = {}, []
+    invented = {}
+    questions = []
     for key, name in names.items():
         relations = rng.sample(list(RELATIONS), FACTS + ABSENT)
-        stated, absent = relations[:FACTS], relations[FACTS:]
+        stated = relations[:FACTS]
+        absent = relations[FACTS:]
         facts = {relation: RELATIONS[relation].value(rng) for relation in stated}
         old = {}
         if rng.random() < CONFLICTS:
@@ -104,7 +107,8 @@ def changed(world: World, seed: int, share: float) -> World:
     free = [question for question in known if question.kind != "conflict"]
     chosen = rng.sample(free, round(share * len(known)))
     new = {question.fact: other_value(rng, question.relation, question.answer) for question in chosen}
-    companies, questions = {}, []
+    companies = {}
+    questions = []
     for key, company in world.companies.items():
         facts = {relation: new.get((key, relation), value) for relation, value in company.facts.items()}
         companies[key] = company._replace(facts=facts)
@@ -118,7 +122,8 @@ def changed(world: World, seed: int, share: float) -> World:
 
 def sample(questions: Sequence[Question], size: int) -> list[int]:
     """Draw the indices of `size` questions, of each kind the share in SAMPLE, or all if there are fewer."""
-    rng, chosen = Rng("sample"), list[int]()
+    rng = Rng("sample")
+    chosen = list[int]()
     for kind in [*SAMPLE, "fact"]:
         count = round(size * SAMPLE[kind]) if kind in SAMPLE else size - len(chosen)
         own = [number for number, question in enumerate(questions) if question.kind == kind]

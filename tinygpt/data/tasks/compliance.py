@@ -19,7 +19,9 @@ from tinygpt.data.tasks.generate import Pair, generate, read_wordings, word_list
 
 LABELS = ("ok", "breach")
 SIZES = {"train": 10000, "val": 5000, "test": 5000}
-SHORTEST, LONGEST = 60, 110  # characters of a message
+# characters of a message
+SHORTEST = 60
+LONGEST = 110
 GIFT_LIMIT = 100  # euros; a gift of exactly that value is permitted
 NAMES = word_lists("compliance: names of clients")  # and of listed companies
 _BUSINESSES = words("Foods Mills Motors Steel Labs Rail Gas Inns Glass Paper Shoes Farms")

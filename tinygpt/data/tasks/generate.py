@@ -29,13 +29,15 @@ def generate(
     A label that occurs n times in `labels` gets n shares. `draw(rng, split, label, number)` returns a prompt; the
     rounds through the labels are numbered from 0. `max_chars`: of a prompt with the longest label.
     """
-    rng, room = random.Random(seed), max_chars - max(map(len, labels))
+    rng = random.Random(seed)
+    room = max_chars - max(map(len, labels))
     seen: set[str] = set()
     splits: dict[str, list[Pair]] = {}
     for split, size in sizes.items():
         examples: list[Pair] = []
         while len(examples) < size:
-            number, label = len(examples) // len(labels), labels[len(examples) % len(labels)]
+            number = len(examples) // len(labels)
+            label = labels[len(examples) % len(labels)]
             prompt = draw(rng, split, label, number)
             if len(prompt) <= room and letters(prompt) not in seen:
                 seen.add(letters(prompt))

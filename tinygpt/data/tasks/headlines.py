@@ -68,7 +68,8 @@ def _headline(rng: random.Random, split: str, sentiment: str, number: int) -> st
     """
     form = "statement" if sentiment != "neutral" else rng.choice(("question", "steady", "notice"))
     new, turn = (("combination", "metric", "verb")[number % 3], number // 3) if split == "test" else ("", number)
-    index, verbs = turn % 12, NEW_VERBS if new == "verb" else VERBS
+    index = turn % 12
+    verbs = NEW_VERBS if new == "verb" else VERBS
     metric = (NEW_METRICS if new == "metric" else METRICS)[index]
     negation = (*NEGATIONS, "", "", "", "", "", "")[turn // 12 % 9]
 

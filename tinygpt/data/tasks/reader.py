@@ -115,7 +115,8 @@ def money(rng: Rng) -> str:
 
 
 def date(rng: Rng) -> str:
-    day, month = rng.randrange(1, 29), rng.choice(_PARTS["month"])
+    day = rng.randrange(1, 29)
+    month = rng.choice(_PARTS["month"])
     return rng.choice((f"{day} {month}", f"{month} {day}", f"{day} {month} {rng.randrange(2019, 2030)}"))
 
 
@@ -223,13 +224,15 @@ def make(seed: int, dataset: str = "reader") -> dict[str, list[Pair]]:
     splits: dict[str, list[Pair]] = {"train": []}
     held_out: set[str] = set()
     for name, recipe in RECIPES.items():
-        rng, new = Rng(f"{seed} {name}"), recipe._replace(new_question=True)
+        rng = Rng(f"{seed} {name}")
+        new = recipe._replace(new_question=True)
         for split, recipes in (("val", [recipe]), ("test", [new, new._replace(new_statement=True)])):
             drawn = [example(rng, recipes[index % len(recipes)]) for index in range(SIZES[name][split])]
             held_out.update(*(sample.held_out for sample in drawn))
             if name == dataset:
                 splits[split] = [(sample.prompt, sample.response) for sample in drawn]
-    rng, size = Rng(f"{seed} {dataset} train"), SIZES[dataset]["train"]
+    rng = Rng(f"{seed} {dataset} train")
+    size = SIZES[dataset]["train"]
     with progress(total=size, desc="generating", unit="example") as bar:
         while len(splits["train"]) < size:
             sample = example(rng, RECIPES[dataset])
@@ -251,7 +254,8 @@ def example(rng: Rng, recipe: Recipe) -> Example:
 
 def attempt(rng: Rng, recipe: Recipe) -> Example | None:
     """Draw an example; None if it is too long, or if two of its companies share a name."""
-    relation, target = rng.choice(list(RELATIONS)), company(rng)
+    relation = rng.choice(list(RELATIONS))
+    target = company(rng)
     answer_section = next(section for section, relations in SECTIONS.items() if relation in relations)
     answer = Fact(relation, RELATIONS[relation].value(rng)) if rng.random() >= UNANSWERABLE_SHARE else None
     companies = [target]
@@ -320,7 +324,8 @@ def library(seed: int, companies: int = 100) -> tuple[dict[str, str], dict[str, 
     documents: dict[str, str] = {}
     questions: dict[str, list[dict[str, str]]] = {"val": [], "test": []}
     for short_name, name in names.items():
-        source, parts = f"{short_name}.md", [f"# {name}"]
+        source = f"{short_name}.md"
+        parts = [f"# {name}"]
         for section, relations in SECTIONS.items():
             facts = [Fact(relation, RELATIONS[relation].value(rng)) for relation in relations if rng.random() < 0.8]
             if facts:

@@ -22,7 +22,8 @@ from tinygpt.data.tasks.generate import Pair, words
 SIZES = {"train": 4000, "val": 200, "test": 500}
 FIRM_EXAMPLES = 400  # of train, for each firm
 SOUNDS = ("BDGHKLMNPRSTV", "aeio", "lnr", "bdfgmstv", words("al en il is or eta ima ova"))  # of a company's name
-MILLIONS, PERCENT = r"m\b|million\b", r"%|percent\b"
+MILLIONS = r"m\b|million\b"
+PERCENT = r"%|percent\b"
 SIGNS = {"up": 1, "rose": 1, "down": -1, "fell": -1}
 VERDICTS = {"strong": {1}, "weak": {-1}, "mixed": {1, -1}}  # the signs of the two changes
 
@@ -38,7 +39,8 @@ class Figures(NamedTuple):
     profit_change: str
 
     def prompt(self) -> str:
-        sales, profit = f"{self.sales} {self.sales_change}", f"{self.profit} {self.profit_change}"
+        sales = f"{self.sales} {self.sales_change}"
+        profit = f"{self.profit} {self.profit_change}"
         return f"{self.company} {self.quarter} sales {sales} profit {profit}"
 
 
@@ -151,7 +153,8 @@ def signs_in(text: str) -> list[int]:
 
 def scores(firm: str, prompt: str, expected: str, response: str) -> dict[str, bool]:
     """Judge a response: `style` (all rules of the firm), `fidelity` (all facts), and each rule and fact by its name."""
-    rules, facts = check_style(firm, response), check_facts(prompt, response)
+    rules = check_style(firm, response)
+    facts = check_facts(prompt, response)
     return {"style": all(rules.values()), "fidelity": all(facts.values()), **rules, **facts}
 
 
@@ -177,5 +180,6 @@ def make(firm: str, seed: int) -> dict[str, list[Pair]]:
 def draw_figures(rng: random.Random, company: str) -> Figures:
     """Draw figures of a company. The two changes differ in size, so that an exchange of the two is a mistake."""
     sales_change, profit_change = (f"{rng.choice('+-')}{size}" for size in rng.sample(range(1, 40), 2))
-    sales, profit = f"{rng.randrange(100, 1000) / 10:.1f}", f"{rng.randrange(10, 100) / 10:.1f}"
+    sales = f"{rng.randrange(100, 1000) / 10:.1f}"
+    profit = f"{rng.randrange(10, 100) / 10:.1f}"
     return Figures(company, f"Q{rng.randint(1, 4)}", sales, sales_change, profit, profit_change)

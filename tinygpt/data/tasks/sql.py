@@ -35,7 +35,10 @@ create table accounts (client text references clients, kind text, balance intege
 create table payments (client text references clients, category text, month text, amount integer);
 """
 
-CLIENTS, ACCOUNTS, PAYMENTS = 300, 600, 1500  # rows of the tables
+# rows of the tables
+CLIENTS = 300
+ACCOUNTS = 600
+PAYMENTS = 1500
 COLUMNS = word_lists("sql: values of columns")
 CITIES, SEGMENTS, ACCOUNT_KINDS, CATEGORIES, MONTHS = COLUMNS.values()
 TRAIN_MONTHS = tuple(month for month in MONTHS if month not in ("April", "November"))
@@ -72,7 +75,8 @@ KINDS = {
 @functools.cache
 def client_names() -> tuple[str, ...]:
     """Draw the names of the bank's clients; no two share a last name."""
-    rng, names = random.Random(1), dict[str, str]()
+    rng = random.Random(1)
+    names = dict[str, str]()
     while len(names) < CLIENTS:
         name = short_name(rng)
         names.setdefault(name.split()[-1], name)
@@ -88,7 +92,8 @@ def short_name(rng: random.Random) -> str:
 @functools.cache
 def database(number: int = 0) -> sqlite3.Connection:
     """Make the bank's database in memory. Numbers above 0 are those with other rows, for the score."""
-    rng, names = random.Random(number), client_names()
+    rng = random.Random(number)
+    names = client_names()
     connection = sqlite3.connect(":memory:")
     connection.executescript(SCHEMA)
     balances, amounts = (rng.sample(range(10, 3000), n) for n in (ACCOUNTS, PAYMENTS))  # no two are equal: no ties
@@ -145,7 +150,9 @@ def group(prompt: str) -> str:
 
 def make(seed: int) -> dict[str, list[Pair]]:
     """Generate the pairs, the kinds in equal shares. Only in train may a pair occur twice."""
-    rng, held_out, splits = random.Random(seed), set[str](), dict[str, list[Pair]]()
+    rng = random.Random(seed)
+    held_out = set[str]()
+    splits = dict[str, list[Pair]]()
     for split in reversed(SIZES):  # train is last, and has no prompt of the others
         pairs: list[Pair] = []
         while len(pairs) < SIZES[split]:
@@ -163,7 +170,9 @@ def make(seed: int) -> dict[str, list[Pair]]:
 
 def draw(rng: random.Random, kind: QuestionKind, new_values: bool, new_wording: bool) -> Pair:
     """Draw a question of a kind, and its query. new_values: about values of the bank, which train does not have."""
-    aggregate, sign, descending = rng.choice(list(AGGREGATES)), rng.choice(list(COMPARISONS)), rng.randrange(2) == 1
+    aggregate = rng.choice(list(AGGREGATES))
+    sign = rng.choice(list(COMPARISONS))
+    descending = rng.randrange(2) == 1
     amount = 40 * rng.randrange(3, 72)  # a multiple of 40 is for val and test
     slots: dict[str, Any] = {
         "client": rng.choice(client_names()) if new_values else rng.choice((short_name(rng), random_name(rng))),

@@ -122,7 +122,8 @@ def next_for_checkpoint(model: Checkpoint, out: str | Path, folder: str) -> str:
     """Return the next command for a model with its best checkpoint in `out`, and its dataset in the folder `folder`."""
     tokenizer = model.tokenizer or {}
     answers_prompts = bool(tokenizer.get("pair")) or PROMPT in tokenizer.get("symbols", [])
-    labelled, prompt = False, None
+    labelled = False
+    prompt = None
     if answers_prompts:
         with contextlib.suppress(TinyGPTError):
             dataset = Dataset(folder, str(model.config.get("dataset", "")))

@@ -31,12 +31,15 @@ from tinygpt.train import train
 from tinygpt.training.log import read_metrics
 from tinygpt.training.start import seconds_per_batch
 
-DATASET, PRESET = "shakespeare_char", "configs/nanogpt.yaml"
+DATASET = "shakespeare_char"
+PRESET = "configs/nanogpt.yaml"
 SMALL = [
     *(PRESET, "--n_layer=2", "--n_embd=64", "--block_size=32", "--dropout=0.1", "--learning_rate=5e-3", "--quiet"),
     *("--max_iters=60", "--warmup_iters=5", "--eval_interval=20", "--sample_interval=0", "--compile=False"),
 ]
-EXACT, ROUNDED = 1e-4, 5e-2  # limits for differences of logits; the second in 16 bits or on a GPU, which may use TF32
+# limits for differences of logits; the second in 16 bits or on a GPU, which may use TF32
+EXACT = 1e-4
+ROUNDED = 5e-2
 
 
 def check_machine() -> int:
@@ -58,7 +61,8 @@ def check_machine() -> int:
 
 def description() -> Iterator[str]:
     """Yield lines on this machine and its software. Each system is asked in its own way; what fails is unknown."""
-    system, memory = platform.platform(terse=True), "unknown memory"
+    system = platform.platform(terse=True)
+    memory = "unknown memory"
     with contextlib.suppress(Exception):
         if sys.platform == "win32":
             ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kibibytes := ctypes.c_uint64()))
@@ -113,7 +117,9 @@ def check_device(compute: device.Compute, passed: list[bool]) -> None:
             figures = f"relative difference {difference:.1e} from plain PyTorch on the CPU (limit {limit:.0e})"
             result += [difference < limit, figures]
     with finding(passed, f"training step of {DATASET} on {name}") as result:
-        config, dataset, times = parse(TrainConfig, [PRESET]), Dataset("data", DATASET), {}
+        config = parse(TrainConfig, [PRESET])
+        dataset = Dataset("data", DATASET)
+        times = {}
         for count in sorted({1, torch.get_num_threads()}):
             torch.set_num_threads(count)
             times[count] = seconds_per_batch(config, dataset, compute)
@@ -129,7 +135,8 @@ def interrupt(entry: dict[str, Any]) -> None:
 @torch.inference_mode()
 def logits(model: Any) -> torch.Tensor:
     """Compute the logits (T + 1, V) of a forward pass over T tokens, and of decoding these tokens with a cache."""
-    idx, cache = torch.arange(32, device=model.lm_head.weight.device)[None], model.new_cache(1)
+    idx = torch.arange(32, device=model.lm_head.weight.device)[None]
+    cache = model.new_cache(1)
     decoded = [model.next_logits(piece, cache) for piece in idx.split(8, dim=1)]
     return torch.cat([model(idx)[0][0], decoded[-1]]).cpu().float()
 

@@ -29,10 +29,15 @@ def ngram_losses(
     """
     train = train[:MOST_TRAINING]
     indices = np.arange(min(len(val) - 1, MOST_TARGETS)) if indices is None else indices[:MOST_TARGETS]
-    previous, middle, last = val[indices - 1].astype(np.int64), val[indices], val[indices + 1]
+    previous = val[indices - 1].astype(np.int64)
+    middle = val[indices]
+    last = val[indices + 1]
     previous[indices == 0] = NONE
     _, first, counts = np.unique(keys(middle, previous, last), return_index=True, return_counts=True)
-    previous, middle, last = previous[first], middle[first], last[first]  # each trigram once
+    # each trigram once
+    previous = previous[first]
+    middle = middle[first]
+    last = last[first]
     contexts = train[:-1]  # the last token has no successor
     unigram = (np.bincount(train, minlength=vocab_size)[last] + 1) / (len(train) + vocab_size)
     bigram = (count(train, middle, last) + unigram) / (count(contexts, middle) + 1)

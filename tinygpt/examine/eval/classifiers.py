@@ -42,7 +42,8 @@ class Majority:
     kind = "majority"
 
     def __init__(self, counts: np.ndarray) -> None:
-        self.counts, self.n_labels = counts, len(counts)
+        self.counts = counts
+        self.n_labels = len(counts)
 
     @classmethod
     def fit(cls, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Self:
@@ -70,7 +71,9 @@ class Nearest:
     kind = "nearest"
 
     def __init__(self, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> None:
-        self.prompts, self.truth, self.n_labels = list(prompts), truth, n_labels
+        self.prompts = list(prompts)
+        self.truth = truth
+        self.n_labels = n_labels
         self._prior = Majority.fit(prompts, truth, n_labels)
         self._vectorizer = vectorizer("ngram")
         try:
@@ -83,7 +86,8 @@ class Nearest:
         return cls(prompts, truth, n_labels)
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        votes, k = self._prior(prompts), min(NEIGHBOURS, len(self.truth))
+        votes = self._prior(prompts)
+        k = min(NEIGHBOURS, len(self.truth))
         for start in range(0, len(prompts), BATCH):
             vectors = self._vectorizer.transform(prompts[start : start + BATCH])
             cosines = (vectors @ self._examples.T).toarray()  # (batch, examples)
@@ -111,10 +115,17 @@ class Linear:
 
     def __init__(self, n_labels: int, features: Sequence[str], embed: Embed | None, weight: float = 1.0) -> None:
         """Make a classifier without weights, for `fit` and `from_state`."""
-        self.n_labels, self.features, self.embed, self._weight = n_labels, tuple(features), embed, weight
-        self.C, self.reason = FIXED_C, "fixed"  # how C was chosen
+        self.n_labels = n_labels
+        self.features = tuple(features)
+        self.embed = embed
+        self._weight = weight
+        # how C was chosen
+        self.C = FIXED_C
+        self.reason = "fixed"
         self._vectorizers: dict[str, Any] = {}
-        self._centre, self._scale = np.zeros(0), 1.0  # of the word vectors
+        # of the word vectors
+        self._centre = np.zeros(0)
+        self._scale = 1.0
         self._model = regression(FIXED_C)
 
     @classmethod
@@ -187,7 +198,8 @@ class Linear:
         }
         embedding = None
         if self.embed:
-            centre, probe = torch.from_numpy(self._centre), torch.from_numpy(self.embed([PROBE])[0].astype(np.float64))
+            centre = torch.from_numpy(self._centre)
+            probe = torch.from_numpy(self.embed([PROBE])[0].astype(np.float64))
             embedding = {"centre": centre, "scale": self._scale, "probe": probe}
         return tensors | {
             "n_labels": self.n_labels,
@@ -209,7 +221,8 @@ class Linear:
             self._vectorizers[name] = fitted
         if embedding:
             require_same(embedding["probe"].numpy(), embed)
-            self._centre, self._scale = embedding["centre"].numpy(), embedding["scale"]
+            self._centre = embedding["centre"].numpy()
+            self._scale = embedding["scale"]
         for name in ("coef", "intercept", "classes"):
             setattr(self._model, f"{name}_", state[name].numpy())
         self._model.n_features_in_ = self._model.coef_.shape[1]
@@ -259,8 +272,10 @@ def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tu
     trained = Linear(untrained.n_labels, untrained.features, untrained.embed, untrained._weight)
     x = trained._learn_features([prompts[int(i)] for i in train])
     rotation = Rotation(x)
-    x, tested = rotation(x), rotation(trained._features([prompts[int(i)] for i in held_out]))
-    model, losses = regression(1, warm_start=True), []
+    x = rotation(x)
+    tested = rotation(trained._features([prompts[int(i)] for i in held_out]))
+    model = regression(1, warm_start=True)
+    losses = []
     for choice in CHOICES:  # each begins with the weights of the one before
         model.set_params(C=choice).fit(x, truth[train])
         columns = np.searchsorted(model.classes_, truth[held_out])  # each label is in both parts

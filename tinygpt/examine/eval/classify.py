@@ -57,7 +57,8 @@ def label_scores(
     assert tokenizer.pair is not None
     device = model.lm_head.weight.device
     label_ids = [tokenizer.encode_response(label).astype(np.int64) for label in labels]  # with its end
-    lengths, block_size = [len(answer) for answer in label_ids], model.config.block_size
+    lengths = [len(answer) for answer in label_ids]
+    block_size = model.config.block_size
     longest = max(lengths)
     what = f" with the label {labels[lengths.index(longest)]!r}, but the model reads {block_size}"
     prompt_ids = encoded(prompts, tokenizer, skip_unknown, block_size, longest - 1, what)
@@ -101,7 +102,9 @@ def of_equal_length(sequences: Sequence[np.ndarray], max_size: int) -> Iterator[
 
 def answer_scores(model: GPT, cache: KVCache, prompts: torch.Tensor, answers: Sequence[np.ndarray]) -> np.ndarray:
     """Compute log-probabilities (B, L) of L answers, int64 (n,), after prompts int64 (B, T) that continue the cache."""
-    B, L, longest = len(prompts), len(answers), max(map(len, answers))
+    B = len(prompts)
+    L = len(answers)
+    longest = max(map(len, answers))
     y = np.full((L, longest), -1)
     for row, answer in enumerate(answers):
         y[row, : len(answer)] = answer
@@ -134,7 +137,9 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, n_labels: int) ->
 
 def rates(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Compute precision, recall, F1 and support of each label, (L,) each; 0 where the denominator is 0."""
-    correct, support, answered = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    correct = confusion.diagonal()
+    support = confusion.sum(axis=1)
+    answered = confusion.sum(axis=0)
     return {
         "precision": correct / np.maximum(answered, 1),
         "recall": correct / np.maximum(support, 1),
@@ -155,14 +160,19 @@ def calibration(probs: np.ndarray, truth: np.ndarray, n_bins: int = 10) -> tuple
 
     Bin m holds the answers with a confidence in ((m - 1) / n_bins, m / n_bins]; its means are None if it is empty.
     """
-    confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == truth
+    confidence = probs.max(axis=1)
+    correct = probs.argmax(axis=1) == truth
     bin_indices = np.clip(np.ceil(confidence * n_bins).astype(int) - 1, 0, n_bins - 1)
-    error, bins = 0.0, []
+    error = 0.0
+    bins = []
     for index in range(n_bins):
         in_bin = bin_indices == index
-        count, mean, accuracy = int(in_bin.sum()), None, None
+        count = int(in_bin.sum())
+        mean = None
+        accuracy = None
         if count:
-            mean, accuracy = float(confidence[in_bin].mean()), float(correct[in_bin].mean())
+            mean = float(confidence[in_bin].mean())
+            accuracy = float(correct[in_bin].mean())
             error += count / len(truth) * abs(accuracy - mean)
         bins.append({"count": count, "confidence": mean, "accuracy": accuracy})
     return error, bins
@@ -202,11 +212,13 @@ def continuation_scores(model: GPT, tokenizer: Tokenizer, prefix: str, continuat
     prefix_ids = torch.from_numpy(tokenizer.encode(prefix).astype(np.int64))[None].to(model.lm_head.weight.device)
     continuation_ids = [tokenizer.encode(text).astype(np.int64) for text in continuations]
     longest = max(map(len, continuation_ids))
-    total, block_size = prefix_ids.size(1) + longest, model.config.block_size
+    total = prefix_ids.size(1) + longest
+    block_size = model.config.block_size
     if total - 1 > block_size:
         problem = f"the text and its longest continuation take {total} tokens, but the model reads {block_size}"
         raise TinyGPTError(problem, "shorten them")
-    batch_size, scores = max(1, BATCH_TOKENS // longest), []
+    batch_size = max(1, BATCH_TOKENS // longest)
+    scores = []
     for start in range(0, len(continuation_ids), batch_size):
         batch = continuation_ids[start : start + batch_size]
         scores.append(answer_scores(model, model.new_cache(1, total), prefix_ids, batch)[0])
@@ -215,7 +227,8 @@ def continuation_scores(model: GPT, tokenizer: Tokenizer, prefix: str, continuat
 
 def response_score(model: GPT, tokenizer: Tokenizer, prompt: str, response: str) -> float:
     """Compute the log-probability of a response and its end, in nats."""
-    rows, block_size = PairRows(tokenizer.encode_pair(prompt, response), tokenizer), model.config.block_size
+    rows = PairRows(tokenizer.encode_pair(prompt, response), tokenizer)
+    block_size = model.config.block_size
     rows.require(block_size, "the prompt and its response")
     x, y = (part.to(model.lm_head.weight.device) for part in tensors(rows, block_size, rows.all_rows(block_size)))
     return -float(row_losses(model.eval(), x, y))
@@ -251,8 +264,11 @@ def make_report(
     """Measure the classification of `examples`: the values for JSON.
 
     total (n, L), tokens (L,): the `label_scores` of their prompts. ngram: the `ngram_classifier`, if it is trained."""
-    truth, train_truth = label_indices(examples, labels), label_indices(train, labels)
-    probs, n, L = probabilities(total), len(examples), len(labels)
+    truth = label_indices(examples, labels)
+    train_truth = label_indices(train, labels)
+    probs = probabilities(total)
+    n = len(examples)
+    L = len(labels)
     predicted = probs.argmax(axis=1)
     prompts, train_prompts = ([prompt for prompt, _ in pairs] for pairs in (examples, train))
     answers = {"model": predicted, "normalised": (total / tokens).argmax(axis=1)}
@@ -265,14 +281,17 @@ def make_report(
             answers[kind] = classifier(prompts).argmax(axis=1)
         if note and note not in notes:
             notes.append(note)
-    builtin, groups = TASKS.get(task), {}
+    builtin = TASKS.get(task)
+    groups = {}
     if builtin and builtin.group and set(builtin.labels) == set(labels):
         correct = {key: answer == truth for key, answer in answers.items()}
         groups = by_group([builtin.group(prompt) for prompt in prompts], correct)
     confusion = confusion_matrix(truth, predicted, L)
     results = {key: quality(confusion_matrix(truth, answer, L)) for key, answer in answers.items()}
     error, bins = calibration(probs, truth)
-    confidence, wrong, columns = probs.max(axis=1).tolist(), np.flatnonzero(predicted != truth), rates(confusion)
+    confidence = probs.max(axis=1).tolist()
+    wrong = np.flatnonzero(predicted != truth)
+    columns = rates(confusion)
     most_confident = sorted(wrong, key=lambda i: -confidence[i])[:MISTAKES]
     return {
         "task": task,
@@ -303,7 +322,9 @@ def make_report(
 
 def as_text(report: dict[str, Any]) -> str:
     """Format for the terminal, in 100 columns. With more than a dozen labels the matrix may be wider."""
-    n, results, bins = report["n"], report["results"], [part for part in report["bins"] if part["count"]]
+    n = report["n"]
+    results = report["results"]
+    bins = [part for part in report["bins"] if part["count"]]
     names = {key: name for key, name in ROWS.items() if key in results}
     figures = [(name, percent(results[key]["accuracy"], n), results[key]["macro_f1"]) for key, name in names.items()]
     lines = [
@@ -329,7 +350,8 @@ def as_text(report: dict[str, Any]) -> str:
         f"  confidence → accuracy of each bin, in %: {', '.join(pairs)}",
     ]
     if report["mistakes"]:
-        heads, errors = {"confident errors": "<17", "true": "<17", "answer": "<17", "prompt": "<0"}, []
+        heads = {"confident errors": "<17", "true": "<17", "answer": "<17", "prompt": "<0"}
+        errors = []
         for item in report["mistakes"]:
             labels = (cut(escaped(item[key]), 16) for key in ("true", "predicted"))
             errors.append((f"{100 * item['probability']:>13.1f}%", *labels, cut(repr(item["prompt"]), COLUMNS - 51)))
@@ -339,7 +361,8 @@ def as_text(report: dict[str, Any]) -> str:
 
 def matrix_lines(report: dict[str, Any]) -> list[str]:
     """Format the confusion matrix, with each row's recall at its end and each column's precision below it."""
-    labels, L = [escaped(label) for label in report["labels"]], len(report["labels"])
+    labels = [escaped(label) for label in report["labels"]]
+    L = len(report["labels"])
     width = min(10, max(5, (COLUMNS - 8 - 15) // L))  # of a column; the recall takes 8, the names at least 15
     heads = [label[: width - 1].strip() for label in labels]
     if len(set(heads)) < L:  # equal when they are cut: numbers instead
@@ -367,7 +390,8 @@ def draw_confusion(report: dict[str, Any], path: Path) -> None:
     """Draw the confusion matrix as a PNG: counts, coloured by their fraction of the row. Errors: TinyGPTError."""
     confusion = np.array(report["confusion"])
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    names, L = [cut(escaped(label), 24) for label in report["labels"]], len(confusion)
+    names = [cut(escaped(label), 24) for label in report["labels"]]
+    L = len(confusion)
     with drawing(path, "the picture of the confusion matrix", (190 + 40 * L, 160 + 36 * L)) as (figure, axes):
         axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=1, edgecolors="lightgray", linewidth=0.5)
         middles = np.arange(L) + 0.5  # of the cells

@@ -73,7 +73,9 @@ def measure(config: EvalConfig) -> dict[str, Any]:
 
 def positive_label(config: EvalConfig, dataset: Dataset) -> str:
     """Return the label whose precision and recall are measured: from --positive, or the task, or empty."""
-    name, labels, task = dataset.name, dataset.labels, TASKS.get(dataset.name)
+    name = dataset.name
+    labels = dataset.labels
+    task = TASKS.get(dataset.name)
     positive = config.positive or (task.positive if task and task.positive in labels else "")
     if not positive:
         if "miss_cost" in config.given:
@@ -95,14 +97,16 @@ def positive_label(config: EvalConfig, dataset: Dataset) -> str:
 
 def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str) -> dict[str, Any]:
     """Print and return the report on a labelled task; draw its confusion matrix, or the curves of a positive label."""
-    tokenizer, labels = dataset.tokenizer, dataset.labels
+    tokenizer = dataset.tokenizer
+    labels = dataset.labels
     splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
     examples = {split: dataset.sources[split].examples(tokenizer) for split in ("train", *splits)}
     prompts = {split: [prompt for prompt, _ in pairs] for split, pairs in examples.items()}
     scores = {split: classify.label_scores(model, tokenizer, prompts[split], labels) for split in splits}
     truth = classify.label_indices(examples["train"], labels)
     ngram = classify.ngram_classifier(prompts["train"], truth, len(labels))
-    evaluated, train = examples[config.split], examples["train"]
+    evaluated = examples[config.split]
+    train = examples["train"]
     report = classify.make_report(dataset.name, config.split, evaluated, labels, *scores[config.split], train, ngram)
     tradeoff: dict[str, Any] = {}
     curves: dict[str, threshold.Curve] = {}
@@ -114,7 +118,8 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
                 probs["ngram"] = ngram[0](prompts[split])
             column = {key: label_probs[:, labels.index(positive)] for key, label_probs in probs.items()}
             scored[split] = column, np.array([label == positive for _, label in examples[split]])
-        val, measured = scored["val"], scored[config.split]
+        val = scored["val"]
+        measured = scored[config.split]
         tradeoff, curves = threshold.make_tradeoff(positive, config.split, config.miss_cost, val, measured)
     results = {"ckpt": config.ckpt, **report, **({"tradeoff": tradeoff} if tradeoff else {})}
     if config.json:
@@ -144,7 +149,9 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str
 
 def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> dict[str, Any]:
     """Print and return the loss on the whole validation split, and for plain text those of n-gram models."""
-    val, source, block_size = dataset.splits["val"], dataset.sources["val"], model.config.block_size
+    val = dataset.splits["val"]
+    source = dataset.sources["val"]
+    block_size = model.config.block_size
     if len(val) < 2:
         raise TinyGPTError(f"{dataset.folder}/val.bin has {len(val)} token, too few to measure", "prepare more text")
     if dataset.pairs:
@@ -154,7 +161,8 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     if not math.isfinite(loss):
         raise diverged(f"{config.ckpt}: the loss is", loss)
     targets = int(source.targets(rows, source.width(block_size)).sum())
-    train, vocabulary = dataset.splits["train"], dataset.tokenizer.vocab_size
+    train = dataset.splits["train"]
+    vocabulary = dataset.tokenizer.vocab_size
     baselines = {} if dataset.pairs else ngram_losses(train, val, vocabulary)
     note = omissions_note(len(train), len(val) - 1) if baselines else ""
     results = {

@@ -37,21 +37,25 @@ def responses(
     TinyGPTError for a prompt that leaves no room for a response in the context, and for logits that are not finite.
     """
     assert tokenizer.pair is not None
-    end, device = int(tokenizer.pair.end[0]), model.lm_head.weight.device
+    end = int(tokenizer.pair.end[0])
+    device = model.lm_head.weight.device
     block_size = model.config.block_size
     ending = f", and the model's context has {block_size}"
     prompt_ids = encoded(prompts, tokenizer, skip_unknown, block_size - 1, 0, ending)
-    texts, log_probabilities = [""] * len(prompt_ids), np.zeros(len(prompt_ids))
+    texts = [""] * len(prompt_ids)
+    log_probabilities = np.zeros(len(prompt_ids))
     batch_size = BATCH_TOKENS // (max(map(len, prompt_ids), default=0) + longest)
     with progress(total=len(prompt_ids), unit="prompt", desc="writing responses") as bar:
         for indices in of_equal_length(prompt_ids, batch_size):
             idx = torch.from_numpy(np.stack([prompt_ids[i] for i in indices])).to(device)
             steps = min(longest, block_size - idx.size(1))
-            response_ids, ended = np.full((len(indices), steps), end), torch.zeros(len(indices), dtype=torch.bool)
+            response_ids = np.full((len(indices), steps), end)
+            ended = torch.zeros(len(indices), dtype=torch.bool)
             total = torch.zeros(len(indices), dtype=torch.float64)
             decoded = generate_with_logits(model, idx, steps, GREEDY, tokenizer.vocab_size)
             for step, (tokens, logits) in enumerate(decoded):
-                best, chosen = logits.float().log_softmax(-1).amax(-1).cpu(), tokens.cpu()
+                best = logits.float().log_softmax(-1).amax(-1).cpu()
+                chosen = tokens.cpu()
                 total += best.double().masked_fill(ended, 0)
                 ended = ended | (chosen == end)
                 response_ids[:, step] = chosen.masked_fill(ended, end).numpy()
@@ -68,7 +72,8 @@ def responses(
 def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, np.ndarray]:
     """Return whether greedy decoding gives the response of each row, bool (n,), and the loss of each in nats, (n,)."""
     model.eval()
-    exact, losses = np.zeros(len(rows.lengths), dtype=bool), np.zeros(len(rows.lengths))
+    exact = np.zeros(len(rows.lengths), dtype=bool)
+    losses = np.zeros(len(rows.lengths))
     order = np.argsort(rows.lengths, kind="stable")  # so that little is padded
     batch_tokens = min(BATCH_TOKENS, BATCH_LOGITS // model.config.vocab_size)
     batch_size = max(1, batch_tokens // int(rows.lengths.max()))
@@ -92,17 +97,22 @@ def matches(model: GPT, rows: PairRows, compute: Compute) -> tuple[np.ndarray, n
 def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> dict[str, Any]:
     """Measure exact match on a split: the values for JSON. An abstention, too, counts only if it is exact. Errors:
     TinyGPTError for an example longer than the context."""
-    rows, tokenizer = dataset.sources[split], dataset.tokenizer
+    rows = dataset.sources[split]
+    tokenizer = dataset.tokenizer
     assert isinstance(rows, PairRows)
     rows.require(model.config.block_size, f"{dataset.folder}/{split}.bin")
-    pairs, (exact, losses) = rows.examples(tokenizer), matches(model, rows, compute)
-    n, task = len(pairs), TASKS.get(dataset.name)
+    pairs = rows.examples(tokenizer)
+    exact, losses = matches(model, rows, compute)
+    n = len(pairs)
+    task = TASKS.get(dataset.name)
     abstention: dict[str, Any] = {}
     if task and task.abstention:
         abstaining = [(prompt, task.abstention(prompt, response)) for prompt, response in pairs]
         has_answer = np.array([pair != other for pair, other in zip(pairs, abstaining, strict=True)])
         answerable = [tokenizer.encode_pair(*abstaining[i]) for i in np.flatnonzero(has_answer)]
-        true, false, without = int(exact[~has_answer].sum()), 0, n - len(answerable)
+        true = int(exact[~has_answer].sum())
+        false = 0
+        without = n - len(answerable)
         if answerable:
             false = int(matches(model, PairRows(np.concatenate(answerable), tokenizer), compute)[0].sum())
         abstention = {
@@ -147,7 +157,9 @@ def make_report(model: GPT, dataset: Dataset, split: str, compute: Compute) -> d
 
 def as_text(report: dict[str, Any]) -> str:
     """Format a report for the terminal."""
-    n, scores, abstention = report["n"], report["scores"], report["abstention"]
+    n = report["n"]
+    scores = report["scores"]
+    abstention = report["abstention"]
     width = max(21, *(len(name) + 2 for name in scores), 0)
     lines = [
         f"{report['task']}, split {report['split']}: {counted(n, 'prompt')}; "
@@ -156,7 +168,8 @@ def as_text(report: dict[str, Any]) -> str:
         *(f"{name:<{width}}{percent(share, n)}" for name, share in ({"exact match": report["exact"]} | scores).items()),
     ]
     if abstention:
-        without, given = abstention["n"], abstention["abstentions"]
+        without = abstention["n"]
+        given = abstention["abstentions"]
         lines += [
             f"  with an answer     {percent(abstention['exact_of_others'], n - without)} of {n - without:,}",
             f"  without an answer  {percent(abstention['recall'], without)} of {without:,}: recall of abstention",

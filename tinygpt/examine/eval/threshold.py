@@ -52,7 +52,8 @@ def average_precision(curve: Curve) -> float:
 
 def cheapest_threshold(curve: Curve, miss_cost: float) -> float:
     """Return the threshold with the lowest cost, the highest of several; infinity if flagging nothing is as cheap."""
-    hits, false_alarms = np.append(0, curve.hits), np.append(0, curve.false_alarms)
+    hits = np.append(0, curve.hits)
+    false_alarms = np.append(0, curve.false_alarms)
     costs = false_alarms + miss_cost * (hits[-1] - hits)
     return float(np.append(np.inf, curve.thresholds)[costs.argmin()])
 
@@ -67,10 +68,14 @@ def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cos
     """Measure a threshold: precision (None if nothing is flagged), recall, accuracy; and per 1,000 prompts the false
     alarms, the misses and the cost, in false alarms; with 95% intervals (None for a recall that is 0 or 1 by
     definition)."""
-    flagged, n = scores >= threshold, len(scores)
-    hits, false_alarms = int((flagged & positive).sum()), int((flagged & ~positive).sum())
-    misses, positives = int((~flagged & positive).sum()), int(positive.sum())
-    recall, precision = hits / positives, hits / (hits + false_alarms) if hits + false_alarms else None
+    flagged = scores >= threshold
+    n = len(scores)
+    hits = int((flagged & positive).sum())
+    false_alarms = int((flagged & ~positive).sum())
+    misses = int((~flagged & positive).sum())
+    positives = int(positive.sum())
+    recall = hits / positives
+    precision = hits / (hits + false_alarms) if hits + false_alarms else None
     weights = 1000 * (threshold < math.inf), 1000 * miss_cost * (threshold > 0)  # 0: there can be no such error
     shares = {"precision": precision, "recall": recall if all(weights) else None}
     return {
@@ -89,7 +94,8 @@ def outcome(scores: np.ndarray, positive: np.ndarray, threshold: float, miss_cos
 def sum_interval(weights: Sequence[float], shares: Sequence[float], n: int) -> list[float]:
     """Compute the 95% interval of a weighted sum of shares of n prompts, as if these were independent (Zou and Donner
     2008). Shares of different outcomes exclude each other, which makes it too wide, if anything."""
-    total, bounds = float(np.dot(weights, shares)), np.array([wilson(share, n) for share in shares])
+    total = float(np.dot(weights, shares))
+    bounds = np.array([wilson(share, n) for share in shares])
     below, above = np.linalg.norm((bounds - np.array(shares)[:, None]) * np.array(weights)[:, None], axis=0).tolist()
     return [max(0.0, total - below), total + above]
 
@@ -128,7 +134,8 @@ def make_tradeoff(
 
 def as_text(report: dict[str, Any]) -> str:
     """Format for the terminal, in 100 columns."""
-    name, share = cut(repr(report["positive"]), 30), report["positives"] / report["n"]
+    name = cut(repr(report["positive"]), 30)
+    share = report["positives"] / report["n"]
     lines = [
         f"precision-recall trade-off of {escaped(name)}: {report['positives']:,} of {counted(report['n'], 'prompt')} "
         f"({100 * share:.1f}%)",
@@ -166,7 +173,8 @@ def as_text(report: dict[str, Any]) -> str:
 
 def with_interval(row: dict[str, Any], name: str, digits: int = 2, bound_digits: int = 2) -> str:
     """Format a value of an `outcome` and its interval, for the table."""
-    value, interval = row[name], row[f"{name}_interval"]
+    value = row[name]
+    interval = row[f"{name}_interval"]
     if value is None:
         return "-"
     low_high = f" ({interval[0]:.{bound_digits}f}-{interval[1]:.{bound_digits}f})" if interval else ""
@@ -177,8 +185,10 @@ def draw_curves(task: str, report: dict[str, Any], curves: dict[str, Curve], pat
     """Draw precision against recall as a PNG, with the chosen thresholds and 0.5. Errors: TinyGPTError."""
     with drawing(path, "the picture of the precision-recall curve", (620, 430)) as (figure, axes):
         for index, (key, curve) in enumerate(curves.items()):
-            color, label = f"C{index}", f"{NAMES[key]}, average precision {report['average_precision'][key]:.2f}"
-            recall, precision = np.append(0, curve.recall), np.append(curve.precision[0], curve.precision)
+            color = f"C{index}"
+            label = f"{NAMES[key]}, average precision {report['average_precision'][key]:.2f}"
+            recall = np.append(0, curve.recall)
+            precision = np.append(curve.precision[0], curve.precision)
             axes.step(recall, precision, color=color, label=label)
             for row in report["rows"]:
                 if row["classifier"] == key and row["precision"] is not None:

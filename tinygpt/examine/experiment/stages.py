@@ -123,7 +123,8 @@ def run(folder: Path, identity: Identity, stages: Sequence[Stage], more: bool = 
 
 def stored(folder: Path, identity: Identity) -> dict[str, Any]:
     """Read lab.json; without such a file, return content without stages. Errors: TinyGPTError as in `run`."""
-    path, (command, name) = identity.file(folder), identity[:2]
+    path = identity.file(folder)
+    command, name = identity[:2]
     expected = {command: name, "settings": identity.settings}
     if not path.exists():
         return {**expected, "models": identity.models, "stages": {}}

@@ -156,7 +156,8 @@ def write(
 
     live: of a page that answers, the data of NAME/page.js, and under "models" the paths of its models by name.
     """
-    picture, page = folder / f"{name}.png", folder / f"{name}.html"
+    picture = folder / f"{name}.png"
+    page = folder / f"{name}.html"
     with drawing(picture, "the picture") as (_, axes):
         summary.draw(axes)
     values: dict[str, Any] = {"kind": command, "title": summary.title, "summary": summary, "name": name, "live": live}

@@ -62,7 +62,8 @@ def planned(config: PlanConfig) -> TrainConfig:
 
 def show_run(start: Start, model: GPT, config: PlanConfig) -> None:
     """Print the device, the dataset and the size of the run."""
-    run, source = start.config, start.source
+    run = start.config
+    source = start.source
     passes = run.max_iters * source.passes(run.batch_size * run.gradient_accumulation_steps, run.block_size)
     print(f"device:      {start.compute.describe()}")
     if start.compute.device.type != "cpu" and not config.processes:

@@ -21,7 +21,9 @@ from tinygpt.base.process import ended_by_sigterm, run
 from tinygpt.checkpoint.snapshots import snapshot_steps
 from tinygpt.training.log import read_metrics
 
-WARM_UP, STEPS = 5, 20  # iterations; the first ones are slower
+# iterations; the first ones are slower
+WARM_UP = 5
+STEPS = 20
 SAVE_AT = 15  # the iteration before which last.pt is saved once more
 TIME_ERROR = 0.08  # relative, at least
 MEMORY_ERROR = 0.05  # relative
@@ -99,7 +101,8 @@ def costs_of(entries: list[dict[str, Any]], seconds: float) -> Costs:
 
 def parts(config: TrainConfig, costs: Costs) -> dict[str, Part]:
     """Count the parts of the complete run. With `patience` it may end earlier."""
-    end, interval = config.max_iters, config.eval_interval
+    end = config.max_iters
+    interval = config.eval_interval
     extra = end % interval > 0  # the evaluation at the end is not at a multiple of eval_interval
     evaluations = end // interval + 1 + extra
     saves = 2 * evaluations  # ckpt.pt, if each evaluation is the best one so far, and last.pt

@@ -79,7 +79,9 @@ def draw_curves(runs: list[dict[str, Any]], width: int, unit: str) -> str:
 
 
 def draw_losses(axes: Any, run: dict[str, Any], colour: str, alone: bool) -> None:
-    steps, train, val = run["steps"], run["train"], run["val"]
+    steps = run["steps"]
+    train = run["train"]
+    val = run["val"]
     if not steps:
         return
     name = "" if alone else f" ({run['name']})"  # not first: matplotlib leaves out labels that begin with "_"

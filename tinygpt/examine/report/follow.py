@@ -29,13 +29,17 @@ class FollowedRun:
     """The state of the run in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.path = folder, folder / "metrics.jsonl"
+        self.folder = folder
+        self.path = folder / "metrics.jsonl"
         self.settings: dict[str, Any] = {}
         self._settings_time = 0
         self._reset()
 
     def _reset(self) -> None:
-        self._start, self._offset, self._inode, self._changed = b"", 0, 0, 0.0
+        self._start = b""
+        self._offset = 0
+        self._inode = 0
+        self._changed = 0.0
         self._lines: deque[dict[str, Any]] = deque(maxlen=RECENT)  # the newest lines of kind "train"
         self.evaluations: list[tuple[int, float]] = []  # step and validation loss
         self.sample = ""  # the newest one
@@ -47,14 +51,18 @@ class FollowedRun:
         with contextlib.suppress(OSError, TinyGPTError):
             path = self.folder / "config.yaml"
             if (changed := path.stat().st_mtime_ns) != self._settings_time:
-                self.settings, self._settings_time = read_config(path), changed
+                self.settings = read_config(path)
+                self._settings_time = changed
         try:
             with open(self.path, "rb") as file:
-                status, start = self.path.stat(), file.read(200)
+                status = self.path.stat()
+                start = file.read(200)
                 same = status.st_ino == self._inode and status.st_size >= self._offset
                 if not (same and start.startswith(self._start)):
                     self._reset()
-                self._start, self._inode, self._changed = start, status.st_ino, status.st_mtime
+                self._start = start
+                self._inode = status.st_ino
+                self._changed = status.st_mtime
                 file.seek(self._offset)
                 content = file.read()
         except OSError:  # it does not exist yet
@@ -64,7 +72,8 @@ class FollowedRun:
         self._offset += len(complete)
         for line in complete.decode("utf-8", "replace").splitlines():
             if entry := intact_entry(line):
-                self.newest_kind, self.saved = entry["kind"], 0
+                self.newest_kind = entry["kind"]
+                self.saved = 0
                 if self.newest_kind == "train" and is_number(entry.get("seconds")):
                     self._lines.append(entry)
                 elif self.newest_kind == "eval" and is_number(entry.get("val_loss")):
@@ -91,7 +100,8 @@ class FollowedRun:
         """
         last = self._lines[-1] if self._lines else {}
         done = max(last.get("step", -1) + 1, self.evaluations[-1][0] if self.evaluations else 0, self.saved)
-        max_iters, pace = int(number(self.settings, "max_iters", done)), self._pace()
+        max_iters = int(number(self.settings, "max_iters", done))
+        pace = self._pace()
         phase = self._phase(max_iters, ended or not self.is_running)
         left = (max_iters - done) * pace if phase == "training" and pace else None
         can_resume = phase == "stopped" and (self.folder / "last.pt").exists()
@@ -111,7 +121,8 @@ class FollowedRun:
             return "waiting" if ended else "starting"
         if self.newest_kind == "diverged":
             return "diverged"
-        evaluated, losses = self.evaluations[-1][0] if self.evaluations else -1, [loss for _, loss in self.evaluations]
+        evaluated = self.evaluations[-1][0] if self.evaluations else -1
+        losses = [loss for _, loss in self.evaluations]
         patience = number(self.settings, "patience", 0)
         if evaluated >= max_iters or (patience and losses and len(losses) - 1 - losses.index(min(losses)) >= patience):
             return "finished"
@@ -121,6 +132,7 @@ class FollowedRun:
         """Estimate the seconds per iteration, evaluations included; None for fewer than two lines."""
         if len(self._lines) < 2:
             return None
-        first, last = self._lines[0], self._lines[-1]
+        first = self._lines[0]
+        last = self._lines[-1]
         steps = last["step"] - first["step"]
         return (last["seconds"] - first["seconds"]) / steps if steps > 0 else None

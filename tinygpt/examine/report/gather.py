@@ -58,9 +58,11 @@ def complete(run: LoadedRun, others: list[LoadedRun], values: dict[str, Any], op
     nothing: dict[str, Any] = {"samples": [], "passages": {}, "runs": [], "memorised": {}, "step": {}}
     values = nothing | {"no_text": False, "quick": False} | values
     try:
-        models, silent = packed_models.models(run, others), ""
+        models = packed_models.models(run, others)
+        silent = ""
     except TinyGPTError as error:
-        models, silent = [], error.message
+        models = []
+        silent = error.message
     cells = {
         split: [[cell["rank"], cell["p"], cell["loss"], cell["top"]] if "p" in cell else 0 for cell in passage]
         for split, passage in values["passages"].items()

@@ -49,7 +49,8 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         load_state(optimizer, saved)
     except TinyGPTError:
         return {}
-    step, split = run.checkpoint.step, run.dataset.sources["train"]
+    step = run.checkpoint.step
+    split = run.dataset.sources["train"]
     if examples := run.checkpoint.config.get("examples"):
         split = split.first(examples)
     source = split.arranged(config.group_by_length, config.sampling == "epochs")
@@ -70,7 +71,8 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
         for a, b in zip(x.split(config.batch_size * parts), y.split(config.batch_size * parts), strict=True):
             yield model(a, b)[1] * ((b >= 0).sum() / total)
 
-    logits, loss = model(x[:1])[0][0].detach(), 0.0
+    logits = model(x[:1])[0][0].detach()
+    loss = 0.0
     for share in micro_losses():
         optimizer.backward(share)
         loss += share.item()
@@ -135,9 +137,12 @@ def adamw(
     value: float, gradient: float, m: float, v: float, updates: int, config: TrainConfig, rate: float, decay: float
 ) -> dict[str, float]:
     """Compute AdamW's update of one weight from its formula. m, v: its moments before; gradient: clipped."""
-    b1, b2 = config.beta1, config.beta2
-    new_m, new_v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
-    m_hat, v_hat = new_m / (1 - b1**updates), new_v / (1 - b2**updates)
+    b1 = config.beta1
+    b2 = config.beta2
+    new_m = b1 * m + (1 - b1) * gradient
+    new_v = b2 * v + (1 - b2) * gradient**2
+    m_hat = new_m / (1 - b1**updates)
+    v_hat = new_v / (1 - b2**updates)
     return {
         "m": m,
         "v": v,
@@ -174,15 +179,20 @@ def cells(run: LoadedRun, x: torch.Tensor, y: torch.Tensor, logits: torch.Tensor
 
     x, y: (T) inputs and targets; logits: (T, V). "top" contains the target. The gradient is that of the token's loss.
     """
-    last, size = int((y >= 0).nonzero().max()), run.tokenizer.vocab_size  # padding follows
+    # padding follows
+    last = int((y >= 0).nonzero().max())
+    size = run.tokenizer.vocab_size
     result: list[dict[str, Any]] = [{"text": run.tokenizer.decode([int(x[0])])}]
     for position in range(min(last + 1, SHOWN)):
-        target, row = int(y[position]), logits[position].double()
+        target = int(y[position])
+        row = logits[position].double()
         shown = target if target >= 0 else int(x[position + 1])
         cell: dict[str, Any] = {"text": run.tokenizer.decode([shown])}
         if target >= 0:
-            probabilities, best = row.softmax(0).tolist(), row[:size].topk(min(ROWS, size)).indices.tolist()
-            p, ids = probabilities[target], best if target in best else [*best[:-1], target]
+            probabilities = row.softmax(0).tolist()
+            best = row[:size].topk(min(ROWS, size)).indices.tolist()
+            p = probabilities[target]
+            ids = best if target in best else [*best[:-1], target]
             top = [
                 (run.tokenizer.decode([i]), row[i].item(), probabilities[i], probabilities[i] - (i == target))
                 for i in ids

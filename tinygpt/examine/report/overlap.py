@@ -21,7 +21,8 @@ class TrainingText:
     """A training text in which quotations are looked up, by the hashes of its windows of SHORTEST characters."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.hashes = text, np.sort(window_hashes(code_points(text)))
+        self.text = text
+        self.hashes = np.sort(window_hashes(code_points(text)))
 
     def contains(self, text: str) -> np.ndarray:
         """Return whether each window of a text is in the training text, bool (max(len(text) - 19, 0),)."""

@@ -46,7 +46,8 @@ def models(run: LoadedRun, others: list[LoadedRun]) -> list[dict[str, Any]]:
 def packed_snapshots(run: LoadedRun, packed: dict[str, Any], room: int) -> list[dict[str, Any]]:
     """Pack the snapshots of a run as differences from its packed model: as many as fit into `room` bytes, without those
     that are damaged or another run's."""
-    paths, best = snapshots(run.path), run.checkpoint
+    paths = snapshots(run.path)
+    best = run.checkpoint
     steps = [step for step in paths if step != best.step]
     weight_count = sum(math.prod(tensor["shape"]) for tensor in packed["tensors"].values())
     count = min(len(steps), max(0, room) // math.ceil(weight_count * (1 + 2 / BLOCK) * 4 / 3))

@@ -20,7 +20,8 @@ def passages(run: LoadedRun) -> dict[str, list[dict[str, Any]]]:
         return {}
     cells: dict[str, list[dict[str, Any]]] = {"train": [], "val": []}
     for split in cells:
-        source, tokens = run.dataset.sources[split], run.split(split)
+        source = run.dataset.sources[split]
+        tokens = run.split(split)
         if isinstance(source, PairRows):
             for start, response, end in list(zip(source.starts, source.responses, source.ends, strict=True))[:EXAMPLES]:
                 cells[split] += predictions(run, tokens[start:end], 1, int(response - start))
@@ -41,14 +42,17 @@ def predictions(run: LoadedRun, tokens: np.ndarray, first: int, prompt_end: int 
     Its context is at least half of `run.context`, or all earlier tokens if there are fewer.
     """
     count = len(tokens)
-    half, ids = max(1, run.context // 2), torch.from_numpy(tokens.astype(np.int64)).to(run.compute.device)
+    half = max(1, run.context // 2)
+    ids = torch.from_numpy(tokens.astype(np.int64)).to(run.compute.device)
     names = [run.tokenizer.decode([token]) for token in tokens.tolist()]
     cells: list[dict[str, Any]] = [{"text": name} for name in names]
     for start in range(first, count, half):
-        low, high = max(0, start - max(1, run.context - half)), min(start + half, count)
+        low = max(0, start - max(1, run.context - half))
+        high = min(start + half, count)
         logits = run.model(ids[None, low : high - 1])[0][0, start - low - 1 :, : run.tokenizer.vocab_size]
         require_finite(logits)
-        probabilities, best = logits.softmax(-1), logits.topk(min(5, run.tokenizer.vocab_size)).indices
+        probabilities = logits.softmax(-1)
+        best = logits.topk(min(5, run.tokenizer.vocab_size)).indices
         token_probabilities = probabilities.gather(1, ids[start:high, None])
         ranks = (probabilities > token_probabilities).sum(1) + 1
         for row, position in enumerate(range(start, high)):

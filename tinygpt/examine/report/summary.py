@@ -30,8 +30,10 @@ PARTS = {"wte": "token embedding", "wpe": "position embedding", "wbe": "bigram e
 
 def summary(run: LoadedRun, entries: list[dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
     """Collect facts about the run, its losses, the parameters of each part, and the verdict."""
-    shape, parts = run.model.config, parameters(run.model)
-    total, size = sum(parts.values()), run.model.num_params()
+    shape = run.model.config
+    parts = parameters(run.model)
+    total = sum(parts.values())
+    size = run.model.num_params()
     without = f", {size:,} without the position embeddings," if size < total else ""
     shared = f" ({shape.kv_heads} of keys and values)" if shape.kv_heads < shape.n_head else ""
     tokens = len(run.split("train")) if run.dataset else 0
@@ -72,7 +74,8 @@ def trained_on(run: LoadedRun) -> str:
     name = str(run.checkpoint.config.get("dataset", "an unknown dataset"))
     if run.dataset is None:
         return f"{name} (note: {run.missing})"
-    source, size = run.dataset.sources["train"], f"{len(run.split('train')):,} {run.unit}s of text"
+    source = run.dataset.sources["train"]
+    size = f"{len(run.split('train')):,} {run.unit}s of text"
     if isinstance(source, PairRows):
         size = f"{counted(len(source.starts), 'prompt')} with responses"
     note = f" (note: {run.missing})" if run.missing else ""
@@ -84,11 +87,13 @@ def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
     the part of it that WORK allows; and say what they leave out."""
     if run.dataset is None or len(run.split("val")) < 2:
         return [], ""
-    source, block_size = run.dataset.sources["val"], run.model.config.block_size
+    source = run.dataset.sources["val"]
+    block_size = run.model.config.block_size
     most_rows = max(1, run.affordable(WORK) // run.model.num_params() // source.width(block_size))
     rows = source.all_rows(block_size)[:most_rows]
     loss, error = loss_and_error(run.model, source, rows, run.compute)
-    train, val = run.split("train"), run.split("val")
+    train = run.split("train")
+    val = run.split("val")
     target_indices = np.arange(min(len(rows) * block_size, len(val) - 1))  # the same targets
     if isinstance(source, PairRows):
         spans = [np.arange(r, e - 1) for r, e in zip(source.responses[rows], source.ends[rows], strict=True)]
@@ -126,7 +131,8 @@ def reproduce(run: LoadedRun, settings: dict[str, Any]) -> dict[str, Any]:
             sums[f"{run.path.name}/ckpt.pt"] = hashlib.file_digest(file, "sha256").hexdigest()
     name = str(run.checkpoint.config.get("dataset", ""))
     sums |= {f"{name} {file}": str(value) for file, value in sorted(run.checkpoint.data.items())}
-    prepare, data_folder = suggest.command("prepare", name), "data"
+    prepare = suggest.command("prepare", name)
+    data_folder = "data"
     if run.dataset:
         dataset = copy.copy(run.dataset)
         dataset.meta = dataset.meta | {"options": without_folders(dataset.meta.get("options"))}

@@ -47,7 +47,8 @@ def pack(model: GPT, tokenizer: Tokenizer, half: bool = True) -> dict[str, Any]:
     numbers = torch.cat([weight.flatten() for weight in weights.values()])
     if half and numbers.half().isfinite().all():  # float16 ends at 65,504
         numbers = numbers.half()
-    tensors, offset = {}, 0
+    tensors = {}
+    offset = 0
     for name, weight in weights.items():
         tensors[name] = {"shape": list(weight.shape), "offset": offset}
         offset += weight.numel()
@@ -91,7 +92,8 @@ def packed_vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
 def byte_level_merges(tokenizer: HuggingFaceTokenizer) -> list[str] | None:
     """Return the merges of a tokenizer as model.js reads them, or None if it has a setting that model.js does not."""
     spec = json.loads(tokenizer.to_dict()["json"])
-    model, pre = spec["model"], spec.get("pre_tokenizer") or {}
+    model = spec["model"]
+    pre = spec.get("pre_tokenizer") or {}
     steps = [{"use_regex": True} | step for step in pre.get("pretokenizers", [pre])]
     if (
         model.get("type") != "BPE"
@@ -114,7 +116,8 @@ def page_weights(model: GPT, tokenizer: Tokenizer) -> dict[str, torch.Tensor]:
         what = f"the page's JavaScript does not implement {' and '.join(lacking)}"
         raise TinyGPTError(what, "use tinygpt sample, or train a model without this option")
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
-    padded, size = model.config.vocab_size, tokenizer.vocab_size
+    padded = model.config.vocab_size
+    size = tokenizer.vocab_size
     if model.config.tie_weights:
         del weights["lm_head.weight"]  # the same tensor as transformer.wte.weight
     for name in {"transformer.wte.weight", "lm_head.weight"} & weights.keys():
@@ -137,7 +140,8 @@ def differences(
     order = sorted(models)
     by_step: dict[int, dict[str, Any]] = {}
     for direction in (reversed([other for other in order if other < step]), [other for other in order if other > step]):
-        before, decoded = None, base_weights
+        before = None
+        decoded = base_weights
         for other in direction:
             weights = page_weights(models[other], tokenizer)
             target = torch.cat([weight.flatten() for weight in weights.values()]).numpy()

@@ -55,7 +55,8 @@ def why(config: WhyConfig) -> None:
     identity = Identity("why", "proof", {"start": start, "text": config.text}, {"ckpt.pt": fingerprint})
     printing = contextlib.redirect_stdout(sys.stderr) if config.json else contextlib.nullcontext()
     with printing, folder_lock(folder, "proof"), ended_by_sigterm():
-        finish, texts = partial(run, folder, identity), texts_of(explained)
+        finish = partial(run, folder, identity)
+        texts = texts_of(explained)
         measured = measured_effects(explained, config, (x, y), finish)
         effects = np.array(measured.pop("effects"))
         order = np.argsort(effects, kind="stable")

@@ -68,7 +68,8 @@ def derivative(
 def tested(derivatives: Sequence[np.ndarray], log_probabilities: Sequence[float]) -> Tested:
     """Compare what the derivatives (rows,) of trainings without the sets 0, 1, ... predict with what these prove: the
     output's log-probability after each."""
-    known, predicted = of_present_rows(derivatives), []
+    known = of_present_rows(derivatives)
+    predicted = []
     for number in range(1, len(known)):
         others = np.nanmedian(np.delete(known, number, axis=0), axis=0)
         predicted.append(float(others[random_set(len(others), number)].sum()))

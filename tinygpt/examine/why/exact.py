@@ -37,7 +37,8 @@ def exact_effects(
     memory: bytes for the states. name: for the progress bars. Errors: TinyGPTError if the memory is too small.
     """
     every = interval(training, memory)
-    kept, state = [], training.start()
+    kept = []
+    state = training.start()
     for number in progress(range(training.steps), desc=f"{name}, forwards"):
         if number % every == 0:
             kept.append(state)
@@ -65,7 +66,8 @@ def interval(training: Training, memory: float) -> int:
 
     Errors: TinyGPTError if every interval needs more.
     """
-    size, steps = 4 * sum(tensor.numel() for tensor in training.start()), training.steps
+    size = 4 * sum(tensor.numel() for tensor in training.start())
+    steps = training.steps
     every = np.arange(1, steps + 1)
     needed = size * (-(-steps // every) + every - 1)  # kept ones, and those of the interval that is swept
     if needed.min() <= memory:

@@ -76,7 +76,8 @@ def load_run(config: WhyConfig) -> Explained:
     run = kind(**settings, given=frozenset({"block_size"}))
     if problems := list(run.problems()):
         raise TinyGPTError(f"{path} has settings that cannot be used: {'; '.join(problems)}", "another run")
-    run.data_dir, run.device = data_dir(config, recorded, path), config.device or run.device
+    run.data_dir = data_dir(config, recorded, path)
+    run.device = config.device or run.device
     dataset = Dataset(run.data_dir, run.dataset)
     if not dataset.has_checksums(checkpoint.data):
         problem = f"dataset {dataset.name!r} has been prepared from different text since {path} was written"
@@ -98,7 +99,8 @@ def output(explained: Explained, *pairs: tuple[str, str]) -> Output:
 
     Errors: TinyGPTError for no pair, an empty text, one outside the vocabulary, and more tokens than the context has.
     """
-    tokenizer, block_size = explained.dataset.tokenizer, explained.config.block_size
+    tokenizer = explained.dataset.tokenizer
+    block_size = explained.config.block_size
     if not pairs:
         raise TinyGPTError("there is no output to explain", "give prompts with their responses")
     if len(pairs) > 1 and not explained.dataset.pairs:
@@ -114,7 +116,8 @@ def output(explained: Explained, *pairs: tuple[str, str]) -> Output:
         ((start, text),) = pairs
         first = encode_prompt(start, tokenizer, plain=True)
         tokens = np.array([*first, *tokenizer.encode(text)], dtype=np.int64)[None]
-        x, y = tokens[:, :-1], tokens[:, 1:].copy()
+        x = tokens[:, :-1]
+        y = tokens[:, 1:].copy()
         y[:, : len(first) - 1] = -1
     if x.shape[1] > block_size:
         problem = f"--start and --text have {x.shape[1] + 1} tokens; the run was trained on at most {block_size + 1}"
@@ -137,7 +140,8 @@ def texts_of(explained: Explained) -> list[str]:
     """Return the text of each training row: `prompt -> response`, or the passage that the row predicts."""
     if explained.dataset.pairs:
         return [" -> ".join(pair) for pair in explained.source.examples(explained.dataset.tokenizer)]
-    tokens, size = explained.source.tokens, explained.config.block_size
+    tokens = explained.source.tokens
+    size = explained.config.block_size
     decode = explained.dataset.tokenizer.decode
     return [decode(tokens[start + 1 : start + 1 + size].tolist()) for start in explained.rows.tolist()]
 
@@ -147,11 +151,13 @@ def places_of(explained: Explained, numbers: list[int]) -> dict[int, str]:
     number in the training split; the line of the training text where a passage begins."""
     dataset = explained.dataset
     if not dataset.pairs:
-        tokens, decode = explained.source.tokens, dataset.tokenizer.decode
+        tokens = explained.source.tokens
+        decode = dataset.tokenizer.decode
         starts = {number: int(explained.rows[number]) + 1 for number in numbers}
         lines = {number: decode(tokens[:start].tolist()).count("\n") + 1 for number, start in starts.items()}
         return {number: f"line {line} of the training text" for number, line in lines.items()}
-    pairs, known = explained.source.examples(dataset.tokenizer), lines_of_pairs(dataset)
+    pairs = explained.source.examples(dataset.tokenizer)
+    known = lines_of_pairs(dataset)
     in_file: dict[int, str] = {}
     for number, pair in enumerate(pairs):  # equal examples are in the order of their lines
         if known[pair]:

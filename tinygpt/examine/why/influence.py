@@ -34,9 +34,12 @@ from tinygpt.training.optimizer import learning_rate
 def estimated_effects(training: Training, x: Tensor, y: Tensor) -> tuple[np.ndarray, Tensor]:
     """Estimate the change of an output's log-probability in nats if the loss of a token of the training split is left
     out: float64 (tokens,); and return the trained weights (n,). x, y: int64 (n, T), see explained.output."""
-    effects, rates, state = np.zeros(len(training.source.tokens)), applied_rates(training.config), training.start()
+    effects = np.zeros(len(training.source.tokens))
+    rates = applied_rates(training.config)
+    state = training.start()
     for number in progress(range(training.steps), desc="estimate the effects"):
-        batch, weights = training.batch(number), state.weights.requires_grad_()
+        batch = training.batch(number)
+        weights = state.weights.requires_grad_()
         batch.weights.requires_grad_()
         gradient = training.gradient(weights, number, batch)
         after = training.update(State(weights.detach(), *state[1:]), number, gradient.detach())
@@ -51,7 +54,8 @@ def estimated_effects(training: Training, x: Tensor, y: Tensor) -> tuple[np.ndar
 
 def preconditioned(training: Training, state: State, number: int, gradient: Tensor) -> Tensor:
     """Return P times a gradient (n,), from the optimizer's state after the iteration; see the top of this module."""
-    config, part = training.config, training.adam
+    config = training.config
+    part = training.adam
     first = state.first[part] / (1 - config.beta1 ** (number + 1))
     second = state.second / (1 - config.beta2 ** (number + 1))
     result = torch.zeros_like(gradient)
@@ -69,7 +73,9 @@ def applied_rates(config: TrainConfig) -> np.ndarray:
 
     Iteration s applies the share (1 - beta1) * beta1^(s - t) / (1 - beta1^(s + 1)) of the gradient of t.
     """
-    applied, later, momentum = np.zeros(config.max_iters), 0.0, config.beta1
+    applied = np.zeros(config.max_iters)
+    later = 0.0
+    momentum = config.beta1
     for step in reversed(range(config.max_iters)):
         later = learning_rate(step, config) / (1 - momentum ** (step + 1)) + momentum * later
         applied[step] = (1 - momentum) * later

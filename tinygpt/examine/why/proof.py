@@ -17,7 +17,9 @@ from tinygpt.examine.why.rows import exposures_of
 from tinygpt.examine.why.step import Training
 
 SEEDS = 5  # enough to exclude chance; advised as one number, since adding seeds until a test succeeds is no test
-NOTHING, INFLUENTIAL, RANDOM = "nothing", "the most influential", "random ones"
+NOTHING = "nothing"
+INFLUENTIAL = "the most influential"
+RANDOM = "random ones"
 # Student's t of which 95% are below, by the number of seeds; about 1.8 for more
 T_95 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83)
 
@@ -64,7 +66,8 @@ def measured(explained: Explained, left_out: np.ndarray, seed: int, encoded: Out
 def random_rows(explained: Explained, influential: np.ndarray, seed: int) -> np.ndarray:
     """Draw as many other rows, each with about as many targets in the iterations of this seed's run as an influential
     one, since a row that was hardly drawn cannot matter. With labels it has the same label, as long as there is one."""
-    generator, exposures = np.random.default_rng(seed), exposures_of(explained, seed)
+    generator = np.random.default_rng(seed)
+    exposures = exposures_of(explained, seed)
     free = generator.permutation(np.setdiff1d(np.arange(len(explained.rows)), influential)).tolist()
     if len(influential) > len(free):
         raise TinyGPTError(f"{len(influential)} rows, but only {len(free)} other training rows", "fewer rows")
@@ -104,7 +107,8 @@ def is_positive(values: np.ndarray) -> bool:
 
 def show_proof(proved: dict[str, Any]) -> None:
     """Print the probabilities of the output in the retrained models, and the verdict."""
-    seeds, count = proved["seeds"], proved["left_out"][INFLUENTIAL]
+    seeds = proved["seeds"]
+    count = proved["left_out"][INFLUENTIAL]
     print()
     width = len(shown(INFLUENTIAL, count)) + 2
     columns = {"trained without": f"<{width}"} | {f"seed {seed}": ">12.3g" for seed in seeds}

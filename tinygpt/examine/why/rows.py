@@ -48,7 +48,8 @@ def without(explained: Explained, left_out: np.ndarray) -> np.ndarray:
 
 def exposures_of(explained: Explained, seed: int) -> np.ndarray:
     """Count the targets of each training row in all iterations of a run with this seed: int64 (rows,)."""
-    source, config = explained.source, dataclasses.replace(explained.config, seed=seed)
+    source = explained.source
+    config = dataclasses.replace(explained.config, seed=seed)
     counts = np.zeros(len(source.tokens), dtype=np.int64)
     for number in range(explained.checkpoint.step):
         rows = rows_of_batch(source, config, number)

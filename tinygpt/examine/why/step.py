@@ -80,13 +80,16 @@ class Training:
 
     def __init__(self, explained: Explained, seed: int, left_out: np.ndarray = np.arange(0)) -> None:
         """left_out: numbers of training rows, int64 (n,). Errors: TinyGPTError as in `train`."""
-        self.steps, self.source = explained.checkpoint.step, explained.source
+        self.steps = explained.checkpoint.step
+        self.source = explained.source
         self.token_weights = without(explained, left_out)
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             start = resolve(stack, settings(explained, seed, folder))
-            self.config, self.device, made = start.config, start.compute.device, make_model(start)
+            self.config = start.config
+            self.device = start.compute.device
+            made = make_model(start)
         if any(explained.checkpoint.model[name].shape != weight.shape for name, weight in made.state_dict().items()):
             problem = "the run cannot be repeated: the model that it starts from has been replaced by another one"
             raise TinyGPTError(problem, "train again")
@@ -105,7 +108,8 @@ class Training:
 
     def batch(self, number: int) -> Batch:
         """Draw the global batch of an iteration, which `train.batch` draws, too."""
-        config, source = self.config, self.source
+        config = self.config
+        source = self.source
         rows = rows_of_batch(source, config, number)
         width = row_length(source, source.width(config.block_size), rows)
         shape = (3, config.gradient_accumulation_steps, -1, width // parts_of_rows(number, config.context_warmup))
@@ -133,7 +137,8 @@ class Training:
         """Compute the gradient of the loss of an iteration, (n,): the sum of the targets' losses, each times its weight
         in the batch, divided by the number of all targets. It has a gradient itself if `weights` has one."""
         self.model.train()
-        total, differentiable = torch.zeros_like(weights), weights.requires_grad
+        total = torch.zeros_like(weights)
+        differentiable = weights.requires_grad
         leaf = weights if differentiable else weights.detach().requires_grad_()
         count = int((batch.y >= 0).sum())
         for micro_step, (x, y, of_tokens) in enumerate(zip(batch.x, batch.y, batch.weights, strict=True)):
@@ -150,7 +155,8 @@ class Training:
 
     def update(self, state: State, number: int, gradient: Tensor) -> State:
         """Clip the gradient (n,) of an iteration, and update the weights by AdamW, or by Muon and AdamW."""
-        config, rate = self.config, learning_rate(number, self.config)
+        config = self.config
+        rate = learning_rate(number, self.config)
         gradient = gradient / self.clipping(gradient)
         parts = [self.adamw(state, number, gradient, rate)]
         if self.adam.start:
@@ -165,7 +171,9 @@ class Training:
 
     def adamw(self, state: State, number: int, gradient: Tensor, rate: float) -> State:
         """AdamW (Loshchilov & Hutter 2019) on its part of the state, as torch.optim.AdamW computes it."""
-        beta1, beta2, g = self.config.beta1, self.config.beta2, gradient[self.adam]
+        beta1 = self.config.beta1
+        beta2 = self.config.beta2
+        g = gradient[self.adam]
         first = beta1 * state.first[self.adam] + (1 - beta1) * g
         second = beta2 * state.second + (1 - beta2) * g.square()
         root = second.clamp(min=TINY).sqrt() / math.sqrt(1 - beta2 ** (number + 1))
@@ -199,7 +207,9 @@ class Training:
 
 def settings(explained: Explained, seed: int, out: str) -> TrainConfig:
     """Return the configuration of the run with another seed, in float32, up to the step of ckpt.pt."""
-    config, step, threads = explained.config, explained.checkpoint.step, explained.checkpoint.training.get("threads")
+    config = explained.config
+    step = explained.checkpoint.step
+    threads = explained.checkpoint.training.get("threads")
     return dataclasses.replace(
         config, out_dir=out, seed=seed, max_iters=step, dtype="float32", fast="auto", compile="False", shard=False,
         lr_decay_iters=config.lr_decay_iters or config.max_iters,  # the schedule stays that of the whole run

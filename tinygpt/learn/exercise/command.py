@@ -48,7 +48,8 @@ def exercise(config: ExerciseConfig) -> int:
 
 def arguments(config: ExerciseConfig, steps: list[Step]) -> tuple[list[Step], Path]:
     """Return the steps and the path that the command names: `check PATH` means all steps. Errors: TinyGPTError."""
-    text, path = config.step, Path(config.file)
+    text = config.step
+    path = Path(config.file)
     for step in steps:
         if text == str(step.number):
             return [step], path

@@ -20,7 +20,10 @@ FULL = (1500, 30_000, (3e-5, 1e-4, 3e-4, 1e-3, 3e-3))  # iterations, characters 
 QUICK = (250, 8000, (1e-4, 3e-4, 1e-3))
 CHUNK = 32  # characters before each step; the model also sees earlier ones, as many as fit into its context
 CLOSE = 0.05  # nats per character: smaller changes may be due to the choice of the text
-TUNING, SAME, OTHER = "Shakespeare, to choose the rate", "Shakespeare", "industries"  # the texts
+# the texts
+TUNING = "Shakespeare, to choose the rate"
+SAME = "Shakespeare"
+OTHER = "industries"
 WAYS = {"static": "--", "adapting": "o-", "trained on industries": ":"}  # to read, with their lines in the picture
 STATIC, ADAPTING, TRAINED = WAYS
 
@@ -38,7 +41,8 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 def contents(length: int, own: str = "") -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Return the splits to train on, and the ends of the texts to read, which no training contains."""
     shakespeare = api.corpus("shakespeare_char")
-    known, cut = set(shakespeare), int(0.9 * len(shakespeare))
+    known = set(shakespeare)
+    cut = int(0.9 * len(shakespeare))
     industries = "".join(filter(known.__contains__, api.corpus("naics")))
     ends = {TUNING: shakespeare[cut - length : cut], SAME: shakespeare[-length:], OTHER: industries[-length:]}
     if own:
@@ -64,14 +68,18 @@ def measure(folder: Path, texts: dict[str, str], rates: list[float], seed: int, 
         began = time.process_time()
         losses = read(model, texts[text], rate)
         ms = 1000 * (time.process_time() - began) / len(losses)
-        curve, after = [part.mean() for part in np.array_split(losses, 10)], read(model, texts[SAME]).mean()
+        curve = [part.mean() for part in np.array_split(losses, 10)]
+        after = read(model, texts[SAME]).mean()
         found.append({"way": way, "rate": rate, "loss": losses.mean(), "curve": curve, "after": after, "ms": ms})
     return found
 
 
 def read(loaded: api.LoadedModel, text: str, rate: float = 0) -> np.ndarray:
     """Return the loss of each character but the first, in nats (n - 1,). With a rate, this changes the model."""
-    model, ids, end, losses = loaded.model, torch.tensor(loaded.encode(text)), 0, []
+    model = loaded.model
+    ids = torch.tensor(loaded.encode(text))
+    end = 0
+    losses = []
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     for targets in ids[1:].split(CHUNK):
         end += len(targets)
@@ -90,7 +98,8 @@ def summarise(reads: Records, config: LabConfig) -> Summary:
     tuned = reads.where(text=TUNING, way=ADAPTING).by("seed")
     rates = {seed: min(own, key=lambda one: one["loss"])["rate"] for seed, own in tuned.items()}
     chosen = Records(one for one in reads if one["rate"] in (0, rates[one["seed"]]))
-    groups, texts = chosen.by("text", "way"), [text for text in chosen.by("text") if text != TUNING]
+    groups = chosen.by("text", "way")
+    texts = [text for text in chosen.by("text") if text != TUNING]
     cells = [
         {"reading": f"{way}, rate {rate:g}" if rate else way}
         | {text: spread(own.where(text=text).values("loss"), ".2f") for text in (TUNING, *texts)}
@@ -115,7 +124,8 @@ def summarise(reads: Records, config: LabConfig) -> Summary:
         for (text, way), own in groups.items()
         if text in texts and (way != TRAINED or text == OTHER)
     ]
-    tables, plane = [Table("Losses", cells, note)], Plane("tenth of the text", "nats per character", lines)
+    tables = [Table("Losses", cells, note)]
+    plane = Plane("tenth of the text", "nats per character", lines)
     return Summary("Learning while reading", "What does it gain, forget and cost?", tables, verdicts, "Curves", plane)
 
 

@@ -29,9 +29,13 @@ WEIGHTS = (1, 2, 4)  # of numbers with 1, 2 and 3 digits in training: there are 
 KINDS = {"2 + 2": (2, 2), "3 + 1": (3, 1), "3 + 3": (3, 3), "4 + 4": (4, 4), "5 + 5": (5, 5)}  # digits, of the test
 BEYOND = ("4 + 4", "5 + 5")
 CLOSE = 0.05  # accuracies that differ by less count as equal
-GUESS, NEAREST, CALCULATOR = "most frequent answer", "nearest training example", "calculator"
+GUESS = "most frequent answer"
+NEAREST = "nearest training example"
+CALCULATOR = "calculator"
 CONTROLS = {GUESS: ":", NEAREST: "--", CALCULATOR: "-."}  # and their lines in the picture
-PLAIN, LARGE, REVERSED = "plain", "plain, larger model", "reversed"
+PLAIN = "plain"
+LARGE = "plain, larger model"
+REVERSED = "reversed"
 VARIANTS = {PLAIN: {}, LARGE: {"n_layer": 3, "n_embd": 96}, REVERSED: {}}  # and the settings of their trainings
 
 
@@ -42,7 +46,8 @@ class Size(NamedTuple):
     variants: tuple[str, ...]
 
 
-FULL, QUICK = Size(10_000, 300, 500, tuple(VARIANTS)), Size(10_000, 100, 350, (PLAIN, REVERSED))
+FULL = Size(10_000, 300, 500, tuple(VARIANTS))
+QUICK = Size(10_000, 100, 350, (PLAIN, REVERSED))
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
@@ -68,7 +73,8 @@ def written(digits: str, system: str) -> str:
 
 def sums(size: Size, seed: int) -> tuple[list[str], list[str]]:
     """Draw different sums for training and, of each kind in turn, for the test; none is in both."""
-    rng, seen = random.Random(f"sums {seed}"), set[str]()
+    rng = random.Random(f"sums {seed}")
+    seen = set[str]()
 
     def new(count: int, sizes: Sequence[int] = ()) -> list[str]:
         """Draw new sums of numbers with these numbers of digits, or random ones; 0 has one digit."""
@@ -112,7 +118,8 @@ def examples(size: Size, seed: int) -> list[dict[str, str]]:
 
 def fit(folder: Path, size: Size, system: str, seed: int) -> dict[str, float]:
     name = system.replace(", ", "-")
-    (known, test), val_size = sums(size, seed), size.examples // 20
+    known, test = sums(size, seed)
+    val_size = size.examples // 20
     splits = {
         split: [(prompt, written(right(prompt), system)) for prompt in prompts]
         for split, prompts in (("train", known[val_size:]), ("val", known[:val_size]), ("test", test))
@@ -136,7 +143,8 @@ def answers(folder: Path, size: Size, system: str, seed: int) -> list[dict[str, 
 def judged(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Add the kind of an answer's sum, the share of digits that are correct, by position from the units, and the
     failure: empty if the answer is correct."""
-    text, truth = answer["text"], right(answer["prompt"])
+    text = answer["text"]
+    truth = right(answer["prompt"])
     kind = " + ".join(str(len(number)) for number in answer["prompt"].split("+"))
     digits = statistics.mean(a == b for a, b in zip(text[::-1].ljust(len(truth)), truth[::-1], strict=False))
     failure = "" if text == truth else "several digits wrong"
@@ -242,7 +250,8 @@ def failures(system: str, wrong: Records) -> list[dict[str, str]]:
 def learned(models: Mapping[str, Records], nearest: Records) -> Verdict:
     """Judge whether the best model does more than look up the nearest example."""
     best = max(models, key=lambda system: accuracy(models[system], kind="3 + 3"))
-    value, lookup = accuracy(models[best], kind="3 + 3"), accuracy(nearest, kind="3 + 3")
+    value = accuracy(models[best], kind="3 + 3")
+    lookup = accuracy(nearest, kind="3 + 3")
     more = value > 2 * lookup and gap(value, lookup) >= CLOSE
     return Verdict(
         f"On new sums of the lengths of training, {best} {'generalises' if more else 'does not generalise'}: "

@@ -49,7 +49,8 @@ class Size(NamedTuple):
     layers: tuple[int, ...]  # of the models, whose width is WIDTH times as large
 
 
-FULL, QUICK = Size(500_000, 4, 1 << 14, 500, (1, 2, 3)), Size(150_000, 3, 1 << 12, 150, (1, 2))
+FULL = Size(500_000, 4, 1 << 14, 500, (1, 2, 3))
+QUICK = Size(150_000, 3, 1 << 12, 150, (1, 2))
 WIDTH = 32  # per layer
 CONTROL = 2  # layers of the model that is also trained on the text without canaries
 
@@ -70,7 +71,8 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
 
 def canaries(size: Size, seed: int) -> list[Canary]:
     """Draw canaries with different names and random numbers, `size.per_count` for each number of repetitions."""
-    rng, planted = random.Random(f"canaries {seed}"), sorted([*PLANTED] * size.per_count)
+    rng = random.Random(f"canaries {seed}")
+    planted = sorted([*PLANTED] * size.per_count)
     first, last = (rng.sample(names.split(), len(planted)) for names in (FIRST, LAST))
     return [Canary(f"{a} {b}", digits(rng), times) for a, b, times in zip(first, last, planted, strict=True)]
 
@@ -82,7 +84,8 @@ def digits(rng: random.Random) -> str:
 
 def with_canaries(text: str, planted: Sequence[Canary], seed: int) -> str:
     """Insert each canary into the text as often as it is planted, as lines at random positions."""
-    rng, lines = random.Random(f"places {seed}"), text.splitlines(keepends=True)
+    rng = random.Random(f"places {seed}")
+    lines = text.splitlines(keepends=True)
     lines_before = defaultdict(list)
     for canary in planted:
         for _ in range(canary.planted):
@@ -94,7 +97,8 @@ def prepare(folder: Path, size: Size, seed: int) -> None:
     """Prepare the text with canaries in its training split, and the text without; the validation splits are equal."""
     text = api.corpus("naics")[: size.characters]
     cut = text.rindex("\n", 0, len(text) * 9 // 10) + 1
-    head, rest = text[:cut], text[cut:]
+    head = text[:cut]
+    rest = text[cut:]
     planted = with_canaries(head, canaries(size, seed), seed)
     api.write_dataset(folder / "data/canaries", {"train": planted, "val": rest})
     api.write_dataset(folder / "data/clean", {"train": head, "val": rest})
@@ -109,7 +113,8 @@ def fit(folder: Path, size: Size, layers: int, text: str, seed: int) -> dict[str
 
 def measure(folder: Path, size: Size, layers: int, seed: int) -> list[dict[str, Any]]:
     """Measure exposure and extraction of each canary."""
-    model, rng = api.load(folder / f"canaries-{layers}", device="cpu"), random.Random(f"sample {seed}")
+    model = api.load(folder / f"canaries-{layers}", device="cpu")
+    rng = random.Random(f"sample {seed}")
     sample = [digits(rng) for _ in range(size.sample)]
     measurements = []
     for name, number, planted in canaries(size, seed):
@@ -143,7 +148,8 @@ def right_digits(continuation: str, number: str) -> float:
 def summarise(records: Records, config: LabConfig) -> Summary:
     sample = (QUICK if config.quick else FULL).sample
     models = {f"{layers} x {WIDTH * layers}": own for layers, own in records.by("layers").items()}
-    exposures, extractions = [], []
+    exposures = []
+    extractions = []
     for name, model in models.items():
         trained, clean = (model.where(text=text) for text in ("canaries", "clean"))
         row = {"model": name, "parameters": f"{trained[0]['weights']:,}"}
@@ -227,7 +233,8 @@ def sizes(models: Sequence[Records]) -> Verdict:
 def once(models: Sequence[Records]) -> Verdict:
     """Judge the effect of deduplication, by the numbers that occur in the text once."""
     numbers = [model.where(planted=1) for model in models]
-    n, mean = len(numbers[-1]), numbers[-1].mean("exposure")
+    n = len(numbers[-1])
+    mean = numbers[-1].mean("exposure")
     right = max(sum(own.values("extracted")) for own in numbers)
     return Verdict(
         "If duplicates are removed, so that a number occurs in the text once, "
@@ -241,7 +248,8 @@ def once(models: Sequence[Records]) -> Verdict:
 
 def controls(numbers: Records) -> Verdict:
     """Check the control: numbers that were not planted have the exposure of chance."""
-    mean, n = numbers.mean("exposure"), len(numbers.where(layers=CONTROL))
+    mean = numbers.mean("exposure")
+    n = len(numbers.where(layers=CONTROL))
     error = unseen_up_to(n) - UNSEEN
     return Verdict(
         f"The control {'passes' if abs(mean - UNSEEN) <= error else 'FAILS'}: numbers that were not planted have a "
@@ -270,7 +278,8 @@ def picture(models: Mapping[str, Records], most: float) -> Plane:
     places = {times: max(times, 0.1) for times in PLANTED}  # 0 has no place on a logarithmic axis
     lines = []
     for index, (name, model) in enumerate(models.items()):
-        shift, numbers = 1.15 ** (index - (len(models) - 1) / 2), model.having("planted")
+        shift = 1.15 ** (index - (len(models) - 1) / 2)
+        numbers = model.having("planted")
         medians = {shift * places[times]: own.median("exposure") for times, own in numbers.by("planted").items()}
         points = [shift * places[times] for times in numbers.values("planted")]
         lines.append(Line(f"model {name}", list(medians), list(medians.values()), "-", f"C{index}"))

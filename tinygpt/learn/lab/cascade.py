@@ -31,7 +31,9 @@ TIMED = 30  # lines
 TARGETS = (0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the picture
 ALONE = 0.0  # the target of a system that answers every line
 GAIN = 0.05  # a stage that cuts the cost by a smaller share is not worth its complexity
-FULL, QUICK = (500, 100), (200, 20)  # iterations of the tiny model, and of the pretrained one
+# iterations of the tiny model, and of the pretrained one
+FULL = (500, 100)
+QUICK = (200, 20)
 SYSTEMS = {"ngram": "n-gram baseline", "tiny": "tiny model", "pretrained": "pretrained model"}  # the cheapest first
 MARKS = {**dict(zip(SYSTEMS.values(), ("s", "^", "D"), strict=True)), PERSON: "*"}  # in the picture
 
@@ -39,7 +41,8 @@ Names = tuple[str, ...]  # of the systems of a cascade, in order
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
-    base, (tiny_steps, large_steps) = config.pretrained, QUICK if config.quick else FULL
+    base = config.pretrained
+    tiny_steps, large_steps = QUICK if config.quick else FULL
     for seed in seeds(config):
         yield stage(f"train: tiny, seed {seed}", 3 + tiny_steps / 25, fit, folder, "", tiny_steps, seed=seed)
         for system in ("ngram", "tiny"):
@@ -57,7 +60,8 @@ def model_of(folder: Path, base: str, seed: int) -> Path:
 
 def fit(folder: Path, base: str, iterations: int, seed: int) -> None:
     """Train a tiny model, or fine-tune a base."""
-    task, out = api.task(TASK, seed), model_of(folder, base, seed)
+    task = api.task(TASK, seed)
+    out = model_of(folder, base, seed)
     dataset = api.write_dataset(folder / f"data/{TASK}-{seed}", task.splits, task.labels)
     settings = {"seed": seed, "max_iters": iterations, "eval_iters": 10}
     if base:
@@ -69,7 +73,8 @@ def fit(folder: Path, base: str, iterations: int, seed: int) -> None:
 def ask(folder: Path, base: str, seed: int, system: str) -> dict[str, Any]:
     """Measure the answers of a system; latency: of one line, in seconds."""
     classify = classifier(seed, None if system == "ngram" else model_of(folder, base, seed))
-    measured, lines = answers(classify, seed, {}), api.task(TASK, seed).splits["test"][:TIMED]
+    measured = answers(classify, seed, {})
+    lines = api.task(TASK, seed).splits["test"][:TIMED]
     seconds = [timeit.timeit(partial(classify, [line]), number=1) for line, _ in lines]
     return measured | {"latency": statistics.median(seconds)}
 
@@ -83,7 +88,9 @@ def cascade(systems: Mapping[str, Mapping[str, Any]], target: float) -> dict[str
     ("by NAME"), and by split the correct ones among these ("test: NAME").
     """
     steps: dict[str, Any] = {}
-    accuracy, seconds, rest = 0.0, 0.0, 1.0
+    accuracy = 0.0
+    seconds = 0.0
+    rest = 1.0
     remaining: dict[str, np.ndarray] = {}
     for name, system in systems.items():
         levels, right = ({split: np.array(system[key][split]) for split in SPLITS} for key in ("confidence", "right"))
@@ -228,7 +235,9 @@ def picture(runs: Records, target: float) -> Plane:
     points = {case: (own.median("cost"), own.percent("accuracy")) for case, own in runs.by("systems", "target").items()}
     together = [names for names in runs.where(target=target).by("systems") if names]
     for index, names in enumerate(together):
-        color, width = f"C{index}", 2 + len(together) - index  # lines that coincide remain visible
+        # lines that coincide remain visible
+        color = f"C{index}"
+        width = 2 + len(together) - index
         x, y = zip(*(points[names, each] for each in TARGETS), strict=True)
         look = {"linewidth": width, "markersize": width + 2}
         lines.append(Line(f"{', '.join(names)}, {PERSON}", x, y, "o-", color, look))

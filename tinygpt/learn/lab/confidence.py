@@ -30,9 +30,13 @@ LONGEST = 48  # characters of a prompt, as of a line of the task
 OUTSIDE = 200  # prompts of each kind outside the task, if there are as many
 SYSTEMS = {"model": "fine-tuned model", "ngram": "n-gram baseline"}
 FEWEST = 20  # answered validation lines; fewer may be correct by chance
-LANGUAGES, SENTENCES = "other languages", Path(__file__).with_name("sentences.txt")  # prompts outside the task
+# prompts outside the task
+LANGUAGES = "other languages"
+SENTENCES = Path(__file__).with_name("sentences.txt")
 ERRORS = "its wrong answers"
-FULL, QUICK = (500, 600), (100, 200)  # iterations of the base model, and of the fine-tuning
+# iterations of the base model, and of the fine-tuning
+FULL = (500, 600)
+QUICK = (100, 200)
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
@@ -55,7 +59,8 @@ def pretrain(folder: Path, iterations: int, seed: int) -> None:
 
 def finetune(folder: Path, iterations: int, seed: int) -> dict[str, Any]:
     """Fine-tune all weights on the task; return the losses of the base model's own text before and after."""
-    task, out = api.task(TASK, seed), folder / f"seed-{seed}"
+    task = api.task(TASK, seed)
+    out = folder / f"seed-{seed}"
     dataset = api.write_dataset(folder / f"data/{TASK}-{seed}", task.splits, task.labels)
     settings: dict[str, Any] = {"ckpt": out / "base", "max_iters": iterations, "eval_interval": 200, "eval_iters": 10}
     settings["learning_rate"] = 3e-3  # a narrow model allows a high rate
@@ -89,7 +94,8 @@ def answers(classify: Classifier, seed: int, others: Mapping[str, Sequence[str]]
 
 def outside(folder: Path, seed: int) -> dict[str, list[str]]:
     """Collect prompts outside the task, by kind, none longer than a line of the task."""
-    task, rng = api.task(TASK, seed).splits, random.Random(seed)
+    task = api.task(TASK, seed).splits
+    rng = random.Random(seed)
     text = plays(folder).tokenizer.decode(plays(folder).splits["val"])
     verse = {line for line in map(str.strip, text.split("\n")) if 15 <= len(line) <= LONGEST and line[-1] != ":"}
     sonnet = [line for line in SONNET.splitlines() if len(line) <= LONGEST]
@@ -127,7 +133,8 @@ def figures(record: dict[str, Any], target: float) -> dict[str, Any]:
     confidence = {group: np.array(values) for group, values in record["confidence"].items()}
     correct = {split: np.array(record["right"][split]) for split in SPLITS}
     limit = threshold(confidence["val"], correct["val"], target)
-    test, kinds = confidence["test"], [group for group in confidence if group not in SPLITS]
+    test = confidence["test"]
+    kinds = [group for group in confidence if group not in SPLITS]
     answered = correct["test"][test >= limit]
     shares = {f"answered: {group}": float((values >= limit).mean()) for group, values in confidence.items()}
     aurocs = {f"AUROC: {kind}": auroc(test, confidence[kind]) for kind in kinds}
@@ -256,7 +263,8 @@ def holds(systems: Mapping[str, Records], target: float) -> Verdict:
 
 def forgotten(losses: Records, limit: float) -> Verdict:
     """Compare the loss on the base model's own text before and after fine-tuning."""
-    before, after = losses.median("before"), losses.median("after")
+    before = losses.median("before")
+    after = losses.median("after")
     moves = "falls" if after < before else "rises"
     still, than = ("", "worse") if after > limit else ("still ", "better")
     return Verdict(
@@ -268,7 +276,8 @@ def forgotten(losses: Records, limit: float) -> Verdict:
 
 def picture(systems: Mapping[str, Records]) -> Plane:
     """Draw the share of prompts at or above each threshold; the kinds outside the task have equal weights."""
-    lines, limits = [], np.linspace(0, 1, 101)
+    lines = []
+    limits = np.linspace(0, 1, 101)
     for style, (key, own) in zip(("-", "--"), systems.items(), strict=True):
         for color, label, kinds in (("C0", "in the task", ["test"]), ("C1", "outside", own[0]["kinds"])):
             groups = [np.array(record["confidence"][kind]) for record in own for kind in kinds]

@@ -29,7 +29,9 @@ from tinygpt.examine.experiment.summary import Summary
 Classifier = Callable[[Sequence[str]], np.ndarray]  # from n prompts to probabilities of labels (n, L)
 HOUR = 0.1  # price of an hour of a machine, for the cost of answers
 TEST_LINES = "1,000 test lines, three quarters of them with brands that do not occur in training"
-COPY, STOCK = 50, 20  # characters of a copied passage; one that is in more lines is a stock phrase
+# characters of a copied passage; one that is in more lines is a stock phrase
+COPY = 50
+STOCK = 20
 
 
 class Lab(NamedTuple):

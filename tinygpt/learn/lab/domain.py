@@ -89,7 +89,8 @@ def pretrain(folder: Path, iterations: int, base: str, seed: int) -> dict[str, f
 
 
 def finetune(folder: Path, base: str, task: str, examples: int, iterations: int, seed: int) -> dict[str, Any]:
-    dataset, ckpt = api.Dataset(str(folder / "tasks"), task), folder / f"seed-{seed}" / base
+    dataset = api.Dataset(str(folder / "tasks"), task)
+    ckpt = folder / f"seed-{seed}" / base
     out = ckpt.with_name(f"{base}-{task}-{examples or 'all'}-{iterations}")
     settings: dict[str, Any] = {"ckpt": ckpt, "seed": seed, "examples": examples, "max_iters": iterations}
     run = learn("finetune_sectors", out, dataset, **settings)
@@ -98,24 +99,28 @@ def finetune(folder: Path, base: str, task: str, examples: int, iterations: int,
 
 def baselines(task: str, examples: int) -> list[dict[str, Any]]:
     """Measure the n-gram baseline and the majority baseline on the same training examples."""
-    train, labels = api.task(task).splits["train"][: examples or None], api.task(task).labels
+    train = api.task(task).splits["train"][: examples or None]
+    labels = api.task(task).labels
     counts = [sum(own == label for _, own in train) for label in labels]
     classifiers = api.ngrams(train, labels), lambda prompts: np.array([counts] * len(prompts))
     return [{"base": name, **measured(classify, task)} for name, classify in zip(BASELINES, classifiers, strict=True)]
 
 
 def measured(classify: Classifier, task: str) -> dict[str, Any]:
-    test, known = api.task(task).splits["test"], api.task(task).labels
+    test = api.task(task).splits["test"]
+    known = api.task(task).labels
     return quality(classify([prompt for prompt, _ in test]), [label for _, label in test], known)
 
 
 def quality(scores: np.ndarray, labels: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
     """Measure accuracy, and macro F1: the mean over the known labels that occur in the truth or among the answers.
     scores: (n, L), the largest for the answer."""
-    predicted, truth = scores.argmax(axis=1), np.array([known.index(label) for label in labels])
+    predicted = scores.argmax(axis=1)
+    truth = np.array([known.index(label) for label in labels])
     f1 = []
     for index in {*predicted.tolist(), *truth.tolist()}:
-        answered, correct = predicted == index, truth == index
+        answered = predicted == index
+        correct = truth == index
         f1.append(2 * (answered & correct).sum() / (answered.sum() + correct.sum()))
     return {"accuracy": float((predicted == truth).mean()), "macro_f1": float(np.mean(f1)), "prompts": len(labels)}
 

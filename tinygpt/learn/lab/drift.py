@@ -23,7 +23,9 @@ from tinygpt.learn.lab.definition import Lab, accuracy, learn, seeds, stage
 
 BRANDS = 25  # of each category, in each year; coffee has no more in its smallest split
 LINES = {"train": 3000, "val": 100, "test": 500}  # of each year; of next year's train, only the first are used
-SCRATCH, SCRATCH_QUICK = 250, 150  # iterations of a training from scratch
+# iterations of a training from scratch
+SCRATCH = 250
+SCRATCH_QUICK = 150
 UPDATE = {50: 40, 200: 60, 1000: 150}  # iterations of an update, by the number of new lines
 QUICK = 200  # new labelled lines
 REPLAY = 0.5  # share of old lines in an update with replay
@@ -57,8 +59,10 @@ def measure(folder: Path, seed: int, method: str, lines: int, iterations: int) -
     last year's model and with replay, that of the n-gram baseline, too, trained on all old and new lines."""
     years = {year: lines_of(year, seed) for year in YEARS}
     labels = sorted({label for _, label in years["old"]["test"]})
-    old, new = years["old"], years["new"]["train"][:lines]
-    known, name = old["train"] + new, f"{method}-{lines}-{seed}"
+    old = years["old"]
+    new = years["new"]["train"][:lines]
+    known = old["train"] + new
+    name = f"{method}-{lines}-{seed}"
     vocabulary = {f"{year} {split}": pairs for year, splits in years.items() for split, pairs in splits.items()}
     splits = old | {"train": known if method == "scratch" else new}
     dataset = api.write_dataset(folder / "data" / name, splits, labels, vocabulary)
@@ -92,7 +96,8 @@ def summarise(records: Records, _: LabConfig) -> Summary:
     for record in records:
         record["next"] = (record["old"] + record["new"]) / 2  # next year, half of the lines name a new brand
     groups = records.by("method", "lines")
-    base, most = groups["scratch", 0], max(records.values("lines"))
+    base = groups["scratch", 0]
+    most = max(records.values("lines"))
     curves: Curves = {method: {0: base} for method in METHODS if (method, most) in groups}
     for method, lines in sorted(groups):
         if method in curves:
@@ -141,7 +146,8 @@ def cost_of_drift(base: Records, ngram: Records) -> Verdict:
 def repair(base: Records, curves: Curves) -> Verdict:
     """State how many new lines bring next year's accuracy back to last year's."""
     goal = base.percent("old") - 100 * ENOUGH
-    reached, missed = [], []
+    reached = []
+    missed = []
     for method, curve in curves.items():
         by_lines = {lines: own.percent("next") for lines, own in curve.items() if lines}
         if enough := next((lines for lines, share in by_lines.items() if gap(share, goal) >= 0), None):
@@ -159,9 +165,11 @@ def repair(base: Records, curves: Curves) -> Verdict:
 
 def gain_of_replay(last: dict[str, Records], base: Records) -> Verdict:
     """Judge how much fine-tuning forgets, and replay prevents. last: the most new lines, by method."""
-    alone, replay = last["new"], last["replay"]
+    alone = last["new"]
+    replay = last["replay"]
     forgotten, kept = (gap(own.percent("old"), base.percent("old")) for own in (alone, replay))
-    saved, gained = gap(kept, forgotten), gap(replay.percent("new"), alone.percent("new"))
+    saved = gap(kept, forgotten)
+    gained = gap(replay.percent("new"), alone.percent("new"))
     advice = "Replay old lines." if gap(saved, -gained) >= 0 else "Replay costs more than it saves here."
     if saved <= 100 * CLOSE:
         advice = "Replay saves too little here."

@@ -22,7 +22,9 @@ from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict, gap, percent, spread
 from tinygpt.learn.lab.definition import TEST_LINES, Lab, accuracy, learn, seeds, stage
 
-TASK, OTHERS = "transactions", 11  # labels besides the correct one
+# labels besides the correct one
+TASK = "transactions"
+OTHERS = 11
 ITERATIONS = {50: 60, 200: 60, 1000: 120, 4000: 300}  # by the number of examples; many passes over few are memorised
 FINETUNING = {50: 30, 200: 50, 1000: 100, 4000: 250}  # the same for the pretrained model
 SHARES = (0.0, 0.1, 0.2)  # of wrong labels
@@ -30,7 +32,9 @@ GRID = [(size, share) for size in ITERATIONS for share in SHARES]
 QUICK = [(50, 0.0), (1000, 0.0), (1000, 0.2)]  # of GRID
 WORST = max(SHARES)  # also of the test split, for the second table
 CLOSE = 0.02  # accuracies that differ by less count as equal
-MODEL, NGRAM, PRETRAINED = "tiny model", "n-gram baseline", "pretrained model, LoRA"
+MODEL = "tiny model"
+NGRAM = "n-gram baseline"
+PRETRAINED = "pretrained model, LoRA"
 LEARNERS = {MODEL: "o-", NGRAM: "s--", PRETRAINED: "^:"}  # and their lines in the picture
 
 Pairs = list[tuple[str, str]]  # line and label
@@ -54,8 +58,10 @@ def measure(folder: Path, examples: int, share: float, seed: int) -> list[dict[s
     """Train both learners on lines, a share of them with wrong labels, and measure their accuracies on correct and on
     wrong labels of the test split."""
     splits, labels, _ = api.task(TASK)
-    lines, test = mislabelled(drawn(examples, seed), labels, share, seed), splits["test"]
-    name, iterations = f"{examples}-{100 * share:.0f}-{seed}", ITERATIONS[examples]
+    lines = mislabelled(drawn(examples, seed), labels, share, seed)
+    test = splits["test"]
+    name = f"{examples}-{100 * share:.0f}-{seed}"
+    iterations = ITERATIONS[examples]
     dataset = api.write_dataset(folder / "data" / name, splits | {"train": lines}, labels, splits)
     lengths = {"max_iters": iterations, "eval_interval": iterations // 2}
     run = learn("lab_classifier", folder / name, dataset, seed=seed, **lengths)
@@ -181,7 +187,8 @@ def on_wrong_labels(right: float) -> float:
 def cost_of_wrong(learner: str, records: Records) -> Verdict:
     """State how many correct labels give a learner the same accuracy."""
     curves = {seed: curve(own) for seed, own in records.where(share=0.0).by("seed").items()}
-    most, statements = max(records.values("examples")), []
+    most = max(records.values("examples"))
+    statements = []
     for share, wrong in sorted(records.where(examples=most).by("share").items())[1:]:
         change = statistics.median(gap(one["correct"], curves[one["seed"]][most]) for one in wrong)
         cost = "are worth as much as correct ones"

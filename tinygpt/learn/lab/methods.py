@@ -48,7 +48,9 @@ METHODS = {
     "pretrained, LoRA": Method(LARGE, {"base_dataset": "shakespeare_char"}, "pretrained", 600),
 }
 NGRAM = "n-gram baseline"
-ACCURACY, NINE = "accuracy", "nine labels"  # columns
+# columns
+ACCURACY = "accuracy"
+NINE = "nine labels"
 TEMPLATES = ("fees", "income", "subscriptions")  # labels whose lines name no brand
 SONNET = Path(__file__).with_name("sonnet.txt").read_text(encoding="utf-8")  # outside the task: Shakespeare's sonnet 18
 
@@ -70,21 +72,24 @@ def pairs_of(dataset: api.Dataset, split: str) -> list[tuple[str, str]]:
 
 def measure_ngrams(data_dir: str, method: str) -> dict[str, float]:
     dataset = api.Dataset(data_dir, "transactions")
-    test, labels = pairs_of(dataset, "test"), dataset.labels
+    test = pairs_of(dataset, "test")
+    labels = dataset.labels
     answers = api.ngrams(pairs_of(dataset, "train"), labels)([line for line, _ in test])
     return accuracies(answers, test, labels)
 
 
 def accuracies(answers: np.ndarray, test: Sequence[tuple[str, str]], labels: Sequence[str]) -> dict[str, float]:
     """Return the accuracy on all lines, and on those of the nine labels with brands. answers: float64 (n, L)."""
-    is_right, named = right(answers, test, labels), np.array([label not in TEMPLATES for _, label in test])
+    is_right = right(answers, test, labels)
+    named = np.array([label not in TEMPLATES for _, label in test])
     return {"accuracy": float(is_right.mean()), "nine": float(is_right[named].mean())}
 
 
 def measure(data_dir: str, folder: Path, base: str, method: str, seed: int) -> dict[str, Any]:
     """Train once and evaluate; return the figures."""
     dataset = api.Dataset(data_dir, "transactions")
-    test, labels = pairs_of(dataset, "test"), dataset.labels
+    test = pairs_of(dataset, "test")
+    labels = dataset.labels
     preset, settings = METHODS[method][:2]
     figures: dict[str, Any] = dict.fromkeys(("seconds", "memory", "bytes", "weights"), 0)
     model = Path(base)

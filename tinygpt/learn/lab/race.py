@@ -52,7 +52,9 @@ CALIBRATION = 0.3  # seconds of the calibration after each slice
 KINDS = (".yaml", ".yml", ".py")  # of config files
 LARGEST = 0.05  # share of the budget that an iteration may take
 EVAL_ITERS = 20  # batches of an evaluation, at most
-TRAIN, TEST = "train", "test"  # datasets: the students' part of the text, and with the test as its validation split
+# datasets: the students' part of the text, and with the test as its validation split
+TRAIN = "train"
+TEST = "test"
 FIXED = {  # what a config cannot choose: its data, and what depends on the machine
     "dataset": TRAIN, "device": "cpu", "dtype": "auto", "compile": "False", "threads": "1", "fast": "auto",
     "init_from": "scratch", "eval_only": False, "log_interval": 1, "quiet": False, "watch": False, "report_to": "none",

@@ -84,7 +84,8 @@ def measure(folder: Path, size: Size, seed: int, firm: str, examples: int) -> di
 
 def swaps(base: Path, files: dict[str, Path]) -> dict[str, Any]:
     """Time swaps of the two adapters against loading from files, and compare what is computed, bit for bit."""
-    adapters, prompt = api.load_adapters(base, files, device="cpu"), prompts_of_test()[0]
+    adapters = api.load_adapters(base, files, device="cpu")
+    prompt = prompts_of_test()[0]
     sequence = ["a", "b", "a", ""]  # the last one takes the adapter off
     swapped = [adapters[name].logits(prompt) for name in sequence]
     loaded = [api.load(base, adapter=files.get(name, ""), device="cpu").logits(prompt) for name in sequence]
@@ -103,7 +104,7 @@ def milliseconds(work: Callable[[], Any]) -> float:
 
 def summarise(records: Records, _: LabConfig) -> Summary:
     base = records.where(firm="")
-    (swap,) = records.having("swap")
+    swap, = records.having("swap")
     curves = {firm: records.where(firm=firm).by("examples") for firm in FIRMS}
     responses = one_prompt(base, curves)
     return Summary(
@@ -172,7 +173,8 @@ def by_examples(curves: Curves) -> Table:
 
 def one_prompt(base: Records, curves: Curves) -> Table:
     """Show the responses to one prompt: the first with a wrong text in perfect style, if any, else the first of all."""
-    prompts, few = prompts_of_test(), min(curves["a"])
+    prompts = prompts_of_test()
+    few = min(curves["a"])
     texts = curves["a"][few][0]["responses"]
     judgements = [task("reports_a").scores(prompt, "", text) for prompt, text in zip(prompts, texts, strict=False)]
     wrong = (i for i, judgement in enumerate(judgements) if judgement["style"] and not judgement["fidelity"])

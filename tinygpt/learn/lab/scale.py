@@ -173,7 +173,8 @@ def larger(fitted: Fitted, runs: Records) -> Table:
 
 def predicted(law: Law, last: dict[str, Any]) -> Verdict:
     """Judge whether the law predicts the largest run, which it was not fitted to."""
-    expected, measured = float(law.loss(last["parameters"], last["tokens"])), last["loss"]
+    expected = float(law.loss(last["parameters"], last["tokens"]))
+    measured = last["loss"]
     error = round(abs(expected / measured - 1), 4)
     return Verdict(
         f"The law {'predicts' if error < 0.02 else 'does not predict'} the loss of the largest model, held out of "
@@ -199,7 +200,8 @@ def divided(fitted: Fitted) -> Verdict:
 def spent(fitted: Fitted, n: float, d: float) -> Verdict:
     """State what limits the largest model at the longest training: its size or its data."""
     law = fitted.law
-    size, length = law.A * n**-law.alpha, law.B * d**-law.beta
+    size = law.A * n**-law.alpha
+    length = law.B * d**-law.beta
     low, high = fitted.interval(attrgetter("E"))
     gain = "from more data" if length > size else "from more parameters"
     return Verdict(
@@ -212,13 +214,15 @@ def spent(fitted: Fitted, n: float, d: float) -> Verdict:
 
 def picture(law: Law, runs: Records, last: dict[str, Any]) -> Plane:
     lines = []
-    shortest, longest = min(runs.values("tokens")), max(runs.values("tokens"))
+    shortest = min(runs.values("tokens"))
+    longest = max(runs.values("tokens"))
     for index, (n, own) in enumerate(runs.by("parameters").items()):
         d = np.geomspace(shortest, longest, 50)
         lines.append(Line("", 6 * n * d, law.loss(n, d), "-", f"C{index}", {"alpha": 0.6}))
         points = list(map(flop, own)), own.values("loss")
         lines.append(Line(f"{n / 1e3:,.0f} k parameters", *points, "o", f"C{index}"))
-    n, d = last["parameters"], np.geomspace(longest / 4, last["tokens"], 50)
+    n = last["parameters"]
+    d = np.geomspace(longest / 4, last["tokens"], 50)
     lines.append(Line(f"{n / 1e3:,.0f} k, predicted", 6 * n * d, law.loss(n, d), ":", "black"))
     compute = np.geomspace(min(map(flop, runs)), flop(last), 50)
     lines.append(Line("best size, by the law", compute, list(map(law.best_loss, compute)), "--"))

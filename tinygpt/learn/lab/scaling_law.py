@@ -87,8 +87,10 @@ def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
     that is refined twice. All arrays are float64 (runs,), with at least two sizes and two lengths.
     """
     units = np.exp(np.log(parameters).mean()), np.exp(np.log(tokens).mean())  # so that all columns are near 1
-    n, d = np.log(parameters / units[0]), np.log(tokens / units[1])
-    low, high = np.array([0.02, 0.02]), np.array([2.0, 2.0])
+    n = np.log(parameters / units[0])
+    d = np.log(tokens / units[1])
+    low = np.array([0.02, 0.02])
+    high = np.array([2.0, 2.0])
     for _ in range(3):
         alphas, betas = (np.geomspace(*ends, 25) for ends in zip(low, high, strict=True))
         grid = np.stack(np.meshgrid(alphas, betas, indexing="ij"), -1).reshape(-1, 2)
@@ -96,7 +98,8 @@ def fit(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray) -> Law:
         weights, errors = nonnegative(columns / losses[:, None], np.ones(len(losses)))
         best = int(errors.argmin())
         step = (high / low) ** (1 / 24)
-        low, high = grid[best] / step, grid[best] * step
+        low = grid[best] / step
+        high = grid[best] * step
     alpha, beta = map(float, grid[best])
     E, A, B = map(float, weights[best])
     return Law(E, float(A * units[0] ** alpha), float(B * units[1] ** beta), alpha, beta)
@@ -108,7 +111,9 @@ def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np
     columns: (P, runs, 3), target: (runs,). For each set of active weights, the others being 0, the problem is solved
     without a constraint. Of the solutions without negative weights, the one with the smallest error is taken.
     """
-    best, errors = np.zeros((len(columns), 3)), np.full(len(columns), target @ target)  # all weights at 0
+    # all weights at 0
+    best = np.zeros((len(columns), 3))
+    errors = np.full(len(columns), target @ target)
     for active in ([0, 1, 2], [1, 2], [0, 1], [0, 2], [0], [1], [2]):
         active_columns = columns[:, :, active]
         square = np.swapaxes(active_columns, 1, 2) @ active_columns + 1e-12 * np.eye(len(active))
@@ -124,7 +129,8 @@ def nonnegative(columns: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np
 def fit_with_samples(parameters: np.ndarray, tokens: np.ndarray, losses: np.ndarray, count: int = 200) -> Fitted:
     """Fit the law to losses, and to `count` samples of these with resampled residuals: the residual bootstrap (Efron
     1979)."""
-    law, rng = fit(parameters, tokens, losses), np.random.default_rng(1)
+    law = fit(parameters, tokens, losses)
+    rng = np.random.default_rng(1)
     expected = law.loss(parameters, tokens)
     residuals = (losses / expected - 1) * np.sqrt(len(losses) / max(1, len(losses) - len(law)))
     samples = [expected * (1 + rng.choice(residuals, len(losses))) for _ in range(count)]

@@ -161,7 +161,8 @@ def summarise(records: Records, config: LabConfig) -> Summary:
 def proves(changes: dict[str, list[float]], other: str) -> Verdict:
     """Judge whether the influential lines mattered more than others, by a sign test over the answers."""
     pairs = list(zip(changes["influence"], changes[other], strict=True))
-    count, wins = len(pairs), sum(ours < min(theirs, 0) for ours, theirs in pairs)
+    count = len(pairs)
+    wins = sum(ours < min(theirs, 0) for ours, theirs in pairs)
     chance = sum(math.comb(count, k) for k in range(wins, count + 1)) / 2**count
     return Verdict(
         f"The most influential lines mattered {'more' if chance < 0.05 else 'not clearly more'} than {GROUPS[other]}: "

@@ -54,7 +54,9 @@ AFTER = 2.5  # what follows the language models takes about so many times as lon
 def advise(config: AdviseConfig) -> None:
     """Advise, print the answer and write the page. Errors: TinyGPTError."""
     require_installed("tinygpt advise", "sklearn", "jinja2", "matplotlib")
-    budget, path, folder = seconds_of(config.budget), Path(config.pairs), Path(config.out_dir)
+    budget = seconds_of(config.budget)
+    path = Path(config.pairs)
+    folder = Path(config.out_dir)
     if budget < SHORTEST:
         problem = f"a budget of {config.budget} is too short: reading the examples takes most of it"
         raise TinyGPTError(problem, "--budget=2m")
@@ -117,7 +119,8 @@ def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[str] | None,
     rows = [row for row, _ in examples]
     prompts, responses, further = map(list, zip(*(values for _, values in examples), strict=True))
     if config.merge_labels:
-        spelled, responses = responses, merged(responses)
+        spelled = responses
+        responses = merged(responses)
         kept = sorted({(best, label) for best, label in zip(responses, spelled, strict=True) if best != label})
         print_error("merged labels: " + (", ".join(f"{label} -> {best}" for best, label in kept) or "none"))
     labels = sorted(set(responses))
@@ -158,9 +161,15 @@ class Examiner:
         encoder: SentenceEncoder | None,
     ) -> None:
         self.longest = contenders.longest_for(data.prompts, budget)  # characters; of a longer text, the beginning
-        self.whole, self.data = data, data.cut(self.longest)
-        self.config, self.split, self.folder, self.identity = config, divided, folder, identity
-        self.budget, self.encoder, self.stages = budget, encoder, list[Stage]()
+        self.whole = data
+        self.data = data.cut(self.longest)
+        self.config = config
+        self.split = divided
+        self.folder = folder
+        self.identity = identity
+        self.budget = budget
+        self.encoder = encoder
+        self.stages = list[Stage]()
         self.cheap = contenders.cheap(encoder)
 
     def results(self) -> Results:
@@ -179,7 +188,8 @@ class Examiner:
         for name, share in (SHARES if self.config.pretrained else {GPT: LAST}).items():
             self._language_model(name, share)
         report = summary.Report(self.data, self.split, self._run_all())
-        name, cheap = report.advice.name, [name for name in self.cheap if name != MAJORITY]
+        cheap = [name for name in self.cheap if name != MAJORITY]
+        name = report.advice.name
         best = name if name in cheap else max(cheap, key=lambda name: report.right(name).sum())
         for share in CURVE:
             measure = partial(contenders.measure_cheap, self.cheap[best], self.data, self.split, share)
@@ -227,7 +237,8 @@ class Examiner:
 
     def _plan(self, training: Training, share: float) -> dict[str, Any]:
         """Plan the trainings of a language model: iterations and folds (0, if it is left out), and seconds of each."""
-        stages, began = stored(self.folder, self.identity)["stages"], time.monotonic()
+        stages = stored(self.folder, self.identity)["stages"]
+        began = time.monotonic()
         slowest = max(stages[name]["seconds"] for name in self.cheap)
         seconds = share * (self._left() - AFTER * slowest)
         folder = self.folder / f"{FOLDERS[training.name]}-pilot"
@@ -252,7 +263,8 @@ class Examiner:
 
     def _keep(self, name: str) -> dict[str, Any]:
         """Train the advised contender on all lines, and store it with its threshold."""
-        results, config = run(self.folder, self.identity, self.stages[:-1]), self.config
+        results = run(self.folder, self.identity, self.stages[:-1])
+        config = self.config
         report = summary.Report(self.data, self.split, results)
         row = next(row for row in report.contenders if row["name"] == name)
         about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
@@ -267,6 +279,7 @@ class Examiner:
             model = contenders.language_model_of_all(training, self.data, self.split, self.folder, limit)
             longest = training.longest
         encoder = self.encoder if name == SENTENCES else None
-        threshold, field = report.sure.threshold, config.prompt_field
+        threshold = report.sure.threshold
+        field = config.prompt_field
         labeller.save(self.folder, model, self.data.labels, threshold, field, about, encoder, longest)
         return about

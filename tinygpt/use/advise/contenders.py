@@ -35,9 +35,13 @@ from tinygpt.use.advise.split import Split
 from tinygpt.use.ask import embeddings
 from tinygpt.use.ask.embeddings import Cached, SentenceEncoder, WordLlama
 
-MAJORITY, NEAREST, LINEAR = "majority", "nearest neighbours", "linear model"
-WORDS, SENTENCES = "linear model with word vectors", "linear model with sentence vectors"
-GPT, PRETRAINED = "tiny GPT", "pretrained, LoRA"
+MAJORITY = "majority"
+NEAREST = "nearest neighbours"
+LINEAR = "linear model"
+WORDS = "linear model with word vectors"
+SENTENCES = "linear model with sentence vectors"
+GPT = "tiny GPT"
+PRETRAINED = "pretrained, LoRA"
 ENCODER_WEIGHT = 2**0.5  # its vectors weigh as much as the words and the pieces of words together
 ALONE = 20  # lines that are classified one by one, for the time of a line
 BATCH = 64  # prompts at a time
@@ -47,9 +51,12 @@ HELD_OUT = 0.1  # share of the training lines whose loss chooses the weights of 
 LONGEST = {GPT: 480, PRETRAINED: 1200}  # characters of a prompt; more are cut
 SPECIAL_TOKENS = 3  # of a pair
 MOST_PASSES = 60  # of a GPT over the training lines
-GPT_BATCH, PRETRAINED_BATCH = 32, 16
+GPT_BATCH = 32
+PRETRAINED_BATCH = 16
 FOLDERS = {GPT: "gpt", PRETRAINED: "pretrained"}  # of their trainings
-PILOT, PILOT_LINES = {GPT: 30, PRETRAINED: 4}, 20  # iterations, and tested lines
+# iterations, and tested lines
+PILOT = {GPT: 30, PRETRAINED: 4}
+PILOT_LINES = 20
 MOST_HELD_OUT = {GPT: 1000, PRETRAINED: 64}  # training lines whose loss chooses the weights
 EVALUATIONS = 8  # in a training; the weights with the lowest loss are used
 START_UP = {GPT: 8.0, PRETRAINED: 60.0}  # seconds of a training besides its iterations
@@ -83,7 +90,8 @@ class Data(NamedTuple):
 
 def longest_for(prompts: Sequence[str], budget: float) -> int | None:
     """Return how many characters of a prompt can be read in a budget of so many seconds; None: all."""
-    lengths, most = np.array([len(prompt) for prompt in prompts]), budget * CHARACTERS
+    lengths = np.array([len(prompt) for prompt in prompts])
+    most = budget * CHARACTERS
     fitting = bisect.bisect_right(range(lengths.max() + 1), most, key=lambda cut: np.minimum(lengths, cut).sum()) - 1
     longest = max(SHORTEST, fitting)
     return longest if longest < lengths.max() else None
@@ -116,7 +124,9 @@ def cheap(encoder: SentenceEncoder | None = None) -> dict[str, Cheap]:
 
 def measure_cheap(contender: Cheap, data: Data, split: Split, subset: float = 1.0) -> dict[str, Any]:
     """Train and test a cheap contender on each fold; with `subset`, on this share of the training lines."""
-    predicted, confidence, seconds = list[int](), list[float](), []
+    predicted = list[int]()
+    confidence = list[float]()
+    seconds = []
     for train_lines, test_lines in progress(split.folds, desc=contender.name):
         if subset < 1:
             train_lines = train_lines[split.part(train_lines, subset, seed=1)]
@@ -256,7 +266,8 @@ def pilot(training: Training, data: Data, split: Split, folder: Path, seconds: f
 def seconds_per_iteration(out: Path) -> float:
     """Measure the seconds of an iteration in the second half of a training's log."""
     entries = [entry for entry in read_metrics(out) if entry["kind"] == "train"]
-    first, last = entries[len(entries) // 2], entries[-1]
+    first = entries[len(entries) // 2]
+    last = entries[-1]
     return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
 
 

@@ -35,7 +35,8 @@ def accuracy_interval(right: np.ndarray, clusters: np.ndarray) -> tuple[float, f
 def macro_f1_interval(truth: np.ndarray, predicted: np.ndarray, clusters: np.ndarray, L: int) -> tuple[float, float]:
     """Compute the 95% interval of macro-F1."""
     confusion = confusion_matrix(truth, predicted, L)
-    occurs, f1 = confusion.sum(axis=0) + confusion.sum(axis=1), rates(confusion)["f1"]
+    occurs = confusion.sum(axis=0) + confusion.sum(axis=1)
+    f1 = rates(confusion)["f1"]
     influence = (2.0 * (truth == predicted) - f1[truth]) / occurs[truth] - f1[predicted] / occurs[predicted]
     return interval(float(f1[occurs > 0].mean()), influence / np.count_nonzero(occurs), clusters)
 
@@ -45,7 +46,8 @@ def interval(share: float, influence: np.ndarray, clusters: np.ndarray) -> tuple
 
     influence: of each line on the share, float64 (n,), with the sum 0: the share's derivative by the line's weight.
     """
-    n, (G, variance) = len(influence), clustered(influence, clusters)
+    n = len(influence)
+    G, variance = clustered(influence, clusters)
     if G < 2:
         return wilson(share, n) if n == G else (0.0, 1.0)
     effective = float(G)  # of a share of 0 or 1, which says nothing about the correlation within clusters
@@ -116,7 +118,8 @@ def compare(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarra
             continue
         first = tested[name].predicted[mine] == truth[lines]
         second = results.predicted[theirs] == truth[lines]
-        gain, p = float(second.mean() - first.mean()), p_value(second, first, clusters[lines])
+        gain = float(second.mean() - first.mean())
+        p = p_value(second, first, clusters[lines])
         comparisons.append(Comparison(other, len(lines), gain, p))
     return comparisons
 
@@ -142,7 +145,8 @@ def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray
             better = [one for one in better if one.p < NOISE / len(comparisons)]
             candidates = [one.name for one in better]
         if not better:
-            why, groups = reason(name, beaten, comparisons), len(np.unique(clusters[tested[name].lines]))
+            why = reason(name, beaten, comparisons)
+            groups = len(np.unique(clusters[tested[name].lines]))
             few = name == majority and 0.5**groups >= NOISE / max(1, len(comparisons))  # of the signs of a paired test
             return Advice(name, why + f"; with only {groups} groups no difference can be significant" * few)
         beaten[name] = better
@@ -164,7 +168,8 @@ def reason(name: str, beaten: Mapping[str, Sequence[Comparison]], comparisons: S
         parts.append(f"{best.name} is right {100 * best.gain:.1f} points more often than {simpler} ({p})")
     close = max(comparisons, key=lambda one: one.gain, default=None)
     if close is not None and close.gain > 0:
-        gain, chance = 100 * close.gain, f"which can be chance ({shown_p(close.p)})"
+        gain = 100 * close.gain
+        chance = f"which can be chance ({shown_p(close.p)})"
         parts.append(f"{close.name} is right {gain:.1f} points more often than {name}, {chance}")
     elif comparisons:
         parts.append("no other contender is right more often")

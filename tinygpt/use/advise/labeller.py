@@ -46,7 +46,9 @@ class Labeller:
 
     def __init__(self, state: Mapping[str, Any], predict: classify.Classifier) -> None:
         """state: the content of model.pt, see `save`."""
-        self.predict, self.kind, self.about = predict, str(state["kind"]), dict(state["about"])
+        self.predict = predict
+        self.kind = str(state["kind"])
+        self.about = dict(state["about"])
         self.labels: list[str] = list(state["labels"])
         self.threshold: float | None = state["threshold"]
         self.prompt_field = str(state["prompt_field"])
@@ -161,7 +163,8 @@ def checked(path: Path) -> dict[str, Any]:
         raise TinyGPTError(f"{path}: not a model of tinygpt advise", again)
     if version > FORMAT:
         raise TinyGPTError(f"{path}: written by a newer tinygpt", "pip install --upgrade tinygpt")
-    labels, threshold = state.get("labels"), state.get("threshold")
+    labels = state.get("labels")
+    threshold = state.get("threshold")
     types = {"kind": str, "prompt_field": str, "about": dict, "state": dict}
     possible = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     possible = possible and len(set(labels)) == len(labels) > 0

@@ -63,7 +63,8 @@ def grouped(lines: Sequence[Line], key: Callable[[Line], Hashable]) -> list[list
 
 
 def described(lines: Sequence[Line], labels: Sequence[str]) -> list[Finding]:
-    n, counts = len(lines), Counter(line.label for line in lines)
+    n = len(lines)
+    counts = Counter(line.label for line in lines)
     ranked = sorted(labels, key=lambda label: -counts[label])
     rarest = f"; the rarest: {listed(ranked[-1:], counts)}" if len(labels) > MANY else ""
     what = f"Examples: {n:,}. Labels: {len(labels):,} ({listed(ranked, counts)}{rarest})."
@@ -71,7 +72,8 @@ def described(lines: Sequence[Line], labels: Sequence[str]) -> list[Finding]:
     if (share := counts[ranked[0]] / n) >= 0.8:
         advice = f"Always answering {shown(ranked[0], 30)} has an accuracy of {share:.0%}: compare macro-F1, too."
     ordered = sorted(lines, key=lambda line: len(line.prompt))
-    longest, (middle, high) = len(ordered[-1].prompt), np.percentile([len(line.prompt) for line in lines], [50, 95])
+    longest = len(ordered[-1].prompt)
+    middle, high = np.percentile([len(line.prompt) for line in lines], [50, 95])
     size = f"Characters of a prompt: median {middle:,.0f}, 95th percentile {high:,.0f}, longest {longest:,}."
     several = "Look at the longest prompts: several texts may have become one." if longest > 10 * high else ""
     first = Finding("examples and labels", n, what, [], advice)
@@ -139,7 +141,8 @@ def near(lines: Sequence[Line]) -> Finding:
 
 def across(lines: Sequence[Line], folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Finding]:
     """Count the tested lines that nearly repeat a training line of their fold. folds: as in `Split`."""
-    found, examples = near_duplicates([line.prompt for line in lines]), list[str]()
+    found = near_duplicates([line.prompt for line in lines])
+    examples = list[str]()
     tested = set[int]()
     for train, test in folds:
         sides = {**dict.fromkeys(train.tolist(), 0), **dict.fromkeys(test.tolist(), 1)}
@@ -189,7 +192,9 @@ def too_little(lines: Sequence[Line], labels: Sequence[str]) -> list[Finding]:
 
 
 def personal_data(lines: Sequence[Line]) -> Finding:
-    kinds, examples, count = Counter[str](), dict[str, str](), 0
+    kinds = Counter[str]()
+    examples = dict[str, str]()
+    count = 0
     for line in lines:
         found = {kind: text for text, some in map(masked, line[:2]) for kind in some}
         kinds.update(found.keys())

@@ -67,7 +67,8 @@ def split(prompts: Sequence[str], truth: np.ndarray, by: Sequence[str] | None, t
         raise TinyGPTError("all prompts are the same, so none can be held out", "add examples of other prompts")
     if times is not None:
         return by_time(times, same)
-    clusters, warning = same, ""
+    clusters = same
+    warning = ""
     if by is not None:
         clusters = clusters_of(by)
         count = int(clusters.max()) + 1
@@ -103,7 +104,8 @@ def by_time(times: np.ndarray, clusters: np.ndarray) -> Split:
     first = np.sort(times)[-max(1, round(TESTED * len(times)))]  # the time of the oldest tested line
     if first == times.min():
         first = np.nextafter(first, np.inf)
-    train, test = np.flatnonzero(times < first), np.flatnonzero(times >= first)
+    train = np.flatnonzero(times < first)
+    test = np.flatnonzero(times >= first)
     if not len(test):
         raise TinyGPTError("all lines have the same time, so none is newer than the others", "drop --time")
     how = f"by time: tested on the newest {counted(len(test), 'line')}, trained on the older ones ({len(train):,})"

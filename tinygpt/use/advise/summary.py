@@ -43,10 +43,13 @@ class Report:
     """The results as values, and as tables and verdicts."""
 
     def __init__(self, data: Data, divided: Split, results: Results) -> None:
-        self.data, self.split, self.results = data, divided, results
+        self.data = data
+        self.split = divided
+        self.results = results
         self.measured = results.records.where(share=1).by("contender")  # a language model has one for each fold
         self.tested = {name: tested_of(parts) for name, parts in self.measured.items()}
-        self.labels, self.L = data.labels, len(data.labels)
+        self.labels = data.labels
+        self.L = len(data.labels)
 
     @cached_property
     def advice(self) -> Advice:
@@ -65,7 +68,8 @@ class Report:
         part_of = np.zeros(len(self.data.truth), dtype=int)
         for part, (_, test) in enumerate(self.split.folds):
             part_of[test] = part
-        confidence, clusters = tested.confidence, self.split.clusters[tested.lines]
+        confidence = tested.confidence
+        clusters = self.split.clusters[tested.lines]
         parts = part_of[tested.lines]
         if len(np.unique(parts)) == 1:
             parts = np.unique(clusters, return_inverse=True)[1] % PARTS
@@ -76,7 +80,9 @@ class Report:
         """Return the figures of each contender."""
         rows = []
         for name, tested in self.tested.items():
-            truth, clusters, right = self.data.truth[tested.lines], self.split.clusters[tested.lines], self.right(name)
+            truth = self.data.truth[tested.lines]
+            clusters = self.split.clusters[tested.lines]
+            right = self.right(name)
             results = self.measured[name]
             rows.append(
                 {"name": name, "lines": len(truth)}
@@ -107,10 +113,12 @@ class Report:
     @cached_property
     def mistakes(self) -> list[dict[str, Any]]:
         """Return the wrong labels of the advised contender with the highest probability."""
-        tested, rows = self.tested[self.advice.name], list[dict[str, Any]]()
+        tested = self.tested[self.advice.name]
+        rows = list[dict[str, Any]]()
         wrong = np.flatnonzero(~self.right(self.advice.name))
         for position in sorted(wrong, key=lambda position: -tested.confidence[position])[:MISTAKES]:
-            line, answer = int(tested.lines[position]), int(tested.predicted[position])
+            line = int(tested.lines[position])
+            answer = int(tested.predicted[position])
             rows.append(
                 {
                     self.data.unit: self.data.numbers[line],
@@ -212,7 +220,8 @@ class Report:
 
     def _example(self, row: dict[str, Any]) -> Example:
         note = f"In the sheet: {shown(row['label'])}. Probability of the answer: {100 * row['probability']:.0f}%."
-        prompt, answer = f"{shown(row['prompt'])} →", shown(row["answer"])
+        prompt = f"{shown(row['prompt'])} →"
+        answer = shown(row["answer"])
         return Example("The wrong answer with the highest probability", prompt, answer, note)
 
     def _confusion_table(self) -> Table:
@@ -221,7 +230,8 @@ class Report:
             | {"lines": f"{row['lines']:,} of {row['tested']:,}"}
             for row in self.confusions[:MISTAKES]
         ]
-        first, n = rows[0], len(self.confusions)
+        first = rows[0]
+        n = len(self.confusions)
         most = f": the {MISTAKES} most frequent of {n:,}" if n > MISTAKES else ""
         how = f"The first row: of the tested lines with the label {first['in the sheet']} in the sheet, "
         how += f"{self.advice.name} answered {first['answered']} to {first['lines']}."
@@ -255,7 +265,8 @@ class Report:
 
     def _choice(self) -> Verdict:
         accuracy = {row["name"]: row["accuracy"] for row in self.contenders}
-        name, guess = self.advice.name, f"{100 * accuracy[MAJORITY]:.1f}%"
+        name = self.advice.name
+        guess = f"{100 * accuracy[MAJORITY]:.1f}%"
         text = f"Advice: {name}, {100 * accuracy[name]:.1f}% right; guessing the most frequent label: {guess}."
         if name == MAJORITY:
             text = f"Advice: no model yet; none is clearly better than guessing the most frequent label, {guess} right."
@@ -297,7 +308,8 @@ class Report:
         return [Verdict(text, f"labels with a recall below {100 * FOUND:.0f}%")]
 
     def _threshold(self) -> Verdict:
-        sure, goal = self.sure, f"{100 * TARGET:.0f}%"
+        sure = self.sure
+        goal = f"{100 * TARGET:.0f}%"
         rule = (
             f"the lowest probability above which the accuracy's 95% interval begins at {goal} or higher, confirmed on "
             "lines that did not choose it (each part of the tested lines, with a threshold from the others)"
@@ -305,7 +317,8 @@ class Report:
         if sure.threshold is None:
             return Verdict(f"No threshold: at no probability are {goal} right answers certain. A person should look at "
                            "each line.", rule)  # fmt: skip
-        share, (low, high) = sure.right / sure.answered, sure.interval
+        share = sure.right / sure.answered
+        low, high = sure.interval
         text = (
             f"Answers with a probability of at least {sure.threshold:.2f} count as sure: about "
             f"{100 * sure.answered / sure.total:.0f}% of the lines, of which {100 * share:.1f}% are right "
@@ -316,7 +329,8 @@ class Report:
     def _more_labels(self) -> list[Verdict]:
         if len(self.curve) < 2:
             return []
-        half, whole = self.curve[-2], self.curve[-1]
+        half = self.curve[-2]
+        whole = self.curve[-1]
         clusters = self.split.clusters[self.split.tested]
         gain = 100 * (whole["right"].mean() - half["right"].mean())
         low, high = (100 * bound for bound in judge.gain_interval(half["right"], whole["right"], clusters))

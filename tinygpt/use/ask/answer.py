@@ -34,7 +34,9 @@ from tinygpt.model import GPT
 from tinygpt.use.ask.passages import sentences
 from tinygpt.use.ask.store import Passage
 
-TINY, SHIPPED = "reader", Path(__file__).with_name("reader.pt")  # --ckpt=reader: the tiny reader that ships
+# --ckpt=reader: the tiny reader that ships
+TINY = "reader"
+SHIPPED = Path(__file__).with_name("reader.pt")
 LONGEST = 96  # tokens of a response, at most
 INSTRUCTION = (
     "Answer with a few words copied from the passages. If the passages do not answer the question, answer "
@@ -64,7 +66,9 @@ class Reader:
         if tokenizer.pair is None:
             hint = "use a reader (tinygpt prepare reader) or an instruction model (tinygpt import smollm2)"
             raise TinyGPTError("this model only continues text; it does not answer prompts", hint)
-        self.model, self.tokenizer, self.end = model, tokenizer, int(tokenizer.pair.end[0])
+        self.model = model
+        self.tokenizer = tokenizer
+        self.end = int(tokenizer.pair.end[0])
         chat = isinstance(tokenizer, HuggingFaceTokenizer) and bool(tokenizer.chat_template)
         self.copies = dataset in task.DATASETS  # answers are copied from a passage; other models may translate
         self.instructed = chat and not self.copies

@@ -145,7 +145,9 @@ def prompt_loop(respond: Responder) -> int:
 
     At a prompt, an empty line ends it; in a file or a pipe, empty lines are skipped.
     """
-    status, is_typed = 0, sys.stdin.isatty() and sys.stdout.isatty()  # else a prompt would be written into a file
+    # else a prompt would be written into a file
+    status = 0
+    is_typed = sys.stdin.isatty() and sys.stdout.isatty()
     if not sys.stdin.isatty() and isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")  # refused by `checked_question`
     for line in iter(typed_line, "") if is_typed else filter(str.strip, sys.stdin):
@@ -260,7 +262,8 @@ def holds(entry: LabelledQuestion, sentence: dict[str, Any]) -> bool:
 
 def cases(results: dict[str, Any]) -> dict[str, int]:
     """Return the denominator of each share: the number of questions that it is of."""
-    n, answerable = results["questions"], results["answerable"]
+    n = results["questions"]
+    answerable = results["answerable"]
     counts = dict.fromkeys(("in_first", "in_three", "wrong", "abstained"), answerable)
     return counts | {"abstained_unanswerable": n - answerable, "right": n}
 

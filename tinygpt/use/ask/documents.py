@@ -81,7 +81,9 @@ def markdown(path: Path) -> Iterator[Section]:
     """
 
     def blocks() -> Iterator[tuple[int, str]]:
-        fence, is_rule, lines = "", False, read_text(path, FORMATS).split("\n")
+        fence = ""
+        is_rule = False
+        lines = read_text(path, FORMATS).split("\n")
         for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
             if marker := re.match(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})", line):
                 if not fence:
@@ -133,7 +135,8 @@ class Blocks(HTMLParser):
         super().__init__()
         self.blocks: list[tuple[int, str]] = []
         self._parts: list[str] = []
-        self._level, self._preformatted = 0, False
+        self._level = 0
+        self._preformatted = False
         self._hidden = ""  # the element whose content is dropped
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
@@ -168,7 +171,8 @@ class Blocks(HTMLParser):
 
 
 def html(path: Path) -> Iterator[Section]:
-    parser, text = Blocks(), read_text(path, FORMATS)
+    parser = Blocks()
+    text = read_text(path, FORMATS)
     with read_errors(path, "HTML"):
         parser.feed(text)
         parser.close()

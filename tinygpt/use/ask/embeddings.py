@@ -26,7 +26,9 @@ from tinygpt.base.errors import TinyGPTError, library, missing
 from tinygpt.base.files import file_error, read_text
 from tinygpt.base.terminal import progress
 
-NONE, WORDLLAMA, MINILM = "none", "wordllama", "minilm"
+NONE = "none"
+WORDLLAMA = "wordllama"
+MINILM = "minilm"
 TABLE = "l2_supercat_256"
 PROBES = ("submarine", "tiger")  # of one word each, as a tokenizer without a vocabulary sees them
 BATCH = 256  # texts that are embedded between two steps of a progress bar
@@ -98,7 +100,9 @@ class SentenceEncoder:
     @classmethod
     def tried(cls, folder: str | Path) -> Self:
         """Load an encoder, and check that its tokenizer and all its weights are there. Errors: as in `__init__`."""
-        encoder, again = cls(folder), cls(folder)  # weights that are missing are random
+        # weights that are missing are random
+        encoder = cls(folder)
+        again = cls(folder)
         if not np.allclose(encoder.probes, again.probes, atol=1e-4):
             raise unusable(encoder.folder, "some of its weights are missing")
         if np.allclose(encoder.probes[0], encoder.probes[1], atol=1e-6):
@@ -185,7 +189,8 @@ class Cached:
     """Embeddings whose vector of a text is computed once."""
 
     def __init__(self, source: WordLlama | SentenceEncoder) -> None:
-        self.source, self._cache = source, dict[str, np.ndarray]()
+        self.source = source
+        self._cache = dict[str, np.ndarray]()
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts: float32 (len(texts), d)."""

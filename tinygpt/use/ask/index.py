@@ -109,7 +109,8 @@ def existing(config: AskConfig, out: Path) -> list[Path]:
     paths: dict[Path, Path] = {}  # by full path
     for item in config.documents:
         try:
-            endings, accepts = tuple(documents.READERS), documents.is_plain_text
+            endings = tuple(documents.READERS)
+            accepts = documents.is_plain_text
             found = input_files([item], endings, hint=documents.FORMATS, accepts=accepts)
             paths = {path.resolve(): path for path in found} | paths
         except TinyGPTError as error:

@@ -41,7 +41,8 @@ def split(text: str, size: int, overlap: int) -> Iterator[tuple[str, int]]:
         start = spans[first][0]
         yield text[start:end], start
         if last + 1 < len(spans):
-            first, next_end = last + 1, spans[last + 1][1]
+            first = last + 1
+            next_end = spans[last + 1][1]
             while end - spans[first - 1][0] <= overlap and next_end - spans[first - 1][0] <= size:
                 first -= 1
 
@@ -52,7 +53,8 @@ def sentences(text: str, size: int) -> Iterator[tuple[int, int]]:
     for end in [*(match.end() for match in BOUNDARY.finditer(text) if not is_abbreviation(text, match)), len(text)]:
         last = start + len(text[start:end].rstrip())
         while match := NOT_SPACE.search(text, start, last):
-            start, stop = match.start(), last
+            start = match.start()
+            stop = last
             if stop - start > size:
                 spaces = [i for i in (text.rfind(space, start, start + size + 1) for space in " \n") if i > start]
                 stop = max(spaces, default=start + size)

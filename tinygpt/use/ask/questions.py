@@ -43,7 +43,8 @@ ORDINAL = (
     r"|(?:ers|zwei|drit|vier|fünf|letz|nächs)ten? (?:(?:Werk|Arbeits)?tag|Woche|Monat|Quartal|Jahr))"
 )
 LISTED = r"\A(?:\d+(?:\.\d+)*[.)] |\d+(?:\.\d+)+ [A-ZÄÖÜ][a-zäöüé])"  # the number of an item or a section
-D, M = r"(?:0?[1-9]|[12]\d|3[01])", r"(?:0?[1-9]|1[0-2])"
+D = r"(?:0?[1-9]|[12]\d|3[01])"
+M = r"(?:0?[1-9]|1[0-2])"
 DATE = (
     rf"\d{{4}}-\d\d-\d\d|(?!{LISTED})(?<![\w./]){D}\.{M}\.(?:(?:\d\d){{1,2}}\b(?![.,]\d)|(?!\d))"
     rf"|(?<![\w./])(?:{D}/{M}|{M}/{D})/(?:\d\d){{1,2}}(?![\w/])"
@@ -122,7 +123,8 @@ KINDS = {  # of an answer: what the question looks like; what the answer looks l
 
 def asked(question: str) -> list[str]:
     """Return the words of a question that say what it is about; all of its words if it has no others."""
-    words, stop = list(dict.fromkeys(words_of(question))), stop_words(question)
+    words = list(dict.fromkeys(words_of(question)))
+    stop = stop_words(question)
     about = [word for word in words if word not in stop]
     return [word for word in about if len(word) > 1 or word.isdigit()] or about or words
 
@@ -153,7 +155,8 @@ def answer_in(text: str, question: str, kind: str) -> tuple[int, int] | None:
     What the question itself contains is no answer to it. Of several, one next to a word of the question is taken, then
     one of the better pattern, then the nearest.
     """
-    known, spans = set(words_of(question)), list[tuple[int, tuple[int, int]]]()
+    known = set(words_of(question))
+    spans = list[tuple[int, tuple[int, int]]]()
     for quality, pattern in enumerate(KINDS[kind][1]):
         for found in re.finditer(pattern, text):
             words = words_of(found[0])

@@ -32,10 +32,13 @@ from tinygpt.use.ask.store import Index, Passage
 
 PASSAGES = 15  # whose units are ranked; 40 contain another tenth of the answers, but none of them comes first
 MATCHES = 20_000  # passages that the words of a query match, more or less, so that BM25 takes 50 ms
-FORM, COMPOUND = 0.8, 0.6  # of a match with another form of a word, with a part of a compound
+# of a match with another form of a word, with a part of a compound
+FORM = 0.8
+COMPOUND = 0.6
 FEATURES = ("own", "around", "kind")
 WEIGHTS = np.array([7.7, 2.7, 2.4])
-SIGN_WEIGHTS, BIAS = np.array([4.5, 0.9]), -4.2
+SIGN_WEIGHTS = np.array([4.5, 0.9])
+BIAS = -4.2
 Candidate = tuple[Unit, Passage]
 
 
@@ -70,7 +73,8 @@ class Ranking(NamedTuple):
 
 def rank(index: Index, question: str) -> Ranking:
     """Rank the units of the best passages. Errors: TinyGPTError as in `search`."""
-    kind, counts = kind_of(question), {word: index.frequency(f'"{word}"') for word in asked(question)}
+    kind = kind_of(question)
+    counts = {word: index.frequency(f'"{word}"') for word in asked(question)}
     found = candidates(index, search(index, question, PASSAGES, query_of(counts)))
     features = features_of(question, found, kind, idf(counts, len(index)))
     return Ranking(found, features, kind, is_empty(question)).ordered()
@@ -81,7 +85,8 @@ def query_of(counts: dict[str, int]) -> str:
 
     counts: in how many passages each word occurs. In a large index, frequent words are left out next to rare ones.
     """
-    words, matches = [], 0
+    words = []
+    matches = 0
     for word in sorted(counts, key=lambda word: counts[word]):
         matches += counts[word]
         if matches <= MATCHES or matches == counts[word]:  # the rarest word that the index has is never left out
@@ -125,7 +130,8 @@ def match(one: str, other: str) -> float:
 
 def features_of(question: str, found: Sequence[Candidate], kind: str, shares: dict[str, float]) -> np.ndarray:
     """Return the features of each candidate, (n, features). shares: of each word of the question in the idf."""
-    words, weights = list(shares), np.array(list(shares.values()))
+    words = list(shares)
+    weights = np.array(list(shares.values()))
     texts = [words_of(unit.text) for unit, _ in found]
     titles = [words_of(f"{passage.title} {unit.header} {Path(passage.source).stem}") for unit, passage in found]
     vocabulary = {word for text in [*texts, *titles] for word in text}
@@ -141,6 +147,7 @@ def features_of(question: str, found: Sequence[Candidate], kind: str, shares: di
     around = np.maximum(own, best(titles))
     for i in range(len(found) - 1):
         if found[i][1] is found[i + 1][1]:
-            around[i], around[i + 1] = np.maximum(around[i], own[i + 1]), np.maximum(around[i + 1], own[i])
+            around[i] = np.maximum(around[i], own[i + 1])
+            around[i + 1] = np.maximum(around[i + 1], own[i])
     kinds = [bool(kind and answer_in(unit.text, question, kind)) for unit, _ in found]
     return np.stack([own @ weights, (around - own) @ weights, kinds], axis=1)

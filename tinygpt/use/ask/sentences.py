@@ -19,7 +19,9 @@ from tinygpt.base.terminal import one_line
 from tinygpt.use.ask.passages import ABBREVIATION, ITEM, sentences
 from tinygpt.use.ask.store import Passage
 
-WIDTH, NARROWEST = 60, 50  # characters of a line: up to the first, a text may be a note; none was wrapped at less
+# characters of a line: up to the first, a text may be a note; none was wrapped at less
+WIDTH = 60
+NARROWEST = 50
 SLACK = 10  # characters: a word fits if that much is left after it
 SENTENCE_END = re.compile(r"[.!?…:。！？][\"'”’»)\]*_]*\s*\Z")
 TABLE_RULE = re.compile(r"[|+\-=:\s]*[-=]{2,}[|+\-=:\s]*")  # the line between the header of a table and its rows
@@ -62,7 +64,8 @@ def unquoted(text: str) -> str:
 
 def spans(passage: Passage) -> Iterator[tuple[int, int]]:
     """Yield start and end of the passage's rows, lines and sentences."""
-    lines, start = passage.text.split("\n"), 0
+    lines = passage.text.split("\n")
+    start = 0
     for block in lines if passage.position.startswith("paragraph ") else blocks(lines):  # there, a line is a paragraph
         if is_row(block):
             yield start + len(block) - len(block.lstrip()), start + len(block.rstrip())

@@ -65,7 +65,9 @@ class Index:
     """An open index."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path, version: tuple[int, int] = (0, 0)) -> None:
-        self._db, self.path, self._version = connection, path, version
+        self._db = connection
+        self.path = path
+        self._version = version
 
     def is_current(self) -> bool:
         """Return whether the file at the index's path is still the one that was opened."""

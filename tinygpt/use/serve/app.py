@@ -111,7 +111,8 @@ def described(state: State, name: str) -> Body:
     entry: Body = {"id": name, "object": "model", "created": state.created, "owned_by": "tinygpt"}
     if name in state.responders:
         return entry | {"task": name}
-    served, chats = state.models[name], state.chats[name]
+    served = state.models[name]
+    chats = state.chats[name]
     return entry | {
         "task": "text" if served.tokenizer.pair is None else "chat",
         "turns": chats.between is not None,
@@ -126,7 +127,8 @@ def described(state: State, name: str) -> Body:
 async def tokenize(state: State, request: Request, body: Body) -> Body:
     """POST /tokenize: the ids of a text. A text that is the name of a special token is that token."""
     served = state.served(body["model"])
-    tokenizer, text = served.tokenizer, body["prompt"]
+    tokenizer = served.tokenizer
+    text = body["prompt"]
     require_length(text, MAX_TOKENIZE, "prompt")
     with refusing("prompt"):
         if tokenizer.pair is not None and text == tokenizer.stop:

@@ -22,7 +22,8 @@ class BatchCache:
     """
 
     def __init__(self, model: GPT) -> None:
-        self.config, self._like = model.config, model.lm_head.weight
+        self.config = model.config
+        self._like = model.lm_head.weight
         self.lengths: list[int] = []
         self._all = KVCache(self.config, 1, self._like, 1)  # all rows, of which the first B are in use
 
@@ -43,7 +44,8 @@ class BatchCache:
 
     def join(self, cache: KVCache) -> None:
         """Add a row: the sequence of `cache`, which has read at most block_size tokens."""
-        row, length = len(self), cache.length
+        row = len(self)
+        length = cache.length
         self._reserve(row + 1, length)
         self._all.keys_values[:, :, row, :, :length] = cache.keys_values[:, :, 0, :, :length]
         self._all.last_input[:, :, row] = cache.last_input[:, :, 0]
@@ -63,7 +65,8 @@ class BatchCache:
 
     def _reserve(self, rows: int, slots: int) -> None:
         """Allocate at least `rows` rows and `slots` slots; the rows in use keep their content."""
-        old, count = self._all, len(self)
+        old = self._all
+        count = len(self)
         slots = min(slots, self.config.block_size)
         if rows <= len(old.last_token) and slots <= self.slots:
             return
@@ -80,7 +83,8 @@ class BatchCache:
         """Return the positions of the next tokens, int64 (B, 1, T). T is 1."""
         self._reserve(len(self), max(self.lengths) + 1)
         lengths = torch.tensor(self.lengths, device=self._like.device)
-        self._rows, self._slots = torch.arange(len(self), device=lengths.device), lengths % self.slots
+        self._rows = torch.arange(len(self), device=lengths.device)
+        self._slots = lengths % self.slots
         self._filled = min(max(self.lengths) + 1, self.slots)
         self._queries = lengths[:, None, None]
         return self._queries

@@ -20,7 +20,8 @@ from tinygpt.data.prompts import encode_prompt
 from tinygpt.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from tinygpt.use.serve.protocol import invalid_field, refusing
 
-SYSTEM, SECOND_PROMPT = "tinygptSYSTEMtinygpt", "tinygptAGAINtinygpt"
+SYSTEM = "tinygptSYSTEMtinygpt"
+SECOND_PROMPT = "tinygptAGAINtinygpt"
 
 
 @functools.cache  # adapters have the template of their base model
@@ -43,23 +44,27 @@ class ChatFormat:
 
     def __init__(self, tokenizer: Tokenizer, skip_unknown: bool) -> None:
         """Find the format of a tokenizer. Only a chat template supports several turns and a system message."""
-        self.tokenizer, self.skip_unknown = tokenizer, skip_unknown
+        self.tokenizer = tokenizer
+        self.skip_unknown = skip_unknown
         self.between: np.ndarray | None = None  # between a response (with its end) and the next prompt
         self.before_system: np.ndarray | None = None
         self.after_system: np.ndarray | None = None  # up to the first prompt
         if not isinstance(tokenizer, HuggingFaceTokenizer) or not tokenizer.chat_template:
             return
-        bos, encode = tokenizer.decode(tokenizer.start[:1]), tokenizer.encode_template
+        bos = tokenizer.decode(tokenizer.start[:1])
+        encode = tokenizer.encode_template
         one_turn, two_turns, with_system = rendered(tokenizer.chat_template, bos, tokenizer.eos)
         if PROMPT not in one_turn:  # the template failed: only single prompts, in the checkpoint's prompt format
             return
-        start, middle = one_turn + RESPONSE + tokenizer.stop, one_turn.split(PROMPT)[1]
+        start = one_turn + RESPONSE + tokenizer.stop
+        middle = one_turn.split(PROMPT)[1]
         end = SECOND_PROMPT + middle
         if two_turns.startswith(start) and two_turns.endswith(end) and two_turns.count(SECOND_PROMPT) == 1:
             self.between = encode(two_turns[len(start) : -len(end)])
         if with_system.count(SYSTEM) == 1 and with_system.endswith(PROMPT + middle):
             before, after = with_system.removesuffix(PROMPT + middle).split(SYSTEM)
-            self.before_system, self.after_system = encode(before), encode(after)
+            self.before_system = encode(before)
+            self.after_system = encode(after)
 
     def encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Encode a conversation, up to the start of the next response.
@@ -68,7 +73,8 @@ class ChatFormat:
         """
         if self.tokenizer.pair is None:
             raise invalid_field("messages", "this model only continues text; use /v1/completions")
-        system, turns = [], list(messages)
+        system = []
+        turns = list(messages)
         while turns and turns[0]["role"] == "system":
             system.append(turns.pop(0)["content"])
         if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:

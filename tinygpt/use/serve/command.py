@@ -189,7 +189,7 @@ def labeller(config: ServeConfig) -> Respond:
     model = load(Path(config.labels))
 
     def answer(text: str) -> tuple[str, dict[str, Any]]:
-        (probs,) = model([text.strip()])
+        probs, = model([text.strip()])
         best = model.answer(probs)
         probabilities = {model.labels[index]: float(probs[index]) for index in (-probs).argsort()[:SHOWN]}
         return best.label, best._asdict() | {"probabilities": probabilities}
@@ -219,10 +219,12 @@ def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str
     url_host = f"[{host}]" if ":" in host else host
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else url_host}:{port}"
     key = f' -H "Authorization: Bearer $(cat {suggest.quoted(config.api_key)})"' if config.api_key else ""
-    path, body = "completions", '{"prompt": "Once", "max_tokens": 40}'
+    path = "completions"
+    body = '{"prompt": "Once", "max_tokens": 40}'
     if prompt is not None:
         messages = [{"role": "user", "content": prompt or "Hello"}]
-        path, body = "chat/completions", json.dumps({"messages": messages, "temperature": 0})
+        path = "chat/completions"
+        body = json.dumps({"messages": messages, "temperature": 0})
     clients = "programs on this machine only" if config.host in LOOPBACK else "other machines, with the key"
     return (
         f"serving:  {', '.join(names)}\n"

@@ -93,8 +93,12 @@ class Row:
     """A sequence while it is generated."""
 
     def __init__(self, task: Task, index: int) -> None:
-        settings, served = task.settings, task.served
-        self.task, self.index, self.num_tokens, self.finish = task, index, 0, ""
+        settings = task.settings
+        served = task.served
+        self.task = task
+        self.index = index
+        self.num_tokens = 0
+        self.finish = ""
         self.text = TextStream(served.tokenizer, (served.tokenizer.stop, *settings.stops))
         device = served.model.lm_head.weight.device
         seed = settings.sampling.seed + index if settings.seeded else secrets.randbits(63)
@@ -112,7 +116,8 @@ class Row:
         if self.text.stopped:
             self.finish = "stop"
         elif self.num_tokens == self.task.settings.max_tokens:
-            self.finish, text = "length", text + self.text.end()
+            self.finish = "length"
+            text = text + self.text.end()
         if text or self.finish:
             self.task.deliver(Piece(self.index, text, self.pending, self.num_tokens, self.finish))
             self.pending = []
@@ -122,7 +127,9 @@ class Prefill:
     """A prompt that is being read (prefill): that of a new task, or the last half of a context that has become full."""
 
     def __init__(self, rows: list[Row], tokens: Sequence[int], echo: bool) -> None:
-        self.rows, self.remaining, self.echo = rows, list(tokens), echo
+        self.rows = rows
+        self.remaining = list(tokens)
+        self.echo = echo
         self.task = rows[0].task
         self.cache: KVCache | None = None  # allocated by the first `read`, in Served.step: it may run out of memory
         self.tokens: list[Token] = []  # with `echo`
@@ -133,7 +140,8 @@ class Prefill:
         served = self.task.served
         if self.cache is None:
             self.cache = served.model.new_cache(1, len(self.remaining))
-        chunk, self.remaining = self.remaining[:count], self.remaining[count:]
+        chunk = self.remaining[:count]
+        self.remaining = self.remaining[count:]
         idx = torch.tensor([chunk], device=served.model.lm_head.weight.device)
         if not self.echo:
             self.logits = served.model.next_logits(idx, self.cache)[:, : served.tokenizer.vocab_size]
@@ -156,10 +164,14 @@ class Served:
 
     def __init__(self, name: str, tokenizer: Tokenizer, model: GPT, parameters: int = 0) -> None:
         """parameters: the number of parameters, which clients are told."""
-        self.name, self.tokenizer, self.model, self.parameters = name, tokenizer, model, parameters
+        self.name = name
+        self.tokenizer = tokenizer
+        self.model = model
+        self.parameters = parameters
         self.starts: list[str] = []  # prompts that the page offers
         self.longest_token = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
-        self.batch, self.rows = BatchCache(model), list[Row]()
+        self.batch = BatchCache(model)
+        self.rows = list[Row]()
         self.prefills: collections.deque[Prefill] = collections.deque()
 
     def text(self, ids: Sequence[int]) -> str:
@@ -189,7 +201,10 @@ class Served:
 
     def _start_rows(self, prefill: Prefill) -> None:
         """Draw the first token of each sequence of a prompt that was read, and add the sequences to the batch."""
-        task, rows, logits, cache = prefill.task, prefill.rows, prefill.logits, prefill.cache
+        task = prefill.task
+        rows = prefill.rows
+        logits = prefill.logits
+        cache = prefill.cache
         if task.cancelled:
             return
         assert logits is not None and cache is not None
@@ -248,7 +263,8 @@ def draw_tokens(rows: Sequence[Row], logits: Tensor) -> None:
         else:
             groups[sampling.temperature, sampling.top_k, sampling.top_p].append(index)
     for row_indices in groups.values():
-        group_logits, sampling = logits[row_indices], rows[row_indices[0]].task.settings.sampling
+        group_logits = logits[row_indices]
+        sampling = rows[row_indices[0]].task.settings.sampling
         tokens = draw(group_logits, sampling, *(rows[index].generator for index in row_indices))[:, 0].tolist()
         for index, token in zip(row_indices, tokens, strict=True):
             top = rows[index].task.settings.logprobs
@@ -276,7 +292,9 @@ class Engine:
     """The inference thread and its queue."""
 
     def __init__(self, models: Sequence[Served], max_batch: int, max_queue: int) -> None:
-        self.models, self.max_batch, self.max_queue = list(models), max_batch, max_queue
+        self.models = list(models)
+        self.max_batch = max_batch
+        self.max_queue = max_queue
         self._waiting: collections.deque[Task] = collections.deque()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)

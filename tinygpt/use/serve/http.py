@@ -96,7 +96,9 @@ class Guard:
 
     def __init__(self, app: ASGIApp, key: str, hosts: frozenset[str]) -> None:
         """key: required in each request; empty: no key. hosts: permitted names in Host headers; empty: any."""
-        self.app, self.key, self.hosts = app, key, hosts
+        self.app = app
+        self.key = key
+        self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app

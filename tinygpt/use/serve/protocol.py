@@ -22,7 +22,9 @@ from tinygpt.use.serve.engine import Settings, Token
 
 DOCUMENTS = "documents"  # the name of the model that answers from an index
 LABELS = "labels"  # the name of the model that labels a text
-MAX_STOPS, MAX_TOP = 4, 20  # stop texts, alternatives of a token
+# stop texts, alternatives of a token
+MAX_STOPS = 4
+MAX_TOP = 20
 
 
 class ApiError(Exception):
@@ -30,7 +32,10 @@ class ApiError(Exception):
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
 
     def body(self) -> dict[str, Any]:
         types = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}

@@ -29,12 +29,14 @@ class RequestTasks:
     def __init__(self, state: State, served: Served, prompts: list[list[int]], settings: Settings) -> None:
         """Queue the prompts. Errors: ApiError if one is too long or the queue is full."""
         assert state.engine is not None
-        longest, context = max(map(len, prompts)), served.model.config.block_size
+        longest = max(map(len, prompts))
+        context = served.model.config.block_size
         if longest > context:
             message = f"the prompt has {longest:,} tokens, and the context of {served.name} has {context:,}"
             raise ApiError(400, message, "prompt", "context_length_exceeded")
         self._queue: asyncio.Queue[tuple[int, Prompt | Piece | Failed]] = asyncio.Queue()
-        self._loop, self.n = asyncio.get_running_loop(), settings.n
+        self._loop = asyncio.get_running_loop()
+        self.n = settings.n
         self.tasks = [
             Task(served, prompt, settings, functools.partial(self._deliver, index))
             for index, prompt in enumerate(prompts)
@@ -92,7 +94,9 @@ class Choice:
 
     def __init__(self, index: int, logprobs: Callable[[list[Token]], Body] | None = None, text: str = "") -> None:
         """logprobs: formats the log probabilities of tokens; None: without. text: the echo."""
-        self.index, self.logprobs, self.text = index, logprobs, text
+        self.index = index
+        self.logprobs = logprobs
+        self.text = text
         self.tokens: list[Token] = []
         self.num_tokens = 0  # generated so far
         self.finish: str | None = None
@@ -101,7 +105,8 @@ class Choice:
         self.tokens += event.tokens
         if isinstance(event, Piece):
             self.text += event.text
-            self.num_tokens, self.finish = event.num_tokens, event.finish or None
+            self.num_tokens = event.num_tokens
+            self.finish = event.finish or None
 
     def complete(self) -> Body:
         """Return the choice as a part of a response without a stream."""
@@ -146,9 +151,11 @@ async def respond(
 
     close: see Stream. last: more fields of the last chunk.
     """
-    name, object_type = "cmpl", "text_completion"
+    name = "cmpl"
+    object_type = "text_completion"
     if "messages" in body:
-        name, object_type = "chatcmpl", "chat.completion" + ".chunk" * body["stream"]
+        name = "chatcmpl"
+        object_type = "chat.completion" + ".chunk" * body["stream"]
     head = {"id": f"{name}-{uuid.uuid4().hex}", "object": object_type, "created": int(time.time()), "model": model}
 
     def usage() -> dict[str, int]:
@@ -162,7 +169,8 @@ async def respond(
             for chunk in choices[index].chunks(event):
                 yield head | {"choices": [chunk]} | (last if last and chunk["finish_reason"] else {})
             if isinstance(event, Piece):
-                choices[index].text, choices[index].tokens = "", []
+                choices[index].text = ""
+                choices[index].tokens = []
         if body["stream_options"]["include_usage"]:
             yield head | {"choices": [], "usage": usage()}
 

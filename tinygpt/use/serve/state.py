@@ -22,7 +22,9 @@ class Responder:
         """respond: from a message to the content of the answer, and the response's field `name`, not one of OpenAI's.
         It raises TinyGPTError for a message that it refuses."""
         self.name = name
-        self._pool, self._respond, self._free = ThreadPoolExecutor(1, name), respond, max_queue
+        self._pool = ThreadPoolExecutor(1, name)
+        self._respond = respond
+        self._free = max_queue
 
     async def __call__(self, message: str, timeout: float) -> tuple[str, Body]:
         """Answer a message within `timeout` seconds. Errors: ApiError; TinyGPTError as in `respond`."""
@@ -42,7 +44,8 @@ class State:
     """The models, the responders and the settings that all paths use. Until `open` is called, the server is loading."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self.config, self.created = config, int(time.time())
+        self.config = config
+        self.created = int(time.time())
         self.engine: Engine | None = None
         self.models: dict[str, Served] = {}
         self.chats: dict[str, ChatFormat] = {}

@@ -81,7 +81,8 @@ def randomise(module: nn.Module) -> Any:
 def expect_causal(function: Callable[[Tensor], Tensor], x: Tensor, other: Tensor, inputs: str) -> None:
     """Check that no output depends on later positions: x and other differ only in the last two of T positions."""
     T = x.size(1)
-    before, after = function(x), function(other)
+    before = function(x)
+    after = function(other)
     changed = [t for t in range(T - 2) if not torch.allclose(before[:, t], after[:, t], atol=1e-5)]
     given = f"two {inputs} of {T} positions that differ only at positions {T - 2} and {T - 1}"
     expect(

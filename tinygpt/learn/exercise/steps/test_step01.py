@@ -38,7 +38,8 @@ def test_round_trip(my: Any) -> None:
     "encode: a character that is not in the vocabulary",
 )
 def test_unknown_character(my: Any) -> None:
-    given, expected = "CharTokenizer('hello').encode('hex')", "an error that names 'x'"
+    given = "CharTokenizer('hello').encode('hex')"
+    expected = "an error that names 'x'"
     try:
         got = my.CharTokenizer("hello").encode("hex")
     except Exception as error:

@@ -49,7 +49,8 @@ def test_shifted_target(my: Any) -> None:
     "pass generator=generator to torch.randint",
 )
 def test_random_windows(my: Any) -> None:
-    first, second = batch(my, 1000, 4, 6)[0], batch(my, 1000, 4, 6, seed=1)[0]
+    first = batch(my, 1000, 4, 6)[0]
+    second = batch(my, 1000, 4, 6, seed=1)[0]
     starts = first[:, 0]
     expect(len(set(starts.tolist())) > 3, "6 windows of one batch", f"starts {starts.tolist()}", "different starts")
     torch.manual_seed(1)

@@ -48,7 +48,8 @@ def test_current_character_only(my: Any) -> None:
 def test_loss(my: Any) -> None:
     model = my.Bigram(5)
     model.table.weight.data = 2 * noise(5, 5)
-    idx, targets = torch.tensor([[0, 1, 2], [3, 4, 0]]), torch.tensor([[1, 2, 3], [4, 0, 2]])
+    idx = torch.tensor([[0, 1, 2], [3, 4, 0]])
+    targets = torch.tensor([[1, 2, 3], [4, 0, 2]])
     expect_close(
         model(idx, targets)[1],
         -model.table.weight.log_softmax(1)[idx.flatten(), targets.flatten()].mean(),

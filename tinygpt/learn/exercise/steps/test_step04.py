@@ -52,8 +52,11 @@ def test_equal_scores(my: Any) -> None:
     "head_size is the last dimension of q, not T and not n_embd",
 )
 def test_scale(my: Any) -> None:
-    q, k = torch.zeros(1, 2, 16), torch.zeros(1, 2, 16)
-    q[0, 1, 0], k[0, 0, 0] = 2.0, 2.0  # query 1 matches key 0: score 4, scaled 1
+    q = torch.zeros(1, 2, 16)
+    k = torch.zeros(1, 2, 16)
+    # query 1 matches key 0: score 4, scaled 1
+    q[0, 1, 0] = 2.0
+    k[0, 0, 0] = 2.0
     expect_close(
         my.attention_weights(q, k)[0],
         torch.tensor([[1, 0], [math.e / (math.e + 1), 1 / (math.e + 1)]]),
@@ -68,7 +71,9 @@ def test_scale(my: Any) -> None:
 def test_weighted_values(my: Any) -> None:
     own = randomise(my.Head(8, 16))
     x = noise(2, 5, 8)
-    q, k, v = own.query(x), own.key(x), own.value(x)
+    q = own.query(x)
+    k = own.key(x)
+    v = own.value(x)
     expect_close(
         own(x),
         F.scaled_dot_product_attention(q, k, v, is_causal=True),

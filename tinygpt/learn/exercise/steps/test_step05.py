@@ -21,7 +21,8 @@ def test_shape(my: Any) -> None:
     "view(B, T, n_head, head_size).transpose(1, 2), as view(B, n_head, T, head_size) mixes positions; the mask",
 )
 def test_causal(my: Any) -> None:
-    attention, x = randomise(my.MultiHeadAttention(12, 3)), noise(2, 6, 12)
+    attention = randomise(my.MultiHeadAttention(12, 3))
+    x = noise(2, 6, 12)
     other = torch.cat((x[:, :-2], noise(2, 2, 12, seed=9)), 1)
     expect_causal(attention, x, other, "inputs of MultiHeadAttention(12, 3)")
 
@@ -47,7 +48,8 @@ def test_heads(my: Any) -> None:
     "self.c_proj(F.gelu(self.c_fc(x)))",
 )
 def test_mlp(my: Any) -> None:
-    mlp, x = randomise(my.MLP(8)), noise(2, 3, 8)
+    mlp = randomise(my.MLP(8))
+    x = noise(2, 3, 8)
     # atol accepts the tanh approximation of GELU
     expect_close(mlp(x), mlp.c_proj(F.gelu(mlp.c_fc(x))), "MLP(8) on x of shape (2, 3, 8)", atol=5e-3)
 

@@ -54,7 +54,8 @@ def test_untrained_loss(my: Any) -> None:
 )
 def test_loss(my: Any) -> None:
     model = randomise(small_gpt(my))
-    x, y = tokens(3, 8), tokens(3, 8, seed=1)
+    x = tokens(3, 8)
+    y = tokens(3, 8, seed=1)
     expected = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
     expect_close(model(x, y)[1], expected, "idx and targets of shape (3, 8)", 1e-4)
 
@@ -64,7 +65,8 @@ def test_loss(my: Any) -> None:
     "causal attention in every block",
 )
 def test_causal(my: Any) -> None:
-    model, x = randomise(small_gpt(my)), tokens(2, 8)
+    model = randomise(small_gpt(my))
+    x = tokens(2, 8)
     other = torch.cat((x[:, :-2], (x[:, -2:] + 3) % 11), 1)
     expect_causal(lambda idx: model(idx)[0], x, other, "sequences")
 

@@ -24,7 +24,8 @@ class Line(nn.Module):
 
 def line_steps(my: Any, steps: int = 1, max_norm: float = 1e9) -> tuple[Any, float]:
     """Train a Line on x = 1, y = 1 with SGD and lr = 0.1. Returns what the last step returned, and w."""
-    model, one = Line(), torch.tensor([1.0])
+    model = Line()
+    one = torch.tensor([1.0])
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for _ in range(steps):
         loss = my.train_step(model, optimizer, one, one, 0.1, max_norm)
@@ -106,7 +107,8 @@ def test_clipping(my: Any) -> None:
 def test_memorises(my: Any) -> None:
     model = GPT(GPTConfig(vocab_size=11, block_size=8, n_layer=1, n_head=2, n_embd=32, bias=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
-    x, y = tokens(4, 8), tokens(4, 8, seed=1)
+    x = tokens(4, 8)
+    y = tokens(4, 8, seed=1)
     first = model(x, y)[1].item()
     for _ in range(150):
         my.train_step(model, optimizer, x, y, 1e-2, 1.0)

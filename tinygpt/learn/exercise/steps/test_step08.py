@@ -21,7 +21,8 @@ def generated(
 
     class Model(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, None]:
-            given, got = f"a model with block_size {block_size}", f"an input of {x.size(1)} tokens"
+            given = f"a model with block_size {block_size}"
+            got = f"an input of {x.size(1)} tokens"
             expect(x.size(1) <= block_size, given, got, f"the last {block_size} tokens")
             return logits(x), None
 

@@ -67,7 +67,8 @@ def test_padding(my: Any) -> None:
     "F.cross_entropy(..., ignore_index=-1)",
 )
 def test_masked_loss(my: Any) -> None:
-    logits, targets = 2 * noise(2, 4, 5), torch.tensor([[-1, -1, 3, 1], [-1, 2, -1, -1]])
+    logits = 2 * noise(2, 4, 5)
+    targets = torch.tensor([[-1, -1, 3, 1], [-1, 2, -1, -1]])
     chosen = logits.log_softmax(2)[[0, 0, 1], [2, 3, 1], [3, 1, 2]]
     expect_close(
         my.masked_loss(logits, targets),
@@ -81,8 +82,9 @@ def test_masked_loss(my: Any) -> None:
     "ignore_index=-1: replacing -1 with a valid token id would train on a wrong target",
 )
 def test_masked_gradient(my: Any) -> None:
-    logits, targets = noise(1, 4, 5).requires_grad_(), torch.tensor([[-1, -1, 3, 1]])
-    (gradient,) = torch.autograd.grad(my.masked_loss(logits, targets), logits)
+    logits = noise(1, 4, 5).requires_grad_()
+    targets = torch.tensor([[-1, -1, 3, 1]])
+    gradient, = torch.autograd.grad(my.masked_loss(logits, targets), logits)
     sizes = gradient[0].abs().sum(-1)
     expect(not sizes[:2].sum(), "the gradient at the masked positions 0 and 1", sizes[:2], "zeros")
     expect((sizes[2:] > 0).all(), "the gradient at positions 2 and 3", "zero", "not zero")

@@ -46,7 +46,8 @@ class Size(NamedTuple):
     reading: int  # iterations in which it learns to read
 
 
-FULL, QUICK = Size(200, 2000, 150, 200, 600, 60, 400), Size(30, 400, 40, 40, 90, 20, 150)
+FULL = Size(200, 2000, 150, 200, 600, 60, 400)
+QUICK = Size(30, 400, 40, 40, 90, 20, 150)
 
 
 def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
@@ -95,7 +96,8 @@ class SeedFolder:
         world = self.world(when)
         new = {question.fact for question in world.questions if question.kind == "changed"}
         lines = companies.pairs(world, self.seed, new if dataset == "changes" else None)
-        source, data = self.folder / f"{dataset}.jsonl", self.folder / "data"
+        source = self.folder / f"{dataset}.jsonl"
+        data = self.folder / "data"
         source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
         form = [f"--input={source}", "--format=pairs", f"--data_dir={data}"]
         run(self.folder / "prepare.log", "prepare", dataset, *form)
@@ -168,7 +170,8 @@ class Tiny(SeedFolder):
     """The systems without a model, with the tiny reader, and with a model trained on the facts alone."""
 
     def stages(self) -> list[Stage]:
-        scale, training = self.size.companies / FULL.companies, 150 * self.size.closed / FULL.closed
+        scale = self.size.companies / FULL.companies
+        training = 150 * self.size.closed / FULL.closed
         seconds = {"majority": scale, "search": 5 * scale, "reader": 90 * scale, "closed": 60 * scale}
         return [
             self.stage("questions", "", 1, self.questions),
@@ -227,7 +230,8 @@ class Pretrained(SeedFolder):
     path: str
 
     def stages(self) -> list[Stage]:
-        size, (zero_shot, reading, memorised) = self.size, names(self.path)
+        size = self.size
+        zero_shot, reading, memorised = names(self.path)
         ask_seconds = {zero_shot: 1.5 * size.sample, reading: 1.5 * size.sample, memorised: 0.5 * size.sample}
         return [
             self.stage("build", memorised, 1.5 * size.facts, self.memorise),
@@ -250,7 +254,8 @@ class Pretrained(SeedFolder):
 
     def memorise(self) -> Cost:
         """Teach the facts with LoRA."""
-        settings, out = {"ckpt": self.path, "max_iters": self.size.facts}, self.out("closed")
+        settings = {"ckpt": self.path, "max_iters": self.size.facts}
+        out = self.out("closed")
         return self.teach("finetune_lab_facts", "before", "facts-before", out, **settings)
 
     def memorise_changes(self) -> Cost:
@@ -258,7 +263,8 @@ class Pretrained(SeedFolder):
         merged = self.out("merged")
         files = [f"--ckpt={self.path}", f"--adapter={self.out('closed')}", f"--output={merged}"]
         seconds = run(self.folder / "merge.log", "export", "--format=checkpoint", *files).seconds
-        settings, out = {"ckpt": merged, "max_iters": self.size.changes}, self.out("updated")
+        settings = {"ckpt": merged, "max_iters": self.size.changes}
+        out = self.out("updated")
         cost = self.teach("finetune_lab_facts", "after", "changes", out, **settings)
         written = (merged / "ckpt.pt").stat().st_size
         return cost | {"commands": 3, "seconds": seconds + cost["seconds"], "bytes": written + cost["bytes"]}

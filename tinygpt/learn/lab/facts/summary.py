@@ -150,7 +150,8 @@ class Measured:
 
 def summarise(records: Records, config: LabConfig) -> Summary:
     """Summarise what each system knows before and after the change, and its costs."""
-    measured, systems = Measured(records), rows(config.pretrained)
+    measured = Measured(records)
+    systems = rows(config.pretrained)
     fine_tuning = [combined(measured, config.pretrained)] if config.pretrained else []
     names = {"fact": "unchanged", "changed": "changed", "absent": "unanswerable", "conflict": "with a conflict"}
     counts = ", ".join(f"{measured.kinds[kind]:,} {name}" for kind, name in names.items())
@@ -210,7 +211,8 @@ def known(measured: Measured, row: Row) -> dict[str, str]:
 
 
 def change(measured: Measured, row: Row) -> dict[str, str]:
-    update, fresh = measured.mean(row.update, "seconds"), measured.mean(row.other("fresh"), "seconds")
+    update = measured.mean(row.update, "seconds")
+    fresh = measured.mean(row.other("fresh"), "seconds")
     failed = "none" if measured.of(row.other("fresh")) else ""
     if update is not None and not failed and row.after != ("after", "search"):
         fresh = update + (measured.mean(row.after, "seconds per question") or 0.0)

@@ -16,7 +16,9 @@ from tinygpt import api
 from tinygpt.api import companies
 from tinygpt.base.terminal import progress
 
-MIN_SCORE, MIN_PROBABILITY = 0.12, 0.3  # of the best passage and of the response; below, a reader abstains
+# of the best passage and of the response; below, a reader abstains
+MIN_SCORE = 0.12
+MIN_PROBABILITY = 0.3
 LONGEST = 96  # tokens of an answer
 
 
@@ -95,7 +97,8 @@ def network_attempts() -> list[str]:
 
 def measured(system: System, questions: Sequence[companies.Question], numbers: Sequence[int]) -> dict[str, Any]:
     """Ask the questions with these indices; return answers, times and connections, as plain values."""
-    attempts, began = len(network_attempts()), time.monotonic()
+    attempts = len(network_attempts())
+    began = time.monotonic()
     replies = [system(questions[number]) for number in progress(numbers, desc="asking", unit="question")]
     return {
         "questions": list(numbers),
