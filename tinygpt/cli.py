@@ -13,6 +13,7 @@ import sys
 from typing import Any
 
 from tinygpt.base import __version__, terminal, threads
+from tinygpt.base.configs import withdrawn
 from tinygpt.base.errors import TinyGPTError, fitting
 
 # command: (module:function, its configuration in tinygpt.base.configs, one line of help); below the first group, the
@@ -80,15 +81,6 @@ GROUPS = {
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
-GONE = {  # commands of earlier versions, and what replaces each
-    "check": "doctor RUN or data/NAME, or doctor --machine",
-    "watch": "report RUN --live, or tinygpt train --watch",
-    "plot": "report RUN --png FILE, or --tensorboard",
-    "index": 'ask "your question" DOCUMENTS',
-    "merge": "export BASE --adapter ADAPTER --format checkpoint",
-    "race": "lab race",
-    "--tyro-print-completion": "--print-completion bash",
-}
 LISTED = "\n".join(
     f"{title}:\n" + "".join(f"  {name:<10} {text}\n" for name, (_, _, text) in commands.items())
     for title, commands in GROUPS.items()
@@ -187,9 +179,7 @@ def run(args: list[str]) -> int:
         print(completion(args))
         return 0
     name = args[0].partition("=")[0]
-    if name in GONE:
-        kind = "an option" if name.startswith("-") else "a command"
-        raise TinyGPTError(f"{name}: is no longer {kind}", f"tinygpt {GONE[name]}")
+    withdrawn.refuse_command(name)
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         raise TinyGPTError(f"{name}: no such command", f"tinygpt {close[0] if close else '--help'}")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from tinygpt.base import terminal
-from tinygpt.base.configs import suggest
+from tinygpt.base.configs import suggest, withdrawn
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig, run_settings
 from tinygpt.base.configs.examine import PlanConfig
 from tinygpt.base.configs.fields import PATH, POSITIONAL, REQUIRED, RUN, Config, Key, keys
@@ -45,14 +45,6 @@ NANOGPT = {  # names of nanoGPT's own files, and the presets with their values
     "config/train_gpt2.py": "gpt2_openwebtext",
 }
 WANDB = ("wandb_log", "wandb_project", "wandb_run_name")  # keys of nanoGPT that are ignored
-GONE = {  # keys of commands of earlier versions, and what replaces each
-    ("eval", "predict"): "tinygpt label FILE --model RUN",
-    ("eval", "plot"): "--output=VALUE",
-    ("plan", "target"): "tinygpt lab scale",
-    ("plan", "law"): "tinygpt lab scale",
-    ("plan", "time_only"): "tinygpt plan, which predicts time and memory only",
-    ("train", "watch_port"): "--watch",
-}
 PRESETS = [PACKAGE / "configs", PACKAGE.parent / "configs"]  # in a wheel; in a checkout
 OTHERS = [
     PACKAGE / "learn/lab/configs",
@@ -101,8 +93,10 @@ def _checked(config_class: type[ConfigType], positionals: list[Any], flags: dict
     from_files = {}
     for path in map(find_config, values.get("config", ())):
         for name, value in read_config(path).items():
-            if not ignored(config_class, name, value, f"{path}: "):
-                from_files[name] = converted(find_key(config_class, name, f"{path}: ", prog), value, f"{path}: ")
+            prefix = f"{path}: "
+            if withdrawn.ignore_key(prog, name, prefix) or ignored(config_class, name, value, prefix):
+                continue
+            from_files[name] = converted(find_key(config_class, name, prefix, prog), value, prefix)
     config = config_class(**values | from_files | flags, flags=frozenset(flags), given=frozenset(flags | from_files))
     if problems := list(config.problems()):
         raise TinyGPTError("; ".join(problems))
@@ -189,8 +183,7 @@ def find_key(config_class: type, name: str, prefix: str, prog: str) -> Key:
         )
     if name in ("ckpt", "out_dir") and {"run", "runs"} & keys(config_class).keys():
         raise TinyGPTError(f"--{name}: {prog} takes the folder without a flag", f"{prog} out")
-    if heir := GONE.get((prog.removeprefix("tinygpt "), name)):
-        raise TinyGPTError(f"{prefix}{name}: is no longer a key", heir)
+    withdrawn.refuse_key(prog, name)
     sign = " =" if prefix.endswith(".py: ") else ":"
     near = [key for key in (OTHER_NAMES.get(name), *get_close_matches(name, known, cutoff=0.7)) if key in known]
     hints = (f"--{key}=VALUE" if prefix == "--" else f"{key}{sign} VALUE" for key in near)

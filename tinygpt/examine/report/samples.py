@@ -79,6 +79,6 @@ def opening(run: LoadedRun) -> str:
     """Make the first content of the text box: words that the model generates, or a prompt of the validation split."""
     if run.answers:
         return next((prompt for prompt, _ in run.held_out_pairs()), "")
-    text, = fresh(run, run.model, count=1, length=80)
+    (text,) = fresh(run, run.model, count=1, length=80)
     text = text.lstrip()[:60]
     return text.rpartition(" ")[0] or text

@@ -104,7 +104,7 @@ def milliseconds(work: Callable[[], Any]) -> float:
 
 def summarise(records: Records, _: LabConfig) -> Summary:
     base = records.where(firm="")
-    swap, = records.having("swap")
+    (swap,) = records.having("swap")
     curves = {firm: records.where(firm=firm).by("examples") for firm in FIRMS}
     responses = one_prompt(base, curves)
     return Summary(

@@ -189,7 +189,7 @@ def labeller(config: ServeConfig) -> Respond:
     model = load(Path(config.labels))
 
     def answer(text: str) -> tuple[str, dict[str, Any]]:
-        probs, = model([text.strip()])
+        (probs,) = model([text.strip()])
         best = model.answer(probs)
         probabilities = {model.labels[index]: float(probs[index]) for index in (-probs).argsort()[:SHOWN]}
         return best.label, best._asdict() | {"probabilities": probabilities}

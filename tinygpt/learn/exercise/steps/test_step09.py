@@ -84,7 +84,7 @@ def test_masked_loss(my: Any) -> None:
 def test_masked_gradient(my: Any) -> None:
     logits = noise(1, 4, 5).requires_grad_()
     targets = torch.tensor([[-1, -1, 3, 1]])
-    gradient, = torch.autograd.grad(my.masked_loss(logits, targets), logits)
+    (gradient,) = torch.autograd.grad(my.masked_loss(logits, targets), logits)
     sizes = gradient[0].abs().sum(-1)
     expect(not sizes[:2].sum(), "the gradient at the masked positions 0 and 1", sizes[:2], "zeros")
     expect((sizes[2:] > 0).all(), "the gradient at positions 2 and 3", "zero", "not zero")

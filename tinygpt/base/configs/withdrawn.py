@@ -1,0 +1,43 @@
+"""Commands and keys of earlier versions that were withdrawn, and what replaces each.
+
+A withdrawn command or flag is refused with one sentence; a withdrawn key in a config file, which an earlier version may
+have written, is ignored with a note. `docs/developers/withdrawn.md` says why each went.
+"""
+
+from tinygpt.base import terminal
+from tinygpt.base.errors import TinyGPTError
+
+COMMANDS = {  # and options without a command
+    "check": "tinygpt doctor RUN, or tinygpt doctor data/NAME",
+    "watch": "tinygpt train --watch",
+    "plot": "tinygpt report RUN --png FILE",
+    "index": 'tinygpt ask "your question" DOCUMENTS',
+    "merge": "tinygpt export BASE --adapter ADAPTER --format checkpoint",
+    "race": "tinygpt lab race",
+    "--tyro-print-completion": "tinygpt --print-completion bash",
+}
+KEYS = {  # by command and key
+    ("eval", "predict"): "tinygpt label FILE --model RUN",
+    ("eval", "plot"): "--output=VALUE",
+    ("train", "watch_port"): "--watch",
+}
+
+
+def refuse_command(name: str) -> None:
+    """Errors: TinyGPTError for a command that was withdrawn, with what replaces it."""
+    if name in COMMANDS:
+        raise TinyGPTError(f"{name} was withdrawn", COMMANDS[name])
+
+
+def refuse_key(prog: str, key: str) -> None:
+    """Errors: TinyGPTError for a withdrawn flag of the command `prog` (tinygpt NAME), with what replaces it."""
+    if replacement := KEYS.get((prog.removeprefix("tinygpt "), key)):
+        raise TinyGPTError(f"--{key} was withdrawn", replacement)
+
+
+def ignore_key(prog: str, key: str, prefix: str) -> bool:
+    """Return whether a key in a config file was withdrawn; print a note if so. `prefix`: the file's name and `: `."""
+    withdrawn = (prog.removeprefix("tinygpt "), key) in KEYS
+    if withdrawn:
+        terminal.print_error(f"note: {prefix}{key} was withdrawn, and is ignored")
+    return withdrawn
