@@ -27,7 +27,7 @@ copybutton_exclude = ".linenos, .gp, .go, .c1"  # no comment is copied
 
 NAVIGATION = {
     "Start": "docs/tutorial docs/how-to/install data/README",
-    "How to": "own-labels fine-tune search-documents pretrained share serve privacy python plan gpus nanogpt",
+    "How to": "own-labels fine-tune search-documents pretrained share serve privacy python gpus large-models nanogpt",
     "Understand": "training fine-tuning retrieval choosing reliability",
     "Look up": "configuration python labs glossary",
     "Teach": "index claims slides worksheet solutions",

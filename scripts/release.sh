@@ -45,14 +45,11 @@ step "the three commands"
 "$bin/tinygpt" sample --ckpt out/ckpt.pt --max_new_tokens=100
 "$bin/tinygpt" doctor out data/shakespeare_char
 
-step "this machine"
-"$bin/tinygpt" doctor --machine
-
 step "tests of the installed package"
 pip_install "$wheel[dev,offline]"
 "$bin/python" -m pytest -p no:cacheprovider -m "not slow" \
     tests/test_{generate,prepare,sample,train,transcripts}.py tests/base/test_files.py tests/data/test_{rows,tokenizer}.py \
-    tests/checkpoint/test_checkpoint.py tests/examine/test_{evaluate,machine}.py tests/adapt/test_finetune.py
+    tests/checkpoint/test_checkpoint.py tests/examine/test_{evaluate,doctor}.py tests/adapt/test_finetune.py
 
 step "the site and the slides"
 "$bin/python" "$checkout/scripts/site.py" "$work/site"

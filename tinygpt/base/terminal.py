@@ -6,7 +6,6 @@ print(*terminal.table({"model": "<20", "loss": ">8.3f"}, [("tiny", 1.88)]), sep=
 
 import contextlib
 import errno
-import math
 import os
 import re
 import sys
@@ -103,12 +102,3 @@ def duration(seconds: float) -> str:
         return f"{seconds / 86400:,.0f} days"
     hours, minutes = divmod(round(seconds / 60), 60)
     return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0))
-
-
-def durations(values: Sequence[float]) -> list[str]:
-    """Format durations in the unit of the last one, with the unit only on the last: `110`, `130`, `120 s`."""
-    highest = values[-1]
-    units = (("s", 1, 300), ("min", 60, 180), ("h", 3600, 72), ("days", 86400, math.inf))
-    unit, size = next((unit, size) for unit, size, up_to in units if highest < up_to * size)
-    texts = [f"{value / size:,.{1 if highest < 20 * size and size > 1 else 0}f}" for value in values]
-    return [*texts[:-1], f"{texts[-1]} {unit}"]

@@ -1,1 +1,1 @@
-"""The commands that examine a run: plan, eval, doctor, report and why; and the mechanism of experiments."""
+"""The commands that examine a run: eval, doctor, report and why; and the mechanism of experiments."""

@@ -66,16 +66,16 @@ class Start:
     reason: str = ""  # for what a budget has fixed (budget.py)
 
 
-def resolve(stack: contextlib.ExitStack, request: TrainConfig, command: str = "train") -> Start:
+def resolve(stack: contextlib.ExitStack, request: TrainConfig) -> Start:
     """Decide everything about a run, and complete a copy of the configuration that its command gives. The processes of
-    torchrun are joined; `stack` leaves them again. command: the one that an error suggests.
+    torchrun are joined; `stack` leaves them again.
 
     Errors: TinyGPTError for a run that cannot start, before a file is written. A process that lacks the dataset fails
     after it has joined the others, so that they end, too, instead of waiting for it.
     """
     config = copy.copy(request)
     resuming = resumes(config)
-    checkpoint = load_run_to_resume(config) if resuming else load_base(config, command)
+    checkpoint = load_run_to_resume(config) if resuming else load_base(config)
     name = f"{config.out_dir}/last.pt" if resuming else config.init_from
     last = checkpoint if checkpoint and resuming else store.Checkpoint({}, {}, {})  # a new run has no state
     compute = choose_compute(config, last.training)
@@ -126,7 +126,7 @@ def resumes(config: TrainConfig) -> bool:
     return config.init_from == "resume" or (config.init_from == "auto" and Path(config.out_dir, "last.pt").exists())
 
 
-def load_base(config: TrainConfig, command: str) -> store.Checkpoint | None:
+def load_base(config: TrainConfig) -> store.Checkpoint | None:
     """Load the checkpoint from which a new run starts, if any, and complete the configuration from it: the model's
     shape. A fine-tuning starts from `ckpt`, or from `init_from` if the command line gives only that. Errors:
     TinyGPTError if they contradict one another, or if the run would overwrite a model that no run made."""
@@ -147,7 +147,7 @@ def load_base(config: TrainConfig, command: str) -> store.Checkpoint | None:
     if config.init_from in ("scratch", "auto") and not chosen and not prepared:
         given = [suggest.flag(key, getattr(config, key)) for key in sorted(config.flags)]
         problem = f"no config was given, and the default dataset {config.dataset!r} is not prepared"
-        raise TinyGPTError(problem, suggest.command(command, "configs/shakespeare_char.yaml", *given))
+        raise TinyGPTError(problem, suggest.command("train", "configs/shakespeare_char.yaml", *given))
     out = Path(config.out_dir)
     # os.path.exists is False for impossible names, too
     if not config.eval_only and os.path.exists(out / "ckpt.pt") and not os.path.exists(out / "config.yaml"):

@@ -1,41 +1,12 @@
-"""The configurations of the commands that examine a run: plan, eval, doctor, report, why."""
+"""The configurations of the commands that examine a run: eval, doctor, report, why."""
 
 import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.fields import HIDDEN, POSITIONAL, RUN, Group, Limit
-from tinygpt.base.configs.shared import Count, CountOrZero, DataConfig, DatasetName, File, Files, InferenceConfig
-
-
-@dataclasses.dataclass
-class PlanConfig(TrainConfig):
-    """Predict time and memory of a training run from a pilot run of seconds on this machine.
-
-    tinygpt plan configs/shakespeare_char.yaml --device=cpu
-    tinygpt plan configs/shakespeare_char.yaml --processes=4 --shard
-
-    It runs 25 iterations and two evaluations, and writes nothing. It accepts all keys of tinygpt train.
-    """
-
-    hidden_groups = ("model", "text", "optimizer", "evaluation", "files", "machine")
-
-    processes: CountOrZero = 0
-    """compute the memory of each of so many processes of torchrun, sharded or not, without a pilot; 0: plan a run of
-    one process"""
-    json: bool = False
-    """print the predictions as JSON, and everything else on standard error"""
-
-    def problems(self) -> Iterator[str]:
-        yield from super().problems()
-        if self.teacher and self.processes:
-            yield "teacher cannot be used with processes"
-        if self.watch:
-            yield "watch shows a run while it trains, and plan trains none"
-        if self.shard and not self.processes:
-            yield "shard needs processes: plan computes the memory of a sharded run"
+from tinygpt.base.configs.shared import Count, DataConfig, DatasetName, File, Files, InferenceConfig
 
 
 @dataclasses.dataclass
@@ -76,20 +47,12 @@ class DoctorConfig(DataConfig):
 
     tinygpt doctor out
     tinygpt doctor out data/shakespeare_char  # checks the files of a dataset, too
-    tinygpt doctor --machine                  # tests this machine, in less than a minute
 
     If files are damaged, it lists what can still be used, and the exit status is 1.
     """
 
     run: Annotated[Files, POSITIONAL] = ()
     """folders of runs, or of datasets (data/NAME); empty: out"""
-    machine: bool = False
-    """test this machine instead: its devices, the three commands, a resumed run, exact results, speed"""
-
-    def problems(self) -> Iterator[str]:
-        yield from super().problems()
-        if self.machine and self.run:
-            yield "machine tests this machine, and cannot be used with RUN"
 
 
 @dataclasses.dataclass

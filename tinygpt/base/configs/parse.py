@@ -20,7 +20,6 @@ from typing import Any, TypeVar, get_args
 from tinygpt.base import terminal
 from tinygpt.base.configs import suggest, withdrawn
 from tinygpt.base.configs.core import FinetuneConfig, TrainConfig, run_settings
-from tinygpt.base.configs.examine import PlanConfig
 from tinygpt.base.configs.fields import PATH, POSITIONAL, REQUIRED, RUN, Config, Key, keys
 from tinygpt.base.configs.shared import Switch
 from tinygpt.base.errors import TinyGPTError
@@ -177,7 +176,7 @@ def find_key(config_class: type, name: str, prefix: str, prog: str) -> Key:
         return known[name]
     if name in keys(config_class):
         raise TinyGPTError(f"{prefix}{name}: is an argument without a flag, not a key", f"{prog} {name.upper()}")
-    if config_class in (TrainConfig, PlanConfig) and name in keys(FinetuneConfig):
+    if config_class is TrainConfig and name in keys(FinetuneConfig):
         raise TinyGPTError(
             f"{prefix}{name}: a key of tinygpt finetune", f"drop {name}, or tinygpt finetune --ckpt BASE"
         )

@@ -8,6 +8,7 @@ from tinygpt.base import terminal
 from tinygpt.base.errors import TinyGPTError
 
 COMMANDS = {  # and options without a command
+    "plan": "tinygpt train --dataset=NAME --budget=10m, which measures and plans",
     "check": "tinygpt doctor RUN, or tinygpt doctor data/NAME",
     "watch": "tinygpt train --watch",
     "plot": "tinygpt report RUN --png FILE",
@@ -17,6 +18,7 @@ COMMANDS = {  # and options without a command
     "--tyro-print-completion": "tinygpt --print-completion bash",
 }
 KEYS = {  # by command and key
+    ("doctor", "machine"): "tinygpt quickstart",
     ("eval", "predict"): "tinygpt label FILE --model RUN",
     ("eval", "plot"): "--output=VALUE",
     ("train", "watch_port"): "--watch",

@@ -1,1 +1,1 @@
-"""`tinygpt doctor`: command.py prints the verdict on a run, files.py checks files, machine.py tests this machine."""
+"""`tinygpt doctor`: command.py prints the verdict on a run, files.py checks files."""

@@ -1,7 +1,6 @@
-"""`tinygpt doctor`: check the files of runs and datasets, and print the verdict on runs; or test this machine.
+"""`tinygpt doctor`: check the files of runs and datasets, and print the verdict on runs.
 
 tinygpt doctor out data/shakespeare_char
-tinygpt doctor --machine
 """
 
 import contextlib
@@ -15,7 +14,6 @@ from tinygpt.base.terminal import counted
 from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.examine.doctor.files import check_files
-from tinygpt.examine.doctor.machine import check_machine
 from tinygpt.training.log import machine_of, read_run
 from tinygpt.training.verdict import Verdict, is_unfinished, judge
 
@@ -23,10 +21,7 @@ HINT = "tinygpt doctor out, or tinygpt doctor data/NAME"
 
 
 def doctor(config: DoctorConfig) -> int:
-    """Run the command: check files, and print the verdict on each run; or test this machine. Returns 0 if every check
-    passes, else 1."""
-    if config.machine:
-        return check_machine()
+    """Run the command: check files, and print the verdict on each run. Returns 0 if every check passes, else 1."""
     all_intact = True
     for name in config.run or ["out"]:
         folder = folder_of(name)

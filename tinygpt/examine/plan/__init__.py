@@ -1,1 +1,0 @@
-"""`tinygpt plan`: command.py prints the prediction, cost.py measures steps, memory.py computes several processes."""
