@@ -72,7 +72,7 @@ def of_modules() -> Iterator[str]:
             yield f"{name}: more than 400 lines"
         if "tinygpt" in imported(TREES[name]):
             yield f"{name}: `import tinygpt` hides which module is used"
-        if RENAMES.search(text) and name not in ("base.files", "examine.report.live"):
+        if RENAMES.search(text) and name != "base.files":
             yield f"{name}: renames a file; base/files.py does that, and tries again on Windows"
         if room(name) == "training" and not {*re.findall(r"\.(SIG[A-Z]+)\b", text)} <= SIGNALS:
             yield f"{name}: uses a signal that Windows lacks"

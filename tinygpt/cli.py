@@ -186,7 +186,10 @@ def run(args: list[str]) -> int:
 
     config = parse(config_class(name), args[1:], prog=f"tinygpt {name}")
     threads.measure()  # importing the command takes most of a second
-    return pkgutil.resolve_name(f"tinygpt.{COMMANDS[name][0]}")(config) or 0
+    status = pkgutil.resolve_name(f"tinygpt.{COMMANDS[name][0]}")(config) or 0
+    if getattr(config, "watch", False) and status == 0 and os.environ.get("RANK", "0") == "0":
+        pkgutil.resolve_name("tinygpt.examine.report.command:replace_watched")(config.out_dir)
+    return status
 
 
 def config_class(command: str) -> Any:

@@ -33,7 +33,6 @@ from tinygpt.training.run import Run, log_divergence, out_of_memory, parts_of_ro
 from tinygpt.training.sharding import local
 from tinygpt.training.start import resolve
 from tinygpt.training.verdict import MEANINGS, judge
-from tinygpt.training.watch import Watcher
 
 Callback = Callable[[dict[str, Any]], object]
 SAMPLE = 200  # tokens of a sample in the log
@@ -58,12 +57,11 @@ def train(config: TrainConfig, callback: Callback | None = None) -> int:
                 run.log.start_bar(run.progress.step, config.max_iters)
                 evaluate(run)
                 return stop.status if stop.embedded else 0
-            watched = config.watch and run.ranks.is_main
-            with Watcher(config, run.log, stop) if watched else contextlib.nullcontext():
-                if run.tuning:
-                    compare.before(run, run.tuning)
-                status = loop(run, stop)
-                next_command = run.resume_command if status else finish(run)
+            if run.tuning:
+                compare.before(run, run.tuning)
+            status = loop(run, stop)
+            next_command = run.resume_command if status else finish(run)
+            run.log.ended = "stopped" if status else "finished"
             run.log.print_line(f"\nnext: {next_command}", always=True)
             return status or (stop.status if stop.embedded else 0)
     except (RuntimeError, MemoryError) as error:

@@ -167,34 +167,6 @@ def test_two_models_side_by_side(page: Browser, with_snapshots: Path) -> None:
 
 
 @slowly_in_a_browser
-def test_an_update_keeps_what_the_reader_chose(page: Browser, with_snapshots: Path) -> None:
-    """The page of the same run, from another folder: the contents are new, and the choices are the old ones."""
-    update = "TinyPage.update(new DOMParser().parseFromString(arguments[0], 'text/html'))"
-    newer = (with_snapshots / "report.html").read_text("utf-8").replace("<h2 id=", '<h2 data-newer="" id=')
-    page.slide("#step-slider-type", 1)
-    page.run("const e = document.getElementById('left'); e.selectedIndex = 2; e.dispatchEvent(new Event('change'))")
-    page.type_into("#text", "The king")
-    page.type_into("#compare-text", "And thou")
-    page.run("document.querySelector('#curves details').open = true")
-    page.run("const e = document.querySelector('#loss [data-split=val] [data-i=\"40\"]'); e.click(); e.focus()")
-    chosen = (
-        "return [...['step-slider-type', 'left', 'text', 'compare-text']"
-        ".map(id => document.getElementById(id).value), document.querySelector('#curves details').open, "
-        "document.activeElement.dataset.i, Math.round(document.activeElement.getBoundingClientRect().top / 4)]"
-    )
-    before = page.run(chosen)
-    assert before[:6] == ["1", "2", "The king", "And thou", True, "40"]
-    page.run(update, newer)
-    assert page.run(chosen) == before
-    replaced = page.run("return [...document.querySelectorAll('h2[data-newer]')].map(e => e.parentElement.id)")
-    assert replaced == ["curves", "samples", "loss", "one-step", "tokens", "memorised", "numbers"]
-    page.run("window.stamp = 1")
-    ok(with_snapshots, "report", "other", "-o", "other.html")
-    page.run(update, (with_snapshots / "other.html").read_text("utf-8"))  # another number of heads
-    page.until(lambda: page.run("return window.stamp") is None)  # it was loaded anew
-
-
-@slowly_in_a_browser
 def test_axe_finds_no_violation(page: Browser) -> None:
     """The negative control has a slider without a name."""
     for width, dark in ((1280, False), (390, True)):

@@ -2,7 +2,6 @@
 to the run; and nothing that happens to the event files ends a run."""
 
 import functools
-import os
 import shutil
 import signal
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch.utils.tensorboard
 from children import Child
-from conftest import TINY_TRAIN, cli_here, listing, needs_fork, ok, refused, tiny_text, trained, until
+from conftest import TINY_TRAIN, needs_fork, ok, refused, trained, until
 from models import same_weights
 from runs import BATCH, FLAGS, column, processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -78,14 +77,9 @@ def at_the_second_evaluation(monkeypatch: pytest.MonkeyPatch, action: Callable[[
     monkeypatch.setattr(tinygpt.train, "evaluate", evaluated)
 
 
-def test_the_points_are_the_figures_of_metrics_jsonl(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the run is in progress, no report replaces them."""
-    said: list[str] = []
-    report = ["report", "out", "--tensorboard"]
-    at_the_second_evaluation(monkeypatch, lambda: said.append(cli_here(*report, cwd=work).err))
+def test_the_points_are_the_figures_of_metrics_jsonl(work: Path) -> None:
     began = time.time()
     result = trained(work, ON)
-    assert f"out/tensorboard is in use by process {os.getpid()}" in said[0]
     assert shown(work / "out") == logged(work / "out") and len(shown(work / "out")) == 20 * 4 + 3 * 2
     assert "\ncurves:      tensorboard --logdir out\n" in result.out
     seconds = column(work / "out", "train", "seconds")
@@ -148,16 +142,13 @@ def test_of_two_processes_one_writes(work: Path) -> None:
 
 
 def test_a_run_continues_without_event_files(work: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One note on one line, no traceback, and the same run; then the missing points can be made up for."""
+    """One note on one line, no traceback, and the same run."""
     at_the_second_evaluation(monkeypatch, lambda: shutil.rmtree(work / "out/tensorboard"))
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest's would collect the traceback
     result = trained(work, ON)
     (note,) = [line for line in result.out.splitlines() if line.startswith("note:")]
     assert "without TensorBoard (FileNotFoundError: " in note and "Traceback" not in result.err
-    assert note.endswith("; afterwards: tinygpt report out --tensorboard")
     assert same_weights(work / "out/last.pt", tiny_run / "out/last.pt")
-    ok(work, "report", "out", "--tensorboard")
-    assert shown(work / "out") == logged(work / "out")
 
 
 @pytest.mark.parametrize("package", [None, SimpleNamespace(__version__="odd")], ids=["missing", "broken"])
@@ -168,34 +159,16 @@ def test_without_the_package_it_says_how_to_get_it(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(torch.utils, "tensorboard")
     monkeypatch.setitem(sys.modules, "tensorboard", package)
-    for args in ([*TINY_TRAIN, ON, "--out_dir=new"], ["report", "out", "--tensorboard"]):
-        said = refused(run_copy, *args)
-        assert "needs the package tensorboard\n" in said and "try: pip install tensorboard" in said
+    said = refused(run_copy, *TINY_TRAIN, ON, "--out_dir=new")
+    assert "needs the package tensorboard\n" in said and "try: pip install tensorboard" in said
 
 
-def test_old_runs_are_converted_once(run_copy: Path) -> None:
-    """Several folders; lines that are cut, double or without numbers; files of others; the same again."""
-    odd = '{"kind": "train", "step": 20, "seconds": null, "loss": null, "lr": "x", "grad_norm": 1e999}\n{"kind": "ev'
-    shutil.copytree(run_copy / "out", run_copy / "other")
-    with open(run_copy / "other/metrics.jsonl", "a") as file:
-        file.write('{"kind": "train", "step": 19, "seconds": 9.5, "loss": 1.5}\n' + odd)
-    os.utime(run_copy / "other/metrics.jsonl", (1e9, 1e9))
-    (run_copy / "out/tensorboard/train").mkdir(parents=True)
-    (run_copy / "out/tensorboard/train/events.out.tfevents.1.other").write_bytes(b"")
-    link = run_copy / "out/tensorboard/train/events.out.tfevents.9.tinygpt"
-    link.symlink_to(run_copy / "text.txt")
-    said = ok(run_copy, "report", "out", "other/", "--tensorboard").out
-    assert not link.is_symlink() and (run_copy / "text.txt").read_text() == tiny_text()
-    assert "other/tensorboard (points: 83)" in said and said.endswith("next: tensorboard --logdir .\n")
-    assert shown(run_copy / "out") == logged(run_copy / "out") and not (run_copy / "out/loss.png").exists()
-    points = times(readers(run_copy / "other"))
-    assert [(*point, time) for point, time in points.items() if point[2] == 19] == [
-        ("train", "loss/batch", 19, 1.5, 1e9)
-    ]
-    assert max(points.values()) == 1e9
-    before = len(listing(run_copy / "other/tensorboard"))
-    for _ in range(2):
-        assert ok(run_copy, "report", "other", "--tensorboard").out.endswith("--logdir other\n")
-        assert times(readers(run_copy / "other")) == points
-    assert len(listing(run_copy / "other/tensorboard")) == before + 2, "one more, empty file in each folder"
-    assert (run_copy / "out/tensorboard/train/events.out.tfevents.1.other").exists()
+def test_the_events_of_others_stay(work: Path) -> None:
+    others = work / "out/tensorboard/train"
+    others.mkdir(parents=True)
+    (others / "events.out.tfevents.1.other").write_bytes(b"")
+    (work / "text.txt").write_text("mine")
+    (others / "events.out.tfevents.9.tinygpt").symlink_to(work / "text.txt")
+    trained(work, ON)
+    assert not (others / "events.out.tfevents.9.tinygpt").is_symlink()
+    assert (work / "text.txt").read_text() == "mine" and (others / "events.out.tfevents.1.other").exists()

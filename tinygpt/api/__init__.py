@@ -386,4 +386,6 @@ def _train(
     status = train_command.train(settings, callback or (lambda entry: None))
     if status >= 128:  # a signal, also one during the last evaluation
         raise KeyboardInterrupt if status == 128 + signal.SIGINT else SystemExit(status)
+    if settings.watch:
+        report_command.replace_watched(settings.out_dir)
     return Run(settings.out_dir, **given)

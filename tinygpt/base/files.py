@@ -227,26 +227,6 @@ def folder_lock(folder: Path, use: str) -> contextlib.AbstractContextManager[Non
     return _lock(folder / ".lock", folder, f"choose another folder for this {use}")
 
 
-def lock_owner(folder: Path) -> int | None:
-    """Return the id of the process that holds the lock of a folder, without taking it; None if there is none. On
-    Windows, where a locked file cannot be read, it is 0."""
-    try:
-        owner = int((folder / ".lock").read_text(encoding="ascii"))
-    except PermissionError:
-        return 0
-    except (OSError, ValueError):
-        return None
-    if WINDOWS:
-        return None  # the owner would have locked the file
-    try:
-        os.kill(owner, 0)  # sends nothing, but fails if there is no such process
-    except ProcessLookupError:
-        return None  # it was killed, and the lock ended with it
-    except PermissionError:
-        pass  # it is another user's
-    return owner
-
-
 def file_lock(path: Path, hint: str, patience: float = 0) -> contextlib.AbstractContextManager[None]:
     """Lock a file that `replacing` writes, so that it has one writer. Errors: as in `_lock`."""
     return _lock(path.with_name(f".{path.name}.lock"), path, hint, patience)

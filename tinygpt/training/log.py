@@ -31,7 +31,8 @@ class RunLog:
         self._file: Any = None
         self._bar: Any = None
         self._shown: dict[str, str] = {}
-        self.sink: Any = None  # a TensorBoard (tensorboard.py) or None; it gets every line of metrics.jsonl, too
+        self.sinks: list[Any] = []  # TensorBoard, the page of --watch: they get every line of metrics.jsonl, too
+        self.ended = "failed"  # how the run ended, for the sinks
         self.callback: Callable[[dict[str, Any]], object] | None = None  # of tinygpt.api; it gets them, too
         self.retry_hint = RUN_AGAIN  # the end of the hint of an error while writing: how to continue
 
@@ -51,26 +52,20 @@ class RunLog:
         with writing(self.path, self.retry_hint):
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (close() closes it)
 
-    def add_sink(self, start: Callable[[], Any]) -> None:
-        """Start the sink. The run continues without it if it fails now or later."""
-        with self._without_failing_sink():
-            self.sink = start()
+    def add_sink(self, name: str, start: Callable[[], Any]) -> None:
+        """Start a sink. The run continues without it if it fails now or later."""
+        with self._continuing(name):
+            self.sinks.append(start())
 
     @contextlib.contextmanager
-    def _without_failing_sink(self) -> Iterator[None]:
-        """Turn any error of the sink into a printed note, after which the sink is not used again."""
+    def _continuing(self, name: str, sink: Any = None) -> Iterator[None]:
+        """Turn any error of a sink into a printed note, after which the sink is not used again."""
         try:
             yield
         except Exception as error:
-            sink = self.sink
-            self.sink = None
-            with contextlib.suppress(Exception):
-                if sink:
-                    sink.close()
+            self.sinks = [other for other in self.sinks if other is not sink]
             reason = error.message if isinstance(error, TinyGPTError) else f"{type(error).__name__}: {error}"
-            afterwards = f"; afterwards: {sink.afterwards}" if sink else ""
-            note = f"note: the run continues without TensorBoard ({terminal.escaped(reason)}){afterwards}"
-            self.print_line(note, always=True)
+            self.print_line(f"note: the run continues without {name} ({terminal.escaped(reason)})", always=True)
 
     def start_bar(self, first: int, total: int) -> None:
         shown = self.active and not self.quiet
@@ -112,9 +107,9 @@ class RunLog:
         with writing(self.path, self.retry_hint):
             while line:  # on a full disk a write is short, and the next one raises
                 line = line[self._file.write(line) :]
-        with self._without_failing_sink():
-            if self.sink:
-                self.sink.write(entry)
+        for sink in list(self.sinks):
+            with self._continuing(sink.name, sink):
+                sink.write(entry)
         if self.callback:
             self.callback(entry)
 
@@ -123,9 +118,9 @@ class RunLog:
             self._bar.close()
         if self._file is not None:
             self._file.close()
-        with self._without_failing_sink():
-            if self.sink:
-                self.sink.close()
+        for sink in list(self.sinks):
+            with self._continuing(sink.name, sink):
+                sink.close(self.ended)
 
 
 class Pace:

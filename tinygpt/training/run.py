@@ -17,7 +17,7 @@ from tinygpt.base import __version__, device, threads
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import TrainConfig, run_settings
 from tinygpt.base.configs.parse import to_yaml
-from tinygpt.base.errors import TinyGPTError, require_installed
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import folder_lock, refuse_link, remove, rename, replacing
 from tinygpt.base.terminal import counted, duration
 from tinygpt.checkpoint.snapshots import FOLDER, affordable, snapshots
@@ -26,7 +26,6 @@ from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches
 from tinygpt.fast.model import FastGPT
 from tinygpt.model import GPT
-from tinygpt.training import watch
 from tinygpt.training.child import log_of
 from tinygpt.training.distillation import Teacher
 from tinygpt.training.log import RunLog, read_metrics
@@ -36,6 +35,7 @@ from tinygpt.training.sharding import gather
 from tinygpt.training.start import Start, make_model, new_run_from, row_length
 from tinygpt.training.tensorboard import TensorBoard, discard_events, import_summary_writer
 from tinygpt.training.tuning import Tuning
+from tinygpt.training.watch import Page
 
 
 @dataclasses.dataclass
@@ -209,8 +209,6 @@ def check(config: TrainConfig) -> None:
         refuse_link(out / name)
     if config.report_to == "tensorboard":
         import_summary_writer("report_to=tensorboard", ", or --report_to=none")
-    if config.watch:
-        require_installed("--watch", *watch.PACKAGES, otherwise=", or train without --watch")
 
 
 def thread_tuner(config: TrainConfig, amp_model: AmpModel, example: torch.Tensor) -> threads.ThreadTuner | None:
@@ -259,7 +257,11 @@ def open_folder(run: Run, resuming: bool) -> None:
     run.log.open(run.progress.step, run.progress.evaluated_at)
     if run.config.report_to == "tensorboard":
         started = time.time() - run.seconds()
-        run.log.add_sink(lambda: TensorBoard(run.out, read_metrics(run.out), started))
+        run.log.add_sink(TensorBoard.name, lambda: TensorBoard(run.out, read_metrics(run.out), started))
+    if run.config.watch:
+        config = run.config
+        run.log.add_sink(Page.name, lambda: Page(run.out, config.dataset, config.max_iters, read_metrics(run.out)))
+        run.log.print_line(f"watch: {(run.out / 'report.html').absolute().as_uri()}", always=True)
 
 
 def keep_previous(out: Path) -> str:
@@ -316,7 +318,7 @@ def show_start(run: Run, compile_status: str, reason: str) -> None:
         run.log.print_line(line)
     if not config.eval_only and (warning := schedule_note(config)):
         run.log.print_line(warning, always=True)
-    if run.log.sink:
+    if config.report_to == "tensorboard":
         run.log.print_line(f"curves:      {suggest.tensorboard(run.out)}")
     if progress.step:
         done = progress.step >= config.max_iters
@@ -328,6 +330,7 @@ def log_divergence(run: Run, subject: str) -> TinyGPTError:
     """Log that a run diverged and return its error. `subject` names the value: "the loss is"."""
     reason = f"{subject} NaN or infinite"
     run.metric("diverged", reason=reason)
+    run.log.ended = f"diverged: {reason}"
     # a state saved just before this iteration is intact, but a run resumed from it diverges here again
     usable = 0 <= run.saved_at < run.progress.step
     safe = f"{run.out}/last.pt was saved before that and is intact; resume from it" if usable else "start again"

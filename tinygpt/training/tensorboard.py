@@ -2,18 +2,16 @@
 
 Samples, prompts and responses stay in metrics.jsonl.
 
-    log.add_sink(lambda: TensorBoard(Path("out"), [], time.time()))    # out/tensorboard/{train,val}
-    log.metric("eval", 0, 1.5, train_loss=4.2, val_loss=4.3)           # the tag `loss` of both, at step 0
+    log.add_sink("TensorBoard", lambda: TensorBoard(Path("out"), [], time.time()))  # out/tensorboard/{train,val}
+    log.metric("eval", 0, 1.5, train_loss=4.2, val_loss=4.3)  # the tag `loss` of both, at step 0
 """
 
-import contextlib
 import threading
 from pathlib import Path
 from typing import Any
 
-from tinygpt.base.configs import suggest
 from tinygpt.base.errors import missing
-from tinygpt.base.files import folder_lock, remove
+from tinygpt.base.files import remove
 from tinygpt.training.log import is_number
 
 # Kind and key in metrics.jsonl: run and tag in TensorBoard. It draws a tag of several runs in one chart, and puts tags
@@ -34,28 +32,24 @@ class TensorBoard:
     PyTorch's SummaryWriter.
 
     It replaces its earlier files and first writes `entries`, the lines that metrics.jsonl already has, so a resumed run
-    has each step once. The time of a point is `started` plus a line's `seconds`. Errors: TinyGPTError if another
-    process writes these event files, or if the package is missing.
+    has each step once. The time of a point is `started` plus a line's `seconds`. Errors: TinyGPTError if the package is
+    missing.
     """
+
+    name = "TensorBoard"
 
     def __init__(self, folder: Path, entries: list[dict[str, Any]], started: float) -> None:
         writer = import_summary_writer("TensorBoard")
         threading.excepthook = _excepthook
         self.started = started
-        self.points = 0
-        self.afterwards = suggest.command("report", folder, "--tensorboard")
         self.writers: dict[str, Any] = {}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(folder_lock(folder / "tensorboard", "run"))
-            for run in ("train", "val"):
-                events = folder / "tensorboard" / run
-                discard_events(events)
-                # purge_step: a TensorBoard that is running forgets the points of the earlier file
-                self.writers[run] = writer(str(events), purge_step=0, flush_secs=10, filename_suffix=SUFFIX)
-                stack.callback(self.writers[run].close)
-            for entry in {(entry["kind"], entry["step"]): entry for entry in entries}.values():
-                self.write(entry)
-            self._stack = stack.pop_all()
+        for run in ("train", "val"):
+            events = folder / "tensorboard" / run
+            discard_events(events)
+            # purge_step: a TensorBoard that is running forgets the points of the earlier file
+            self.writers[run] = writer(str(events), purge_step=0, flush_secs=10, filename_suffix=SUFFIX)
+        for entry in {(entry["kind"], entry["step"]): entry for entry in entries}.values():
+            self.write(entry)
 
     def write(self, entry: dict[str, Any]) -> None:
         seconds = entry.get("seconds")
@@ -64,10 +58,10 @@ class TensorBoard:
             if (entry["kind"], key) in SCALARS and is_number(value):
                 run, tag = SCALARS[entry["kind"], key]
                 self.writers[run].add_scalar(tag, value, entry["step"], time)
-                self.points += 1
 
-    def close(self) -> None:
-        self._stack.close()
+    def close(self, _: str) -> None:
+        for writer in self.writers.values():
+            writer.close()
 
 
 def import_summary_writer(feature: str, otherwise: str = "") -> Any:

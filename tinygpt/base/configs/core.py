@@ -138,8 +138,8 @@ class TrainConfig(Config):
     """scratch: new weights; resume: continue the run in OUT_DIR, with its settings; auto: resume if there is one, else
     scratch; a checkpoint, or gpt2, gpt2-medium, gpt2-large, gpt2-xl (OpenAI's): start from its weights"""
     watch: bool = False
-    """keep the page OUT_DIR/report.html up to date while the run trains; not stored with the run: give it again when
-    resuming"""
+    """write the page OUT_DIR/report.html after each evaluation, with the losses and the newest samples; at the end the
+    full report replaces it. Not stored with the run: give it again when resuming"""
 
     n_layer: Annotated[Count, Group("model")] = 12
     """decoder blocks"""

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from tinygpt.base.configs.fields import HIDDEN, POSITIONAL, RUN, Group, Limit
+from tinygpt.base.configs.fields import POSITIONAL, RUN, Group, Limit
 from tinygpt.base.configs.shared import Count, DataConfig, DatasetName, File, Files, InferenceConfig
 
 
@@ -110,10 +110,8 @@ class ReportConfig(DataConfig):
     """Write one HTML file about a run, with the running model inside: no server, no network.
 
     tinygpt report out -o report.html
-    tinygpt report out --live                     # updated while the run trains
     tinygpt report out out-mine                   # curves in one figure, models side by side
     tinygpt report out out-mine --png losses.png  # only the loss curves
-    tinygpt report out out-mine --tensorboard     # event files for TensorBoard
     tinygpt report --list                         # the runs of this folder
     """
 
@@ -127,21 +125,12 @@ class ReportConfig(DataConfig):
     """leave out samples and all text of the dataset; the weights remain, and can reproduce memorised text"""
     png: File = ""
     """draw the loss curves of the runs into this PNG file instead"""
-    tensorboard: bool = False
-    """write event files in each RUN/tensorboard instead, as train --report_to=tensorboard does; it replaces
-    earlier event files"""
-    live: bool = False
-    """keep the page up to date while the run trains, until Ctrl-C; the run may start later, and be resumed"""
     list: bool = False
     """list the runs of this folder, or of RUNS and the folders in them, with date, size and loss instead"""
-    until_eof: Annotated[bool, HIDDEN] = False
-    """for train --watch, which starts report --live: stop with the last page when standard input ends"""
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        instead = [name for name in ("png", "tensorboard", "list") if getattr(self, name)]
-        other = [*instead[1:], *(name for name in ("live", "output", "title", "no_text") if getattr(self, name))]
+        instead = [name for name in ("png", "list") if getattr(self, name)]
+        other = [*instead[1:], *(name for name in ("output", "title", "no_text") if getattr(self, name))]
         if instead and other:
             yield f"{instead[0]} cannot be used with {other[0]}"
-        if self.until_eof and not self.live:
-            yield "until_eof needs live"

@@ -57,7 +57,6 @@ class Text:
 REQUIRED = dataclasses.MISSING
 POSITIONAL = "positional"  # annotates a key that is given without --key
 RUN = "run"  # annotates a key that may also be given without --key, as the first argument: `tinygpt sample out`
-HIDDEN = "hidden"  # annotates a key that neither --help nor completion shows: for tinygpt's own processes
 PATH = "path"  # annotates a key whose value is a path: a leading ~ is the home folder, also in `--key=~/x` and in files
 
 
@@ -92,7 +91,7 @@ class Key(NamedTuple):
 
     name: str
     type: Any  # str, int, float, bool, a Literal of strings, or tuple for several strings
-    marks: tuple[Any, ...]  # Limit, Text, Group, POSITIONAL, RUN, HIDDEN, PATH
+    marks: tuple[Any, ...]  # Limit, Text, Group, POSITIONAL, RUN, PATH
     default: Any  # REQUIRED: none
 
 

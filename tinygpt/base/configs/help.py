@@ -12,7 +12,6 @@ import textwrap
 from typing import Any, get_args
 
 from tinygpt.base.configs.fields import (
-    HIDDEN,
     LARGEST,
     PATH,
     POSITIONAL,
@@ -109,8 +108,7 @@ def add(group: Any, key: Key, text: str) -> None:
         names = [key.name]
     elif key.name == "output":
         names.insert(0, "-o")
-    shown_text = argparse.SUPPRESS if HIDDEN in key.marks else text.replace("%", "%%")
-    action = group.add_argument(*names, help=shown_text, **options)
+    action = group.add_argument(*names, help=text.replace("%", "%%"), **options)
     if PATH in key.marks:
         action.complete = "file"  # for shtab
 

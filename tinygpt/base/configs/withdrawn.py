@@ -21,6 +21,8 @@ KEYS = {  # by command and key
     ("doctor", "machine"): "tinygpt quickstart",
     ("eval", "predict"): "tinygpt label FILE --model RUN",
     ("eval", "plot"): "--output=VALUE",
+    ("report", "live"): "tinygpt train --watch",
+    ("report", "tensorboard"): "tinygpt train --report_to=tensorboard",
     ("train", "watch_port"): "--watch",
 }
 

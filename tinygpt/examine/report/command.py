@@ -1,7 +1,6 @@
-"""`tinygpt report`: the page of a run, once or kept up to date, or only its curves.
+"""`tinygpt report`: the page of a run, or only its curves.
 
 tinygpt report out                          # out/report.html
-tinygpt report out --live                   # the same, updated while the run trains
 tinygpt report out out-mine --png a.png
 tinygpt report --list                       # the runs of this folder
 """
@@ -11,13 +10,12 @@ import time
 from pathlib import Path
 
 from tinygpt.base.configs.examine import ReportConfig
-from tinygpt.base.errors import TinyGPTError, require_installed
-from tinygpt.base.terminal import table
+from tinygpt.base.errors import TinyGPTError
+from tinygpt.base.terminal import print_error, table
 from tinygpt.checkpoint.store import load
 from tinygpt.examine.report.curves import RUN_COLOURS
-from tinygpt.examine.report.live import keep_up_to_date, remove_leftovers
 from tinygpt.examine.report.page import destination, publish, templates
-from tinygpt.examine.report.plot import convert, draw
+from tinygpt.examine.report.plot import draw
 from tinygpt.training.log import is_number, read_metrics
 
 
@@ -26,19 +24,21 @@ def report(config: ReportConfig) -> None:
     folders = [Path(name) for name in config.runs]
     if config.list:
         list_runs(folders if config.runs != ReportConfig.runs else [Path()])
-    elif config.tensorboard:
-        convert(folders)
     elif config.png:
         draw(config)
-    elif config.live:
-        require_installed("report --live", "matplotlib")
-        keep_up_to_date(config, page_path(config))
     else:
         from tinygpt.examine.report.gather import gather
 
         path = page_path(config)
         publish(gather(folders, config), path)
-        remove_leftovers(path)
+
+
+def replace_watched(out_dir: str) -> None:
+    """Replace the page of `train --watch` by the full report. An error is a note, since the run has succeeded."""
+    try:
+        report(ReportConfig(runs=(out_dir,)))
+    except TinyGPTError as error:
+        print_error(f"note: the page of the run stays as it is: {error.message}")
 
 
 def list_runs(folders: list[Path]) -> None:

@@ -75,7 +75,6 @@
   $("compare-text").addEventListener("input", changed);
   $("compare-prompt")?.addEventListener("input", changed);
   $("continue-both").addEventListener("click", continueBoth);
-  Page.parts.push({ renew: list });
   list();
   changed();
 })();

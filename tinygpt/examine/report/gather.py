@@ -21,12 +21,11 @@ from tinygpt.examine.report.summary import reproduce, summary
 from tinygpt.training.log import read_run
 
 
-def gather(folders: list[Path], config: ReportConfig, quick: bool = False) -> dict[str, Any]:
-    """Collect the values of a page for the template: it describes the run in the first folder. quick: for a run that is
-    training, measured on less text, and without new samples."""
+def gather(folders: list[Path], config: ReportConfig) -> dict[str, Any]:
+    """Collect the values of a page for the template: it describes the run in the first folder."""
     entries, settings = read_run(folders[0])
     settings = without_folders(settings)
-    run = LoadedRun(str(folders[0]), config, quick)
+    run = LoadedRun(str(folders[0]), config)
     with one_thread_if_small(run.model):
         run_curves = [curves(folder) for folder in folders]
         training = run.training_text() if run.dataset else None
@@ -40,10 +39,9 @@ def gather(folders: list[Path], config: ReportConfig, quick: bool = False) -> di
             "samples": [] if config.no_text else samples.samples(entries, training),
             "passages": {} if config.no_text else passages(run),
             "step": {} if config.no_text else one_step(run),
-            "memorised": {} if quick else samples.memorised(run, training, quote=not config.no_text),
+            "memorised": samples.memorised(run, training, quote=not config.no_text),
             "reproduce": reproduce(run, settings or without_folders(run.checkpoint.config)),
             "no_text": config.no_text,
-            "quick": quick,
         }
         others = []
         for folder in folders[1:]:
@@ -56,7 +54,7 @@ def complete(run: LoadedRun, others: list[LoadedRun], values: dict[str, Any], op
     """Complete the values of a page: add those of every page, and empty ones for those that only a run has. others:
     runs whose models are compared with that of `run`. opening: put text into the text box."""
     nothing: dict[str, Any] = {"samples": [], "passages": {}, "runs": [], "memorised": {}, "step": {}}
-    values = nothing | {"no_text": False, "quick": False} | values
+    values = nothing | {"no_text": False} | values
     try:
         models = packed_models.models(run, others)
         silent = ""

@@ -21,7 +21,6 @@ from tinygpt.model import GPT
 
 CONTEXT = 1024  # most tokens read at once for the losses of a passage: with 135 M parameters they take 25 s on one core
 MOST_TEXT = 10_000_000  # first tokens of the training text, in which quotations are looked up
-QUICK = 20  # a page of a run that is training, which must not take time from it, may cost WORK / QUICK
 SMALL = 4_000_000  # most parameters of a model for which one thread is enough
 LARGEST = 9_000_000  # most parameters of a model in a page: 24 MB, which Node runs at 80 tokens per second on one core
 
@@ -29,19 +28,17 @@ LARGEST = 9_000_000  # most parameters of a model in a page: 24 MB, which Node r
 class LoadedRun(Loaded):
     """A run's folder with its best model, the adapter of `export`, and its dataset if that is here.
 
-    missing: why there is no dataset, or in what it differs from that of the run. quick: the run is training.
+    missing: why there is no dataset, or in what it differs from that of the run.
     """
 
-    def __init__(self, path: str, config: ReportConfig | ExportConfig, quick: bool = False) -> None:
+    def __init__(self, path: str, config: ReportConfig | ExportConfig) -> None:
         """Errors: TinyGPTError for a missing checkpoint or tokenizer, and for a model that diverged."""
         self.checkpoint = load_model(path, config.adapter if isinstance(config, ExportConfig) else "")
-        device = "cpu" if isinstance(config, ReportConfig) and config.live else "auto"
-        settings = InferenceConfig(device=device, dtype="float32", threads="")
+        settings = InferenceConfig(device="auto", dtype="float32", threads="")
         data_folder = data_dir(config, self.checkpoint.config, path)
         super().__init__(self.checkpoint, path, settings, data_folder)
         refuse_diverged(self.model, path)
         self.name = self.path.name or self.path.resolve().name
-        self.quick = quick
         self.missing = ""
         self.dataset: Dataset | None = None
         name = str(self.config.get("dataset", ""))
@@ -64,10 +61,6 @@ class LoadedRun(Loaded):
     def is_large(self) -> bool:
         """Return whether the model is too large for a page, which then has no model and no newly generated text."""
         return self.model.num_params() > LARGEST
-
-    def affordable(self, work: int) -> int:
-        """Limit a number of operations: a page of a run that is training may cost only `1 / QUICK` of it."""
-        return work // QUICK if self.quick else work
 
     @property
     def unit(self) -> str:

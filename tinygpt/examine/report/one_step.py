@@ -58,7 +58,7 @@ def one_step(run: LoadedRun) -> dict[str, Any]:
     optimizer.set_learning_rate(rate)
 
     batch_rows = config.batch_size * config.gradient_accumulation_steps
-    rows = min(batch_rows, max(1, run.affordable(WORK) // model.num_params() // source.width(config.block_size)))
+    rows = min(batch_rows, max(1, WORK // model.num_params() // source.width(config.block_size)))
     row_indices = source.draw(config.seed, step, config.block_size, batch_rows)[:rows]
     whole = source.rows(row_indices, source.width(config.block_size, row_indices))
     parts = parts_of_rows(step, config.context_warmup)

@@ -1,16 +1,11 @@
 // What all parts of the page share, and the sections that need no model: samples, and the loss of each token. Everything
 // shown is inserted as text, never as HTML. The other parts: write.js (type here, tokens),
 // draw_attention.js, compare.js.
-//
-// The page of a run that is watched gets newer contents while the run trains (`update`). A section with data-kept keeps its
-// contents, since the reader's text and choices are in it: its part's `renew` is called. The others are replaced, and
-// their `setup` is called again.
 
 const Page = (() => {
   "use strict";
 
-  const parts = [];
-  let data = null;
+  const data = JSON.parse(document.getElementById("data").textContent);
 
   const $ = (id) => document.getElementById(id);
   const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)}%` : p >= 0.00095 ? `${(100 * p).toFixed(1)}%` : p > 0 ? "<0.1%" : "–");
@@ -23,11 +18,6 @@ const Page = (() => {
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
     element.append(...children);
     return element;
-  }
-
-  function readData(page) {
-    data = dataOf(page);
-    listVersions();
   }
 
   /** {ids, unknown} of a prompt and the start of its response, or of a text, in the format of a version's model. */
@@ -182,79 +172,10 @@ const Page = (() => {
     $("step-loss").replaceChildren("The sum of e", make("sup", {}, "z"), ` over the vocabulary is ${size(sum)}, so the loss of “${shown(text)}” is −ln ${p.toFixed(4)} = `, make("b", {}, loss.toFixed(3)), ".");
   }
 
-  parts.push({ setup: setupSamples }, { setup: setupLosses }, { setup: setupStep });
+  listVersions();
+  setupSamples();
+  setupLosses();
+  setupStep();
 
-  // ---- a newer page of a run that is watched -----------------------------------------------------------------------
-
-  const dataOf = (page) => JSON.parse(page.getElementById("data").textContent);
-
-  /** What the sections that are kept were made for: their names, and the shape, format and vocabulary of the models. */
-  function shape(page) {
-    const kept = [...page.querySelectorAll("[data-kept]")].map(({ id }) => id);
-    const models = dataOf(page).models.map(({ answers, packed: { config, vocabulary } }) => [answers, config, vocabulary]);
-    return JSON.stringify([kept, models]);
-  }
-
-  /** Show the contents of a newer page; the text, the choices and the place of the reader stay. */
-  function update(newer) {
-    if (shape(document) !== shape(newer)) return location.reload(); // the first model has come, or that of another run
-    keepingPlace(() => replace(newer));
-  }
-
-  function replace(newer) {
-    const when = $("when") && { value: $("when").value, last: $("when").value === $("when").max };
-    const opened = [...document.querySelectorAll("section:has(details[open])")].map(({ id }) => id);
-    readData(newer);
-    const main = document.querySelector("main");
-    for (const old of [...main.children]) if (!("kept" in old.dataset)) old.remove();
-    let next = main.firstElementChild; // the next section that is kept
-    for (const section of newer.querySelectorAll("main > *")) {
-      if ("kept" in section.dataset) next = next.nextElementSibling;
-      else main.insertBefore(document.importNode(section, true), next);
-    }
-    for (const name of ["header > nav", "footer"]) {
-      const [now, then] = [document.querySelector(name), newer.querySelector(name)];
-      if (now && then) now.replaceWith(document.importNode(then, true));
-    }
-    for (const { setup, renew } of parts) (renew ?? setup)(newer);
-    if (when && !when.last && $("when")) {
-      $("when").value = when.value;
-      $("when").dispatchEvent(new Event("input"));
-    }
-    for (const id of opened) for (const one of $(id)?.querySelectorAll("details") ?? []) one.open = true;
-    $("data").textContent = newer.getElementById("data").textContent;
-  }
-
-  /** Change the page, but neither where in the window the reader is nor which element has the focus. */
-  function keepingPlace(change) {
-    const active = document.activeElement;
-    const focused = selectorOf(active);
-    const top = (element) => element.getBoundingClientRect().top;
-    const inside = focused && top(active) > 0 && top(active) < innerHeight;
-    const at = inside ? focused : scrollY && selectorOf([...document.querySelectorAll("section[id]")].findLast((section) => top(section) <= innerHeight / 3));
-    const before = at && top(document.querySelector(at));
-    change();
-    const same = at && document.querySelector(at);
-    if (same) scrollBy({ top: top(same) - before, behavior: "instant" });
-    const again = focused && active !== document.activeElement && document.querySelector(focused);
-    if (!again) return;
-    if ("i" in again.dataset) again.click(); // chosen again, it can have the focus
-    again.focus({ preventScroll: true });
-  }
-
-  /** A selector that finds the corresponding element of a newer page, or an empty text. */
-  function selectorOf(element) {
-    if (!element || element === document.body) return "";
-    if (element.id) return `#${element.id}`;
-    const { i } = element.dataset;
-    const text = element.parentElement;
-    return i !== undefined && text.dataset.split ? `[data-split="${text.dataset.split}"] [data-i="${i}"]` : "";
-  }
-
-  readData(document);
-  for (const { setup } of parts) setup();
-
-  return { $, percent, number, make, barCell, shown, encode, choice, continued, choosable, parts, update, get data() { return data; }, get versions() { return versions; } };
+  return { $, percent, number, make, barCell, shown, encode, choice, continued, choosable, get data() { return data; }, get versions() { return versions; } };
 })();
-
-const TinyPage = { update: Page.update }; // for live.js

@@ -35,18 +35,16 @@ def render(
     template: str = "examine/report/page.html.j2",
     scripts: Sequence[str] = SCRIPTS,
     styles: Sequence[str] = STYLES,
-    updated: dict[str, str] | None = None,
 ) -> Page:
-    """Fill a template. template, scripts, styles: files of the package tinygpt. updated: of a page that live.py keeps
-    up to date, its version and the folder of its scripts, which only our own script may load ('strict-dynamic')."""
-    script = "\n".join(map(read, [*scripts, "examine/report/live.js"] if updated else scripts))
-    css = "".join(map(read, [*styles, "examine/report/live.css"] if updated else styles))
+    """Fill a template. template, scripts, styles: files of the package tinygpt."""
+    script = "\n".join(map(read, scripts))
+    css = "".join(map(read, styles))
     rules = ["default-src 'none'", "style-src 'unsafe-inline'", "img-src data:"]
     if script:
         checksum = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        rules.insert(1, f"script-src 'sha256-{checksum}'" + (" 'strict-dynamic'" if updated else ""))
+        rules.insert(1, f"script-src 'sha256-{checksum}'")
     policy = "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
-    own = {"updated": updated, "policy": policy, "css": css, "script": script, "size": SIZE}
+    own = {"policy": policy, "css": css, "script": script, "size": SIZE}
     page = templates().get_template(template).render(values | own)
     content = page.encode("utf-8", "replace")
     content = content.replace(SIZE.encode(), megabytes(len(content)).encode(), 1)

@@ -89,7 +89,7 @@ def losses(run: LoadedRun) -> tuple[list[dict[str, Any]], str]:
         return [], ""
     source = run.dataset.sources["val"]
     block_size = run.model.config.block_size
-    most_rows = max(1, run.affordable(WORK) // run.model.num_params() // source.width(block_size))
+    most_rows = max(1, WORK // run.model.num_params() // source.width(block_size))
     rows = source.all_rows(block_size)[:most_rows]
     loss, error = loss_and_error(run.model, source, rows, run.compute)
     train = run.split("train")

@@ -258,18 +258,10 @@
     timer = setTimeout(follow, 200);
   }
 
-  /** A newer page of the run has come: stay at the chosen step, or at the best model. */
-  function renew() {
-    const all = snapshots();
-    const same = version.main ? -1 : all.findIndex(({ step, main }) => step === version.step && !main);
-    choose(same >= 0 ? same : best());
-  }
-
-  Page.parts.push({ renew });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", later);
   $("top-k").max = Math.min(Page.versions[0].model.vocabulary.length, 40);
   Attention.setup(Page.versions[0].model.config);
   Walk.setup(Page.versions[0].model.config);
   choose(best());
-  if (!$("live") && !matchMedia("(prefers-reduced-motion: reduce)").matches) open();
+  if (!matchMedia("(prefers-reduced-motion: reduce)").matches) open();
 })();
