@@ -34,10 +34,10 @@ ELSEWHERE = [path for folder in configfile.OTHERS for path in folder.glob("*.yam
 
 
 def commands(text: str) -> list[list[str]]:
-    """Every `tinygpt ...` line of the shell blocks, split as a shell does, comments dropped."""
+    """Every `tinygpt ...` line of the shell blocks, split as a shell does, without comments and `> FILE`."""
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("tinygpt ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+    return [shlex.split(line.partition(" > ")[0], comments=True)[1:] for line in lines]
 
 
 def test_the_table_of_keys_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,7 +351,7 @@ def test_help_explains_every_option(command: str, kind: type[Config], capsys: py
     assert shown.startswith(f"usage: tinygpt {command}") and "\n  tinygpt " in shown
     assert "(default: )" not in shown and "(default: ()" not in shown and "{,True" not in shown
     listed = [key for title, members in groups(kind).items() if title not in kind.hidden_groups for key in members]
-    assert bool(kind.hidden_groups) == (command in ("plan", "finetune")) == (len(listed) < len(keys(kind)))
+    assert bool(kind.hidden_groups) == (command == "finetune") == (len(listed) < len(keys(kind)))
     for key in listed:
         name = key.name.upper() if POSITIONAL in key.marks else f"--{key.name}"
         for text in (name, meanings(kind)[key.name]):

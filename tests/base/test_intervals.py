@@ -10,8 +10,7 @@ from conftest import TINY_MODEL, ok
 from inputs import json_lines
 from scipy.stats import binomtest
 
-from tinygpt.base.intervals import intervals, percent, wilson
-from tinygpt.examine.eval.threshold import outcome
+from tinygpt.base.intervals import intervals, lowest_threshold, percent, wilson
 
 TRAIN = ["--dataset=all-right", "--device=cpu", "--dtype=float32", "--block_size=24", "--batch_size=32", "--quiet"]
 TRAIN += ["--gradient_accumulation_steps=1", "--learning_rate=1e-2", "--warmup_iters=2", "--max_iters=80"]
@@ -38,16 +37,13 @@ def test_cases_by_hand() -> None:
     assert intervals({"a": 1.0, "b": None}, {"a": 5, "b": 0}) == {"a_interval": [*wilson(1, 5)], "b_interval": None}
 
 
-@pytest.mark.parametrize(("p", "q", "n"), [(0.3, 0.1, 50), (0.01, 0.002, 300)])
-def test_the_interval_of_a_cost_contains_the_true_cost(p: float, q: float, n: int) -> None:
-    """p: share of false alarms, q: of misses. At least 93 of 100 experiments, with a few cases as with many."""
-    draw, covered, miss_cost = np.random.default_rng(0), 0, 20
-    for _ in range(400):
-        kind = draw.choice(3, n, p=[p, q, 1 - p - q])
-        positive, scores = np.append(kind == 1, True), np.append(kind == 0, True).astype(float)  # the last one is a hit
-        low, high = outcome(scores, positive, 0.5, miss_cost)["cost_interval"]
-        covered += low <= 1000 * (p + miss_cost * q) * n / (n + 1) <= high
-    assert covered >= 372
+def test_the_lowest_threshold() -> None:
+    """By hand: of the answers from 0.6 on 2 of 3 are right, from 0.8 on all."""
+    confidence, right = np.array([0.9, 0.6, 0.8, 0.5]), np.array([1, 0, 1, 0])
+    assert lowest_threshold(confidence, lambda sure: right[sure].mean() > 0.6) == 0.6
+    assert lowest_threshold(confidence, lambda sure: right[sure].mean() == 1) == 0.8
+    assert lowest_threshold(confidence, lambda sure: right[sure].mean() > 0.6, np.array([0.7])) == 0.7
+    assert lowest_threshold(confidence, lambda sure: sure.sum() > 4) is None
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +60,7 @@ def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("flags", [["--task={}"], ["--task={}", "--positive=bad"], ["--task={}-text"]])
+@pytest.mark.parametrize("flags", [["--task={}"], ["--task={}-text"]])
 @pytest.mark.parametrize("name", ["all-right", "all-wrong"])
 def test_eval_prints_no_empty_interval(name: str, flags: list[str], easy: Path) -> None:
     """Where all cases are right, or none."""
@@ -77,16 +73,6 @@ def test_eval_prints_no_empty_interval(name: str, flags: list[str], easy: Path) 
     assert result[f"{key}_interval"] == pytest.approx(scipys(n * right, n), abs=1e-6)
     assert ("100.0% (77 to 100)" if right else "  0.0% (0 to 23)") in shown
     shares = SHARE.findall(shown)
-    assert len(shares) >= (12 if "--positive=bad" in flags else 1)
+    assert shares
     for value, low, high in shares:
         assert float(low) < float(high) and float(low) <= float(value) <= float(high), shown
-    for row in found.get("tradeoff", {"rows": []})["rows"]:
-        for key in ("recall", "precision", "cost"):
-            by_definition = {"recall": row["threshold"] in (None, 0), "precision": row["threshold"] is None}
-            assert (row[f"{key}_interval"] is None) == by_definition.get(key, False)
-            low, high = row[f"{key}_interval"] or (0, 1)
-            assert 0 <= low <= (row[key] or 0) <= high and high - low > 0.1, row
-            if row["classifier"] == "everything" and key == "cost":  # a false alarm for each negative prompt; no miss
-                positives = found["tradeoff"]["positives"]
-                assert row[key] == pytest.approx(1000 * (n - positives) / n)
-                assert [low, high] == pytest.approx([1000 * bound for bound in scipys(n - positives, n)], abs=1e-3)

@@ -20,7 +20,7 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.intervals import percent, wilson
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
-from tinygpt.examine.eval import classify
+from tinygpt.examine.eval import classify, confusion
 from tinygpt.examine.eval.classify import label_scores
 from tinygpt.model import GPT
 
@@ -238,7 +238,7 @@ def test_a_rate_without_cases_is_not_shown_as_0() -> None:
     examples = [("a", "x"), ("b", "x"), ("c", "y")]
     total = np.log([[0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.9, 0.05, 0.05]])  # always x; z is not in the split
     report = classify.make_report("toy", "test", examples, ["x", "y", "z"], total, np.full(3, 2), examples)
-    shown = classify.matrix_lines(report)
+    shown = confusion.matrix_lines(report, 100)
     assert [line.split()[-1] for line in shown[2:5]] == ["1.00", "0.00", "-"]
     assert shown[5].split() == ["precision", "0.67", "-", "-"]
 
@@ -260,9 +260,9 @@ def test_control_characters_of_labels_and_prompts_are_shown_escaped() -> None:
 def test_the_confusion_matrix_is_drawn(tmp_path: Path) -> None:
     """Names are not mathematics."""
     for labels in (("person", "place", "time"), ("$\\no$", "a_b^c", "_hidden", "d" * 40)):
-        classify.draw_confusion(sample_report(labels) | {"task": r"$\frac$"}, tmp_path / "picture.png")
+        confusion.draw_confusion(sample_report(labels) | {"task": r"$\frac$"}, tmp_path / "picture.png")
         data = (tmp_path / "picture.png").read_bytes()
         assert data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 5000
         assert min(struct.unpack(">II", data[16:24])) > 400  # pixels
     with pytest.raises(TinyGPTError, match="cannot be written"):
-        classify.draw_confusion(sample_report(), tmp_path / "nowhere" / "picture.png")
+        confusion.draw_confusion(sample_report(), tmp_path / "nowhere" / "picture.png")

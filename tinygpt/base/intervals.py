@@ -1,4 +1,4 @@
-"""The 95% confidence interval of a share of n cases.
+"""The 95% confidence interval of a share of n cases, and the threshold of a confidence.
 
 It is the score interval of Wilson (1927), which also holds for few cases and for shares of 0 and 1, where the standard
 error sqrt(p (1 - p) / n) is 0 as if nothing were uncertain (Brown, Cai and DasGupta 2001).
@@ -6,7 +6,7 @@ error sqrt(p (1 - p) / n) is 0 as if nothing were uncertain (Brown, Cai and DasG
     percent(1.0, 5)          # "100.0% (57 to 100)"
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,3 +45,12 @@ def intervals(shares: Mapping[str, Any], cases: Mapping[str, int]) -> dict[str, 
     """Compute the interval of each share, as NAME_interval, for JSON. `cases`: n by name. None if the share is None."""
     bounds = {name: None if shares[name] is None else [*wilson(shares[name], n)] for name, n in cases.items()}
     return {f"{name}_interval": both for name, both in bounds.items()}
+
+
+def lowest_threshold(
+    confidence: np.ndarray, holds: Callable[[np.ndarray], bool], levels: np.ndarray | None = None
+) -> float | None:
+    """Return the lowest confidence at which `holds` is true of the answers with at least this confidence, bool (n,);
+    None if there is none. confidence: float64 (n,). levels: those that are tried; by default each confidence."""
+    tried = np.unique(confidence if levels is None else levels)
+    return next((float(level) for level in tried if holds(confidence >= level)), None)

@@ -1,7 +1,6 @@
 """The configurations of the commands that examine a run: eval, doctor, report, why."""
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -27,18 +26,12 @@ class EvalConfig(InferenceConfig, DataConfig):
     """a prepared task; with labels: accuracy, F1, confusion matrix and calibration, compared with n-gram, word and
     majority baselines; with free text as responses: exact match"""
     json: bool = False
-    """print one JSON object, for programs"""
+    """print one JSON object, for programs; for a labelled task it has the probability of each label for each example"""
 
     split: Annotated[Literal["test", "val"], Group("with --task")] = "test"
     """the split to evaluate on"""
-    positive: str = ""
-    """of two labels, the rare one: adds precision, recall, false alarms, misses and their cost, at a threshold chosen
-    on the validation split; empty: as the built-in task says"""
-    miss_cost: Annotated[float, Limit(">", 0), Limit("<", math.inf)] = 20.0
-    """with a positive label: a miss costs as much as this many false alarms"""
     output: File = ""
-    """PNG file of the confusion matrix, or with a positive label for the precision-recall curve; empty: confusion.png
-    or precision_recall.png in the checkpoint's folder"""
+    """PNG file of the confusion matrix; empty: confusion.png in the checkpoint's folder"""
 
 
 @dataclasses.dataclass

@@ -19,6 +19,8 @@ COMMANDS = {  # and options without a command
 }
 KEYS = {  # by command and key
     ("doctor", "machine"): "tinygpt quickstart",
+    ("eval", "positive"): "tinygpt eval RUN --task=NAME --json, and docs/how-to/fine-tune.md: a rare label",
+    ("eval", "miss_cost"): "tinygpt eval RUN --task=NAME --json, and docs/how-to/fine-tune.md: a rare label",
     ("eval", "predict"): "tinygpt label FILE --model RUN",
     ("eval", "plot"): "--output=VALUE",
     ("report", "live"): "tinygpt train --watch",

@@ -31,7 +31,6 @@ class Task:
     preset: str  # trains a model for the task
     base: str = "out-fast"  # folder of the model that the preset starts from; empty: none
     flags: tuple[str, ...] = ()  # of the training, where the preset is another task's
-    positive: str = ""  # of two labels the rare one, for which `tinygpt eval` measures precision and recall
     scores: Scores | None = None  # judges free text by named checks
     synthetic: Make | None = None  # makes the form of the task with invented names
     corpus: Callable[[], str] | None = None  # makes a text of the task's field, without the prompts of val and test
@@ -66,7 +65,7 @@ _TASKS = (
         ),
         group=headlines.group,
     ),
-    Task("compliance", compliance.LABELS, compliance.make, "configs/compliance.yaml", base="", positive="breach"),
+    Task("compliance", compliance.LABELS, compliance.make, "configs/compliance.yaml", base=""),
     Task("sectors", sectors.SECTORS, sectors.make, "finetune_sectors", corpus=sectors.corpus),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
     Task("reader_long", (), reader.make_long, "finetune_reader_long", "out-reader", abstention=reader.abstention),

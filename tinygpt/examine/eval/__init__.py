@@ -1,5 +1,5 @@
 """`tinygpt eval`: measure a trained model, and compare it with baselines.
 
-command.py measures losses; classify.py, threshold.py and respond.py measure tasks; baselines.py and classifiers.py are
+command.py measures losses; classify.py, confusion.py and respond.py measure tasks; baselines.py and classifiers.py are
 what it is compared with.
 """

@@ -14,7 +14,6 @@ Shapes: n prompts, L labels.
 import importlib.util
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.examine.eval.classifiers import FEATURES, FIXED_C, Linear
-from tinygpt.examine.report.drawing import drawing
+from tinygpt.examine.eval.confusion import matrix_lines
 from tinygpt.generate import require_finite
 from tinygpt.model import GPT, KVCache
 from tinygpt.training.losses import row_losses, tensors
@@ -259,11 +258,9 @@ def make_report(
     total: np.ndarray,
     tokens: np.ndarray,
     train: LabelledPrompts,
-    ngram: tuple[Classifier | None, str] | None = None,
 ) -> dict[str, Any]:
-    """Measure the classification of `examples`: the values for JSON.
-
-    total (n, L), tokens (L,): the `label_scores` of their prompts. ngram: the `ngram_classifier`, if it is trained."""
+    """Measure the classification of `examples`: the values for JSON. total (n, L), tokens (L,): the `label_scores` of
+    their prompts."""
     truth = label_indices(examples, labels)
     train_truth = label_indices(train, labels)
     probs = probabilities(total)
@@ -274,11 +271,12 @@ def make_report(
     answers = {"model": predicted, "normalised": (total / tokens).argmax(axis=1)}
     answers["majority"] = np.full(n, np.bincount(train_truth).argmax())
     notes: list[str] = []
+    by_classifier = {"model": probs}
     for kind in FEATURES:
-        trained = ngram if kind == "ngram" else None
-        classifier, note = trained or ngram_classifier(train_prompts, train_truth, L, kind)
+        classifier, note = ngram_classifier(train_prompts, train_truth, L, kind)
         if classifier:
-            answers[kind] = classifier(prompts).argmax(axis=1)
+            by_classifier[kind] = classifier(prompts)
+            answers[kind] = by_classifier[kind].argmax(axis=1)
         if note and note not in notes:
             notes.append(note)
     builtin = TASKS.get(task)
@@ -317,6 +315,8 @@ def make_report(
             for i in most_confident
         ],
         "note": "; ".join(notes),  # why a baseline is missing
+        "true": [label for _, label in examples],  # in the order of the split
+        "probabilities": {key: np.round(each, 6).tolist() for key, each in by_classifier.items()},  # (n, L) by ROWS
     }
 
 
@@ -344,7 +344,7 @@ def as_text(report: dict[str, Any]) -> str:
     confidence = sum(part["count"] * part["confidence"] for part in bins) / n
     pairs = (f"{100 * part['confidence']:.0f}→{100 * part['accuracy']:.0f}" for part in bins)
     lines += [
-        *("", *matrix_lines(report), ""),
+        *("", *matrix_lines(report, COLUMNS), ""),
         f"calibration: expected error {report['calibration_error']:.3f}; mean confidence {100 * confidence:.1f}%, "
         f"accuracy {100 * results['model']['accuracy']:.1f}%",
         f"  confidence → accuracy of each bin, in %: {', '.join(pairs)}",
@@ -359,51 +359,6 @@ def as_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def matrix_lines(report: dict[str, Any]) -> list[str]:
-    """Format the confusion matrix, with each row's recall at its end and each column's precision below it."""
-    labels = [escaped(label) for label in report["labels"]]
-    L = len(report["labels"])
-    width = min(10, max(5, (COLUMNS - 8 - 15) // L))  # of a column; the recall takes 8, the names at least 15
-    heads = [label[: width - 1].strip() for label in labels]
-    if len(set(heads)) < L:  # equal when they are cut: numbers instead
-        heads = [str(number) for number in range(1, L + 1)]
-        labels = [f"{number:>2} {label}" for number, label in zip(heads, labels, strict=True)]
-    left = min(max(9, *map(len, labels)) + 1, max(15, COLUMNS - 8 - L * width))
-    lines = ["confusion matrix: a row for each true label, a column for each answer"]
-    lines.append(f"{'true':<{left}}{''.join(f'{head:>{width}}' for head in heads)}{'recall':>8}")
-    rates = [report["per_label"][label] for label in report["labels"]]
-    for label, counts, rate in zip(labels, report["confusion"], rates, strict=True):
-        cells = "".join(f"{count or '·':>{width}}" for count in counts)
-        recall = f"{rate['recall']:.2f}" if rate["support"] else "-"
-        lines.append(f"{cut(label, left - 1):<{left}}{cells}{recall:>8}")
-    answered = zip(rates, np.sum(report["confusion"], axis=0), strict=True)
-    precisions = (f"{rate['precision']:.2f}" if count else "-" for rate, count in answered)
-    return [*lines, f"{'precision':<{left}}" + "".join(f"{precision:>{width}}" for precision in precisions)]
-
-
 def label_indices(examples: LabelledPrompts, labels: Sequence[str]) -> np.ndarray:
     """Return the index of each example's label in `labels`: int64 (n,)."""
     return np.array([labels.index(label) for _, label in examples])
-
-
-def draw_confusion(report: dict[str, Any], path: Path) -> None:
-    """Draw the confusion matrix as a PNG: counts, coloured by their fraction of the row. Errors: TinyGPTError."""
-    confusion = np.array(report["confusion"])
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    names = [cut(escaped(label), 24) for label in report["labels"]]
-    L = len(confusion)
-    with drawing(path, "the picture of the confusion matrix", (190 + 40 * L, 160 + 36 * L)) as (figure, axes):
-        axes.pcolormesh(share, cmap="Blues", vmin=0, vmax=1, edgecolors="lightgray", linewidth=0.5)
-        middles = np.arange(L) + 0.5  # of the cells
-        axes.set_xticks(middles, names, rotation=40, ha="right", rotation_mode="anchor")
-        axes.set_yticks(middles, names)
-        axes.set(xlabel="answer", ylabel="true label", ylim=(L, 0))
-        for i, j in np.argwhere(confusion):
-            color = "white" if share[i, j] > 0.5 else "black"
-            axes.text(j + 0.5, i + 0.5, f"{confusion[i, j]}", ha="center", va="center", color=color, fontsize=9)
-        accuracy = 100 * report["results"]["model"]["accuracy"]
-        title = f"{report['task']}, {report['split']}: accuracy {accuracy:.1f}% of {counted(report['n'], 'prompt')}"
-        figure.suptitle(title, fontsize=12)
-        axes.grid(visible=False)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from tinygpt.base import device, terminal
-from tinygpt.base.configs import suggest
 from tinygpt.base.configs.examine import EvalConfig
 from tinygpt.base.errors import TinyGPTError, diverged
 from tinygpt.base.files import folder_of, require_writable, strict_json
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.data.dataset import Dataset, data_dir
-from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import tokenizer_from_dict
-from tinygpt.examine.eval import classify, respond, threshold
+from tinygpt.examine.eval import classify, respond
 from tinygpt.examine.eval.baselines import ngram_losses, omissions_note
+from tinygpt.examine.eval.confusion import draw_confusion
 from tinygpt.model import GPT
 from tinygpt.training.losses import bits_per_character, mean_loss, perplexity, short_number
+
+MISLEADING = 0.9  # share of the most frequent label from which the report warns about accuracy
 
 
 def evaluate(config: EvalConfig) -> None:
@@ -61,9 +62,8 @@ def measure(config: EvalConfig) -> dict[str, Any]:
     if "split" in config.given and not (config.task or dataset.labels):
         what = f"--split is for a task, but the loss of {name!r} is measured on the complete validation split"
         raise TinyGPTError(what, f"--task={name}" if dataset.pairs else "drop --split")
-    positive = positive_label(config, dataset)
     if dataset.labels:
-        return measure_task(config, model, dataset, positive)
+        return measure_task(config, model, dataset)
     if not config.task:
         return measure_loss(config, model, dataset, compute)
     report = {"ckpt": config.ckpt, **respond.make_report(model, dataset, config.split, compute)}
@@ -71,80 +71,33 @@ def measure(config: EvalConfig) -> dict[str, Any]:
     return report
 
 
-def positive_label(config: EvalConfig, dataset: Dataset) -> str:
-    """Return the label whose precision and recall are measured: from --positive, or the task, or empty."""
-    name = dataset.name
-    labels = dataset.labels
-    task = TASKS.get(dataset.name)
-    positive = config.positive or (task.positive if task and task.positive in labels else "")
-    if not positive:
-        if "miss_cost" in config.given:
-            raise TinyGPTError("--miss_cost needs a positive label, whose misses it weighs", "--positive=LABEL")
-        return ""
-    if len(labels) != 2:
-        what = terminal.counted(len(labels), "label") if labels else "no labels"
-        raise TinyGPTError(f"--positive is for a task with two labels, but {name!r} has {what}", "drop --positive")
-    if positive not in labels:
-        problem = f"--positive={positive}: the labels of {name!r} are {' and '.join(map(repr, labels))}"
-        raise TinyGPTError(problem, f"--positive={suggest.quoted(labels[1])}")
-    for split in ("val", config.split):
-        if all(label != positive for _, label in dataset.sources[split].examples(dataset.tokenizer)):
-            problem = f"{name}: the split {split} has no example of {positive!r}, so its recall cannot be measured"
-            hint = "prepare it with more examples, or tinygpt prepare with a larger --val_fraction and --test_fraction"
-            raise TinyGPTError(problem, hint)
-    return positive
-
-
-def measure_task(config: EvalConfig, model: GPT, dataset: Dataset, positive: str) -> dict[str, Any]:
-    """Print and return the report on a labelled task; draw its confusion matrix, or the curves of a positive label."""
+def measure_task(config: EvalConfig, model: GPT, dataset: Dataset) -> dict[str, Any]:
+    """Print and return the report on a labelled task, and draw its confusion matrix."""
     tokenizer = dataset.tokenizer
     labels = dataset.labels
-    splits: list[str] = list(dict.fromkeys(("val", config.split) if positive else (config.split,)))
-    examples = {split: dataset.sources[split].examples(tokenizer) for split in ("train", *splits)}
-    prompts = {split: [prompt for prompt, _ in pairs] for split, pairs in examples.items()}
-    scores = {split: classify.label_scores(model, tokenizer, prompts[split], labels) for split in splits}
-    truth = classify.label_indices(examples["train"], labels)
-    ngram = classify.ngram_classifier(prompts["train"], truth, len(labels))
-    evaluated = examples[config.split]
-    train = examples["train"]
-    report = classify.make_report(dataset.name, config.split, evaluated, labels, *scores[config.split], train, ngram)
-    tradeoff: dict[str, Any] = {}
-    curves: dict[str, threshold.Curve] = {}
-    if positive:
-        scored = {}
-        for split in splits:
-            probs = {"model": classify.probabilities(scores[split][0])}
-            if ngram[0]:
-                probs["ngram"] = ngram[0](prompts[split])
-            column = {key: label_probs[:, labels.index(positive)] for key, label_probs in probs.items()}
-            scored[split] = column, np.array([label == positive for _, label in examples[split]])
-        val = scored["val"]
-        measured = scored[config.split]
-        tradeoff, curves = threshold.make_tradeoff(positive, config.split, config.miss_cost, val, measured)
-    results = {"ckpt": config.ckpt, **report, **({"tradeoff": tradeoff} if tradeoff else {})}
+    train = dataset.sources["train"].examples(tokenizer)
+    evaluated = dataset.sources[config.split].examples(tokenizer)
+    scores = classify.label_scores(model, tokenizer, [prompt for prompt, _ in evaluated], labels)
+    report = classify.make_report(dataset.name, config.split, evaluated, labels, *scores, train)
+    report = {"ckpt": config.ckpt, **report}
     if config.json:
-        print(strict_json(results))
-        return results
+        print(strict_json(report))
+        return report
     print(classify.as_text(report))
-    counts = np.bincount(truth, minlength=len(labels))
-    if tradeoff:
-        print(f"\n{threshold.as_text(tradeoff)}")
-    elif len(labels) == 2 and counts.max() >= threshold.MISLEADING * counts.sum():
-        name = labels[counts.argmin()]
-        print(f"\n{name!r} is rare: --positive={suggest.quoted(name)} adds its precision, recall and cost")
-    name = "precision_recall.png" if tradeoff else "confusion.png"
-    picture = Path(config.output) if config.output else folder_of(config.ckpt) / name
+    counts = np.bincount(classify.label_indices(train, labels), minlength=len(labels))
+    if counts.max() >= MISLEADING * counts.sum():
+        rare = terminal.escaped(labels[counts.argmin()])
+        print(f"\nnote: {rare!r} is rare, so the accuracy misleads: see its recall and precision; --json has the")
+        print("probabilities, from which to choose a threshold")
+    picture = Path(config.output) if config.output else folder_of(config.ckpt) / "confusion.png"
     try:
-        if tradeoff:
-            threshold.draw_curves(dataset.name, tradeoff, curves, picture)
-        else:
-            classify.draw_confusion(report, picture)
+        draw_confusion(report, picture)
         print(f"\nwritten: {picture}")
     except TinyGPTError as error:
         if config.output:
             raise
         print(f"\nno picture: {error.message}")
-    return results
+    return report
 
 
 def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: device.Compute) -> dict[str, Any]:

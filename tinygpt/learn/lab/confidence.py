@@ -18,6 +18,7 @@ import numpy as np
 
 from tinygpt import api
 from tinygpt.base.configs.learn import LabConfig
+from tinygpt.base.intervals import lowest_threshold
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Example, Share, Summary, Table, Verdict, gap, percent, pooled, spread
@@ -122,9 +123,8 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
 def threshold(confidence: np.ndarray, correct: np.ndarray, target: float, fewest: int = FEWEST) -> float:
     """Find the lowest confidence at or above which there are at least `fewest` answers, and a share `target` of them is
     correct; infinity for none."""
-    answered = {float(level): correct[confidence >= level] for level in np.unique(confidence)}
-    good = (level for level, hits in answered.items() if len(hits) >= fewest and hits.mean() >= target)
-    return min(good, default=math.inf)
+    level = lowest_threshold(confidence, lambda sure: sure.sum() >= fewest and correct[sure].mean() >= target)
+    return math.inf if level is None else level
 
 
 def figures(record: dict[str, Any], target: float) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinygpt.base.intervals import Z, wilson
+from tinygpt.base.intervals import Z, lowest_threshold, wilson
 from tinygpt.examine.eval.classify import confusion_matrix, rates
-from tinygpt.examine.eval.threshold import lowest_threshold
 
 CHANCE = 0.05  # one-sided p-value below which a difference is more than chance
 NOISE = 0.02  # at most this probability that random labels get a model
@@ -190,7 +189,7 @@ def threshold(confidence: np.ndarray, right: np.ndarray, clusters: np.ndarray) -
         return None
     levels = np.quantile(confidence, np.arange(LEVELS) / LEVELS, method="higher")
     return lowest_threshold(
-        confidence, levels, lambda sure: accuracy_interval(right[sure], clusters[sure])[0] >= TARGET
+        confidence, lambda sure: accuracy_interval(right[sure], clusters[sure])[0] >= TARGET, levels
     )
 
 
