@@ -61,8 +61,7 @@ MASKS = [
     (rf"{NUMBER} ms with (\d+ threads?)", r"<time> with \1"),
     (rf"{NUMBER} s( *</?t?[|d].*?){NUMBER} ms\b", r"<time>\1<time>"),  # a table of advise
     (rf"{NUMBER} s +\| +{NUMBER} ms +", "<time> | <time> "),
-    (rf"(?m)^( *\d+[ ,]+\w+-[0-9a-f]{{4}}(?:[ ,]+{NUMBER}){{4}})(?:[ ,]+{NUMBER}){{3}}", r"\1 <times>"),  # lab race
-    (rf"(budget is now about) {NUMBER} (?:s|min)", r"\1 <time>"),
+    (rf"(?m)^ *\d+([ ,]+\w+-[0-9a-f]{{4}})(?:[ ,]+{NUMBER}){{5}}", r"\1 <figures>"),  # lab race
     (r"\b20\d\d-\d\d-\d\d[T ]\d\d:\d\d\S*", "<date>"),
     (r"(127\.0\.0\.1|localhost):\d+", r"\1:<port>"),
     (r"\b((?:chat)?cmpl)-\w+", r"\1-<id>"),

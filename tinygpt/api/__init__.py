@@ -51,7 +51,6 @@ from tinygpt.examine.why.step import Training
 from tinygpt.train import Callback
 from tinygpt.training.child import Cost, cost_of, run_in_child
 from tinygpt.training.log import read_metrics, read_run
-from tinygpt.training.start import choose_compute, new_model, training_class, training_step
 from tinygpt.use.ask.answer import file_of
 from tinygpt.use.ask.command import Outcome, Responder, checked_question, load_reader
 from tinygpt.use.ask.index import index_of
@@ -59,7 +58,7 @@ from tinygpt.use.ask.search import memory_index, search, with_relevance
 from tinygpt.use.ask.store import Passage, open_index
 
 __all__ = ["Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "companies", "corpus", "evaluate"]
-__all__ += ["finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "step", "task", "train", "write_dataset"]
+__all__ += ["finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "task", "train", "write_dataset"]
 LOAD = ("adapter", "device", "dtype", "threads")
 
 
@@ -360,19 +359,6 @@ def ask(question: str, documents: str | Path | Sequence[str | Path], **options: 
 
 
 @arguments(*keys(TrainConfig))
-def step(config: ConfigFile | None = None, /, **options: Any) -> Callable[[], None]:
-    """Make a function that takes a training step, to measure its time. Its model, a new one, stays as it is.
-
-    config and options: as in `train`. Errors: TinyGPTError.
-    """
-    settings = settings_of(TrainConfig, config, options)
-    dataset = Dataset(settings.data_dir, settings.dataset)
-    compute = choose_compute(settings, {})
-    dataset.require(settings.block_size)
-    model = new_model(settings, training_class(settings, compute), dataset.tokenizer.vocab_size)
-    return training_step(settings, dataset.sources["train"], compute, model)
-
-
 def _train(
     config_class: type[TrainConfig], config: ConfigFile | None, callback: Callback | None, child: bool, options: Any
 ) -> Run:

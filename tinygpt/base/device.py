@@ -4,17 +4,12 @@ compute = choose("auto", "auto")
 print(compute.describe())          # cpu (2 threads), bfloat16: this processor multiplies it in hardware
 """
 
-import contextlib
 import ctypes
 import dataclasses
-import os
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,17 +55,6 @@ def choose(device: str, dtype: str, count: str = "", kept: int = 0) -> Compute:
             return Compute(target, torch.bfloat16, "this processor multiplies it in hardware")
         return Compute(target, torch.float32, "this processor has no bfloat16 instructions")
     return Compute(target, torch.float32, f"the safe choice on {target.type}")
-
-
-def processor() -> str:
-    """Describe the processor: its name, CPUs and instruction set. What a system does not tell is unknown."""
-    name = platform.processor()
-    with contextlib.suppress(Exception):
-        if sys.platform == "darwin":
-            name = subprocess.check_output(["sysctl", "-n", "machdep.cpu.brand_string"], encoding="utf-8").strip()
-        if sys.platform == "linux":
-            name = Path("/proc/cpuinfo").read_text("utf-8").partition("model name\t: ")[2].partition("\n")[0]
-    return f"{name or 'unknown'}, {os.cpu_count()} CPUs, {torch.backends.cpu.get_cpu_capability()}"
 
 
 LARGE = 20_000_000  # parameters

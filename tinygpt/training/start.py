@@ -68,11 +68,8 @@ class Start:
 
 def resolve(stack: contextlib.ExitStack, request: TrainConfig) -> Start:
     """Decide everything about a run, and complete a copy of the configuration that its command gives. The processes of
-    torchrun are joined; `stack` leaves them again.
-
-    Errors: TinyGPTError for a run that cannot start, before a file is written. A process that lacks the dataset fails
-    after it has joined the others, so that they end, too, instead of waiting for it.
-    """
+    torchrun are joined; `stack` leaves them again. A process that lacks the dataset fails after it has joined the
+    others, so that they end, too. Errors: TinyGPTError for a run that cannot start, before a file is written."""
     config = copy.copy(request)
     resuming = resumes(config)
     checkpoint = load_run_to_resume(config) if resuming else load_base(config)
@@ -139,9 +136,8 @@ def load_base(config: TrainConfig) -> store.Checkpoint | None:
             config.ckpt = config.init_from
         config.init_from = config.ckpt
         if config.init_from == "scratch":
-            raise TinyGPTError(
-                "--ckpt=scratch: a fine-tuning starts from a trained model", "--ckpt=out, or tinygpt train"
-            )
+            problem = "--ckpt=scratch: a fine-tuning starts from a trained model"
+            raise TinyGPTError(problem, "--ckpt=out, or tinygpt train")
     chosen = config.config or "dataset" in config.given or config.dataset != TrainConfig.dataset
     prepared = os.path.exists(Path(config.data_dir, config.dataset))
     if config.init_from in ("scratch", "auto") and not chosen and not prepared:
@@ -159,9 +155,9 @@ def load_base(config: TrainConfig) -> store.Checkpoint | None:
     if re.fullmatch(r"gpt2(-\w+)?", config.init_from) and not Path(config.init_from).exists():
         base = gpt2_checkpoint(config.init_from)
     else:
+        base = store.load(config.init_from)
         if not config.eval_only:
             store.refuse_overwriting(out, config.init_from, "the base model")
-        base = store.load(config.init_from)
     take_shape(config, base, may_resize=True)
     if isinstance(config, FinetuneConfig):
         config.base_dataset = config.base_dataset or str(base.config.get("dataset", ""))
@@ -169,7 +165,7 @@ def load_base(config: TrainConfig) -> store.Checkpoint | None:
 
 
 def load_run_to_resume(config: TrainConfig) -> store.Checkpoint:
-    """Load the last state of the run in out_dir and restore its configuration: every value that the command does not
+    """Load the last state of the run in out_dir and restore each value of its configuration that the command does not
     give. Errors: TinyGPTError if there is none, or if the command contradicts it."""
     last = Path(config.out_dir) / "last.pt"
     if not os.path.exists(last):
@@ -255,7 +251,8 @@ def take_shape(config: TrainConfig, base: store.Checkpoint, may_resize: bool) ->
         flags = [name for name in wrong if name in config.flags]
         # without flags, a preset's values
         hint = f"drop {' and '.join(flags)}" if flags else " ".join(f"--{name}={shape[name]}" for name in wrong)
-        hint += ", or start a new model in another --out_dir" * ("ckpt" not in vars(config))
+        if not isinstance(config, FinetuneConfig):
+            hint += ", or start a new model in another --out_dir"
         raise TinyGPTError(f"{wrong[0]} is {given[wrong[0]]} here and {shape[wrong[0]]} in the checkpoint", hint)
     for name in ARCHITECTURE:
         setattr(config, name, shape[name])
@@ -279,8 +276,7 @@ def fit_dataset(dataset: Dataset, base: store.Checkpoint | None, name: str, resu
         known_tokens = model_tokenizer.vocab_size
     if base is not None and resuming and not dataset.has_checksums(base.data):
         problem = f"dataset {dataset.name!r} has been prepared from different text since {name} was written"
-        hint = "prepare the old text again, or start a new run on the new text from these weights: "
-        raise TinyGPTError(problem, hint + new_run_from(name))
+        raise TinyGPTError(problem, f"prepare the old text again, or train on the new one: {new_run_from(name)}")
     return known_tokens
 
 

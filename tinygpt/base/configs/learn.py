@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from tinygpt.base.configs.fields import POSITIONAL, Config, Group, Limit
-from tinygpt.base.configs.shared import Count, DataConfig, DatasetName, File, Files, TimeOrNone
+from tinygpt.base.configs.shared import Count, DataConfig, DatasetName, File, Files, Time, TimeOrNone
 
 
 @dataclasses.dataclass
@@ -78,9 +78,8 @@ class LabConfig(DataConfig):
     text: Annotated[File, Group("lab race")] = "train.txt"
     """the text, in UTF-8: the teacher's, with at least 200,000 characters, or its training part; lab adapt: a text of
     your own with at least 1,000 letters, if given"""
-    times: Count = 20
-    """computing time of an entry, in units of 100 iterations of configs/nanogpt.yaml on one core, measured repeatedly
-    during training; 20 is one to three minutes"""
+    budget: Time = "60s"
+    """time of each entry, on one core, such as 90s or 5m: it decides the number of iterations"""
     own_rank: bool = False
     """write OUT_DIR/NAME.txt for each entry, with its own rank and loss, and show no table"""
 

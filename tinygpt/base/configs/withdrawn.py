@@ -23,6 +23,7 @@ KEYS = {  # by command and key
     ("eval", "miss_cost"): "tinygpt eval RUN --task=NAME --json, and docs/how-to/fine-tune.md: a rare label",
     ("eval", "predict"): "tinygpt label FILE --model RUN",
     ("eval", "plot"): "--output=VALUE",
+    ("lab", "times"): "--budget=60s",
     ("report", "live"): "tinygpt train --watch",
     ("report", "tensorboard"): "tinygpt train --report_to=tensorboard",
     ("train", "watch_port"): "--watch",
