@@ -90,7 +90,11 @@ def make_tokenizer(text: InputText, config: PrepareConfig) -> Tokenizer:
     decoded or is too short."""
     default = CORPORA[config.name].tokenizer if config.name in CORPORA else "char"
     name = default if config.tokenizer == "auto" else config.tokenizer
-    tokenizer = None if name in ("char", "bpe") else GPT2Tokenizer() if name == "gpt2" else tokenizer_of_model(name)
+    tokenizer: Tokenizer | None = None
+    if name == "gpt2":
+        tokenizer = GPT2Tokenizer()
+    elif name not in ("char", "bpe"):
+        tokenizer = tokenizer_of_model(name)
     if tokenizer and len(tokenizer.end_of_text):
         text.document_end = ""
     seen = text.survey()

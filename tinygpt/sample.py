@@ -99,4 +99,6 @@ def print_batch(start: str, steps: Iterator[list[str]], json: bool) -> None:
     """Print all samples when each has ended."""
     for index, parts in enumerate(zip(*steps, strict=True)):
         text = "".join(parts)
-        print(strict_json({"sample": index, "prompt": start, "text": text}) if json else f"{start}{text}\n{'-' * 15}")
+        print(
+            strict_json({"sample": index, "prompt": start, "text": text}) if json else f"{start}{text}\n---------------"
+        )

@@ -160,7 +160,8 @@ def _retry_while_open(change: Callable[[], None], path: Path, retry_hint: str) -
 def file_error(path: object, error: OSError, hint: str = "", problem: str = "", status: int = 2) -> TinyGPTError:
     """Make a TinyGPTError from an OSError: "PATH: no such file", or with `problem` "PATH: PROBLEM: no such file"."""
     reason = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or str(error) or "unusable")
-    return TinyGPTError(f"{path}: {problem}{': ' * bool(problem)}{reason.lower()}", hint, status)
+    parts = [str(path), problem, reason.lower()]
+    return TinyGPTError(": ".join(filter(None, parts)), hint, status)
 
 
 def refuse_link(path: Path) -> None:

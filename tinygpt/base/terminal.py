@@ -89,6 +89,14 @@ def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> list[str
     return lines
 
 
+def listed(items: Sequence[str], most: int = 5, between: str = ", ") -> str:
+    """Join the first items, with three dots for others."""
+    shown = list(items[:most])
+    if len(items) > most:
+        shown.append("...")
+    return between.join(shown)
+
+
 def counted(count: int, noun: str) -> str:
     """Format a number of things: `1 line`, `2,000 lines`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

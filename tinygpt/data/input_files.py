@@ -83,8 +83,7 @@ def of_one_ending(item: str, encoding: str, tables: tuple[str, ...]) -> list[str
     spelled = {path.suffix.lower(): path.suffix for path in texts}
     counts = Counter(path.suffix.lower() for path in texts).most_common()
     kinds = [f"{count:,} {f'*{suffix}' if suffix else 'without an ending'}" for suffix, count in counts]
-    listed = ", ".join(kinds[:5]) + ", ..." * (len(kinds) > 5)
-    about = f"{Path(item)} has no {uncompressed(TEXT_FILES)} file; its text files: {listed}"
+    about = f"{Path(item)} has no {uncompressed(TEXT_FILES)} file; its text files: {terminal.listed(kinds)}"
     if len(counts) > 1:
         folder = glob.escape(str(Path(item)))
         patterns = [suggest.quoted(f"{folder}/**/*{spelled[suffix]}") for suffix, _ in counts[:5] if suffix]
@@ -128,7 +127,7 @@ def notes_on_unread(inputs: Sequence[str], paths: Iterable[Path], kinds: Sequenc
         files = [path for path in visible(folder) if os.path.isfile(path) and path.resolve() not in read]
         endings = [ending for ending, _ in Counter(sorted(path.suffix or path.name for path in files)).most_common()]
         if endings:
-            listed = terminal.escaped(", ".join(endings[:5]) + ", ..." * (len(endings) > 5))
+            listed = terminal.escaped(terminal.listed(endings))
             read_kinds = ", ".join(kinds)
             others = f"{terminal.counted(len(files), 'other file')} ({listed})"
             notes.append(f"note: of {terminal.escaped(str(folder))} only {read_kinds} are read; left out {others}")

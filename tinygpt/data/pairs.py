@@ -122,9 +122,8 @@ def split(pairs: list[Pair], val_fraction: float, test_fraction: float) -> dict[
     splits: dict[str, list[Pair]] = {"train": [], "val": [], "test": []}
     for pair in pairs:
         fraction = hashed(normalised(pair[0]))
-        in_test = fraction < test_fraction
-        in_val = fraction < test_fraction + val_fraction
-        splits["test" if in_test else "val" if in_val else "train"].append(pair)
+        kept = "val" if fraction < test_fraction + val_fraction else "train"
+        splits["test" if fraction < test_fraction else kept].append(pair)
     if empty := [name for name, part in splits.items() if not part]:
         what = f"{terminal.counted(len(pairs), 'pair')} cannot fill the splits: no pair is left for {', '.join(empty)}"
         raise TinyGPTError(what, "add pairs with different prompts, or use larger --val_fraction and --test_fraction")

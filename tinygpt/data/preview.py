@@ -10,6 +10,7 @@ import numpy as np
 
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import PrepareConfig
+from tinygpt.base.terminal import listed
 from tinygpt.data.bpe import MOST_READ
 from tinygpt.data.tasks import TASKS, Pair
 from tinygpt.data.token_files import TOKEN
@@ -44,7 +45,7 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
     text = tokenizer.decode(start.tolist()).rstrip("\ufffd")  # a part of a character at its end
     for line in list(filter(None, text.split("\n")))[:3]:
         ids = tokenizer.encode(line).tolist()
-        print(f"  {' '.join(map(str, ids[:14]))}{' ...' * (len(ids) > 14)}\n    -> {bordered(tokenizer, ids)}")
+        print(f"  {listed([str(i) for i in ids], 14, ' ')}\n    -> {bordered(tokenizer, ids)}")
     print(f"written:    {folder}/train.bin, val.bin, meta.json")
     if min(tokens.values()) < 2:
         print("\nThis is too little text to train on: use more text or a larger --val_fraction.")
@@ -114,7 +115,7 @@ def show_labels(labels: list[str], splits: dict[str, list[Pair]]) -> None:
     for name, count in counts.items():
         missing = [repr(label) for label in labels if not count[label]]
         if missing:
-            print(f"note: the split {name} has no example of {', '.join(missing[:5])}{' ...' * (len(missing) > 5)}")
+            print(f"note: the split {name} has no example of {listed(missing)}")
 
 
 def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenizer, width: int) -> None:

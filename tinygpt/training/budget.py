@@ -66,7 +66,7 @@ def within_budget(start: Start) -> Start:
         least = seconds_of(budget) + 1.5 * (FEWEST - fitting) * step
         raise TinyGPTError(problem, f"--budget={10 * math.ceil(least / 10)}s")
     fixed = for_length(fitting)
-    on = f" with {counted(torch.get_num_threads(), 'thread')}" * (start.compute.device.type == "cpu")
+    on = f" with {counted(torch.get_num_threads(), 'thread')}" if start.compute.device.type == "cpu" else ""
     reason = "the model and the recipe are given" if given else recipe.reason(fixed, dataset, fitting, limit)
     reason = f"{budget}, {1000 * step:.1f} ms for an iteration{on}; {reason}"
     return dataclasses.replace(start, config=fixed, reason=reason)
@@ -110,7 +110,7 @@ def largest(start: Start, sizes: list[TrainConfig], end: float) -> tuple[TrainCo
             return chosen, fitting, limit("for which there is time")
         chosen = size
         fitting = max(1, count)
-    return chosen, fitting, limit("of the recipe") * (len(sizes) > 1)
+    return chosen, fitting, limit("of the recipe") if len(sizes) > 1 else ""
 
 
 def tune_threads(start: Start, config: TrainConfig) -> None:

@@ -81,7 +81,8 @@ def side_by_side(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
             old = before.get(f"{key}_loss")
             error, rows, total = (after.get(f"{key}_{part}") for part in ("error", "rows", "of"))
             sampled = "" if rows == total else f"  ± {error:.3f}: a sample of {rows:,} of {total:,} rows"
-            lines.append(f"{name:<30}{old if old is None else format(old, '.4f'):>10}{new:>10.4f}{sampled}")
+            earlier = "None" if old is None else f"{old:.4f}"
+            lines.append(f"{name:<30}{earlier:>10}{new:>10.4f}{sampled}")
     if "base_loss" in after and "base_loss" in before:
         lines.append(f"{'forgetting (increase)':<30}{'':>10}{after['base_loss'] - before['base_loss']:>+10.4f}")
     answers = zip(before.get("answers", [""] * 3), after.get("answers", []), strict=False)

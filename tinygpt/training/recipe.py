@@ -36,7 +36,7 @@ def budget_of(config: TrainConfig) -> str:
     """Return the budget of a new run: the one that is given, or the default one; empty: none."""
     unsized = not config.config and not config.eval_only and config.given.isdisjoint(SIZE)
     default = unsized and not isinstance(config, FinetuneConfig) and config.init_from == "scratch"
-    return config.budget or DEFAULT * default
+    return config.budget or (DEFAULT if default else "")
 
 
 def refuse_budget(request: TrainConfig, budget: str) -> None:
@@ -96,7 +96,9 @@ def reason(config: TrainConfig, dataset: Dataset, fitting: int, limit: str) -> s
     regular = {"weight_decay": read > SEVERAL, "dropout": config.dropout > 0}
     changed = [key for key, is_changed in regular.items() if is_changed and key not in config.given]
     named = " and ".join(f"{key.replace('_', ' ')} {getattr(config, key):g}" for key in changed)
-    reading = f"{read:.1f} passes over the data{', so ' * bool(named)}{named}"
+    reading = f"{read:.1f} passes over the data"
+    if named:
+        reading += f", so {named}"
     if config.max_iters < fitting:
         reading += f"; more than {MOST} passes are not planned, so the rest of the time is not used"
     return f"width {config.n_embd}{limit}; {reading}"

@@ -199,7 +199,9 @@ def set_up(stack: contextlib.ExitStack, start: Start) -> Run:
 
 def parts_of_rows(step: int, warmup: int) -> int:
     """Return into how many shorter ones an iteration cuts each row, in a context warm-up of so many iterations."""
-    return 4 if step < warmup // 2 else 2 if step < warmup else 1
+    if step >= warmup:
+        return 1
+    return 4 if step < warmup // 2 else 2
 
 
 def check(config: TrainConfig) -> None:
@@ -295,12 +297,14 @@ def show_start(run: Run, compile_status: str, reason: str) -> None:
     source = run.source
     rows = run.rows_per_iter
     size = counted(rows, "example") if run.dataset.pairs else counted(rows * run.longest_row, "token")
-    processes = f"; {run.ranks.count} processes" * (run.ranks.count > 1) + ", sharded" * config.shard
+    processes = f"; {run.ranks.count} processes" if run.ranks.count > 1 else ""
+    if config.shard:
+        processes += ", sharded"
     shape = f"{counted(config.n_layer, 'layer')}, {counted(config.n_head, 'head')}, width {config.n_embd}, "
     shape += f"context {config.block_size}"
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     frozen = not all(weight.requires_grad for weight in model.parameters())
-    shorter = f"; {config.context_warmup:,} in shorter contexts" * bool(config.context_warmup)
+    shorter = f"; {config.context_warmup:,} in shorter contexts" if config.context_warmup else ""
     trained = f", {trainable:,} of them trainable" if frozen else ""
     passes = config.max_iters * source.passes(rows, config.block_size)
     iterations = f"{counted(config.max_iters, 'iteration')} of {size}"

@@ -62,7 +62,7 @@ class Verdict:
     @property
     def title(self) -> str:
         """Return the kind of verdict, and the step at which it began."""
-        kind = self.kind + ": overfitting" * (self.kind == "too little data")
+        kind = "too little data: overfitting" if self.kind == "too little data" else self.kind
         return kind if self.since is None else f"{kind} since step {self.since:,}"
 
     @property

@@ -41,7 +41,9 @@ def label(config: LabelConfig) -> None:
     """Run the command."""
     source = Path(config.input)
     out = Path(config.output)
-    ending = out.suffix.lower() if config.output else ".jsonl" if source.suffix.lower() == ".jsonl" else ".csv"
+    ending = ".jsonl" if source.suffix.lower() == ".jsonl" else ".csv"
+    if config.output:
+        ending = out.suffix.lower()
     if ending not in (".csv", ".jsonl"):
         raise TinyGPTError(f"{out}: the labels are written as .csv or .jsonl", "-o labelled.csv")
     require_encoding(config.encoding)
@@ -69,7 +71,9 @@ def label(config: LabelConfig) -> None:
         header = [*columns, *added]
         rows = []
         for entry, (name, p, _), sure_or_not in zip(entries, answers, sure, strict=True):
-            probability = (p if as_json else f"{p:.6f}") if name else (None if as_json else "")
+            probability: Any = p if name else None
+            if not as_json:
+                probability = f"{p:.6f}" if name else ""
             own = name, probability, sure_or_not
             rows.append(entry | dict(zip(added, own, strict=False)))
         if as_json:

@@ -152,7 +152,8 @@ def write_tokenizer(writer: Any, tokenizer: Tokenizer, size: int) -> None:
     writer.add_token_types([type_ for _, type_ in rows])
     writer.add_token_merges(merges or [NO_MERGE])
     end = max(ids) + 1
-    writer.add_eos_token_id(eos if eos is not None else end if end < size else rare)
+    unused = end if end < size else rare
+    writer.add_eos_token_id(unused if eos is None else eos)
     writer.add_add_bos_token(bool(around[0]))
     writer.add_add_eos_token(bool(around[1]))
     for id in around[0]:

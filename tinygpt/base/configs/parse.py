@@ -197,7 +197,9 @@ def plain(value: object) -> Any:
 def assigned(key: Key, values: Iterable[Any], prefix: str) -> dict[str, Any]:
     """Convert the values given for a key, and return them by its name: a tuple if it takes several; empty for none."""
     parsed = tuple(converted(key, value, prefix) for value in values)
-    return {key.name: parsed if key.type is tuple else parsed[0]} if parsed else {}
+    if not parsed:
+        return {}
+    return {key.name: parsed if key.type is tuple else parsed[0]}
 
 
 def converted(key: Key, value: Any, prefix: str) -> Any:

@@ -63,8 +63,9 @@ def next_command(
     """
     if labelled or not (prompt or "").isprintable():
         return evaluate(config, out)
-    flags = ["--start", prompt] if prompt is not None else ["--plain"] if answers_prompts else []
-    return command("sample", Path(out), *flags)
+    if prompt is not None:
+        return command("sample", Path(out), "--start", prompt)
+    return command("sample", Path(out), *(["--plain"] if answers_prompts else []))
 
 
 def tensorboard(folder: str | Path) -> str:

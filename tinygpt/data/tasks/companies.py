@@ -82,7 +82,9 @@ def make(seed: int, companies: int) -> World:
         invented[key] = Company(name, facts, old, rng.randrange(1 << 30))
         for relation in [*stated, *absent]:
             text = reader.question(rng, relation, rng.choice((name, reader.short(name))), new=True)
-            kind = "absent" if relation in absent else "conflict" if relation in old else "fact"
+            kind = "conflict" if relation in old else "fact"
+            if relation in absent:
+                kind = "absent"
             questions.append(Question(text, key, relation, facts.get(relation, ""), kind, old.get(relation, "")))
     return World(invented, questions)
 

@@ -66,7 +66,9 @@ def _message(rng: random.Random, split: str, label: str, number: int) -> str:
             sentence = _act(rng, split, rng.choice(RULES), forbidden=refused, refused=refused)
         else:
             sentence = _filled(rng, split, _wording(rng, split, _ORDINARY))
-        sentence = sentence[0].upper() + sentence[1:] + "." * (not sentence.endswith("?"))
+        sentence = sentence[0].upper() + sentence[1:]
+        if not sentence.endswith("?"):
+            sentence += "."
         message = _filled(rng, split, rng.choice(_OPENINGS)) + sentence + _filled(rng, split, rng.choice(_CLOSINGS))
         if SHORTEST <= len(message) <= LONGEST:
             return message

@@ -12,6 +12,7 @@ others nothing in train tells the sign of the metric or the verb.
 """
 
 import random
+from collections.abc import Sequence
 
 from tinygpt.data.tasks.generate import Pair, digits, generate, word_lists, words
 
@@ -90,8 +91,12 @@ def _headline(rng: random.Random, split: str, sentiment: str, number: int) -> st
             up = (sentiment == "positive") == ((index < 6) == (negation == ""))
         predicate = f"{negation} {verb(up)}".strip()
     order = rng.randrange(3)
-    subject = f"{company} {metric} {when}" if order == 0 else f"{metric} at {company}" + f" {when}" * (order - 1)
-    leads = _ASKING if form == "question" else _SAYING if rng.randrange(3) == 0 else ()
+    subject = (f"{company} {metric} {when}", f"{metric} at {company}", f"{metric} at {company} {when}")[order]
+    leads: Sequence[str] = ()
+    if form == "question":
+        leads = _ASKING
+    elif rng.randrange(3) == 0:
+        leads = _SAYING
     sentence = f"{subject} {predicate}"
     fitting = [lead for lead in leads if len(lead) + 1 + len(sentence) <= HEADLINE_WIDTH]
     if form == "question" and not fitting:

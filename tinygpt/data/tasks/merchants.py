@@ -114,4 +114,5 @@ def groups(names: dict[str, tuple[str, ...]]) -> list[list[str]]:
 def split_of(name: str) -> str:
     """Choose the split of a group by a hash of its first name: 70 % train, 10 % val, 20 % test."""
     fraction = hashed(name)
-    return "train" if fraction < 0.7 else "val" if fraction < 0.8 else "test"
+    held_out = "val" if fraction < 0.8 else "test"
+    return "train" if fraction < 0.7 else held_out

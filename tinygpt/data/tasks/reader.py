@@ -293,7 +293,9 @@ def attempt(rng: Rng, recipe: Recipe) -> Example | None:
 def named_entity(fact: Fact) -> set[str]:
     """Return the fact's value if it is a name, else an empty set."""
     draw = RELATIONS[fact.relation].value
-    return {short(fact.value)} if draw is company else {fact.value} if draw in (person, place) else set()
+    if draw is company:
+        return {short(fact.value)}
+    return {fact.value} if draw in (person, place) else set()
 
 
 def passage(rng: Rng, name: str, section: str, facts: Sequence[Fact], new: str = "") -> str:

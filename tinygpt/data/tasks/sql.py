@@ -103,7 +103,7 @@ def database(number: int = 0) -> sqlite3.Connection:
         "payments": [(rng.choice(names), rng.choice(CATEGORIES), rng.choice(MONTHS), amount) for amount in amounts],
     }
     for table, rows in tables.items():
-        connection.executemany(f"insert into {table} values ({', '.join('?' * len(rows[0]))})", rows)
+        connection.executemany(f"insert into {table} values ({', '.join('?' for _ in rows[0])})", rows)
     connection.commit()
     return connection
 

@@ -59,7 +59,7 @@ class Table(NamedTuple):
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
         lines = [f"| {' | '.join(row)} |" for row in padded]
-        lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        lines.insert(1, "|" + "|".join("".ljust(width + 2, "-") for width in widths) + "|")
         return "\n".join([f"{self.caption}:", "", *lines, "", wrapped(self.explained)])
 
 
@@ -78,7 +78,9 @@ class Share(NamedTuple):
     def compared(self, target: float, below: str, around: str, above: str) -> str:
         """Choose the word for where the interval lies."""
         low, high = self.interval()
-        return above if low > target else below if high < target else around
+        if low > target:
+            return above
+        return below if high < target else around
 
     def __str__(self) -> str:
         if not self.total:
@@ -147,6 +149,14 @@ def spread(values: Sequence[float], form: str) -> str:
 def gap(value: float, other: float) -> float:
     """Return value - other without rounding errors, so that 0.9 - 0.88 equals a limit of 0.02; zero has no sign."""
     return round(value - other, 9) + 0.0
+
+
+def side(change: float, margin: float, words: tuple[str, str, str]) -> str:
+    """Choose the word for a change: below -margin, within it, above margin."""
+    below, within, above = words
+    if change > margin:
+        return above
+    return below if change < -margin else within
 
 
 def write(

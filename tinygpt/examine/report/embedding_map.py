@@ -34,6 +34,6 @@ def kind_of(token: str) -> str:
     if token in SPECIAL:
         return "special"
     if token.isalpha():
-        vowel = token.lower() in "aeiou"
-        return ("vowel" if vowel else "consonant") if token.islower() else "capital"
+        lower = "vowel" if token in "aeiou" else "consonant"
+        return lower if token.islower() else "capital"
     return "digit" if token.isdigit() else "other"

@@ -165,7 +165,7 @@ def show(answer: dict[str, Any], config: WhyConfig) -> None:
         ]
         width = max([len(line[1]) for line in lines], default=5) + 2
         print(*terminal.table({"effect": "<10", "place": f"<{width}", "text": "<4"}, lines), sep="\n")
-    method = f" by the median derivative of {config.sweeps} trainings" * bool(config.sweeps)
+    method = f" by the median derivative of {config.sweeps} trainings" if config.sweeps else ""
     print(f"\neffect: change of the log-probability (nats) if the row is left out, estimated{method}")
     if not config.prove:
         print("\nnext: the same command with --prove trains again without these rows, and shows what changes")

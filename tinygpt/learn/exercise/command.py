@@ -18,6 +18,7 @@ from tinygpt.learn.exercise.folder import check_folder
 from tinygpt.learn.exercise.outline import NEEDS, Step, defined, template_steps
 from tinygpt.learn.exercise.runner import check_file
 
+INDENTED = "\n                  "  # between the lines of a value in a report
 DEFAULT = Path(ExerciseConfig.file)
 
 
@@ -114,7 +115,7 @@ def check(steps: list[Step], path: Path, total: int) -> int:
             print(f"  {'FAIL' if report else 'PASS'}  {name}")
             for label, text in report.items():
                 lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 90) or [""]]
-                print(f"        {label:<10}{(chr(10) + ' ' * 18).join(lines)}")
+                print(f"        {label:<10}{INDENTED.join(lines)}")
     if any(report for checks in outcomes.values() for report in checks.values()):
         print(f"\nthen again: {command('check', number, path)}")
         return 1

@@ -43,7 +43,9 @@ def check_folder(folder: Path, steps: list[Step], table: Path | None) -> int:
             passed = [*cells.values()].count("PASS")
             check, message = first_failure(outcomes)
             rows.append([file, *(cells.get(step.number, "") for step in steps), str(passed), check, message])
-            status = "FAIL" if check else "PASS" if outcomes else "NONE"
+            status = "PASS" if outcomes else "NONE"
+            if check:
+                status = "FAIL"
             so_many = terminal.counted(len(outcomes), "step")
             what = f"{passed} of {so_many}" if outcomes else "contains no part of these steps"
             print("  ".join(filter(None, (f"  {status}", file, what, check))), flush=True)

@@ -131,7 +131,9 @@ def summarise(reads: Records, config: LabConfig) -> Summary:
 
 def change(what: str, text: str, before: Records, after: Records, key: str = "loss") -> Verdict:
     changes = [round(new - old, 3) for old, new in zip(before.values("loss"), after.values(key), strict=True)]
-    does = "lowers" if max(changes) < -CLOSE else "raises" if min(changes) > CLOSE else "does not clearly change"
+    does = "raises" if min(changes) > CLOSE else "does not clearly change"
+    if max(changes) < -CLOSE:
+        does = "lowers"
     medians = f"from {before.median('loss'):.2f} to {after.median(key):.2f} nats per character"
     rule = f"a change counts if it has the same sign and more than {CLOSE} nats in each seed, in three decimals"
     return Verdict(f"{what} {does} the loss on {text} {medians}: {spread(changes, '+.2f')}.", rule)

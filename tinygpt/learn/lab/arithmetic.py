@@ -21,7 +21,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import duration
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict, gap, percent
+from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict, gap, percent, side
 from tinygpt.learn.lab.definition import Lab, learn, seeds, stage
 
 LEARNED = 3  # most digits of a number in training
@@ -266,7 +266,7 @@ def form(models: Mapping[str, Records]) -> Verdict:
     value = {system: accuracy(answers, kind="3 + 3") for system, answers in models.items()}
     gain = gap(value[REVERSED], value[PLAIN])
     statement = f"Reversed answers change the accuracy on 3 + 3 digits by {100 * gain:+.1f} points"
-    effect = "helps" if gain > CLOSE else "harms" if gain < -CLOSE else "does not matter"
+    effect = side(gain, CLOSE, ("harms", "does not matter", "helps"))
     rule = f"helps or harms: by more than {100 * CLOSE:.0f} percentage points"
     if LARGE not in models:
         return Verdict(f"{statement}: the format {effect}.", rule)

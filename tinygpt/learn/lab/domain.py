@@ -22,7 +22,7 @@ from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import counted
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
-from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, spread
+from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, side, spread
 from tinygpt.learn.lab.definition import Classifier, Lab, learn, seeds, stage
 
 TEXTS = ("Shakespeare", "industries")
@@ -173,7 +173,7 @@ def compared(figures: Figures, base: str, other_base: str) -> Verdict:
         accuracies, other_accuracies = (own[name].values("accuracy") for name in (base, other_base))
         gain = gap(median(accuracies), median(other_accuracies))
         overlap = min(accuracies) <= max(other_accuracies) and max(accuracies) >= min(other_accuracies)
-        outcome = "better than" if gain > MARGIN else "worse than" if -gain > MARGIN else "no different from"
+        outcome = side(gain, MARGIN, ("worse than", "no different from", "better than"))
         outcomes["no different from" if overlap else outcome].append(
             f"{title(*case)}: accuracy {100 * median(accuracies):.0f}% and {100 * median(other_accuracies):.0f}%"
         )

@@ -175,7 +175,9 @@ def proves(changes: dict[str, list[float]], other: str) -> Verdict:
 def detects(rankings: dict[str, Records]) -> Verdict:
     """Judge which ranking finds more of the wrong labels."""
     harm, loss = (rankings[ranking].percent("found") for ranking in ("harm", "loss"))
-    finds = "about as many as" if abs(gap(harm, loss)) < CLOSE else "more than" if harm > loss else "fewer than"
+    finds = "more than" if harm > loss else "fewer than"
+    if abs(gap(harm, loss)) < CLOSE:
+        finds = "about as many as"
     return Verdict(
         f"Ranking lines by their harm to correct ones finds {harm:.0f}% of the wrong labels, {finds} by their loss "
         f"({loss:.0f}%); chance finds {100 * WRONG:.0f}%.",

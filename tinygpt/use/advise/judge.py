@@ -147,7 +147,9 @@ def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray
             why = reason(name, beaten, comparisons)
             groups = len(np.unique(clusters[tested[name].lines]))
             few = name == majority and 0.5**groups >= NOISE / max(1, len(comparisons))  # of the signs of a paired test
-            return Advice(name, why + f"; with only {groups} groups no difference can be significant" * few)
+            if few:
+                why += f"; with only {groups} groups no difference can be significant"
+            return Advice(name, why)
         beaten[name] = better
     name = max(candidates, key=lambda name: float((tested[name].predicted == truth[tested[name].lines]).mean()))
     return Advice(name, "each contender is beaten by another; this one has the highest accuracy")

@@ -136,7 +136,9 @@ def near(lines: Sequence[Line]) -> Finding:
     what += f"{len(found):,}, {len(differ):,} of them with another label."
     examples = [arrow([firsts[index]]) for pair in (differ or found)[:1] for index in pair]
     advice = "Keep near duplicates in one split: a test on them does not show how a model does on new prompts."
-    return Finding("near duplicates", len(found), what, examples, "Check labels that differ. " * bool(differ) + advice)
+    if differ:
+        advice = f"Check labels that differ. {advice}"
+    return Finding("near duplicates", len(found), what, examples, advice)
 
 
 def across(lines: Sequence[Line], folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Finding]:
@@ -202,7 +204,7 @@ def personal_data(lines: Sequence[Line]) -> Finding:
         for kind, text in found.items():
             match = re.search(r"…@|\d\D{0,2}x", text)
             at = max(0, match.start() - 25) if match else 0
-            examples.setdefault(kind, f"{line.place}: {cut(escaped('…' * (at > 0) + text[at:]), SHOWN)}")
+            examples.setdefault(kind, f"{line.place}: {cut(escaped(f'…{text[at:]}' if at else text), SHOWN)}")
     listing = ", ".join(f"{kind} in {n:,}" for kind, n in kinds.most_common())
     what = f"Lines with likely personal data: {count:,} ({listing}); names and addresses are not looked for."
     advice = (

@@ -182,7 +182,7 @@ class Report:
         name = self.advice.name
         rows = [
             {
-                "contender": row["name"] + " (advised)" * (row["name"] == name),
+                "contender": f"{row['name']} (advised)" if row["name"] == name else row["name"],
                 "accuracy": ranged(row["accuracy"], row["accuracy_interval"]),
                 "macro-F1": ranged(row["macro_f1"], row["macro_f1_interval"]),
                 "lines tested": f"{row['lines']:,}",
@@ -355,7 +355,8 @@ class Report:
             look: Any = {"color": "C0" if advised else "gray", "linewidth": 3}
             axes.plot(100 * np.array(row["accuracy_interval"]), [position, position], **look)
             axes.plot(100 * row["accuracy"], position, "o", markersize=8, **look)
-            names.append(f"{row['name']}{' (advised)' * advised}: {100 * row['accuracy']:.1f}%")
+            called = f"{row['name']} (advised)" if advised else row["name"]
+            names.append(f"{called}: {100 * row['accuracy']:.1f}%")
         axes.set(xlabel="accuracy (%)", xlim=(0, 100))
         name_rows(axes, names)
 

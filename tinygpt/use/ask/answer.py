@@ -180,7 +180,8 @@ class Reader:
         for number, (passage, used) in enumerate(zip(passages, read, strict=True), start=1):
             if used != "".join(passage):
                 parts["shortened" if used else "left out"].append(str(number))
-        notes = [f"passage{'s' * (len(n) > 1)} {', '.join(n)} {change}" for change, n in parts.items() if n]
+        nouns = {change: "passages" if len(n) > 1 else "passage" for change, n in parts.items()}
+        notes = [f"{nouns[change]} {', '.join(n)} {change}" for change, n in parts.items() if n]
         return f"the model's context has {self.model.config.block_size:,} tokens: {'; '.join(notes)}" if notes else ""
 
     def span(self, answer: str, text: str) -> tuple[int, int] | None:

@@ -161,7 +161,9 @@ async def tokenizer_info(state: State, request: Request, body: Body) -> Body:
 
 async def health(state: State, request: Request, body: Body) -> Response:
     """GET /health"""
-    status = "loading" if not state.engine else "ready" if state.engine.alive else "failed"
+    status = "loading"
+    if state.engine:
+        status = "ready" if state.engine.alive else "failed"
     return JSONResponse({"status": status}, 200 if status == "ready" else 503)
 
 

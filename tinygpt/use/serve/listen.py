@@ -27,7 +27,9 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=512)
     except OSError as error:
-        hint = f"--port={port + 1}, or " * (port < 65535) + "--port=0 for a free one"
+        hint = "--port=0 for a free one"
+        if port < 65535:
+            hint = f"--port={port + 1}, or {hint}"
         raise TinyGPTError(f"cannot listen on {host}, port {port}: {os.strerror(error.errno or 0)}", hint) from None
     # connections inherit TCP_NODELAY from this socket; asyncio sets it only for sockets that it opens. Without it, a
     # small response waits 40 ms for the acknowledgement of its headers

@@ -155,7 +155,7 @@ async def respond(
     object_type = "text_completion"
     if "messages" in body:
         name = "chatcmpl"
-        object_type = "chat.completion" + ".chunk" * body["stream"]
+        object_type = "chat.completion.chunk" if body["stream"] else "chat.completion"
     head = {"id": f"{name}-{uuid.uuid4().hex}", "object": object_type, "created": int(time.time()), "model": model}
 
     def usage() -> dict[str, int]:
