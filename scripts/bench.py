@@ -24,6 +24,7 @@ import contextlib
 import functools
 import json
 import os
+import platform
 import shutil
 import statistics
 import subprocess
@@ -460,6 +461,14 @@ def spread(numbers: list[float]) -> str:
     return f"{shown(min(numbers))}..{shown(max(numbers))}"
 
 
+def processor() -> str:
+    """Return the processor's name and its number of CPUs."""
+    name = platform.processor()
+    if sys.platform == "linux":
+        name = Path("/proc/cpuinfo").read_text("utf-8").partition("model name\t: ")[2].partition("\n")[0]
+    return f"{name or 'unknown'}, {os.cpu_count()} CPUs"
+
+
 def main() -> int:
     """Measure row by row, and print each line at once. A row that fails does not stop the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -472,16 +481,15 @@ def main() -> int:
     args = parser.parse_args()
     if args.nanogpt and not (args.nanogpt / "train.py").exists():
         parser.error(f"{args.nanogpt} is not a checkout of nanoGPT (it has no train.py)")
-    code = "from tinygpt.base import device; from tinygpt.examine.doctor import machine; "
-    code += "print(*machine.description(), sep='\\n'); "
-    code += f"compute = device.choose({args.device!r}, 'auto'); print(compute.describe(), compute.dtype, sep='\\n')"
+    code = f"import torch; from tinygpt.base import device; compute = device.choose({args.device!r}, 'auto'); "
+    code += "print('torch ' + torch.__version__, compute.describe(), compute.dtype, sep='\\n')"
     failed = False
     with tempfile.TemporaryDirectory(prefix="tinygpt-bench-", ignore_cleanup_errors=True) as folder:
         *about, native = run([sys.executable, "-c", code], Path(folder)).lines
         auto = ["bfloat16", "float32"] if native == "torch.bfloat16" else ["float32"]
         dtypes = auto if args.dtype == "auto" else [args.dtype]
         bench = Bench(Path(folder), args.nanogpt, args.quick, args.device)
-        print(*about, f"load: {os.getloadavg()[0]:.1f}; --quick: {args.quick}", "", sep="\n")
+        print(processor(), *about, f"load: {os.getloadavg()[0]:.1f}; --quick: {args.quick}", "", sep="\n")
         print("| row | dtype | unit | nanoGPT | tinygpt | ratio | spread, remarks |")
         print(f"|{'---|' * 7}", flush=True)
         for name in args.rows or [row for row in ROWS if row.startswith("gpu") == (args.device != "cpu")]:
