@@ -22,7 +22,7 @@ import tinygpt
 from tinygpt import api
 from tinygpt.checkpoint.store import load
 from tinygpt.data.corpora import industry_descriptions, tiny_shakespeare
-from tinygpt.data.tasks import TASKS, sectors
+from tinygpt.data.tasks import TASKS
 from tinygpt.train import is_true
 from tinygpt.training.processes import StopSignal
 
@@ -219,7 +219,7 @@ def test_a_task_has_its_seed_and_its_options() -> None:
     assert not text.labels and all(text.scores(prompt, response, response).values())
     for arguments, options, message in (
         (("transaction",), {}, "transaction: no such task"),
-        (("sectors",), {"brands": 3}, "task sectors: brands: no such option"),
+        (("headlines",), {"brands": 3}, "task headlines: brands: no such option"),
         (("transactions",), {"brands": 3, "of": "next"}, "the split 'next' has 0 brands"),
         (("transactions",), {"brands": 3000}, "the split 'train' has .* brands of each category"),
     ):
@@ -229,7 +229,6 @@ def test_a_task_has_its_seed_and_its_options() -> None:
 
 def test_a_corpus_is_the_text_that_prepare_takes() -> None:
     assert [api.corpus(name) for name in ("shakespeare_char", "naics")] == [tiny_shakespeare(), industry_descriptions()]
-    assert api.corpus("sectors") == sectors.corpus()  # a text of the task's field
     with refuses("transactions: no such text"):
         api.corpus("transactions")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinygpt.base.configs import suggest
+from tinygpt.base.configs import suggest, withdrawn
 from tinygpt.base.configs.core import PrepareConfig, prepare_options
 from tinygpt.base.errors import TinyGPTError, require_installed
 from tinygpt.base.files import folder_lock, replacing
@@ -211,6 +211,7 @@ def check_request(config: PrepareConfig) -> None:
     if config.synthetic and config.name not in with_synthetic:
         raise TinyGPTError(f"--synthetic applies only to the built-in task {', '.join(with_synthetic)}")
     if config.name not in built_in and not config.input:
+        withdrawn.refuse_task(config.name)
         name = config.name
         path = "path/to/text.txt"
         if Path(name).exists():  # the name of a file, instead of that of the new dataset

@@ -1,5 +1,7 @@
-"""The task `sectors` and `tinygpt lab domain`: no leak between splits or into the corpus; verdicts."""
+"""`tinygpt lab domain` and its task `sectors`: no leak between splits or into the corpus; verdicts."""
 
+import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -8,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import lab_results
-from labs import SECTORS as EXAMPLES
 from sklearn.metrics import f1_score
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data import corpora
-from tinygpt.data.tasks import sectors
 from tinygpt.examine.experiment.stages import Records
-from tinygpt.learn.lab import domain
+from tinygpt.learn.lab import domain, sectors
 
 TEXT = corpora.industry_descriptions()
+EXAMPLES = sectors.examples()
+SHA256 = "2b9f562fcb9c23ba2c0e46b048fd3fd956283fbe0888576de8568ce19cda4399"
 
 
 def prompt_of(line: str) -> str:
@@ -50,7 +52,8 @@ def test_each_prompt_is_an_activity_of_its_sector_and_no_industry_is_in_two_spli
             assert codes[prompt] and len(prompt) + max(map(len, sectors.SECTORS)) + 3 <= 64
             prompts.append(re.sub("[^a-z]", "", prompt))
             industries[split] |= {code if label == "management" else code[:5] for code in codes[prompt]}
-    assert len(set(prompts)) == len(prompts) == 2922  # as data/README.md says
+    assert len(set(prompts)) == len(prompts) == 2922
+    assert hashlib.sha256(json.dumps(EXAMPLES).encode()).hexdigest() == SHA256
     train, val, test = industries.values()
     assert not train & (val | test) and not val & test
 

@@ -18,15 +18,15 @@ from runs import save_model
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import duration
-from tinygpt.data.tasks import companies as world
 from tinygpt.data.tasks import reader
-from tinygpt.data.tasks.companies import Question, outcome
 from tinygpt.data.tasks.reader import RELATIONS, UNANSWERABLE, short
 from tinygpt.examine.experiment import stages
 from tinygpt.examine.experiment.stages import Identity, Records, Results, Stage
 from tinygpt.examine.experiment.summary import Table, gap, spread
 from tinygpt.learn.lab import methods
+from tinygpt.learn.lab.facts import companies as world
 from tinygpt.learn.lab.facts import experiment, systems
+from tinygpt.learn.lab.facts.companies import Question, outcome
 from tinygpt.learn.lab.facts.summary import NONE, Measured, Row, freshest
 from tinygpt.learn.lab.facts.systems import Reply
 from tinygpt.use.ask.search import search, with_relevance

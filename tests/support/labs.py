@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from conftest import Shared, cli_here, commands_here, ok, tiny_text
 
-from tinygpt.data.tasks import TASKS, generate, sectors
-from tinygpt.data.tasks.companies import Question
+from tinygpt.data.tasks import TASKS, generate
 from tinygpt.examine.experiment import stages
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.learn.lab import (
@@ -26,8 +25,10 @@ from tinygpt.learn.lab import (
     labels,
     methods,
     scale,
+    sectors,
 )
 from tinygpt.learn.lab.facts import experiment
+from tinygpt.learn.lab.facts.companies import Question
 
 # three changed facts, one that stayed, one question without an answer
 ASKED = [Question("?", "ba", "chair", "new", "changed", "old")] * 3
@@ -51,7 +52,8 @@ FEW_LABELS = [(50, 0.0), (200, 0.0), (200, 0.2)]  # numbers of examples, shares 
 FEW_FACTS = experiment.Size(companies=6, closed=250, update=80, sample=5, facts=2, changes=2, reading=2)
 TASK, SPLITS = TASKS["transactions"], TASKS["transactions"].make(1337)
 SMALL = SPLITS | {"val": SPLITS["val"][:60], "test": SPLITS["test"][:150]}
-SECTORS = sectors.make(1337)
+SECTORS = sectors.examples()
+CORPUS = sectors.corpus()
 FEW_SECTORS = SECTORS | {"val": SECTORS["val"][:40], "test": SECTORS["test"][:40]}
 LINES = [(generate.SIZES, split, number) for split, number in {"train": 800, "val": 150, "test": 150}.items()]
 SIXTY = [(generate.SIZES, split, 60) for split in generate.SIZES]
@@ -77,9 +79,8 @@ SHORTEST: dict[str, list[tuple[Any, str, Any]]] = {
     "cascade": [*LINES, (cascade, "QUICK", (10, 2)), (cascade, "TIMED", 5)],
     "confidence": [*LINES, (confidence, "QUICK", (2, 4)), (confidence, "OUTSIDE", 50)],
     "domain": [
-        (TASKS, "sectors", dataclasses.replace(
-            TASKS["sectors"], make=lambda seed: FEW_SECTORS, corpus=lambda: sectors.corpus()[:100_000]
-        )),
+        (sectors, "examples", lambda: FEW_SECTORS),
+        (sectors, "corpus", lambda: CORPUS[:100_000]),
         (domain, "QUICK", (30, (("sectors", 200, 4),))),
     ],
     "drift": [

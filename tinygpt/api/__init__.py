@@ -35,9 +35,10 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import Adapters
 from tinygpt.checkpoint.loaded import AdaptedModels
 from tinygpt.data import memory, tasks
+from tinygpt.data.corpora import CORPORA
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.dataset import data_dir as recorded_data_dir
-from tinygpt.data.tasks import companies
+from tinygpt.data.tasks import reader
 from tinygpt.examine.doctor.command import verdict_on
 from tinygpt.examine.eval import classify
 from tinygpt.examine.eval.command import measure
@@ -57,8 +58,19 @@ from tinygpt.use.ask.index import index_of
 from tinygpt.use.ask.search import memory_index, search, with_relevance
 from tinygpt.use.ask.store import Passage, open_index
 
-__all__ = ["Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "companies", "corpus", "evaluate"]
-__all__ += ["finetune", "load", "load_adapters", "ngrams", "plot", "prepare", "task", "train", "write_dataset"]
+__all__ = ["Dataset", "Documents", "LoadedModel", "Run", "TinyGPTError", "ask", "corpus", "evaluate"]
+__all__ += [
+    "finetune",
+    "load",
+    "load_adapters",
+    "ngrams",
+    "plot",
+    "prepare",
+    "reader",
+    "task",
+    "train",
+    "write_dataset",
+]
 LOAD = ("adapter", "device", "dtype", "threads")
 
 
@@ -288,7 +300,14 @@ def prepare(name: str, **options: Any) -> Dataset:
 
 write_dataset = arguments()(memory.write_dataset)
 ngrams = arguments()(classify.ngrams)
-corpus = arguments()(tasks.corpus)
+
+
+@arguments()
+def corpus(name: str) -> str:
+    """Return a text that ships with tinygpt (`tinygpt prepare NAME`). Errors: TinyGPTError for an unknown text."""
+    if name not in CORPORA:
+        raise TinyGPTError(f"{name}: no such text", f"one of {', '.join(CORPORA)}")
+    return CORPORA[name].text()
 
 
 def task(name: str, seed: int = 1337, **options: Any) -> tasks.Examples:

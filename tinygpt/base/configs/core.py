@@ -38,8 +38,8 @@ class PrepareConfig(DataConfig):
 
     Built-in corpora: shakespeare_char (65 characters), shakespeare (the same text in GPT-2's BPE), naics (industries).
 
-    Built-in tasks of prompts and responses: transactions, headlines, compliance, sectors, reports, reports_a,
-    reports_b, sql, reader, reader_long.
+    Built-in tasks of prompts and responses: transactions, headlines, compliance, reports, reports_a, reports_b,
+    sql, reader, reader_long.
 
     tinygpt prepare shakespeare_char
     tinygpt prepare mine --input notes.txt more/ '*.md'                        # your own text

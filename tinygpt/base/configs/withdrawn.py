@@ -17,6 +17,7 @@ COMMANDS = {  # and options without a command
     "race": "tinygpt lab race",
     "--tyro-print-completion": "tinygpt --print-completion bash",
 }
+TASKS = {"sectors": "tinygpt lab domain, which makes it"}
 KEYS = {  # by command and key
     ("doctor", "machine"): "tinygpt quickstart",
     ("eval", "positive"): "tinygpt eval RUN --task=NAME --json, and docs/how-to/fine-tune.md: a rare label",
@@ -34,6 +35,12 @@ def refuse_command(name: str) -> None:
     """Errors: TinyGPTError for a command that was withdrawn, with what replaces it."""
     if name in COMMANDS:
         raise TinyGPTError(f"{name} was withdrawn", COMMANDS[name])
+
+
+def refuse_task(name: str) -> None:
+    """Errors: TinyGPTError for a built-in task that was withdrawn, with what replaces it."""
+    if name in TASKS:
+        raise TinyGPTError(f"the built-in task {name} was withdrawn", TASKS[name])
 
 
 def refuse_key(prog: str, key: str) -> None:

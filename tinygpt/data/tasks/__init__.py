@@ -12,8 +12,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.data.corpora import CORPORA
-from tinygpt.data.tasks import compliance, headlines, reader, reports, sectors, sql, transactions
+from tinygpt.data.tasks import compliance, headlines, reader, reports, sql, transactions
 from tinygpt.data.tasks.generate import Pair
 
 Make = Callable[..., dict[str, list[Pair]]]  # from a seed to the (prompt, response) pairs of each split
@@ -33,7 +32,6 @@ class Task:
     flags: tuple[str, ...] = ()  # of the training, where the preset is another task's
     scores: Scores | None = None  # judges free text by named checks
     synthetic: Make | None = None  # makes the form of the task with invented names
-    corpus: Callable[[], str] | None = None  # makes a text of the task's field, without the prompts of val and test
     library: Library | None = None  # makes documents, and questions of val and test about them
     abstention: Callable[[str, str], str] | None = None  # from a prompt and its response to "there is no answer"
     database: Callable[[], sqlite3.Connection] | None = None  # makes the database that the responses query
@@ -66,7 +64,6 @@ _TASKS = (
         group=headlines.group,
     ),
     Task("compliance", compliance.LABELS, compliance.make, "configs/compliance.yaml", base=""),
-    Task("sectors", sectors.SECTORS, sectors.make, "finetune_sectors", corpus=sectors.corpus),
     Task("reader", (), reader.make, "reader", base="", library=reader.library, abstention=reader.abstention),
     Task("reader_long", (), reader.make_long, "finetune_reader_long", "out-reader", abstention=reader.abstention),
     Task("reports", (), partial(reports.make, "plain"), REPORTS, base="", scores=reports.SCORES["plain"]),
@@ -101,15 +98,3 @@ def examples(name: str, seed: int, **options: Any) -> Examples:
     splits = task.make(seed, **options)
     given = {response for _, response in chain.from_iterable(splits.values())}
     return Examples(splits, tuple(label for label in task.labels if label in given), task.scores or exact_match)
-
-
-def corpus(name: str) -> str:
-    """Return a text that ships with tinygpt (`tinygpt prepare NAME`), or by the name of a task a text of its field.
-
-    Errors: TinyGPTError for an unknown text.
-    """
-    own = {name: task.corpus for name, task in TASKS.items() if task.corpus}
-    texts = {name: corpus.text for name, corpus in CORPORA.items()} | own
-    if name not in texts:
-        raise TinyGPTError(f"{name}: no such text", f"one of {', '.join(texts)}")
-    return texts[name]()

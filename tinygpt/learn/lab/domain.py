@@ -2,7 +2,7 @@
 
 BloombergGPT (Wu et al. 2023) was pretrained on financial text and compared with models of general text; this lab does
 so in miniature. Three equal base models, without pretraining, pretrained on Shakespeare, and on as many characters of
-descriptions of industries, are fine-tuned on a task of that field (`sectors`) and on one of another (`transactions`),
+descriptions of industries, are fine-tuned on a task of that field (sectors.py) and on one of another (`transactions`),
 with few and with all examples. A longer fine-tuning on few shows whether pretraining only saves iterations. The text
 about industries does not contain those of val and test of `sectors`; all datasets have the same vocabulary.
 """
@@ -13,7 +13,7 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from tinygpt.base.terminal import counted
 from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, side, spread
+from tinygpt.learn.lab import sectors
 from tinygpt.learn.lab.definition import Classifier, Lab, learn, seeds, stage
 
 TEXTS = ("Shakespeare", "industries")
@@ -63,14 +64,26 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
                 yield stage(name, 3 + n / 30, finetune, folder, **case)
 
 
+class Task(NamedTuple):
+    splits: dict[str, list[tuple[str, str]]]  # train, val, test: (prompt, response)
+    labels: tuple[str, ...]
+
+
+def pairs_of(task: str) -> Task:
+    if task == "sectors":
+        return Task(sectors.examples(), sectors.SECTORS)
+    made = api.task(task)
+    return Task(made.splits, made.labels)
+
+
 def prepare(folder: Path, names: Sequence[str]) -> dict[str, int]:
     """Write the texts, of equal length, and the tasks, all with one vocabulary; return the number of characters."""
-    industries = api.corpus("sectors")
+    industries = sectors.corpus()
     texts = dict(zip(TEXTS, (api.corpus("shakespeare_char")[: len(industries)], industries), strict=True))
-    tasks = {name: api.task(name) for name in names}
-    vocabulary = [texts, [task.splits for task in tasks.values()]]
-    for name, task in tasks.items():
-        dataset = api.write_dataset(folder / "tasks" / name, task.splits, task.labels, vocabulary)
+    vocabulary = [texts, [pairs_of(name).splits for name in names]]
+    for name in names:
+        splits, labels = pairs_of(name)
+        dataset = api.write_dataset(folder / "tasks" / name, splits, labels, vocabulary)
     for name, text in texts.items():
         api.write_dataset(folder / "texts" / name, text, tokenizer=dataset.tokenizer)
     return {"characters": len(industries)}
@@ -99,17 +112,17 @@ def finetune(folder: Path, base: str, task: str, examples: int, iterations: int,
 
 def baselines(task: str, examples: int) -> list[dict[str, Any]]:
     """Measure the n-gram baseline and the majority baseline on the same training examples."""
-    train = api.task(task).splits["train"][: examples or None]
-    labels = api.task(task).labels
+    splits, labels = pairs_of(task)
+    train = splits["train"][: examples or None]
     counts = [sum(own == label for _, own in train) for label in labels]
     classifiers = api.ngrams(train, labels), lambda prompts: np.array([counts] * len(prompts))
-    return [{"base": name, **measured(classify, task)} for name, classify in zip(BASELINES, classifiers, strict=True)]
+    return [{"base": base, **measured(classify, task)} for base, classify in zip(BASELINES, classifiers, strict=True)]
 
 
 def measured(classify: Classifier, task: str) -> dict[str, Any]:
-    test = api.task(task).splits["test"]
-    known = api.task(task).labels
-    return quality(classify([prompt for prompt, _ in test]), [label for _, label in test], known)
+    splits, labels = pairs_of(task)
+    prompts, truth = zip(*splits["test"], strict=True)
+    return quality(classify(prompts), truth, labels)
 
 
 def quality(scores: np.ndarray, labels: Sequence[str], known: Sequence[str]) -> dict[str, Any]:

@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from tinygpt import api
-from tinygpt.api import companies
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.process import Done, run
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.learn.lab.definition import learn, seeds
-from tinygpt.learn.lab.facts import systems
+from tinygpt.learn.lab.facts import companies, systems
 from tinygpt.learn.lab.facts.systems import System, measured
 
 CHANGED = 0.1  # share of the facts

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tinygpt.api import companies
 from tinygpt.base.configs.learn import LabConfig
 from tinygpt.base.terminal import counted, duration
 from tinygpt.examine.experiment.picture import name_rows
 from tinygpt.examine.experiment.stages import Records
 from tinygpt.examine.experiment.summary import Example, Share, Summary, Table, Verdict
 from tinygpt.learn.lab.definition import HOUR
+from tinygpt.learn.lab.facts import companies
 from tinygpt.learn.lab.facts.experiment import TRIES, names
 
 NEAR = 0.05  # systems whose shares of right answers differ by less count as equally good

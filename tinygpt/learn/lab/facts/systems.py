@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt import api
-from tinygpt.api import companies
+from tinygpt.api import reader
 from tinygpt.base.terminal import progress
+from tinygpt.learn.lab.facts import companies
 
 # of the best passage and of the response; below, a reader abstains
 MIN_SCORE = 0.12
@@ -44,7 +45,7 @@ def closed_book(ckpt: Path) -> System:
 
     def ask(question: companies.Question) -> Reply:
         (text,), (probability,) = model.responses([question.text], longest)
-        return Reply("" if companies.unanswerable(text) else text.strip(), float(probability))
+        return Reply("" if reader.unanswerable(text) else text.strip(), float(probability))
 
     return ask
 

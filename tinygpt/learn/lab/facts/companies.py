@@ -2,7 +2,7 @@
 
 Each company has a Markdown document that states its facts. Some also have an older document, in which one fact has
 another value: the documents conflict, and the newer one is right. Questions have wordings that neither the closed-book
-models nor the tiny reader (reader.py) have seen in training.
+models nor the tiny reader (`tinygpt prepare reader`) have seen in training.
 
     world = make(seed=1, companies=200)
     world.documents()                        # {"norvik.md": "# Norvik ..."}
@@ -12,9 +12,7 @@ models nor the tiny reader (reader.py) have seen in training.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from tinygpt.data.tasks import reader
-from tinygpt.data.tasks.reader import RELATIONS, SECTIONS, UNANSWERABLE, Fact, Rng, normalised
-from tinygpt.data.tasks.reader import unanswerable as unanswerable  # judges an answer, as `outcome` does
+from tinygpt.api import reader
 
 FACTS = 5  # of each company
 ABSENT = 1  # questions about each company whose answer no document contains
@@ -62,7 +60,7 @@ class World(NamedTuple):
 
 def make(seed: int, companies: int) -> World:
     """Invent companies, their facts, and one question per fact and one unanswerable question per company."""
-    rng = Rng(f"world {seed}")
+    rng = reader.Rng(f"world {seed}")
     names: dict[str, str] = {}
     while len(names) < companies:
         name = reader.company(rng)
@@ -71,10 +69,10 @@ def make(seed: int, companies: int) -> World:
     invented = {}
     questions = []
     for key, name in names.items():
-        relations = rng.sample(list(RELATIONS), FACTS + ABSENT)
+        relations = rng.sample(list(reader.RELATIONS), FACTS + ABSENT)
         stated = relations[:FACTS]
         absent = relations[FACTS:]
-        facts = {relation: RELATIONS[relation].value(rng) for relation in stated}
+        facts = {relation: reader.RELATIONS[relation].value(rng) for relation in stated}
         old = {}
         if rng.random() < CONFLICTS:
             relation = rng.choice(stated)
@@ -89,12 +87,12 @@ def make(seed: int, companies: int) -> World:
     return World(invented, questions)
 
 
-def other_value(rng: Rng, relation: str, value: str) -> str:
+def other_value(rng: reader.Rng, relation: str, value: str) -> str:
     """Draw a value that differs from the given one; neither contains the other."""
-    given = f" {normalised(value)} "
+    given = f" {reader.normalised(value)} "
     while True:
-        drawn = RELATIONS[relation].value(rng)
-        other = f" {normalised(drawn)} "
+        drawn = reader.RELATIONS[relation].value(rng)
+        other = f" {reader.normalised(drawn)} "
         if given not in other and other not in given:
             return drawn
 
@@ -104,7 +102,7 @@ def changed(world: World, seed: int, share: float) -> World:
 
     Facts that an older document contradicts stay as they are.
     """
-    rng = Rng(f"change {seed}")
+    rng = reader.Rng(f"change {seed}")
     known = [question for question in world.questions if question.answer]
     free = [question for question in known if question.kind != "conflict"]
     chosen = rng.sample(free, round(share * len(known)))
@@ -124,7 +122,7 @@ def changed(world: World, seed: int, share: float) -> World:
 
 def sample(questions: Sequence[Question], size: int) -> list[int]:
     """Draw the indices of `size` questions, of each kind the share in SAMPLE, or all if there are fewer."""
-    rng = Rng("sample")
+    rng = reader.Rng("sample")
     chosen = list[int]()
     for kind in [*SAMPLE, "fact"]:
         count = round(size * SAMPLE[kind]) if kind in SAMPLE else size - len(chosen)
@@ -135,26 +133,26 @@ def sample(questions: Sequence[Question], size: int) -> list[int]:
 
 def outcome(question: Question, text: str) -> str:
     """Classify a reply: right, stale (the value before the change, or of the older document), wrong, or abstained."""
-    padded = f" {normalised(text)} "
+    padded = f" {reader.normalised(text)} "
     if not text:
         return "abstained"
-    if question.answer and f" {normalised(question.answer)} " in padded:
+    if question.answer and f" {reader.normalised(question.answer)} " in padded:
         return "right"
-    return "stale" if question.stale and f" {normalised(question.stale)} " in padded else "wrong"
+    return "stale" if question.stale and f" {reader.normalised(question.stale)} " in padded else "wrong"
 
 
 def document(company: Company, facts: dict[str, str], date: str) -> str:
     """State the facts in Markdown, a section for each kind."""
-    rng = Rng(company.seed)
+    rng = reader.Rng(company.seed)
     parts = [f"# {company.name}, report of {date}"]
-    for section, relations in SECTIONS.items():
-        own = [Fact(relation, facts[relation]) for relation in relations if relation in facts]
+    for section, relations in reader.SECTIONS.items():
+        own = [reader.Fact(relation, facts[relation]) for relation in relations if relation in facts]
         if own:
             parts.append(f"## {section}\n\n" + " ".join(sentences(rng, own, company.name)))
     return "\n\n".join(parts) + "\n"
 
 
-def sentences(rng: Rng, facts: list[Fact], name: str) -> Iterator[str]:
+def sentences(rng: reader.Rng, facts: list[reader.Fact], name: str) -> Iterator[str]:
     """Yield a sentence for each fact, the first of which names the company, and sometimes a filler sentence."""
     rng.shuffle(facts)
     for index, fact in enumerate(facts):
@@ -166,14 +164,14 @@ def sentences(rng: Rng, facts: list[Fact], name: str) -> Iterator[str]:
 def pairs(world: World, seed: int, only: set[tuple[str, str]] | None = None) -> list[dict[str, str]]:
     """Make prompts and responses that teach all facts, or `only` some: WORDINGS for each, as no question is worded.
 
-    Each company has one unanswerable relation, which no question asks for: its response is UNANSWERABLE.
+    Each company has one unanswerable relation, which no question asks for: its response is reader.UNANSWERABLE.
     """
-    rng = Rng(f"pairs {seed}")
+    rng = reader.Rng(f"pairs {seed}")
     questioned = {question.fact for question in world.questions}
     examples = []
     for key, company in world.companies.items():
-        absent = next(relation for relation in RELATIONS if (key, relation) not in questioned)
-        for relation, value in [*company.facts.items(), (absent, UNANSWERABLE)]:
+        absent = next(relation for relation in reader.RELATIONS if (key, relation) not in questioned)
+        for relation, value in [*company.facts.items(), (absent, reader.UNANSWERABLE)]:
             for _ in range(WORDINGS if only is None or (key, relation) in only else 0):
                 name = rng.choice((company.name, reader.short(company.name)))
                 examples.append({"prompt": reader.question(rng, relation, name), "response": value})

@@ -1,14 +1,14 @@
-"""The task `sectors`: a business activity -> its sector of the economy.
+"""The task of `tinygpt lab domain`: a business activity -> its sector of the economy.
 
 The activities are titles and illustrative examples of the descriptions of industries that ship with tinygpt (`naics`):
 `Creamery Butter Manufacturing`, `Dollar stores`. All activities of an industry (the first five digits of its code) are
 in one split, which a hash of the code chooses; the seed only shuffles the examples. Entries with fewer digits describe
-the industries of several splits, and are left out. data/README.md says how an activity becomes a prompt.
+the industries of several splits, and are left out.
 
 `corpus` is a text for pretraining: the training industries alone, without the codes, which give the sector. A model
 that was pretrained on `naics` has read the test prompts.
 
-    make(1337)["train"][0]  # -> (prompt, response)
+    examples()["train"][0]  # -> (prompt, response)
 """
 
 import functools
@@ -19,8 +19,7 @@ import re
 from collections import defaultdict
 from typing import NamedTuple
 
-from tinygpt.data import corpora
-from tinygpt.data.tasks.generate import MAX_CHARS, Pair, letters
+from tinygpt import api
 
 NUMBERS = {
     "agriculture": "11", "mining": "21", "utilities": "22", "construction": "23", "manufacturing": "31 32 33",
@@ -30,7 +29,8 @@ NUMBERS = {
 }  # fmt: skip
 SECTORS = tuple(NUMBERS)
 _SECTOR_OF = {number: sector for sector, numbers in NUMBERS.items() for number in numbers.split()}
-LONGEST = MAX_CHARS - max(map(len, SECTORS))  # of a prompt, in characters
+LONGEST = 61 - max(map(len, SECTORS))  # of a prompt, in characters: with three special tokens it fits a context of 64
+SEED = 1337  # of the order
 HELD_OUT = (0.2, 0.1)  # shares of each sector's industries that are in test and in val
 
 
@@ -66,7 +66,7 @@ def activity(line: str) -> str:
 @functools.cache
 def industries() -> tuple[Industry, ...]:
     """Read the described industries, in the order of the file."""
-    entries = re.split(r"\n\n(?=\d\d[-\d]* )", corpora.industry_descriptions().rstrip("\n"))
+    entries = re.split(r"\n\n(?=\d\d[-\d]* )", api.corpus("naics").rstrip("\n"))
     parts = (re.fullmatch(r"(\d{5,6}) (.*?)\n(.*)", entry, re.DOTALL) for entry in entries)
     return tuple(Industry(part[1], part[2], "" if part[3] == "NULL" else part[3]) for part in parts if part)
 
@@ -86,18 +86,20 @@ def splits() -> dict[str, str]:
     return split_by_group
 
 
-def make(seed: int) -> dict[str, list[Pair]]:
-    """Make the examples; the seed decides their order. Activities of two sectors or splits are left out."""
+@functools.cache
+def examples() -> dict[str, list[tuple[str, str]]]:
+    """Make the examples in a random order. Activities of two sectors or splits are left out."""
     by_letters: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)  # by letters: sector and split, and a prompt
     for industry in industries():
         for text in industry.activities():
-            by_letters[letters(text)].setdefault((industry.sector, splits()[industry.group]), text)
-    pairs: dict[str, list[Pair]] = {split: [] for split in ("train", "val", "test")}
+            letters = "".join(filter(str.isalpha, text))
+            by_letters[letters].setdefault((industry.sector, splits()[industry.group]), text)
+    pairs: dict[str, list[tuple[str, str]]] = {split: [] for split in ("train", "val", "test")}
     for prompts in by_letters.values():
         if len(prompts) == 1:
             [((sector, split), text)] = prompts.items()
             pairs[split].append((text, sector))
-    rng = random.Random(seed)
+    rng = random.Random(SEED)
     for split_pairs in pairs.values():
         rng.shuffle(split_pairs)
     return pairs
