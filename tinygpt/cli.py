@@ -180,8 +180,8 @@ def run(args: list[str]) -> int:
     name = args[0].partition("=")[0]
     withdrawn.refuse_command(name)
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        raise TinyGPTError(f"{name}: no such command", f"tinygpt {close[0] if close else '--help'}")
+        [likely] = difflib.get_close_matches(name, COMMANDS, n=1) or ["--help"]
+        raise TinyGPTError(f"{name}: no such command", f"tinygpt {likely}")
     from tinygpt.base.configs.parse import parse
 
     config = parse(config_class(name), args[1:], prog=f"tinygpt {name}")

@@ -203,8 +203,10 @@ def check_request(config: PrepareConfig) -> None:
     """Check the options before anything is written. Errors: TinyGPTError for options that contradict each other."""
     built_in = [*CORPORA, *TASKS]
     if config.name in built_in and config.input:
-        problem = f"{config.name} is a built-in {'corpus' if config.name in CORPORA else 'task'} and takes no --input"
-        raise TinyGPTError(problem, "choose another name for your own text")
+        kind = "corpus" if config.name in CORPORA else "task"
+        raise TinyGPTError(
+            f"{config.name} is a built-in {kind} and takes no --input", "choose another name for your own text"
+        )
     if config.name in CORPORA and config.format == "pairs":
         raise TinyGPTError(f"{config.name} is plain text, not pairs", "drop --format=pairs")
     with_synthetic = [name for name, task in TASKS.items() if task.synthetic]

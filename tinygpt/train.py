@@ -244,9 +244,10 @@ def evaluate(run: Run) -> bool:
         if not math.isfinite(losses[split]):
             raise log_divergence(run, f"the {name} loss is")
     best = losses["val"] < progress.best_val_loss
+    mark = " (best)" if best and progress.step else ""
     run.log.print_line(
         f"step {progress.step:>{len(str(config.max_iters))}}: train loss {losses['train']:.4f}, "
-        f"val loss {losses['val']:.4f}{' (best)' if best and progress.step else ''}",
+        f"val loss {losses['val']:.4f}{mark}",
         always=True,
     )
     error = {"val_loss_se": losses["val_se"]} if math.isfinite(losses["val_se"]) else {}

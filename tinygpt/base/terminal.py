@@ -85,7 +85,7 @@ def table(columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> list[str
     lines = ["".join(f"{head:{width}}" for head, width in zip(columns, widths, strict=True))]
     for row in rows:
         cells = zip(row, columns.values(), widths, strict=True)
-        lines.append("".join(f"{cell:{width if isinstance(cell, str) else form}}" for cell, form, width in cells))
+        lines.append("".join(format(cell, width if isinstance(cell, str) else form) for cell, form, width in cells))
     return lines
 
 
@@ -99,7 +99,7 @@ def listed(items: Sequence[str], most: int = 5, between: str = ", ") -> str:
 
 def counted(count: int, noun: str) -> str:
     """Format a number of things: `1 line`, `2,000 lines`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygpt.base import terminal
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.fields import DATASET_NAME
 from tinygpt.base.errors import TinyGPTError
@@ -98,7 +99,7 @@ class Dataset:
         unknown = ""
         if isinstance(old, CharTokenizer) and isinstance(tokenizer, CharTokenizer):
             missing = sorted(set(old.symbols) - set(tokenizer.symbols))
-            unknown = f": only the dataset has {', '.join(map(repr, missing[:5]))}{' ...' if len(missing) > 5 else ''}"
+            unknown = f": only the dataset has {terminal.listed([repr(symbol) for symbol in missing])}"
         different = f"({fingerprint(old.to_dict())} and {fingerprint(tokenizer.to_dict())}){unknown}"
         raise TinyGPTError(f"dataset {self.name!r} and {where} have different vocabularies {different}", hint)
 

@@ -82,7 +82,7 @@ def of_one_ending(item: str, encoding: str, tables: tuple[str, ...]) -> list[str
         return [item]
     spelled = {path.suffix.lower(): path.suffix for path in texts}
     counts = Counter(path.suffix.lower() for path in texts).most_common()
-    kinds = [f"{count:,} {f'*{suffix}' if suffix else 'without an ending'}" for suffix, count in counts]
+    kinds = [f"{count:,} *{suffix}" if suffix else f"{count:,} without an ending" for suffix, count in counts]
     about = f"{Path(item)} has no {uncompressed(TEXT_FILES)} file; its text files: {terminal.listed(kinds)}"
     if len(counts) > 1:
         folder = glob.escape(str(Path(item)))

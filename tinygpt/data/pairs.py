@@ -40,7 +40,9 @@ def prepare_pairs(config: PrepareConfig, paths: list[Path], tokenizer: Tokenizer
         make = task.synthetic if config.synthetic and task.synthetic else task.make
         splits = make(1337)
         labels = list(task.labels)
-        source = f"the templates of tinygpt.data.tasks, {task.name}{', synthetic' if config.synthetic else ''}"
+        source = f"the templates of tinygpt.data.tasks, {task.name}"
+        if config.synthetic:
+            source += ", synthetic"
     else:
         pairs = [pair for _, pair in read(paths, config)]
         splits = split(pairs, config.val_fraction, config.test_fraction)

@@ -27,8 +27,9 @@ def show_text(folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
     trained = meta["options"].get("tokenizer") == "bpe"
     print(f"characters: {characters:,}")
     if isinstance(tokenizer, CharTokenizer):
-        shown = "".join(symbol if symbol.isprintable() else repr(symbol)[1:-1] for symbol in tokenizer.symbols[:100])
-        print(f"vocabulary: {tokenizer.vocab_size:,}: {shown}{' ...' if tokenizer.vocab_size > 100 else ''}")
+        symbols = [symbol if symbol.isprintable() else repr(symbol)[1:-1] for symbol in tokenizer.symbols[:100]]
+        more = " ..." if tokenizer.vocab_size > len(symbols) else ""
+        print(f"vocabulary: {tokenizer.vocab_size:,}: {''.join(symbols)}{more}")
     else:
         ratio = characters / sum(tokens.values())
         name = "GPT-2's BPE" if isinstance(tokenizer, GPT2Tokenizer) else "that of the model"
@@ -97,7 +98,8 @@ def show_pairs(
     for prompt, response in splits["train"][: config.show or 1]:
         ids = tokenizer.encode_prompt(prompt), tokenizer.encode_response(response)
         print(f"  {coloured(*(bordered(tokenizer, part.tolist()) for part in ids))}")
-    print(f"  (the loss is computed on the {'green part' if sys.stdout.isatty() else 'part in [ ]'} only)")
+    marked = "green part" if sys.stdout.isatty() else "part in [ ]"
+    print(f"  (the loss is computed on the {marked} only)")
     print(f"written:    {folder}/train.bin, val.bin, test.bin, meta.json")
     if task and task.library:
         print(f"            {folder}/documents/, questions-val.jsonl and questions-test.jsonl, for tinygpt ask")
@@ -137,8 +139,9 @@ def print_next_commands(config: PrepareConfig, folder: Path, tokenizer: Tokenize
         return show("train", "configs/shakespeare_char.yaml", *own_flags(config.name, "shakespeare_char"), *flags)
     if config.tokenizer not in OWN_TOKENIZERS:
         characters = isinstance(tokenizer, CharTokenizer)
-        preset = f"configs/finetune_transactions{'' if characters else '_pretrained'}.yaml"
+        preset = "configs/finetune_transactions_pretrained.yaml"
         if characters:
+            preset = "configs/finetune_transactions.yaml"
             flags = LORA
         elif width > PRETRAINED_BLOCK_SIZE:
             flags = [f"--block_size={width}"]

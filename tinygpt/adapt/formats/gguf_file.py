@@ -62,7 +62,8 @@ def _row(model_type: str) -> StockClass:
 def _keys(model_type: str) -> dict[str, str]:
     """Return the header's keys for sizes, without the architecture, and their names in config.json."""
     row = _row(model_type)
-    keys = KEYS | {f"attention.layer_norm_{'' if row.learned else 'rms_'}epsilon": "norm_eps"}
+    epsilon = "attention.layer_norm_epsilon" if row.learned else "attention.layer_norm_rms_epsilon"
+    keys = KEYS | {epsilon: "norm_eps"}
     keys |= {} if row.learned else ROPE_KEYS
     return {key: row.keys.get(field, field) for key, field in keys.items()}
 

@@ -95,8 +95,8 @@ def add(group: Any, key: Key, text: str) -> None:
     if key.type is bool and not key.default:
         options = {"action": "store_true"}
     elif shown is not REQUIRED and shown != "":
-        readable = str(shown).isprintable()  # a line end would break the table
-        text += f" (default: {shown if readable else repr(shown)})"
+        default = shown if str(shown).isprintable() else repr(shown)  # a line end would break the table
+        text += f" (default: {default})"
     if key.type is bool and key.default:
         options["choices"] = ("True", "False")
     elif get_args(key.type):

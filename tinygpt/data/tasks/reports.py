@@ -79,7 +79,8 @@ def sign(change: str) -> int:
 
 def changes(f: Figures, up: str, down: str, unit: str) -> list[str]:
     """Write the changes of sales and profit in words: `up 6 percent`."""
-    return [f"{up if sign(change) > 0 else down} {change[1:]}{unit}" for change in (f.sales_change, f.profit_change)]
+    words = {1: up, -1: down}
+    return [f"{words[sign(change)]} {change[1:]}{unit}" for change in (f.sales_change, f.profit_change)]
 
 
 STYLES: dict[str, Callable[[Figures], str]] = {"plain": plain, "a": firm_a, "b": firm_b}

@@ -141,4 +141,5 @@ def _amount(rng: random.Random, category: str) -> str:
         return f"-{rng.randrange(2, 30)}.99"
     if category == "fees":
         return f"-{rng.randrange(1, 36)}.{rng.choice(('00', '50'))}"
-    return f"-{rng.randrange(3, 15 if category == 'coffee' else 160)}.{rng.randrange(100):02}"
+    most = 15 if category == "coffee" else 160
+    return f"-{rng.randrange(3, most)}.{rng.randrange(100):02}"

@@ -29,7 +29,10 @@ class Findings:
         """Add the result of one check, and return `passed`."""
         self.intact &= passed
         hint = fitting(hint, keys(DoctorConfig))
-        self.lines.append(f"{'OK  ' if passed else 'FAIL'}  {text}" + (f"\n      try: {hint}" if hint else ""))
+        mark = "OK  " if passed else "FAIL"
+        self.lines.append(f"{mark}  {text}")
+        if hint:
+            self.lines.append(f"      try: {hint}")
         return passed
 
 
@@ -40,9 +43,10 @@ def check_files(folder: Path, config: DoctorConfig) -> bool:
         check_dataset(folder, findings)
     else:
         check_run(folder, config, findings)
-    print(f"files:       {'intact' if findings.intact else 'damaged'}")
-    for line in [] if findings.intact else findings.lines:
-        print(line)
+    if findings.intact:
+        print("files:       intact")
+    else:
+        print("files:       damaged", *findings.lines, sep="\n")
     for note in findings.notes:
         print(f"note:        {note}")
     return findings.intact

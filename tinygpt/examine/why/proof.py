@@ -125,7 +125,9 @@ def show_proof(proved: dict[str, Any]) -> None:
     if proved["agrees"]:
         verdict = "one retraining agrees" if len(seeds) == 1 else "every seed agrees"
         verdict += ", which can be chance"
-    print(f"verdict:     {'these rows matter more than random ones' if proved['right'] else verdict}: {result}")
+    if proved["right"]:
+        verdict = "these rows matter more than random ones"
+    print(f"verdict:     {verdict}: {result}")
     print(f"rule:        it falls without {INFLUENTIAL}, and further than without random ones: two one-sided t-tests,")
     print("             p < 0.05 each, for a number of seeds that was chosen before")
     if proved["agrees"] and not proved["right"] and len(seeds) < SEEDS:

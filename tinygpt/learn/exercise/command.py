@@ -112,7 +112,7 @@ def check(steps: list[Step], path: Path, total: int) -> int:
     for step in contained:
         print(f"step {step.number}: {step.title}")
         for name, report in outcomes[step.number].items():
-            print(f"  {'FAIL' if report else 'PASS'}  {name}")
+            print("  FAIL " if report else "  PASS ", name)
             for label, text in report.items():
                 lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 90) or [""]]
                 print(f"        {label:<10}{INDENTED.join(lines)}")

@@ -71,7 +71,7 @@ def show_unread(folder: Path, paths: list[Path]) -> None:
     for what, listed in (("not checked, not *.py", others), ("subfolders without a Python file", empty)):
         names = [terminal.escaped(path.relative_to(folder).as_posix()) for path in listed]
         if names:
-            print(f"  note: {what}: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}")
+            print(f"  note: {what}: {terminal.listed(names, most=20)}")
 
 
 def check_steps_in(path: Path, steps: list[Step]) -> Outcomes:

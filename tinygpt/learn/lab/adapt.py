@@ -64,7 +64,8 @@ def measure(folder: Path, texts: dict[str, str], rates: list[float], seed: int, 
     found: list[dict[str, object]] = []
     read(api.load(folder / f"{SAME}-{seed}", device="cpu", threads=1), texts[SAME][:2000], rates[0])  # warm up
     for way, rate in [(STATIC, 0.0), *((ADAPTING, rate) for rate in rates), (TRAINED, 0.0)]:
-        model = api.load(folder / f"{OTHER if way == TRAINED else SAME}-{seed}", device="cpu", threads=1)
+        base = OTHER if way == TRAINED else SAME
+        model = api.load(folder / f"{base}-{seed}", device="cpu", threads=1)
         began = time.process_time()
         losses = read(model, texts[text], rate)
         ms = 1000 * (time.process_time() - began) / len(losses)
@@ -106,9 +107,10 @@ def summarise(reads: Records, config: LabConfig) -> Summary:
         | {f"{SAME}, after": spread(own.where(text=OTHER).values("after"), ".2f"), "ms": f"{own.median('ms'):.3f}"}
         for (way, rate), own in reads.by("way", "rate").items()
     ]
+    _, length, _ = QUICK if config.quick else FULL
     note = (
         "Nats and ms per character, median over the seeds (minimum to maximum), on a text's end, which no training "
-        f"contains: {(QUICK if config.quick else FULL)[1]:,} characters or fewer. Rates: best on the first text, by "
+        f"contains: {length:,} characters or fewer. Rates: best on the first text, by "
         f"seed: {', '.join(map(str, rates.values()))}. Best for others, too? After: having read {OTHER}. Trained on "
         f"{OTHER}: without lines that share {COPY} characters with the end, except phrases in over {STOCK} lines."
     )

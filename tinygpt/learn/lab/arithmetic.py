@@ -253,8 +253,9 @@ def learned(models: Mapping[str, Records], nearest: Records) -> Verdict:
     value = accuracy(models[best], kind="3 + 3")
     lookup = accuracy(nearest, kind="3 + 3")
     more = value > 2 * lookup and gap(value, lookup) >= CLOSE
+    does = "generalises" if more else "does not generalise"
     return Verdict(
-        f"On new sums of the lengths of training, {best} {'generalises' if more else 'does not generalise'}: "
+        f"On new sums of the lengths of training, {best} {does}: "
         f"{100 * value:.1f}% of 3 + 3 digits are correct; the nearest training example gives {100 * lookup:.1f}%.",
         "generalises: more than twice the accuracy of the nearest training example, and at least "
         f"{100 * CLOSE:.0f} percentage points more",
@@ -286,8 +287,9 @@ def beyond(models: Mapping[str, Records]) -> Verdict:
     adds = {system: value > within / 2 for system, (value, within) in values.items()}
     best = max(values, key=lambda system: (adds[system], values[system]))
     value, within = values[best]
+    subject = "A model also adds" if adds[best] else "No model adds"
     return Verdict(
-        f"{'A model also adds' if adds[best] else 'No model adds'} numbers longer than those in training: the best, "
+        f"{subject} numbers longer than those in training: the best, "
         f"{best}, gets {100 * value:.1f}% right with 4 and 5 digits, and {100 * within:.1f}% with 3 + 3 digits.",
         "a model adds if it has more than half of its accuracy with 3 + 3 digits; this tests length generalisation, "
         "and no large model is compared",
@@ -302,10 +304,12 @@ def confident(models: Mapping[str, Records]) -> Verdict:
     if not confidence:
         return Verdict("No model gives a wrong answer to a longer sum.", rule)
     system = max(confidence, key=lambda system: confidence[system])
-    means = "confident, so a high probability does not mean that a sum is correct"
+    outcome = "not confident"
+    if confidence[system] > 0.5:
+        outcome = "confident, so a high probability does not mean that a sum is correct"
     return Verdict(
         f"The wrong answers of {system} to longer sums have a mean probability of {100 * confidence[system]:.1f}%: "
-        f"they are {means if confidence[system] > 0.5 else 'not confident'}.",
+        f"they are {outcome}.",
         rule,
     )
 

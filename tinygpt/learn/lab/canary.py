@@ -222,10 +222,10 @@ def sizes(models: Sequence[Records]) -> Verdict:
     planted = [Records(number for number in model.having("planted") if number["planted"]) for model in models]
     less, more = (planted[place].mean("exposure") for place in (0, -1))
     right = [sum(numbers.values("extracted")) for numbers in planted]
+    does = "memorises" if less < more - 1 else "does not memorise"
     return Verdict(
-        f"The smallest model {'memorises less than' if less < more - 1 else 'does not memorise less than'} the "
-        f"largest: mean exposure {less:.1f} and {more:.1f} bits, {right[0]} and {right[-1]} of {len(planted[0])} "
-        "numbers extracted.",
+        f"The smallest model {does} less than the largest: mean exposure {less:.1f} and {more:.1f} bits, "
+        f"{right[0]} and {right[-1]} of {len(planted[0])} numbers extracted.",
         "the mean exposure of the planted numbers is lower by more than one bit",
     )
 
@@ -236,11 +236,11 @@ def once(models: Sequence[Records]) -> Verdict:
     n = len(numbers[-1])
     mean = numbers[-1].mean("exposure")
     right = max(sum(own.values("extracted")) for own in numbers)
+    most = f"at most {right}" if right else "none"
+    more = "more" if mean > unseen_up_to(n) else "not clearly more"
     return Verdict(
-        "If duplicates are removed, so that a number occurs in the text once, "
-        f"{f'at most {right}' if right else 'none'} of {n} is extracted; the largest model knows "
-        f"{'more than' if mean > unseen_up_to(n) else 'not clearly more than'} chance about them (mean exposure "
-        f"{mean:.1f} bits).",
+        f"If duplicates are removed, so that a number occurs in the text once, {most} of {n} is extracted; the largest "
+        f"model knows {more} than chance about them (mean exposure {mean:.1f} bits).",
         f"more than chance: the mean exposure is above {unseen_up_to(n):.1f} bits, two standard errors above "
         f"{UNSEEN:.2f}",
     )
@@ -251,9 +251,9 @@ def controls(numbers: Records) -> Verdict:
     mean = numbers.mean("exposure")
     n = len(numbers.where(layers=CONTROL))
     error = unseen_up_to(n) - UNSEEN
+    outcome = "passes" if abs(mean - UNSEEN) <= error else "FAILS"
     return Verdict(
-        f"The control {'passes' if abs(mean - UNSEEN) <= error else 'FAILS'}: numbers that were not planted have a "
-        f"mean exposure of {mean:.2f} bits.",
+        f"The control {outcome}: numbers that were not planted have a mean exposure of {mean:.2f} bits.",
         f"it is {UNSEEN:.2f}, give or take two standard errors of {n} numbers ({error:.2f})",
     )
 

@@ -55,7 +55,8 @@ def lab(config: LabConfig) -> int:
     if config.name == "race":
         return race.race(config)
     chosen = LABS[config.name]
-    folder = Path(config.out_dir or f"out-lab-{config.name}{'-quick' if config.quick else ''}")
+    own = f"out-lab-{config.name}"
+    folder = Path(config.out_dir or (f"{own}-quick" if config.quick else own))
     for package in ("jinja2", "matplotlib"):  # imported now: what is wrong must not appear at the end
         library(package, "a lab")
     if config.quick and not chosen.quick:

@@ -228,8 +228,9 @@ def apart(base: Records, curves: Curves) -> Verdict:
     most = max(curves["a"])
     a_or_base, b_or_base = (Records(curves[firm][most] + base) for firm in FIRMS)
     share = max(a_or_base.values("style b") + b_or_base.values("style a"))
+    does = "does not separate" if share else "separates"
     return Verdict(
-        f"The style score {'does not separate' if share else 'separates'} the styles: of any model's responses, at "
+        f"The style score {does} the styles: of any model's responses, at "
         f"most {100 * share:.1f}% follow all rules of another firm.",
         f"the base model, and both adapters from {most} examples, judged by the rules of the other firm: all 0%",
     )
@@ -237,10 +238,11 @@ def apart(base: Records, curves: Curves) -> Verdict:
 
 def swapping(base: Records, curves: Curves, swap: dict[str, Any]) -> Verdict:
     adapter = max(own[0]["bytes"] for own in (curve[max(curve)] for curve in curves.values()))
+    equal = "bit-identical to" if swap["exact"] else "NOT the same as"
     return Verdict(
         f"An adapter takes {adapter / 1000:.0f} kB, the base model {base[0]['bytes'] / 1000:.0f} kB. A swap takes "
         f"{swap['swap']:.1f} ms, loading both from files {swap['load']:.1f} ms. After the swaps to A, B, A and back to "
-        f"the base, the logits are {'bit-identical to' if swap['exact'] else 'NOT the same as'} those of models loaded "
+        f"the base, the logits are {equal} those of models loaded "
         "from files.",
         f"median of {SWAPS} swaps and {SWAPS} loads; all logits of one prompt compared",
     )

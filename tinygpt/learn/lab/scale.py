@@ -176,8 +176,9 @@ def predicted(law: Law, last: dict[str, Any]) -> Verdict:
     expected = float(law.loss(last["parameters"], last["tokens"]))
     measured = last["loss"]
     error = round(abs(expected / measured - 1), 4)
+    does = "predicts" if error < 0.02 else "does not predict"
     return Verdict(
-        f"The law {'predicts' if error < 0.02 else 'does not predict'} the loss of the largest model, held out of "
+        f"The law {does} the loss of the largest model, held out of "
         f"the fit: predicted {expected:.3f}, measured {measured:.3f}, an error of {100 * error:.2f}%.",
         "the error is below 2%",
     )

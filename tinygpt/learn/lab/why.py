@@ -164,8 +164,9 @@ def proves(changes: dict[str, list[float]], other: str) -> Verdict:
     count = len(pairs)
     wins = sum(ours < min(theirs, 0) for ours, theirs in pairs)
     chance = sum(math.comb(count, k) for k in range(wins, count + 1)) / 2**count
+    more = "more" if chance < 0.05 else "not clearly more"
     return Verdict(
-        f"The most influential lines mattered {'more' if chance < 0.05 else 'not clearly more'} than {GROUPS[other]}: "
+        f"The most influential lines mattered {more} than {GROUPS[other]}: "
         f"{wins} of {count} answers fell further without them.",
         f"more: chance gives so many with a probability below 0.05, here {chance:.3f} (sign test, as if the answers of "
         "one model were independent)",

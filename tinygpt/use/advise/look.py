@@ -203,8 +203,9 @@ def personal_data(lines: Sequence[Line]) -> Finding:
         count += bool(found)
         for kind, text in found.items():
             match = re.search(r"…@|\d\D{0,2}x", text)
-            at = max(0, match.start() - 25) if match else 0
-            examples.setdefault(kind, f"{line.place}: {cut(escaped(f'…{text[at:]}' if at else text), SHOWN)}")
+            if match and match.start() > 25:
+                text = f"…{text[match.start() - 25 :]}"
+            examples.setdefault(kind, f"{line.place}: {cut(escaped(text), SHOWN)}")
     listing = ", ".join(f"{kind} in {n:,}" for kind, n in kinds.most_common())
     what = f"Lines with likely personal data: {count:,} ({listing}); names and addresses are not looked for."
     advice = (

@@ -217,7 +217,9 @@ def welcome(config: ServeConfig, names: list[str], prompt: str | None, host: str
     prompt: for the example; empty: "Hello"; None: the first model only continues text.
     """
     url_host = f"[{host}]" if ":" in host else host
-    url = f"http://{'127.0.0.1' if host == '0.0.0.0' else url_host}:{port}"
+    if host == "0.0.0.0":
+        url_host = "127.0.0.1"
+    url = f"http://{url_host}:{port}"
     key = f' -H "Authorization: Bearer $(cat {suggest.quoted(config.api_key)})"' if config.api_key else ""
     path = "completions"
     body = '{"prompt": "Once", "max_tokens": 40}'

@@ -68,9 +68,11 @@ class Field(NamedTuple):
 
 
 def number(low: float, high: float, number_type: type = float) -> Callable[[Any], Any]:
+    accepted, name = (int, "an integer") if number_type is int else ((int, float), "a number")
+
     def read(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int if number_type is int else (int, float)):
-            raise ValueError(f"expected {'an integer' if number_type is int else 'a number'}")
+        if isinstance(value, bool) or not isinstance(value, accepted):
+            raise ValueError(f"expected {name}")
         if not low <= value <= high:
             raise ValueError(f"expected {low:g} to {high:g}")
         return number_type(value)
