@@ -14,7 +14,7 @@ from typing import Any
 
 from tinygpt.base import __version__, terminal, threads
 from tinygpt.base.configs import withdrawn
-from tinygpt.base.errors import TinyGPTError, fitting
+from tinygpt.base.errors import TinyGPTError
 
 # command: (module:function, its configuration in tinygpt.base.configs, one line of help); below the first group, the
 # module of the command NAME of GROUP is tinygpt/GROUP/NAME.py, or in tinygpt/GROUP/NAME/
@@ -142,7 +142,7 @@ def prepare_streams() -> None:
 def guarded(args: list[str], debug: bool) -> int:
     """Run the command, and print an error that a user can fix as one sentence on standard error.
 
-    A hint names only options of this command. A mistake without a hint gets the command's help as a hint.
+    A mistake without a hint gets the command's help as a hint.
     """
     try:
         return run(args)
@@ -151,14 +151,11 @@ def guarded(args: list[str], debug: bool) -> int:
     except (TinyGPTError, OSError) as error:
         if isinstance(error, OSError) and (debug or error.filename is None):
             raise
-        from tinygpt.base.configs.fields import keys
         from tinygpt.base.files import file_error
 
         problem = error if isinstance(error, TinyGPTError) else file_error(error.filename, error)
-        if args[0] in COMMANDS:
-            problem.set_hint(fitting(problem.command_hint, keys(config_class(args[0]))))
         if problem.status == 2 and not problem.hint:
-            problem.set_hint(f"tinygpt {args[0]} --help")
+            problem.hint = f"tinygpt {args[0]} --help"
         if debug:
             raise
         terminal.print_error(problem.text())

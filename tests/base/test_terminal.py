@@ -158,4 +158,4 @@ def test_a_full_standard_error_costs_no_dataset(tmp_path: Path) -> None:
 def test_a_traceback_ends_with_the_hint_of_the_command(run_copy: Path) -> None:
     with pytest.raises(TinyGPTError) as caught:
         cli_here("why", "out", "--start=é", "--text=a", "--debug", cwd=run_copy)
-    assert caught.value.__notes__ == ["  try: leave it out"]
+    assert caught.value.__notes__ == ["  try: leave it out (tinygpt sample and serve: --skip_unknown)"]

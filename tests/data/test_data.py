@@ -105,7 +105,7 @@ def test_a_tokenizer_that_lacks_characters_is_refused_with_their_names(tiny_data
     before = dataset.tokenizer
     message = (
         r"^dataset 'tiny' and out/ckpt.pt have different vocabularies \([0-9a-f]{12} and [0-9a-f]{12}\): only the "
-        r"dataset has '\\n', ' ', '\.', 'A', 'D' \.\.\.\n"
+        r"dataset has '\\n', ' ', '\.', 'A', 'D', \.\.\.\n"
     )
     with pytest.raises(TinyGPTError, match=message) as caught:
         dataset.require_tokenizer(CharTokenizer("abc"), "out/ckpt.pt", "a hint")

@@ -9,8 +9,8 @@
 
 The options of a function are the keys of its command: `tinygpt train --help` lists those of `api.train`. `dataset` is a
 name or a Dataset, whose folder is then `data_dir`; where an option is a path, a Run is one, too. A mistake raises
-TinyGPTError, whose message says what is wrong and whose hint says what to do: with arguments of the function, or with a
-complete command line.
+TinyGPTError, whose message says what is wrong and whose hint says what to do on the command line: there, the argument
+seed=1 is --seed=1.
 """
 
 import contextlib
@@ -25,11 +25,10 @@ import numpy as np
 
 from tinygpt import prepare as prepare_command
 from tinygpt import train as train_command
-from tinygpt.api.arguments import ConfigFile, absolute, arguments, config_of, require_known, settings_of
+from tinygpt.api.arguments import ConfigFile, absolute, config_of, require_known, settings_of
 from tinygpt.api.model import LoadedModel
 from tinygpt.base.configs.core import FinetuneConfig, PrepareConfig, SampleConfig, TrainConfig
 from tinygpt.base.configs.examine import DoctorConfig, EvalConfig, ReportConfig, WhyConfig
-from tinygpt.base.configs.fields import keys
 from tinygpt.base.configs.use import AskConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.adapter import Adapters
@@ -86,7 +85,6 @@ class Influence(NamedTuple):
 class Run:
     """A run's folder: its losses, samples and verdict, also while it trains. Jupyter shows them as a page."""
 
-    @arguments("data_dir")
     def __init__(self, folder: str | Path = "out", *, data_dir: str | Path | None = None) -> None:
         """Open a run. data_dir: the folder of its dataset, by default the one that the run has recorded."""
         self.folder = absolute(folder)
@@ -147,7 +145,6 @@ class Run:
             loaded.name = self._name
         return loaded
 
-    @arguments("sweeps", "memory")
     def influence(self, outputs: Sequence[tuple[str, str]], sweeps: int = 0, memory: int = 2000) -> Influence:
         """Train the run again, and measure what each training row does to the probability of outputs: prompts with
         responses, `influence([("SQ *BLUE HERON", "coffee")])`, or of plain text one start with its text.
@@ -177,7 +174,6 @@ class Run:
 
         return Influence(effects, self._loaded(explained, model), similar, test)
 
-    @arguments()
     def retrain(self, left_out: np.ndarray | Sequence[int], seed: int | None = None) -> LoadedModel:
         """Train the run again without some training rows, by their numbers, with everything else equal.
 
@@ -206,7 +202,6 @@ class Documents:
     """Documents, or texts in memory, that are indexed once and searched many times. `close`, or the end of a `with`
     statement, closes the index."""
 
-    @arguments("index", "embeddings", "passage_size")
     def __init__(self, *documents: str | Path, texts: Sequence[str] | None = None, **options: Any) -> None:
         """Index documents, or those that have changed, as `tinygpt ask`: `Documents("notes/")`. options: index,
         embeddings and passage_size of `tinygpt ask`; `Documents(index="index.db")` opens an index as it is. Errors:
@@ -219,7 +214,6 @@ class Documents:
         index = open_index(index_of(config)) if texts is None else memory_index(texts)
         self._index = self._open.enter_context(index)
 
-    @arguments()
     def search(self, question: str, n: int = 10) -> list[Passage]:
         """Find the `n` passages that fit a question best: their text, source, title and relevance (0 to 1). Errors:
         TinyGPTError for a question that is empty or too long."""
@@ -248,7 +242,6 @@ class Picture(NamedTuple):
         return self.path.read_bytes()
 
 
-@arguments(*LOAD, "data_dir", ckpt="path")
 def load(path: str | Path | Run = "out", *, data_dir: str | Path | None = None, **options: Any) -> LoadedModel:
     """Load a checkpoint, or the best model of a run's folder; "reader": the tiny reader of `tinygpt ask`. options:
     adapter, device, dtype and threads of `tinygpt sample`. data_dir: the folder of its dataset, by default the one that
@@ -260,7 +253,6 @@ def load(path: str | Path | Run = "out", *, data_dir: str | Path | None = None, 
     return _with_data_dir(LoadedModel.load(file_of(settings.ckpt), settings.adapter, settings, folder), **given)
 
 
-@arguments(*LOAD, ckpt="path")
 def load_adapters(
     path: str | Path | Run, adapters: Mapping[str, str | Path | Run], **options: Any
 ) -> Mapping[str, LoadedModel]:
@@ -287,7 +279,6 @@ def _with_data_dir(loaded: LoadedModel, **given: str | Path) -> LoadedModel:
     return loaded
 
 
-@arguments(*keys(PrepareConfig))
 def prepare(name: str, **options: Any) -> Dataset:
     """Turn text into token files, as `tinygpt prepare NAME`: `prepare("mine", input=["notes.txt", "letters/"])`.
 
@@ -298,11 +289,10 @@ def prepare(name: str, **options: Any) -> Dataset:
     return Dataset(config.data_dir, config.name)
 
 
-write_dataset = arguments()(memory.write_dataset)
-ngrams = arguments()(classify.ngrams)
+write_dataset = memory.write_dataset
+ngrams = classify.ngrams
 
 
-@arguments()
 def corpus(name: str) -> str:
     """Return a text that ships with tinygpt (`tinygpt prepare NAME`). Errors: TinyGPTError for an unknown text."""
     if name not in CORPORA:
@@ -320,7 +310,6 @@ def task(name: str, seed: int = 1337, **options: Any) -> tasks.Examples:
     return tasks.examples(name, seed, **options)
 
 
-@arguments(*keys(TrainConfig))
 def train(
     config: ConfigFile | None = None, /, *, callback: Callback | None = None, child: bool = False, **options: Any
 ) -> Run:
@@ -335,7 +324,6 @@ def train(
     return _train(TrainConfig, config, callback, child, options)
 
 
-@arguments(*keys(FinetuneConfig))
 def finetune(
     config: ConfigFile | None = None, /, *, callback: Callback | None = None, child: bool = False, **options: Any
 ) -> Run:
@@ -346,7 +334,6 @@ def finetune(
     return _train(FinetuneConfig, config, callback, child, options)
 
 
-@arguments(*keys(EvalConfig))
 def evaluate(ckpt: str | Path | Run = "out/ckpt.pt", **options: Any) -> dict[str, Any]:
     """Measure a model, as `tinygpt eval`, and return what --json prints: `evaluate("out", task="transactions")`.
 
@@ -355,7 +342,6 @@ def evaluate(ckpt: str | Path | Run = "out/ckpt.pt", **options: Any) -> dict[str
     return measure(config_of(EvalConfig, ckpt=ckpt, **options))
 
 
-@arguments("output")
 def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
     """Draw the loss curves of runs, as `tinygpt report --png`: into `output`, or loss.png of the first run.
 
@@ -364,7 +350,6 @@ def plot(*runs: str | Path | Run, output: str | Path = "") -> Picture:
     return Picture(absolute(draw(config_of(ReportConfig, *runs, png=output or None))))
 
 
-@arguments(*keys(AskConfig))
 def ask(question: str, documents: str | Path | Sequence[str | Path], **options: Any) -> Outcome:
     """Answer a question with a sentence from documents, as `tinygpt ask`, and return what --json prints.
 
@@ -377,7 +362,6 @@ def ask(question: str, documents: str | Path | Sequence[str | Path], **options: 
         return Responder(config, index, load_reader(config))(config.question)
 
 
-@arguments(*keys(TrainConfig))
 def _train(
     config_class: type[TrainConfig], config: ConfigFile | None, callback: Callback | None, child: bool, options: Any
 ) -> Run:

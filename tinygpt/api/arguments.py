@@ -1,31 +1,16 @@
-"""From arguments of Python to the configuration of a command, and from its errors to hints in Python."""
+"""From arguments of Python to the configuration of a command."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from tinygpt.base import threads
 from tinygpt.base.configs.parse import ConfigType, from_values
-from tinygpt.base.errors import OPTION, TinyGPTError, fitting
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.dataset import Dataset
 
 ConfigFile = str | Path | Mapping[str, object]  # a config file, or its content
-
-
-@contextlib.contextmanager
-def arguments(*same: str, **renamed: str) -> Iterator[None]:
-    """Reword the hints of errors for Python: `seed=1` for `--seed=1`.
-
-    same: arguments with the option's name; renamed: option=argument. Alternatives that name another option are dropped.
-    """
-    names = {name: name for name in same} | renamed
-    try:
-        yield
-    except TinyGPTError as error:
-        error.set_hint(fitting(error.hint, names, lambda words: OPTION.sub(lambda option: names[option[1]], words)))
-        raise
 
 
 def settings_of(config_class: type[ConfigType], config: ConfigFile | None, options: Mapping[str, object]) -> ConfigType:

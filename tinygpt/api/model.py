@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from tinygpt import sample
-from tinygpt.api.arguments import arguments, config_of, require_known
+from tinygpt.api.arguments import config_of, require_known
 from tinygpt.base.configs.core import SampleConfig
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import counted
@@ -41,7 +41,6 @@ class LoadedModel(sample.LoadedModel):
     def generate(self, prompt: str = ..., n: int = ..., *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
     @overload
     def generate(self, prompt: str = ..., n: int = ..., *, stream: bool, **options: Any) -> str | Iterator[str]: ...
-    @arguments(*GENERATE, start="prompt", max_new_tokens="n")
     def generate(
         self, prompt: str = "\n", n: int = 500, *, stream: bool = False, **options: Any
     ) -> str | Iterator[str]:
@@ -57,7 +56,6 @@ class LoadedModel(sample.LoadedModel):
         text = (piece for (piece,) in self.samples(ids, settings))
         return text if stream else "".join(text)
 
-    @arguments(start="text")
     @torch.inference_mode()
     def logits(self, text: str) -> torch.Tensor:
         """Compute the logits of the token after each token of a text, float32 (T, V) on the CPU.
@@ -70,7 +68,6 @@ class LoadedModel(sample.LoadedModel):
         idx = torch.tensor([ids], device=self.compute.device)
         return self.model(idx)[0][0, :, : self.tokenizer.vocab_size].float().cpu()
 
-    @arguments()
     def loss(self, text: str | Dataset, response: str | None = None) -> float:
         """Compute the mean cross-entropy in nats per token: of a text, each token predicted once, of the response to
         a prompt and its end, or of a dataset's complete validation split. A text that is longer than the context is
@@ -98,7 +95,6 @@ class LoadedModel(sample.LoadedModel):
             raise TinyGPTError("the text has no second token to predict", "give a longer text")
         return mean_loss(self.model, rows, rows.all_rows(self.model.config.block_size), self.compute)
 
-    @arguments(start="prompt")
     def classify(self, prompt: str, labels: list[str] | None = None) -> dict[str, float]:
         """Compute the probability of each label as the response to a prompt, the most probable first.
 
@@ -110,7 +106,6 @@ class LoadedModel(sample.LoadedModel):
         probabilities = dict(zip(labels, classify.probabilities(scores)[0].tolist(), strict=True))
         return dict(sorted(probabilities.items(), key=lambda item: -item[1]))
 
-    @arguments()
     def probabilities(self, prompts: Sequence[str], labels: Sequence[str] | None = None) -> np.ndarray:
         """Compute the probabilities of labels as responses to many prompts, float64 (n, L).
 
@@ -118,14 +113,12 @@ class LoadedModel(sample.LoadedModel):
         """
         return classify.gpt_classifier(self.model, self.tokenizer, self._labels(labels))(prompts)
 
-    @arguments()
     def responses(self, prompts: Sequence[str], n: int) -> tuple[list[str], np.ndarray]:
         """Answer many prompts by greedy decoding with at most `n` tokens: the responses, and their probabilities,
         float64 (n,). Characters that the model does not know are left out. Errors: TinyGPTError as in `classify`."""
         self._require_pairs()
         return respond.responses(self.model, self.tokenizer, prompts, n, skip_unknown=True)
 
-    @arguments()
     def log_probabilities(self, prefix: str, continuations: Sequence[str]) -> np.ndarray:
         """Compute the log-probabilities of continuations of a text, in nats, float64 (n,).
 
@@ -134,7 +127,6 @@ class LoadedModel(sample.LoadedModel):
         """
         return classify.continuation_scores(self.model, self.tokenizer, prefix, continuations)
 
-    @arguments()
     def read(self, question: str, passages: Sequence[str | Passage]) -> Answer:
         """Answer a question from passages, the most relevant first: text (empty: none answers it), probability, and the
         number of the passage that is cited. A model that was trained to copy answers quotes a passage.

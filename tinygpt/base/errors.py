@@ -10,8 +10,6 @@ shows how to fix it. `tinygpt/cli.py` is the only place that prints it:
 import importlib
 import importlib.util
 import math
-import re
-from collections.abc import Callable, Container
 from typing import Any
 
 EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI, and the extra that installs it
@@ -36,14 +34,10 @@ EXTRAS = {  # module of a package that the plain install lacks: its name on PyPI
     "uvicorn": ("uvicorn", "serve"),
     "wordllama": ("wordllama", "retrieve"),
 }
-OPTION = re.compile(r"(?<![\w-])--(\w+)")  # in a hint
 
 
 class TinyGPTError(Exception):
     """`message` says what is wrong, `hint` what to do next; `status` is the exit status.
-
-    A hint may list alternatives, separated by ", or ". The command that prints it leaves out those that it cannot
-    follow (see `fitting`), so that a shared function can name an option that only some of its callers have.
 
     Status 2: a mistake in the command, nothing written. 1: a failure while the command ran (a full disk, out of memory,
     a loss that is not finite).
@@ -53,30 +47,13 @@ class TinyGPTError(Exception):
         super().__init__(message)
         self.message = message
         self.status = status
-        self.command_hint = hint  # for the command line, also if `set_hint` rewords the hint for Python
-        self.set_hint(hint)
-
-    def set_hint(self, hint: str) -> None:
-        """Replace the hint, which a traceback shows below the message."""
         self.hint = hint
-        self.__notes__ = [f"  try: {hint}"] if hint else []
+        if hint:
+            self.add_note(f"  try: {hint}")  # which a traceback shows below the message
 
     def text(self) -> str:
         """Format message and hint, as the command line prints them."""
-        return f"error: {self.message}" + (f"\n  try: {self.hint}" if self.hint else "")
-
-
-def fitting(hint: str, options: Container[str], shown: Callable[[str], str] = str) -> str:
-    """Drop each alternative of a hint that names an option (`--key`) which is not in `options`.
-
-    From a complete command on (`tinygpt train ...`), an alternative is kept as it is; `shown` changes what precedes.
-    """
-    fit = []
-    for alternative in re.findall(r"(?:, or )?((?:(?<!\w)'[^']*'|(?<!\w)\"[^\"]*\"|(?!, or ).)+)", hint, re.DOTALL):
-        own, command, rest = re.split(r"(\b(?:tinygpt|torchrun|pip|llama-gguf-split) |$)", alternative, maxsplit=1)
-        if all(name in options for name in OPTION.findall(own)):
-            fit.append(shown(own) + command + rest)
-    return ", or ".join(fit)
+        return f"error: {self.message}\n  try: {self.hint}" if self.hint else f"error: {self.message}"
 
 
 def diverged(subject: str, value: float) -> TinyGPTError:

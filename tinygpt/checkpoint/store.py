@@ -154,8 +154,7 @@ def refuse_overwriting(out: Path, source: str, use: str) -> None:
     folder = folder_of(Path(source).resolve())
     run = folder.parent if folder.name == "snapshots" else folder
     if out.resolve() == run:
-        hint = ", or ".join(suggest.quoted(f"{option}={out}-new") for option in ("--out_dir", "--output"))
-        raise TinyGPTError(f"{out} contains {use}, which would be overwritten", hint)
+        raise TinyGPTError(f"{out} contains {use}, which would be overwritten", f"another folder, such as {out}-new")
 
 
 def tokenizer_of(checkpoint: Checkpoint, where: str, data_dir: str) -> Tokenizer:
@@ -208,7 +207,7 @@ def _read_errors(path: Path) -> Iterator[None]:
         raise TinyGPTError(error.message, error.hint or _recovery_hint(path)) from None
     except OSError as error:
         ways = "train a model first (tinygpt train CONFIG), or import one (tinygpt import smollm2)"
-        raise file_error(path, error, _recovery_hint(path, f"{ways}, or give a prompt as --start")) from None
+        raise file_error(path, error, _recovery_hint(path, ways)) from None
     except Exception as error:  # foreign content makes torch.load raise many types
         if "weights_only" in str(error) or "Unsupported" in str(error):
             problem = f"{path}: holds more than tensors and plain values; refused, since loading it could run code"
@@ -268,8 +267,8 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not isinstance(state, dict):
         raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
     if "tinygpt_adapter" in state:
-        merge = suggest.command("export", "--format=checkpoint", "--ckpt", "BASE/ckpt.pt", "--adapter", path)
-        hint = f"--ckpt=BASE/ckpt.pt --adapter={suggest.quoted(str(path))}, or {merge}"
+        both = ["--ckpt", "BASE/ckpt.pt", "--adapter", path]
+        hint = f"{suggest.command('sample', *both)}, or {suggest.command('export', '--format=checkpoint', *both)}"
         raise TinyGPTError(f"{path}: an adapter, which needs its base model", hint)
     version = state.get("tinygpt_format", 0)
     if version and not sealed:

@@ -25,7 +25,10 @@ def encode_prompt(text: str, tokenizer: Tokenizer, skip_unknown: bool = False, p
     """
     answering = tokenizer.pair is not None and not plain
     if answering and not text.strip():
-        raise TinyGPTError("this model answers prompts, but the prompt is empty", '--start="a prompt", or --plain=True')
+        raise TinyGPTError(
+            "this model answers prompts, but the prompt is empty",
+            "give a prompt, or write plain text: tinygpt sample RUN --plain",
+        )
     if not answering and text in ("", "\n"):
         try:
             return tokenizer.start.tolist() or tokenizer.encode("\n").tolist()

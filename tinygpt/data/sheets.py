@@ -62,7 +62,7 @@ class Sheet:
     paths: Sequence[Path]
     columns: dict[str, str]  # names of those that are needed, by the flag that gives each
     encoding: str = "utf-8"
-    skip_bad: bool = False  # leave out bad rows, and say so
+    skip_bad: bool | None = None  # leave out bad rows, and say so; None: the command needs each row
     quiet: bool = False  # leave out bad rows, and print nothing at all
     keep_empty: bool = False  # also give the empty rows of a table that are above others
 
@@ -93,7 +93,10 @@ class Sheet:
             return
         shown = problems[:5] + [terminal.counted(len(problems) - 5, "more line")] * (len(problems) > 5)
         if not self.skip_bad:
-            raise TinyGPTError("; ".join(shown), "fix them in the file, or pass --skip_bad=True to leave them out")
+            hint = "fix them in the file"
+            if self.skip_bad is not None:
+                hint += ", or leave them out with --skip_bad"
+            raise TinyGPTError("; ".join(shown), hint)
         for line in shown:
             terminal.print_error(f"left out: {line}")
 

@@ -131,7 +131,7 @@ class CharTokenizer(BaseTokenizer):
             index = int(np.argmin(known))
             character = f"{describe(text[index])}, position {index})"
             what = f"{character} is not in this model's {self.vocab_size}-character vocabulary"
-            raise TinyGPTError(what, "leave it out, or add --skip_unknown=True")
+            raise TinyGPTError(what, "leave it out (tinygpt sample and serve: --skip_unknown)")
         return (ids if known.all() else ids[known]).astype("<u2")
 
     def unknown(self, seen: np.ndarray) -> str:

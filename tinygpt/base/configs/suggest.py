@@ -20,18 +20,15 @@ def command(name: str, *arguments: str | Path) -> str:
 
 
 def quoted(word: str, system: str = os.name) -> str:
-    """Quote a word for the shell, with control characters escaped: they could control the terminal.
-
-    On Windows (`system` is "nt") a word in double quotes is the same to PowerShell and cmd, with three exceptions that
-    have no common form: PowerShell expands $ and `, cmd expands %NAME%, and only cmd accepts a double quote inside.
-    """
+    """Quote a word for a POSIX shell, or on Windows (`system` is "nt") for PowerShell, with control characters escaped:
+    they could control the terminal."""
     word = re.sub(CONTROL, lambda match: repr(match[0])[1:-1], word)
     if system != "nt":
         return shlex.quote(word)
     if re.fullmatch(r"[\w+=:./\\-]+", word):
         return word
-    # as subprocess.list2cmdline: a program sees backslashes as escapes only before a double quote
-    return '"' + re.sub(r'(\\*)("|\Z)', lambda match: 2 * match[1] + (r"\"" if match[2] else ""), word) + '"'
+    doubled = word.replace("'", "''")
+    return f"'{doubled}'"
 
 
 def flag(name: str, value: object) -> str:

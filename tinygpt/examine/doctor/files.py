@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.examine import DoctorConfig
-from tinygpt.base.configs.fields import keys
-from tinygpt.base.errors import TinyGPTError, fitting
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.terminal import counted
 from tinygpt.checkpoint.snapshots import snapshots
 from tinygpt.checkpoint.store import Checkpoint, load, read
@@ -28,7 +27,6 @@ class Findings:
     def add(self, passed: bool, text: str, hint: str = "") -> bool:
         """Add the result of one check, and return `passed`."""
         self.intact &= passed
-        hint = fitting(hint, keys(DoctorConfig))
         mark = "OK  " if passed else "FAIL"
         self.lines.append(f"{mark}  {text}")
         if hint:

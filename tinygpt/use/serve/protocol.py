@@ -13,9 +13,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from tinygpt.base.configs.fields import keys
-from tinygpt.base.configs.use import ServeConfig
-from tinygpt.base.errors import TinyGPTError, fitting
+from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tokenizer import Tokenizer, lone_surrogate
 from tinygpt.generate import Sampling
 from tinygpt.use.serve.engine import Settings, Token
@@ -53,8 +51,7 @@ def refusing(param: str) -> Iterator[None]:
     try:
         yield
     except TinyGPTError as error:
-        hint = fitting(error.hint, keys(ServeConfig))
-        raise invalid_field(param, f"{error.message}; try: {hint}" if hint else error.message) from None
+        raise invalid_field(param, error.message) from None
 
 
 # ---- fields of a request ----------------------------------------------------------------------------------------
