@@ -31,7 +31,8 @@ NAVIGATION = {
     "Understand": "training fine-tuning retrieval choosing reliability",
     "Look up": "configuration python labs glossary",
     "Teach": "index claims slides worksheet solutions",
-    "Develop": "CONTRIBUTING docs/developers/code docs/developers/performance docs/developers/experiments CHANGELOG",
+    "Develop": "CONTRIBUTING docs/developers/code docs/developers/performance docs/developers/experiments "
+    "docs/developers/withdrawn CHANGELOG",
 }
 FOLDERS = {
     "How to": "docs/how-to/",

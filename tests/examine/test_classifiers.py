@@ -13,11 +13,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import train_test_split
-from sklearn.neighbors import NearestNeighbors
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint import store
-from tinygpt.examine.eval.classifiers import CLASSIFIERS, Linear, Majority, Nearest, restored
+from tinygpt.examine.eval.classifiers import CLASSIFIERS, Linear, restored
 
 WORDS = [["who", "whose", "person"], ["where", "city", "street"], ["when", "year", "monday"]]
 
@@ -99,22 +98,6 @@ def test_rare_labels_and_prompts_with_nothing_to_learn_from() -> None:
         Linear.fit(["!", "?"], np.array([0, 1]), 2, features=("word",))
 
 
-def test_the_nearest_are_scikit_learns_and_vote_with_their_cosines() -> None:
-    vectorizer = tfidf("char")
-    search = NearestNeighbors(n_neighbors=6, metric="cosine", algorithm="brute").fit(vectorizer.fit_transform(PROMPTS))
-    distances, nearest = search.kneighbors(vectorizer.transform(NEW))
-    found = Nearest.fit(PROMPTS, TRUTH, 4)(NEW)
-    clear = np.flatnonzero(distances[:, 5] - distances[:, 4] > 1e-9)  # else it is not determined which is the fifth
-    assert len(clear) > 10
-    frequencies = (np.bincount(TRUTH, minlength=4) + 1) / (len(TRUTH) + 4)
-    for row in clear:
-        votes = frequencies.copy()
-        np.add.at(votes, TRUTH[nearest[row, :5]], 1 - distances[row, :5])
-        assert found[row] == pytest.approx(votes / votes.sum())
-    assert found[NEW.index("")] == pytest.approx(frequencies)  # no neighbour at all
-    assert Majority.fit(PROMPTS, TRUTH, 4)(["x"])[0] == pytest.approx(frequencies)
-
-
 @pytest.mark.parametrize("kind", [*CLASSIFIERS, "embedding"])
 def test_probabilities_are_never_0_or_1_and_storing_does_not_change_them(kind: str, tmp_path: Path) -> None:
     """Label 3 has no example."""
@@ -134,7 +117,6 @@ def test_probabilities_are_never_0_or_1_and_storing_does_not_change_them(kind: s
     ("kind", "name", "value"),
     [
         ("majority", "counts", torch.tensor([-3, 9, 0, 0])),
-        ("nearest", "truth", torch.full((120,), 4)),
         ("linear", "coef", torch.zeros(3, 5, dtype=torch.float64)),
         ("linear", "intercept", torch.tensor([0, float("nan"), 0], dtype=torch.float64)),
         ("linear", "classes", torch.tensor([0, 1, 4])),

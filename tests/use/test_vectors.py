@@ -78,14 +78,14 @@ def test_from_examples_to_labels(encoder: Path, tmp_path: Path) -> None:
     (copy / ".cache" / "lock.json").write_text("{}")
     listed, expected = ([embeddings.inside(f, path) for path in embeddings.files_of(f)] for f in (copy, encoder))
     assert listed == expected and "1_Pooling/config.json" in listed
-    values = json.loads(ok(tmp_path, "advise", "pairs.csv", "--vectors=onnx/enc", "--budget=20s", "--json").out)
+    values = json.loads(ok(tmp_path, "advise", "pairs.csv", "--vectors=onnx/enc", "--json").out)
     (row,) = (row for row in values["contenders"] if row["name"] == SENTENCES)
     weights = (encoder / "model.safetensors").stat().st_size
     assert row["accuracy"] > 0.9 and row["bytes"] > weights and row["per_line"] > 0
     # The advised one is simpler here. The same with this contender: the folder can be moved, without the encoder.
     prompts, texts = ["my card 7", "loan 12"], ["card 1", "card 2", "loan 1", "loan 2"]
     loaded = SentenceEncoder(encoder)
-    fitted = contenders.cheap(loaded)[SENTENCES].fit(texts, np.array([0, 0, 1, 1]), 2)
+    fitted = contenders.available(loaded)[SENTENCES].fit(texts, np.array([0, 0, 1, 1]), 2)
     labeller.save(tmp_path / "model", fitted, ["card", "loan"], None, encoder=loaded)
     moved = (tmp_path / "model").rename(tmp_path / "moved")
     stored = labeller.load(moved)
@@ -101,17 +101,10 @@ def test_from_examples_to_labels(encoder: Path, tmp_path: Path) -> None:
     other = copy / "model.safetensors"
     save_file({name: 2 * tensor for name, tensor in load_file(other).items()}, other, {"format": "pt"})
     copy.rename(tmp_path / "another")
-    command = "advise", "pairs.csv", "--vectors=another", "--budget=20s"
+    command = "advise", "pairs.csv", "--vectors=another"
     assert "--vectors is not the one that out-advise was made with" in refused(tmp_path, *command)
     labeller.remove(moved)
     assert not list(moved.iterdir())
-
-
-def test_a_short_budget_leaves_the_vectors_out(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Cached, "seconds", lambda self, texts: 7.0)
-    sheet(tmp_path)
-    said = ok(tmp_path, "advise", "pairs.csv", f"--vectors={encoder}", "--budget=20s").out
-    assert f"Left out: {SENTENCES}, since it needs a larger --budget" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(

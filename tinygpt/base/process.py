@@ -7,7 +7,6 @@ a log.
 """
 
 import contextlib
-import math
 import signal
 import subprocess
 import sys
@@ -43,7 +42,6 @@ sys.exit(status)
 """
 
 PACKAGES = str(Path(__file__).parents[2])  # the folder of tinygpt, perhaps a checkout
-STOPPED = 128 + signal.SIGTERM  # the status of a training that was told to stop
 
 
 class Done(NamedTuple):
@@ -54,9 +52,8 @@ class Done(NamedTuple):
     memory: int  # peak, in bytes; 0 on Windows, where Python cannot ask
 
 
-def run(log: Path, *args: str, limit: float = math.inf) -> Done:
-    """Run `tinygpt ARGS`. After `limit` seconds it gets SIGTERM, at which a training saves its state and ends (not on
-    Windows, where a process cannot be told to end).
+def run(log: Path, *args: str) -> Done:
+    """Run `tinygpt ARGS`.
 
     Errors: TinyGPTError with the status of the command, which has printed its own error."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +65,7 @@ def run(log: Path, *args: str, limit: float = math.inf) -> Done:
         command = [sys.executable, "-P", "-X", "utf8", "-c", MEASURED, PACKAGES, str(memory), *args]
         child = subprocess.Popen(command, stdout=file, process_group=group)
         try:
-            try:
-                status = child.wait(None if limit == math.inf or sys.platform == "win32" else limit)
-            except subprocess.TimeoutExpired:
-                child.terminate()
-                status = 0 if (ended := child.wait()) == STOPPED else ended
+            status = child.wait()
         except BaseException:  # Ctrl-C or SIGTERM: send the command one signal, and wait while it saves a checkpoint
             if sys.platform != "win32":  # there it has received Ctrl-C already, and could not save when terminated
                 child.terminate()

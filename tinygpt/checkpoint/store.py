@@ -267,7 +267,7 @@ def _from_state(state: Any, path: Path, sealed: bool) -> Checkpoint:
     if not isinstance(state, dict):
         raise TinyGPTError(f"{path}: not a checkpoint (it holds a {type(state).__name__})")
     if "tinygpt_adapter" in state:
-        both = ["--ckpt", "BASE/ckpt.pt", "--adapter", path]
+        both: list[str | Path] = ["--ckpt", "BASE/ckpt.pt", "--adapter", path]
         hint = f"{suggest.command('sample', *both)}, or {suggest.command('export', '--format=checkpoint', *both)}"
         raise TinyGPTError(f"{path}: an adapter, which needs its base model", hint)
     version = state.get("tinygpt_format", 0)

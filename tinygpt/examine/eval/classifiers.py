@@ -1,4 +1,4 @@
-"""Classifiers that train in seconds and can be stored: label frequencies, nearest neighbours, a linear model.
+"""Classifiers that train in seconds and can be stored: label frequencies, and a linear model.
 
 Each is trained with `fit`, called with prompts for their probabilities, and stored as tensors and plain values, without
 pickle: `restored(classifier.kind, classifier.state(), n_labels)` gives the same probabilities.
@@ -27,10 +27,8 @@ FIXED_C = 100.0  # inverse regularisation strength; scikit-learn's C = 1 underfi
 CHOICES = (1.0, 10.0, 100.0)  # of C, in ascending order
 FEWEST = 3  # examples of a label that takes part in the choice of C
 ABSENT = 1e-6  # probability of a label without an example
-NEIGHBOURS = 5
 MOST_ROTATED = 2000  # rows
 SMALLEST = 1e-10  # eigenvalue, as a share of the largest
-BATCH = 64  # prompts that are compared with all examples at a time
 PROBE = "The quick brown fox paid 12.50 for 3 boxes on Monday."  # its vector identifies an embedding
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # from n texts to vectors (n, d) of length 1
@@ -58,50 +56,6 @@ class Majority:
     @classmethod
     def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
         return cls(state["counts"].numpy())
-
-
-class Nearest:
-    """The nearest neighbours: the examples whose TF-IDF of character n-grams has the largest cosine with the prompt's.
-
-    Each of the five votes for its label with its cosine. The label frequencies vote, too, like a neighbour of cosine 1;
-    so no probability is 0 or 1, and a prompt unlike all examples gets the frequencies. The state holds the examples
-    themselves.
-    """
-
-    kind = "nearest"
-
-    def __init__(self, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> None:
-        self.prompts = list(prompts)
-        self.truth = truth
-        self.n_labels = n_labels
-        self._prior = Majority.fit(prompts, truth, n_labels)
-        self._vectorizer = vectorizer("ngram")
-        try:
-            self._examples = self._vectorizer.fit_transform(self.prompts)
-        except ValueError:
-            raise without_features(("ngram",)) from None
-
-    @classmethod
-    def fit(cls, prompts: Sequence[str], truth: np.ndarray, n_labels: int) -> Self:
-        return cls(prompts, truth, n_labels)
-
-    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
-        votes = self._prior(prompts)
-        k = min(NEIGHBOURS, len(self.truth))
-        for start in range(0, len(prompts), BATCH):
-            vectors = self._vectorizer.transform(prompts[start : start + BATCH])
-            cosines = (vectors @ self._examples.T).toarray()  # (batch, examples)
-            nearest = np.argpartition(-cosines, k - 1, axis=1)[:, :k]
-            rows = np.arange(start, start + len(cosines))[:, None]
-            np.add.at(votes, (rows, self.truth[nearest]), np.take_along_axis(cosines, nearest, axis=1))
-        return votes / votes.sum(axis=1, keepdims=True)
-
-    def state(self) -> dict[str, Any]:
-        return {"prompts": self.prompts, "truth": torch.from_numpy(self.truth), "n_labels": self.n_labels}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
-        return cls(state["prompts"], state["truth"].numpy(), state["n_labels"])
 
 
 class Linear:
@@ -229,8 +183,8 @@ class Linear:
         return self
 
 
-Classifier = Majority | Nearest | Linear
-CLASSIFIERS: dict[str, type[Classifier]] = {each.kind: each for each in (Majority, Nearest, Linear)}
+Classifier = Majority | Linear
+CLASSIFIERS: dict[str, type[Classifier]] = {each.kind: each for each in (Majority, Linear)}
 
 
 def restored(kind: str, state: dict[str, Any], n_labels: int, embed: Embed | None = None) -> Classifier:

