@@ -80,8 +80,6 @@ class LabConfig(DataConfig):
     your own with at least 1,000 letters, if given"""
     budget: Time = "60s"
     """time of each entry, on one core, such as 90s or 5m: it decides the number of iterations"""
-    own_rank: bool = False
-    """write OUT_DIR/NAME.txt for each entry, with its own rank and loss, and show no table"""
 
 
 @dataclasses.dataclass

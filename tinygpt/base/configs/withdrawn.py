@@ -26,6 +26,7 @@ KEYS = {  # by command and key
     ("eval", "miss_cost"): "tinygpt eval RUN --task=NAME --json, and docs/how-to/fine-tune.md: a rare label",
     ("eval", "predict"): "tinygpt label FILE --model RUN",
     ("eval", "plot"): "--output=VALUE",
+    ("lab", "own_rank"): "drop it: race.csv has the rank of each entry",
     ("lab", "times"): "--budget=60s",
     ("report", "live"): "tinygpt train --watch",
     ("report", "tensorboard"): "tinygpt train --report_to=tensorboard",

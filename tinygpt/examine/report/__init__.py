@@ -7,6 +7,6 @@ as code. Jinja2 escapes all values.
 Whoever has the file has its content, so the commands and the page list it. `report --no_text` leaves out samples and
 all text of the dataset; `export` contains none, except the opening words, which the model generates.
 
-command.py makes a page once, live.py while the run trains. gather.py collects its values; page.py renders them. In the
+command.py makes a page. gather.py collects its values; page.py renders them. In the
 browser, model.js computes what the model computes, attention too; the other scripts show it.
 """

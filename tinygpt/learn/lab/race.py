@@ -32,7 +32,7 @@ from tinygpt.base.terminal import print_error, table
 from tinygpt.examine.experiment.stages import Identity, Stage, forget, run, stored
 
 ABOUT = "whose config reaches the lowest loss? A competition for a class"
-KEYS = {"name", "entries", "text", "budget", "own_rank", "out_dir"}
+KEYS = {"name", "entries", "text", "budget", "out_dir"}
 LEAST = 200_000  # characters of the teacher's text; its test then has 20,000
 TIE = 0.02  # nats per character
 COLUMNS = {"rank": "<6", "entry": "<20", "loss": ">8.4f", "bits_per_character": ">20.4f"}
@@ -72,12 +72,9 @@ def race(config: LabConfig) -> int:
         results = run(folder, identity, [Stage(name, seconds_of(config.budget), job) for name, job in jobs.items()])
         rows = ranked_rows({name: stage["result"] for name, stage in stored(folder, identity)["stages"].items()})
         print(f"\nwritten: {write_rows(rows, folder)}")
-        if config.own_rank:
-            show_own(rows, folder)
-        else:
-            print(f"\nloss in nats per character on the last {len(text) - cut:,} characters of {config.text};")
-            print(f"entries within {TIE} of the best loss of a rank share that rank\n")
-            show(rows, folder)
+        print(f"\nloss in nats per character on the last {len(text) - cut:,} characters of {config.text};")
+        print(f"a rank is 1 and the number of entries that are better by more than {TIE}\n")
+        show(rows, folder)
     return int(any("failed" in result for result in results.values()))
 
 
@@ -188,24 +185,12 @@ def judged(folder: Path, name: str) -> dict[str, Any]:
     return row | {"parameters": best.model.num_params()}
 
 
-def ranks(losses: Mapping[str, float]) -> dict[str, int]:
-    """Rank entries by loss. An entry within TIE of the first one of a rank shares this rank; that of the next one is
-    its place: 1, 1, 3."""
-    ranked = dict[str, int]()
-    rank = 0
-    first = float("-inf")
-    for place, name in enumerate(sorted(losses, key=lambda name: losses[name]), start=1):
-        if round(losses[name] - first, 4) > TIE:
-            rank = place
-            first = losses[name]
-        ranked[name] = rank
-    return ranked
-
-
 def ranked_rows(results: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Make a row for each entry, by rank; those of entries that failed are last, and have no loss."""
+    """Make a row for each entry, the lowest loss first; those of entries that failed are last, and have no loss. A rank
+    is 1 and the number of entries that are better by more than TIE."""
     losses = {name: result["loss"] for name, result in results.items() if "loss" in result}
-    rows = [{"rank": rank, "entry": name, **results[name]} for name, rank in ranks(losses).items()]
+    ranks = {name: 1 + sum(round(loss - other, 4) > TIE for other in losses.values()) for name, loss in losses.items()}
+    rows = [{"rank": ranks[name], "entry": name, **results[name]} for name in sorted(losses, key=losses.__getitem__)]
     return rows + [{"entry": name, **result} for name, result in results.items() if "failed" in result]
 
 
@@ -215,18 +200,6 @@ def write_rows(rows: Sequence[Mapping[str, Any]], folder: Path) -> Path:
     heads = [*COLUMNS, "failed", "date"]
     write_table(path, [heads, *([str(row.get(column, "")) for column in heads] for row in rows)])
     return path
-
-
-def show_own(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Write a file for each entry, NAME.txt, that tells its student no other's result."""
-    ranked = sum("rank" in row for row in rows)
-    for row in rows:
-        line = (
-            f"rank {row['rank']} of {ranked}, loss {row['loss']:.4f}" if "rank" in row else f"failed: {row['failed']}"
-        )
-        with replacing(folder / f"{row['entry']}.txt") as file:
-            file.write(f"{row['entry']}: {line}\n".encode())
-    print(f"written: {folder / 'NAME.txt'} for each entry, with its own rank")
 
 
 def show(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
