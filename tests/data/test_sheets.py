@@ -77,7 +77,7 @@ def test_prepare_why_and_advise_name_a_row_by_its_number(
 
 def test_the_tables_of_advise(tmp_path: Path) -> None:
     numbers = NUMBERS["csv"]
-    result = ok(tmp_path, "advise", sheet(tmp_path, "csv"), "--skip_bad", "--budget=20s", "--json")
+    result = ok(tmp_path, "advise", sheet(tmp_path, "csv"), "--skip_bad", "--json")
     text, values = " ".join(result.err.split()), json.loads(result.out)
     both = f"line {numbers['hello card']}, line {numbers['hello loan']}: hello → card | loan"
     assert f"e.g. {both}" in text

@@ -21,7 +21,7 @@ SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "block_size": 16, "batch_size"
 SMALL |= {"learning_rate": 1e-2, "warmup_iters": 2, "eval_interval": 10**9, "eval_iters": 2, "sample_interval": 0}
 TEXT = tiny_text(6000)  # about 220,000 characters
 CUT = len(TEXT) * 9 // 10
-RACE, FLAGS, OUT = ["lab", "race"], ["--text=text.txt", "--budget=3s"], "out-lab-race"
+RACE, FLAGS, OUT = ["lab", "race"], ["--text=text.txt", "--budget=6s"], "out-lab-race"
 
 
 def write(folder: Path, name: str, **settings: Any) -> str:
@@ -101,7 +101,7 @@ def test_other_entries_are_added(made: Path, tmp_path: Path) -> None:
     said = ok(folder, *RACE, "anna.yaml", write(folder, "ben.yaml"), *FLAGS).out
     assert said.count("stage") == 1 and "stage 2 of 2: ben-" in said and set(rows(folder)) == {"anna", "ben", "eva"}
     assert models and all(path.read_bytes() == content for path, content in models.items())
-    assert "with budget='3s'" in refused(folder, *RACE, "anna.yaml", "--text=text.txt", "--budget=4s")
+    assert "with budget='6s'" in refused(folder, *RACE, "anna.yaml", "--text=text.txt", "--budget=4s")
     (folder / "text.txt").write_text(TEXT + "More.\n")
     assert f"text.txt is not the one that {OUT} was made with" in refused(folder, *RACE, "anna.yaml", *FLAGS)
 
