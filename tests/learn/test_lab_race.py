@@ -74,7 +74,7 @@ def test_the_table_has_a_line_for_each_entry(made: Path) -> None:
     for row in found.values():
         state = load(made / OUT / row["entry"] / "last.pt")
         assert int(row["iterations"]) == state.step and int(row["parameters"]) == state.build_model().num_params()
-        assert 0.3 < float(row["seconds"]) < 3 and row["date"] and state.config["threads"] == "1"
+        assert 0.3 < float(row["seconds"]) < 6 and row["date"] and state.config["threads"] == "1"
         line = re.search(rf"^ *(\d+) +{row['entry']} +([\d.]+) ", said, re.MULTILINE)
         assert line and line[1] == row["rank"] and line[2] == f"{float(row['loss']):.4f}"
     assert re.search(rf"next: tinygpt sample {OUT}/{found['anna']['entry']}/\w+.pt", said)
