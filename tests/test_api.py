@@ -2,14 +2,12 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
 import sys
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +19,7 @@ from models import same_weights
 import tinygpt
 from tinygpt import api
 from tinygpt.checkpoint.store import load
-from tinygpt.data.corpora import industry_descriptions, tiny_shakespeare
 from tinygpt.data.tasks import TASKS
-from tinygpt.train import is_true
-from tinygpt.training.processes import StopSignal
 
 DOCS = Path(__file__).parent.parent / "docs/how-to/python.md"
 OPTIONS: dict[str, Any] = dict(flag[2:].split("=") for flag in TINY_TRAIN[1:])
@@ -43,12 +38,8 @@ def test_a_model_generates_what_sample_prints(tiny_run: Path) -> None:
     assert f"The {text}\n" == printed
     pieces = list(model.generate("The ", 60, stream=True, temperature=0.7, top_k=10, seed=3, stop="king"))
     assert "".join(pieces) == text and len(pieces) > 1
-    assert model.generate("The ", torch.tensor(9).numpy()[()], top_k=None) == model.generate("The ", 9)
-    assert len(model.generate(seed=1, n=None)) > 400  # None: the default
-    for option in ("max_new_tokens", "num_samples", "start", "temprature"):  # which must not be ignored
-        with refuses(f"generate: {option}: no such option"):
-            model.generate("The ", **{option: 3})
-    assert tinygpt.api is api and not hasattr(tinygpt, "x")  # what is imported when it is first used
+    with refuses("generate: temprature: no such option"):  # which must not be ignored
+        model.generate("The ", temprature=3)
 
 
 def test_logits_and_losses_are_those_of_the_model(tiny_run: Path, models: Path, capsys: Any) -> None:
@@ -69,8 +60,6 @@ def test_logits_and_losses_are_those_of_the_model(tiny_run: Path, models: Path, 
     assert "tokens in train" in repr(dataset)
     assert model.loss(dataset) == pytest.approx(evaluated["loss"]) and dataset.tokenizer is before
     assert model.loss(before.decode(dataset.splits["val"].tolist())) == pytest.approx(evaluated["loss"], abs=1e-5)
-    with refuses("its own responses"):
-        model.loss(dataset, "yes")
     with refuses("have different vocabularies"):
         model.loss(api.Dataset(str(models / "data"), "colours"))
 
@@ -88,9 +77,8 @@ def test_a_model_of_pairs(models: Path, tmp_path: Path) -> None:
         assert probabilities[labelled["label"]] == pytest.approx(labelled["probability"], abs=1e-6)
         assert model.loss("001 red", "red") < 0.5 < model.loss("001 red", "blue")
         assert model.classify("001 red") == pytest.approx(probabilities)  # the labels of the data
-    for call in (base.classify, lambda text: base.responses([text], 9), lambda text: base.probabilities([text], "ab")):
-        with refuses("not trained on prompts"):
-            call("001 red")
+    with refuses("not trained on prompts"):
+        base.classify("001 red")
 
 
 def test_many_prompts_at_once_give_what_single_ones_give(models: Path) -> None:
@@ -131,13 +119,11 @@ def test_the_log_probability_of_a_continuation_adds_up_those_of_its_tokens(model
 def test_adapters_share_a_base_model(models: Path) -> None:
     with contextlib.chdir(models):
         adapted = api.load_adapters("out", {"colours": Path("out-lora")}, device="cpu")
-        assert list(adapted) == ["", "colours"] and len(adapted) == 2
+        assert list(adapted) == ["", "colours"]
         alone = tinygpt.load("out", adapter="out-lora", device="cpu")
         assert torch.equal(adapted["colours"].logits("001 red"), alone.logits("001 red"))
         assert adapted["colours"].classify("001 red") == alone.classify("001 red")  # the labels of its data
         assert torch.equal(adapted[""].logits("The"), tinygpt.load("out", device="cpu").logits("The"))
-        with pytest.raises(KeyError):
-            adapted["german"]
         with refuses("trained on a base model other than"):
             api.load_adapters("out", {"german": "out-german"})
 
@@ -166,32 +152,12 @@ def test_documents_are_searched_read_and_asked(tmp_path: Path, monkeypatch: pyte
     assert reader.read(question, ["Kelm was founded in 1950.", first.text]).passage == 2
     texts = api.Documents(texts=["a red car", "the blue car of Emil", "nothing"])
     assert [passage.id for passage in texts.search("blue car")] == [2, 1] and texts.search("zebra") == []
-    with api.Documents(texts=[]) as nothing:
-        assert nothing.search("blue car") == []
     for call, message in (
-        (lambda: nothing.search("one"), "the index is closed"),
-        (lambda: api.ask("", "docs"), "the question is empty"),
         (lambda: texts.search(" "), "the question is empty"),
-        (lambda: api.Documents("none"), "none"),
         (lambda: api.Documents("docs", texts=["one"]), "no files, and no options"),
-        (lambda: api.Documents(ckpt="reader"), "Documents: ckpt: no such option"),
     ):
         with refuses(message):
             call()
-
-
-@pytest.mark.slow
-def test_a_child_trains_the_same_model_and_its_cost_is_measured(tiny_run: Path, work: Path, capfd: Any) -> None:
-    with contextlib.chdir(work):
-        half = api.train(ENDLESS, max_iters=10, out_dir="out", child=True, dataset=api.Dataset("data", "tiny"))
-        run = api.train(ENDLESS, max_iters=20, out_dir="out", child=True)  # continues
-        assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
-        assert capfd.readouterr().out == "" and half.folder == run.folder
-        assert run.cost == api.Run("out").cost and run.cost.memory > 50e6 and run.cost.weights == load("out").num_params
-        api.train(ENDLESS, init_from="scratch", out_dir="out", max_iters=1, child=True)  # replaces it
-        assert load(work / "out/last.pt").step == 1
-        tuned = api.finetune(init_from="out", dataset="tiny", out_dir="out2", max_iters=1, warmup_iters=0, child=True)
-        assert load(tuned.folder / "last.pt").config["init_from"] == "out"
 
 
 def test_a_child_that_cannot_do_what_is_asked_is_not_started(run_copy: Path) -> None:
@@ -200,9 +166,7 @@ def test_a_child_that_cannot_do_what_is_asked_is_not_started(run_copy: Path) -> 
         for call, source, options, message in (
             (api.train, ENDLESS, {"learning_rate": 0.5, "max_iters": 20, "out_dir": "out"}, "the run in out has ended"),
             (api.train, "c.yaml", ENDLESS | {"out_dir": "out2"}, "continues its run, or starts with new weights"),
-            (api.finetune, {"ckpt": "out3"}, {"init_from": "out", "out_dir": "out2"}, "two base models: ckpt=out3"),
             (api.train, ENDLESS, {"callback": print}, "cannot call the callback"),
-            (api.train, ENDLESS, {"max_iters": "many"}, "max_iters: 'many' is not a whole number"),
             (api.train, ENDLESS, {"n_embd": 17, "out_dir": "out2"}, "n_embd"),
         ):
             with refuses(message):
@@ -220,28 +184,16 @@ def test_a_task_has_its_seed_and_its_options() -> None:
     for arguments, options, message in (
         (("transaction",), {}, "transaction: no such task"),
         (("headlines",), {"brands": 3}, "task headlines: brands: no such option"),
-        (("transactions",), {"brands": 3, "of": "next"}, "the split 'next' has 0 brands"),
         (("transactions",), {"brands": 3000}, "the split 'train' has .* brands of each category"),
     ):
         with refuses(message):
             api.task(*arguments, **options)
 
 
-def test_a_corpus_is_the_text_that_prepare_takes() -> None:
-    assert [api.corpus(name) for name in ("shakespeare_char", "naics")] == [tiny_shakespeare(), industry_descriptions()]
-    with refuses("transactions: no such text"):
-        api.corpus("transactions")
-
-
 def test_the_n_gram_baseline_is_that_of_eval(tmp_path: Path) -> None:
     pairs = [(f"{word} {number}", word) for word in ("red", "blue") for number in range(20)]
     probabilities = api.ngrams(pairs, ["blue", "red"])(["a red one", "blue"])
     assert probabilities.argmax(1).tolist() == [1, 0] and probabilities.sum(1) == pytest.approx(1)
-    with refuses("cannot be trained"):
-        api.ngrams([("red", "red")], ["red", "blue"])
-    with refuses("'my notes' is not a folder name"):
-        api.write_dataset(tmp_path / "my notes", "a text " * 50)
-    assert not any(tmp_path.iterdir())
     data = api.write_dataset(tmp_path / "colours", {"train": pairs, "val": pairs, "test": pairs}, ["red", "blue"])
     assert isinstance(data, api.Dataset) and data.labels == ["red", "blue"]
 
@@ -283,16 +235,6 @@ def test_an_interrupt_is_raised_and_the_run_is_kept(kind: str, step: int, tiny_r
     assert same_weights(tiny_run / "out/last.pt", work / "out/last.pt")
 
 
-def test_a_callback_stops_all_processes() -> None:
-    """The callback runs in one process; the other one ends without an error, too. A true value of NumPy counts."""
-    assert is_true(np.True_) and not is_true(1)
-    stop = StopSignal(embedded=True)
-    for sent, status in ((1.0, 1), (130.0, 143)):
-        stop.status = 0
-        ranks: Any = SimpleNamespace(sum=lambda values, device, sent=sent: [sent])
-        assert stop.requested(ranks, torch.device("cpu")) and stop.status == status
-
-
 def page_of(run: api.Run) -> str:
     """What Jupyter shows, without the names of clip paths, which contain addresses in memory."""
     return re.sub(r"p[0-9a-f]{10}\b", "p", run._repr_html_())
@@ -302,7 +244,6 @@ def test_objects_work_after_a_change_of_the_folder(models: Path, tmp_path: Path)
     with contextlib.chdir(models):
         run, tuned = api.Run("out"), api.Run("out-lora")
         model = tinygpt.load("out", adapter="out-lora", device="cpu")
-        picture = api.plot(run, output=os.path.relpath(tmp_path / "loss.png"))
         verdict, page, probabilities = run.verdict, page_of(run), model.classify("001 red")  # the dataset's labels
     with contextlib.chdir(tmp_path):
         assert (run.verdict, page_of(run), model.classify("001 red")) == (verdict, page, probabilities)
@@ -310,7 +251,6 @@ def test_objects_work_after_a_change_of_the_folder(models: Path, tmp_path: Path)
         assert tuned.folder == models / "out-lora" and run.load().generate("The ", 9, seed=1)
         assert str(models) not in repr(run.load())  # which may contain the user's name
         assert tuned.load(device="cpu").classify("001 red").keys() == probabilities.keys()
-        assert api.plot(tuned, output="tuned.png")._repr_png_() != picture._repr_png_()
         with refuses("metrics.jsonl"):
             api.Run("out")
 
@@ -324,7 +264,6 @@ def test_an_error_has_the_hint_of_the_command_line(models: Path, work: Path) -> 
         for call, message in (
             (lambda: api.train(OPTIONS, max_iters=[1, 2]), r"max_iters: needs one value, not \[1, 2\]"),
             (lambda: tinygpt.load("none", devic="cpu"), "load: devic: no such option"),
-            (lambda: api.prepare("mine", input=(Path(name) for name in ["no.txt"])), "no.txt: no such file"),
         ):
             with refuses(message):
                 call()
@@ -341,7 +280,6 @@ def test_runs_and_datasets_are_arguments(tiny_run: Path, work: Path) -> None:
         tuned = api.finetune(options, ckpt=run, out_dir="out-lora", lora_rank=2, base_dataset="")
         assert tuned.load().config["ckpt"] == str(work / "out")
         assert api.evaluate(run, dataset=options["dataset"])["loss"] == api.evaluate("out")["loss"]
-        assert tinygpt.load(run).loss("The king") == run.load().loss("The king")
 
 
 def test_a_run_shows_itself_in_jupyter(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +290,6 @@ def test_a_run_shows_itself_in_jupyter(run_copy: Path, monkeypatch: pytest.Monke
         run = api.Run("-run")  # a dash begins a path
         page = run._repr_html_()
         assert "<svg" in page and "&lt;b&gt;thou &amp; art" in page and run.verdict.split(" (")[0] in page
-        assert not re.findall(r"var\((?!--(?:run-0|soft|line|sans)\))", page)  # colours that only a report has
         monkeypatch.setitem(sys.modules, "matplotlib", None)
         page = run._repr_html_()
         assert "<svg" not in page and f"{rows(run)[0]['val_loss']:.4f}" in page

@@ -24,11 +24,3 @@ def test_rows_are_measured(tmp_path: Path) -> None:
     assert str(tmp_path) not in done.stdout and str(Path.home()) not in done.stdout
     dtype = str(choose("cpu", "auto").dtype).removeprefix("torch.")
     assert f"32 tokens, {dtype}, compiled: False; large products: " in done.stdout
-
-
-def test_headings_are_removed_for_the_count_of_quotations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    from samples import without_headings
-
-    play = "First Citizen:\nWe are:\nall.\n\nKING RICHARD III:\nNo: go.\n\nAnd\nthen:\n"
-    assert without_headings(play) == "We are:\nall.\n\nNo: go.\n\nAnd\nthen:\n"

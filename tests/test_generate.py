@@ -139,16 +139,6 @@ def test_only_the_last_block_of_a_long_prompt_counts(options: dict[str, Any]) ->
     assert torch.equal(whole[:, 0], naive(model, long, 1, temperature=0.0)[:, 0])
 
 
-@pytest.mark.parametrize("position", [*POSITIONS])
-def test_the_shortest_windows(position: str) -> None:
-    for block_size in (1, 2, 3):
-        model = tiny(block_size=block_size, position=position)
-        made = text(model, prompt(2, 2), 7, temperature=0.0)
-        assert made.shape == (2, 7)
-        if block_size == 1:
-            assert torch.equal(made, naive(model, prompt(2, 2), 7, temperature=0.0))
-
-
 def test_ids_of_padding_are_never_drawn() -> None:
     model = tiny(tie_weights=False)
     model.lm_head.weight.data[20:] *= 30  # they would be drawn all the time

@@ -113,21 +113,6 @@ def test_a_position_attends_to_itself_and_to_window_minus_one_before_it(kind: ty
     torch.testing.assert_close(attention(x, context), attention.c_proj(values))
 
 
-@torch.inference_mode()
-def test_attention_without_a_mask_is_causal_for_the_last_queries() -> None:
-    """By hand, key by key; the fused kernels for one query, and for as many as there are keys."""
-    for kv_heads, T in itertools.product((1, 2, 4), (1, 3, 7)):
-        attention = small(n_head=4, n_kv_head=kv_heads).transformer["h"][0].attn
-        q, k, v = (torch.randn(2, heads, size, 8) for heads, size in ((4, T), (kv_heads, 7), (kv_heads, 7)))
-        expected = torch.zeros(2, 4, T, 8)
-        for b, head, t in itertools.product(range(2), range(4), range(T)):
-            seen, shared = 7 - T + t + 1, head * kv_heads // 4
-            weights = (k[b, shared, :seen] @ q[b, head, t] / math.sqrt(8)).softmax(0)
-            expected[b, head, t] = weights @ v[b, shared, :seen]
-        for fused in (False, True) if T in (1, 7) else (False,):
-            torch.testing.assert_close(attention.attend(q, k, v, None, fused=fused), expected)
-
-
 @every_pair
 def test_every_tensor_is_made_on_the_models_device(options: dict[str, Any]) -> None:
     """On the device "meta", which computes shapes alone and, like a GPU, refuses tensors of the CPU."""

@@ -59,27 +59,6 @@ def test_it_says_what_its_text_form_says() -> None:
     assert cells == written, "run: jupytext --sync notebooks/gpt_from_scratch.py"
 
 
-def test_each_part_has_a_picture_and_a_question_with_its_answer_and_is_of_a_path() -> None:
-    notebook = nbformat.read(NOTEBOOK, 4)
-    parts, short = [], []
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown" and cell.source.startswith("## "):
-            parts.append("")
-        if parts:
-            parts[-1] += cell.source + "\n"
-    for number, part in enumerate(parts, 1):
-        assert part.startswith(f"## {number}. ")
-        assert "\nshow(" in part or "display(" in part
-        assert part.count("**Question.**") == 1
-        answers = part.count("<details><summary>Answer</summary>")
-        assert answers == part.count("</details>") == 1 + part.count("**Exercise.**")
-        path = part.splitlines()[1]
-        assert path.startswith(("*Short path", "*Full path"))
-        short += [str(number)] * path.startswith("*Short path")
-    listed = re.search(r"\*\*Short path\*\*[^:]*: parts ([\d, and\s]+)\.", notebook.cells[0].source)
-    assert len(parts) == PARTS and listed and re.findall(r"\d+", listed[1]) == short
-
-
 def test_a_request_would_be_noticed() -> None:
     for text in ('<script src="https://x.example/a.js">', "<img src='https://x.example/a.png'>"):
         assert RUN.REQUESTS.search(text)

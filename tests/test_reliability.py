@@ -220,12 +220,8 @@ def test_garbage(harness: Harness) -> None:
 
 def test_complete_datasets(harness: Harness) -> None:
     """`prepare`, killed at any time, leaves a complete dataset or none."""
-    old, new, source, folder = (
-        harness.text(),
-        harness.text("abcäöü"),
-        harness.new("source"),
-        harness.folder / "data/mine",
-    )
+    old, new = (harness.text(letters) for letters in ("abcdefgh .\n", "abcäöü"))
+    source, folder = harness.new("source"), harness.folder / "data/mine"
     source.write_bytes(new.encode())
     places = [Fault("replace", count, after=after) for count in range(3) for after in (False, True)]
     for fault in [*places, Fault("write"), Fault("write", 2)]:

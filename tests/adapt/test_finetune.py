@@ -1,10 +1,8 @@
 """Fine-tuning through the command line: what is learned, what is kept, what a killed run loses (nothing)."""
 
-import contextlib
 import functools
 import json
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -15,18 +13,13 @@ import numpy as np
 import pytest
 import torch
 from children import Child
-from conftest import TINY_MODEL, ok
-from inputs import json_lines
+from conftest import TINY_MODEL, TINY_TRAIN, ok
 from models import same_weights
 from runs import FLAGS, LORA, column, entries
 
-from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.store import load
-from tinygpt.cli import main
 from tinygpt.data.dataset import Dataset
-from tinygpt.examine.report.loaded_run import LoadedRun
-from tinygpt.examine.report.one_step import one_step
 from tinygpt.training.compare import side_by_side
 
 SHORT = ["--dataset=tiny", "--device=cpu", "--batch_size=2", "--gradient_accumulation_steps=1", "--quiet"]
@@ -35,6 +28,7 @@ SHORT += ["--max_iters=2", "--eval_interval=2", "--eval_iters=1"]
 
 @pytest.fixture
 def work(tuned: Path, tmp_path: Path) -> Path:
+    """data/tiny (text), data/colours (pairs), out/ (a base model), out-finetune/, out-lora/."""
     return Path(shutil.copytree(tuned, tmp_path / "work"))
 
 
@@ -111,35 +105,14 @@ def test_the_model_answers_and_stops(tuned: Path) -> None:
     assert plain.startswith("123 red") and "<|prompt|>123" not in plain
 
 
-def test_eval_of_the_task(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_of_the_task(work: Path) -> None:
     flags = ["--ckpt=out-finetune/ckpt.pt", "--task=colours"]
-    ok(work, "eval", *flags, "-o", "elsewhere.png")
-    result = ok(work, "eval", *flags)
-    assert result.err == ""  # its progress is shown on a terminal only
-    assert "\nword baseline   " in result.out and "accuracy in each group" not in result.out
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.chdir(work)
-    assert main(["eval", *flags, "--json"]) == 0
-    assert (work / "elsewhere.png").read_bytes() == (work / "out-finetune/confusion.png").read_bytes()
-    said, shown = capsys.readouterr()
-    assert "scoring all labels" in shown and "training the n-gram baseline" in shown
-    found = json.loads(said)
+    ok(work, "eval", *flags)
+    assert (work / "out-finetune/confusion.png").exists()
+    found = json.loads(ok(work, "eval", *flags, "--json").out)
     assert 0.3 < found["results"]["model"]["accuracy"] <= 1
     assert set(found["results"]) == {"model", "normalised", "ngram", "word", "majority"} and found["groups"] == {}
-    assert found["n"] == Dataset("data", "colours").meta["examples"]["test"]
-
-
-def test_the_next_command_asks_the_model_something(work: Path) -> None:
-    """Pairs whose responses are no labels: the command to go on with has a prompt, quoted for the shell."""
-    names = [f"{a}{b}{c}" for a in "abcd" for b in "aeou" for c in "lmnr"]
-    json_lines(work, [{"prompt": f"it's {name}?", "response": name[::-1]} for name in names])
-    ok(work, "prepare", "names", "--input=pairs.jsonl", "--format=pairs")
-    flags = [flag for flag in FLAGS if "dataset" not in flag and flag != "--quiet"]
-    result = ok(work, "finetune", *flags, "--dataset=names", "--max_iters=10", "--out_dir=out-names")
-    (command,) = re.findall(r"^next: tinygpt (sample .*)$", result.out, re.MULTILINE)
-    asked = shlex.split(command)
-    assert re.fullmatch(r"it's [a-z]+\?", asked[-1]) and asked[-2] == "--start"
-    ok(work, *asked, "--max_new_tokens=5")
+    assert found["n"] == Dataset(str(work / "data"), "colours").meta["examples"]["test"]
 
 
 def test_replay_forgets_less(work: Path) -> None:
@@ -149,6 +122,28 @@ def test_replay_forgets_less(work: Path) -> None:
         before, after = (column(work / run, kind, "base_loss")[0] for kind in ("before", "after"))
         lost[run] = after - before
     assert lost["out-replay"] < lost["out-finetune"] / 2
+
+
+def test_the_base_model_given_on_the_command_line_takes_precedence(work: Path) -> None:
+    """Over the one that an earlier run's config.yaml records as its starting point."""
+    ok(work, *TINY_TRAIN, "--seed=99", "--max_iters=2", "--out_dir=other")
+    ok(work, "finetune", "out-lora/config.yaml", "--ckpt", "other/ckpt.pt", "--out_dir=new", "--max_iters=2")
+    weights = [load(work / run).model["transformer.h.0.attn.c_attn.weight"] for run in ("other", "new")]
+    assert torch.equal(*weights)  # LoRA does not change them
+    recorded = load(work / "new/last.pt").config
+    assert recorded["ckpt"] == recorded["init_from"] == "other/ckpt.pt"
+
+
+def test_base_and_adapter_equal_the_lora_run_with_a_padded_vocabulary(work: Path) -> None:
+    """GPT-2's 50,257 tokens are padded to 50,304 rows; the vocabulary does not grow and the padding does not change."""
+    ok(work, "prepare", "bpe", "--input=text.txt", "--tokenizer=gpt2")
+    small = ["--dataset=bpe", "--n_embd=8", "--eval_interval=2", "--eval_iters=2", "--max_iters=2", "--quiet"]
+    ok(work, *TINY_TRAIN, *small, "--out_dir=base")
+    ok(work, "finetune", *TINY_TRAIN[1:], *small, "--ckpt=base/ckpt.pt", "--lora_rank=2", "--out_dir=lora")
+    ok(work, "export", "--format=checkpoint", "--ckpt=base", "--adapter=lora", "--output=merged")
+    models = (["--ckpt=lora"], ["--ckpt=base", "--adapter=lora"], ["--ckpt=merged"])
+    found = [json.loads(ok(work, "eval", *model, "--dtype=float32", "--json").out)["loss"] for model in models]
+    assert found[1:] == pytest.approx([found[0]] * 2, abs=1e-6)
 
 
 # ---- nothing is lost ---------------------------------------------------------------------------------------------
@@ -189,28 +184,13 @@ def test_the_comparison_shows_control_characters_escaped() -> None:
 
 
 def test_a_longer_context_than_the_bases(work: Path) -> None:
-    """And an adapter brings it along; a shorter one does not crop the base."""
+    """And an adapter brings it along."""
     for position, lora in (("alibi", []), ("rope", ["--lora_rank=2"])):
         ok(work, "train", *SHORT, *TINY_MODEL, f"--position={position}", f"--out_dir={position}")
-        flags = ["finetune", *SHORT, f"--ckpt={position}", *lora]
-        ok(work, *flags, "--block_size=48", f"--out_dir=longer-{position}")
+        longer = ["--block_size=48", f"--out_dir=longer-{position}"]
+        ok(work, "finetune", *SHORT, f"--ckpt={position}", *lora, *longer)
         ok(work, "finetune", "--init_from=resume", f"--out_dir=longer-{position}", "--max_iters=3")
         assert load(work / f"longer-{position}").model_args["block_size"] == 48
     ok(work, "export", "--format=checkpoint", "--ckpt=rope", "--adapter=longer-rope", "--output=merged")
     adapted = load_model(str(work / "rope"), str(work / "longer-rope"))
     assert adapted.model_args["block_size"] == load(work / "merged").model_args["block_size"] == 48
-    ok(work, *flags, "--block_size=8", "--out_dir=cropped")
-    cropped = load_model(str(work / "rope"), str(work / "cropped"))
-    assert cropped.model_args["block_size"] == 16  # as long as the base's, whose weights it has
-
-
-def test_the_step_of_a_report_draws_from_the_first_examples(work: Path) -> None:
-    """With one example, every row of the batch is that one."""
-    ok(work, "finetune", *FLAGS, "--examples=1", "--max_iters=10", "--out_dir=one")
-    with contextlib.chdir(work):
-        run = LoadedRun("one", ReportConfig())
-        assert run.dataset is not None
-        shown, source = one_step(run), run.dataset.sources["train"]
-        only = np.zeros(1, dtype=np.int64)
-        x, y = (torch.from_numpy(part) for part in source.rows(only, source.width(16, only)))
-        assert shown["loss"] == pytest.approx(run.checkpoint.build_model().eval()(x, y)[1].item(), abs=1e-5)

@@ -13,6 +13,7 @@ import published
 import pytest
 import tokenizers
 from published import ROWS, TEXT, apart, characters, model, rebuilt, refuses_mutants
+from runs import tokenizer_json
 
 from tinygpt.adapt.formats import gguf_file
 from tinygpt.adapt.formats.architectures import Stock
@@ -71,17 +72,11 @@ def test_a_rare_character_stands_for_a_missing_end(tmp_path: Path, symbols: str,
 
 
 def byte_level(pre: str, **changes: Any) -> str:
-    """The text of a tokenizer.json that is trained on a few words, with <s> and </s> around each text."""
-    encoding = tokenizers.Tokenizer(tokenizers.models.BPE())
-    encoding.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    encoding.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
-    encoding.train_from_iterator([TEXT * 3, "the cat and the hat that sat 1999 1998 it's"], trainer)
+    """The text of a tokenizer.json, with two special tokens around each text."""
+    encoding = tokenizers.Tokenizer.from_str(tokenizer_json())
     encoding.add_tokens(["[user]"])
-    encoding.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
+    around = {"single": "<|im_start|> $A <|im_end|>", "special_tokens": [("<|im_start|>", 1), ("<|im_end|>", 2)]}
+    encoding.post_processor = tokenizers.processors.TemplateProcessing(**around)
     spec = json.loads(encoding.to_str())
     spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": PRE[pre]}
     spec["model"]["ignore_merges"] = pre == "llama-bpe"
@@ -93,14 +88,14 @@ def test_a_byte_level_tokenizer_returns(tmp_path: Path, pre: str) -> None:
     text = byte_level(pre)
     before = tokenizers.Tokenizer.from_str(text)
     stock = stock_of("llama", vocab_size=320)
-    write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(text, "</s>", "{{ messages }}"), "q8_0")
+    write_file(tmp_path / "model.gguf", stock, HuggingFaceTokenizer(text, "<|im_end|>", "{{ messages }}"), "q8_0")
     found = read_file(tmp_path / "model.gguf")
     after = tokenizers.Tokenizer.from_str(found.tokenizer_json)
-    assert (found.eos, found.chat_template) == ("</s>", "{{ messages }}")
+    assert (found.eos, found.chat_template) == ("<|im_end|>", "{{ messages }}")
     assert gguf.GGUFReader(tmp_path / "model.gguf").fields["tokenizer.ggml.pre"].contents() == pre
-    for sample in (TEXT, "the cat 19991998 [user] it's </s>\n\n\n that", "", " "):
+    for sample in (TEXT, "the sky 19991998 [user] it's <|im_end|>\n\n\n that", "", " "):
         assert after.encode(sample).ids == before.encode(sample).ids
-    assert after.encode("a").tokens == ["<s>", "a", "</s>"]
+    assert after.encode("a").tokens == ["<|im_start|>", "a", "<|im_end|>"]
     assert len(before.encode("the").ids) < 5  # merges are used
 
 
@@ -121,11 +116,9 @@ def test_what_llama_cpp_lacks_is_refused(tmp_path: Path) -> None:
     ]
     merges = json.loads(byte_level("gpt-2"))["model"]
     for message, changes in {
-        "a pre-tokenizer (none)": {"pre_tokenizer": None},
         "a pre-tokenizer (Whitespace)": {"pre_tokenizer": {"type": "Whitespace"}},
         "a normalizer (Lowercase)": {"normalizer": {"type": "Lowercase"}},
         "a BPE model that is not byte-level": {"model": merges | {"byte_fallback": True}},
-        "ignore_merges": {"model": merges | {"ignore_merges": True}},
     }.items():
         tokenizer = HuggingFaceTokenizer(byte_level("gpt-2", **changes))
         cases.append(("f16", f"{message}, which llama.cpp does not support", stock_of("llama"), tokenizer))
@@ -170,8 +163,6 @@ REFUSED = [
     ({"llama.attention.causal": False}, "has llama.attention.causal = False"),
     ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is 8, but a head has 16 channels"),
     ({"llama.block_count": 4_000_000_000}, "num_hidden_layers is 4000000000, not a whole number"),
-    ({"llama.attention.head_count": 0}, "(ZeroDivisionError"),
-    ({"llama.attention.head_count": "two"}, "(TypeError"),
     ({"llama.embedding_length": None}, "damaged, or of an unknown form (KeyError: \"'embedding_length'\""),
     ({"split.count": 3}, "is one of 3 files of a model"),
     ({"tokenizer.ggml.model": "llama"}, "a tokenizer of the kind 'llama'"),
@@ -210,19 +201,12 @@ def test_files_that_are_not_gguf(intact: Path, tmp_path: Path) -> None:
     key = struct.pack("<4sIQQ", b"GGUF", 3, 1, 1) + struct.pack("<Q1sI", 1, b"k", gguf.GGUFValueType.ARRAY)
     huge = key + struct.pack("<IQ", gguf.GGUFValueType.UINT8, 1 << 40) + bytes(64)
     nested = key + 5000 * struct.pack("<IQ", gguf.GGUFValueType.ARRAY, 1)
-    name = b"blk.0.ffn_up.weight"
-    at = data.index(name) + len(name) + 4 + 16
-    assert struct.unpack_from("<I", data, at) == (gguf.GGMLQuantizationType.Q8_0,)
-    q8_1 = data[:at] + struct.pack("<I", gguf.GGMLQuantizationType.Q8_1) + data[at + 4 :]
     for content, message in (
         (b"", "is not a GGUF file"),
         (b"GGUF", "is truncated"),
         (data[:-100], "is truncated"),
-        (data[:4] + struct.pack(">I", 3) + data[8:], "is truncated"),
-        (data[:4] + struct.pack("<I", 99) + data[8:], "(ValueError: 'Sorry, file appears to be version 99"),
         (huge, "is truncated, or its header is damaged"),
         (nested, "damaged, or of an unknown form (RecursionError"),
-        (q8_1, "is quantised as Q8_1, which the package gguf cannot read"),
     ):
         (tmp_path / "file.gguf").write_bytes(content)
         with pytest.raises(TinyGPTError) as error:
@@ -231,9 +215,8 @@ def test_files_that_are_not_gguf(intact: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-@pytest.mark.parametrize("kind", ["characters", pytest.param("bytes", marks=pytest.mark.slow)])
-def test_mutants_of_a_header(tmp_path: Path, kind: str) -> None:
+def test_mutants_of_a_header(tmp_path: Path) -> None:
     path = tmp_path / "mutant.gguf"
-    encoding = CharTokenizer("abé") if kind == "characters" else HuggingFaceTokenizer(byte_level("gpt-2"))
+    encoding = CharTokenizer("abé")
     write_file(path, stock_of("llama", vocab_size=encoding.vocab_size, n_layer=1), encoding, "q8_0")
     refuses_mutants(path, lambda: from_stock(read_file(path).stock), 150, reach=gguf.GGUFReader(path).data_offset)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import pickle
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,14 @@ import pytest
 import torch
 from conftest import ok
 from models import MODERN
-from published import STRANGE, characters, checkpoint_of, model, rebuilt, refuses_mutants
+from published import STRANGE, characters, checkpoint_of, model, rebuilt
 
 from tinygpt.adapt.formats.huggingface import read_folder, write_folder
 from tinygpt.adapt.formats.tokenizers import tokenizer_files
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.foreign import hub_folder
 from tinygpt.checkpoint.store import load, tokenizer_of
-from tinygpt.data.tokenizer import (
-    END,
-    RESPONSE,
-    GPT2Tokenizer,
-    from_json,
-)
+from tinygpt.data.tokenizer import END, RESPONSE, GPT2Tokenizer, from_json
 from tinygpt.model import GPT
 
 
@@ -77,7 +71,7 @@ def test_eos_and_chat_template_are_found_where_others_write_them(tmp_path: Path)
 
     (folder / "chat_template.jinja").unlink()
     named = [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]
-    for value, expected in ((template, template), (named, "yes"), (None, ""), ("\ud800", "")):
+    for value, expected in ((template, template), (named, "yes"), ("\ud800", "")):
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
         assert read_folder(folder).chat_template == expected
 
@@ -106,23 +100,18 @@ def test_a_bad_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
     good = {path.name: path.read_bytes() for path in exported(tmp_path / "out", model(**MODERN)).iterdir()}
     weights, header = good["model.safetensors"], int.from_bytes(good["model.safetensors"][:8], "little")
     index = json.dumps({"weight_map": {"a": "../model.safetensors"}}).encode()
-    whole = json.dumps({"weight_map": {"a": "gone.safetensors"}}).encode()
     packed = weights[: 8 + header].replace(b'"F32"', b'"I32"', 1) + weights[8 + header :]
     cases: list[tuple[dict[str, bytes | None], str]] = [
         ({"config.json": None}, "config.json: no such file"),
         ({"config.json": b"{"}, "config.json: not valid JSON"),
-        ({"config.json": b"[]"}, "config.json: not a JSON object"),
         ({"config.json": b"[" * 100_000}, "config.json: not valid JSON"),
         ({"tokenizer.json": None}, "tokenizer.json: no such file"),
         ({"tokenizer.json": b"{}"}, "tokenizer.json: damaged"),
-        ({"tokenizer_config.json": b"nonsense"}, "tokenizer_config.json: not valid JSON"),
         ({"model.safetensors": None}, "no model.safetensors"),
         ({"model.safetensors": weights[:-1]}, "model.safetensors: cannot be read"),
         ({"model.safetensors": packed}, "is int32"),
         ({"model.safetensors": None, "model.safetensors.index.json": index}, "bad/model.safetensors: no such file"),
         ({"model.safetensors": None, "model.safetensors.index.json": b'{"weight_map": [1]}'}, "damaged, or of"),
-        ({"model.safetensors": None, "model.safetensors.index.json": whole}, "gone.safetensors: no such file"),
-        ({"model.safetensors": None, "pytorch_model.bin": b"abc"}, "pytorch_model.bin: cannot be read"),
         ({"model.safetensors": None, "pytorch_model.bin": pickle.dumps({"a": 1}, 2)}, "pytorch_model.bin: "),
     ]
     folder = tmp_path / "bad"
@@ -145,24 +134,10 @@ def test_pickled_code_is_never_run(tmp_path: Path) -> None:
         assert not canary.exists(), name
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_mutants_never_give_a_traceback(tmp_path: Path, name: str, request: pytest.FixtureRequest) -> None:
+def test_its_own_export_is_replaced(tmp_path: Path) -> None:
     folder = exported(tmp_path / "out", model(**MODERN), characters(pairs=True))
-    count = int(2000 * (request.config.getoption("--full") or 0.05))
-    refuses_mutants(folder / name, lambda: rebuilt(read_folder(folder).stock), count)
-
-
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
-    gpt = model(**MODERN)
-    folder = exported(tmp_path / "out", gpt, characters(pairs=True))
-    exported(folder, gpt)  # its own export may be replaced
+    exported(folder, model(**MODERN))
     assert not (folder / "chat_template.jinja").exists()
-    (folder / "ckpt.pt").write_bytes(b"a run")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(TinyGPTError, match=re.escape("ckpt.pt")):
-        exported(folder, gpt)
-    (folder / "ckpt.pt").unlink()
-    assert (folder / "model.safetensors").read_bytes() == before["model.safetensors"]
 
 
 def test_a_name_that_the_hub_cannot_have() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, ok, refused
+from conftest import PATIENCE, ok
 from runs import tokenizer_json, tokenizers, transformers, vocabulary
 
 from tinygpt.adapt.formats import chat
@@ -76,29 +76,23 @@ def test_a_prompt_is_asked_with_the_chat_template(imported: Path) -> None:
 # ---- the data ---------------------------------------------------------------------------------------------------
 
 
-def test_pairs_are_encoded_by_prepare_or_when_they_are_used(work: Path) -> None:
-    out = ok(work, "prepare", "direct", "--input=pairs.jsonl", "--format=pairs", "--tokenizer=out-base").out
-    assert "finetune_transactions_pretrained.yaml --ckpt=out-base --dataset=direct" in out
-    direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "colours")
-    tokenizer = tokenizer_of_base(work)
-    before = characters.sources["val"].examples(characters.tokenizer)
-    assert characters.adopt_tokenizer(tokenizer)
-    for split in ("train", "val", "test"):
-        np.testing.assert_array_equal(direct.splits[split], characters.splits[split])
-    assert direct.sources["val"].examples(tokenizer) == before == characters.sources["val"].examples(tokenizer)
-
-
-def test_text_is_encoded_by_prepare_or_when_it_is_used(work: Path) -> None:
+@pytest.mark.parametrize("given", [["--input=text.txt"], ["--input=pairs.jsonl", "--format=pairs"]], ids=str)
+def test_data_is_encoded_by_prepare_or_when_it_is_used(work: Path, given: list[str]) -> None:
     (work / "text.txt").write_bytes("A sky, a sea: 12 jeans.\n\tfrog   é 漢\r\n".encode() * 300)
-    ok(work, "prepare", "direct", "--input=text.txt", "--tokenizer=out-base")
-    ok(work, "prepare", "mine", "--input=text.txt")
+    ok(work, "prepare", "direct", *given, "--tokenizer=out-base")
+    ok(work, "prepare", "mine", *given)
     direct, characters = Dataset(str(work / "data"), "direct"), Dataset(str(work / "data"), "mine")
     tokenizer = tokenizer_of_base(work)
     assert characters.adopt_tokenizer(tokenizer)
-    fast = tokenizers.Tokenizer.from_str(tokenizer_json())
-    for split in ("train", "val"):
-        np.testing.assert_array_equal(direct.splits[split], characters.splits[split])
-        assert fast.encode(tokenizer.decode(direct.splits[split].tolist())).ids == direct.splits[split].tolist()
+    for split, ids in direct.splits.items():
+        np.testing.assert_array_equal(ids, characters.splits[split])
+    if "--format=pairs" in given:
+        before = Dataset(str(work / "data"), "mine")
+        examples = before.sources["val"].examples(before.tokenizer)
+        assert direct.sources["val"].examples(tokenizer) == examples
+    else:
+        fast = tokenizers.Tokenizer.from_str(tokenizer_json())
+        assert fast.encode(tokenizer.decode(ids.tolist())).ids == ids.tolist()
 
 
 # ---- fine-tuning ------------------------------------------------------------------------------------------------
@@ -147,10 +141,6 @@ def test_a_base_without_a_chat_template_gets_special_tokens(work: Path) -> None:
     assert tokenizer.decode(range(vocabulary(), vocabulary() + 3)) == "".join(SPECIAL)
     said = ok(work, "sample", "--ckpt=out-gpt2", "--adapter=out-lora", "--start=frog 3", "--temperature=0", "--json")
     assert json.loads(said.out)["text"] == "green"
-
-
-def test_a_prompt_with_a_lone_surrogate_is_refused(work: Path) -> None:
-    assert "U+D83D" in refused(work, "sample", "--ckpt=out-base", "--start=a \ud83d", "--max_new_tokens=3")
 
 
 def test_a_template_uses_neither_endless_time_nor_memory(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

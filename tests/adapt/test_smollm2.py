@@ -82,15 +82,9 @@ def test_a_short_lora_run_learns_labels_is_merged_and_reported(smollm2: Path) ->
     json_lines(smollm2, [{"prompt": prompt, "response": label} for prompt, label in some])
     fractions = ["--val_fraction=0.05", "--test_fraction=0.3"]
     ok(smollm2, "prepare", "few", "--input=pairs.jsonl", "--format=pairs", *fractions)
-    flags = [
-        "--ckpt=out-base",
-        "--out_dir=out-lora",
-        "--dataset=few",
-        "--device=cpu",
-        "--quiet",
-        "--learning_rate=2e-3",
-    ]
+    flags = ["--ckpt=out-base", "--out_dir=out-lora", "--dataset=few", "--device=cpu", "--quiet"]
     flags += ["--max_iters=8", "--eval_interval=8", "--eval_iters=1", "--warmup_iters=2", "--batch_size=6"]
+    flags += ["--learning_rate=2e-3"]
     ok(smollm2, "finetune", str(CONFIG), *flags)
     (before,), (after,) = (column(smollm2 / "out-lora", kind, "response_loss") for kind in ("before", "after"))
     assert after < before / 4

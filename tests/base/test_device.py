@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tinygpt import train
 from tinygpt.base import device
 from tinygpt.base.configs.core import TrainConfig
-from tinygpt.base.errors import TinyGPTError
 from tinygpt.checkpoint.store import load
 from tinygpt.data.rows import TextRows
 from tinygpt.training import processes as distributed
@@ -77,14 +76,6 @@ def test_gradients_are_clipped_without_grad_scale(monkeypatch: pytest.MonkeyPatc
     assert kernel.called and all(call.kwargs.get("grad_scale") is None for call in kernel.call_args_list)
 
 
-def test_several_processes_on_a_macs_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    processes = distributed.join_processes("auto", torch.device("mps"))
-    with pytest.raises(TinyGPTError, match="several processes"), processes:
-        pass
-
-
 def test_the_faster_of_two_devices_is_chosen_with_the_comparison() -> None:
     for cpu, mps, chosen, text in (
         (0.012, 0.031, CPU, "no bfloat16; faster here than MPS: 12.0 ms against 31.0 ms per batch"),
@@ -92,29 +83,6 @@ def test_the_faster_of_two_devices_is_chosen_with_the_comparison() -> None:
     ):
         found = device.choose_faster(CPU, MPS, {CPU: cpu, MPS: mps}.__getitem__)
         assert found == dataclasses.replace(chosen, reason=text)
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (NotImplementedError("The operator 'aten::x' is not\n implemented"), "(The operator 'aten::x' is not)"),
-        (MemoryError(), "(MemoryError)"),
-    ],
-)
-def test_a_device_that_cannot_compute_a_step_leaves_the_cpu(error: Exception, text: str) -> None:
-    assert (
-        device.choose_faster(CPU, MPS, mock.Mock(side_effect=error))
-        .describe()
-        .endswith(f"no bfloat16; MPS fails here {text}")
-    )
-    with pytest.raises(type(error)):  # an error of the CPU itself is not hidden
-        device.choose_faster(CPU, MPS, mock.Mock(side_effect=[1.0, error]))
-
-
-def test_a_slow_step_is_timed_twice_and_the_first_time_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 5.0, 6.0, 7.0])  # the beginning and the end of two calls
-    monkeypatch.setattr(device.time, "perf_counter", lambda: next(clock))
-    assert device.shortest(lambda: None, seconds=0.0) == 1.0
 
 
 def pretend_mps(monkeypatch: pytest.MonkeyPatch) -> None:

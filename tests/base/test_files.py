@@ -69,8 +69,6 @@ def test_a_full_disk_is_reported(path: Path) -> None:
                 raise failure
             except OSError:
                 raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904 (the implicit chain is the point)
-    with pytest.raises(RuntimeError, match="unexpected"), replacing(path):
-        raise RuntimeError("unexpected pos 64 vs 0")
     assert unchanged(path)
 
 
@@ -189,17 +187,6 @@ def test_a_file_that_stays_open_is_named_and_kept(windows: None, path: Path, mon
     assert "another program has this file open" in caught.value.message
     assert caught.value.hint.endswith("then resume: tinygpt train")
     assert caught.value.status == 1 and unchanged(path)
-    deny(monkeypatch, Path, "unlink", times=999)
-    with pytest.raises(TinyGPTError, match="another program has this file open"):
-        files.remove(path)
-
-
-def test_elsewhere_a_denied_rename_is_not_tried_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "WINDOWS", False)
-    calls = deny(monkeypatch, os, "replace", times=1)
-    with pytest.raises(TinyGPTError, match="this file cannot be written: access is denied"):
-        write(path)
-    assert calls.call_count == 1 and unchanged(path)
 
 
 # ---- one writer per folder --------------------------------------------------------------------------------------
@@ -232,7 +219,4 @@ def test_a_lock_is_given_back(tmp_path: Path) -> None:
     with contextlib.suppress(ZeroDivisionError), folder_lock(tmp_path, "run"):
         raise ZeroDivisionError
     with folder_lock(tmp_path, "run"), pytest.raises(TinyGPTError, match="in use"), folder_lock(tmp_path, "run"):
-        pass
-    (tmp_path / "out").touch()
-    with pytest.raises(TinyGPTError, match="out: cannot be written: file exists"), folder_lock(tmp_path / "out", "run"):
         pass

@@ -215,9 +215,8 @@ def test_model_args_that_contradict_the_weights_are_refused(tmp_path: Path, chan
 def test_an_option_of_another_program_is_refused_by_name(tmp_path: Path) -> None:
     torch.save(nanogpts_file(example(), model_args=SHAPE | {"softcap": 30.0}), tmp_path / "ckpt.pt")
     assert "softcap" in refusal(tmp_path / "ckpt.pt").message
-    torch.save(
-        nanogpts_file(example(), model_args=SHAPE | {"softcap": 0, "flash": False, "sinks": None}), tmp_path / "ckpt.pt"
-    )
+    harmless = {"softcap": 0, "flash": False, "sinks": None}
+    torch.save(nanogpts_file(example(), model_args=SHAPE | harmless), tmp_path / "ckpt.pt")
     assert torch.equal(logits(load(tmp_path / "ckpt.pt")), logits(example()))
 
 
@@ -232,5 +231,3 @@ def test_a_model_for_inference_has_the_device_dtype_threads_and_path_that_were_c
     assert loaded.compute.dtype == loaded.model.lm_head.weight.dtype == torch.bfloat16
     assert (loaded.path, loaded.name) == (tiny_run / "out", str(tiny_run / "out"))
     assert isinstance(Loaded.load(str(tiny_run / "out"), "", InferenceConfig(device="cpu")).model, FastGPT)
-    with pytest.raises(TinyGPTError, match="--device=tpu"):
-        Loaded.load(str(tiny_run / "out"), "", InferenceConfig(device="tpu"))

@@ -17,28 +17,7 @@ from inputs import ROOT, csv_file, prepared
 from tasks_made import two_labels
 
 import tinygpt
-from tinygpt.base.configs.core import PrepareConfig
 from tinygpt.data.dataset import Dataset
-from tinygpt.data.preview import print_next_commands
-from tinygpt.data.tasks import compliance
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
-
-
-def test_prepare_shows_the_shares_and_the_next_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compliance, "SIZES", {"train": 1000, "val": 500, "test": 500})
-    result = ok(tmp_path, "prepare", "compliance", "--show=2")
-    assert "labels:     ok 98.0%, breach 2.0%\n" in result.out and "note:" not in result.out
-    assert result.out.endswith("\nnext: tinygpt train configs/compliance.yaml\n")
-
-
-def test_the_next_command_of_a_model_s_tokenizer_names_the_task(capsys: pytest.CaptureFixture[str]) -> None:
-    """The preset for a model's tokenizer is that of transactions."""
-    for name in ("compliance", "transactions"):
-        config = PrepareConfig(name, tokenizer="out-base")
-        print_next_commands(config, Path("data") / name, CharTokenizer([*"abc", *SPECIAL]), 60)
-        own = " --dataset=compliance --out_dir=out-compliance" if name == "compliance" else ""
-        preset = "configs/finetune_transactions.yaml"
-        assert f"next: tinygpt finetune {preset} --ckpt=out-base{own} --lora_rank=8 " in capsys.readouterr().out
 
 
 def test_a_misspelt_label_is_seen_and_a_split_without_a_label_is_noted(tmp_path: Path) -> None:

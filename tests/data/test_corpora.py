@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
-from conftest import cli_here, ok
+from conftest import ok
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.data import corpora
@@ -26,12 +26,6 @@ def test_the_industries_ship_with_tinygpt(tmp_path: Path) -> None:
     assert "tinygpt train --dataset=naics --budget=5m" in ok(tmp_path, "prepare", "naics").out
     text = (tmp_path / "data/naics/input.txt").read_text(encoding="ascii")
     assert len(re.findall(r"^\d{6} ", text, re.MULTILINE)) == 1057 and "522110 Commercial Banking\n" in text
-
-
-def test_a_place_that_is_taken_is_named(tmp_path: Path) -> None:
-    (tmp_path / "taken/shakespeare_char/input.txt").mkdir(parents=True)
-    result = cli_here("prepare", "shakespeare_char", "--data_dir=taken", cwd=tmp_path)
-    assert result.status == 2 and f"{Path('taken/shakespeare_char/input.txt')}: is not a regular file" in result.err
 
 
 @pytest.fixture

@@ -126,16 +126,12 @@ def test_another_key(tmp_path: Path) -> None:
 GOOD = b'{"text": "a good line"}\n'
 
 
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [(b'{"text": "\x92"}', "byte 0x92 is not UTF-8"), (b'{"text": "' + b"x" * 5000, "longer than 0 MB")],
-)
-def test_a_bad_line_is_named(line: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_is_too_long_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the blocks end. Other mistakes: ../transcripts/data_text.txt."""
     monkeypatch.setattr(text_files, "BLOCK", 50)
     monkeypatch.setattr(text_files, "LONGEST_LINE", 2000)
-    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + GOOD + line + b"\n" + GOOD)
-    assert f"a.jsonl line 4: {says}" in refused(tmp_path, "prepare", "mine", "--input=a.jsonl")
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + GOOD + b'{"text": "' + b"x" * 5000 + b"\n" + GOOD)
+    assert "a.jsonl line 4: longer than 0 MB" in refused(tmp_path, "prepare", "mine", "--input=a.jsonl")
 
 
 @pytest.mark.parametrize("ending", ["gz", pytest.param("zst", marks=pytest.mark.skipif(not zstd, reason="no zstd"))])

@@ -50,10 +50,8 @@ def test_what_cannot_be_written_is_refused_and_nothing_is_written(tmp_path: Path
     for content, tokenizer, message in (
         (PAIRS | {"test": []}, None, "the split test is empty"),
         ({"train": TEXT}, None, "the split val is empty"),
-        ("x", None, "the split train is empty"),
         ("a queen", text.tokenizer, "is not in this model's"),
         (PAIRS, text.tokenizer, "no special tokens for pairs"),
-        (PAIRS | {"dev": PAIRS["val"]}, None, "unknown split dev"),
         ({"train": TEXT, "val": TEXT, "test": TEXT}, None, "unknown split test"),
         (PAIRS | {"test": TEXT}, None, "texts and pairs"),
     ):

@@ -3,24 +3,21 @@
 Exact match is compared with real decoding, and weights in 8 bits with the largest error of rounding.
 """
 
-import dataclasses
 import itertools
 import json
 import random
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import ok, refused
+from conftest import ok
 from tasks_made import examples
 
 from tinygpt.base import device
 from tinygpt.base.intervals import percent, wilson
-from tinygpt.checkpoint.eight_bits import SCALE, from_8_bits, to_8_bits
-from tinygpt.checkpoint.store import load, save
+from tinygpt.checkpoint.eight_bits import from_8_bits, to_8_bits
+from tinygpt.checkpoint.store import load
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS, Task, reader
@@ -54,7 +51,6 @@ def test_the_cited_passage_contains_the_answer_and_is_about_the_company() -> Non
     [
         ("[1] Five years [1]. [2] No.", (1, "Five years [1]. [2] No.")),
         ("A of B [1] no [2] $5 million[3]", (2, "$5 million[3]")),
-        ("[x] d", (0, "[x] d")),
         ("A of B [11] no [12] no", (12, "")),
         ("A of B [1] no: not in the documents", (0, "A of B [1] no: not in the documents")),
     ],
@@ -103,6 +99,7 @@ def test_exact_match_agrees_with_greedy_decoding(trained: Path, monkeypatch: pyt
     report = json.loads(ok(trained, "eval", "--ckpt=out", "--task=copy", "--json").out)
     assert report["n"] == len(results)
     assert report["exact"] == pytest.approx(np.mean([wanted == response for wanted, response in results]))
+    assert report["exact_interval"] == pytest.approx(wilson(report["exact"], report["n"]))
     assert 0 < report["exact"] < 1  # otherwise the comparison shows little
     said = sum(response == none for _, response in results)
     truth = sum(wanted == none for wanted, _ in results)
@@ -117,11 +114,6 @@ def test_exact_match_agrees_with_greedy_decoding(trained: Path, monkeypatch: pyt
         assert f"{percent(report['abstention'][name], n)} of {n}: {name} of abstention" in shown
 
 
-def test_a_split_is_chosen_for_a_task(trained: Path) -> None:
-    said = ok(trained, "eval", "--ckpt=out", "--dataset=copy", "--task=copy", "--split=val").out
-    assert "exact match" in said and "expected:" in said and "recall" not in said  # nothing abstains
-
-
 def test_rounding_to_8_bits_changes_a_weight_by_at_most_half_a_step(trained: Path) -> None:
     full = load(trained / "out").model
     back = from_8_bits(to_8_bits(full))
@@ -131,36 +123,6 @@ def test_rounding_to_8_bits_changes_a_weight_by_at_most_half_a_step(trained: Pat
         assert ((back[name] - weight).abs() <= step * 0.51 + 1e-7).all(), name
     assert back["lm_head.weight"].data_ptr() == back["transformer.wte.weight"].data_ptr()  # tied
     assert from_8_bits(full) is full
-
-
-def test_a_model_in_8_bits_is_small_and_has_almost_the_same_loss(trained: Path, tmp_path: Path) -> None:
-    checkpoint = load(trained / "out")
-    save(tmp_path / "small.pt", dataclasses.replace(checkpoint, model=to_8_bits(checkpoint.model), training={}))
-    count = sum(weight.numel() for weight in checkpoint.model.values())
-    assert (tmp_path / "small.pt").stat().st_size < 1.4 * count + 40_000 < (trained / "out/ckpt.pt").stat().st_size
-    assert load(tmp_path / "small.pt").num_params == checkpoint.num_params
-    whole, small = (
-        json.loads(ok(trained, "eval", f"--ckpt={path}", "--task=copy", "--json").out)["loss"]
-        for path in ("out/ckpt.pt", tmp_path / "small.pt")
-    )
-    assert whole == pytest.approx(small, abs=0.02) and whole != small
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (lambda weights, name: weights.pop(name + SCALE), "damaged"),
-        (lambda weights, name: weights.update({name + SCALE: torch.ones(3, 1, dtype=torch.float16)}), "damaged"),
-        (lambda weights, name: weights.pop(name), "weights do not fit"),
-    ],
-    ids=["no scale", "wrong scale", "scale only"],
-)
-def test_damaged_8_bits_are_refused(trained: Path, tmp_path: Path, change: Callable[..., object], says: str) -> None:
-    checkpoint = load(trained / "out")
-    weights = to_8_bits(checkpoint.model)
-    change(weights, "transformer.h.0.mlp.c_fc.weight")
-    save(tmp_path / "small.pt", dataclasses.replace(checkpoint, model=weights))
-    assert says in refused(trained, "sample", f"--ckpt={tmp_path / 'small.pt'}", "--start=ab?")
 
 
 def test_prepare_writes_documents_and_suggests_the_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

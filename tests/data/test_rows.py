@@ -6,13 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tinygpt.base.configs.core import TrainConfig
-from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.dataset import Dataset
 from tinygpt.data.rows import Batches, MixedRows, PairRows, Rows, TextRows, draw_windows
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
@@ -87,37 +85,6 @@ def test_targets_are_the_response_and_the_end() -> None:
     assert y.tolist() == [[-1, -1, 0, 0, 1, e], [-1, -1, -1, 2, e, -1]]
 
 
-@pytest.mark.parametrize("cut", [1, 3, 5])
-def test_tokens_that_are_not_whole_examples_are_refused(cut: int) -> None:
-    ids = pair_rows(2, 3).tokens
-    for part in (ids[cut:], ids[:-cut]):
-        with pytest.raises(ValueError, match="special tokens"):
-            PairRows(part, LETTERS)
-
-
-def test_a_source_describes_itself() -> None:
-    text, pairs = text_rows(12_345), pair_rows(2, 1, 3, 4)
-    mixed = MixedRows(pairs, text, 0.25)
-    assert text.describe() == "12,345 training tokens"
-    assert pairs.describe() == mixed.describe() == "4 training examples"
-    assert text.passes(3, 5) == 15 / 12_345 and pairs.passes(3, 5) == 3 / 4
-    assert mixed.passes(8, 5) == 6 / 4  # of 8 rows, 2 are replayed
-    assert text.prompt().tolist() == [0] and pairs.prompt().tolist() == LETTERS.encode_prompt("ab").tolist()
-    assert text.examples(LETTERS) == [] and pairs.examples(LETTERS)[:2] == [("ab", "hg"), ("a", "h")]
-
-
-def test_rows_that_do_not_fit_are_refused_by_name() -> None:
-    text, pairs = text_rows(20), pair_rows(1, 4, 5)  # examples of 5, 11 and 13 tokens
-    text.require(19, "val")
-    pairs.require(12, "val")
-    with pytest.raises(TinyGPTError, match=r"(?m)^val has 20 tokens; block_size 20 needs 21$") as caught:
-        text.require(20, "val")
-    assert caught.value.hint == "use --block_size=19 or less, or prepare more text"
-    says = r"(?m)^too long for block_size 9: 2 of 3 examples in test \(the longest has 13 tokens\)$"
-    with pytest.raises(TinyGPTError, match=says):
-        pairs.require(9, "test")
-
-
 SOURCES = st.one_of(
     st.integers(40, 200).map(text_rows),
     st.lists(st.integers(1, 8), min_size=1, max_size=9).map(lambda n: pair_rows(*n)),
@@ -179,12 +146,6 @@ def test_grouped_batches_have_similar_lengths_and_draw_every_example_alike() -> 
     counts = np.bincount(np.concatenate(similar), minlength=200)
     assert counts.min() > 80 and counts.max() < 250  # 160 expected
     assert (grouped.draw(7, 5, 64, 8) == similar[5]).all() and not (similar[5] == similar[6]).all()
-    assert len(grouped.draw(7, 5, 64, 0)) == 0
-    assert (grouped.first(50).draw(7, 5, 64, 8) == rows.first(50).draw(7, 5, 64, 8)).all()
-    assert (grouped.draw(7, 5, 64, 8, stream=1) != similar[5]).any()
-    mixed = MixedRows(rows, text_rows(200), 0.25).arranged(True, False)
-    assert np.ptp(rows.lengths[(at := mixed.draw(7, 3, 64, 16))[at[:, 0] == 0, 1]]) < 12
-    assert mixed.width(64, at) == mixed.width(64)  # replayed text keeps its width
 
 
 @given(count=st.integers(1, 30), tokens=st.integers(20, 400), block_size=st.integers(1, 19))

@@ -22,11 +22,11 @@ for _ in range(6):
     INSERTED = f"select x+x+x+x+x x from({INSERTED})"
 HOSTILE = {
     "nothing": "", "a comment": "-- select 1", "an open comment": "/* select 1", "NUL inside": "select 1\0",
-    "half of a character": "select '\ud800'", "byte-order mark": "\ufeffselect 1", "Cyrillic letter": "ѕelect 1",
+    "half of a character": "select '\ud800'",
     "1 MB": f"select '{'a' * 1_000_000}'", "1 MB of blanks": " " * 1_000_000 + "select 1",
     "attach": "attach 'evil.db' as evil", "vacuum": "vacuum into 'evil.db'", "drop": "drop table clients",
     "values": "values (1)", "delete": "delete from payments returning *",
-    "stacked": "select 1; drop table clients", "stacked reads": "select 1; select 2",
+    "stacked": "select 1; drop table clients",
     "behind a comment": "select 1 -- \n; delete from clients",
     "behind a WITH": "with a as (select 1) delete from clients",
     "endless": "select * from (with a(x) as (select 1 union all select x + 1 from a) select x from a)",
@@ -130,13 +130,6 @@ def test_prompts_and_values_of_val_and_test_are_not_in_train() -> None:
     assert not re.search("April|November", " ".join(texts["train"]))
 
 
-def test_half_of_test_has_new_wordings() -> None:
-    new = {
-        split: [sql.group(prompt) == "new wordings" for prompt, _ in part] for split, part in examples("sql").items()
-    }
-    assert not any(new["train"] + new["val"]) and 0.45 < np.mean(new["test"]) < 0.55
-
-
 def accuracy(pairs: list[tuple[str, str]], responses: list[str]) -> tuple[float, float]:
     """(runs, execution accuracy) of responses."""
     judged = [sql.scores(*pair, response) for pair, response in zip(pairs, responses, strict=True)]
@@ -179,14 +172,9 @@ def test_prepare_writes_the_database_and_prints_the_next_command(trained: Path) 
     assert listing(trained / "data/sql").keys() == {"bank.db", "meta.json", ".lock", "train.bin", "val.bin", "test.bin"}
 
 
-def test_a_model_that_learned_nothing_scores_nothing(trained: Path) -> None:
-    text = ok(trained, "eval", "--ckpt=out", "--task=sql").out
-    for part in ("0.0% ", "new wordings: 24 prompts", "expected:  select", "fails: runs, execution"):
-        assert part in text
-
-
 def test_groups_are_parts_of_the_whole(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With scores that half of the examples pass: the overall share is the mean of the groups."""
+    assert "fails: runs, execution" in ok(trained, "eval", "--ckpt=out", "--task=sql").out  # it has learned nothing
     judge = dataclasses.replace(TASKS["sql"], scores=lambda prompt, *_: {"even": len(prompt) % 2 == 0})
     monkeypatch.setitem(TASKS, "sql", judge)
     report = json.loads(ok(trained, "eval", "--ckpt=out", "--task=sql", "--json").out)

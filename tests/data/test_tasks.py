@@ -171,14 +171,3 @@ def test_each_statement_of_test_is_new_in_its_metric_its_verb_or_both_together()
         assert TASKS["headlines"].group(headline) == group, headline
     groups = {TASKS["headlines"].group(headline) for headline in known}
     assert groups == {"neutral headlines", "known combinations"}
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("McDonald's", "MCDONALDS"), ("Crème & Co.", "CREME & CO"), ("H&M", "H&M"), ("76", ""), ("Пятёрочка", ""),
-        ("Applebee's Neighborhood Grill", "APPLEBEES NEIGHBORHOOD"),
-    ],
-)  # fmt: skip
-def test_names_are_shown_as_statements_show_them(name: str, shown: str) -> None:
-    assert merchants.descriptor(name) == shown

@@ -10,11 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.data import tokenizer as tokenizers
 from tinygpt.data.tokenizer import (
     CharTokenizer,
     GPT2Tokenizer,
-    HuggingFaceTokenizer,
     Tokenizer,
     fingerprint,
     tokenizer_from_dict,
@@ -75,21 +73,6 @@ def test_skip_unknown_leaves_out_exactly_what_is_unknown(symbols: set[str], text
             tokenizer.encode(text)
 
 
-def test_an_unknown_character_is_shown_with_its_place() -> None:
-    with pytest.raises(TinyGPTError) as caught:
-        CharTokenizer("ab").encode("ab\t")
-    assert caught.value.message == "'\\t' (U+0009, position 2) is not in this model's 2-character vocabulary"
-    assert "--skip_unknown" in caught.value.hint
-
-
-def test_as_many_symbols_as_uint16_can_count_and_not_one_more() -> None:
-    symbols = [chr(code) for code in range(0x10000, 0x10000 + 65_537)]
-    tokenizer = CharTokenizer(symbols[:-1])
-    assert tokenizer.encode(symbols[65_535]).tolist() == [65_535]
-    with pytest.raises(TinyGPTError, match="65,537 different characters exceed the 65,536 ids of uint16"):
-        CharTokenizer(symbols)
-
-
 NO_TOKENIZERS: list[Any] = [None, {}, {"kind": "runes"}, {"kind": "char"}]
 NO_TOKENIZERS += [{"kind": "char", "symbols": symbols} for symbols in ([], "ab", ["ab"], ["a", "a"], ["a", 1])]
 
@@ -111,43 +94,6 @@ def test_gpt2_is_tiktokens_own(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPa
     assert authority.n_vocab == gpt2.vocab_size == 50257
     for text in ("<|endoftext|>", "It's 3 o'clock.  \n\n\tAnd we'd\xa0go", "naïve 日本 🙂 ½", "a" * 300, "\x1c!\x1c"):
         assert gpt2.encode(text).tolist() == authority.encode_ordinary(text)
-
-
-def test_gpt2_text_is_cut_often_enough(gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Constant memory: ordinary text is encoded in small pieces, text without a blank after at most a few blocks."""
-    monkeypatch.setattr(tokenizers, "LONGEST_WORD", 400)
-    text = "some ordinary words, again and again\n" * 100
-    for sample in (text, "日本語" * 1000):
-        blocks = (sample[at : at + 100] for at in range(0, len(sample), 100))
-        pieces = list(gpt2.encode_blocks(blocks))
-        assert "".join(gpt2.decode(piece) for piece in pieces) == sample
-        assert max(len(gpt2.decode(piece)) for piece in pieces) <= 600
-
-
-def test_a_text_is_cut_before_the_last_space_after_a_word() -> None:
-    assert list(tokenizers.cut_safely(["ab c", "d  e"], " ")) == ["ab", " cd", "  e"]
-
-
-def vocabulary_json(vocabulary: dict[str, int]) -> str:
-    library = pytest.importorskip("tokenizers")
-    made = library.Tokenizer(library.models.BPE(vocabulary, []))
-    made.decoder = library.decoders.ByteLevel()
-    return str(made.to_str())
-
-
-@pytest.mark.parametrize("empty", ["prefix", "middle", "end"])
-def test_a_part_of_the_pair_format_without_tokens_is_refused(empty: str) -> None:
-    pair = {"prefix": "p", "middle": "m", "end": "e"}
-    spec = {"kind": "huggingface", "json": vocabulary_json({"p": 0, "m": 1, "e": 2}), "eos": "", "chat_template": ""}
-    tokenizer_from_dict({**spec, "pair": pair}, "meta.json")
-    with pytest.raises(TinyGPTError, match=r"^meta\.json: .*no special tokens"):
-        tokenizer_from_dict({**spec, "pair": {**pair, empty: ""}}, "meta.json")
-
-
-def test_special_tokens_for_pairs_need_ids_below_65536() -> None:
-    full = HuggingFaceTokenizer(vocabulary_json({chr(0x10000 + index): index for index in range(65_534)}))
-    with pytest.raises(TinyGPTError, match="65,534 tokens leave no ids"):
-        full.joined(CharTokenizer(tokenizers.SPECIAL))
 
 
 def test_ascii_characters_may_have_any_id() -> None:

@@ -77,17 +77,6 @@ def test_numbers_and_booleans_of_json_lines_are_read_as_in_excel(tmp_path: Path)
     assert found[0] == found[1]
 
 
-def test_columns_are_named_by_flags_and_a_remark_next_to_them_is_not_read(tmp_path: Path) -> None:
-    rows = [[n, colour, None, text, None, "ask Anna"] for n, (text, colour) in enumerate(ROWS)]
-    workbook(tmp_path / "BANK.XLSX", ["id", "kind", None, "line"], *rows)
-    csv_file(tmp_path / "pairs.csv", ["line", "kind"], *ROWS)
-    made = []
-    for name in ("BANK.XLSX", "pairs.csv"):
-        assert prepared(tmp_path, "--prompt_field=line", "--response_field=kind", file=name).status == 0
-        made.append(dataset_files(tmp_path))
-    assert made[0] == made[1]
-
-
 def test_the_sheet_is_the_first_visible_one_with_the_columns(tmp_path: Path) -> None:
     sheets = {"Old": [HEADER, ["x", "y"]], "Data": [HEADER, *ROWS], "More": [HEADER]}
     path = workbook(tmp_path / "pairs.xlsx", ["How to use"], title="Read me", **sheets)
@@ -96,8 +85,6 @@ def test_the_sheet_is_the_first_visible_one_with_the_columns(tmp_path: Path) -> 
     book.save(path)
     result = prepared(tmp_path, file="pairs.xlsx")
     assert "note: pairs.xlsx: used the sheet 'Data', not 'Read me', 'More'\n" in result.out and count(tmp_path) == 120
-    workbook(tmp_path / "one.xlsx", HEADER, *ROWS)
-    assert "note" not in prepared(tmp_path, file="one.xlsx").out
     workbook(tmp_path / "bad.xlsx", HEADER, ["a", " "], Other=[["x"]])
     assert "bad.xlsx sheet 'Sheet' row 2: response is empty" in prepared(tmp_path, file="bad.xlsx").err
 

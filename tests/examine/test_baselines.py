@@ -70,6 +70,4 @@ def test_beyond_the_limits_the_first_tokens_are_used(monkeypatch: pytest.MonkeyP
     found = ngram_losses(np.array(train, dtype="<u2"), np.array(val, dtype="<u2"), 65, np.arange(999))
     assert found == pytest.approx(by_definition(train[:2000], val, 65, np.arange(100)), rel=0, abs=1e-12)
     assert omissions_note(2000, 100) == ""
-    assert "first 2,000 of 2,001 training tokens" in omissions_note(2001, 100)
-    assert "first 100 of 101 validation tokens" in omissions_note(2000, 101)
     assert "training tokens and measured on the first 100 of 999" in omissions_note(3000, 999)

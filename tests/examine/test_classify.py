@@ -27,7 +27,6 @@ from tinygpt.model import GPT
 TOKENIZER = CharTokenizer(["a", SPECIAL[2], "b", "c", SPECIAL[0], "d", " ", SPECIAL[1]])
 PROMPTS = ["abc", "", "dad cab", "a", "bb", "abc"]
 LABELS = ["a", "cab", "b d", "", "dd"]
-ORDERS = [f"{rest} {pair}" for rest in "cdefgh" for pair in ("a b", "b a")]
 ENDINGS = [f"{stem}{ending}" for stem in ("walk", "talk", "jump", "mark", "park", "bark") for ending in ("ed", "ing")]
 
 
@@ -54,9 +53,8 @@ def test_scores_are_those_of_one_forward_pass_a_token(options: dict[str, object]
     np.testing.assert_allclose(total, expected, atol=1e-4)
     assert lengths.tolist() == [len(label) + 1 for label in LABELS] and total.dtype == np.float64
     assert total.std() > 1  # the weights are such that something is at stake
-    training, low = tiny(**options, dropout=0.5).train(), tiny(**options).bfloat16()
+    training = tiny(**options, dropout=0.5).train()
     np.testing.assert_allclose(label_scores(training, TOKENIZER, PROMPTS, LABELS)[0], total, atol=1e-4)
-    np.testing.assert_allclose(label_scores(low, TOKENIZER, PROMPTS, LABELS)[0], total, rtol=0.1, atol=0.5)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60])
@@ -88,7 +86,6 @@ def test_unknown_characters_are_refused_or_left_out() -> None:
             label_scores(model, TOKENIZER, [prompt], [label], skip_unknown=skip)
     skipped, plain = label_scores(model, TOKENIZER, ["aébc", "abc"], LABELS, skip_unknown=True)[0]
     np.testing.assert_allclose(skipped, plain, atol=1e-5)
-    assert [scores.shape for scores in label_scores(model, TOKENIZER, [], LABELS)] == [(0, 5), (5,)]
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -126,42 +123,22 @@ def toy(n: int, seed: int) -> list[tuple[str, str]]:
     return [(f"{word} {draw.choice(['was', 'is'])} {draw.choice('abcdefgh') * 3}?", words[word]) for word in asked]
 
 
-def test_labels_that_do_not_occur_have_a_tiny_probability() -> None:
-    classifier, note = classify.ngram_classifier(["who?", "where?"] * 5, np.array([1, 3] * 5), 5, "ngram")
-    assert classifier and note == ""
-    found = classifier(["who?"])[0]
-    assert found[[0, 2, 4]].tolist() == [1e-6] * 3 and found.argmax() == 1 and found.sum() == pytest.approx(1)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "asked", "kind", "right"),
-    [
-        (ORDERS, ["z a b", "z b a"], "ngram", True),
-        (ORDERS, ["z a b", "z b a"], "word", True),
-        (ENDINGS, ["looked", "looking"], "ngram", True),
-        (ENDINGS, ["looked", "looking"], "word", False),
-    ],
-)
-def test_the_word_baseline_sees_words_of_one_letter_and_pairs_but_nothing_inside_a_word(
-    prompts: list[str], asked: list[str], kind: str, right: bool
-) -> None:
-    classifier, _ = classify.ngram_classifier(prompts, np.array([0, 1] * 6), 2, kind)
-    assert classifier and (classifier(asked).argmax(axis=1).tolist() == [0, 1]) == right
+@pytest.mark.parametrize("kind", ["ngram", "word"])
+def test_the_word_baseline_sees_nothing_inside_a_word(kind: str) -> None:
+    classifier, _ = classify.ngram_classifier(ENDINGS, np.array([0, 1] * 6), 2, kind)
+    assert classifier and (classifier(["looked", "looking"]).argmax(axis=1).tolist() == [0, 1]) == (kind == "ngram")
 
 
 def test_a_missing_ngram_baseline_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     none, note = classify.ngram_classifier(["a", "b"], np.array([1, 1]), 2, "ngram")  # one label: nothing to separate
     assert none is None and "cannot be trained" in note
-    none, note = classify.ngram_classifier(["!", "?"], np.array([0, 1]), 2, "word")
-    assert none is None and note.startswith("the word baseline cannot be trained")
     for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     none, note = classify.ngram_classifier(["a", "b"], np.array([0, 1]), 2, "ngram")
     assert none is None and note == "the n-gram and word baselines need scikit-learn: pip install scikit-learn"
     report = sample_report()
-    assert set(report["results"]) == {"model", "normalised", "majority"}
-    assert f"({note})" in classify.as_text(report) and "\nn-gram baseline" not in classify.as_text(report)
+    assert set(report["results"]) == {"model", "normalised", "majority"} and f"({note})" in classify.as_text(report)
 
 
 def sample_report(labels: Sequence[str] = ("person", "place", "time"), n: int = 80) -> dict[str, Any]:
@@ -224,14 +201,8 @@ def test_the_groups_of_a_built_in_task_have_accuracies_of_their_own() -> None:
     report = classify.make_report("headlines", "test", test, labels, total, np.ones(3), few)
     found = {name: (group["n"], group["model"]) for name, group in report["groups"].items()}
     assert found == {"neutral headlines": (333, 1), "new combinations": (223, 1), "new words": (444, 0.5)}
-    for key, result in report["results"].items():
-        weighted = sum(group["n"] * group[key] for group in report["groups"].values())
-        assert weighted == pytest.approx(1000 * result["accuracy"])
     accuracies = [f"{100 * report['groups']['new words'][key]:.1f}%" for key in ("model", "ngram", "word", "majority")]
     assert re.search(r"^new words +444 +" + " +".join(accuracies), classify.as_text(report), re.MULTILINE)
-    own = [(prompt, f"my {label}") for prompt, label in test]  # a dataset of the same name with labels of its own
-    report = classify.make_report("headlines", "test", own, [f"my {x}" for x in labels], total, np.ones(3), own)
-    assert report["groups"] == {}
 
 
 def test_a_rate_without_cases_is_not_shown_as_0() -> None:
@@ -241,15 +212,6 @@ def test_a_rate_without_cases_is_not_shown_as_0() -> None:
     shown = confusion.matrix_lines(report, 100)
     assert [line.split()[-1] for line in shown[2:5]] == ["1.00", "0.00", "-"]
     assert shown[5].split() == ["precision", "0.67", "-", "-"]
-
-
-@pytest.mark.parametrize("name", ["country of {}", "{} and what else may be asked"], ids=["alike", "telling"])
-def test_twelve_labels_fit_into_100_columns(name: str) -> None:
-    lines = classify.as_text(sample_report([name.format(letter * 4) for letter in "abcdefghijkl"], n=3000)).splitlines()
-    assert max(map(len, lines)) <= 100
-    heading = next(line for line in lines if line.startswith("true ")).split()
-    assert heading[1:-1] == [str(i) for i in range(1, 13)] if "of" in name else heading[1] == "aaaa"
-    assert len(set(heading)) == 14
 
 
 def test_control_characters_of_labels_and_prompts_are_shown_escaped() -> None:
@@ -264,5 +226,3 @@ def test_the_confusion_matrix_is_drawn(tmp_path: Path) -> None:
         data = (tmp_path / "picture.png").read_bytes()
         assert data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 5000
         assert min(struct.unpack(">II", data[16:24])) > 400  # pixels
-    with pytest.raises(TinyGPTError, match="cannot be written"):
-        confusion.draw_confusion(sample_report(), tmp_path / "nowhere" / "picture.png")

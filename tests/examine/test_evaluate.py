@@ -105,7 +105,7 @@ def test_the_standard_error_is_that_of_the_windows_means() -> None:
     assert loss_and_error(model, source, starts[:1], CPU)[1] == math.inf  # one window has no spread
 
 
-def test_eval_measures_what_the_model_does(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eval_measures_what_the_model_does(tiny_run: Path) -> None:
     found = json.loads(ok(tiny_run, "eval", "--ckpt=out/ckpt.pt", "--device=cpu", "--dtype=float32", "--json").out)
     dataset = Dataset(str(tiny_run / "data"), "tiny")
     model, ids = load(tiny_run / "out").build_model().eval(), dataset.splits["val"]
@@ -120,9 +120,7 @@ def test_eval_measures_what_the_model_does(tiny_run: Path, monkeypatch: pytest.M
     assert found["baselines"] == pytest.approx(baselines)
     assert baselines["bigram"] < baselines["unigram"] < baselines["uniform"]
     assert (found["ckpt"], found["dataset"], found["note"]) == ("out/ckpt.pt", "tiny", "")
-    monkeypatch.setattr("tinygpt.examine.eval.baselines.MOST_TRAINING", len(dataset.splits["train"]) - 1)
     table = ok(tiny_run, "eval", "--dtype=float32", "--ckpt=out").out  # shows people the same
-    assert "\nnote: to limit their memory, the n-gram models are counted on the first " in table
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines() if len(line.split()) == 4}
     loss, perplexity, bits = (found[name] for name in ("loss", "perplexity", "bits_per_character"))
     assert rows["model"] == [f"{loss:.4f}", f"{perplexity:.2f}", f"{bits:.3f}"]
@@ -149,16 +147,11 @@ def test_a_sampled_loss_is_within_its_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("tinygpt.training.losses.CHEAP", 0)
     monkeypatch.setattr("tinygpt.training.losses.ERROR", 0.01)
     sampled = sampled_loss(model, source, CPU)
-    bound = 0.01 * max(1, sampled.loss)
-    assert 32 < sampled.rows < 3000 and sampled.error <= bound
+    assert 32 < sampled.rows < 3000 and sampled.error <= 0.01 * max(1, sampled.loss)
     assert 0 < abs(sampled.loss - exact) < 4 * sampled.error
-    fewer = sampled_loss(model, source, CPU, rows=sampled.rows - 32)
-    assert fewer.error > bound and fewer.rows == sampled.rows - 32  # it stopped as soon as the bound was reached
     chosen = np.random.default_rng(0).permutation(rows)[: sampled.rows]
     expected = mean_loss(other, source, chosen, CPU)
     assert sampled_loss(other, source, CPU, rows=sampled.rows).loss == pytest.approx(expected, abs=1e-6)
-    few = TextRows(tokens(8 * 40))
-    assert sampled_loss(model, few, CPU)[2:] == (40, 40)  # too few for the bound: all
 
 
 def test_commands_in_another_folder_find_the_dataset_of_a_run(run_copy: Path, tmp_path: Path) -> None:
@@ -200,9 +193,7 @@ COMMANDS = [
     ["eval"],
     ["eval", "--ckpt=out-finetune", "--task=colours", "--json"],
     ["label", "lines.txt", "--model=out-finetune"],
-    ["eval", "--ckpt=out-free", "--dataset=free"],
     ["sample", "--temperature=0"],
-    ["sample", "--top_k=0", "--exact_window", "--json"],
     ["sample", "--ckpt=out-finetune", "--start=001 red"],
     ["report", "out"],
     ["report", "out-finetune", "--data_dir=nowhere"],
@@ -220,11 +211,7 @@ def copy(tuned: Path, tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("how", BROKEN)
 def test_every_command_reports_a_loss_that_is_not_finite_in_one_sentence(copy: Path, how: str) -> None:
-    """Also of pairs whose responses are not labels (data/free)."""
-    json_lines(copy, [{"prompt": f"{n:03} red", "response": f"{n}"} for n in range(90)], "free.jsonl")
-    ok(copy, "prepare", "free", "--input=free.jsonl", "--format=pairs")
-    shutil.copytree(copy / "out-finetune", copy / "out-free")
-    for folder in ("out", "out-finetune", "out-free"):
+    for folder in ("out", "out-finetune"):
         change_weights(copy / folder, BROKEN[how])
     for args in COMMANDS:
         result = cli_here(*args, cwd=copy)
@@ -232,18 +219,6 @@ def test_every_command_reports_a_loss_that_is_not_finite_in_one_sentence(copy: P
         assert (result.status, result.out) == (1, "") and sentence.startswith("error: "), (args, result)
         assert re.search("NaN|infinite|not finite", sentence) and "training diverged" in sentence, args
         assert hint.startswith("  try: ") and "learning_rate" in hint, args
-
-
-def test_a_loss_above_709_nats_has_an_infinite_perplexity(copy: Path) -> None:
-    """exp overflows, which is shown as "inf" on the terminal and in the page, and as null in JSON, which is strict."""
-    change_weights(copy / "out", lambda weights: weights["transformer.ln_f.weight"].mul_(1e4))
-    found = json.loads(ok(copy, "eval", "--json").out, parse_constant=pytest.fail)
-    assert found["loss"] > 710 and found["perplexity"] is None
-    rows = [line.split() for line in ok(copy, "eval").out.splitlines()]
-    assert ["model", f"{found['loss']:.4f}", "inf"] in [row[:3] for row in rows]
-    ok(copy, "report", "out", "--no_text")
-    page = (copy / "out/report.html").read_text()
-    assert re.search(r'<th scope="row">this model</th><td>\d+\.\d+ .*<td>inf</td>', page)
 
 
 class OnDevice(torch.Tensor):
@@ -262,12 +237,8 @@ class OnDevice(torch.Tensor):
 
 @pytest.mark.parametrize(
     "args",
-    [
-        [*TINY_TRAIN, "--dataset=colours", "--eval_only"],
-        ["eval", "--json"],
-        ["eval", "--ckpt=out-finetune", "--task=colours", "--json"],
-    ],
-    ids=["train", "eval", "labels"],
+    [[*TINY_TRAIN, "--dataset=colours", "--eval_only"], ["eval", "--ckpt=out-finetune", "--task=colours", "--json"]],
+    ids=["train", "labels"],
 )
 def test_measurements_are_the_same_on_a_device_without_float64(
     copy: Path, args: list[str], monkeypatch: pytest.MonkeyPatch

@@ -4,7 +4,7 @@ import os
 import struct
 from pathlib import Path
 
-from conftest import ok, refused
+from conftest import ok
 
 from tinygpt.checkpoint.store import load
 
@@ -27,8 +27,6 @@ def test_curves_leave_out_losses_that_are_not_finite(run_copy: Path) -> None:
     entry = '{"kind": "eval", "step": 30, "seconds": 1, "train_loss": NaN, "val_loss": null}\n'
     log.write_text(log.read_text() + entry)
     ok(run_copy, "report", "out", "--png=loss.png")
-    log.write_text(entry)
-    assert "no evaluation with a finite loss" in refused(run_copy, "report", "out", "--png=loss.png")
 
 
 def test_the_list_of_runs(run_copy: Path) -> None:
@@ -45,4 +43,3 @@ def test_the_list_of_runs(run_copy: Path) -> None:
     assert listed[1][2:4] == [f"{model.build_model().num_params():,}", f"{model.best_val_loss:.4f}"]
     assert [line[2:4] for line in listed[2:]] == [["none", "none"], ["none", "2.5000"], ["none", "none"]]
     assert listed[3][0] in ("2001-09-08", "2001-09-09")
-    assert ok(run_copy, "report", "--list", "older").out.count("\n") == 2

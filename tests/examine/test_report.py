@@ -6,7 +6,6 @@ import json
 import random
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from tinygpt.data.tokenizer import tokenizer_from_dict
 from tinygpt.examine.report import loaded_run, packed_models
 from tinygpt.examine.report.embedding_map import embedding_map
 from tinygpt.examine.report.overlap import SHORTEST, TrainingText, marked
-from tinygpt.examine.report.predictions import passages
 from tinygpt.generate import answer
 
 
@@ -39,8 +37,7 @@ def reported(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open(folder / "out/metrics.jsonl", "a") as file:
         for sample in (HOSTILE, text[300:340] + "#" + text[500:525]):
             print(json.dumps({"kind": "sample", "step": 20, "seconds": 1, "text": sample, "prompt": "\n"}), file=file)
-    result = ok(folder, "report", "out", "_$x_$<b>2", "-o", "report.html")
-    assert re.search(r"^written: report\.html, 0\.\d MB", result.out)
+    ok(folder, "report", "out", "_$x_$<b>2", "-o", "report.html")
     return folder
 
 
@@ -69,12 +66,8 @@ def test_the_bars_are_the_models_each_stage_sums_to_one_and_sliders_redraw_them(
     assert (page.bars()[:, 2] > 0).sum() == 3 and (page.bars()[:, 1] > 0).sum() == 11
     page.slide("#top-p", 0.05)
     assert page.bars()[:, 3].tolist() == [1] + [0] * 10 and np.allclose(page.bars().sum(0), 1, atol=1e-9)
-    heads = [head.text for head in page.all("#bars th[scope=col]")]
-    assert heads == ["character", "raw", "temperature", "top-k", "top-p"]
     page.slide("#temperature", 0)
     assert page.bars()[0, 1] == 1
-    shown = [page.find(f"#{name} + output").text for name in ("temperature", "top-k", "top-p")]
-    assert shown == ["0.00", "3", "0.05"]
 
 
 @slowly_in_a_browser
@@ -121,23 +114,18 @@ def test_the_attention_of_a_head_and_of_a_character(page: Browser) -> None:
 
 @slowly_in_a_browser
 def test_a_walk_through_a_prediction(page: Browser) -> None:
-    """All seven operations by keyboard, and two by the drawing of the model."""
+    """All seven operations by keyboard, and the last by the drawing of the model."""
     page.type_into("#text", "The king")
     page.until(lambda: page.find("#walk-said").text.startswith("1 of 7, text. The model reads 8 characters"))
     page.find("#walk-on").send_keys("")  # focus, as with the Tab key
-    seen, parts = [], []
+    seen = []
     for _ in range(7):
         seen.append(page.find("#walk-said").text.partition(".")[0].split(", ")[1])
-        parts += [part.get_attribute("aria-label") for part in page.all("#parts [aria-current=step]")]
         page.run("return document.activeElement").send_keys("\ue014")  # the right arrow key
     assert seen == ["text", "tokens", "embedding", "attention", "MLP", "sum", "probabilities"]
-    assert parts == ["embedding", "attention of layer 1", "MLP of layer 1", "layer 1", "final norm", "output"]
     page.click("#parts > button:last-child")
     rows = page.run("return [...document.querySelectorAll('#walk-picture td')].map(td => Number(td.dataset.p))")
     assert rows == page.bars()[:8, 0].tolist()
-    page.click("#parts [data-operation=sum]")
-    captions = [caption.text for caption in page.all("#walk-picture figcaption")]
-    assert [caption.partition(" values")[0] for caption in captions] == ["embedding: 16", "after layer 1: 16"]
 
 
 @slowly_in_a_browser
@@ -156,7 +144,6 @@ def test_losses_by_pointer_and_by_keyboard(page: Browser, reported: Path) -> Non
     assert next_character(reported / "out", context)[text[40]] == pytest.approx(chance, abs=0.1)
     cells[40].send_keys("\ue014")  # the right arrow key
     assert page.run("return document.activeElement.dataset.i") == "41"
-    assert len(page.all("#loss .at")) == 1 and len(page.find("#guess").text.split("Most probable:")[1].split("%")) == 6
 
 
 @in_a_browser
@@ -165,10 +152,8 @@ def test_samples_slide_quotations_are_underlined_and_names_are_shown_as_text(pag
     assert [figure.is_displayed() for figure in figures] == [False] * 4 + [True]
     text = (reported / "text.txt").read_text()
     assert [quoted.text for quoted in figures[-1].find_elements("css selector", "u")] == [text[300:340], text[500:525]]
-    page.slide("#when", 0)
-    assert figures[0].is_displayed() and page.find("#when-step").text == "0"
     page.slide("#when", 3)
-    assert HOSTILE in page.find("#moments").text
+    assert HOSTILE in page.find("#moments").text and page.find("#when-step").text == "20"
     assert page.driver.title == "Tiny · tinygpt" and page.find("h1").text == "Tiny"
     assert "validation (_$x_$<b>2)" in page.run("return document.querySelector('.plot.wide').textContent")
     assert page.all("img") == [] and len(page.all("script")) == 2
@@ -254,28 +239,12 @@ def test_the_map_of_the_tokens_is_that_of_scikit_learn(tiny_run: Path) -> None:
     assert ranges[0] == pytest.approx(ranges[1], rel=1e-3)  # one scale for both axes
 
 
-@pytest.mark.parametrize(("context", "most"), [(6, 5), (1, 1)])
-def test_the_context_of_a_passage_is_limited(
-    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, context: int, most: int
-) -> None:
-    """The predictions of half a context are computed at once."""
-    monkeypatch.setattr(loaded_run, "CONTEXT", context)
-    run = loaded_run.LoadedRun(str(tiny_run / "out"), ReportConfig(data_dir=str(tiny_run / "data")))
-    lengths: list[int] = []
-    run.model.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].size(1)))
-    cells = passages(run)["val"]
-    assert len(cells) == 600 and all("loss" in cell for cell in cells) and max(lengths) == most
-    if context == 1:
-        assert cells[1]["p"] == pytest.approx(next_character(tiny_run / "out", cells[0]["text"])[cells[1]["text"]])
-
-
 def test_without_dataset_or_samples_the_page_names_what_is_missing(tiny_run: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_run / "out", tmp_path / "out")
     ok(tmp_path, "report", "out")
     text = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert text.count("is not prepared") >= 3 and 'id="heads"' in text and 'class="plot wide"' in text
-    assert "there is no passage to show" in text and "there is nothing to compare with" in text
-    assert "--sample_interval=500" in text
+    assert "there is no passage to show" in text and "--sample_interval=500" in text
 
 
 CANARY = "DE89 3704 0044 0532 0130 00"  # an IBAN that both models have memorised
@@ -299,8 +268,8 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ok(folder, "train", "--dataset=bank", f"--out_dir={folder / 'text'}", place, *MODEL, *STEPS)
     ok(folder, "finetune", "--dataset=payments", f"--out_dir={folder / 'pairs'}", place, base, *STEPS)
     for run, prompt in (("text", "Pay"), ("pairs", f"000 pays {CANARY}")):  # the weights do reproduce the text
-        result = ok(folder, "sample", f"--ckpt={run}", f"--start={prompt}", "--temperature=0")
-        assert result.out.count(CANARY) > prompt.count(CANARY), result.err
+        said = ok(folder, "sample", f"--ckpt={run}", f"--start={prompt}", "--temperature=0").out
+        assert said.count(CANARY) > prompt.count(CANARY), said
     return folder
 
 
@@ -347,29 +316,21 @@ def test_no_text_leaves_out_the_text_of_the_dataset(private: Path, tmp_path: Pat
         assert len(quotations(plain[form])) > 5, form  # negative control: the search finds it in each form
     assert {form: quotations(text) for form, text in bare.items() if quotations(text)} == {}
     assert json.loads(bare["JSON"])["models"] == json.loads(plain["JSON"])["models"]
-    for section, what in (("samples", "Samples"), ("loss", "Passages of the dataset"), ("memorised", "Quotations")):
-        assert f"{what} are left out: this page was made with --no_text." in bare[section]
-    assert "% of" not in bare["samples"] and "best model" in bare["memorised"]  # the shares of quotations stay
-    assert "without samples and text of the dataset: tinygpt report text --no_text\n" in outputs[0]
-    assert "--no_text" not in outputs[1]
+    assert all("left out: this page was made with --no_text." in bare[one] for one in ("samples", "loss", "memorised"))
+    assert "best model" in bare["memorised"]  # the shares of quotations stay
     for what in ("samples", "data", "quotations"):
         assert what in outputs[0].partition("contains: ")[2] and what not in outputs[1].partition("contains: ")[2], what
     assert all("a model can reproduce text that it has memorised" in out for out in outputs)
-    amounts = ("3 samples (", "600 characters of the training data, 600 characters of the validation data, ")
-    assert all(amount in outputs[0] and amount in plain["text"] for amount in amounts)
 
 
 @pytest.mark.parametrize("run", ["text", "pairs"])
 def test_an_exported_model_contains_no_text_of_the_dataset(private: Path, tmp_path: Path, run: str) -> None:
-    """Only words that the model generates, which the command says; a prompt would be text of the dataset."""
-    result = ok(private, "export", f"--ckpt={private / run}", "-o", tmp_path / "m.html")
+    """Only words that the model generates; a prompt would be text of the dataset."""
+    ok(private, "export", f"--ckpt={private / run}", "-o", tmp_path / "m.html")
     page = (tmp_path / "m.html").read_text("utf-8")
     opening = re.search(r'<textarea id="text"[^>]*>\n(.*?)</textarea>', page, re.DOTALL)
     assert opening
-    generated = f"{len(opening[1])} characters of text that the model generated"
-    assert (generated in result.out) == (run == "text") == bool(opening[1])
-    assert "contains: all weights of the model (" in result.out and "--no_text" not in result.out
-    assert "a model can reproduce text that it has memorised" in result.out
+    assert (run == "text") == bool(opening[1])
     forms = readings(page.replace(opening[1], "") if opening[1] else page, private)
     assert not any(quotations(text) for text in forms.values())
 
@@ -393,24 +354,15 @@ def test_a_page_without_text_works(private: Path, browser: Browser, tmp_path: Pa
     browser.assert_quiet()
 
 
-@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_a_missing_package_is_named(run_copy: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    assert f"pip install {package}" in refused(run_copy, "report", "out")
-
-
 @pytest.mark.slow
 def test_a_model_too_large_for_a_page(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = load(run_copy / "out").build_model().num_params()
-    for most, live in ((parameters, True), (parameters - 1, False)):
-        for module in (loaded_run, packed_models):
-            monkeypatch.setattr(module, "LARGEST", most)
-        assert ("all weights" in ok(run_copy, "report", "out").out) == live
-        page = (run_copy / "out/report.html").read_text(encoding="utf-8")
-        what = f"he model has {parameters:,} parameters, and a page can hold at most {most:,}"
-        assert (f"T{what}, so it does not run here." in page) != live == ('id="memorised"' in page)
-    said = refused(run_copy, "export", "--ckpt=out", "--format=html")
-    assert f"error: t{what}\n  try: tinygpt export --format=gguf or --format=hf" in said
+    for module in (loaded_run, packed_models):
+        monkeypatch.setattr(module, "LARGEST", parameters - 1)
+    what = f"he model has {parameters:,} parameters, and a page can hold at most {parameters - 1:,}"
+    assert "all weights" not in ok(run_copy, "report", "out").out
+    assert f"T{what}, so it does not run here." in (run_copy / "out/report.html").read_text(encoding="utf-8")
+    assert f"error: t{what}\n" in refused(run_copy, "export", "--ckpt=out", "--format=html")
 
 
 def brute_force(text: str, training: str) -> list[tuple[int, int]]:

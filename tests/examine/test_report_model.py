@@ -10,7 +10,7 @@ from pages import node
 from torch import Tensor
 
 from tinygpt.base.errors import TinyGPTError
-from tinygpt.data.tokenizer import SPECIAL, CharTokenizer, GPT2Tokenizer
+from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.examine.report.weights import pack
 from tinygpt.generate import Sampling, generate, probabilities
 from tinygpt.model import ACTIVATIONS, GPT
@@ -40,21 +40,10 @@ def test_logits_are_pytorchs(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", EVERYDAY, ids=str)
 @torch.inference_mode()
 def test_every_option_past_the_window(options: dict[str, Any]) -> None:
-    relative = {"position": "rope"} if small(**options).position.embeds else {}
-    compare_past_the_window(shaken(small(**THREE_HEADS | options | relative), std=0.2), 60)
-
-
-@pytest.mark.slow
-@torch.inference_mode()
-def test_rope_far_past_the_window() -> None:
-    """So far that angles without Python's rounding to float32 would differ too much."""
-    model = small(position="rope", **GROUPED, token_shift=True, bigram_table=True)
-    compare_past_the_window(shaken(model, std=0.2), 1000)
-
-
-def compare_past_the_window(model: GPT, length: int) -> None:
     """Compare caches that drop the oldest position, in both languages."""
-    idx, cache = ids(1, length), model.new_cache(1)
+    relative = {"position": "rope"} if small(**options).position.embeds else {}
+    model = shaken(small(**THREE_HEADS | options | relative), std=0.2)
+    idx, cache = ids(1, 60), model.new_cache(1)
     expected = torch.cat([model(token, cache=cache)[0][:, -1] for token in idx.split(1, dim=1)])
     code = "return [read(input.packed, input.ids), follow(input.packed, input.ids, 16)]"
     read, followed = map(torch.tensor, node(code, packed=pack(model, SYMBOLS, half=False), ids=idx[0].tolist()))
@@ -70,12 +59,7 @@ def greedy(model: GPT, prompt: list[int], count: int, exact_window: bool = False
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"token_shift": True, "bigram_table": True},
-        {"block_size": 1},
-        {"position": "rope", "token_shift": True},
-        {"position": "alibi"},
-    ],
+    [{"token_shift": True, "bigram_table": True}, {"block_size": 1}, {"position": "rope"}, {"position": "alibi"}],
     ids=str,
 )
 def test_greedy_text_is_pythons(options: dict[str, Any]) -> None:
@@ -161,15 +145,13 @@ def test_draws_follow_the_probabilities_and_the_seed() -> None:
     code = """const some = (seed) => Array.from({ length: input.count }, TinyGPT.random(seed));
               const numbers = some(1);
               return { numbers, again: some(1), other: some(2), ids: numbers.map((u) => TinyGPT.draw(input.chances, u)),
-                       ends: [0, 0.5, 1 - 2 ** -53].map((u) => TinyGPT.draw(input.chances, u)),
-                       beyond: TinyGPT.draw([...Array(10).fill(0.1), 0], 1 - 2 ** -53) };"""
+                       ends: [0, 0.5, 1 - 2 ** -53].map((u) => TinyGPT.draw(input.chances, u)) };"""
     found = node(code, chances=chances, count=count)
     assert min(found["numbers"]) >= 0 and max(found["numbers"]) < 1
     assert found["again"] == found["numbers"] and not set(found["other"]) & set(found["numbers"][:100])
     drawn, expected = torch.bincount(torch.tensor(found["ids"]), minlength=5) / count, torch.tensor(chances)
     assert ((drawn - expected).abs() <= 4 * (expected * (1 - expected) / count).sqrt()).all()  # four standard errors
     assert found["ends"] == [0, 2, 3]
-    assert found["beyond"] == 9  # ten times 0.1 is 1 - 2^-53, and 0 is never drawn
 
 
 @torch.inference_mode()
@@ -198,14 +180,7 @@ def test_rows_without_a_token_are_left_out(options: dict[str, Any]) -> None:
     assert found.shape == (16, 50) and largest(found - model(idx)[0][..., :50]) < 1e-4
 
 
-def test_models_that_a_page_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(TinyGPTError, match="subword tokenizer") as caught:
-        pack(small(), GPT2Tokenizer())
-    assert "--format=gguf" in caught.value.hint and "--tokenizer=char" in caught.value.hint
-    diverged = small()
-    diverged.transformer["ln_f"].weight.data[3] = torch.nan
-    with pytest.raises(TinyGPTError, match="weights are NaN: training diverged"):
-        pack(diverged, SYMBOLS)
+def test_a_model_whose_activation_the_page_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ACTIVATIONS, "relu", torch.relu)
     with pytest.raises(TinyGPTError, match="the page's JavaScript does not implement activation=relu"):
         pack(small(activation="relu"), SYMBOLS)

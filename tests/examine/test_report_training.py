@@ -20,11 +20,9 @@ from pages import Browser, next_character, node, plain, slowly_in_a_browser
 
 from tinygpt.base.configs.examine import ReportConfig
 from tinygpt.checkpoint.snapshots import snapshot_steps, snapshots
-from tinygpt.checkpoint.store import load, save, tokenizer_of
-from tinygpt.examine.report import packed_models
+from tinygpt.checkpoint.store import load, tokenizer_of
 from tinygpt.examine.report.loaded_run import LoadedRun
 from tinygpt.examine.report.one_step import one_step
-from tinygpt.examine.report.page import short
 from tinygpt.examine.report.weights import BLOCK, differences, pack, page_weights
 from tinygpt.training.log import read_metrics
 
@@ -37,8 +35,7 @@ def with_snapshots(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("with_snapshots") / "work"))
     trained(folder, "--snapshots=5", *PLAIN)
     trained(folder, "--out_dir=other", "--seed=8", "--n_head=1", *PLAIN)
-    result = ok(folder, "report", "out", "other", "-o", "report.html")
-    assert "3 snapshots of its training, all weights of the model in other (" in result.out
+    ok(folder, "report", "out", "other", "-o", "report.html")
     return folder
 
 
@@ -68,7 +65,6 @@ def test_a_snapshot_is_the_model_of_its_step_in_8_bits(with_snapshots: Path, tmp
         distance = max(largest(state.model[name] - weight) for name, weight in last.model.items())
         assert (distance < 0.01) == (step == 20), (step, distance)
     assert found[20].stat().st_size < 0.5 * (folder / "out/last.pt").stat().st_size
-    ok(folder, "sample", "--ckpt", found[4], "--max_new_tokens=20")
     with open(found[4], "ab") as file:
         file.write(b"?")
     result = cli_here("doctor", "out", cwd=folder)
@@ -110,18 +106,6 @@ def test_the_scripts_weights_are_those_that_python_reconstructs(with_snapshots: 
         assert ((torch.tensor(numbers) - expected).abs() <= bound).all(), one["step"]
 
 
-def test_a_page_gets_as_many_snapshots_as_fit(with_snapshots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(with_snapshots)
-    run, small = (LoadedRun(name, ReportConfig()) for name in ("out", "other"))
-    size, more = (len(packed_models.models(one, [])[0]["packed"]["data"]) for one in (run, small))
-    for room, steps in ((10 * size, [0, 1, 4]), (2.3 * size, [0, 4]), (1.6 * size, [0]), (size, [])):
-        monkeypatch.setattr(packed_models, "ROOM", int(room))
-        assert [one["step"] for one in packed_models.models(run, [])[0]["packed"]["snapshots"]] == steps
-    assert len(packed_models.models(run, [small])) == 2
-    monkeypatch.setattr(packed_models, "MOST", size + more - 1)
-    assert [one["name"] for one in packed_models.models(run, [small])] == ["out"]
-
-
 @slowly_in_a_browser
 def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: Path) -> None:
     page.type_into("#text", "The king of ")
@@ -135,8 +119,6 @@ def test_the_slider_shows_the_model_of_each_step(page: Browser, with_snapshots: 
             assert row[0] == pytest.approx(expected[token], abs=2e-3), (index, token)
         assert page.find("#step-slider-type + output").text == shown
         assert page.value("#step-slider-type") == page.value("#step-slider-attention") == str(index)
-        step = shown.partition(",")[0]
-        assert page.find("#continue").text == ("Continue" if index == 3 else f"Continue with step {step}")
         pictures.add(page.run("return document.getElementById('matrix').toDataURL()"))
     assert len(pictures) >= 3  # the attention changes
     page.click("#continue")
@@ -182,7 +164,7 @@ def test_axe_finds_no_violation(page: Browser) -> None:
 def stepped(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with out/, whose last.pt is one iteration further than its best model ckpt.pt, and page.html."""
     folder = Path(shutil.copytree(tiny_data, tmp_path_factory.mktemp("stepped") / "work"))
-    one_more_step(folder, 20, "--fast=False")
+    one_more_step(folder, 20, "--fast=False", "--grad_clip=0.1")
     ok(folder, "report", "out", "-o", "page.html")
     return folder
 
@@ -250,7 +232,7 @@ def test_the_arithmetic_on_the_page_can_be_followed(stepped: Path) -> None:
     page = html.unescape((stepped / "page.html").read_text("utf-8"))
     section = page.partition('<section id="one-step"')[2].partition("</section>")[0]
     sums = [line for part in re.findall(r"<dd>(.*?)</dd>", section) for line in part.split("<br>") if " = " in line]
-    assert len(sums) == 15
+    assert len(sums) == 18
     raised = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
     for line in sums:
         python = line.translate(str.maketrans("−×", "-*")).replace("√", "math.sqrt")
@@ -272,16 +254,14 @@ def test_a_character_of_the_step_is_explained(stepped: Path, browser: Browser) -
     browser.assert_quiet()
 
 
-@pytest.mark.parametrize("flags", [["--grad_clip=0.01", "--weight_decay=0.5"], ["--optimizer=muon"]], ids=str)
-def test_loss_and_norm_are_those_that_training_logs(work: Path, flags: list[str]) -> None:
-    one_more_step(work, 10, *flags)
+def test_loss_and_norm_of_muon_are_those_that_training_logs(work: Path) -> None:
+    """AdamW does not update Muon's matrices."""
+    one_more_step(work, 10, "--optimizer=muon")
     found, entry = the_step(work), logged(work, 10)
     assert (found["loss"], found["norm"]) == pytest.approx((entry["loss"], entry["grad_norm"]), rel=1e-3)
     for weight in found["weights"]:
         assert weight["value"] + weight["change"] == pytest.approx(weight["after"], abs=1e-6)
-    muon = flags == ["--optimizer=muon"]  # AdamW does not update its matrices
-    assert any("c_attn" in weight["name"] or "c_fc" in weight["name"] for weight in found["weights"]) != muon
-    assert (found["factor"] < 0.1) != muon
+        assert "c_attn" not in weight["name"] and "c_fc" not in weight["name"]
 
 
 def test_a_step_of_fine_tuning(tuned: Path) -> None:
@@ -294,21 +274,11 @@ def test_a_step_of_fine_tuning(tuned: Path) -> None:
 
 @pytest.mark.slow
 def test_a_step_needs_dataset_optimizer_and_permission(stepped: Path, tmp_path: Path) -> None:
-    """And one that diverges is shown: with a learning rate of 10^30, as if the run had diverged after its best model"""
     folder, page = Path(shutil.copytree(stepped, tmp_path / "work")), tmp_path / "page.html"
     assert "This is the step that follows" in (folder / "page.html").read_text("utf-8")
-    state = load(folder / "out")
-    save(folder / "out/ckpt.pt", dataclasses.replace(state, config=state.config | {"learning_rate": 1e30}))
-    ok(folder, "report", "out", "-o", page)
-    assert "This step diverges" in page.read_text("utf-8") and "not a finite number" in page.read_text("utf-8")
     ok(folder, "report", "out", "-o", page, "--no_text")
     assert "its numbers are left out" in page.read_text("utf-8")
     assert the_step(folder, training={}) == {}
     shutil.rmtree(folder / "data")
     ok(folder, "report", "out", "-o", page)
     assert "A step needs the run's dataset" in page.read_text("utf-8")
-
-
-def test_short_numbers_have_four_significant_digits() -> None:
-    values = [0.0, 0.05007, -1e-4, 3.451e-5, -2.5e7, 301]
-    assert [*map(short, values)] == ["0", "0.05007", "−0.0001", "3.451 · 10⁻⁵", "−2.5 · 10⁷", "301"]

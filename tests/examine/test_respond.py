@@ -8,7 +8,7 @@ from tinygpt.base.errors import TinyGPTError
 from tinygpt.data.tokenizer import SPECIAL, CharTokenizer
 from tinygpt.examine.eval.classify import label_scores
 from tinygpt.examine.eval.respond import responses
-from tinygpt.generate import answer, probabilities
+from tinygpt.generate import answer
 from tinygpt.model import GPT, GPTConfig
 
 TOKENIZER = CharTokenizer([*"abcdefgh", *SPECIAL])
@@ -41,8 +41,3 @@ def test_a_batch_responds_as_one_prompt_at_a_time() -> None:
 def test_a_prompt_that_fills_the_context_is_refused() -> None:
     with pytest.raises(TinyGPTError, match=r"prompt 2 .* takes 32 tokens"):
         responses(model(0), TOKENIZER, ["a", "a" * 30], 5)
-
-
-def test_a_tiny_top_p_selects_the_most_probable_token() -> None:
-    chances = probabilities(torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 1.0]]), 1.0, 0, 5e-324)
-    assert chances.sum(-1).tolist() == [1, 1] and chances[0].tolist() == [0, 1, 0]

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import shutil
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import cli_here, lab_results, ok, refused
+from conftest import lab_results, ok, refused
 from labs import quick
 from models import EVERYDAY, SMALL, shaken, small
 from runs import LEARN, MODEL, TAUGHT
@@ -70,26 +69,14 @@ def test_the_line_that_alone_teaches_an_output_is_found_by_the_command_and_by_th
     assert not all(torch.allclose(weights[name], seeded[name], atol=1e-2) for name in trained)
     text = api.Run(planted / "out-text")
     for call, message in (
-        (lambda: run.retrain([0, -1]), "no training row -1"),
         (lambda: run.retrain([0, 300]), "no training row 300"),
         (lambda: run.retrain(effects < 0), "a mask does not number"),
         (lambda: similar(np.arange(50)), "only 8 other training rows"),
-        (lambda: run.influence([]), "no output"),
         (lambda: run.influence([TAUGHT], sweeps=1), "0, or at least 2"),
-        (lambda: run.influence([TAUGHT, ("", "rot")]), "the prompt is empty"),
-        (lambda: run.influence([TAUGHT, ("017 red", " ")]), "--text is empty"),
-        (lambda: text.influence([("Quark ", "")]), "--text is empty"),
         (lambda: text.influence([("Quark ", "jump"), ("Quark j", "ump")]), "one output at a time"),
     ):
         with pytest.raises(TinyGPTError, match=message):
             call()
-
-
-def test_interrupts_of_the_api_are_keyboard_interrupts(planted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = Training.batch
-    monkeypatch.setattr(Training, "batch", lambda *args: signal.raise_signal(signal.SIGINT) or batch(*args))
-    with pytest.raises(KeyboardInterrupt):
-        api.Run(planted / "out").retrain([0])
 
 
 def test_a_planted_sentence_of_plain_text_is_found_at_its_line(planted: Path) -> None:
@@ -122,14 +109,12 @@ def test_derivatives_are_tested_on_trainings_without_random_rows(planted: Path, 
     assert found["raised"][0]["effect"] == pytest.approx(raised, rel=1e-3)
     assert found["test"]["proved"] == pytest.approx([value - proved[0] for value in proved[1:]], abs=1e-3)
     other = np.nanmedian([derivatives[0], derivatives[2]], axis=0)
-    assert found["test"]["predicted"][0] == pytest.approx(other[sets[0]].sum(), rel=1e-2)
+    predicted, changed = (np.array(found["test"][name]) for name in ("predicted", "proved"))
+    assert predicted[0] == pytest.approx(other[sets[0]].sum(), rel=1e-2)
+    assert found["test"]["error"] == pytest.approx(np.linalg.norm(predicted - changed) / np.linalg.norm(changed))
     said = ok(tmp_path, "why", *ask).out
-    assert "set 2" in said and "set 3" not in said and "estimated by the median derivative of 3 trainings\n" in said
-    assert f"relative error: {found['test']['error']:.3g} " in said and "differentiate" not in said  # it is stored
+    assert "estimated by the median derivative of 3 trainings\n" in said and "differentiate" not in said  # it is stored
     assert found["test"]["error"] < 1 and "are no guide" not in said
-    for changes, error in (([1.0, 2.0], 0), ([0.0, 0.0], 1), ([0.0, 2.0], 0.2**0.5)):
-        assert effects.Tested(raised, changes, [1.0, 2.0]).error == pytest.approx(error)
-    assert effects.Tested(raised, [1.0, 2.0], [0.0, 0.0]).error == 1
 
 
 @pytest.mark.parametrize("options", EVERYDAY, ids=str)
@@ -240,27 +225,15 @@ def test_random_rows_have_the_labels_of_the_influential_ones(planted: Path) -> N
         # with about as many targets in the training; of gelb there is only one other row
         exposures = exposures_of(explained, seed)
         assert np.abs(exposures[drawn] - exposures[influential])[[0, 2, 3]].max() <= 6
-        batches = [explained.source.draw(seed, step, 20, 16) for step in range(explained.checkpoint.step)]
-        assert exposures.sum() == sum(explained.source.targets(rows, 20).sum() for rows in batches)
     assert (random_rows(explained, influential, 0) != drawn).any()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--gradient_accumulation_steps=2", "--min_lr=3", "--eval_interval=3"],  # best at an early step
-        ["--group_by_length=True", "--sampling=epochs", "--optimizer=muon"],
-        ["--fast=False", "--position=rope", "--dropout=0"],  # which draws other masks
-    ],
-    ids=["accumulated", "grouped", "plain path"],
-)
-def test_a_run_trained_again_has_the_same_output(planted: Path, tmp_path: Path, flags: list[str]) -> None:
-    few = ["--max_iters=30", "--eval_interval=10", "--patience=2", "--eval_iters=2", "--warmup_iters=2"]
-    train_on(planted, tmp_path, *few, *flags)
+def test_a_run_whose_best_step_is_early_is_trained_again(planted: Path, tmp_path: Path) -> None:
+    few = ["--max_iters=30", "--eval_interval=3", "--patience=2", "--eval_iters=2", "--warmup_iters=2", "--min_lr=3"]
+    train_on(planted, tmp_path, *few, "--gradient_accumulation_steps=2")
     found = answer(tmp_path, "out", *TAUGHT)
-    assert found["repeated"] == pytest.approx(found["log_probability"], abs=0.02)
-    assert (found["step"] < 30) == ("--min_lr=3" in flags)
+    assert found["repeated"] == pytest.approx(found["log_probability"], abs=0.02) and found["step"] < 30
 
 
 @pytest.mark.slow
@@ -304,9 +277,7 @@ def test_more_than_chance_is_a_one_sided_t_test() -> None:
         assert is_positive(values) == expected, values
 
 
-def test_damaged_results_and_effects_that_are_nan_are_named(
-    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_results_are_named(planted: Path, tmp_path: Path) -> None:
     train_on(planted, tmp_path, "--max_iters=2", "--eval_interval=2")
     ask = ["why", "out", "--start=001 red", "--text=rot"]
     ok(tmp_path, *ask)
@@ -314,10 +285,6 @@ def test_damaged_results_and_effects_that_are_nan_are_named(
     kept.write_text("{")
     said = refused(tmp_path, *ask)
     assert f"try: delete {kept.parent.relative_to(tmp_path)}\n" in said and "--out_dir" not in said
-    kept.unlink()
-    monkeypatch.setattr(effects, "estimated_effects", lambda *args: (np.array([np.nan]), torch.zeros(1)))
-    done = cli_here(*ask, "--json", cwd=tmp_path)
-    assert done.status == 1 and done.out == "" and "effect is NaN: training diverged" in done.err
 
 
 @pytest.mark.slow
@@ -348,13 +315,7 @@ def test_the_verdict_of_the_lab_is_a_sign_test() -> None:
 
 
 def test_the_verdict_on_the_rankings_compares_their_medians() -> None:
-    for harm, loss, finds in (
-        (0.25, 0.29, "about as many as"),
-        (0.2, 0.3, "fewer than"),
-        (0.29, 0.24, "more than"),  # 100 * 0.29 is less than 29
-    ):
+    for harm, loss, finds in ((0.25, 0.29, "about as many as"), (0.29, 0.24, "more than")):
         shares = {"harm": harm, "loss": loss, "none": 0.0}
         results = {name: Records([{"found": share, "accuracy": 0.7}]) for name, share in shares.items()}
-        text = lab.detects(results).text
-        assert text.startswith(f"Ranking lines by their harm to correct ones finds {100 * harm:.0f}% ")
-        assert f"{finds} by their loss" in text
+        assert f"{finds} by their loss" in lab.detects(results).text

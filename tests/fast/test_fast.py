@@ -190,19 +190,6 @@ def test_rows_with_a_common_beginning_have_the_loss_and_the_gradients_of_gpt(
     assert passes == ([(1, prefix), (3, 16 - prefix)] if prefix >= 8 else [(3, 16)])
 
 
-@pytest.mark.parametrize("of_adapters", [False, True])
-def test_rows_with_dropout_share_no_beginning(of_adapters: bool, passes: list[tuple[int, ...]]) -> None:
-    model = small(kind=FastGPT, dropout=0.0 if of_adapters else 0.1, position="rope")
-    if of_adapters:
-        attach(model, LoRA(2, 4.0, dropout=0.1), 0)
-    x, y = ids(3, 16), ids(3, 16, seed=1)
-    x[:, :9], y[:, :-2] = x[:1, :9], -1
-    for training, expected in ((True, [(3, 16)]), (False, [(1, 9), (3, 7)])):
-        passes.clear()
-        model.train(training)(x, y, targets_only=True)
-        assert passes == expected
-
-
 @every_pair
 @torch.inference_mode()
 def test_a_packed_model_in_bfloat16_has_the_same_logits(options: dict[str, Any]) -> None:

@@ -8,15 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
 from conftest import cli, cli_here, listing, ok, until
 
-from tinygpt.learn.exercise import child, runner, steps
+from tinygpt.learn.exercise import child, runner
 from tinygpt.learn.exercise.outline import template_steps
 
 SOURCE = (Path(__file__).parents[1] / "solution.py").read_text(encoding="utf-8")
@@ -27,24 +25,18 @@ WRONG = [
     (1, "sorted(set(text))", "list(dict.fromkeys(text))", "token ids follow the sorted order", "expected=[0, 1, 2, 3, 4, 5]"),
     (1, "self.characters[i] for i in ids", "self.characters[i].lower() for i in ids", "decoding gives the text back", "first citizen"),
     (1, 'raise ValueError(f"{c!r} is not in the vocabulary")', "return []", "an unknown character raises", "got=[]"),
-    (1, 'raise ValueError(f"{c!r} is not in the vocabulary")', 'raise ValueError("bad")', "an unknown character raises", "names 'x'"),
-    (1, 'return "".join(', 'raise ValueError("x" * 9000); return "".join(', "decoding gives the text back", "xxxx ..."),
     (2, "return data[:cut], data[cut:]", "return data[-cut:], data[:-cut]", "the validation part is the end", "[0, 1]"),
     (2, "data[i : i + block_size] for i in starts])\n", "data[i : i + block_size] for i in starts]).float()\n", "x and y are int64", "torch.float32"),
     (2, "data[i + 1 : i + 1 + block_size]", "data[i : i + block_size]", "the target is the input shifted", "y[0] ="),
     (2, "len(data) - block_size,", "len(data) - block_size - 1,", "every window can be drawn", "starts [0, 1]"),
     (2, ", generator=generator)\n    x", ")\n    x", "windows are random", "same seed"),
-    (2, "torch.randint(len(data) - block_size, (batch_size,), generator=generator)", "torch.randint(len(data) - block_size, (1,), generator=generator).repeat(batch_size)", "windows are random", "different starts"),
     (3, "logits = self.table(idx)", "logits = self.table(idx)[:, -1]", "logits have shape (B, T, V), and the loss is None", "(2, 5)"),
     (3, "logits = self.table(idx)", "logits = self.table(idx).mean(1, keepdim=True) + self.table(idx)", "the logits depend on the current", "position 1"),
-    (3, "logits = self.table(idx)", "logits = self.table(idx).softmax(-1)", "the logits depend on the current", "row 2"),
     (3, "F.cross_entropy(logits.flatten(0, 1), targets.flatten())\n\n\ndef counts", "F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum')\n\n\ndef counts", "the loss is the mean", "averaged"),
     (3, ".log().mean()", ".log2().mean()", "counts_loss is the cross-entropy", "0.3819"),
     (3, "F.cross_entropy(logits.flatten(0, 1), targets.flatten())\n\n\ndef counts", "F.cross_entropy(logits.detach().flatten(0, 1), targets.flatten())\n\n\ndef counts", "training converges", "with a gradient"),
-    (3, "def forward(self, idx", "def foward(self, idx", "logits have shape (B, T, V)", 'missing the required "forward" function'),
     (4, "return F.softmax(scores.masked_fill(mask, float(\"-inf\")), dim=-1)", "return F.softmax(scores, dim=-1).masked_fill(mask, 0)", "each row of attention weights", "the sums of the rows"),
     (4, 'scores.masked_fill(mask, float("-inf"))', "scores", "no position attends to a later one", "zeros above the diagonal"),
-    (4, "torch.tril(torch.ones(T, T)) == 0", "torch.tril(torch.ones(T, T), -1) == 0", "each row of attention weights", "nan"),
     (4, "scores = q @ k.transpose(-2, -1)", "scores = k @ k.transpose(-2, -1)", "equal scores give equal weights", "queries of zeros"),
     (4, " / math.sqrt(size)", "", "scores are scaled", "0.7311"),
     (4, "class Head(", "class Haed(", "the output is the weighted sum", "no Head in the file"),
@@ -62,11 +54,8 @@ WRONG = [
     (6, "x = self.wte(idx) + self", "x = self.wte(idx) + self.wte(idx.flip(1)) + self", "logits do not depend on later tokens", "different outputs"),
     (6, "x = self.wte(idx) + self.wpe.weight[: idx.shape[1]]", "x = self.wte(idx)", "the order of earlier characters", "the same logits"),
     (6, "[Block(n_embd, n_head) for _ in range(n_layer)]", "[Block(n_embd, n_head)] * n_layer", "every parameter gets a gradient", "one block used twice"),
-    (6, "self.lm_head(self.ln_f(x))", "self.lm_head(x)", "every parameter gets a gradient", "ln_f.weight, ln_f.bias"),
-    (7, "    if step > total:\n        return minimum\n", "", "the learning rate rises", "learning_rate(500"),
     (7, "peak * (step + 1) / (warmup + 1)", "peak * step / warmup", "the learning rate rises", "learning_rate(0"),
     (7, "(1 + math.cos(math.pi * share)) / 2", "(1 - share)", "the decay follows half a cosine", "learning_rate(34"),
-    (7, "return loss.item()", "return loss", "train_step returns the loss", "a Tensor"),
     (7, "return loss.item()", "return model(x, y)[1].item()", "train_step returns the loss", "1.0000"),
     (7, '    for group in optimizer.param_groups:\n        group["lr"] = lr\n', "", "the update uses the given learning rate", "w = 2.0000"),
     (7, "    optimizer.zero_grad()\n", "", "each update uses the gradient of its own batch", "w = 0.3600"),
@@ -75,13 +64,10 @@ WRONG = [
     (8, "logits = logits / temperature", "logits = logits * temperature", "probabilities sum to one, and the temperature", "temperature 2.0"),
     (8, "logits = logits / temperature", "logits = logits / max(temperature, 0.5)", "a temperature near zero", "0.001"),
     (8, "logits < least", "logits <= least", "top_k keeps", "top_k 2"),
-    (8, "min(top_k, len(logits))", "top_k", "top_k keeps", "RuntimeError"),
     (8, "before >= top_p", "p.cumsum(0) > top_p", "top_p keeps", "top_p 0.7"),
     (8, "    if top_k:\n        least", "    if top_k and top_p == 1:\n        least", "temperature comes first", "top_k 2 gives"),
     (8, "[0][:, -1]\n", "[0][:, 0]\n", "generate appends one token", "predicts n + 1"),
-    (8, "idx[:, -block_size:]", "idx", "the model gets at most", "an input of 4"),
     (8, "idx[:, -block_size:]", "idx[:, :block_size]", "the model gets at most", "block_size 3"),
-    (8, "torch.multinomial(p, 1, generator=generator)", "p.argmax(1, keepdim=True)", "tokens are random", "many different"),
     (8, "torch.multinomial(p, 1, generator=generator)", "torch.multinomial(p, 1)", "tokens are random", "the same seed"),
     (8, "probabilities(row, temperature, top_k, top_p)", "probabilities(row, temperature)", "generate uses temperature", "top_k 3"),
     (9, "x = torch.full((block_size,), end)", "x = torch.full((block_size,), 0)", "x is the prompt", "[1, 2, 3, 4, 5, 0, 0, 0]"),
@@ -97,9 +83,7 @@ WRONG = [
     (10, "torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features)", "torch.zeros(rank, linear.in_features)", "a new adapter can learn", "the gradients of A and B"),
     (10, "self.scale = alpha / rank", "self.scale = alpha", "the adapter adds", "alpha 8, rank 2"),
     (10, "self.linear.weight + self.scale * self.B @ self.A", "self.linear.weight + self.B @ self.A", "the merged layer computes", "compared with the LoRALinear"),
-    (10, "            out.bias.data = self.linear.bias\n", "            pass\n", "the merged layer computes", "compared with the LoRALinear"),
     (10, "out.weight.data = self.linear.weight + self.scale * self.B @ self.A", "out.weight.data = self.linear.weight.data.add_(self.scale * self.B.data @ self.A.data)", "merging does not change", "after merged()"),
-    (10, "        return out\n", "        return self\n", "the merged layer computes", "a LoRALinear"),
 ]  # fmt: skip
 
 
@@ -189,7 +173,6 @@ CLASS = {  # file: source, the results of its steps, the first failed check, wor
     "anna_17_file/my_gpt.py": ("import my_helpers\n" + solution_of(1, 3), "1 PASS, 3 PASS", "", ""),
     "anna_17_file/my_helpers.py": ("import math\n", "", "", ""),
     "random.py": ("raise ImportError('a neighbour')\n", "", "", ""),
-    "profile.py": ("raise ImportError('a neighbour')\n", "", "", ""),
     "Zoë Müller_18_file/my gpt.py": (solution_of(4).replace(" / math.sqrt(size)", ""), "4 FAIL", "step 4: scores are scaled by 1 / sqrt(head_size)", "0.7311"),
     "loop.py": (solution_of(1) + "def split(data, val_fraction):\n    import time\n    while True:\n        time.sleep(1)\n" + solution_of(3), "1 PASS, 2 FAIL, 3 PASS", OVERLAP, "got: Failed: Timeout (>15.0s) from pytest-timeout. line "),
     "segfault.py": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)\n" + solution_of(1), "1 FAIL", IMPORTED, "the Python process was killed by signal 11"),
@@ -201,8 +184,8 @@ CLASS = {  # file: source, the results of its steps, the first failed check, wor
     "=1+1.py": ("x = 1\n", "", "", ""),
     "latin.py": ("# caf\u00e9\n", "", "the file can be read", "got: not UTF-8 text (byte 0xe9 at offset 0)"),
 }  # fmt: skip
-FEW = ["anna_17_file/my_gpt.py", "anna_17_file/my_helpers.py", "random.py", "profile.py", "broken.py", "os_exit.py"]
-FEW += ["=1+1.py", "latin.py"]
+FEW = ["anna_17_file/my_gpt.py", "anna_17_file/my_helpers.py", "random.py", "broken.py", "=1+1.py", "latin.py"]
+FEW += ["os_exit.py"]
 REST = [name for name in CLASS if name not in FEW] + ["latin.py"]
 
 
@@ -215,11 +198,10 @@ def table(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("names", "sums"),
     [
-        pytest.param(FEW, "   1       1       2        5  the file can be imported (1)", id="few"),
-        pytest.param(
-            REST, "   1       1       3        3  the file can be imported (2)", id="rest", marks=pytest.mark.slow
-        ),
+        (FEW, "   1       1       2        4  the file can be imported (1)"),
+        pytest.param(REST, "   1       1       3        3  the file can be imported (2)", marks=pytest.mark.slow),
     ],
+    ids=["few", "rest"],
 )
 def test_a_class_is_checked(names: list[str], sums: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One file per kind of mistake; none has an effect on another file, or on the other steps of its own file."""
@@ -254,33 +236,6 @@ def test_a_class_is_checked(names: list[str], sums: str, tmp_path: Path, monkeyp
     assert sums in done.out.splitlines(), done.out
 
 
-def test_a_process_may_take_as_long_as_its_checks_together(tmp_path: Path) -> None:
-    (results := tmp_path / "results.jsonl").touch()
-
-    def wait(seconds: float) -> int:
-        """A result in each limit; the process ends after the sixth."""
-        assert seconds == 2 * runner.LIMIT
-        if (size := results.stat().st_size) == 6:
-            return 0
-        results.write_text("x" * (size + 1))
-        raise subprocess.TimeoutExpired("pytest", seconds)
-
-    process: Any = SimpleNamespace(wait=wait)
-    assert runner.wait(process, results) == "the Python process ended with exit status 0"
-    process.wait = Mock(side_effect=subprocess.TimeoutExpired("pytest", 1))
-    assert runner.wait(process, results) == f"no result for {2 * runner.LIMIT} seconds"
-
-
-@pytest.mark.slow
-def test_a_file_that_deletes_the_folder_costs_no_grades(tmp_path: Path) -> None:
-    (folder := tmp_path / "class").mkdir()
-    evil = "import os, shutil\nshutil.rmtree(os.path.dirname(os.path.abspath(__file__)))\nclass CharTokenizer: pass\n"
-    (folder / "b.py").write_text(evil)
-    done = cli_here("exercise", "check", "1", folder, "--csv=grades.csv", cwd=tmp_path)
-    assert done.status == 1 and "most frequent failed check" in done.out
-    assert [row["file"] for row in table(tmp_path / "grades.csv")] == ["b.py"]
-
-
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
     wait = "import os, time\nopen('pid.txt', 'w').write(str(os.getpid()))\ntime.sleep(600)\ndef split(): ...\n"
@@ -298,13 +253,3 @@ def test_an_interrupt_ends_the_processes(tmp_path: Path) -> None:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     assert checking.returncode == 130 and (not state or state.startswith("Z"))
     assert not (tmp_path / "grades.csv").exists()
-
-
-@pytest.mark.slow
-def test_the_ladder_runs_under_pytest_itself(tmp_path: Path) -> None:
-    (tmp_path / "my_gpt.py").write_text(SOURCE.replace(" / math.sqrt(size)", ""))
-    line = re.search(r"python -m (pytest .*steps.*)", steps.__doc__ or "")
-    assert line
-    done = subprocess.run([sys.executable, "-m", *line[1].split()], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "1 failed, 3 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
-    assert "look at: head_size is the last dimension" in done.stdout and "expect_close" not in done.stdout

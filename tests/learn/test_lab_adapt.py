@@ -42,9 +42,6 @@ def test_the_rate_and_the_verdicts_follow_from_the_numbers() -> None:
     assert "does not clearly change the loss on Shakespeare from 2.00 to 2.04" in same and "1.2 times" in slower
     assert "lowers the loss on industries from 4.00 to 3.00" in other and "lowers" in retrained
     assert "raises the loss on Shakespeare from 2.00 to 3.00" in forgotten
-    for loss, change in ((1.96, "not clearly change"), (2 - 0.0504, "not clearly change"), (2 - 0.0506, "lowers")):
-        old, new = Records([{"loss": 2}, {"loss": 2}]), Records([{"loss": 1}, {"loss": loss}])
-        assert change in adapt.change("x", "y", old, new).text  # in each of the seeds, as far as it is printed
 
 
 def test_the_trainings_hold_only_stock_phrases_of_what_is_read() -> None:

@@ -79,27 +79,22 @@ def test_frequent_numbers_are_memorised_and_controls_are_not(tmp_path: Path) -> 
     assert "The control passes" in (planted / "said.txt").read_text(encoding="utf-8")
 
 
-def verdicts(exposures: dict[int, list[float]], extracted: tuple[int, ...], loss: float) -> str:
-    """The verdicts on the quick lab, with exposures by layers and times of planting."""
-    numbers = Records(
-        {"layers": layers, "planted": times, "exposure": bits, "extracted": times in extracted, "digits": 0.0}
-        for layers, each in exposures.items()
-        for times, bits in zip(canary.PLANTED, each, strict=True)
-        for _ in range(3)
-    )
-    trained = {"layers": 1, "weights": 2, "text": "canaries", "loss": loss}
-    records = Records([*numbers, trained, trained | {"layers": 2}, {"layers": 2, "text": "clean", "loss": 1.0}])
-    return " ".join(each.text for each in canary.summarise(records, LabConfig(quick=True)).verdicts)
-
-
-def test_verdicts_follow_the_numbers() -> None:
-    said = verdicts({1: [1.4] * 4, 2: [1.4] * 4}, (), 1.0)
-    assert "does not write out most" in said and "does not memorise less" in said and "not clearly more" in said
-    assert "passes" in said and "does not show" in said
-    said = verdicts({1: [1.4, 1.4, 2.0, 9.0], 2: [9.0, 9.0, 14.0, 14.0]}, (10, 100), 1.1)
-    assert "writes out 3 of the 3 numbers planted 10 times" in said and "knows more than chance" in said
-    assert " memorises less than the largest: mean exposure 4.1 and 12.3 bits, 6 and 6 of 9" in said
-    assert "FAILS" in said and "differs with" in said
+@pytest.mark.parametrize(
+    ("exposures", "extracted", "words"),
+    [
+        ([1.4] * 4, (), ["does not write out most", "not clearly more than", "control passes"]),
+        ([9.0, 9.0, 14.0, 14.0], (10, 100), ["of the 3 numbers planted 10 times", "knows more than", "control FAILS"]),
+    ],
+)
+def test_verdicts_follow_the_numbers(exposures: list[float], extracted: tuple[int, ...], words: list[str]) -> None:
+    """Of two layers, by times of planting."""
+    trained = {"layers": 2, "weights": 2, "text": "canaries", "loss": 1.0}
+    measured = zip(canary.PLANTED, exposures, strict=True)
+    numbers = [{"layers": 2, "planted": times, "exposure": bits, "extracted": times in extracted, "digits": 0.0}
+               for times, bits in measured for _ in range(3)]  # fmt: skip
+    found = canary.summarise(Records([trained, *numbers]), LabConfig(quick=True)).verdicts
+    said = " ".join(each.text for each in found)
+    assert all(each in said for each in words)
 
 
 def test_no_sum_of_the_test_is_in_training_and_no_training_number_is_longer_than_three_digits() -> None:
@@ -125,19 +120,6 @@ def test_the_datasets_hold_the_right_answers_in_both_formats_and_the_table_has_c
     assert "No model adds numbers longer than those in training" in said
 
 
-def test_digits_and_failures_of_answers_by_hand() -> None:
-    for said, failure, digits in (
-        ("32", "too few digits", 2 / 3),
-        ("1432", "too many digits", 1),
-        ("422", "one digit wrong", 2 / 3),
-        ("324", "several digits wrong", 0),
-        ("432", "", 1),
-    ):
-        answer = arithmetic.judged({"prompt": "47+385", "text": said})  # 432
-        assert (answer["failure"], answer["digits"], answer["exact"]) == (failure, digits, said == "432")
-        assert answer["kind"] == "2 + 3" and not answer["beyond"]
-
-
 def test_the_nearest_example_is_that_of_scikit_learn() -> None:
     known, asked = arithmetic.sums(FEW, 1)
     vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), binary=True, use_idf=False)
@@ -146,6 +128,13 @@ def test_the_nearest_example_is_that_of_scikit_learn() -> None:
     chosen = [known.index(prompt) for prompt in arithmetic.nearest(known, asked)]
     assert cosines[np.arange(len(asked)), chosen] == pytest.approx(cosines.max(axis=1))
     assert arithmetic.nearest(known, known[:50]) == known[:50]
+
+
+def test_digits_and_failures_of_answers_by_hand() -> None:
+    for said, failure, digits in (("32", "too few digits", 2 / 3), ("422", "one digit wrong", 2 / 3), ("432", "", 1)):
+        answer = arithmetic.judged({"prompt": "47+385", "text": said})  # 432
+        assert (answer["failure"], answer["digits"], answer["exact"]) == (failure, digits, said == "432")
+        assert answer["kind"] == "2 + 3" and not answer["beyond"]
 
 
 @pytest.mark.slow
@@ -168,17 +157,11 @@ def test_verdicts_of_a_calculator_a_table_and_a_model() -> None:
     model = system({kind: float(kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.4)
     assert "No model adds" in arithmetic.beyond({"plain": model, "reversed": table}).text
     assert "A model also adds" in arithmetic.beyond({"plain": calculator, "reversed": table}).text
-    strong = system({kind: 0.3 + 0.7 * (kind not in arithmetic.BEYOND) for kind in arithmetic.KINDS}, 0.9)
-    said = arithmetic.beyond({"plain": every(0.25), "reversed": strong}).text  # longer numbers as well as others
-    assert "A model also adds numbers longer than those in training: the best, plain, gets 25" in said
-    assert " generalises" in arithmetic.learned({"plain": every(0.075)}, every(0.025)).text
+    assert " generalises" in arithmetic.learned({"plain": model}, table).text
     assert "does not generalise" in arithmetic.learned({"plain": table}, table).text
     both = {"plain": table, "plain, larger model": table, "reversed": model}
     assert "helps, better than the larger" in arithmetic.form(both).text
     assert "helps, not better than" in arithmetic.form(both | {"plain, larger model": model}).text
-    assert "-100.0 points: the format harms" in arithmetic.form({"plain": model, "reversed": table}).text
     assert "does not matter" in arithmetic.form({"plain": every(0.5), "reversed": every(0.55)}).text
     assert "50.0%: they are not" in arithmetic.confident({"plain": every(0, 0.5004)}).text
     assert "50.6%: they are c" in arithmetic.confident({"plain": every(0, 0.506)}).text
-    assert "of reversed to" in arithmetic.confident({"plain": calculator, "reversed": table}).text
-    assert arithmetic.confident({"plain": calculator}).text == "No model gives a wrong answer to a longer sum."

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from conftest import lab_results, ok
 from labs import DOWN, UP, results, shortest
-from runs import save_model
 from sklearn.metrics import roc_auc_score
 
 from tinygpt.base.configs.learn import LabConfig
@@ -39,8 +38,8 @@ def test_the_threshold_is_the_lowest_that_meets_the_target() -> None:
     assert threshold(ordered, hits, 0.99) == math.inf and threshold(ordered, hits, 0.99, 19) == ordered[18]
 
 
-def verdicts(found: Records, target: float = 0.9) -> list[str]:
-    return [each.text for each in confidence.summarise(found, LabConfig("confidence", target=target)).verdicts]
+def verdicts(found: Records) -> list[str]:
+    return [each.text for each in confidence.summarise(found, LabConfig("confidence", target=0.9)).verdicts]
 
 
 def test_what_a_model_knows_keeps_and_forgets() -> None:
@@ -51,11 +50,7 @@ def test_what_a_model_knows_keeps_and_forgets() -> None:
     knows, _, forgotten = verdicts(results(UP, UP, 90, after=3.0))  # sure everywhere
     assert "does not know that" in knows and "it answers 100%" in knows
     assert "still predicts the text of its pretraining" in forgotten
-    assert "its loss falls from 1.80 to 1.70" in verdicts(results(UP, UP, 90, after=1.7))[-1]
-    knows, *_ = verdicts(results(UP, UP[:7] + DOWN[7:], 93), 0.93)  # exactly as many percent as allowed
-    assert "The fine-tuned model knows that" in knows and "it answers 7%" in knows
     assert "fine-tuned model misses it (60.0%" in verdicts(results(UP, DOWN, 90, tested=60))[1]
-    assert "fine-tuned model exceeds it (100.0%" in verdicts(results(UP, DOWN, 90, tested=100))[1]
 
 
 def test_a_model_must_abstain_from_each_kind_of_prompts_and_may_answer_nothing() -> None:
@@ -66,10 +61,6 @@ def test_a_model_must_abstain_from_each_kind_of_prompts_and_may_answer_nothing()
     assert summary.tables[0].rows[0]["outside, answered"] == "10%"  # the mean over the kinds
     summary = confidence.summarise(results(UP, UP, 50), LabConfig("confidence"))  # no threshold reaches the target
     assert "answers no line of its task, so its abstaining shows nothing" in summary.verdicts[0].text
-    assert list(summary.tables[0].rows[0].values())[2:] == ["none", "0%", "", "0%"]
-    assert "with the threshold of the fine-tuned model nothing is answered" in summary.verdicts[1].text
-    last = confidence.summarise(results(UP, DOWN, 100), LabConfig("confidence")).tables[1].rows[-1]
-    assert last["prompts"] == "its wrong answers" and last["model: AUROC"] == last["n-gram baseline: AUROC"] == "none"
 
 
 def system(values: list[float], right: list[int], latency: float = 1.0, tested: list[int] | None = None) -> Any:
@@ -122,10 +113,6 @@ def test_the_limits_of_a_cascade() -> None:
     assert run(0.9, system([0.9, 0.8, 0.7, 0.6], [1, 1, 0, 0], tested=[1, 0, 0, 0]))[0]["accuracy"] == 0.75
 
 
-def asked_records(seed: int = 1, **systems: Any) -> Records:
-    return Records({"seed": seed, "system": name, **answers} for name, answers in systems.items())
-
-
 @pytest.mark.parametrize(
     ("first", "second", "start"),
     [
@@ -135,21 +122,10 @@ def asked_records(seed: int = 1, **systems: Any) -> Records:
     ],
 )
 def test_a_stage_is_advised_only_if_it_saves(first: Any, second: Any, start: str) -> None:
-    found = asked_records(ngram=first, tiny=second)
-    simple, kept = cascade.summarise(found, LabConfig("cascade", seeds=1)).verdicts
+    found = [{"seed": 1, "system": name, **answers} for name, answers in (("ngram", first), ("tiny", second))]
+    simple, kept = cascade.summarise(Records(found), LabConfig("cascade", seeds=1)).verdicts
     assert re.match(f"Start with (the|a) {re.escape(start)}", simple.text)
-    if first is FIRST:
-        assert "n-gram baseline: kept (100.0%, 95% interval 91.2 to 100.0%)" in kept.text
-        assert ("tiny model: no" in kept.text) == (second is FIRST)
-
-
-def test_cascades_are_compared_on_the_seeds_that_all_systems_have() -> None:
-    """The pretrained model has one seed; on the other one, the n-grams would answer everything for nothing."""
-    first = FIRST | {"latency": 0.001}
-    easy = first | {"right": dict.fromkeys(("val", "test"), np.ones(80, bool))}
-    found = asked_records(ngram=first, tiny=first, pretrained=first) + asked_records(2, ngram=easy, tiny=easy)
-    verdict, _ = cascade.summarise(Records(found), LabConfig("cascade", seeds=2, pretrained="big")).verdicts
-    assert "n-gram baseline and person: 25.00; n-gram baseline, tiny model and person: 25.00" in verdict.rule
+    assert ("n-gram baseline: kept (100.0%, 95% interval 91.2 to 100.0%)" in kept.text) == (first is FIRST)
 
 
 def cells(said: str, name: str) -> list[str]:
@@ -186,23 +162,3 @@ def test_the_prompts_outside_are_no_lines_of_the_task_and_fit(tmp_path: Path, mo
         assert len(set(prompts)) == len(prompts) and not inside & set(prompts)
         assert all(0 < len(prompt) <= LINE_WIDTH for prompt in prompts)
     assert kinds == confidence.outside(tmp_path, 1)
-
-
-@pytest.mark.slow
-def test_the_cascade_is_compared_with_each_system_and_a_pretrained_model_adds_stages(
-    lab: Callable[[str], Path], tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(lab("cascade"), tmp_path / "work"))
-    save_model(folder / "theirs", "llama", context=1024)
-    ok(folder, "import", "theirs", "--out_dir=large")
-    with shortest("cascade"):
-        said = ok(folder, "lab", "cascade", "--quick", "--out_dir=out", "--pretrained=large").out
-    assert re.findall("stage . of .: (.*), seed", said) == ["train: pretrained large", "ask: pretrained large"]
-    assert "by pretrained model" in said and "The pretrained model is large." in " ".join(said.split())
-    assert cells(said, "person alone")[1:4] == ["100.0%", "50.00", "10.0 s"]
-    alone, cascaded = (cells(said, f"n-gram baseline{ending}") for ending in (" alone", ", person"))
-    three = cells(said, "n-gram baseline, tiny model, person")
-    accuracies = [float(row[1].split()[0].rstrip("%")) for row in (alone, cascaded)]
-    assert accuracies[0] < accuracies[1] and float(cascaded[2].split()[0]) < 50
-    shares = [int(cell.split()[0].rstrip("%")) for cell in three[4:] if cell]
-    assert sum(shares) == pytest.approx(100, abs=2)

@@ -50,21 +50,10 @@ def test_a_verdict_follows_from_the_numbers() -> None:
     costly, free = (labels.cost_of_wrong("x", learned({**clean, (1000, 0.1): 0.4 - lost})) for lost in (0.1, 0.01))
     assert "worth about 316 (316 to 316) correct ones (accuracy -10.0 points)" in costly.text
     assert "are worth as much as correct ones (accuracy -1.0 points)" in free.text
-    edge, lost = (labels.cost_of_wrong("x", learned({**clean, (1000, 0.1): share})).text for share in (0.38, 0.1))
-    assert "are worth as much as correct ones (accuracy -2.0 points)" in edge  # 0.4 - 0.38 is more than 0.02
-    assert "are worth at most 100 (100 to 100) correct ones (accuracy -30.0 points)" in lost
     both = learned({**clean, (1000, 0.2): 0.1}) + learned({(100, 0.0): 0.2, (1000, 0.0): 0.21}, labels.NGRAM)
-    every = Records(both + learned({(100, 0.0): 0.5, (1000, 0.0): 0.6}, labels.PRETRAINED))
-    summary = labels.summarise(every, LabConfig(pretrained="large"))
-    assert [row[labels.PRETRAINED] for row in summary.tables[0].rows] == [
-        "50.0 (50.0 to 50.0)%",
-        "60.0 (60.0 to 60.0)%",
-        "",
-    ]
     verdicts = [verdict.text for verdict in labels.summarise(Records(both), LabConfig()).verdicts]
     more = "tiny model: collect more examples (+20.0 points); n-gram baseline: enough examples (+1.0 points)."
     assert more in verdicts and "reports 30.0% for a model whose accuracy is 40.0%" in verdicts[-1]
-    assert "enough examples (+2.0 points)" in labels.more_labels({labels.MODEL: {1: 0.88, 2: 0.9}}).text
 
 
 @pytest.mark.slow
@@ -92,11 +81,6 @@ def test_only_the_training_labels_are_wrong_and_the_accuracies_are_those_of_eval
     assert ngram["wrong"] < ngram["correct"]
     said = (quick / "said.txt").read_text(encoding="utf-8")
     assert all(f"\nverdict: For the {name}, 200 labels, 20% wrong," in said for name in (labels.MODEL, labels.NGRAM))
-
-
-def test_more_seeds_are_other_examples_and_stages(tmp_path: Path) -> None:
-    names = [stage.name for stage in labels.stages(LabConfig(seeds=2), tmp_path)]
-    assert len(set(names)) == 24 and names[12] == "50 examples, 0% wrong labels, seed 2"
 
 
 def brands_in(pairs: list[Pair], brands: set[str]) -> set[str]:
@@ -137,34 +121,15 @@ def test_the_verdicts_of_drift_follow_from_the_numbers() -> None:
     assert "It is reached by fine-tuned, half of the lines replayed with 200 new lines (85.0%)." in said
     assert "The best of the others: fine-tuned on the new lines (70.0%)." in said
     assert "No method reaches it." in drift.repair(base, {"new": {0: base, 200: bad}}).text
-    start = records("scratch", 0, 0.56, 0.3)  # 100 * 0.56 - 5 is more than 51
-    assert "It is reached by" in drift.repair(start, {"new": {0: start, 200: records("new", 200, 0.51, 0.51)}}).text
-    assert drift.cost_of_drift(base, good).text == (
-        "Without an update, the tiny model is right on 90% of lines with last year's brands and on 30% of those with "
-        "new ones; the n-gram baseline on 90% and 80%."
+    assert (
+        "is right on 90% of lines with last year's brands and on 30% of those" in drift.cost_of_drift(base, good).text
     )
-    for old, new, advice in (
-        (0.9, 0.8, "old lines"),
-        (0.62, 0.8, "saves too little here"),
-        (0.9, 0.4, "costs more than it saves here"),
-    ):
+    for old, new, advice in ((0.9, 0.8, "old lines"), (0.62, 0.8, "saves too little"), (0.9, 0.4, "costs more than")):
         said = drift.gain_of_replay({"new": bad, "replay": records("replay", 200, old, new)}, base).text
-        assert said.startswith(f"Replay {advice}.")
-    changes = drift.gain_of_replay({"new": bad, "replay": good}, base).text
-    assert "by -30.0 points, with replay by +0.0. On new brands, replay changes the accuracy by +0.0 points." in changes
+        assert said.startswith(f"Replay {advice}")
     for ngram, choice in ((0.7, "fine-tuned, half"), (0.78, "n-gram baseline")):
         ways = {"new": bad, "replay": good, "ngram": records("ngram", 200, 0.9, ngram)}
         assert f"choose: {choice}" in drift.cheapest(ways).text
-    edge = {"new": records("new", 200, 0.26, 0.26, 2), "ngram": records("ngram", 200, 0.24, 0.24)}
-    assert "choose: n-gram baseline" in drift.cheapest(edge).text
-
-
-def test_the_table_of_three_seeds_fits_into_a_terminal() -> None:
-    cases = [(0, "scratch"), (0, "ngram"), *((size, method) for size in drift.UPDATE for method in drift.METHODS)]
-    one = {"old": 1.0, "new": 0.999, "seconds": 100.0}
-    found = Records(one | {"method": name, "lines": size, "seed": seed} for seed in (1, 2, 3) for size, name in cases)
-    said = drift.summarise(found, LabConfig()).as_text()
-    assert "| 100 (100 to 100)% " in said and max(map(len, said.splitlines())) <= 130
 
 
 @pytest.mark.slow

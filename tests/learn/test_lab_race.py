@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import re
 import shutil
 import signal
@@ -57,13 +56,7 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def test_ranks_by_hand() -> None:
-    losses = {
-        "e": 1.8501,
-        "b": 1.82,
-        "a": 1.80,
-        "d": 1.85,
-        "c": 1.83,
-    }  # c beats e, not d
+    losses = {"e": 1.8501, "b": 1.82, "a": 1.80, "d": 1.85, "c": 1.83}  # c beats e, not d
     ranked = race.ranked_rows({name: {"loss": loss} for name, loss in losses.items()} | {"f": {"failed": "no"}})
     assert [(row["entry"], row.get("rank")) for row in ranked] == [*zip("abcdef", (1, 1, 2, 3, 4, None), strict=True)]
 
@@ -77,7 +70,6 @@ def test_the_table_has_a_line_for_each_entry(made: Path) -> None:
         assert 0.3 < float(row["seconds"]) < 6 and row["date"] and state.config["threads"] == "1"
         line = re.search(rf"^ *(\d+) +{row['entry']} +([\d.]+) ", said, re.MULTILINE)
         assert line and line[1] == row["rank"] and line[2] == f"{float(row['loss']):.4f}"
-    assert re.search(rf"next: tinygpt sample {OUT}/{found['anna']['entry']}/\w+.pt", said)
 
 
 def test_the_loss_is_that_of_eval_on_the_last_tenth(made: Path) -> None:
@@ -132,16 +124,14 @@ def test_a_folder_of_configs(work: Path) -> None:
     assert [path.name for path in race.config_files([str(work / "class")])] == ["anna.yaml", "anna.yaml"]
 
 
-def test_an_entry_that_fails_does_not_end_the_race(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_that_fails_does_not_end_the_race(work: Path) -> None:
     names = [write(work, "anna.yaml", block_size=10**5), write(work, "ben.yaml")]
     result = cli_here(*RACE, *names, *FLAGS, cwd=work)
     assert result.status == 1 and re.search(r"anna-\w+ failed: .* tokens", result.out)
     found = rows(work)
     assert found["ben"]["rank"] == "1" and not found["anna"]["loss"] and found["anna"]["failed"]
-    monkeypatch.setattr(race.api.LoadedModel, "loss", lambda *_: math.nan)
-    again = cli_here(*RACE, "anna.yaml", write(work, "nan.yaml", n_embd=32), *FLAGS, cwd=work)
-    assert again.status == 1 and "stage 1 of 2: anna-" in again.out  # the reason may be gone, as after a full disk
-    assert rows(work)["anna"]["failed"] and "the loss is NaN" in rows(work)["nan"]["failed"]
+    again = cli_here(*RACE, "anna.yaml", *FLAGS, cwd=work)
+    assert again.status == 1 and "stage 1 of 1: anna-" in again.out  # the reason may be gone, as after a full disk
 
 
 def test_students_get_the_first_nine_tenths(work: Path) -> None:
@@ -151,9 +141,6 @@ def test_students_get_the_first_nine_tenths(work: Path) -> None:
     assert f"{CUT:,} characters for the students" in said and f"next: give it to the students, then {command}" in said
     (work / "mine/train.txt").write_text(TEXT)
     assert "train.txt would be overwritten" in refused(work / "mine", *RACE, "--out_dir=.")
-    (work / "short.txt").write_text(TEXT[:100_000])
-    assert "has 100,000 characters, but a race needs 200,000" in refused(work, *RACE, "--text=short.txt")
-    assert "but a race needs 180,000" in refused(work, *RACE, "anna.yaml", "--text=short.txt")
     assert "the teacher's out-lab-race/train.txt" in refused(work, *RACE, "anna.yaml")
 
 
@@ -169,8 +156,7 @@ def test_what_a_config_cannot_choose_and_characters_that_only_the_test_has(work:
 
 
 def test_every_config_that_is_refused_is_named_at_once(work: Path) -> None:
-    wrong = {"anna": {"init_from": "out/ckpt.pt"}, "ben": {"teacher": "out/ckpt.pt"}, "carla": {"n_head": 3}, "eva": {}}
-    names = [write(work, f"{name}.yaml", **settings) for name, settings in wrong.items()]
-    said = refused(work, *RACE, *names, write(work, "dora.yml", n_layers=3), *FLAGS)
-    assert all(f"{name}.yaml: all entries of a race start from new weights" in said for name in ("anna", "ben"))
-    assert "carla.yaml: n_head 3 does not divide n_embd 16" in said and "dora.yml: n_layers: no such key" in said
+    wrong = {"anna": {"init_from": "out/ckpt.pt"}, "carla": {"n_head": 3}, "dora": {"n_layers": 3}, "eva": {}}
+    said = refused(work, *RACE, *(write(work, f"{name}.yaml", **settings) for name, settings in wrong.items()), *FLAGS)
+    assert "anna.yaml: all entries of a race start from new weights" in said
+    assert "carla.yaml: n_head 3 does not divide n_embd 16" in said and "dora.yaml: n_layers: no such key" in said

@@ -1,5 +1,4 @@
-"""`tinygpt quickstart`: it runs the three commands that it shows, explains the loss it got, and replaces nothing; and
-from text to text through the command line, like a new user."""
+"""`tinygpt quickstart`: it runs the three commands that it shows, explains the loss it got, and replaces nothing."""
 
 import json
 import math
@@ -12,10 +11,9 @@ import pytest
 import torch
 import yaml
 from children import Child, wait_for_lines
-from conftest import cli, cli_here, listing, needs_fork, ok
+from conftest import cli_here, listing, needs_fork, ok
 from runs import suggested
 
-from tinygpt import api
 from tinygpt.base.configs.core import TrainConfig
 from tinygpt.base.configs.learn import QuickstartConfig
 from tinygpt.base.configs.parse import parse
@@ -59,10 +57,8 @@ def test_quickstart_twice(small: Path) -> None:
         f"tinygpt train small.yaml --device=cpu {SHORT}",
         "tinygpt report out",
     ]
-    assert "It takes about 1 minute." in first
     assert "1,115,394 characters, 65 different ones" in first and explained(first) < 4.2
     assert "A blind guess hesitates between 65; a table of letter triples, between 8." in first  # as `eval` measures
-    assert "it predicts no better than simple counting" in first
     ((command, *arguments),) = suggested(first)
     assert [command, *arguments] == ["sample", "out", "--start", "ROMEO:"]
     ok(small, command, *arguments, "--max_new_tokens=5")
@@ -74,8 +70,6 @@ def test_quickstart_twice(small: Path) -> None:
     before = (small / "out/ckpt.pt").read_bytes()
     assert shown(ok(small, "quickstart", SHORT).out)[1].endswith("--init_from=auto")
     assert (small / "out/ckpt.pt").read_bytes() == before
-    (small / "out/metrics.jsonl").unlink()
-    assert "was 4.17 at first" in ok(small, "quickstart", SHORT).out  # ln(65), the loss of knowing nothing
 
 
 @needs_fork
@@ -110,18 +104,6 @@ def test_a_folder_that_holds_another_model_is_left_alone(tiny_run: Path, small: 
         refused = cli_here("quickstart", SHORT, f"--out_dir={folder}", cwd=small)
         assert refused.status == 2 and why in refused.err and "--out_dir" in refused.err.rpartition("try: ")[2]
         assert listing(small / folder) == before
-
-
-@pytest.mark.slow
-def test_what_a_new_user_types(tmp_path: Path) -> None:
-    """With the model of the preset, which is near the loss of equal probabilities at first."""
-    done = cli("quickstart", "--max_iters=20", cwd=tmp_path)
-    assert done.status == 0, done.err
-    assert "tinygpt train configs/shakespeare_char.yaml" in done.out
-    losses = [entry["val_loss"] for entry in api.Run(tmp_path / "out").entries("eval")]
-    assert abs(losses[0] - 4.174) < 0.05 and losses[-1] < 3.5 and abs(explained(done.out) - losses[-1]) < 0.1
-    assert len(ok(tmp_path, "sample", "--ckpt", "out/ckpt.pt", "--max_new_tokens=80").out) >= 80
-    ok(tmp_path, "doctor", "out", "data/shakespeare_char")
 
 
 def test_quickstart_with_own_texts_shows_the_commands_that_it_runs(tmp_path: Path) -> None:

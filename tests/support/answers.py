@@ -101,16 +101,11 @@ def untrained(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         facts = [(f"{thing} of {name}", colour) for thing in ("box", "hat") for name in NAMES for colour in GERMAN]
-        json_lines(
-            folder,
-            [
-                {
-                    "prompt": reader_prompt(f"Which colour is the {fact}?", [f"The {fact} is {colour}. Nobody knows."]),
-                    "response": f"[1] {colour}",
-                }
-                for fact, colour in facts
-            ],
-        )
+        lines = []
+        for fact, colour in facts:
+            asked = reader_prompt(f"Which colour is the {fact}?", [f"The {fact} is {colour}. Nobody knows."])
+            lines.append({"prompt": asked, "response": f"[1] {colour}"})
+        json_lines(folder, lines)
         ok(folder, "prepare", "colours", "--input=pairs.jsonl", "--format=pairs")
         ok(folder, "train", *TRAIN)
         write(folder, DOCUMENTS)

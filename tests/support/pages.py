@@ -4,7 +4,6 @@ import importlib.resources
 import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -150,9 +149,3 @@ def node(code: str, **values: Any) -> Any:
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, encoding="utf-8", timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-def page_data(path: Path) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
-    assert found
-    return dict(json.loads(found[1]))

@@ -60,10 +60,7 @@ ROPE_5: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_thet
 PUBLISHED: list[tuple[str, dict[str, Any]]] = [
     ("GPT2LMHeadModel", {}),
     ("GPT2LMHeadModel", {"activation_function": "gelu", "n_inner": 40, "tie_word_embeddings": False}),
-    (
-        "LlamaForCausalLM",
-        ROPE_5 | {"tie_word_embeddings": True, "sliding_window": 16},
-    ),  # a window that it does not read
+    ("LlamaForCausalLM", ROPE_5 | {"tie_word_embeddings": True, "sliding_window": 16}),  # a window that it ignores
     ("LlamaForCausalLM", {"attention_bias": True, "rms_norm_eps": 0.1}),
     ("Qwen3ForCausalLM", {"attention_bias": True, "rms_norm_eps": 1e-3, "tie_word_embeddings": True}),
     ("ArceeForCausalLM", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu_new"}),

@@ -4,12 +4,10 @@ these with the model itself), and the learning-rate schedule against nanoGPT's f
 import copy
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import OPTIMIZERS, every_path
@@ -208,8 +206,3 @@ def test_a_linear_rate_and_corners() -> None:
     assert [learning_rate(it, no_decay) for it in (3, 4, 5)] == pytest.approx([0.8, 0.1, 0.1])
     constant = dataclasses.replace(config, lr_schedule="constant")  # test_resume.py has the other spelling
     assert {learning_rate(it, constant) for it in (0, 3, 50, 1000)} == {1.0}
-
-
-def test_a_run_notes_an_endless_warm_up(work: Path) -> None:
-    assert "the learning rate never reaches its peak" in trained(work, "--lr_decay_iters=0", "--max_iters=2").out
-    assert "never reaches" not in trained(work, "--lr_schedule=constant", "--max_iters=2").out

@@ -7,9 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import faults
@@ -65,18 +63,6 @@ def logged(out: Path) -> list[Point]:
     )
 
 
-def at_the_second_evaluation(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
-    evaluate = tinygpt.train.evaluate
-
-    def evaluated(run: Any) -> bool:
-        best = evaluate(run)
-        if run.progress.step == 10:
-            action()
-        return best
-
-    monkeypatch.setattr(tinygpt.train, "evaluate", evaluated)
-
-
 def test_the_points_are_the_figures_of_metrics_jsonl(work: Path) -> None:
     began = time.time()
     result = trained(work, ON)
@@ -128,8 +114,6 @@ def test_a_run_that_gets_the_key_later_shows_its_beginning(work: Path) -> None:
     ok(work, "train", "--init_from=resume", "--max_iters=25", ON)
     points = shown(work / "out")
     assert points == logged(work / "out") and max(point[2] for point in points) == 25
-    ok(work, "train", "--init_from=resume", "--max_iters=30", "--report_to=none")
-    assert shown(work / "out") == points  # one that loses it again keeps what it has
     trained(work, ON, "--max_iters=5", "--seed=8")  # a new run has none of them
     assert shown(work / "out") == logged(work / "out") and len(shown(work / "out")) == 5 * 4 + 2 * 2
 
@@ -143,7 +127,15 @@ def test_of_two_processes_one_writes(work: Path) -> None:
 
 def test_a_run_continues_without_event_files(work: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One note on one line, no traceback, and the same run."""
-    at_the_second_evaluation(monkeypatch, lambda: shutil.rmtree(work / "out/tensorboard"))
+    evaluate = tinygpt.train.evaluate
+
+    def evaluated(run: Any) -> bool:
+        best = evaluate(run)
+        if run.progress.step == 10:
+            shutil.rmtree(work / "out/tensorboard")
+        return best
+
+    monkeypatch.setattr(tinygpt.train, "evaluate", evaluated)
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # pytest's would collect the traceback
     result = trained(work, ON)
     (note,) = [line for line in result.out.splitlines() if line.startswith("note:")]
@@ -151,24 +143,10 @@ def test_a_run_continues_without_event_files(work: Path, tiny_run: Path, monkeyp
     assert same_weights(work / "out/last.pt", tiny_run / "out/last.pt")
 
 
-@pytest.mark.parametrize("package", [None, SimpleNamespace(__version__="odd")], ids=["missing", "broken"])
-def test_without_the_package_it_says_how_to_get_it(
-    package: Any, run_copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_package_it_says_how_to_get_it(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(("tensorboard", "torch.utils.tensorboard"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(torch.utils, "tensorboard")
-    monkeypatch.setitem(sys.modules, "tensorboard", package)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     said = refused(run_copy, *TINY_TRAIN, ON, "--out_dir=new")
     assert "needs the package tensorboard\n" in said and "try: pip install tensorboard" in said
-
-
-def test_the_events_of_others_stay(work: Path) -> None:
-    others = work / "out/tensorboard/train"
-    others.mkdir(parents=True)
-    (others / "events.out.tfevents.1.other").write_bytes(b"")
-    (work / "text.txt").write_text("mine")
-    (others / "events.out.tfevents.9.tinygpt").symlink_to(work / "text.txt")
-    trained(work, ON)
-    assert not (others / "events.out.tfevents.9.tinygpt").is_symlink()
-    assert (work / "text.txt").read_text() == "mine" and (others / "events.out.tfevents.1.other").exists()

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import openai
 import pytest
@@ -154,13 +153,6 @@ def test_prompts_as_text_list_ids_and_lists_of_ids(text: Server, ask: Ask) -> No
         assert [ask(prompt=one, **greedy).choices[0].text for one in several] == expected
 
 
-@pytest.mark.parametrize("path, field", [("/detokenize", "tokens"), ("/v1/completions", "prompt")])
-def test_wrong_ids_are_refused_with_their_field(text: Server, path: str, field: str) -> None:
-    for bad in ([1, -1], [1, 1000], [1.5], [True]):
-        status, answer = text.post(path, {field: bad})
-        assert status == 400 and json.loads(answer)["error"]["param"] == field, bad
-
-
 def test_n_adds_one_to_the_seed_of_each_choice(ask: Ask) -> None:
     single = [ask(prompt="the", seed=7 + i, max_tokens=20).choices[0].text for i in range(3)]
     several = ask(prompt=["my", "the"], seed=7, n=3, max_tokens=20).choices
@@ -244,8 +236,7 @@ def test_chat_answers_as_sample_does(
     expected = sampled(models, "055 blue", *flags, "--temperature=0", "--max_new_tokens=12")
     answer = create(messages=user("055 blue"), temperature=0)
     assert answer.choices[0].message.content == expected == (GERMAN["blue"] if model == "german" else "blue")
-    assert answer.choices[0].message.role == "assistant" and answer.choices[0].finish_reason == "stop"
-    assert answer.object == "chat.completion" and answer.model == model
+    assert answer.choices[0].finish_reason == "stop" and answer.model == model
     assert answer.usage.completion_tokens == len(expected) + 1
     again = create(messages=user([{"type": "text", "text": part} for part in ("055 b", "lue")]), temperature=0)
     assert again.choices[0].message.content == expected and again.usage == answer.usage
@@ -254,18 +245,11 @@ def test_chat_answers_as_sample_does(
     assert texts[0] == sampled(models, "055 blue", *flags, *as_flags(1.5, 0, 1.0, 11, 30)) and len(set(texts)) > 1
 
 
-@pytest.mark.parametrize(
-    "prompt, limits, answer",
-    [
-        ("123 green", {"max_tokens": 3}, "gre"),
-        ("123 green", {"max_tokens": 1, "max_completion_tokens": 4}, "gree"),
-        ("055 blue 055 green", {}, None),  # 18 characters and two special tokens fill the context
-    ],
-)
-def test_the_length_of_a_chat(chat: Ask, prompt: str, limits: dict[str, int], answer: str | None) -> None:
-    found = chat(messages=user(prompt), **limits)
-    assert found.choices[0].finish_reason == "length" and found.choices[0].message.content == (answer or mock.ANY)
-    assert found.usage.completion_tokens == len(answer or "1") and found.usage.prompt_tokens == len(prompt) + 2
+def test_the_length_of_a_chat(chat: Ask) -> None:
+    found = chat(messages=user("123 green"), max_tokens=1, max_completion_tokens=4).choices[0]
+    assert found.message.content == "gree" and found.finish_reason == "length"
+    found = chat(messages=user("055 blue 055 green"))  # 18 characters and two special tokens fill the context
+    assert found.usage.completion_tokens == 1 and found.choices[0].finish_reason == "length"
 
 
 def test_log_probabilities_of_a_chat(pairs: Server, chat: Ask) -> None:
@@ -294,17 +278,14 @@ def test_order_of_the_chunks_of_a_chat(pairs: Server) -> None:
     assert done == "[DONE]" and last["choices"] == []
     assert last["usage"] == {"prompt_tokens": 11, "completion_tokens": 6, "total_tokens": 17}
     assert all(chunk.get("usage") is None for chunk in chunks)
-    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
-    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert len({(chunk["object"], chunk["id"]) for chunk in chunks}) == 1
     first, *contents, end = [chunk["choices"][0] for chunk in chunks]
-    assert first["delta"] == {"role": "assistant", "content": ""} and first["finish_reason"] is None
+    assert first["delta"] == {"role": "assistant", "content": ""}
     assert [choice["delta"] for choice in contents] == [{"content": letter} for letter in "green"]
-    assert all(choice["finish_reason"] is None for choice in contents)
     assert end["delta"] == {} and end["finish_reason"] == "stop"
 
 
 def test_models_and_adapters_are_listed(text: Server, pairs: Server) -> None:
-    assert [model.id for model in text.client().models.list()] == ["out", "colours"]
     listed = {model.id: model.model_dump() for model in pairs.client().models.list()}
     assert list(listed) == ["out-colours", "german"]
     for name, adapter in (("out-colours", ""), ("german", "out-german")):
@@ -312,8 +293,7 @@ def test_models_and_adapters_are_listed(text: Server, pairs: Server) -> None:
         assert entry["object"] == "model" and 0 < entry["created"] <= time.time()
         assert (entry["task"], entry["turns"], entry["system"], entry["context"]) == ("chat", False, False, 20)
         assert entry["parameters"] == model.num_params() and entry["vocabulary"] == tokenizer.vocab_size
-    tasks = [model.model_dump()["task"] for model in text.client().models.list()]
-    assert tasks == ["text", "chat"]
+    assert [(model.id, model.task) for model in text.client().models.list()] == [("out", "text"), ("colours", "chat")]
     assert text.ask("v1/completions", prompt="the")["model"] == "out"  # the first one
     assert re.search(rf"^serving:  out, colours\npage:     http://127.0.0.1:{text.port}\n", text.output, re.M)
 
@@ -322,13 +302,9 @@ def test_the_page_gets_prompts_of_each_model_s_dataset_on_this_machine_only(text
     def starts(server: Server) -> dict[str, list[str]]:
         return {model.id: model.model_dump()["starts"] for model in server.client().models.list()}
 
-    known = {}
-    for name in ("colours", "german"):
-        dataset = Dataset(str(text.folder / "data"), name)
-        known[name] = [prompt for prompt, _ in dataset.sources["val"].examples(dataset.tokenizer)][:3]
-    assert starts(pairs) == {"out-colours": known["colours"], "german": known["german"]}
-    assert f'"{known["colours"][0]}"' in pairs.output
-    assert starts(text) == {"out": tiny_text().split("\n")[:3], "colours": known["colours"]}
+    dataset = Dataset(str(text.folder / "data"), "german")
+    known = [prompt for prompt, _ in dataset.sources["val"].examples(dataset.tokenizer)][:3]
+    assert starts(pairs)["german"] == known and starts(text)["out"] == tiny_text().split("\n")[:3]
     config = pairs.app.state.tinygpt.config
     config.host = "0.0.0.0"
     try:
@@ -341,11 +317,9 @@ def test_a_model_and_a_path_that_do_not_exist(text: Server, ask: Ask) -> None:
     with pytest.raises(openai.NotFoundError, match="the models are out, colours") as caught:
         ask(model="gpt-4", prompt="a")
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
-    with pytest.raises(openai.NotFoundError, match="no such path"):
-        text.client().embeddings.create(model="out", input="the")
     with pytest.raises(openai.BadRequestError, match="continues text"):
         text.client().chat.completions.create(model="out", messages=user("12 red"))
-    assert text.request("GET", "/v1/models/nobody")[0] == 404 and text.request("GET", "/v1/completions")[0] == 405
+    assert text.request("GET", "/v1/models/nobody")[0] == 404
 
 
 TURNS = [*user("123 red"), {"role": "assistant", "content": "red"}, *user("124 blue")]
@@ -356,28 +330,20 @@ TURNS = [*user("123 red"), {"role": "assistant", "content": "red"}, *user("124 b
     [
         ("ask", "temperature", "warm", "expected a number"),
         ("ask", "top_p", 1.1, "expected 0 to 1"),
-        ("ask", "n", 17, "16"),
         ("ask", "max_tokens", 501, "limit of 500"),
-        ("ask", "max_tokens", True, "expected an integer"),
         ("ask", "stream", "yes", "true or false"),
         ("ask", "prompt", None, "required"),
-        ("ask", "prompt", [["a"]], "expected a string"),
+        ("ask", "prompt", [1, -1], None),
+        ("ask", "prompt", [1, 1000], None),
         ("ask", "prompt", "ä", r"U\+00E4"),
         ("ask", "prompt", ["a"] * 129, "at most 128"),
         ("ask", "presence_penalty", 0.5, "not supported"),
-        ("ask", "logit_bias", {"1": 5}, "not supported"),
-        ("ask", "best_of", 2, "not supported"),
         ("chat", "tools", [{}], None),
         ("chat", "response_format", {"type": "json_object"}, None),
-        ("chat", "modalities", ["audio"], None),
-        ("chat", "top_logprobs", 3, None),  # without logprobs
         ("chat", "messages", TURNS, "one prompt"),
-        ("chat", "messages", TURNS[:2], "the last one user"),
         ("chat", "messages", [{"role": "system", "content": "be brief"}, *user("123 red")], "no system message"),
-        ("chat", "messages", [{"role": "tool", "content": "x", "tool_call_id": "1"}], "no tools"),
         ("chat", "messages", user([{"type": "image_url", "image_url": {"url": "data:,"}}]), "no images"),
         ("chat", "messages", user(" "), "the prompt is empty"),
-        ("chat", "messages", user("12 rød"), "not in this model's"),
     ],
     ids=str,
 )
@@ -389,7 +355,6 @@ def test_a_wrong_or_unsupported_field_is_refused(
         request.getfixturevalue(api)(**given, extra_body={field: value})
     assert caught.value.param == field and caught.value.type == "invalid_request_error"
     assert f"{field}: " in caught.value.message
-    assert "--start" not in caught.value.message and "--plain" not in caught.value.message  # `sample` has these
 
 
 def test_unknown_and_neutral_fields_are_ignored(chat: Ask, ask: Ask) -> None:
@@ -400,22 +365,17 @@ def test_unknown_and_neutral_fields_are_ignored(chat: Ask, ask: Ask) -> None:
     assert ask(prompt="the", seed=1, extra_body=more).choices[0].text == ask(prompt="the", seed=1).choices[0].text
 
 
-def test_a_missing_or_wrong_key(pairs: Server) -> None:
-    for key in ("wrong", KEY[:-1], KEY + "0", KEY.upper()):
-        with pytest.raises(openai.AuthenticationError, match="a key is required") as caught:
-            pairs.client(api_key=key).models.list()
-        assert caught.value.code == "invalid_api_key" and caught.value.status_code == 401
-    assert pairs.request("GET", "/v1/models", authorization="")[2]["www-authenticate"] == "Bearer"
+def test_a_wrong_key(pairs: Server) -> None:
+    with pytest.raises(openai.AuthenticationError, match="a key is required") as caught:
+        pairs.client(api_key=KEY.upper()).models.list()
+    assert caught.value.code == "invalid_api_key"
     assert pairs.request("GET", "/health", authorization="")[0] == 200
-    assert [model.id for model in pairs.client(api_key=KEY).models.list()]
 
 
 def test_a_body_that_is_too_large(ask: Ask) -> None:
     with pytest.raises(openai.APIStatusError, match="larger than 4 MiB") as caught:
         ask(prompt="a" * (5 << 20))
     assert (caught.value.status_code, caught.value.code) == (413, "body_too_large")
-    with pytest.raises(openai.BadRequestError):  # large, but read
-        ask(prompt="a" * (3 << 20))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")

