@@ -1,4 +1,4 @@
-"""LoRA: which weights are trained, what is merged, and the adapter's file. test_architectures.py compares it with peft."""
+"""LoRA: which weights are trained, what is merged, the adapter's file. test_architectures.py compares it with peft."""
 
 import copy
 import dataclasses
