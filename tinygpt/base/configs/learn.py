@@ -52,7 +52,8 @@ class LabConfig(DataConfig):
     tinygpt lab race submissions --text text.txt  # teacher: the final losses
 
     An entry has the keys of tinygpt train; those left out are as in configs/nanogpt.yaml. Each character is a token.
-    Training stops when the budget is used up, and the model at that point counts. Later entries are added to the table.
+    The budget fixes the number of iterations at the start. Of the best and the last weights, those with the lower loss
+    on the entry's own validation split count. Later entries are added to the table.
     """
 
     name: Annotated[str, POSITIONAL] = ""

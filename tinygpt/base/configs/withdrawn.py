@@ -19,7 +19,7 @@ COMMANDS = {  # and options without a command
 }
 TASKS = {"sectors": "tinygpt lab domain, which makes it"}
 KEYS = {  # by command and key
-    ("advise", "budget"): "drop it: without language models advise takes a minute or two",
+    ("advise", "budget"): "drop it: advise trains only linear models now",
     ("advise", "pretrained"): "tinygpt prepare and finetune, then tinygpt label FILE --model RUN",
     ("doctor", "machine"): "tinygpt quickstart",
     ("eval", "positive"): "tinygpt eval RUN --task=NAME --json, and docs/how-to/fine-tune.md: a rare label",

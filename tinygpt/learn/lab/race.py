@@ -73,7 +73,7 @@ def race(config: LabConfig) -> int:
         rows = ranked_rows({name: stage["result"] for name, stage in stored(folder, identity)["stages"].items()})
         print(f"\nwritten: {write_rows(rows, folder)}")
         print(f"\nloss in nats per character on the last {len(text) - cut:,} characters of {config.text};")
-        print(f"a rank is 1 and the number of entries that are better by more than {TIE}\n")
+        print(f"rank: one more than the number of entries whose loss is lower by more than {TIE}\n")
         show(rows, folder)
     return int(any("failed" in result for result in results.values()))
 
