@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import lab_results
-from sklearn.metrics import f1_score
 
 from tinygpt.checkpoint.store import load
 from tinygpt.data import corpora
@@ -106,13 +105,3 @@ def test_a_difference_counts_by_its_rule(mine: tuple[float, ...], its: tuple[flo
     records = {base: Records({"accuracy": one} for one in values) for base, values in by_base.items()}
     said = domain.compared({("sectors", 200, 40): records}, "industries", "Shakespeare").text
     assert said.startswith(f"Pretraining on industries {verdict} pretraining on Shakespeare: sectors, 200 examples")
-
-
-def test_the_macro_f1_is_that_of_scikit_learn() -> None:
-    """Labels that occur neither in the truth nor among the answers do not count."""
-    rng, labels = np.random.default_rng(0), list("abcdef")
-    scores, truth = rng.random((40, 6)) * [1, 1, 1, 1, 0, 1], rng.choice(labels[:4], 40)
-    measured = domain.quality(scores, truth, labels)
-    predicted = [labels[index] for index in scores.argmax(axis=1)]
-    assert measured["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
-    assert measured["accuracy"] == np.mean(truth == np.array(predicted)) and "e" not in predicted

@@ -94,11 +94,6 @@ def test_the_paired_test_flips_whole_clusters() -> None:
     assert judge.p_value(np.tile(first, 400), np.tile(second, 400), np.arange(14000) // sizes) < 1e-9
 
 
-def contender(right: str) -> judge.Tested:
-    """The answers to lines whose label is always 1."""
-    return judge.Tested(alone(len(right)), bools(right).astype(int), np.full(len(right), 0.8))
-
-
 @pytest.mark.parametrize(
     "expected, contenders",
     [
@@ -110,8 +105,8 @@ def contender(right: str) -> judge.Tested:
     ],
 )
 def test_the_rule(expected: str, contenders: dict[str, str]) -> None:
-    tested = {name: contender(right) for name, right in contenders.items()}
-    assert judge.advise(tested, np.ones(40, int), alone(40), MAJORITY).name == expected
+    right = {name: bools(answers) for name, answers in contenders.items()}
+    assert judge.advise(right, alone(40), MAJORITY).name == expected
 
 
 def test_the_threshold_is_the_lowest_that_holds() -> None:
@@ -139,7 +134,7 @@ def test_confusions_are_counted_and_the_most_confident_error_comes_first() -> No
     predicted = np.where(alone(100) < 12, 1, truth)
     predicted[97:] = 0
     confidence = [0.9 if line == 98 else 0.5 for line in range(100)]
-    common = {"lines": list(range(100)), "seconds": 1, "per_line": 0.1, "bytes": 9, "confidence": confidence}
+    common = {"seconds": 1, "confidence": confidence}
     answers = {MAJORITY: [0] * 100, "x": predicted.tolist()}
     known = {name: {"result": common | {"predicted": each}} for name, each in answers.items()}
     stages = [Stage(summary.LOOK, 1, list), *(Stage(name, 1, list, {"contender": name, "share": 1}) for name in known)]
@@ -260,7 +255,7 @@ def advice(work: Path, *flags: str) -> dict[str, Any]:
     """What --json prints, without what is measured in seconds."""
     values = json.loads(ok(work, "advise", "pairs.csv", "--json", *flags).out)
     for row in values["contenders"]:
-        del row["seconds"], row["per_line"]
+        del row["seconds"]
     return dict(values)
 
 
@@ -312,10 +307,10 @@ def test_labels_in_several_spellings_come_first(tmp_path: Path) -> None:
 
 def test_few_groups_show_nothing() -> None:
     """Seven signs are all positive in one case of 128, which is more than 0.02 / 4."""
-    tested = {name: contender(name[0] * 70) for name in ("0 majority", "1", "11", "111", "1111")}
-    few = judge.advise(tested, np.ones(70, int), np.arange(70) % 7, "0 majority")
+    right = {name: bools(name[0] * 70) for name in ("0 majority", "1", "11", "111", "1111")}
+    few = judge.advise(right, np.arange(70) % 7, "0 majority")
     assert few.name == "0 majority" and few.why.endswith("; with only 7 groups no difference can be significant")
-    assert judge.advise(tested, np.ones(70, int), np.arange(70) % 8, "0 majority").name == "1"
+    assert judge.advise(right, np.arange(70) % 8, "0 majority").name == "1"
 
 
 def test_labels_without_any_rule_get_no_model(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import tinygpt
 from tinygpt.base.configs.use import AdviseConfig
 from tinygpt.base.files import file_lock
 from tinygpt.checkpoint import store
-from tinygpt.examine.eval.classifiers import Linear, Majority
+from tinygpt.examine.eval.classifiers import Linear
 from tinygpt.use.advise.command import read_data
 from tinygpt.use.advise.labeller import load, save
 from tinygpt.use.ask import embeddings
@@ -95,13 +95,14 @@ def test_lines_of_standard_input(work: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_model_without_a_threshold_is_never_sure_and_the_threshold_itself_is_sure(work: Path) -> None:
-    model = Majority.fit(["a"] * 5, np.array([0, 0, 0, 0, 1]), 2)  # 5 / 7
-    for threshold, sure in ((5 / 7, True), (5 / 7 + 1e-9, False), (None, False)):
+    model = Linear.fit(["a", "a", "b"], np.array([0, 0, 1]), 2, C=1)
+    p = float(model(["a"])[0, 0])
+    for threshold, sure in ((p, True), (p + 1e-9, False), (None, False)):
         save(work / "model", model, ["a", "b"], threshold)
-        assert load(work / "model").label(["x"]) == [("a", pytest.approx(5 / 7), sure)]
+        assert load(work / "model").label(["a"]) == [("a", pytest.approx(p), sure)]
     (work / "new.txt").write_text("who is aaa?\n" * 3)
     result = ok(work, "label", "new.txt", "--model=model")
-    assert [(row["label"], row["sure"]) for row in rows(result.out)] == [("a", "no")] * 3
+    assert [row["sure"] for row in rows(result.out)] == ["no"] * 3
     assert "sure: none" in result.err and "a person should look at all lines" in result.err
 
 
@@ -137,7 +138,7 @@ PLAIN = ["-5", "+3.2", "-1.000,5", "-1'000", "+1.5e-7", "-3%", "-", "1-1", "a=b"
 
 
 def test_formulas_are_named_and_escaped_on_request(work: Path) -> None:
-    save(work / "model", Majority.fit(["a"], np.array([0]), 1), ["=label"], 0.1, "question")
+    save(work / "model", Linear.fit(["a", "b"], np.array([0, 1]), 2, C=1), ["=label", "=other"], 0.1, "question")
     table = [["question", "+column"], *(["who?", text] for text in [*PLAIN, *FORMULAS])]
     csv_file(work / "new.csv", *table)
     result = ok(work, "label", "new.csv", "-o", "out.csv", "--model=model")

@@ -76,8 +76,7 @@ def test_from_examples_to_labels(encoder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(encoder, tmp_path / "enc")
     values = json.loads(ok(tmp_path, "advise", "pairs.csv", "--vectors=enc", "--json").out)
     (row,) = (row for row in values["contenders"] if row["name"] == SENTENCES)
-    weights = (encoder / "model.safetensors").stat().st_size
-    assert row["accuracy"] > 0.9 and row["bytes"] > weights and row["per_line"] > 0
+    assert row["accuracy"] > 0.9
     # The advised one is simpler here. The same with this contender: the folder can be moved, without the encoder.
     prompts, texts = ["my card 7", "loan 12"], ["card 1", "card 2", "loan 1", "loan 2"]
     loaded = SentenceEncoder(encoder)

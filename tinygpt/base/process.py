@@ -10,10 +10,8 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.files import writing
@@ -44,20 +42,11 @@ sys.exit(status)
 PACKAGES = str(Path(__file__).parents[2])  # the folder of tinygpt, perhaps a checkout
 
 
-class Done(NamedTuple):
-    """A command that has succeeded."""
-
-    output: str  # what it printed
-    seconds: float
-    memory: int  # peak, in bytes; 0 on Windows, where Python cannot ask
-
-
-def run(log: Path, *args: str) -> Done:
+def run(log: Path, *args: str) -> str:
     """Run `tinygpt ARGS`.
 
     Errors: TinyGPTError with the status of the command, which has printed its own error."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     memory = log.with_suffix(".memory")
     with writing(log), open(log, "w+", encoding="utf-8") as file:
         group = None if sys.platform == "win32" else 0  # its own, so that Ctrl-C reaches this process alone
@@ -78,7 +67,7 @@ def run(log: Path, *args: str) -> Done:
         problem = f"tinygpt {args[0]} failed with status {status}; its output is in {log}"
         hint = "fix the cause, and run the same command again: it continues where it stopped"
         raise TinyGPTError(problem, hint, status)
-    return Done(output, time.monotonic() - began, int(memory.read_text()))
+    return output
 
 
 @contextlib.contextmanager

@@ -58,11 +58,8 @@ def save_adapter(path: Path, run: Checkpoint, base: str, retry_hint: str = RUN_A
 def load_model(ckpt: str, adapter: str = "") -> Checkpoint:
     """Load a checkpoint, and apply an adapter if one is given. Errors: TinyGPTError, also for the wrong base model."""
     base = checkpoint.load(ckpt)
-    return applied(base, ckpt, adapter) if adapter else base
-
-
-def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
-    """Combine base and adapter into a checkpoint of a LoRA run. Errors: TinyGPTError if they do not belong together."""
+    if not adapter:
+        return base
     return _combined(base, ckpt, _read_adapter(adapter, ckpt, weights_fingerprint(base.model)))
 
 
@@ -80,17 +77,12 @@ class Adapters:
         self._fingerprint = weights_fingerprint(self._base.model)
         self._adapters: dict[str, dict[str, Any]] = {}
         for name, path in (adapters or {}).items():
-            self.add(name, path)
+            self._adapters[name] = _read_adapter(path, ckpt, self._fingerprint)
+            self.checkpoint(name).build_model()  # an adapter that does not fit is refused here
 
     @property
     def names(self) -> list[str]:
         return list(self._adapters)
-
-    def add(self, name: str, path: str) -> None:
-        """Read an adapter, in place of one with the same name. Errors: TinyGPTError, with nothing changed."""
-        state = _read_adapter(path, self.ckpt, self._fingerprint)
-        _combined(self._base, self.ckpt, state).build_model()  # an adapter that does not fit is refused here
-        self._adapters[name] = state
 
     def checkpoint(self, name: str = "") -> Checkpoint:
         """Return the base model combined with the adapter `name`; without a name, the base model. Errors: TinyGPTError

@@ -4,9 +4,8 @@ run_in_child(config)
 cost_of(Path(config.out_dir)).memory
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tinygpt.base.configs import suggest
 from tinygpt.base.configs.core import TrainConfig
@@ -45,7 +44,8 @@ def run_in_child(config: TrainConfig) -> None:
             raise TinyGPTError(f"two base models: ckpt={ckpt} and init_from={start}", "give only ckpt")
         values |= {"ckpt": start, "init_from": "auto"}
     require_same_settings(config, start)
-    run_command(command, config.config, values)
+    flags = [f"--{key}={value}" for key, value in values.items()]
+    run(log_of(Path(config.out_dir)), command, *config.config, "--quiet", *flags)
 
 
 def require_same_settings(config: TrainConfig, start: str) -> None:
@@ -61,11 +61,6 @@ def require_same_settings(config: TrainConfig, start: str) -> None:
         if (old := last.config[key]) != getattr(config, key):
             problem = f"the run in {config.out_dir} has ended, with {key}={old}"
             raise TinyGPTError(problem, 'another out_dir, or init_from="scratch"')
-
-
-def run_command(command: str, configs: Sequence[str], settings: Mapping[str, Any]) -> None:
-    flags = [f"--{key}={value}" for key, value in settings.items()]
-    run(log_of(Path(settings["out_dir"])), command, *configs, "--quiet", *flags)
 
 
 def log_of(out: Path) -> Path:

@@ -37,8 +37,6 @@ Embed = Callable[[Sequence[str]], np.ndarray]  # from n texts to vectors (n, d) 
 class Majority:
     """The frequencies of the labels, with one more example of each (Laplace), whatever the prompt."""
 
-    kind = "majority"
-
     def __init__(self, counts: np.ndarray) -> None:
         self.counts = counts
         self.n_labels = len(counts)
@@ -49,13 +47,6 @@ class Majority:
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         return np.tile((self.counts + 1) / (self.counts.sum() + self.n_labels), (len(prompts), 1))
-
-    def state(self) -> dict[str, Any]:
-        return {"counts": torch.from_numpy(self.counts)}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any], embed: Embed | None = None) -> Self:
-        return cls(state["counts"].numpy())
 
 
 class Linear:
@@ -73,9 +64,6 @@ class Linear:
         self.features = tuple(features)
         self.embed = embed
         self._weight = weight
-        # how C was chosen
-        self.C = FIXED_C
-        self.reason = "fixed"
         self._vectorizers: dict[str, Any] = {}
         # of the word vectors
         self._centre = np.zeros(0)
@@ -103,10 +91,10 @@ class Linear:
             raise TinyGPTError("all examples have the same label", "add examples of another label")
         self = cls(n_labels, features, embed, weight)
         with one_thread():
-            self.C, self.reason = choose_c(self, prompts, truth) if C is None else (float(C), "fixed")
+            chosen = choose_c(self, prompts, truth) if C is None else C
             x = self._learn_features(prompts)
             rotation = Rotation(x)
-            self._model = regression(self.C).fit(rotation(x), truth)
+            self._model = regression(chosen).fit(rotation(x), truth)
             self._model.coef_ = rotation.back(self._model.coef_)
             self._model.n_features_in_ = x.shape[1]
         return self
@@ -127,7 +115,8 @@ class Linear:
             self._scale = self._weight / max(float(np.sqrt(((vectors - self._centre) ** 2).sum(axis=1).mean())), 1e-6)
             blocks.append(self._vectors(vectors))
         if not blocks:
-            raise without_features(self.features)
+            features = ", ".join(self.features)
+            raise TinyGPTError(f"no prompt has anything to learn from ({features})", "give prompts with words")
         return stacked(blocks)
 
     def _features(self, prompts: Sequence[str]) -> Any:
@@ -184,15 +173,16 @@ class Linear:
 
 
 Classifier = Majority | Linear
-CLASSIFIERS: dict[str, type[Classifier]] = {each.kind: each for each in (Majority, Linear)}
 
 
-def restored(kind: str, state: dict[str, Any], n_labels: int, embed: Embed | None = None) -> Classifier:
+def restored(kind: str, state: dict[str, Any], n_labels: int, embed: Embed | None = None) -> Linear:
     """Make a classifier from its state, and try it on one prompt. embed: as in `Linear.fit`.
 
     Errors: TinyGPTError for an impossible state, and without the word vectors that it was trained with."""
     try:
-        classifier = CLASSIFIERS[kind].from_state(state, embed)
+        if kind != Linear.kind:
+            raise ValueError
+        classifier = Linear.from_state(state, embed)
         probs = classifier([PROBE])
         possible = probs.shape == (1, n_labels) and (probs >= 0).all() and np.isclose(probs.sum(), 1)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
@@ -213,15 +203,15 @@ def require_same(probe: np.ndarray, embed: Embed | None) -> None:
         raise TinyGPTError(problem, hint)
 
 
-def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tuple[float, str]:
+def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> float:
     """Choose C from CHOICES by the log loss on a held-out third of the examples, which is deterministic.
 
-    Returns it and how it was chosen. Labels with fewer than FEWEST examples do not take part.
+    Labels with fewer than FEWEST examples do not take part; if fewer than two have as many, it is FIXED_C.
     """
     selection = library("sklearn.model_selection", "the linear model")
     usable = np.flatnonzero(np.bincount(truth, minlength=untrained.n_labels)[truth] >= FEWEST)
     if len(set(truth[usable].tolist())) < 2:
-        return FIXED_C, f"fixed, since fewer than two labels have {FEWEST} examples"
+        return FIXED_C
     train, held_out = selection.train_test_split(usable, test_size=1 / 3, random_state=0, stratify=truth[usable])
     trained = Linear(untrained.n_labels, untrained.features, untrained.embed, untrained._weight)
     x = trained._learn_features([prompts[int(i)] for i in train])
@@ -235,7 +225,7 @@ def choose_c(untrained: Linear, prompts: Sequence[str], truth: np.ndarray) -> tu
         columns = np.searchsorted(model.classes_, truth[held_out])  # each label is in both parts
         probs = model.predict_proba(tested)[np.arange(len(held_out)), columns]
         losses.append(-np.log(np.maximum(probs, 1e-15)).sum())
-    return CHOICES[int(np.argmin(losses))], "the lowest log loss on a third of the examples"
+    return CHOICES[int(np.argmin(losses))]
 
 
 # ---- scikit-learn ----------------------------------------------------------------------------------------------------
@@ -288,7 +278,3 @@ class Rotation:
     def back(self, weights: np.ndarray) -> np.ndarray:
         """Return weights of the rotated features (L, rank) as weights of the features (L, F)."""
         return weights if self.x is None else (self.x.T @ (self._to @ weights.T)).T
-
-
-def without_features(features: Sequence[str]) -> TinyGPTError:
-    return TinyGPTError(f"no prompt has anything to learn from ({', '.join(features)})", "give prompts with words")

@@ -23,14 +23,12 @@ import torch.nn.functional as F
 from tinygpt.base.errors import TinyGPTError
 from tinygpt.base.intervals import INTERVALS, by_group, intervals, percent
 from tinygpt.base.terminal import counted, cut, escaped, progress, table
-from tinygpt.data.rows import PairRows
 from tinygpt.data.tasks import TASKS
 from tinygpt.data.tokenizer import Tokenizer
 from tinygpt.examine.eval.classifiers import FEATURES, FIXED_C, Linear
 from tinygpt.examine.eval.confusion import matrix_lines
 from tinygpt.generate import require_finite
 from tinygpt.model import GPT, KVCache
-from tinygpt.training.losses import row_losses, tensors
 
 BATCH_TOKENS = 2048  # of answers in a forward pass, padding included
 BATCH_LOGITS = 1 << 24  # likewise, for large vocabularies
@@ -206,10 +204,11 @@ def continuation_scores(model: GPT, tokenizer: Tokenizer, prefix: str, continuat
     A model of pairs reads the text as a prompt, and continuations as responses with their end. Errors: TinyGPTError for
     an unknown character, and for a text that, with the longest continuation, does not fit the model's context.
     """
-    if tokenizer.pair is not None:
-        return np.array([response_score(model, tokenizer, prefix, response) for response in continuations])
-    prefix_ids = torch.from_numpy(tokenizer.encode(prefix).astype(np.int64))[None].to(model.lm_head.weight.device)
-    continuation_ids = [tokenizer.encode(text).astype(np.int64) for text in continuations]
+    pair = tokenizer.pair is not None
+    encode = tokenizer.encode_response if pair else tokenizer.encode
+    ids = tokenizer.encode_prompt(prefix) if pair else tokenizer.encode(prefix)
+    prefix_ids = torch.from_numpy(ids.astype(np.int64))[None].to(model.lm_head.weight.device)
+    continuation_ids = [encode(text).astype(np.int64) for text in continuations]
     longest = max(map(len, continuation_ids))
     total = prefix_ids.size(1) + longest
     block_size = model.config.block_size
@@ -222,15 +221,6 @@ def continuation_scores(model: GPT, tokenizer: Tokenizer, prefix: str, continuat
         batch = continuation_ids[start : start + batch_size]
         scores.append(answer_scores(model, model.new_cache(1, total), prefix_ids, batch)[0])
     return np.concatenate(scores)
-
-
-def response_score(model: GPT, tokenizer: Tokenizer, prompt: str, response: str) -> float:
-    """Compute the log-probability of a response and its end, in nats."""
-    rows = PairRows(tokenizer.encode_pair(prompt, response), tokenizer)
-    block_size = model.config.block_size
-    rows.require(block_size, "the prompt and its response")
-    x, y = (part.to(model.lm_head.weight.device) for part in tensors(rows, block_size, rows.all_rows(block_size)))
-    return -float(row_losses(model.eval(), x, y))
 
 
 # ---- the report -------------------------------------------------------------------------------------------------

@@ -87,8 +87,10 @@ def measure_task(config: EvalConfig, model: GPT, dataset: Dataset) -> dict[str, 
     counts = np.bincount(classify.label_indices(train, labels), minlength=len(labels))
     if counts.max() >= MISLEADING * counts.sum():
         rare = terminal.escaped(labels[counts.argmin()])
-        print(f"\nnote: {rare!r} is rare, so the accuracy misleads: see its recall and precision; --json has the")
-        print("probabilities, from which to choose a threshold")
+        print(
+            f"\nnote: {rare!r} is rare, so the accuracy misleads: see its recall and precision; --json has the\n"
+            "probabilities, from which to choose a threshold"
+        )
     picture = Path(config.output) if config.output else folder_of(config.ckpt) / "confusion.png"
     try:
         draw_confusion(report, picture)
@@ -141,10 +143,10 @@ def measure_loss(config: EvalConfig, model: GPT, dataset: Dataset, compute: devi
     print("\n".join(terminal.table(heads, losses)))
     if baselines:
         print(
-            "\nuniform: every token has the same probability. unigram, bigram, trigram: n-gram models, which estimate"
+            "\nuniform: every token has the same probability. unigram, bigram, trigram: n-gram models, which estimate\n"
+            "it by counting in the training split, given the previous 0, 1 and 2 tokens\n"
+            "losses printed during training are estimates from a part of the split, unless eval_iters is 0"
         )
-        print("it by counting in the training split, given the previous 0, 1 and 2 tokens")
-        print("losses printed during training are estimates from a part of the split, unless eval_iters is 0")
     if note:
         print(f"note: {note}")
     return results

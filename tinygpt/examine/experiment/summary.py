@@ -184,5 +184,5 @@ def write(
     scripts = ["examine/report/model.js", f"learn/lab/{name}/search.js", f"learn/lab/{name}/page.js"] if live else []
     html = render(values, "examine/experiment/page.html.j2", scripts, [*STYLES, "examine/experiment/page.css"])
     with replacing(page) as file:
-        file.write(html.content)
+        file.write(html)
     return [picture, page]

@@ -10,7 +10,7 @@ import importlib.resources
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tinygpt.base.errors import library
 from tinygpt.base.files import replacing, require_writable
@@ -22,20 +22,12 @@ STYLES = ["examine/report/colours.css", "examine/report/page.css"]
 SIZE = "\ue000"  # stands for the size of the page until the page is complete
 
 
-class Page(NamedTuple):
-    """A page, and what it contains, for the command to print."""
-
-    content: bytes
-    contents: str
-    note: str
-
-
 def render(
     values: dict[str, Any],
     template: str = "examine/report/page.html.j2",
     scripts: Sequence[str] = SCRIPTS,
     styles: Sequence[str] = STYLES,
-) -> Page:
+) -> bytes:
     """Fill a template. template, scripts, styles: files of the package tinygpt."""
     script = "\n".join(map(read, scripts))
     css = "".join(map(read, styles))
@@ -47,27 +39,21 @@ def render(
     own = {"policy": policy, "css": css, "script": script, "size": SIZE}
     page = templates().get_template(template).render(values | own)
     content = page.encode("utf-8", "replace")
-    content = content.replace(SIZE.encode(), megabytes(len(content)).encode(), 1)
-    return Page(content, values.get("contents", ""), values.get("note", ""))
+    return content.replace(SIZE.encode(), megabytes(len(content)).encode(), 1)
 
 
 def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def write(page: Page, path: Path) -> None:
-    """Write the file atomically."""
-    with replacing(path) as file:
-        file.write(page.content)
-
-
 def publish(values: dict[str, Any], path: Path) -> None:
     """Write the page of a run or a model, and print its path and what it contains."""
     page = render(values, scripts=SCRIPTS if values["kind"] == "report" else SCRIPTS[:-1])  # nothing to compare
-    write(page, path)
-    print(f"written: {path}, {megabytes(len(page.content))}; open it in any browser")
-    print(f"contains: {page.contents}")
-    print(f"note: {page.note}")
+    with replacing(path) as file:
+        file.write(page)
+    print(f"written: {path}, {megabytes(len(page))}; open it in any browser")
+    print(f"contains: {values['contents']}")
+    print(f"note: {values['note']}")
     if values["without_text"]:
         print(f"without samples and text of the dataset: {values['without_text']}")
 

@@ -9,11 +9,10 @@ about industries does not contain those of val and test of `sectors`; all datase
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from tinygpt.examine.experiment.picture import Line, Plane
 from tinygpt.examine.experiment.stages import Records, Stage
 from tinygpt.examine.experiment.summary import Summary, Table, Verdict, gap, percent, side, spread
 from tinygpt.learn.lab import sectors
-from tinygpt.learn.lab.definition import Classifier, Lab, learn, seeds, stage
+from tinygpt.learn.lab.definition import Classifier, Lab, accuracy, learn, seeds, stage
 
 TEXTS = ("Shakespeare", "industries")
 BASES = ("none", *TEXTS)
@@ -64,23 +63,16 @@ def stages(config: LabConfig, folder: Path) -> Iterator[Stage]:
                 yield stage(name, 3 + n / 30, finetune, folder, **case)
 
 
-class Task(NamedTuple):
-    splits: dict[str, list[tuple[str, str]]]  # train, val, test: (prompt, response)
-    labels: tuple[str, ...]
-
-
-def pairs_of(task: str) -> Task:
-    if task == "sectors":
-        return Task(sectors.examples(), sectors.SECTORS)
-    made = api.task(task)
-    return Task(made.splits, made.labels)
+def pairs_of(task: str) -> tuple[dict[str, list[tuple[str, str]]], tuple[str, ...]]:
+    """Return the examples of a task by split, and its labels."""
+    return (sectors.examples(), sectors.SECTORS) if task == "sectors" else api.task(task)[:2]
 
 
 def prepare(folder: Path, names: Sequence[str]) -> dict[str, int]:
     """Write the texts, of equal length, and the tasks, all with one vocabulary; return the number of characters."""
     industries = sectors.corpus()
     texts = dict(zip(TEXTS, (api.corpus("shakespeare_char")[: len(industries)], industries), strict=True))
-    vocabulary = [texts, [pairs_of(name).splits for name in names]]
+    vocabulary = [texts, [pairs_of(name)[0] for name in names]]
     for name in names:
         splits, labels = pairs_of(name)
         dataset = api.write_dataset(folder / "tasks" / name, splits, labels, vocabulary)
@@ -121,21 +113,8 @@ def baselines(task: str, examples: int) -> list[dict[str, Any]]:
 
 def measured(classify: Classifier, task: str) -> dict[str, Any]:
     splits, labels = pairs_of(task)
-    prompts, truth = zip(*splits["test"], strict=True)
-    return quality(classify(prompts), truth, labels)
-
-
-def quality(scores: np.ndarray, labels: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
-    """Measure accuracy, and macro F1: the mean over the known labels that occur in the truth or among the answers.
-    scores: (n, L), the largest for the answer."""
-    predicted = scores.argmax(axis=1)
-    truth = np.array([known.index(label) for label in labels])
-    f1 = []
-    for index in {*predicted.tolist(), *truth.tolist()}:
-        answered = predicted == index
-        correct = truth == index
-        f1.append(2 * (answered & correct).sum() / (answered.sum() + correct.sum()))
-    return {"accuracy": float((predicted == truth).mean()), "macro_f1": float(np.mean(f1)), "prompts": len(labels)}
+    test = splits["test"]
+    return {"accuracy": accuracy(classify([prompt for prompt, _ in test]), test, labels), "prompts": len(test)}
 
 
 def summarise(records: Records, config: LabConfig) -> Summary:
@@ -155,9 +134,7 @@ def summarise(records: Records, config: LabConfig) -> Summary:
         n = own[0]["prompts"]
         error = f"the standard error of an accuracy is about {100 * (0.25 / n) ** 0.5:.0f} points"
         note = f"On {n:,} test prompts; {error}."
-        tables.append(Table(f"Accuracy on {task}", rows(figures, task, "accuracy"), shared + note))
-    note = "The mean F1 of the labels: a rare sector counts as much as a frequent one."
-    tables.append(Table("Macro F1 on sectors", rows(figures, "sectors", "macro_f1"), shared + note))
+        tables.append(Table(f"Accuracy on {task}", rows(figures, task), shared + note))
     return Summary(
         "Does pretraining on text of one's own field help?",
         f"A tiny model reads {records[0]['characters']:,} characters of Shakespeare, or of descriptions of "
@@ -169,12 +146,11 @@ def summarise(records: Records, config: LabConfig) -> Summary:
     )
 
 
-def rows(figures: Figures, task: str, figure: str) -> list[dict[str, str]]:
+def rows(figures: Figures, task: str) -> list[dict[str, str]]:
     """Make a row for each base and baseline, with a column for each case of the task."""
     cases = {title(*case).removeprefix(f"{task}, "): own for case, own in figures.items() if case[0] == task}
-    form = percent if figure == "accuracy" else partial(spread, form=".2f")
     return [
-        {"base": name, **{column: form(own[name].values(figure)) for column, own in cases.items()}}
+        {"base": name, **{column: percent(own[name].values("accuracy")) for column, own in cases.items()}}
         for name in (*BASES, *BASELINES)
     ]
 

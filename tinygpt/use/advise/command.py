@@ -20,7 +20,8 @@ from tinygpt.base.process import ended_by_sigterm
 from tinygpt.base.terminal import print_error
 from tinygpt.data.pairs import labels_of
 from tinygpt.data.sheets import Row, Sheet, unit
-from tinygpt.examine.experiment.stages import Identity, Results, Stage, forget, run
+from tinygpt.examine.eval.classifiers import Linear
+from tinygpt.examine.experiment.stages import Identity, Results, Stage, run
 from tinygpt.examine.experiment.summary import write
 from tinygpt.use.advise import contenders, labeller, summary
 from tinygpt.use.advise.contenders import MAJORITY, SENTENCES, Data
@@ -64,18 +65,12 @@ def advise(config: AdviseConfig) -> None:
         else:
             print(f"the model, {report.advice.name}: {folder / labeller.NAME}")
         if SPELLINGS in {finding.name for finding in report.findings}:
-            following = repeated(config, merge_labels=True, out_dir=f"{folder}-merged")
+            given = {key: getattr(config, key) for key in sorted(config.given - {"pairs"})}
+            changed = given | {"merge_labels": True, "out_dir": f"{folder}-merged"}
+            following = suggest.command("advise", path, *(suggest.flag(*item) for item in changed.items()))
         print(f"\nnext: {following}")
     if config.json:
         print(strict_json(report.values))
-
-
-def repeated(config: AdviseConfig, **changes: Any) -> str:
-    """Return the same command with other values of some keys."""
-    given = {key: getattr(config, key) for key in sorted(config.given - {"pairs"})}
-    return suggest.command(
-        "advise", Path(config.pairs), *(suggest.flag(*item) for item in {**given, **changes}.items())
-    )
 
 
 # ---- the examples -----------------------------------------------------------------------------------------------
@@ -107,8 +102,7 @@ def read_data(config: AdviseConfig, path: Path) -> tuple[Data, list[str] | None,
         problem = f"{path}: {len(labels):,} different responses in {len(rows):,} examples are free text, not labels"
         command = suggest.command("prepare", "mine", f"--input={path}", "--format=pairs")
         raise TinyGPTError(problem, f"{command}, then tinygpt finetune --dataset=mine and tinygpt eval --task=mine")
-    index_of = {label: index for index, label in enumerate(labels)}
-    truth = np.array([index_of[label] for label in responses])
+    truth = np.searchsorted(np.array(labels, dtype=object), np.array(responses, dtype=object))
     data = Data(prompts, truth, labels, [row.number for row in rows], unit(path))
     times = parsed_times(further, config.time, [row.location for row in rows]) if config.time else None
     return data, further if config.by else None, times
@@ -152,21 +146,22 @@ class Examiner:
         findings = self._run(summary.LOOK, 2, self._look)[summary.LOOK]
         print("\n".join(as_text([Finding(*one) for one in findings])))
         print(f"\nsplit {self.split.how}\n")
-        for name in self.contenders:
-            results = self._run(name, 5, partial(self._measure, name), contender=name, share=1)
+        for name, contender in self.contenders.items():
+            measure = partial(contenders.measure, contender, self.data, self.split)
+            results = self._run(name, 5, measure, contender=name, share=1)
         report = summary.Report(self.data, self.split, results)
         name = report.advice.name
         models = [name for name in self.contenders if name != MAJORITY]
-        best = name if name in models else max(models, key=lambda name: report.right(name).sum())
+        best = name if name in models else max(models, key=lambda name: report.right[name].sum())
+        measure = partial(contenders.measure, self.contenders[best], self.data, self.split)
         for share in CURVE:
             stage = f"learning curve, {best}: {share:g} of the lines"
-            results = self._run(stage, 5, partial(self._measure, best, share), contender=best, share=share)
+            results = self._run(stage, 5, partial(measure, share), contender=best, share=share)
         if name == MAJORITY:
             labeller.remove(self.folder)
             return results
-        if not self._kept(name):
-            forget(self.folder, self.identity, f"keep: {name}")
-        return self._run(f"keep: {name}", 5, partial(self._keep, report))
+        self._keep(report)
+        return results
 
     def _run(self, name: str, seconds: float, compute: Any, **case: Any) -> Results:
         """Add a stage, and return the results of all. case: the contender, and the share of the training lines."""
@@ -181,23 +176,14 @@ class Examiner:
         findings += unseen(self.data.truth, self.data.labels, self.split.folds)
         return findings + too_long(self.whole.prompts, self.longest)
 
-    def _measure(self, name: str, subset: float = 1.0) -> dict[str, Any]:
-        return contenders.measure(self.contenders[name], self.data, self.split, subset)
-
-    def _kept(self, name: str) -> bool:
-        """Return whether the folder has the advised model, and can load it."""
-        with contextlib.suppress(TinyGPTError):
-            return labeller.load(self.folder).about.get("contender") == name
-        return False
-
-    def _keep(self, report: summary.Report) -> dict[str, Any]:
+    def _keep(self, report: summary.Report) -> None:
         """Train the advised contender on all lines, and store it with its threshold."""
         name = report.advice.name
         row = next(row for row in report.contenders if row["name"] == name)
         about = {"contender": name, "accuracy": row["accuracy"], "examples": len(self.data.prompts)}
         model = self.contenders[name].fit(self.data.prompts, self.data.truth, len(self.data.labels))
+        assert isinstance(model, Linear)  # there are two labels
         encoder = self.encoder if name == SENTENCES else None
         threshold = report.sure.threshold
         field = self.config.prompt_field
         labeller.save(self.folder, model, self.data.labels, threshold, field, about, encoder, self.longest)
-        return about

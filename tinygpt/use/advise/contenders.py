@@ -5,7 +5,6 @@ linear models choose their regularisation on a third of the training lines.
 """
 
 import bisect
-import io
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from tinygpt.base.terminal import progress
 from tinygpt.examine.eval.classifiers import Classifier, Linear, Majority
@@ -26,7 +24,6 @@ LINEAR = "linear model"
 WORDS = "linear model with word vectors"
 SENTENCES = "linear model with sentence vectors"
 ENCODER_WEIGHT = 2**0.5  # its vectors weigh as much as the words and the pieces of words together
-ALONE = 20  # lines that are classified one by one, for the time of a line
 BATCH = 64  # prompts at a time
 CHARACTERS = 1_800_000  # of all texts, which are read in minutes; long texts are cut
 SHORTEST = 500  # characters to which a text is cut, at least
@@ -55,10 +52,10 @@ class Data(NamedTuple):
 def longest_for(prompts: Sequence[str]) -> int | None:
     """Return how many characters of a prompt are read, for at most CHARACTERS of all texts; None: all."""
     lengths = np.array([len(prompt) for prompt in prompts])
-    total = CHARACTERS
-    fitting = bisect.bisect_right(range(lengths.max() + 1), total, key=lambda cut: np.minimum(lengths, cut).sum()) - 1
-    longest = max(SHORTEST, fitting)
-    return longest if longest < lengths.max() else None
+    if lengths.sum() <= CHARACTERS:
+        return None
+    fitting = bisect.bisect_right(range(lengths.max()), CHARACTERS, key=lambda cut: np.minimum(lengths, cut).sum()) - 1
+    return max(SHORTEST, fitting)
 
 
 class Contender(NamedTuple):
@@ -103,26 +100,9 @@ def measure(contender: Contender, data: Data, split: Split, subset: float = 1.0)
             probabilities = fitted(prompts[start : start + BATCH])  # (BATCH, L)
             predicted += probabilities.argmax(axis=1).tolist()
             confidence += probabilities.max(axis=1).tolist()
-    source = contender.embeddings.source if contender.embeddings else None
-    if source and isinstance(fitted, Linear):
-        fitted.embed = source.vectors  # not cached, as in use
-    stored = io.BytesIO()
-    torch.save(fitted.state(), stored)
     return {
         "lines": split.tested.tolist(),
         "predicted": predicted,
         "confidence": [float(f"{p:.5g}") for p in confidence],
         "seconds": statistics.mean(seconds),
-        "per_line": one_by_one(fitted, data.prompts),
-        "bytes": len(stored.getvalue()) + (source.bytes if source else 0),
     }
-
-
-def one_by_one(classify: Classifier, prompts: Sequence[str]) -> float:
-    """Return the median of the seconds in which one prompt is classified."""
-    seconds = []
-    for prompt in prompts[:ALONE]:
-        began = time.monotonic()
-        classify([prompt])
-        seconds.append(time.monotonic() - began)
-    return statistics.median(seconds)

@@ -87,14 +87,6 @@ def p_value(first: np.ndarray, second: np.ndarray, clusters: np.ndarray) -> floa
     return float((1 + extreme.sum()) / (1 + DRAWS))
 
 
-class Tested(NamedTuple):
-    """The answers of a contender on the lines that it was tested on."""
-
-    lines: np.ndarray  # indices of the lines, int64 (n,)
-    predicted: np.ndarray  # indices of the responses, int64 (n,)
-    confidence: np.ndarray  # probability of each answer, float64 (n,)
-
-
 class Comparison(NamedTuple):
     """Another contender against one, on the tested lines."""
 
@@ -107,19 +99,13 @@ class Comparison(NamedTuple):
         return self.gain > 0 and self.p < CHANCE
 
 
-def compare(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray, name: str) -> list[Comparison]:
-    """Compare all other contenders with the contender `name`."""
-    comparisons = []
-    for other, results in tested.items():
-        if other == name:
-            continue
-        lines = results.lines
-        first = tested[name].predicted == truth[lines]
-        second = results.predicted == truth[lines]
-        gain = float(second.mean() - first.mean())
-        p = p_value(second, first, clusters[lines])
-        comparisons.append(Comparison(other, gain, p))
-    return comparisons
+def compare(right: Mapping[str, np.ndarray], clusters: np.ndarray, name: str) -> list[Comparison]:
+    """Compare all other contenders with the contender `name`. right: by name, bool (n,)."""
+    return [
+        Comparison(other, float(answers.mean() - right[name].mean()), p_value(answers, right[name], clusters))
+        for other, answers in right.items()
+        if other != name
+    ]
 
 
 class Advice(NamedTuple):
@@ -127,30 +113,30 @@ class Advice(NamedTuple):
     why: str
 
 
-def advise(tested: Mapping[str, Tested], truth: np.ndarray, clusters: np.ndarray, majority: str) -> Advice:
+def advise(right: Mapping[str, np.ndarray], clusters: np.ndarray, majority: str) -> Advice:
     """Choose the simplest contender that no other beats by more than chance, among those that beat the majority; the
     majority, if none does.
 
     tested: by name, the simplest first. majority: the name of the one that always gives the most common response."""
     beaten: dict[str, list[Comparison]] = {}
-    candidates = list(tested)
-    for name in tested:
+    candidates = list(right)
+    for name in right:
         if name not in candidates:
             continue
-        comparisons = compare(tested, truth, clusters, name)
+        comparisons = compare(right, clusters, name)
         better = [one for one in comparisons if one.beats]
         if name == majority:  # one of several contenders may be ahead by chance (Bonferroni)
             better = [one for one in better if one.p < NOISE / len(comparisons)]
             candidates = [one.name for one in better]
         if not better:
             why = reason(name, beaten, comparisons)
-            groups = len(np.unique(clusters[tested[name].lines]))
+            groups = len(np.unique(clusters))
             few = name == majority and 0.5**groups >= NOISE / max(1, len(comparisons))  # of the signs of a paired test
             if few:
                 why += f"; with only {groups} groups no difference can be significant"
             return Advice(name, why)
         beaten[name] = better
-    name = max(candidates, key=lambda name: float((tested[name].predicted == truth[tested[name].lines]).mean()))
+    name = max(candidates, key=lambda name: float(right[name].mean()))
     return Advice(name, "each contender is beaten by another; this one has the highest accuracy")
 
 

@@ -24,7 +24,7 @@ from tinygpt.checkpoint.adapter import load_model
 from tinygpt.checkpoint.loaded import ON_CPU, Loaded
 from tinygpt.data.dataset import Dataset, data_dir
 from tinygpt.examine.eval import classify
-from tinygpt.examine.eval.classifiers import Classifier, restored
+from tinygpt.examine.eval.classifiers import Linear, restored
 from tinygpt.use.ask.embeddings import SentenceEncoder, WordLlama
 
 FORMAT = 2
@@ -73,7 +73,7 @@ class Labeller:
 
 def save(
     folder: Path,
-    classifier: Classifier,
+    classifier: Linear,
     labels: Sequence[str],
     threshold: float | None,
     prompt_field: str = "prompt",

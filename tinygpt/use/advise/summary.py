@@ -1,7 +1,6 @@
 """What `tinygpt advise` says: the table of the contenders, the advice with its rule, and what to know before use."""
 
 import math
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +13,7 @@ from tinygpt.examine.experiment.stages import Results
 from tinygpt.examine.experiment.summary import Example, Summary, Table, Verdict
 from tinygpt.use.advise import judge, look
 from tinygpt.use.advise.contenders import MAJORITY, SENTENCES, Data
-from tinygpt.use.advise.judge import TARGET, Advice, Sure, Tested
+from tinygpt.use.advise.judge import TARGET, Advice, Sure
 from tinygpt.use.advise.look import Finding, as_table, shown
 from tinygpt.use.advise.split import Split
 
@@ -22,15 +21,7 @@ LOOK = "look at the data"  # the stage of the findings
 FOUND = 0.5  # a label with a lower recall is mostly missed
 MOST = 5  # labels that are named
 MISTAKES = 10  # that are shown
-LABELS = (
-    "Macro-F1: the labels' mean F1; rare labels count as much as frequent ones. Linear model: logistic regression on "
-    "TF-IDF of words and characters."
-)
 PARTS = 5  # in which the threshold is checked, if a single fold was tested
-
-
-def tested_of(result: Mapping[str, Any]) -> Tested:
-    return Tested(*(np.array(result[key]) for key in ("lines", "predicted", "confidence")))
 
 
 class Report:
@@ -41,63 +32,58 @@ class Report:
         self.split = divided
         self.results = results
         self.measured = {record["contender"]: record for record in results.records.where(share=1)}
-        self.tested = {name: tested_of(record) for name, record in self.measured.items()}
         self.labels = data.labels
         self.L = len(data.labels)
+        # of the tested lines
+        self.lines = divided.tested
+        self.truth = data.truth[self.lines]
+        self.clusters = divided.clusters[self.lines]
+        self.predicted = {name: np.array(record["predicted"]) for name, record in self.measured.items()}
+        self.right = {name: predicted == self.truth for name, predicted in self.predicted.items()}
 
     @cached_property
     def advice(self) -> Advice:
-        return judge.advise(self.tested, self.data.truth, self.split.clusters, MAJORITY)
+        return judge.advise(self.right, self.clusters, MAJORITY)
 
-    def right(self, name: str) -> np.ndarray:
-        tested = self.tested[name]
-        return tested.predicted == self.data.truth[tested.lines]
+    @property
+    def confidence(self) -> np.ndarray:
+        """Return the probabilities of the answers of the advised contender."""
+        return np.array(self.measured[self.advice.name]["confidence"])
 
     @cached_property
     def sure(self) -> Sure:
         """Choose the threshold of the advised contender."""
-        tested = self.tested[self.advice.name]
         if self.advice.name == MAJORITY:
-            return Sure(None, 0, 0, len(tested.lines), (0.0, 1.0))
-        part_of = np.zeros(len(self.data.truth), dtype=int)
-        for part, (_, test) in enumerate(self.split.folds):
-            part_of[test] = part
-        confidence = tested.confidence
-        clusters = self.split.clusters[tested.lines]
-        parts = part_of[tested.lines]
-        if len(np.unique(parts)) == 1:
-            parts = np.unique(clusters, return_inverse=True)[1] % PARTS
-        return judge.sure(confidence, self.right(self.advice.name), clusters, parts)
+            return Sure(None, 0, 0, len(self.lines), (0.0, 1.0))
+        sizes = [len(test) for _, test in self.split.folds]
+        parts = np.repeat(np.arange(len(sizes)), sizes)  # the fold of each line
+        if len(sizes) == 1:
+            parts = np.unique(self.clusters, return_inverse=True)[1] % PARTS
+        return judge.sure(self.confidence, self.right[self.advice.name], self.clusters, parts)
 
     @cached_property
     def contenders(self) -> list[dict[str, Any]]:
         """Return the figures of each contender."""
-        rows = []
-        for name, tested in self.tested.items():
-            truth = self.data.truth[tested.lines]
-            clusters = self.split.clusters[tested.lines]
-            right = self.right(name)
-            rows.append(
-                {"name": name, "lines": len(truth)}
-                | quality(confusion_matrix(truth, tested.predicted, self.L))
-                | {"macro_f1_interval": judge.macro_f1_interval(truth, tested.predicted, clusters, self.L)}
-                | {"accuracy_interval": judge.accuracy_interval(right, clusters)}
-                | {key: self.measured[name][key] for key in ("seconds", "per_line", "bytes")}
-            )
-        return rows
+        return [
+            {"name": name, "lines": len(self.lines)}
+            | quality(confusion_matrix(self.truth, predicted, self.L))
+            | {"macro_f1_interval": judge.macro_f1_interval(self.truth, predicted, self.clusters, self.L)}
+            | {"accuracy_interval": judge.accuracy_interval(self.right[name], self.clusters)}
+            | {"seconds": self.measured[name]["seconds"]}
+            for name, predicted in self.predicted.items()
+        ]
 
     @cached_property
     def curve(self) -> list[dict[str, Any]]:
         """Return the accuracy at each share of the training lines, the smallest first; empty without a curve."""
-        points = []
-        for record in self.results.records:
-            if 0 < record.get("share", 0) < 1:
-                tested = tested_of(record)
-                right = tested.predicted == self.data.truth[tested.lines]
-                points.append({"name": record["contender"], "share": record["share"], "right": right})
-        if points:
-            points.append({"name": points[0]["name"], "share": 1.0, "right": self.right(points[0]["name"])})
-        return points
+        points = [
+            {"name": record["contender"], "share": record["share"], "right": record["predicted"] == self.truth}
+            for record in self.results.records
+            if 0 < record.get("share", 0) < 1
+        ]
+        return points + [
+            {"name": point["name"], "share": 1.0, "right": self.right[point["name"]]} for point in points[:1]
+        ]
 
     @property
     def findings(self) -> list[Finding]:
@@ -106,28 +92,24 @@ class Report:
     @cached_property
     def mistakes(self) -> list[dict[str, Any]]:
         """Return the wrong labels of the advised contender with the highest probability."""
-        tested = self.tested[self.advice.name]
-        rows = list[dict[str, Any]]()
-        wrong = np.flatnonzero(~self.right(self.advice.name))
-        for position in sorted(wrong, key=lambda position: -tested.confidence[position])[:MISTAKES]:
-            line = int(tested.lines[position])
-            answer = int(tested.predicted[position])
-            rows.append(
-                {
-                    self.data.unit: self.data.numbers[line],
-                    "prompt": self.data.prompts[line],
-                    "label": self.labels[self.data.truth[line]],
-                    "answer": self.labels[answer],
-                    "probability": float(tested.confidence[position]),
-                }
-            )
-        return rows
+        name = self.advice.name
+        confidence = self.confidence
+        wrong = sorted(np.flatnonzero(~self.right[name]).tolist(), key=lambda position: -confidence[position])
+        return [
+            {
+                self.data.unit: self.data.numbers[self.lines[position]],
+                "prompt": self.data.prompts[self.lines[position]],
+                "label": self.labels[self.truth[position]],
+                "answer": self.labels[self.predicted[name][position]],
+                "probability": float(confidence[position]),
+            }
+            for position in wrong[:MISTAKES]
+        ]
 
     @cached_property
     def confusion(self) -> np.ndarray:
         """Return the confusion matrix of the advised contender: int64 (L, L), a row for each true label."""
-        tested = self.tested[self.advice.name]
-        return confusion_matrix(self.data.truth[tested.lines], tested.predicted, self.L)
+        return confusion_matrix(self.truth, self.predicted[self.advice.name], self.L)
 
     @cached_property
     def confusions(self) -> list[dict[str, Any]]:
@@ -175,17 +157,15 @@ class Report:
                 "macro-F1": ranged(row["macro_f1"], row["macro_f1_interval"]),
                 "lines tested": f"{row['lines']:,}",
                 "training": duration(row["seconds"]) if row["seconds"] else "-",
-                "one line": f"{1000 * row['per_line']:.1f} ms",
-                "size": f"{row['bytes'] / 1e6:.2f} MB",
             }
             for row in self.contenders
         ]
         how = (
-            f"Split {self.split.how}. In parentheses: 95% confidence intervals in percent. Training: once. One line: "
-            "the time for a line that comes alone. "
+            f"Split {self.split.how}. In parentheses: 95% confidence intervals in percent. Training: once. Macro-F1: "
+            "the labels' mean F1; rare labels count as much as frequent ones. Linear model: logistic regression on the "
+            "TF-IDF of words and characters."
         )
-        how += LABELS
-        if SENTENCES not in self.tested:
+        if SENTENCES not in self.measured:
             how += " Not tried: a sentence encoder (--vectors), which can help with few examples."
         tables = [Table("Contenders, the simplest first", rows, how), self._label_table()]
         example = None
@@ -287,12 +267,11 @@ class Report:
         more = f" and {counted(len(missed) - MOST, 'more label')}" if len(missed) > MOST else ""
         text = (
             f"Found least often: {named}{more}. If these are the lines that you look for, do not go by the accuracy: "
+            "label more of them"
         )
-        text += "label more of them"
         if self.advice.name != MAJORITY:
             text += ", or flag lines by their probability (docs/explanation/fine-tuning.md, a rare label)"
-        text += "."
-        return [Verdict(text, f"labels with a recall below {100 * FOUND:.0f}%")]
+        return [Verdict(f"{text}.", f"labels with a recall below {100 * FOUND:.0f}%")]
 
     def _threshold(self) -> Verdict:
         sure = self.sure
@@ -318,9 +297,8 @@ class Report:
             return []
         half = self.curve[-2]
         whole = self.curve[-1]
-        clusters = self.split.clusters[self.split.tested]
         gain = 100 * (whole["right"].mean() - half["right"].mean())
-        low, high = (100 * bound for bound in judge.gain_interval(half["right"], whole["right"], clusters))
+        low, high = (100 * bound for bound in judge.gain_interval(half["right"], whole["right"], self.clusters))
         steps = ", ".join(
             f"{100 * point['right'].mean():.1f}% with {100 * point['share']:.0f}%" for point in self.curve
         )

@@ -64,7 +64,6 @@ class WordLlama:
             raise TinyGPTError(message, f"pip install --force-reinstall {WORDLLAMA}, or --embeddings=none") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.bytes = self._table.nbytes
 
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts: float32 (len(texts), d), rows of length 1; zeros for a text without tokens."""
@@ -93,7 +92,6 @@ class SentenceEncoder:
             self.probes = self.vectors(PROBES)
         except Exception as error:  # of several libraries
             raise unusable(self.folder, f"sentence-transformers cannot read it ({error!r})") from None
-        self.bytes = sum(path.stat().st_size for path in files_of(self.folder))
 
     @classmethod
     def tried(cls, folder: str | Path) -> Self:
