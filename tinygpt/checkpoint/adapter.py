@@ -58,8 +58,11 @@ def save_adapter(path: Path, run: Checkpoint, base: str, retry_hint: str = RUN_A
 def load_model(ckpt: str, adapter: str = "") -> Checkpoint:
     """Load a checkpoint, and apply an adapter if one is given. Errors: TinyGPTError, also for the wrong base model."""
     base = checkpoint.load(ckpt)
-    if not adapter:
-        return base
+    return applied(base, ckpt, adapter) if adapter else base
+
+
+def applied(base: Checkpoint, ckpt: str, adapter: str) -> Checkpoint:
+    """Combine base and adapter into a checkpoint of a LoRA run. Errors: TinyGPTError if they do not belong together."""
     return _combined(base, ckpt, _read_adapter(adapter, ckpt, weights_fingerprint(base.model)))
 
 
