@@ -286,9 +286,9 @@ class Report:
         share = sure.right / sure.answered
         low, high = sure.interval
         text = (
-            f"Answers with a probability of at least {sure.threshold:.2f} count as sure: about "
-            f"{100 * sure.answered / sure.total:.0f}% of the lines, of which {100 * share:.1f}% are right "
-            f"({100 * low:.0f} to {100 * high:.0f}). A person should look at the others."
+            f"Answers with a probability of at least {sure.threshold:.2f} count as sure. Thresholds chosen likewise on "
+            f"other lines made {100 * sure.answered / sure.total:.0f}% of the lines sure, of which {100 * share:.1f}% "
+            f"were right ({100 * low:.0f} to {100 * high:.0f}). A person should look at the others."
         )
         return Verdict(text, rule)
 
@@ -303,14 +303,11 @@ class Report:
             f"{100 * point['right'].mean():.1f}% with {100 * point['share']:.0f}%" for point in self.curve
         )
         verb = f"gained {gain:.1f} points" if gain >= 0 else f"lost {-gain:.1f} points"
-        text = f"Twice as many examples: the last doubling {verb} ({low:+.1f} to {high:+.1f})"
-        before = 100 * (half["right"].mean() - self.curve[0]["right"].mean())
-        text += ", and the next one gains about as much or less. " if gain <= before else ". "
+        text = f"Twice as many examples: the last doubling {verb} ({low:+.1f} to {high:+.1f}). "
         text += f"{whole['name'][0].upper()}{whole['name'][1:]}: {steps} of the training lines."
         if gain >= 0 and low <= 0:
             text += " A gain is not certain."
-        rule = "the gain from half of the training lines to all, on the same tested lines; gains shrink as data grow"
-        return [Verdict(text, rule)]
+        return [Verdict(text, "the gain from half of the training lines to all, on the same tested lines")]
 
     def _draw(self, axes: Any) -> None:
         """Draw the accuracy of each contender with its interval."""
